@@ -1,0 +1,1 @@
+"""Tools that make and index corpora of WebDataset shards."""

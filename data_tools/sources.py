@@ -1,0 +1,120 @@
+"""Where samples come from: a folder of class folders, or tars that exist already."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+from webdataset.tariterators import base_plus_ext
+
+from pipeline.data.index import list_shards
+from pipeline.data.reader import IMAGE_EXTENSIONS
+from pipeline.errors import DataError
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a sample: bytes [start, start + length) of `path`, to be stored as KEY.extension."""
+
+    extension: str
+    path: str
+    start: int
+    length: int | None  # None: to the end
+
+    def read(self) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self.start)
+            data = file.read() if self.length is None else file.read(self.length)
+        if self.length is not None and len(data) != self.length:
+            raise DataError(f"{self.path}: cut short at byte {self.start + len(data)}")
+        return data
+
+
+@dataclass(frozen=True)
+class SampleSource:
+    """One sample to be written: its key, the files it takes bytes from, and its class unless a member holds it."""
+
+    key: str
+    members: tuple[Member, ...]
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Everything a source holds, in a fixed order."""
+
+    samples: list[SampleSource]
+    classes: list[str] | None  # by class id, where the source tells
+    passed_over: int  # files that are not images
+
+
+def list_source(path: str) -> Listing:
+    """Look at a path and list its samples.
+
+    Raises:
+        DataError: neither an image folder nor a folder of tars nor a tar.
+    """
+    root = Path(path)
+    if root.is_file() and root.suffix == ".tar":
+        return list_tars([root])
+    if not root.is_dir():
+        raise DataError(f"source {path!r} does not exist")
+    if any(child.is_dir() for child in root.iterdir()):
+        return list_image_folder(root)
+    return list_tars([root / name for name in list_shards(path)])
+
+
+def list_image_folder(root: Path) -> Listing:
+    """ROOT/CLASS/any/depth/image.jpg: classes are the folders in sorted order, numbered from 0.
+
+    Raises:
+        DataError: no images.
+    """
+    classes = sorted(child.name for child in root.iterdir() if child.is_dir())
+    samples: list[SampleSource] = []
+    passed_over = 0
+    for label, name in enumerate(tqdm(classes, desc="list classes", unit="class")):
+        for path in sorted(p for p in (root / name).rglob("*") if p.is_file()):
+            extension = path.suffix.lower().removeprefix(".")
+            if extension not in IMAGE_EXTENSIONS:
+                passed_over += 1
+                continue
+            # The number keeps keys unique; the stem is there for people. WebDataset cuts keys at the first dot.
+            key = f"{len(samples):09d}-{re.sub(r'[^A-Za-z0-9_-]', '_', path.stem)}"
+            samples.append(SampleSource(key=key, members=(Member(extension, str(path), 0, None),), label=label))
+    if not samples:
+        raise DataError(f"{root}: no images in its {len(classes)} class folders (looked for {', '.join(IMAGE_EXTENSIONS)})")
+    return Listing(samples=samples, classes=classes, passed_over=passed_over)
+
+
+def list_tars(paths: list[Path]) -> Listing:
+    """Samples of existing WebDataset tars, all their members kept, addressed by byte range."""
+    samples = [sample for path in tqdm(paths, desc="list tars", unit="tar") for sample in _samples_of_tar(path)]
+    return Listing(samples=samples, classes=None, passed_over=0)
+
+
+def _samples_of_tar(path: Path) -> Iterator[SampleSource]:
+    key: str | None = None
+    members: list[Member] = []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                name, extension = base_plus_ext(info.name) if info.isreg() else (None, None)
+                if name is None or extension is None:
+                    continue
+                if name != key and key is not None:
+                    yield SampleSource(key=key, members=tuple(members), label=None)
+                    members = []
+                key = name
+                members.append(Member(extension, str(path), info.offset_data, info.size))
+    except tarfile.TarError as error:
+        raise DataError(f"{path}: not a whole, uncompressed tar ({error})") from error
+    if key is not None:
+        yield SampleSource(key=key, members=tuple(members), label=None)
+
+
+Lister = Callable[[str], Listing]

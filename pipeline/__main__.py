@@ -1,0 +1,176 @@
+"""The commands: `python -m pipeline COMMAND --help` explains each.
+
+An expected error is printed once, in words, with exit code 2. Heavy imports wait until signals are in hand and the
+arguments are known to be good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pipeline.errors import PipelineError
+from pipeline.interruption import EXIT_INTERRUPTED, StopRequest
+
+EXIT_ERROR = 2
+
+
+def train(arguments: argparse.Namespace, stop: StopRequest) -> int:
+    """First launch and every relaunch: the same line. Resumes from the newest complete checkpoint by itself."""
+    from pipeline.config import load_config
+    from pipeline.world import World, default_num_ranks, die_with_parent, launch_local
+
+    world = World.from_environment()
+    config = load_config(arguments.config, arguments.overrides)
+    if world.launcher == "none":
+        from pipeline.build import make_plan
+
+        devices = config.trainer.devices
+        num_ranks = default_num_ranks() if devices == "auto" else devices
+        make_plan(config, world_size=num_ranks)  # a wrong configuration fails here, before any rank starts
+        if num_ranks > 1:
+            return launch_local(["train", arguments.config, *arguments.overrides], num_ranks=num_ranks)
+    if world.launcher == "torchrun":
+        die_with_parent()
+    return _train_as_rank(config, world, stop)
+
+
+def _train_as_rank(config: object, world: object, stop: StopRequest) -> int:
+    from pipeline import build
+    from pipeline.config import RunConfig
+    from pipeline.quiet import quiet_libraries
+    from pipeline.world import World, init_process_group
+
+    assert isinstance(config, RunConfig) and isinstance(world, World)
+    quiet_libraries(is_first=world.is_first)
+    plan = build.make_plan(config, world_size=world.size)
+    init_process_group(world)
+    start = build.agree_on_start(plan, world)
+    if world.is_first:
+        for message in start.messages:
+            print(f"[run] {message}", flush=True)
+    if start.step >= plan.stop_step:
+        if world.is_first:
+            print(f"[run] nothing to do: step {start.step} of {plan.stop_step} is reached", flush=True)
+        return 0
+    training = build.make_training(plan, world=world, stop=stop, start=start)
+    training.run()
+    if not training.checkpointing.stopped_by_signal:
+        return 0
+    if world.is_first:
+        print(f"[run] stopped by {'/'.join(stop.received) or 'another rank'}; the same command goes on from here", flush=True)
+        requeue(world.slurm_job_id)
+    return 0 if world.slurm_job_id else EXIT_INTERRUPTED
+
+
+def requeue(slurm_job_id: str | None) -> None:
+    """Put this Slurm job back into the queue; outside Slurm, nothing."""
+    import subprocess
+
+    if slurm_job_id is not None:
+        subprocess.run(["scontrol", "requeue", slurm_job_id], check=True)
+
+
+def evaluate(arguments: argparse.Namespace, stop: StopRequest) -> int:
+    """Evaluate every checkpoint of a run that has not been evaluated; with --watch, go on as new ones come."""
+    from pipeline.evaluation.runner import evaluate_run
+
+    evaluate_run(Path(arguments.run_dir), watch=arguments.watch, overrides=arguments.overrides, stop=stop, poll_s=arguments.poll_seconds)
+    return 0
+
+
+def report(arguments: argparse.Namespace, _stop: StopRequest) -> int:
+    """Print a run's results and draw its curves."""
+    from pipeline.report import write_report
+
+    print(write_report(Path(arguments.run_dir), Path(arguments.out) if arguments.out else None))
+    return 0
+
+
+def show_config(arguments: argparse.Namespace, _stop: StopRequest) -> int:
+    """Print the resolved configuration."""
+    from pipeline.config import load_config
+
+    print(load_config(arguments.config, arguments.overrides).to_yaml(), end="")
+    return 0
+
+
+def demo(arguments: argparse.Namespace, _stop: StopRequest) -> int:
+    """The whole story on a laptop CPU."""
+    from pipeline.demo import run_demo
+
+    run_demo(Path(arguments.out))
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description="Pretrain Vision Transformers on WebDataset shards.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, function: object, help: str, epilog: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=help, description=help, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.set_defaults(function=function)
+        return command
+
+    overrides_help = "settings that replace the file's, for example trainer.max_steps=100 optimizer.learning_rate=3e-4"
+    command = add(
+        "train", train, "pretrain; the same line starts a run and resumes it",
+        "examples:\n  python -m pipeline train configs/l16_in21k.yaml data.train=/data/in21k\n"
+        "  python -m pipeline train configs/demo.yaml trainer.devices=2\n\n"
+        "One machine: starts trainer.devices ranks by itself. Under srun or torchrun: is one of their ranks.\n"
+        "Exit codes: 0 done, 2 a named error, 75 told to stop and saved (the same command goes on).",
+    )  # fmt: skip
+    command.add_argument("config", help="YAML file; configs/ holds the recipes")
+    command.add_argument("overrides", nargs="*", metavar="section.key=value", help=overrides_help)
+    command = add(
+        "evaluate", evaluate, "linear and few-shot accuracy of a run's checkpoints, in a process of its own",
+        "examples:\n  python -m pipeline evaluate runs/l16_in21k --watch\n"
+        "  python -m pipeline evaluate runs/demo evaluation.shots=[10]\n\n"
+        "Reads weights/ only and appends to evaluations.jsonl; what stands there is not computed again.\n"
+        "Several may run at once. With --watch it ends when the run's last step is evaluated.",
+    )  # fmt: skip
+    command.add_argument("run_dir", help="folder of a run, for example runs/l16_in21k")
+    command.add_argument("overrides", nargs="*", metavar="evaluation.key=value", help="settings that replace the run's")
+    command.add_argument("--watch", action="store_true", help="wait for new checkpoints until the run is complete")
+    command.add_argument("--poll-seconds", type=float, default=5.0, help="how often to look for new weights (default: 5)")
+    command = add("report", report, "print a run's results and draw its curves", "example:\n  python -m pipeline report runs/demo")
+    command.add_argument("run_dir")
+    command.add_argument("--out", help="picture to write (default: RUN_DIR/report.png)")
+    command = add(
+        "show-config", show_config, "print the resolved configuration",
+        "example:\n  python -m pipeline show-config configs/h14_in21k.yaml trainer.zero_stage=3",
+    )  # fmt: skip
+    command.add_argument("config")
+    command.add_argument("overrides", nargs="*", metavar="section.key=value", help=overrides_help)
+    command = add("demo", demo, "shards, pretraining on two ranks, a kill, a resume, evaluation and plots, on a CPU", "")
+    command.add_argument("--out", default="runs/demo-story", help="folder for everything (default: runs/demo-story); emptied first")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    stop = StopRequest()
+    arguments = make_parser().parse_args(argv)
+    if arguments.command == "train":
+        stop.install()
+    try:
+        return arguments.function(arguments, stop)
+    except PipelineError as error:
+        if _speaks_for_all():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _speaks_for_all() -> bool:
+    from pipeline.world import World
+
+    return World.from_environment().is_first
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What watches, guards and saves a training."""

@@ -1,0 +1,145 @@
+"""Loss, accuracy, gradient norm, throughput, data wait and MFU, averaged over the steps between two log lines."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from tqdm import tqdm
+
+from pipeline.callbacks.steps import is_step_end
+from pipeline.data.stream import Unreadable
+from pipeline.errors import TrainingError
+
+UNREADABLE_GRACE = 10  # unreadable images that never stop a run, however short
+
+
+class TrainingMetrics(Callback):
+    """Logs every `log_every` steps, on all loggers, keyed by step; draws the progress bar; enforces the data budget.
+
+    Args:
+        num_classes: of the head.
+        global_batch_size: images a step.
+        num_samples: images an epoch.
+        total_steps: where the progress bar ends.
+        log_every: steps between two lines.
+        flops_per_image: training operations, for MFU and exaFLOPs.
+        peak_flops: of all ranks together, per second.
+        unreadable_budget: part of the images seen that may be unreadable.
+        unreadable_so_far: images found unreadable before this launch.
+    """
+
+    def __init__(
+        self, *, num_classes: int, global_batch_size: int, num_samples: int, total_steps: int, log_every: int,
+        flops_per_image: float, peak_flops: float, unreadable_budget: float,
+    ) -> None:  # fmt: skip
+        self.global_batch_size = global_batch_size
+        self.num_samples = num_samples
+        self.total_steps = total_steps
+        self.log_every = log_every
+        self.flops_per_image = flops_per_image
+        self.peak_flops = peak_flops
+        self.unreadable_budget = unreadable_budget
+        self.unreadable_total = 0
+        self._metrics = MetricCollection({"loss": MeanMetric(nan_strategy="disable"), "wait_s": MeanMetric(), "unreadable": MeanMetric()})
+        self._accuracy = MulticlassAccuracy(num_classes=num_classes, average="micro", validate_args=False)
+        self._bar: tqdm[Any] | None = None
+        self._new_unreadable: list[Unreadable] = []
+        self._interval_start = self._batch_end = 0.0
+        self._interval_step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"unreadable_total": self.unreadable_total}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.unreadable_total = state_dict["unreadable_total"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._metrics.to(pl_module.device)
+        self._accuracy.to(pl_module.device)
+        self._interval_start = self._batch_end = time.perf_counter()
+        self._interval_step = trainer.global_step
+        if trainer.is_global_zero:
+            # Into a file (a cluster's log) a line a minute is enough.
+            self._bar = tqdm(total=self.total_steps, initial=trainer.global_step, unit="step", desc="train", dynamic_ncols=True)
+            if not self._bar.fp.isatty():
+                self._bar.mininterval, self._bar.miniters = 60.0, 1
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._metrics["wait_s"].update(time.perf_counter() - self._batch_end)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._metrics["loss"].update(outputs["micro_loss"])
+        self._metrics["unreadable"].update(float(len(batch["unreadable"])))
+        self._accuracy.update(outputs["logits"], batch["labels"])
+        for item in batch["unreadable"]:
+            print(f"[data] unreadable image {item.key!r} in {item.shard} at position {item.position} replaced: {item.reason}", flush=True)
+        if is_step_end(trainer, batch_idx):
+            step = trainer.global_step
+            if self._bar is not None:
+                self._bar.update()
+            if step % self.log_every == 0 or step == trainer.max_steps:
+                self._log(trainer, step)
+        self._batch_end = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _log(self, trainer: Trainer, step: int) -> None:
+        """Average over ranks (collectives: all ranks come here) and send to the loggers (rank 0)."""
+        strategy: Any = trainer.strategy
+        elapsed_s = time.perf_counter() - self._interval_start
+        steps = step - self._interval_step
+        means = {name: float(value) for name, value in self._metrics.compute().items()}
+        accuracy = float(self._accuracy.compute())
+        micro_batches = steps * trainer.accumulate_grad_batches
+        self.unreadable_total += round(means["unreadable"] * micro_batches * trainer.world_size)
+        images_per_s = steps * self.global_batch_size / elapsed_s
+        images_seen = step * self.global_batch_size
+        values = {
+            "step": step,
+            "images_seen": images_seen,
+            "epoch": images_seen / self.num_samples,
+            "exaflops": images_seen * self.flops_per_image / 1e18,
+            "train/loss": means["loss"],
+            "train/accuracy": accuracy,
+            "train/learning_rate": strategy.engine.optimizer.param_groups[0]["lr"],
+            "train/gradient_norm": strategy.gradient_norm(),
+            "train/skipped_steps": strategy.skipped_steps,
+            "speed/images_per_s": images_per_s,
+            "speed/step_time_s": elapsed_s / steps,
+            "speed/data_wait_fraction": means["wait_s"] * micro_batches / elapsed_s,
+            "speed/mfu": images_per_s * self.flops_per_image / self.peak_flops,
+            "speed/peak_memory_gib": _peak_memory_gib(),
+            "data/unreadable": self.unreadable_total,
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {means['loss']:.4g}, {images_per_s:.4g} images/s", refresh=True)
+        self._metrics.reset()
+        self._accuracy.reset()
+        self._interval_start, self._interval_step = time.perf_counter(), step
+        self._enforce_budget(images_seen)
+
+    def _enforce_budget(self, images_seen: int) -> None:
+        allowed = max(UNREADABLE_GRACE, self.unreadable_budget * images_seen)
+        if self.unreadable_total > allowed:
+            raise TrainingError(
+                f"{self.unreadable_total} of {images_seen} images could not be read, more than data.unreadable_budget="
+                f"{self.unreadable_budget} allows; the log above names them. Repair the shards, or raise the budget"
+            )
+
+
+def _peak_memory_gib() -> float:
+    """Of this rank: device memory on a GPU, resident memory on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB

@@ -1,0 +1,270 @@
+"""The run folder, and checkpoints in it that are either complete or absent.
+
+    RUN_DIR/
+      config.yaml                          as resolved at the last launch
+      checkpoints/step_00001000/           one folder a checkpoint
+        checkpoint/                        DeepSpeed's files, one set a rank
+        meta.json                          step, images seen, world size, W&B id, versions
+        manifest.json                      size and hash of every other file; written last
+      weights/step_00001000.safetensors    fp32 weights with the model's config in the header: what evaluation reads
+      metrics.jsonl  evaluations.jsonl  wandb/
+
+A checkpoint is written under a name that starts with a dot, flushed, hashed and then renamed. Readers see only names
+without the dot and check every hash, so whatever a crash leaves behind is never resumed from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from pipeline.errors import CheckpointError
+from pipeline.models.vit import ViTConfig, VisionTransformer
+
+_STEP = re.compile(r"^step_(\d{8,})$")
+_HASH_CHUNK = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class CheckpointMeta:
+    """What a relaunch must know before it loads tensors."""
+
+    step: int
+    images_seen: int
+    world_size: int
+    zero_stage: int
+    wandb_id: str
+    data_fingerprint: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete, verified checkpoint."""
+
+    path: Path
+    meta: CheckpointMeta
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search for a checkpoint saw: the newest complete one, and why newer ones were passed over."""
+
+    newest: Checkpoint | None
+    rejected: list[str]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def weights(self) -> Path:
+        return self.root / "weights"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.root / "evaluations.jsonl"
+
+    @property
+    def wandb_id(self) -> Path:
+        return self.root / "wandb_id"
+
+    def checkpoint_of(self, step: int) -> Path:
+        return self.checkpoints / f"step_{step:08d}"
+
+    def weights_of(self, step: int) -> Path:
+        return self.weights / f"step_{step:08d}.safetensors"
+
+    def weight_steps(self) -> list[int]:
+        """Steps whose weights are there, ascending."""
+        return sorted(int(m.group(1)) for p in self.weights.glob("step_*.safetensors") if (m := _STEP.match(p.stem)))
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps that have a checkpoint folder (not yet verified), ascending."""
+        return sorted(int(m.group(1)) for p in self.checkpoints.glob("step_*") if (m := _STEP.match(p.name)))
+
+    def staging_of(self, step: int) -> Path:
+        return self.checkpoints / f".saving-step_{step:08d}"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, and durably."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_file(path: Path) -> str:
+    """BLAKE2b of a file's bytes, after making sure they are on disk."""
+    digest = hashlib.blake2b(digest_size=20)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def files_of(folder: Path) -> list[Path]:
+    """All files below a folder but the manifest itself, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+
+
+def describe_files(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
+    """Manifest entries: relative name to size and hash."""
+    return {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "blake2b": hash_file(path)} for path in files}
+
+
+def publish(staging: Path, target: Path, *, manifest: dict[str, dict[str, Any]]) -> None:
+    """Complete a staged checkpoint: manifest last, then the rename that makes it visible."""
+    write_atomically(staging / "manifest.json", json.dumps(manifest, indent=1).encode())
+    for folder in {path.parent for path in files_of(staging)}:
+        _sync_folder(folder)
+    if target.exists():  # the same step saved before and found broken at resume
+        shutil.rmtree(target)
+    staging.rename(target)
+    _sync_folder(target.parent)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Verify a checkpoint against its manifest, hash by hash.
+
+    Raises:
+        CheckpointError: what is missing or differs.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name, expected in manifest.items():
+            file = path / name
+            if file.stat().st_size != expected["bytes"]:
+                raise CheckpointError(f"{file} has {file.stat().st_size} bytes, its manifest says {expected['bytes']}")
+            if hash_file(file) != expected["blake2b"]:
+                raise CheckpointError(f"{file} is damaged: its hash differs from the manifest")
+        return Checkpoint(path=path, meta=CheckpointMeta(**json.loads((path / "meta.json").read_text())))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is incomplete: {Path(error.filename).name} is missing") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path}: manifest or meta.json cannot be read ({error})") from error
+
+
+def find_latest(folder: RunFolder) -> Found:
+    """The newest checkpoint that verifies. Broken ones are named, never used, never deleted."""
+    rejected: list[str] = []
+    for step in reversed(folder.checkpoint_steps()):
+        try:
+            return Found(newest=read_checkpoint(folder.checkpoint_of(step)), rejected=rejected)
+        except CheckpointError as error:
+            rejected.append(str(error))
+    return Found(newest=None, rejected=rejected)
+
+
+def write_meta(staging: Path, meta: CheckpointMeta) -> None:
+    write_atomically(staging / "meta.json", json.dumps(asdict(meta), indent=1).encode())
+
+
+def delete_old(folder: RunFolder, *, keep_last: int, keep_every_steps: int | None) -> list[int]:
+    """Delete checkpoints beyond the newest `keep_last` and the multiples of `keep_every_steps`; and stale staging.
+
+    Weights stay: they are what a run is for.
+
+    Returns:
+        The steps deleted.
+    """
+    steps = folder.checkpoint_steps()
+    keep = set(steps[-keep_last:]) | {s for s in steps if keep_every_steps and s % keep_every_steps == 0}
+    deleted = [step for step in steps if step not in keep]
+    for step in deleted:
+        # Out of sight first: a half-deleted folder must not look like a checkpoint.
+        grave = folder.checkpoints / f".deleting-step_{step:08d}"
+        folder.checkpoint_of(step).rename(grave)
+        shutil.rmtree(grave)
+    return deleted
+
+
+def clear_leftovers(folder: RunFolder) -> None:
+    """Remove what crashed saves and deletions left: names that start with a dot."""
+    for parent in (folder.checkpoints, folder.weights):
+        for path in parent.glob(".*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def save_weights(path: Path, tensors: dict[str, Tensor], *, model: ViTConfig, step: int, images_seen: int) -> None:
+    """Write plain weights as safetensors, the model's config in the header, whole or not at all."""
+    metadata = {"model": json.dumps(model.to_dict()), "step": str(step), "images_seen": str(images_seen), "format": "pt"}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, safetensors.torch.save(contiguous, metadata=metadata))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model loaded from plain weights, and how much training they have had."""
+
+    model: VisionTransformer
+    step: int
+    images_seen: int
+
+
+def load_weights(path: Path) -> Weights:
+    """Read a weights file into a model in eval mode, on CPU, fp32.
+
+    Raises:
+        CheckpointError: missing, damaged, or not a file this software wrote.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        model = VisionTransformer(ViTConfig(**json.loads(metadata["model"])))
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"weights file {path} does not exist") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a weights file of this software, or is damaged: {error}") from error
+    return Weights(model=model.eval(), step=int(metadata["step"]), images_seen=int(metadata["images_seen"]))
+
+
+def collect_versions() -> dict[str, str]:
+    """Versions that a checkpoint's bytes depend on."""
+    import deepspeed
+    import lightning
+
+    import pipeline
+
+    return {"pipeline": pipeline.__version__, "torch": torch.__version__, "lightning": lightning.__version__, "deepspeed": deepspeed.__version__}

@@ -1,0 +1,285 @@
+"""The configuration: frozen pydantic sections, read from YAML with one `extends` and dotted overrides.
+
+Only `__main__` and `build` see a whole `RunConfig`; everything else is handed a section or plain values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.data.augment import Resize
+from pipeline.durations import DurationField
+from pipeline.errors import ConfigError
+from pipeline.functional.schedules import Decay
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSection(Section):
+    """The Vision Transformer."""
+
+    name: str = Field("L/16", description="size (Ti, S, B, L, H) and patch size in pixels")
+    image_size: int = Field(224, ge=1, description="side of the square input in pixels; a multiple of the patch size")
+    num_classes: int = Field(ge=1, description="classes of the pretraining set")
+    representation: Literal["tanh", "none"] = Field("tanh", description="pre-logits layer of the pretraining head")
+    dropout: float = Field(0.0, ge=0, lt=1, description="after every dense layer but qkv, and after the positions")
+    width: int | None = Field(None, ge=1, description="overrides the size's width (for models of your own)")
+    depth: int | None = Field(None, ge=1, description="overrides the size's number of blocks")
+    mlp_dim: int | None = Field(None, ge=1, description="overrides the size's MLP width")
+    num_heads: int | None = Field(None, ge=1, description="overrides the size's number of heads")
+
+
+class DataSection(Section):
+    """The pretraining corpus and what happens to each image."""
+
+    train: str = Field(description="folder or URL of indexed shards")
+    num_workers: int = Field(4, ge=0, description="decoding processes a rank; 0 decodes in the training process")
+    prefetch: int = Field(2, ge=1, description="micro-batches a worker prepares ahead")
+    num_streams: int | None = Field(None, ge=1, description="C of the order; the global batch size if not given")
+    min_area: float = Field(0.05, gt=0, le=1, description="smallest crop, as a part of the image")
+    max_area: float = Field(1.0, gt=0, le=1, description="largest crop")
+    min_ratio: float = Field(0.75, gt=0, description="narrowest crop, width / height")
+    max_ratio: float = Field(4 / 3, gt=0, description="widest crop")
+    flip: bool = Field(True, description="mirror half of the images")
+    resize: Resize = Field("bilinear", description="the authors' resize has no antialiasing")
+    unreadable_budget: float = Field(
+        1e-4, ge=0, lt=1, description="part of the images seen that may be unreadable (ten always may) before the run stops"
+    )
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        if self.min_area > self.max_area or self.min_ratio > self.max_ratio:
+            raise ValueError("min_area and min_ratio must not exceed max_area and max_ratio")
+        return self
+
+
+class LossSection(Section):
+    """What is minimised."""
+
+    name: Literal["sigmoid", "softmax"] = Field("sigmoid", description="sigmoid for ImageNet-21k and JFT (overlapping classes)")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class OptimizerSection(Section):
+    """Adam with decoupled weight decay (`torch.optim.AdamW`: each step subtracts lr * weight_decay * weight)."""
+
+    learning_rate: float = Field(gt=0, description="peak, after warmup")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="paper, section 4.1")
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(ge=0)
+    decayed: Literal["kernels", "all"] = Field("kernels", description="kernels leaves biases, LayerNorms, positions and class token alone")
+    clip_norm: float | None = Field(None, gt=0, description="global gradient norm is cut to this")
+
+
+class ScheduleSection(Section):
+    """The learning rate over the run."""
+
+    warmup: DurationField = Field(description="linear, from 0")
+    decay: Decay = Field("linear")
+    end: float = Field(1e-5, ge=0, description="learning rate at the end")
+
+
+class TrainerSection(Section):
+    """How long, how large, on what."""
+
+    duration: DurationField = Field(description="the whole run; the schedule spans it")
+    max_steps: int | None = Field(None, ge=1, description="stop after this step all the same (the schedule is not shortened)")
+    global_batch_size: int = Field(ge=1, description="images in one optimizer step over all ranks")
+    micro_batch_size: int | None = Field(None, ge=1, description="images a rank computes at once; all of its share if not given")
+    devices: int | Literal["auto"] = Field("auto", description="ranks on one machine when no launcher gives them: all GPUs, or 1")
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    precision: Literal["bf16", "bf16_autocast", "fp32"] = Field(
+        "bf16", description="bf16: bf16 weights with fp32 masters; bf16_autocast: fp32 weights, bf16 products"
+    )
+    compile: bool = Field(False, description="torch.compile the model")
+    peak_tflops: float | None = Field(None, gt=0, description="of one device, for MFU; looked up or measured if not given")
+    max_skipped_steps: int = Field(5, ge=1, description="non-finite steps in a row before the run stops")
+
+
+class CheckpointSection(Section):
+    """When to save, what to keep."""
+
+    every: DurationField = Field(description="interval between checkpoints")
+    keep_last: int = Field(3, ge=1, description="newest checkpoints kept")
+    keep_every: DurationField | None = Field(None, description="checkpoints at multiples of this are kept for good")
+
+
+class EvalDataset(Section):
+    """One downstream set: shards of its train and test splits."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    train: str
+    test: str
+
+
+class EvaluationSection(Section):
+    """What the evaluator does with each checkpoint's weights."""
+
+    datasets: tuple[EvalDataset, ...] = ()
+    protocols: tuple[Literal["few_shot", "linear"], ...] = ("few_shot", "linear")
+    shots: tuple[int, ...] = Field((1, 5, 10, 25), description="images a class")
+    seeds: tuple[int, ...] = Field((0, 1, 2), description="draws of the few-shot support set")
+    short_side: int | None = Field(None, ge=1, description="resize before the centre crop; image size * 256 / 224 if not given")
+    batch_size: int = Field(64, ge=1)
+    num_workers: int = Field(2, ge=0)
+
+
+class TrackingSection(Section):
+    """Weights & Biases and the local mirror."""
+
+    project: str = "vit-pretraining"
+    entity: str | None = None
+    mode: Literal["auto", "online", "offline", "disabled"] = Field("auto", description="auto: online where a key is found, else offline")
+    log_every: int = Field(50, ge=1, description="steps between two lines of metrics")
+
+
+class RunConfig(Section):
+    """One run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="names the run folder and the W&B run")
+    output_dir: str = Field("runs", description="where run folders are made")
+    seed: int = Field(0, ge=0)
+    model: ModelSection
+    data: DataSection
+    loss: LossSection = LossSection()  # type: ignore[call-arg]
+    optimizer: OptimizerSection
+    schedule: ScheduleSection
+    trainer: TrainerSection
+    checkpoint: CheckpointSection
+    evaluation: EvaluationSection = EvaluationSection()  # type: ignore[call-arg]
+    tracking: TrackingSection = TrackingSection()  # type: ignore[call-arg]
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.output_dir) / self.name
+
+    @model_validator(mode="after")
+    def _stage_fits_precision(self) -> Self:
+        if self.trainer.zero_stage == 0 and self.trainer.precision == "bf16":
+            raise ValueError(
+                "trainer.precision=bf16 keeps its fp32 masters in ZeRO; with trainer.zero_stage=0 use bf16_autocast or fp32"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML file, what it `extends`, and `section.key=value` overrides.
+
+    The run's name is the file's name where the file gives none.
+
+    Raises:
+        ConfigError: in words, with the nearest right name for a wrong key.
+    """
+    values = _read_yaml(Path(path))
+    values.setdefault("name", Path(path).stem)
+    for override in overrides or []:
+        _apply_override(values, override)
+    return parse_config(values, source=str(path))
+
+
+def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
+    """Validate plain values.
+
+    Raises:
+        ConfigError: all problems at once, a line each.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(problem, values) for problem in error.errors()]
+        raise ConfigError(f"{source}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])) from error
+
+
+def _read_yaml(path: Path, *, depth: int = 0) -> dict[str, Any]:
+    if depth > 8:
+        raise ConfigError(f"{path}: `extends` goes in a circle")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"config file {path} does not exist{hint}") from error
+    except (yaml.YAMLError, OSError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must be a mapping of sections, it is {type(values).__name__}")
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    return _merge(_read_yaml(path.parent / str(parent), depth=depth + 1), values)
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"override {override!r} is not section.key=value")
+    place = values
+    for key in keys[:-1]:
+        below = place.get(key)
+        place[key] = dict(below) if isinstance(below, dict) else {}
+        place = place[key]
+    try:
+        place[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: its value is not YAML: {error}") from error
+
+
+def _explain(problem: Any, values: dict[str, Any]) -> str:
+    """One pydantic problem in words."""
+    path = ".".join(str(part) for part in problem["loc"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+        elsewhere = [f"{name}.{problem['loc'][-1]}" for name in RunConfig.model_fields if problem["loc"][-1] in _keys_at((name,))]
+        prefix = "".join(f"{part}." for part in problem["loc"][:-1])
+        hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key {path}; " + (f"did you mean {elsewhere[0]}?" if elsewhere and not near else hint)
+    if problem["type"] == "missing":
+        return f"{path} is not set; add it to the file or as an override {path}=..."
+    given = problem.get("input")
+    shown = "" if isinstance(given, dict) or not path else f"={given!r}"
+    return f"{path}{shown}: {message}" if path else message
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    model: Any = RunConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        if field is None:
+            return []
+        model = _section_in(field.annotation)
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in typing.get_args(annotation) if (found := _section_in(part))), None)

@@ -1,0 +1,66 @@
+"""Encoded bytes to RGB pixels."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+MAX_PIXELS = 100_000_000  # above this an image is taken for a decompression bomb
+
+Pixels = NDArray[np.uint8]  # (H, W, 3)
+
+
+class UnreadableImage(Exception):
+    """One image that cannot be decoded. Replaced by rule, counted and logged: see `stream`."""
+
+
+def decode_image(data: bytes) -> Pixels:
+    """Decode to (H, W, 3) uint8 RGB. EXIF orientation is not applied, as in the authors' and all peers' pipelines.
+
+    JPEG goes through libjpeg-turbo (simplejpeg); what that refuses, CMYK above all, and every other format goes
+    through Pillow.
+
+    Raises:
+        UnreadableImage: damaged, cut short, of an unknown format, or of more than `MAX_PIXELS` pixels.
+    """
+    if data[:2] == b"\xff\xd8":
+        pixels = _decode_jpeg(data)
+        if pixels is not None:
+            return pixels
+    return _decode_with_pillow(data)
+
+
+def _decode_jpeg(data: bytes) -> Pixels | None:
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    if colorspace in ("CMYK", "YCCK"):
+        return None
+    _check_size(width, height)
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError as error:
+        raise UnreadableImage(f"JPEG: {error}") from error
+
+
+def _decode_with_pillow(data: bytes) -> Pixels:
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+            warnings.simplefilter("ignore")  # Pillow warns of harmless metadata
+            _check_size(*image.size)
+            return np.array(image.convert("RGB"))
+    except UnreadableImage:
+        raise
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged files
+        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(f"{width} x {height} pixels, more than {MAX_PIXELS}")

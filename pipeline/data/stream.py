@@ -1,0 +1,209 @@
+"""Positions to pixels: each worker fills its own slots of every batch, wherever the run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from pipeline.data.augment import EvalTransform, TrainTransform
+from pipeline.data.decode import Pixels, UnreadableImage, decode_image
+from pipeline.data.index import ShardIndex
+from pipeline.data.order import Int64s, SampleOrder
+from pipeline.data.reader import BlockReader, RawSample
+from pipeline.errors import DataError
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """One image that could not be decoded, at the position it was met."""
+
+    position: int
+    key: str
+    shard: str
+    reason: str
+
+
+class Batch(TypedDict):
+    """One rank's part of one micro-batch."""
+
+    images: Tensor  # (B, 3, S, S) uint8
+    labels: Tensor  # (B,) int64
+    sample_ids: Tensor  # (B,) int64: number of the sample in the index
+    positions: Tensor  # (B,) int64: place in the run's order
+    unreadable: list[Unreadable]
+
+
+@dataclass(frozen=True)
+class Division:
+    """How positions are divided: optimizer step s holds positions [s * B, (s + 1) * B).
+
+    A step's positions are cut into `world_size` runs of neighbours, one a rank; each of those into
+    `accumulation_steps` micro-batches; each of those into one run a worker.
+    """
+
+    global_batch_size: int
+    rank: int
+    world_size: int
+    accumulation_steps: int
+
+    @property
+    def micro_batch_size(self) -> int:
+        return self.global_batch_size // (self.world_size * self.accumulation_steps)
+
+    def positions(self, *, step: int, micro_step: int) -> Int64s:
+        """This rank's positions of one micro-batch."""
+        first = step * self.global_batch_size + self.rank * (self.global_batch_size // self.world_size)
+        return first + micro_step * self.micro_batch_size + np.arange(self.micro_batch_size, dtype=np.int64)
+
+
+def read_image(reader: BlockReader, block: int, slot: int, *, position: int) -> tuple[RawSample, int, Pixels, list[Unreadable]]:
+    """Decode a block's sample at `slot`, or where that cannot be decoded the next one of the block that can.
+
+    The replacement depends on the block alone, so every rank, worker and resumed run takes the same one.
+
+    Returns:
+        The sample used, its slot, its pixels (H, W, 3), and what was unreadable on the way.
+
+    Raises:
+        DataError: nothing in the whole block can be decoded.
+    """
+    samples = reader.read(block)
+    unreadable: list[Unreadable] = []
+    for offset in range(len(samples)):
+        used = (slot + offset) % len(samples)
+        sample = samples[used]
+        try:
+            return sample, used, decode_image(sample.image), unreadable
+        except UnreadableImage as error:
+            unreadable.append(Unreadable(position=position, key=sample.key, shard=sample.shard, reason=str(error)))
+    raise DataError(f"{reader.index.describe_block(block)}: none of its {len(samples)} images can be decoded "
+                    f"(first: {unreadable[0].key!r}: {unreadable[0].reason})")
+
+
+class TrainStream(IterableDataset[Batch]):
+    """Endless parts of batches from `start_step` on: worker w of W yields its slots of each micro-batch in turn.
+
+    `DataLoader` hands the parts over in worker order, and `BatchLoader` joins W of them to a micro-batch.
+    """
+
+    def __init__(
+        self, *, index: ShardIndex, order: SampleOrder, division: Division, transform: TrainTransform, start_step: int
+    ) -> None:
+        self.index = index
+        self.order = order
+        self.division = division
+        self.transform = transform
+        self.start_step = start_step
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        # A stream plays one block at a time; twice that rides out the ends of epochs.
+        reader = BlockReader(self.index, capacity=2 * self.division.micro_batch_size * self.division.accumulation_steps + 2)
+        step = self.start_step
+        while True:
+            for micro_step in range(self.division.accumulation_steps):
+                positions = self.division.positions(step=step, micro_step=micro_step)
+                yield self._fill(reader, np.array_split(positions, num_workers)[worker])
+            step += 1
+
+    def _fill(self, reader: BlockReader, positions: Int64s) -> Batch:
+        size = self.transform.image_size
+        images = torch.empty((len(positions), 3, size, size), dtype=torch.uint8)
+        labels = torch.empty(len(positions), dtype=torch.int64)
+        sample_ids = torch.empty(len(positions), dtype=torch.int64)
+        unreadable: list[Unreadable] = []
+        located = self.order.locate(positions)
+        for i, position in enumerate(positions):
+            block = int(located.block[i])
+            sample, slot, pixels, skipped = read_image(reader, block, int(located.slot[i]), position=int(position))
+            sample_id = int(self.index.first_sample[block]) + slot
+            images[i] = self.transform(pixels, seed=self.order.seed, epoch=int(located.epoch[i]), sample_id=sample_id)
+            labels[i] = sample.label
+            sample_ids[i] = sample_id
+            unreadable += skipped
+        return Batch(images=images, labels=labels, sample_ids=sample_ids, positions=torch.from_numpy(positions), unreadable=unreadable)
+
+
+class BatchLoader:
+    """Joins the workers' parts to whole micro-batches. Iterating starts at `start_step` again."""
+
+    def __init__(self, stream: TrainStream, *, num_workers: int, prefetch: int, pin_memory: bool) -> None:
+        self.num_workers = num_workers
+        self._loader = DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=num_workers,
+            prefetch_factor=prefetch if num_workers else None,
+            pin_memory=pin_memory,
+            # Forking a process that runs gloo's, NCCL's or OpenMP's threads can deadlock.
+            multiprocessing_context="spawn" if num_workers else None,
+            worker_init_fn=_use_one_thread,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        parts = iter(self._loader)
+        while True:
+            yield join_parts([next(parts) for _ in range(max(1, self.num_workers))])
+
+
+def _use_one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def join_parts(parts: list[Batch]) -> Batch:
+    """One batch from consecutive parts."""
+    if len(parts) == 1:
+        return parts[0]
+    return Batch(
+        images=torch.cat([part["images"] for part in parts]),
+        labels=torch.cat([part["labels"] for part in parts]),
+        sample_ids=torch.cat([part["sample_ids"] for part in parts]),
+        positions=torch.cat([part["positions"] for part in parts]),
+        unreadable=[item for part in parts for item in part["unreadable"]],
+    )
+
+
+@dataclass(frozen=True)
+class EvalImages:
+    """A chunk of a downstream set."""
+
+    images: Tensor  # (B, 3, S, S) uint8
+    labels: Tensor  # (B,) int64
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+
+class EvalStream(IterableDataset[EvalImages]):
+    """Every sample of a downstream set once, in the index's order, a block at a time. No replacements: it counts."""
+
+    def __init__(self, *, index: ShardIndex, transform: EvalTransform) -> None:
+        self.index = index
+        self.transform = transform
+
+    def __iter__(self) -> Iterator[EvalImages]:
+        info = get_worker_info()
+        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        reader = BlockReader(self.index, capacity=1)
+        for block in range(worker, self.index.num_blocks, num_workers):
+            yield self._fill(reader, block)
+
+    def _fill(self, reader: BlockReader, block: int) -> EvalImages:
+        images: list[Tensor] = []
+        labels: list[int] = []
+        unreadable: list[Unreadable] = []
+        first = int(self.index.first_sample[block])
+        for slot, sample in enumerate(reader.read(block)):
+            try:
+                images.append(self.transform(decode_image(sample.image)))
+                labels.append(sample.label)
+            except UnreadableImage as error:
+                unreadable.append(Unreadable(position=first + slot, key=sample.key, shard=sample.shard, reason=str(error)))
+        size = self.transform.image_size
+        stacked = torch.stack(images) if images else torch.empty((0, 3, size, size), dtype=torch.uint8)
+        return EvalImages(images=stacked, labels=torch.tensor(labels, dtype=torch.int64), unreadable=unreadable)

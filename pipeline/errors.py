@@ -1,0 +1,21 @@
+"""The errors a user is meant to see: each says what is wrong, where, and how to mend it."""
+
+
+class PipelineError(Exception):
+    """Base class. `__main__` prints it once, in words, and exits with code 2."""
+
+
+class ConfigError(PipelineError):
+    """A configuration that cannot work: unknown key, wrong type, or values that contradict each other."""
+
+
+class DataError(PipelineError):
+    """Shards, an index or samples that are missing, damaged or not what the index says."""
+
+
+class CheckpointError(PipelineError):
+    """A run folder or checkpoint that cannot be written, trusted or resumed from."""
+
+
+class TrainingError(PipelineError):
+    """A run that must not go on: non-finite losses in a row, a rank lost, an exhausted budget."""

@@ -1,0 +1,30 @@
+"""Classification losses of ViT pretraining, computed in fp32 whatever the logits' type."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def one_hot_targets(
+    labels: Int[Tensor, " B"], *, num_classes: int, label_smoothing: float = 0.0
+) -> Float[Tensor, "B C"]:
+    """One-hot rows, fp32; with smoothing e each row is (1 - e) * onehot + e / C (Szegedy et al. 2016, section 7)."""
+    targets = F.one_hot(labels.long(), num_classes).to(torch.float32)
+    return targets if label_smoothing == 0 else targets * (1 - label_smoothing) + label_smoothing / num_classes
+
+
+def sigmoid_cross_entropy(logits: Float[Tensor, "B C"], targets: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
+    """Binary cross-entropy summed over the classes, averaged over the batch.
+
+    The loss of ImageNet-21k and JFT pretraining, where classes overlap
+    (google-research/vision_transformer, issue #34). A sum, not a mean, over classes.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="sum") / logits.shape[0]
+
+
+def softmax_cross_entropy(logits: Float[Tensor, "B C"], targets: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
+    """Cross-entropy against a distribution over classes, averaged over the batch."""
+    return F.cross_entropy(logits.float(), targets.float())

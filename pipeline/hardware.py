@@ -1,0 +1,42 @@
+"""What a device could compute at best: the denominator of MFU."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+# Dense bf16 tensor-core rates in TFLOP/s from the vendors' data sheets, by a part of the device's name.
+DATA_SHEET_BF16_TFLOPS = {
+    "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "GH200": 989.0,
+    "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10": 125.0, "RTX 4090": 165.0,
+}  # fmt: skip
+
+
+def peak_flops(device: torch.device, *, dtype: torch.dtype) -> float:
+    """Operations per second of one device: the data sheet's bf16 rate, or a short measurement where there is none.
+
+    On a CPU the measurement uses this process's threads, so it is the peak of one rank.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        # The longest match first: "H100 PCIe" before "H100", "L40S" before "L4".
+        for part in sorted(DATA_SHEET_BF16_TFLOPS, key=len, reverse=True):
+            if part in name:
+                return DATA_SHEET_BF16_TFLOPS[part] * 1e12
+    return measure_matmul_flops(device, dtype=dtype)
+
+
+def measure_matmul_flops(device: torch.device, *, dtype: torch.dtype, repeats: int = 5) -> float:
+    """Best rate of a square matrix product over a few tries, in operations per second."""
+    size = 8192 if device.type == "cuda" else 1024
+    left = torch.randn(size, size, device=device).to(dtype)
+    right = torch.randn(size, size, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(repeats + 1):  # the first is warm-up, and never the best
+        start = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

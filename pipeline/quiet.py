@@ -1,0 +1,29 @@
+"""Turns down libraries that fill every rank's log with what nobody acts on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+
+def quiet_libraries(*, is_first: bool) -> None:
+    """Keep warnings and errors; drop banners. Ranks other than the first keep errors only."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_gpu() else "cpu")  # else DeepSpeed guesses, aloud
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING if is_first else logging.ERROR)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    # Each is true and answered by design: the loader is endless, it resumes by position, its workers are configured.
+    for pattern in (
+        r"The .*dataloader.* does not have many workers",
+        r"You're resuming from a checkpoint that ended before the epoch ended",
+        r".*`IterableDataset` has `__len__` defined.*",
+        r"`torch.distributed.\w+` is deprecated",  # DeepSpeed's calls, not ours
+        r".*Trying to infer the `batch_size` from an ambiguous collection.*",
+    ):
+        warnings.filterwarnings("ignore", message=pattern)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

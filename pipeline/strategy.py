@@ -1,0 +1,126 @@
+"""DeepSpeed ZeRO under Lightning, on GPU and on CPU with the same code."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import Tensor
+
+from pipeline.optim import GuardedAdamW
+
+Precision = Literal["bf16", "bf16_autocast", "fp32"]
+
+
+def deepspeed_config(
+    *, zero_stage: int, precision: Precision, micro_batch_size: int, clip_norm: float | None
+) -> dict[str, Any]:
+    """DeepSpeed's configuration. Gradients are accumulated and reduced in fp32 whatever the precision."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_clipping": clip_norm or 0.0,
+        "steps_per_print": None,
+        "zero_allow_untested_optimizer": True,  # DeepSpeed lists its own optimizers; torch's AdamW is tested here
+        "zero_force_ds_cpu_optimizer": False,
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+    }
+    if zero_stage > 0:
+        config["zero_optimization"] = {
+            "stage": zero_stage,
+            "contiguous_gradients": True,
+            "overlap_comm": torch.cuda.is_available(),
+            "reduce_bucket_size": 100_000_000,
+            "allgather_bucket_size": 100_000_000,
+        }
+    if precision == "bf16":
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    elif precision == "bf16_autocast":
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    return config
+
+
+class EnginePrecision(DeepSpeedPrecision):
+    """Lightning's DeepSpeed precision, without dividing the loss twice under gradient accumulation.
+
+    Lightning divides the loss by the number of micro-batches, and DeepSpeed's `backward` does so again; Adam hides
+    that, a clipped or logged gradient norm does not.
+    """
+
+    def backward(self, tensor: Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        super().backward(tensor, model, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+
+class ZeroStrategy(DeepSpeedStrategy):
+    """`DeepSpeedStrategy` that runs on CPU ranks (gloo) too, joins a process group that exists, and guards steps."""
+
+    def __init__(self, *, config: dict[str, Any], precision: Precision) -> None:
+        super().__init__(
+            config=config,
+            cluster_environment=TorchElasticEnvironment(),
+            process_group_backend="nccl" if torch.cuda.is_available() else "gloo",
+            precision_plugin=EnginePrecision("bf16-mixed" if precision == "bf16" else "32-true"),
+        )
+
+    @property
+    def root_device(self) -> torch.device:
+        device = super().root_device
+        return device if device.index is not None else torch.device(device.type, 0)  # DeepSpeed wants a number
+
+    def setup_environment(self) -> None:
+        # Skips DeepSpeedStrategy's own method: all it adds is a refusal of everything but CUDA.
+        super(DeepSpeedStrategy, self).setup_environment()
+
+    def setup_distributed(self) -> None:
+        # As the base class, without its check of CUDA device indices.
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    def setup(self, trainer: Any) -> None:
+        super().setup(trainer)
+        optimizer = self.engine.optimizer
+        if isinstance(optimizer, GuardedAdamW):
+            optimizer.guard = True
+        elif hasattr(optimizer, "check_grad_overflow"):
+            optimizer.check_grad_overflow = True  # off by default with fp32 weights
+
+    @property
+    def engine(self) -> Any:
+        """The DeepSpeed engine."""
+        return self.deepspeed_engine
+
+    @property
+    def skipped_steps(self) -> int:
+        """Optimizer steps refused because a gradient was not finite; the same number on every rank."""
+        return int(self.engine.skipped_steps)
+
+    def gradient_norm(self) -> float:
+        """Global L2 norm of the last step's gradients before clipping; infinite if the step was refused."""
+        norm = self.engine.get_global_grad_norm()
+        if norm is None and isinstance(self.engine.optimizer, GuardedAdamW):
+            norm = self.engine.optimizer.gradient_norm
+        return float("nan") if norm is None else float(norm)
+
+    def set_learning_rate(self, value: float) -> None:
+        """For the coming step, in every parameter group."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = value
+
+    def full_fp32_parameters(self) -> dict[str, Tensor]:
+        """The model's fp32 master weights, gathered from all ranks. A collective: every rank must call it.
+
+        Returns:
+            Name in the wrapped module to tensor on CPU, on rank 0; empty elsewhere.
+        """
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        gathered: dict[str, Tensor] = {}
+        for name, parameter in self.engine.module.named_parameters():
+            full = safe_get_full_fp32_param(parameter)
+            full = parameter if full is None else full
+            if self.is_global_zero:
+                gathered[name] = full.detach().float().cpu().clone().view(parameter.shape if full.numel() == parameter.numel() else full.shape)
+        return gathered

@@ -1,0 +1,161 @@
+"""Where numbers go: Weights & Biases, and a local file that mirrors everything sent there."""
+
+from __future__ import annotations
+
+import json
+import math
+import netrc
+import os
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+Mode = Literal["auto", "online", "offline", "disabled"]
+STEP_KEY = "step"  # our own: W&B drops whatever is logged at a lower internal step than its last
+METRIC_GROUPS = ("train", "speed", "data", "eval")
+
+
+def resolve_mode(mode: Mode) -> Literal["online", "offline", "disabled"]:
+    """`auto` is online where an API key is in the environment or in netrc, else offline."""
+    if mode != "auto":
+        return mode
+    if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
+        return os.environ["WANDB_MODE"]  # type: ignore[return-value]
+    return "online" if os.environ.get("WANDB_API_KEY") or _key_in_netrc() else "offline"
+
+
+def _key_in_netrc() -> bool:
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def make_wandb_logger(
+    *, name: str, run_id: str, folder: Path, project: str, entity: str | None, mode: Mode, config: dict[str, Any]
+) -> WandbLogger | None:
+    """A `WandbLogger` whose run goes on under `run_id` at every relaunch, or None when disabled. Rank 0 only.
+
+    Online, the run is opened in W&B's shared mode, so that the evaluator can write to it from its own process.
+    """
+    import wandb
+
+    resolved = resolve_mode(mode)
+    if resolved == "disabled":
+        return None
+    online = resolved == "online"
+    run = wandb.init(
+        name=name, id=run_id, project=project, entity=entity, dir=str(folder), group=name, job_type="train", config=config,
+        mode="shared" if online else "offline", resume="allow" if online else None,
+        settings=wandb.Settings(x_primary=True, x_label="train", silent=not online, console="off"),
+    )  # fmt: skip
+    define_step_key(run)
+    return WandbLogger(experiment=run)
+
+
+def define_step_key(run: Any) -> None:
+    """Plot every metric group over our own step key."""
+    run.define_metric(STEP_KEY, hidden=True)
+    for group in METRIC_GROUPS:
+        run.define_metric(f"{group}/*", step_metric=STEP_KEY)
+
+
+def log_evaluations(
+    rows: list[dict[str, Any]], *, name: str, run_id: str, folder: Path, project: str, entity: str | None, mode: Mode
+) -> None:
+    """Send an evaluator's results to the training's W&B run, keyed by training step.
+
+    Online they join the same run (shared mode). Offline, W&B cannot merge two writers of one run, so they go to a
+    run of their own, `<id>-eval`, in the group of the training's name, with the same step key.
+    """
+    import wandb
+
+    resolved = resolve_mode(mode)
+    if resolved == "disabled" or not rows:
+        return
+    online = resolved == "online"
+    settings = wandb.Settings(
+        x_primary=not online, x_label="evaluate", x_update_finish_state=not online, silent=True, console="off"
+    )
+    with wandb.init(
+        project=project, entity=entity, dir=str(folder), id=run_id if online else f"{run_id}-eval", group=name,
+        name=name if online else f"{name}-eval", job_type="evaluate", mode="shared" if online else "offline",
+        resume="allow" if online else None, settings=settings,
+    ) as run:  # fmt: skip
+        define_step_key(run)
+        for step, images_seen, values in _by_step(rows):
+            run.log({STEP_KEY: step, "images_seen": images_seen, **values})
+
+
+def _by_step(rows: list[dict[str, Any]]) -> Iterator[tuple[int, int, dict[str, float]]]:
+    for step in sorted({row["step"] for row in rows}):
+        here = [row for row in rows if row["step"] == step]
+        values: dict[str, list[float]] = {}
+        for row in here:
+            setting = f"_{row['shots']}shot" if row["shots"] is not None else ""
+            values.setdefault(f"eval/{row['dataset']}/{row['protocol']}{setting}", []).append(row["accuracy"])
+        yield step, here[0]["images_seen"], {key: sum(v) / len(v) for key, v in values.items()}
+
+
+class MetricsFile(Logger):
+    """Appends every line of metrics to a JSON-lines file. After a resume a step may stand twice: the later line counts."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        pass  # config.yaml holds them
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        append_json_line(self._path, {"time": round(time.time(), 3), **metrics})
+
+
+def append_json_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Append one line in one write. A line that a crash cut short before is closed off first."""
+    clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in values.items()}
+    line = json.dumps(clean, allow_nan=False).encode() + b"\n"
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a JSON-lines file; a line that a crash cut short is passed over."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The metrics file with one row a step, the last written, in order."""
+    by_step = {row["step"]: row for row in read_json_lines(path)}
+    return [by_step[step] for step in sorted(by_step)]

@@ -1,0 +1,137 @@
+"""Who this process is among all ranks: the only reader of the launcher's and Slurm's environment."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+Launcher = Literal["slurm", "torchrun", "none"]
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class World:
+    """Ranks of a job: one process a device."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    node: int
+    num_nodes: int
+    launcher: Launcher
+    slurm_job_id: str | None
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @staticmethod
+    def from_environment() -> World:
+        """Read srun's or torchrun's variables; without either this process is a world of one."""
+        env = os.environ
+        job = env.get("SLURM_JOB_ID")
+        if "RANK" in env and "WORLD_SIZE" in env:
+            size, local_size = int(env["WORLD_SIZE"]), int(env.get("LOCAL_WORLD_SIZE", env["WORLD_SIZE"]))
+            rank = int(env["RANK"])
+            return World(
+                rank=rank, size=size, local_rank=int(env.get("LOCAL_RANK", rank % local_size)), local_size=local_size,
+                node=rank // local_size, num_nodes=size // local_size, launcher="torchrun", slurm_job_id=job,
+            )  # fmt: skip
+        if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and env["SLURM_STEP_ID"] not in _BATCH_STEPS:
+            size, num_nodes = int(env["SLURM_NTASKS"]), int(env["SLURM_NNODES"])
+            return World(
+                rank=int(env["SLURM_PROCID"]), size=size, local_rank=int(env["SLURM_LOCALID"]),
+                local_size=size // num_nodes, node=int(env["SLURM_NODEID"]), num_nodes=num_nodes,
+                launcher="slurm", slurm_job_id=job,
+            )  # fmt: skip
+        return World(rank=0, size=1, local_rank=0, local_size=1, node=0, num_nodes=1, launcher="none", slurm_job_id=job)
+
+    def export(self) -> None:
+        """Set the variables that torch.distributed, DeepSpeed and Lightning read, whatever launched us."""
+        values = {"RANK": self.rank, "WORLD_SIZE": self.size, "LOCAL_RANK": self.local_rank, "LOCAL_WORLD_SIZE": self.local_size}
+        os.environ.update({name: str(value) for name, value in values.items()}, GROUP_RANK=str(self.node))
+        if self.launcher == "slurm":
+            os.environ.update(_slurm_rendezvous())
+        elif self.launcher == "none":
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+
+
+# Slurm numbers these steps for the batch script, its extern step and interactive shells: no rank runs there.
+_BATCH_STEPS = {"4294967291", "4294967292", "4294967290", "batch", "extern"}
+
+
+def _slurm_rendezvous() -> dict[str, str]:
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    environment = SLURMEnvironment(auto_requeue=False)
+    return {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port)}
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its launcher dies, so that no orphan goes on training."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def launch_local(arguments: Sequence[str], *, num_ranks: int) -> int:
+    """Run `python -m pipeline <arguments>` as `num_ranks` ranks on this machine, through torchrun.
+
+    Returns:
+        The exit code: that of the first rank that failed, or 0.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import get_args_parser, run
+
+    options = ["--standalone", f"--nproc-per-node={num_ranks}", "--max-restarts=0", "-m", "pipeline", *arguments]
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
+    try:
+        run(get_args_parser().parse_args(options))
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        return code if code > 0 else 128 - code
+    return 0
+
+
+def init_process_group(world: World, *, timeout_s: float = 1800.0) -> None:
+    """Join all ranks: NCCL where there are GPUs, gloo on CPU."""
+    from datetime import timedelta
+
+    import deepspeed
+
+    world.export()
+    # On CPU DeepSpeed would compile a shared-memory all-reduce for inference at its first start: half a minute, and a
+    # C++ compiler, for something training never calls.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local_rank)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout_s))
+
+
+def broadcast(value: Any, *, device: torch.device) -> Any:
+    """Rank 0's value, on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=device)
+    return box[0]
+
+
+def default_num_ranks() -> int:
+    """Ranks on one machine where nobody says: its GPUs, or one."""
+    return max(1, torch.cuda.device_count())
