@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import os
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from pipeline.models.vit import VisionTransformer, ViTConfig
 from pipeline.models.zoo import parse_name, training_flops_per_image
 from pipeline.optim import GuardedAdamW, parameter_groups
 from pipeline.strategy import ZeroStrategy, deepspeed_config
-from pipeline.tracking import MetricsFile, make_wandb_logger
+from pipeline.tracking import MetricsFile, RunIdentity, make_wandb_logger, read_metrics
 from pipeline.train_module import LossFunction, PretrainModule
 from pipeline.world import World, broadcast
 
@@ -222,6 +222,7 @@ def prepare_run_folder(plan: Plan, *, world_size: int) -> Start:
     folder.root.mkdir(parents=True, exist_ok=True)
     folder.checkpoints.mkdir(exist_ok=True)
     clear_leftovers(folder)
+    folder.complete.unlink(missing_ok=True)  # a relaunch may be asked for more steps
     found = find_latest(folder)
     messages = [f"skipped a broken checkpoint: {reason}" for reason in found.rejected]
     if found.rejected and found.newest is None:
@@ -231,6 +232,8 @@ def prepare_run_folder(plan: Plan, *, world_size: int) -> Start:
         messages.append(f"resuming from {found.newest.path}: step {found.newest.meta.step} of {plan.total_steps}")
     else:
         messages.append(f"new run in {folder.root}: {plan.total_steps} steps, {plan.index.num_samples} images an epoch")
+    if found.newest is not None and found.newest.meta.step >= plan.stop_step:
+        write_atomically(folder.complete, json.dumps({"step": found.newest.meta.step}).encode())
     write_atomically(folder.config, plan.config.to_yaml().encode())
     if not folder.wandb_id.exists():
         write_atomically(folder.wandb_id, uuid.uuid4().hex[:8].encode())
@@ -373,10 +376,8 @@ def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Chec
               "run_dir": str(folder.root.resolve()), "checkpoints": str(folder.checkpoints.resolve()), "model_resolved": asdict(plan.model)}  # fmt: skip
     wandb_logger = None
     if world.is_first:
-        wandb_logger = make_wandb_logger(
-            name=config.name, run_id=start.wandb_id, folder=folder.root, project=config.tracking.project,
-            entity=config.tracking.entity, mode=config.tracking.mode, config=record,
-        )  # fmt: skip
+        history = [row for row in read_metrics(folder.metrics) if row["step"] <= start.step]
+        wandb_logger = make_wandb_logger(make_run_identity(config, run_id=start.wandb_id), config=record, history=history)
     strategy = ZeroStrategy(
         config=deepspeed_config(
             zero_stage=config.trainer.zero_stage, precision=config.trainer.precision,
@@ -405,19 +406,15 @@ def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Chec
     )
 
 
+def make_run_identity(config: RunConfig, *, run_id: str) -> RunIdentity:
+    """The W&B run of a configuration."""
+    tracking = config.tracking
+    return RunIdentity(
+        name=config.name, run_id=run_id, folder=config.run_dir, project=tracking.project, entity=tracking.entity, mode=tracking.mode
+    )
+
+
 def count_parameters(config: ViTConfig) -> int:
     """Weights of a model, without allocating them."""
     with torch.device("meta"):
         return sum(math.prod(parameter.shape) for parameter in VisionTransformer(config).parameters())
-
-
-def find_run_config(run_dir: str) -> Path:
-    """The config file of a run folder.
-
-    Raises:
-        ConfigError: not a run folder.
-    """
-    path = RunFolder(Path(run_dir)).config
-    if not path.exists():
-        raise ConfigError(f"{run_dir} is not a run folder: it has no config.yaml; `python -m pipeline train` makes one")
-    return path

@@ -7,7 +7,8 @@
         meta.json                          step, images seen, world size, W&B id, versions
         manifest.json                      size and hash of every other file; written last
       weights/step_00001000.safetensors    fp32 weights with the model's config in the header: what evaluation reads
-      metrics.jsonl  evaluations.jsonl  wandb/
+      complete.json                        written when the last step is saved
+      metrics.jsonl  evaluations.jsonl  claims/  wandb_id  wandb/
 
 A checkpoint is written under a name that starts with a dot, flushed, hashed and then renamed. Readers see only names
 without the dot and check every hash, so whatever a crash leaves behind is never resumed from.
@@ -90,6 +91,11 @@ class RunFolder:
     @property
     def evaluations(self) -> Path:
         return self.root / "evaluations.jsonl"
+
+    @property
+    def complete(self) -> Path:
+        """Exists once the run has reached its last step."""
+        return self.root / "complete.json"
 
     @property
     def wandb_id(self) -> Path:

@@ -9,6 +9,7 @@ import os
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -38,60 +39,80 @@ def _key_in_netrc() -> bool:
         return False
 
 
-def make_wandb_logger(
-    *, name: str, run_id: str, folder: Path, project: str, entity: str | None, mode: Mode, config: dict[str, Any]
-) -> WandbLogger | None:
-    """A `WandbLogger` whose run goes on under `run_id` at every relaunch, or None when disabled. Rank 0 only.
+@dataclass(frozen=True)
+class RunIdentity:
+    """Which W&B run to write to, and where its local files go."""
+
+    name: str
+    run_id: str
+    folder: Path
+    project: str
+    entity: str | None
+    mode: Mode
+
+
+def make_wandb_logger(identity: RunIdentity, *, config: dict[str, Any], history: list[dict[str, Any]]) -> WandbLogger | None:
+    """A `WandbLogger` whose run goes on under its id at every relaunch, or None when disabled. Rank 0 only.
 
     Online, the run is opened in W&B's shared mode, so that the evaluator can write to it from its own process.
+    Offline, each launch writes a folder of its own and W&B cannot join them, so the `history` up to here is logged
+    again first: the newest folder holds the whole run.
     """
-    import wandb
-
-    resolved = resolve_mode(mode)
-    if resolved == "disabled":
+    run = _open_run(identity, writer="train", config=config)
+    if run is None:
         return None
-    online = resolved == "online"
-    run = wandb.init(
-        name=name, id=run_id, project=project, entity=entity, dir=str(folder), group=name, job_type="train", config=config,
-        mode="shared" if online else "offline", resume="allow" if online else None,
-        settings=wandb.Settings(x_primary=True, x_label="train", silent=not online, console="off"),
-    )  # fmt: skip
-    define_step_key(run)
+    if run.offline:
+        for row in history:
+            run.log({key: value for key, value in row.items() if value is not None})
     return WandbLogger(experiment=run)
 
 
-def define_step_key(run: Any) -> None:
-    """Plot every metric group over our own step key."""
+def _open_run(identity: RunIdentity, *, writer: Literal["train", "evaluate"], config: dict[str, Any] | None = None) -> Any:
+    import wandb
+
+    mode = resolve_mode(identity.mode)
+    if mode == "disabled":
+        return None
+    online = mode == "online"
+    # Online both writers share one run, and the training owns it. Offline the evaluator has a run of its own in the group.
+    apart = "" if online or writer == "train" else "-eval"
+    run = wandb.init(
+        project=identity.project, entity=identity.entity, dir=str(identity.folder), group=identity.name, job_type=writer,
+        name=f"{identity.name}{apart}", id=f"{identity.run_id}{apart}", config=config,
+        mode="shared" if online else "offline", resume="allow" if online else None,
+        settings=wandb.Settings(
+            x_primary=writer == "train" or not online, x_label=writer, x_update_finish_state=writer == "train" or not online,
+            silent=not online, console="off",
+        ),
+    )  # fmt: skip
     run.define_metric(STEP_KEY, hidden=True)
     for group in METRIC_GROUPS:
         run.define_metric(f"{group}/*", step_metric=STEP_KEY)
+    return run
 
 
-def log_evaluations(
-    rows: list[dict[str, Any]], *, name: str, run_id: str, folder: Path, project: str, entity: str | None, mode: Mode
-) -> None:
-    """Send an evaluator's results to the training's W&B run, keyed by training step.
+class EvaluationTracker:
+    """Sends an evaluator's results to W&B, keyed by training step.
 
-    Online they join the same run (shared mode). Offline, W&B cannot merge two writers of one run, so they go to a
-    run of their own, `<id>-eval`, in the group of the training's name, with the same step key.
+    Online they join the training's run. Offline they go to a run of their own, `<id>-eval`, in the same group; what
+    was measured before is logged again at the start, so the newest folder holds everything.
     """
-    import wandb
 
-    resolved = resolve_mode(mode)
-    if resolved == "disabled" or not rows:
-        return
-    online = resolved == "online"
-    settings = wandb.Settings(
-        x_primary=not online, x_label="evaluate", x_update_finish_state=not online, silent=True, console="off"
-    )
-    with wandb.init(
-        project=project, entity=entity, dir=str(folder), id=run_id if online else f"{run_id}-eval", group=name,
-        name=name if online else f"{name}-eval", job_type="evaluate", mode="shared" if online else "offline",
-        resume="allow" if online else None, settings=settings,
-    ) as run:  # fmt: skip
-        define_step_key(run)
+    def __init__(self, identity: RunIdentity, *, history: list[dict[str, Any]]) -> None:
+        self._run = _open_run(identity, writer="evaluate")
+        if self._run is not None and self._run.offline:
+            self.log(history)
+
+    def log(self, rows: list[dict[str, Any]]) -> None:
+        """Log results, few-shot ones as the mean over seeds."""
+        if self._run is None:
+            return
         for step, images_seen, values in _by_step(rows):
-            run.log({STEP_KEY: step, "images_seen": images_seen, **values})
+            self._run.log({STEP_KEY: step, "images_seen": images_seen, **values})
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.finish()
 
 
 def _by_step(rows: list[dict[str, Any]]) -> Iterator[tuple[int, int, dict[str, float]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.checkpoint import (
     files_of,
     publish,
     save_weights,
+    write_atomically,
     write_meta,
 )
 from pipeline.interruption import StopRequest
@@ -79,6 +81,10 @@ class Checkpointing(Callback):
         if told_to_stop:
             self.stopped_by_signal = step != trainer.max_steps
             trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and trainer.global_step == trainer.max_steps:
+            write_atomically(self.folder.complete, json.dumps({"step": trainer.global_step}).encode())
 
     def save(self, trainer: Trainer, step: int) -> None:
         """Checkpoint, then weights, then retention. A collective."""

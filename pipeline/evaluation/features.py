@@ -1,0 +1,58 @@
+"""Frozen features of a downstream set: the representation that the classifier would read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from pipeline.data.augment import EvalTransform
+from pipeline.data.index import ShardIndex
+from pipeline.data.stream import EvalImages, EvalStream
+from pipeline.models.vit import VisionTransformer
+
+
+@dataclass(frozen=True)
+class Features:
+    """One split: every readable image once, in the index's order."""
+
+    values: Tensor  # (N, D) fp32, on CPU
+    labels: Tensor  # (N,) int64
+    num_unreadable: int
+
+
+def _keep(item: EvalImages) -> EvalImages:
+    return item
+
+
+@torch.no_grad()
+def extract_features(
+    model: VisionTransformer, index: ShardIndex, *, transform: EvalTransform, device: torch.device, batch_size: int,
+    num_workers: int, description: str,
+) -> Features:  # fmt: skip
+    """Run a frozen model over a split.
+
+    The forward pass runs under bf16 autocast on a GPU and in fp32 on a CPU; features come back as fp32. Batches are
+    whole blocks of the index, so the result does not depend on the number of workers.
+    """
+    loader = DataLoader(
+        EvalStream(index=index, transform=transform), batch_size=None, collate_fn=_keep, num_workers=num_workers,
+        multiprocessing_context="spawn" if num_workers else None,
+    )  # fmt: skip
+    values: list[Tensor] = []
+    labels: list[Tensor] = []
+    unreadable = 0
+    with tqdm(total=index.num_samples, desc=description, unit="image", leave=False) as bar:
+        for item in loader:
+            for images in item.images.split(batch_size):
+                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                    values.append(model.forward_representation(images.to(device)).float().cpu())
+            labels.append(item.labels)
+            for lost in item.unreadable:
+                print(f"[eval] unreadable image {lost.key!r} in {lost.shard} left out: {lost.reason}", flush=True)
+            unreadable += len(item.unreadable)
+            bar.update(len(item.labels) + len(item.unreadable))
+    return Features(values=torch.cat(values), labels=torch.cat(labels), num_unreadable=unreadable)

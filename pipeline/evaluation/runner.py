@@ -1,0 +1,211 @@
+"""The evaluator: finds weights that lack results, claims them, measures, appends. Reads `weights/` and nothing else."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.checkpoint import RunFolder, Weights, load_weights
+from pipeline.config import EvalDataset, EvaluationSection, RunConfig, load_config
+from pipeline.data.augment import EvalTransform
+from pipeline.data.index import ShardIndex, check_shards, load_index
+from pipeline.errors import ConfigError, DataError
+from pipeline.evaluation.claims import claim
+from pipeline.evaluation.features import Features, extract_features
+from pipeline.evaluation.few_shot import choose_support, few_shot_accuracy
+from pipeline.evaluation.linear import linear_probe
+from pipeline.interruption import StopRequest
+from pipeline.tracking import EvaluationTracker, RunIdentity, append_json_line, read_json_lines
+
+RESIZE_RATIO = 256 / 224  # short side before the centre crop, to the crop's side
+
+
+@dataclass(frozen=True)
+class Task:
+    """One number to be measured on one set: a line of evaluations.jsonl."""
+
+    dataset: str
+    protocol: str
+    shots: int | None
+    seed: int | None
+
+    def is_done_by(self, row: dict[str, Any]) -> bool:
+        return (row["dataset"], row["protocol"], row["shots"], row["seed"]) == (self.dataset, self.protocol, self.shots, self.seed)
+
+
+def list_tasks(section: EvaluationSection) -> list[Task]:
+    """Every number a checkpoint is to have."""
+    tasks: list[Task] = []
+    for dataset in section.datasets:
+        if "few_shot" in section.protocols:
+            tasks += [Task(dataset.name, "few_shot", shots, seed) for shots in section.shots for seed in section.seeds]
+        if "linear" in section.protocols:
+            tasks.append(Task(dataset.name, "linear", None, None))
+    return tasks
+
+
+def evaluate_run(run_dir: Path, *, watch: bool, overrides: list[str], stop: StopRequest, poll_s: float) -> None:
+    """Measure every checkpoint of a run that lacks results, oldest first; with `watch`, until the run is complete.
+
+    Raises:
+        ConfigError: not a run folder, or no evaluation sets.
+        DataError: an evaluation set that is missing or damaged.
+    """
+    folder = RunFolder(run_dir)
+    config = _wait_for_config(folder, overrides, watch=watch, stop=stop, poll_s=poll_s)
+    evaluator = Evaluator(folder, config)
+    try:
+        while not stop.is_set:
+            evaluator.evaluate_pending()
+            if not watch or evaluator.is_complete():
+                return
+            time.sleep(poll_s)
+    finally:
+        evaluator.close()
+
+
+def _wait_for_config(folder: RunFolder, overrides: list[str], *, watch: bool, stop: StopRequest, poll_s: float) -> RunConfig:
+    while watch and not folder.config.exists() and not stop.is_set:
+        time.sleep(poll_s)  # an evaluator submitted beside a training may well start first
+    if not folder.config.exists():
+        raise ConfigError(f"{folder.root} is not a run folder: it has no config.yaml; `python -m pipeline train` makes one")
+    return load_config(folder.config, overrides)
+
+
+class Evaluator:
+    """Evaluates one run's weights under one configuration."""
+
+    def __init__(self, folder: RunFolder, config: RunConfig) -> None:
+        if not config.evaluation.datasets:
+            raise ConfigError(f"{folder.config}: evaluation.datasets is empty; name some sets of shards (see configs/demo.yaml)")
+        self.folder = folder
+        self.config = config
+        self.tasks = list_tasks(config.evaluation)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._tracker: EvaluationTracker | None = None
+        self._indices = {d.name: (_open_split(d, d.train), _open_split(d, d.test)) for d in config.evaluation.datasets}
+
+    def evaluate_pending(self) -> None:
+        """One pass over all weights."""
+        for step in self.folder.weight_steps():
+            if not self._missing(step):
+                continue
+            with claim(self.folder.root / "claims" / f"step_{step:08d}.json") as mine:
+                if mine:
+                    self._evaluate_step(step)
+
+    def close(self) -> None:
+        if self._tracker is not None:
+            self._tracker.close()
+
+    def _track(self, rows: list[dict[str, Any]]) -> None:
+        if self._tracker is None:  # opened by the first result, with all that was measured before
+            tracking = self.config.tracking
+            identity = RunIdentity(
+                name=self.config.name, run_id=self.folder.wandb_id.read_text().strip(), folder=self.folder.root,
+                project=tracking.project, entity=tracking.entity, mode=tracking.mode,
+            )  # fmt: skip
+            known = {(row["step"], row["dataset"]) for row in rows}
+            history = [r for r in read_json_lines(self.folder.evaluations) if (r["step"], r["dataset"]) not in known]
+            self._tracker = EvaluationTracker(identity, history=history)
+        self._tracker.log(rows)
+
+    def is_complete(self) -> bool:
+        """Whether the run's last step has been evaluated."""
+        steps = self.folder.weight_steps()
+        return self.folder.complete.exists() and bool(steps) and not any(self._missing(step) for step in steps)
+
+    def _missing(self, step: int) -> list[Task]:
+        rows = [row for row in read_json_lines(self.folder.evaluations) if row["step"] == step]
+        return [task for task in self.tasks if not any(task.is_done_by(row) for row in rows)]
+
+    def _evaluate_step(self, step: int) -> None:
+        missing = self._missing(step)  # again: another evaluator may have finished between the look and the claim
+        if not missing:
+            return
+        start = time.perf_counter()
+        weights = load_weights(self.folder.weights_of(step))
+        weights.model.to(self.device)
+        new_rows: list[dict[str, Any]] = []
+        for dataset in self.config.evaluation.datasets:
+            tasks = [task for task in missing if task.dataset == dataset.name]
+            if tasks:
+                new_rows += self._evaluate_dataset(weights, dataset, tasks)
+        self._track(new_rows)
+        for row in new_rows:
+            if row.get("short_classes"):
+                print(f"[eval] {row['dataset']}: {row['short_classes']} classes have fewer than {row['shots']} train images")
+        print(f"[eval] step {step}: {_summary(new_rows)} ({time.perf_counter() - start:.1f} s)", flush=True)
+
+    def _evaluate_dataset(self, weights: Weights, dataset: EvalDataset, tasks: list[Task]) -> list[dict[str, Any]]:
+        """Features once, then every probe on them; each result is appended as soon as it is known."""
+        train, test = (self._features(weights, index, f"{dataset.name} step {weights.step}") for index in self._indices[dataset.name])
+        num_classes = int(torch.cat([train.labels, test.labels]).max()) + 1
+        rows = []
+        for task in tasks:
+            value = _measure(task, train, test, num_classes=num_classes)
+            rows.append(_row(weights, task, value, train=train, test=test))
+            append_json_line(self.folder.evaluations, rows[-1])
+        return rows
+
+    def _features(self, weights: Weights, index: ShardIndex, description: str) -> Features:
+        section, image_size = self.config.evaluation, weights.model.config.image_size
+        short_side = section.short_side or round(image_size * RESIZE_RATIO)
+        return extract_features(
+            weights.model, index, transform=EvalTransform(image_size=image_size, short_side=short_side), device=self.device,
+            batch_size=section.batch_size, num_workers=section.num_workers, description=description,
+        )  # fmt: skip
+
+
+def _open_split(dataset: EvalDataset, path: str) -> ShardIndex:
+    try:
+        index = load_index(path)
+        check_shards(index)
+    except DataError as error:
+        raise DataError(f"evaluation set {dataset.name!r}: {error}") from error
+    return index
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value and what is worth keeping beside it."""
+
+    accuracy: float
+    detail: dict[str, Any]
+
+
+def _measure(task: Task, train: Features, test: Features, *, num_classes: int) -> Measured:
+    probe = functools.partial(
+        {"few_shot": few_shot_accuracy, "linear": linear_probe}[task.protocol], train_features=train.values,
+        train_labels=train.labels, test_features=test.values, test_labels=test.labels, num_classes=num_classes,
+    )  # fmt: skip
+    if task.protocol == "linear":
+        result = probe()
+        return Measured(result.accuracy, {"penalty": result.penalty, "held_out_accuracy": result.held_out_accuracy})
+    assert task.shots is not None and task.seed is not None
+    support = choose_support(train.labels, shots=task.shots, seed=task.seed)
+    return Measured(probe(support=support), {"short_classes": len(support.short_classes)})
+
+
+def _row(weights: Weights, task: Task, value: Measured, *, train: Features, test: Features) -> dict[str, Any]:
+    count = len(test.labels)
+    return {
+        "step": weights.step, "images_seen": weights.images_seen, "dataset": task.dataset, "protocol": task.protocol,
+        "shots": task.shots, "seed": task.seed, "accuracy": value.accuracy,
+        # 95 % by the normal approximation, over the choice of test images alone.
+        "ci95": 1.96 * (value.accuracy * (1 - value.accuracy) / count) ** 0.5,
+        "test_images": count, "unreadable": train.num_unreadable + test.num_unreadable, **value.detail,
+    }  # fmt: skip
+
+
+def _summary(rows: list[dict[str, Any]]) -> str:
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        label = f"{row['dataset']} " + (f"{row['shots']}-shot" if row["shots"] else row["protocol"])
+        groups.setdefault(label, []).append(100 * row["accuracy"])
+    return ", ".join(f"{label} {sum(values) / len(values):.1f} %" for label, values in groups.items())

@@ -1,0 +1,158 @@
+"""Fixtures: small real shards, the reference libraries, and real ranks."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from jaxtyping import install_import_hook
+from PIL import Image
+
+# Shapes and types at the boundaries of the math are checked at every call a test makes.
+install_import_hook(["pipeline.models", "pipeline.functional"], "beartype.beartype")
+
+from data_tools.index import index_folder  # noqa: E402
+from pipeline.data.index import ShardIndex, load_index  # noqa: E402
+
+REPOSITORY = Path(__file__).parent.parent
+REFERENCE = REPOSITORY / ".reference"  # timm and torchvision, kept apart: see the Makefile
+
+WriteShards = Callable[..., ShardIndex]
+
+
+def make_image(number: int, *, num_classes: int, size: int) -> np.ndarray:
+    """A picture whose class can be learnt: noise under a bright bar at a height that depends on the class."""
+    generator = np.random.default_rng(number)
+    pixels = generator.integers(0, 100, (size, size, 3), dtype=np.uint8)
+    band = size // num_classes
+    pixels[(number % num_classes) * band : (number % num_classes + 1) * band] += 120
+    return pixels
+
+
+def encode(pixels: np.ndarray, *, format: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format=format, quality=90)
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    import tarfile
+
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture(scope="session")
+def write_shards() -> WriteShards:
+    """Write shards of the given sizes into a folder and index them."""
+
+    def write(
+        folder: Path, *, shard_sizes: list[int], block_samples: int = 4, num_classes: int = 4, size: int = 24, format: str = "JPEG"
+    ) -> ShardIndex:
+        folder.mkdir(parents=True, exist_ok=True)
+        number = 0
+        for shard, count in enumerate(shard_sizes):
+            members: list[tuple[str, bytes]] = []
+            for _ in range(count):
+                image = encode(make_image(number, num_classes=num_classes, size=size), format=format)
+                members += [(f"{number:05d}.{format.lower()}", image), (f"{number:05d}.cls", str(number % num_classes).encode())]
+                number += 1
+            write_tar(folder / f"shard-{shard:03d}.tar", members)
+        index_folder(str(folder), block_samples=block_samples, num_workers=1)
+        return load_index(str(folder))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory, write_shards: WriteShards) -> Path:
+    """83 small JPEGs in three uneven shards, four classes."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_shards(folder, shard_sizes=[37, 25, 21])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def downstream(tmp_path_factory: pytest.TempPathFactory, write_shards: WriteShards) -> dict[str, str]:
+    """A downstream set: 40 train and 22 test images."""
+    folder = tmp_path_factory.mktemp("downstream")
+    write_shards(folder / "train", shard_sizes=[23, 17])
+    write_shards(folder / "test", shard_sizes=[22])
+    return {"name": "bars", "train": str(folder / "train"), "test": str(folder / "test")}
+
+
+@pytest.fixture(scope="session")
+def tiny_config(corpus: Path, downstream: dict[str, str]) -> dict[str, Any]:
+    """A configuration that trains in seconds."""
+    return {
+        "name": "tiny",
+        "seed": 3,
+        "model": {"name": "Ti/8", "image_size": 16, "num_classes": 4, "width": 32, "depth": 2, "num_heads": 2, "dropout": 0.1},
+        "data": {"train": str(corpus), "num_workers": 0, "min_area": 0.5, "flip": False},
+        "loss": {"name": "softmax"},
+        "optimizer": {"learning_rate": 2e-3, "weight_decay": 0.05, "clip_norm": 1.0},
+        "schedule": {"warmup": "2 steps"},
+        "trainer": {"duration": "12 steps", "global_batch_size": 8, "zero_stage": 2, "devices": 2, "peak_tflops": 1.0},
+        "checkpoint": {"every": "4 steps", "keep_last": 2},
+        "evaluation": {"datasets": [downstream], "shots": [1, 5], "seeds": [0, 1], "num_workers": 0},
+        "tracking": {"log_every": 1, "mode": "offline"},
+    }
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, tiny_config: dict[str, Any]) -> Callable[..., Path]:
+    """Write the tiny configuration, with sections changed, as a YAML file whose runs go to tmp_path/runs."""
+
+    def write(name: str = "tiny", **sections: Any) -> Path:
+        values = {**tiny_config, "name": name, "output_dir": str(tmp_path / "runs")}
+        for section, changes in sections.items():
+            values[section] = {**values[section], **changes} if isinstance(changes, dict) else changes
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Of a child process: one thread a rank, no network."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **extra}
+
+
+def run_command(*arguments: str, module: str = "pipeline", timeout_s: float = 240, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m MODULE ...` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=REPOSITORY, env=environment(**extra), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout_s,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def timm() -> ModuleType:
+    """timm, with the torchvision it imports made importable beside a CPU build of torch."""
+    import torch
+
+    if importlib.util.find_spec("timm") is None and REFERENCE.is_dir():
+        sys.path.append(str(REFERENCE))
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed; `make test` installs it into .reference")
+    if torch.version.cuda is None:
+        # torchvision's binary operators do not load here; timm needs none, but the import wants their schemas.
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        timm.library = library  # type: ignore[attr-defined]  # the schemas live as long as this object
+    return importlib.import_module("timm")
