@@ -27,7 +27,9 @@ def index(arguments: argparse.Namespace) -> None:
     from data_tools.index import index_folder
 
     made = index_folder(arguments.folder, block_samples=arguments.block_samples, num_workers=arguments.workers)
-    print(f"{arguments.folder}: {made.num_samples} samples in {len(made.shard_names)} shards, {made.num_blocks} blocks, fingerprint {made.fingerprint}")
+    print(
+        f"{arguments.folder}: {made.num_samples} samples in {len(made.shard_names)} shards, {made.num_blocks} blocks, fingerprint {made.fingerprint}"
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -36,9 +38,16 @@ def make_parser() -> argparse.ArgumentParser:
     cores = os.cpu_count() or 1
 
     def add(name: str, function: object, help: str, epilog: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=help, description=help, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+        command = commands.add_parser(
+            name, help=help, description=help, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         command.set_defaults(function=function)
-        command.add_argument("--block-samples", type=_positive, default=DEFAULT_BLOCK_SAMPLES, help="samples in one range read (default: %(default)s)")
+        command.add_argument(
+            "--block-samples",
+            type=_positive,
+            default=DEFAULT_BLOCK_SAMPLES,
+            help="samples in one range read (default: %(default)s)",
+        )
         command.add_argument("--workers", type=_positive, default=cores, help="processes (default: all cores, %(default)s)")
         return command
 

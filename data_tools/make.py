@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import webdataset
 from tqdm import tqdm
+from webdataset.writer import TarWriter
 
 from data_tools.index import index_folder
 from data_tools.sources import Listing, SampleSource, list_source
@@ -71,10 +71,17 @@ def _claim_folder(root: Path, listing: Listing, *, samples_per_shard: int, seed:
     digest = hashlib.blake2b(digest_size=16)
     for sample in listing.samples:
         digest.update(f"{sample.key}|{sample.label}|{[(m.extension, m.start, m.length) for m in sample.members]}\n".encode())
-    record = {"source": digest.hexdigest(), "samples": len(listing.samples), "samples_per_shard": samples_per_shard, "seed": seed}
+    record = {
+        "source": digest.hexdigest(),
+        "samples": len(listing.samples),
+        "samples_per_shard": samples_per_shard,
+        "seed": seed,
+    }
     path = root / RECORD_NAME
     if path.exists() and json.loads(path.read_text()) != record:
-        raise DataError(f"{root} holds shards made from another source or with other options; empty it or choose another folder")
+        raise DataError(
+            f"{root} holds shards made from another source or with other options; empty it or choose another folder"
+        )
     if not path.exists() and any(root.glob("*.tar")):
         raise DataError(f"{root} holds tars that were not made by this command; choose an empty folder")
     path.write_text(json.dumps(record))
@@ -85,7 +92,7 @@ def _write_shard(task: tuple[str, Sequence[SampleSource]]) -> None:
     part = f"{target}.part"
     with open(part, "wb") as file:
         # Fixed owner and time: the same samples always give the same bytes.
-        with webdataset.TarWriter(file, mtime=0.0, user="root", group="root", mode=0o644, encoder=False) as writer:
+        with TarWriter(file, mtime=0.0, user="root", group="root", mode=0o644, encoder=False) as writer:
             for sample in samples:
                 values = {member.extension: member.read() for member in sample.members}
                 if sample.label is not None:

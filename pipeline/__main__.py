@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError
 from pipeline.interruption import EXIT_INTERRUPTED, StopRequest
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+    from pipeline.world import World
 
 EXIT_ERROR = 2
 
@@ -36,13 +42,11 @@ def train(arguments: argparse.Namespace, stop: StopRequest) -> int:
     return _train_as_rank(config, world, stop)
 
 
-def _train_as_rank(config: object, world: object, stop: StopRequest) -> int:
+def _train_as_rank(config: RunConfig, world: World, stop: StopRequest) -> int:
     from pipeline import build
-    from pipeline.config import RunConfig
     from pipeline.quiet import quiet_libraries
-    from pipeline.world import World, init_process_group
+    from pipeline.world import init_process_group
 
-    assert isinstance(config, RunConfig) and isinstance(world, World)
     quiet_libraries(is_first=world.is_first)
     plan = build.make_plan(config, world_size=world.size)
     init_process_group(world)
@@ -74,9 +78,19 @@ def requeue(slurm_job_id: str | None) -> None:
 
 def evaluate(arguments: argparse.Namespace, stop: StopRequest) -> int:
     """Evaluate every checkpoint of a run that has not been evaluated; with --watch, go on as new ones come."""
-    from pipeline.evaluation.runner import evaluate_run
+    from pipeline.build import make_evaluator
+    from pipeline.checkpoint import RunFolder
+    from pipeline.config import load_config
+    from pipeline.errors import ConfigError
+    from pipeline.evaluation.runner import watch_run
 
-    evaluate_run(Path(arguments.run_dir), watch=arguments.watch, overrides=arguments.overrides, stop=stop, poll_s=arguments.poll_seconds)
+    folder = RunFolder(Path(arguments.run_dir))
+    while arguments.watch and not folder.weight_steps() and not stop.is_set:
+        time.sleep(arguments.poll_seconds)  # an evaluator submitted beside a training may well start first
+    if not folder.config.exists():
+        raise ConfigError(f"{folder.root} is not a run folder: it has no config.yaml; `python -m pipeline train` makes one")
+    evaluator = make_evaluator(folder, load_config(folder.config, arguments.overrides))
+    watch_run(evaluator, watch=arguments.watch, stop=stop, poll_s=arguments.poll_seconds)
     return 0
 
 
@@ -105,7 +119,9 @@ def demo(arguments: argparse.Namespace, _stop: StopRequest) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline", description="Pretrain Vision Transformers on WebDataset shards.")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline", description="Pretrain Vision Transformers on WebDataset shards."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, function: object, help: str, epilog: str) -> argparse.ArgumentParser:
@@ -136,7 +152,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("overrides", nargs="*", metavar="evaluation.key=value", help="settings that replace the run's")
     command.add_argument("--watch", action="store_true", help="wait for new checkpoints until the run is complete")
     command.add_argument("--poll-seconds", type=float, default=5.0, help="how often to look for new weights (default: 5)")
-    command = add("report", report, "print a run's results and draw its curves", "example:\n  python -m pipeline report runs/demo")
+    command = add(
+        "report", report, "print a run's results and draw its curves", "example:\n  python -m pipeline report runs/demo"
+    )
     command.add_argument("run_dir")
     command.add_argument("--out", help="picture to write (default: RUN_DIR/report.png)")
     command = add(
@@ -146,7 +164,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("config")
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help=overrides_help)
     command = add("demo", demo, "shards, pretraining on two ranks, a kill, a resume, evaluation and plots, on a CPU", "")
-    command.add_argument("--out", default="runs/demo-story", help="folder for everything (default: runs/demo-story); emptied first")
+    command.add_argument(
+        "--out", default="runs/demo-story", help="folder for everything (default: runs/demo-story); emptied first"
+    )
     return parser
 
 

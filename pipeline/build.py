@@ -25,6 +25,7 @@ from pipeline.data.index import ShardIndex, check_shards, load_index
 from pipeline.data.order import SampleOrder
 from pipeline.data.stream import Division, TrainStream
 from pipeline.errors import CheckpointError, ConfigError, PipelineError
+from pipeline.evaluation.runner import Evaluator
 from pipeline.functional.losses import one_hot_targets, sigmoid_cross_entropy, softmax_cross_entropy
 from pipeline.functional.schedules import learning_rate
 from pipeline.hardware import peak_flops
@@ -45,7 +46,15 @@ FIXED_KEYS = (
     "data.max_ratio", "data.flip", "data.resize",
 )  # fmt: skip
 # What may differ between two launches without a word.
-FREE_KEYS = ("data.num_workers", "data.prefetch", "trainer.devices", "trainer.max_steps", "tracking", "evaluation", "trainer.peak_tflops")
+FREE_KEYS = (
+    "data.num_workers",
+    "data.prefetch",
+    "trainer.devices",
+    "trainer.max_steps",
+    "tracking",
+    "evaluation",
+    "trainer.peak_tflops",
+)
 
 
 @dataclass(frozen=True)
@@ -158,7 +167,9 @@ def _accumulation_steps(config: RunConfig, *, world_size: int) -> int:
 def make_loss(config: RunConfig) -> LossFunction:
     """Loss of logits (B, C) and labels (B,), in fp32."""
     function = {"sigmoid": sigmoid_cross_entropy, "softmax": softmax_cross_entropy}[config.loss.name]
-    targets = functools.partial(one_hot_targets, num_classes=config.model.num_classes, label_smoothing=config.loss.label_smoothing)
+    targets = functools.partial(
+        one_hot_targets, num_classes=config.model.num_classes, label_smoothing=config.loss.label_smoothing
+    )
     return lambda logits, labels: function(logits, targets(labels))
 
 
@@ -175,7 +186,9 @@ def make_optimizer(model: torch.nn.Module, config: RunConfig) -> GuardedAdamW:
     """AdamW over decayed and undecayed parameters; fused where the device offers it."""
     section = config.optimizer
     groups = parameter_groups(model, weight_decay=section.weight_decay, decayed=section.decayed)
-    return GuardedAdamW(groups, lr=section.learning_rate, betas=section.betas, eps=section.eps, fused=torch.cuda.is_available() or None)
+    return GuardedAdamW(
+        groups, lr=section.learning_rate, betas=section.betas, eps=section.eps, fused=torch.cuda.is_available() or None
+    )
 
 
 def make_stream(plan: Plan, *, world: World, start_step: int) -> TrainStream:
@@ -226,7 +239,9 @@ def prepare_run_folder(plan: Plan, *, world_size: int) -> Start:
     found = find_latest(folder)
     messages = [f"skipped a broken checkpoint: {reason}" for reason in found.rejected]
     if found.rejected and found.newest is None:
-        raise CheckpointError(f"no checkpoint of {folder.root} is whole: {'; '.join(found.rejected)}. Restore one, or start under another name")
+        raise CheckpointError(
+            f"no checkpoint of {folder.root} is whole: {'; '.join(found.rejected)}. Restore one, or start under another name"
+        )
     if found.newest is not None:
         messages += compare_with_last_launch(plan, folder, found.newest, world_size=world_size)
         messages.append(f"resuming from {found.newest.path}: step {found.newest.meta.step} of {plan.total_steps}")
@@ -335,7 +350,9 @@ def make_training(plan: Plan, *, world: World, stop: StopRequest, start: Start) 
         trainer=_make_trainer(plan, world=world, start=start, checkpointing=checkpointing),
         module=module,
         data=StreamDataModule(
-            make_stream(plan, world=world, start_step=start.step), num_workers=config.data.num_workers, prefetch=config.data.prefetch
+            make_stream(plan, world=world, start_step=start.step),
+            num_workers=config.data.num_workers,
+            prefetch=config.data.prefetch,
         ),
         checkpointing=checkpointing,
         start=start,
@@ -377,7 +394,9 @@ def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Chec
     wandb_logger = None
     if world.is_first:
         history = [row for row in read_metrics(folder.metrics) if row["step"] <= start.step]
-        wandb_logger = make_wandb_logger(make_run_identity(config, run_id=start.wandb_id), config=record, history=history)
+        wandb_logger = make_wandb_logger(
+            make_run_identity(config, run_id=start.wandb_id, folder=folder), config=record, history=history
+        )
     strategy = ZeroStrategy(
         config=deepspeed_config(
             zero_stage=config.trainer.zero_stage, precision=config.trainer.precision,
@@ -394,7 +413,11 @@ def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Chec
         max_epochs=-1,
         accumulate_grad_batches=plan.accumulation_steps,
         logger=[logger for logger in (MetricsFile(folder.metrics), wandb_logger) if logger is not None],
-        callbacks=[_make_metrics(plan, world=world), FiniteGuard(max_skipped_steps=config.trainer.max_skipped_steps), checkpointing],
+        callbacks=[
+            _make_metrics(plan, world=world),
+            FiniteGuard(max_skipped_steps=config.trainer.max_skipped_steps),
+            checkpointing,
+        ],
         # Checkpoints, progress and sampling are ours.
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -406,11 +429,22 @@ def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Chec
     )
 
 
-def make_run_identity(config: RunConfig, *, run_id: str) -> RunIdentity:
+def make_evaluator(folder: RunFolder, config: RunConfig) -> Evaluator:
+    """The evaluator of a run folder, which may have moved since the run's configuration was written."""
+    run_id = folder.wandb_id.read_text().strip()
+    return Evaluator(folder, section=config.evaluation, identity=make_run_identity(config, run_id=run_id, folder=folder))
+
+
+def make_run_identity(config: RunConfig, *, run_id: str, folder: RunFolder) -> RunIdentity:
     """The W&B run of a configuration."""
     tracking = config.tracking
     return RunIdentity(
-        name=config.name, run_id=run_id, folder=config.run_dir, project=tracking.project, entity=tracking.entity, mode=tracking.mode
+        name=config.name,
+        run_id=run_id,
+        folder=folder.root,
+        project=tracking.project,
+        entity=tracking.entity,
+        mode=tracking.mode,
     )
 
 

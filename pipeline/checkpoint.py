@@ -22,16 +22,16 @@ import os
 import re
 import shutil
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
-from pipeline.models.vit import ViTConfig, VisionTransformer
+from pipeline.models.vit import VisionTransformer, ViTConfig
 
 _STEP = re.compile(r"^step_(\d{8,})$")
 _HASH_CHUNK = 16 * 2**20
@@ -234,9 +234,9 @@ def clear_leftovers(folder: RunFolder) -> None:
 
 def save_weights(path: Path, tensors: dict[str, Tensor], *, model: ViTConfig, step: int, images_seen: int) -> None:
     """Write plain weights as safetensors, the model's config in the header, whole or not at all."""
-    metadata = {"model": json.dumps(model.to_dict()), "step": str(step), "images_seen": str(images_seen), "format": "pt"}
+    header = {"model": json.dumps(model.to_dict()), "step": str(step), "images_seen": str(images_seen), "format": "pt"}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, safetensors.torch.save(contiguous, metadata=metadata))
+    write_atomically(path, safetensors.torch.save(contiguous, metadata=header))
 
 
 @dataclass(frozen=True)
@@ -256,21 +256,18 @@ def load_weights(path: Path) -> Weights:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        model = VisionTransformer(ViTConfig(**json.loads(metadata["model"])))
+            header = file.metadata() or {}
+        model = VisionTransformer(ViTConfig(**json.loads(header["model"])))
         model.load_state_dict(safetensors.torch.load_file(path))
     except FileNotFoundError as error:
         raise CheckpointError(f"weights file {path} does not exist") from error
     except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} is not a weights file of this software, or is damaged: {error}") from error
-    return Weights(model=model.eval(), step=int(metadata["step"]), images_seen=int(metadata["images_seen"]))
+    return Weights(model=model.eval(), step=int(header["step"]), images_seen=int(header["images_seen"]))
 
 
 def collect_versions() -> dict[str, str]:
     """Versions that a checkpoint's bytes depend on."""
-    import deepspeed
-    import lightning
-
     import pipeline
 
-    return {"pipeline": pipeline.__version__, "torch": torch.__version__, "lightning": lightning.__version__, "deepspeed": deepspeed.__version__}
+    return {"pipeline": pipeline.__version__, **{name: metadata.version(name) for name in ("torch", "lightning", "deepspeed")}}

@@ -78,7 +78,9 @@ class OptimizerSection(Section):
     betas: tuple[float, float] = Field((0.9, 0.999), description="paper, section 4.1")
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(ge=0)
-    decayed: Literal["kernels", "all"] = Field("kernels", description="kernels leaves biases, LayerNorms, positions and class token alone")
+    decayed: Literal["kernels", "all"] = Field(
+        "kernels", description="kernels leaves biases, LayerNorms, positions and class token alone"
+    )
     clip_norm: float | None = Field(None, gt=0, description="global gradient norm is cut to this")
 
 
@@ -96,8 +98,12 @@ class TrainerSection(Section):
     duration: DurationField = Field(description="the whole run; the schedule spans it")
     max_steps: int | None = Field(None, ge=1, description="stop after this step all the same (the schedule is not shortened)")
     global_batch_size: int = Field(ge=1, description="images in one optimizer step over all ranks")
-    micro_batch_size: int | None = Field(None, ge=1, description="images a rank computes at once; all of its share if not given")
-    devices: int | Literal["auto"] = Field("auto", description="ranks on one machine when no launcher gives them: all GPUs, or 1")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="images a rank computes at once; all of its share if not given"
+    )
+    devices: int | Literal["auto"] = Field(
+        "auto", description="ranks on one machine when no launcher gives them: all GPUs, or 1"
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
     precision: Literal["bf16", "bf16_autocast", "fp32"] = Field(
         "bf16", description="bf16: bf16 weights with fp32 masters; bf16_autocast: fp32 weights, bf16 products"
@@ -140,7 +146,9 @@ class TrackingSection(Section):
 
     project: str = "vit-pretraining"
     entity: str | None = None
-    mode: Literal["auto", "online", "offline", "disabled"] = Field("auto", description="auto: online where a key is found, else offline")
+    mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto: online where a key is found, else offline"
+    )
     log_every: int = Field(50, ge=1, description="steps between two lines of metrics")
 
 
@@ -254,7 +262,9 @@ def _explain(problem: Any, values: dict[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         known = _keys_at(problem["loc"][:-1])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
-        elsewhere = [f"{name}.{problem['loc'][-1]}" for name in RunConfig.model_fields if problem["loc"][-1] in _keys_at((name,))]
+        elsewhere = [
+            f"{name}.{problem['loc'][-1]}" for name in RunConfig.model_fields if problem["loc"][-1] in _keys_at((name,))
+        ]
         prefix = "".join(f"{part}." for part in problem["loc"][:-1])
         hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
         return f"unknown key {path}; " + (f"did you mean {elsewhere[0]}?" if elsewhere and not near else hint)

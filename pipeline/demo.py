@@ -36,12 +36,23 @@ def run_demo(out: Path) -> None:
     write_digits(out / "images")
     _say("2/5  WebDataset shards and their index: python -m data_tools make")
     for split in SPLITS:
-        _run("data_tools", "make", str(out / "images" / split), str(out / "data" / split), "--samples-per-shard", "500", "--block-samples", "8")
+        _run(
+            "data_tools",
+            "make",
+            str(out / "images" / split),
+            str(out / "data" / split),
+            "--samples-per-shard",
+            "500",
+            "--block-samples",
+            "8",
+        )
     _say("3/5  pretraining on the digits 0-5 (two ranks, DeepSpeed ZeRO-2, bf16), the evaluator watching beside it")
     folder = RunFolder(out / "runs" / "demo")
     command = [sys.executable, "-m", "pipeline", "train", str(CONFIG), *_overrides(out)]
     print("$", " ".join(["python", *command[1:]]), flush=True)
-    evaluator = subprocess.Popen([sys.executable, "-m", "pipeline", "evaluate", str(folder.root), "--watch"], env=_environment())
+    evaluator = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "evaluate", str(folder.root), "--watch"], env=_environment()
+    )
     try:
         _train_and_kill(command, folder)
         _say("4/5  the same command again: it resumes from the newest complete checkpoint")

@@ -18,9 +18,7 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, decayed: Decayed)
     and the class token do not. The paper does not say; this is the common reading of its code. `all` decays
     everything.
     """
-    kernels = {
-        id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)
-    }
+    kernels = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with_decay = [p for p in parameters if decayed == "all" or id(p) in kernels]
     without = [p for p in parameters if not (decayed == "all" or id(p) in kernels)]

@@ -49,7 +49,12 @@ def tabulate_evaluations(evaluations: Rows) -> str:
     for label, by_step in group_evaluations(evaluations).items():
         rows.append([label, *(_cell(by_step.get(step, [])) for step in steps)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
@@ -57,7 +62,9 @@ def group_evaluations(evaluations: Rows) -> dict[str, dict[int, list[float]]]:
     """Measure to step to its values, one a seed; a repeated result counts once."""
     unique = {(r["dataset"], r["protocol"], r["shots"] or 0, r["step"], r["seed"]): r["accuracy"] for r in evaluations}
     grouped: dict[str, dict[int, list[float]]] = {}
-    for (dataset, protocol, shots, step, _), accuracy in sorted(unique.items(), key=lambda item: str(item[0][:2]) + f"{item[0][2]:04d}"):
+    for (dataset, protocol, shots, step, _), accuracy in sorted(
+        unique.items(), key=lambda item: str(item[0][:2]) + f"{item[0][2]:04d}"
+    ):
         label = f"{dataset} {shots}-shot" if protocol == "few_shot" else f"{dataset} {protocol}"
         grouped.setdefault(label, {}).setdefault(step, []).append(accuracy)
     return grouped

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
@@ -122,5 +122,11 @@ class ZeroStrategy(DeepSpeedStrategy):
             full = safe_get_full_fp32_param(parameter)
             full = parameter if full is None else full
             if self.is_global_zero:
-                gathered[name] = full.detach().float().cpu().clone().view(parameter.shape if full.numel() == parameter.numel() else full.shape)
+                gathered[name] = (
+                    full.detach()
+                    .float()
+                    .cpu()
+                    .clone()
+                    .view(parameter.shape if full.numel() == parameter.numel() else full.shape)
+                )
         return gathered

@@ -57,7 +57,12 @@ class World:
 
     def export(self) -> None:
         """Set the variables that torch.distributed, DeepSpeed and Lightning read, whatever launched us."""
-        values = {"RANK": self.rank, "WORLD_SIZE": self.size, "LOCAL_RANK": self.local_rank, "LOCAL_WORLD_SIZE": self.local_size}
+        values = {
+            "RANK": self.rank,
+            "WORLD_SIZE": self.size,
+            "LOCAL_RANK": self.local_rank,
+            "LOCAL_WORLD_SIZE": self.local_size,
+        }
         os.environ.update({name: str(value) for name, value in values.items()}, GROUP_RANK=str(self.node))
         if self.launcher == "slurm":
             os.environ.update(_slurm_rendezvous())
@@ -70,7 +75,7 @@ _BATCH_STEPS = {"4294967291", "4294967292", "4294967290", "batch", "extern"}
 
 
 def _slurm_rendezvous() -> dict[str, str]:
-    from lightning.fabric.plugins.environments import SLURMEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     environment = SLURMEnvironment(auto_requeue=False)
     return {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port)}

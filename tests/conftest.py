@@ -60,7 +60,13 @@ def write_shards() -> WriteShards:
     """Write shards of the given sizes into a folder and index them."""
 
     def write(
-        folder: Path, *, shard_sizes: list[int], block_samples: int = 4, num_classes: int = 4, size: int = 24, format: str = "JPEG"
+        folder: Path,
+        *,
+        shard_sizes: list[int],
+        block_samples: int = 4,
+        num_classes: int = 4,
+        size: int = 24,
+        format: str = "JPEG",
     ) -> ShardIndex:
         folder.mkdir(parents=True, exist_ok=True)
         number = 0
@@ -68,7 +74,10 @@ def write_shards() -> WriteShards:
             members: list[tuple[str, bytes]] = []
             for _ in range(count):
                 image = encode(make_image(number, num_classes=num_classes, size=size), format=format)
-                members += [(f"{number:05d}.{format.lower()}", image), (f"{number:05d}.cls", str(number % num_classes).encode())]
+                members += [
+                    (f"{number:05d}.{format.lower()}", image),
+                    (f"{number:05d}.cls", str(number % num_classes).encode()),
+                ]
                 number += 1
             write_tar(folder / f"shard-{shard:03d}.tar", members)
         index_folder(str(folder), block_samples=block_samples, num_workers=1)
@@ -132,7 +141,9 @@ def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **extra}
 
 
-def run_command(*arguments: str, module: str = "pipeline", timeout_s: float = 240, **extra: str) -> subprocess.CompletedProcess[str]:
+def run_command(
+    *arguments: str, module: str = "pipeline", timeout_s: float = 240, **extra: str
+) -> subprocess.CompletedProcess[str]:
     """Run `python -m MODULE ...` to its end."""
     return subprocess.run(
         [sys.executable, "-m", module, *arguments], cwd=REPOSITORY, env=environment(**extra), text=True,

@@ -70,7 +70,9 @@ class Checkpointing(Callback):
         if missing:
             self._save_weights(trainer, trainer.global_step)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if not is_step_end(trainer, batch_idx):
             return
         step = trainer.global_step

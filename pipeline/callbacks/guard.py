@@ -27,7 +27,9 @@ class FiniteGuard(Callback):
         if self._skipped_before is None:
             self._skipped_before = trainer.strategy.skipped_steps  # type: ignore[attr-defined]
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self._samples += batch["sample_ids"].tolist()
         if not is_step_end(trainer, batch_idx):
             return

@@ -45,7 +45,9 @@ class TrainingMetrics(Callback):
         self.peak_flops = peak_flops
         self.unreadable_budget = unreadable_budget
         self.unreadable_total = 0
-        self._metrics = MetricCollection({"loss": MeanMetric(nan_strategy="disable"), "wait_s": MeanMetric(), "unreadable": MeanMetric()})
+        self._metrics = MetricCollection(
+            {"loss": MeanMetric(nan_strategy="disable"), "wait_s": MeanMetric(), "unreadable": MeanMetric()}
+        )
         self._accuracy = MulticlassAccuracy(num_classes=num_classes, average="micro", validate_args=False)
         self._bar: tqdm[Any] | None = None
         self._new_unreadable: list[Unreadable] = []
@@ -72,12 +74,17 @@ class TrainingMetrics(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._metrics["wait_s"].update(time.perf_counter() - self._batch_end)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self._metrics["loss"].update(outputs["micro_loss"])
         self._metrics["unreadable"].update(float(len(batch["unreadable"])))
         self._accuracy.update(outputs["logits"], batch["labels"])
         for item in batch["unreadable"]:
-            print(f"[data] unreadable image {item.key!r} in {item.shard} at position {item.position} replaced: {item.reason}", flush=True)
+            print(
+                f"[data] unreadable image {item.key!r} in {item.shard} at position {item.position} replaced: {item.reason}",
+                flush=True,
+            )
         if is_step_end(trainer, batch_idx):
             step = trainer.global_step
             if self._bar is not None:

@@ -15,7 +15,7 @@ MAX_PIXELS = 100_000_000  # above this an image is taken for a decompression bom
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 
 
-class UnreadableImage(Exception):
+class UnreadableImage(Exception):  # noqa: N818  (a finding to count, not a failure)
     """One image that cannot be decoded. Replaced by rule, counted and logged: see `stream`."""
 
 
@@ -42,7 +42,7 @@ def _decode_jpeg(data: bytes) -> Pixels | None:
         return None
     if colorspace in ("CMYK", "YCCK"):
         return None
-    _check_size(width, height)
+    _check_size(int(width), int(height))
     try:
         return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError as error:

@@ -168,7 +168,9 @@ def load_index(path: str) -> ShardIndex:
         raise DataError(f"data folder {folder!r} {shards}; make one with `python -m data_tools index {folder}`")
     with filesystem.open(place, "rb") as file, np.load(file, allow_pickle=False) as stored:
         if int(stored["format_version"]) != FORMAT_VERSION:
-            raise DataError(f"{place}: index format {int(stored['format_version'])}, this software reads {FORMAT_VERSION}; make it anew")
+            raise DataError(
+                f"{place}: index format {int(stored['format_version'])}, this software reads {FORMAT_VERSION}; make it anew"
+            )
         samples = stored["block_samples"]
         return ShardIndex(
             folder=folder,
@@ -191,8 +193,10 @@ def check_shards(index: ShardIndex) -> None:
     problems = list(_shard_problems(index))
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-        raise DataError(f"shards differ from the index of {index.folder}: {'; '.join(problems[:5])}{more}. "
-                        f"Restore them, or index the folder again with `python -m data_tools index {index.folder}`")
+        raise DataError(
+            f"shards differ from the index of {index.folder}: {'; '.join(problems[:5])}{more}. "
+            f"Restore them, or index the folder again with `python -m data_tools index {index.folder}`"
+        )
 
 
 def _shard_problems(index: ShardIndex) -> Iterator[str]:

@@ -82,8 +82,10 @@ def read_image(reader: BlockReader, block: int, slot: int, *, position: int) -> 
             return sample, used, decode_image(sample.image), unreadable
         except UnreadableImage as error:
             unreadable.append(Unreadable(position=position, key=sample.key, shard=sample.shard, reason=str(error)))
-    raise DataError(f"{reader.index.describe_block(block)}: none of its {len(samples)} images can be decoded "
-                    f"(first: {unreadable[0].key!r}: {unreadable[0].reason})")
+    raise DataError(
+        f"{reader.index.describe_block(block)}: none of its {len(samples)} images can be decoded "
+        f"(first: {unreadable[0].key!r}: {unreadable[0].reason})"
+    )
 
 
 class TrainStream(IterableDataset[Batch]):
@@ -128,7 +130,9 @@ class TrainStream(IterableDataset[Batch]):
             labels[i] = sample.label
             sample_ids[i] = sample_id
             unreadable += skipped
-        return Batch(images=images, labels=labels, sample_ids=sample_ids, positions=torch.from_numpy(positions), unreadable=unreadable)
+        return Batch(
+            images=images, labels=labels, sample_ids=sample_ids, positions=torch.from_numpy(positions), unreadable=unreadable
+        )
 
 
 class BatchLoader:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from pipeline.data.augment import EvalTransform
 from pipeline.data.index import ShardIndex
-from pipeline.data.stream import EvalImages, EvalStream
+from pipeline.data.stream import EvalStream
 from pipeline.models.vit import VisionTransformer
 
 
@@ -22,10 +22,6 @@ class Features:
     values: Tensor  # (N, D) fp32, on CPU
     labels: Tensor  # (N,) int64
     num_unreadable: int
-
-
-def _keep(item: EvalImages) -> EvalImages:
-    return item
 
 
 @torch.no_grad()
@@ -39,7 +35,7 @@ def extract_features(
     whole blocks of the index, so the result does not depend on the number of workers.
     """
     loader = DataLoader(
-        EvalStream(index=index, transform=transform), batch_size=None, collate_fn=_keep, num_workers=num_workers,
+        EvalStream(index=index, transform=transform), batch_size=None, num_workers=num_workers,
         multiprocessing_context="spawn" if num_workers else None,
     )  # fmt: skip
     values: list[Tensor] = []

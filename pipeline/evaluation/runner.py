@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.checkpoint import RunFolder, Weights, load_weights
-from pipeline.config import EvalDataset, EvaluationSection, RunConfig, load_config
+from pipeline.config import EvalDataset, EvaluationSection
 from pipeline.data.augment import EvalTransform
 from pipeline.data.index import ShardIndex, check_shards, load_index
 from pipeline.errors import ConfigError, DataError
@@ -35,7 +34,12 @@ class Task:
     seed: int | None
 
     def is_done_by(self, row: dict[str, Any]) -> bool:
-        return (row["dataset"], row["protocol"], row["shots"], row["seed"]) == (self.dataset, self.protocol, self.shots, self.seed)
+        return (row["dataset"], row["protocol"], row["shots"], row["seed"]) == (
+            self.dataset,
+            self.protocol,
+            self.shots,
+            self.seed,
+        )
 
 
 def list_tasks(section: EvaluationSection) -> list[Task]:
@@ -49,16 +53,8 @@ def list_tasks(section: EvaluationSection) -> list[Task]:
     return tasks
 
 
-def evaluate_run(run_dir: Path, *, watch: bool, overrides: list[str], stop: StopRequest, poll_s: float) -> None:
-    """Measure every checkpoint of a run that lacks results, oldest first; with `watch`, until the run is complete.
-
-    Raises:
-        ConfigError: not a run folder, or no evaluation sets.
-        DataError: an evaluation set that is missing or damaged.
-    """
-    folder = RunFolder(run_dir)
-    config = _wait_for_config(folder, overrides, watch=watch, stop=stop, poll_s=poll_s)
-    evaluator = Evaluator(folder, config)
+def watch_run(evaluator: Evaluator, *, watch: bool, stop: StopRequest, poll_s: float) -> None:
+    """Measure every checkpoint that lacks results, oldest first; with `watch`, go on until the run is complete."""
     try:
         while not stop.is_set:
             evaluator.evaluate_pending()
@@ -69,26 +65,26 @@ def evaluate_run(run_dir: Path, *, watch: bool, overrides: list[str], stop: Stop
         evaluator.close()
 
 
-def _wait_for_config(folder: RunFolder, overrides: list[str], *, watch: bool, stop: StopRequest, poll_s: float) -> RunConfig:
-    while watch and not folder.config.exists() and not stop.is_set:
-        time.sleep(poll_s)  # an evaluator submitted beside a training may well start first
-    if not folder.config.exists():
-        raise ConfigError(f"{folder.root} is not a run folder: it has no config.yaml; `python -m pipeline train` makes one")
-    return load_config(folder.config, overrides)
-
-
 class Evaluator:
-    """Evaluates one run's weights under one configuration."""
+    """Evaluates one run's weights.
 
-    def __init__(self, folder: RunFolder, config: RunConfig) -> None:
-        if not config.evaluation.datasets:
-            raise ConfigError(f"{folder.config}: evaluation.datasets is empty; name some sets of shards (see configs/demo.yaml)")
+    Raises:
+        ConfigError: no evaluation sets.
+        DataError: an evaluation set that is missing or damaged.
+    """
+
+    def __init__(self, folder: RunFolder, *, section: EvaluationSection, identity: RunIdentity) -> None:
+        if not section.datasets:
+            raise ConfigError(
+                f"{folder.config}: evaluation.datasets is empty; name some sets of shards (see configs/demo.yaml)"
+            )
         self.folder = folder
-        self.config = config
-        self.tasks = list_tasks(config.evaluation)
+        self.section = section
+        self.identity = identity
+        self.tasks = list_tasks(section)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._tracker: EvaluationTracker | None = None
-        self._indices = {d.name: (_open_split(d, d.train), _open_split(d, d.test)) for d in config.evaluation.datasets}
+        self._indices = {d.name: (_open_split(d, d.train), _open_split(d, d.test)) for d in section.datasets}
 
     def evaluate_pending(self) -> None:
         """One pass over all weights."""
@@ -105,14 +101,9 @@ class Evaluator:
 
     def _track(self, rows: list[dict[str, Any]]) -> None:
         if self._tracker is None:  # opened by the first result, with all that was measured before
-            tracking = self.config.tracking
-            identity = RunIdentity(
-                name=self.config.name, run_id=self.folder.wandb_id.read_text().strip(), folder=self.folder.root,
-                project=tracking.project, entity=tracking.entity, mode=tracking.mode,
-            )  # fmt: skip
             known = {(row["step"], row["dataset"]) for row in rows}
             history = [r for r in read_json_lines(self.folder.evaluations) if (r["step"], r["dataset"]) not in known]
-            self._tracker = EvaluationTracker(identity, history=history)
+            self._tracker = EvaluationTracker(self.identity, history=history)
         self._tracker.log(rows)
 
     def is_complete(self) -> bool:
@@ -132,7 +123,7 @@ class Evaluator:
         weights = load_weights(self.folder.weights_of(step))
         weights.model.to(self.device)
         new_rows: list[dict[str, Any]] = []
-        for dataset in self.config.evaluation.datasets:
+        for dataset in self.section.datasets:
             tasks = [task for task in missing if task.dataset == dataset.name]
             if tasks:
                 new_rows += self._evaluate_dataset(weights, dataset, tasks)
@@ -144,7 +135,9 @@ class Evaluator:
 
     def _evaluate_dataset(self, weights: Weights, dataset: EvalDataset, tasks: list[Task]) -> list[dict[str, Any]]:
         """Features once, then every probe on them; each result is appended as soon as it is known."""
-        train, test = (self._features(weights, index, f"{dataset.name} step {weights.step}") for index in self._indices[dataset.name])
+        train, test = (
+            self._features(weights, index, f"{dataset.name} step {weights.step}") for index in self._indices[dataset.name]
+        )
         num_classes = int(torch.cat([train.labels, test.labels]).max()) + 1
         rows = []
         for task in tasks:
@@ -154,7 +147,7 @@ class Evaluator:
         return rows
 
     def _features(self, weights: Weights, index: ShardIndex, description: str) -> Features:
-        section, image_size = self.config.evaluation, weights.model.config.image_size
+        section, image_size = self.section, weights.model.config.image_size
         short_side = section.short_side or round(image_size * RESIZE_RATIO)
         return extract_features(
             weights.model, index, transform=EvalTransform(image_size=image_size, short_side=short_side), device=self.device,
@@ -187,7 +180,8 @@ def _measure(task: Task, train: Features, test: Features, *, num_classes: int) -
     if task.protocol == "linear":
         result = probe()
         return Measured(result.accuracy, {"penalty": result.penalty, "held_out_accuracy": result.held_out_accuracy})
-    assert task.shots is not None and task.seed is not None
+    assert task.shots is not None
+    assert task.seed is not None
     support = choose_support(train.labels, shots=task.shots, seed=task.seed)
     return Measured(probe(support=support), {"short_classes": len(support.short_classes)})
 

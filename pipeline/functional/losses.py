@@ -8,9 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def one_hot_targets(
-    labels: Int[Tensor, " B"], *, num_classes: int, label_smoothing: float = 0.0
-) -> Float[Tensor, "B C"]:
+def one_hot_targets(labels: Int[Tensor, " B"], *, num_classes: int, label_smoothing: float = 0.0) -> Float[Tensor, "B C"]:
     """One-hot rows, fp32; with smoothing e each row is (1 - e) * onehot + e / C (Szegedy et al. 2016, section 7)."""
     targets = F.one_hot(labels.long(), num_classes).to(torch.float32)
     return targets if label_smoothing == 0 else targets * (1 - label_smoothing) + label_smoothing / num_classes

@@ -8,9 +8,7 @@ from typing import Literal
 Decay = Literal["linear", "cosine", "constant"]
 
 
-def learning_rate(
-    step: int, *, peak: float, warmup_steps: int, total_steps: int, decay: Decay, end: float = 0.0
-) -> float:
+def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int, decay: Decay, end: float = 0.0) -> float:
     """Learning rate of optimizer step `step` (0 is the first).
 
     Linear warmup from 0 over `warmup_steps`, then `decay` from `peak` to `end`, reached at `total_steps`.

@@ -77,9 +77,7 @@ class VisionTransformer(nn.Module):
             tokens = block(tokens)
         return self.norm(tokens)
 
-    def forward_representation(
-        self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]
-    ) -> Float[Tensor, "B R"]:
+    def forward_representation(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B R"]:
         """What the linear classifier reads: tanh pre-logits, or the class token where there are none."""
         class_token = self.forward_tokens(images)[:, 0]  # (B, D)
         return class_token if self.pre_logits is None else torch.tanh(self.pre_logits(class_token))

@@ -13,7 +13,9 @@ from pipeline.models.vit import VisionTransformer, ViTConfig
 from pipeline.models.zoo import SHAPES, macs_per_image, parse_name, training_flops_per_image
 
 
-def config_of(name: str, *, image_size: int = 224, num_classes: int = 1000, tanh: bool = False, dropout: float = 0.0) -> ViTConfig:
+def config_of(
+    name: str, *, image_size: int = 224, num_classes: int = 1000, tanh: bool = False, dropout: float = 0.0
+) -> ViTConfig:
     shape, patch_size = parse_name(name)
     return ViTConfig(
         image_size=image_size, patch_size=patch_size, width=shape.width, depth=shape.depth, mlp_dim=shape.mlp_dim,
@@ -60,7 +62,13 @@ def test_parameter_counts_equal_timms(timm: ModuleType, name: str, timm_name: st
 # rule that gives the other four.
 @pytest.mark.parametrize(
     ("name", "epochs", "exaflops", "rel"),
-    [("B/32", 7, 55, 0.025), ("B/16", 7, 224, 0.005), ("L/32", 7, 196, 0.005), ("L/16", 7, 783, 0.005), ("H/14", 14, 4262, 0.005)],
+    [
+        ("B/32", 7, 55, 0.025),
+        ("B/16", 7, 224, 0.005),
+        ("L/32", 7, 196, 0.005),
+        ("L/16", 7, 783, 0.005),
+        ("H/14", 14, 4262, 0.005),
+    ],
 )
 def test_training_cost_is_the_papers(name: str, epochs: int, exaflops: float, rel: float) -> None:
     per_image = training_flops_per_image(config_of(name, num_classes=18291, tanh=True))
@@ -83,7 +91,14 @@ def to_timm(model: VisionTransformer) -> dict[str, Tensor]:
     renamed = {"patch_embed": "patch_embed.proj", "norm": "norm", "head": "head"}
     for ours, theirs in renamed.items():
         state |= {f"{theirs}.{k}": v for k, v in model.get_submodule(ours).state_dict().items()}
-    parts = {"norm_attention": "norm1", "attention.qkv": "attn.qkv", "attention.out": "attn.proj", "norm_mlp": "norm2", "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
+    parts = {
+        "norm_attention": "norm1",
+        "attention.qkv": "attn.qkv",
+        "attention.out": "attn.proj",
+        "norm_mlp": "norm2",
+        "mlp.up": "mlp.fc1",
+        "mlp.down": "mlp.fc2",
+    }
     for i, block in enumerate(model.blocks):
         for ours, theirs in parts.items():
             state |= {f"blocks.{i}.{theirs}.{k}": v for k, v in block.get_submodule(ours).state_dict().items()}
@@ -95,7 +110,12 @@ def test_logits_equal_timms(timm: ModuleType, name: str) -> None:
     config = config_of(name, num_classes=10)
     ours = random_model(config)
     theirs = timm.models.vision_transformer.VisionTransformer(
-        img_size=224, patch_size=config.patch_size, embed_dim=config.width, depth=config.depth, num_heads=config.num_heads, num_classes=10
+        img_size=224,
+        patch_size=config.patch_size,
+        embed_dim=config.width,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        num_classes=10,
     ).eval()
     theirs.load_state_dict(to_timm(ours))
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
@@ -169,7 +189,8 @@ def test_initial_weights_follow_the_authors_code() -> None:
     assert block.get_parameter("mlp.up.bias").detach().std() == pytest.approx(1e-6, rel=0.1)
     assert model.position.detach().std() == pytest.approx(0.02, rel=0.02)
     assert model.patch_embed.weight.detach().std() == pytest.approx((16 * 16 * 3) ** -0.5, rel=0.02)
-    assert model.class_token.abs().max() == 0 and model.head.weight.abs().max() == 0
+    assert model.class_token.abs().max() == 0
+    assert model.head.weight.abs().max() == 0
     # With a zero head every class starts at the same logit.
     assert model(torch.rand(1, 3, 224, 224)).unique().numel() == 1
 
@@ -177,7 +198,8 @@ def test_initial_weights_follow_the_authors_code() -> None:
 def test_dropout_stands_where_the_paper_puts_it() -> None:
     model = VisionTransformer(config_of("Ti/32", dropout=0.1))
     places = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout) and module.p == 0.1]
-    assert places[0] == "dropout" and len(places) == 1 + 2 * SHAPES["Ti"].depth
+    assert places[0] == "dropout"
+    assert len(places) == 1 + 2 * SHAPES["Ti"].depth
 
 
 @pytest.mark.parametrize("name", ["XL/16", "L", "L/0", "L/16x"])

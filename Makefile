@@ -1,0 +1,48 @@
+# make demo: the whole story on a CPU.  make test: all quick tests.  Both install what they need into .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python -m
+LOCK = requirements.lock
+PIP = $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint $(LOCK)
+
+.PHONY: demo test test-slow lint install clean
+
+demo: $(VENV)/.demo
+	$(RUN) pipeline demo
+
+test: $(VENV)/.dev .reference/.installed
+	$(RUN) pytest
+
+test-slow: $(VENV)/.dev .reference/.installed
+	$(RUN) pytest -m slow
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/basedpyright
+	$(VENV)/bin/lint-imports
+
+install: $(VENV)/.demo
+
+# torch first and pinned: DeepSpeed's build looks at it, and any other version would bring another CUDA.
+$(VENV)/.torch: $(LOCK)
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) pip setuptools wheel
+	$(PIP) torch
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) --no-build-isolation --editable '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) --no-build-isolation --editable '.[demo,dev]'
+	touch $@ $(VENV)/.demo
+
+# timm for comparison only, in a folder of its own: torchvision, which it imports, breaks Lightning beside a CPU torch.
+.reference/.installed: $(VENV)/.torch
+	$(PIP) --no-deps --upgrade --target .reference timm torchvision
+	touch $@
+
+clean:
+	rm -rf $(VENV) .reference runs
