@@ -51,10 +51,11 @@ def _decode_jpeg(data: bytes) -> Pixels | None:
 
 def _decode_with_pillow(data: bytes) -> Pixels:
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
-            warnings.simplefilter("ignore")  # Pillow warns of harmless metadata
-            _check_size(*image.size)
-            return np.array(image.convert("RGB"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of harmless metadata, and of sizes below our own limit
+            with Image.open(io.BytesIO(data)) as image:
+                _check_size(*image.size)
+                return np.array(image.convert("RGB"))
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,10 @@ class SampleOrder:
         # Two epochs at most are alive at once: a batch may straddle a boundary.
         self._plan = lru_cache(maxsize=2)(self._make_plan)
         self._inside = lru_cache(maxsize=8 * self.num_streams)(self._make_inside)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The caches hold bound methods and cannot travel to a worker process; they are made anew there.
+        return _restore_order, (self.block_samples, self.seed, self.num_streams)
 
     def locate(self, positions: Int64s) -> Located:
         """Find the samples at these positions of the run (0 is the first image of the first epoch)."""
@@ -111,3 +116,7 @@ class SampleOrder:
             segment_row=segment_row,
             segment_streams=segment_streams,
         )
+
+
+def _restore_order(block_samples: Int64s, seed: int, num_streams: int) -> SampleOrder:
+    return SampleOrder(block_samples, seed=seed, num_streams=num_streams)

@@ -1,0 +1,117 @@
+"""Laws of the sample order, for any sizes of blocks and any number of streams."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.counter import derive_key, mix, permutation, uniforms
+from pipeline.data.order import SampleOrder
+from pipeline.data.stream import Division
+
+BLOCKS = st.lists(st.integers(1, 9), min_size=1, max_size=40)
+
+
+def samples_at(order: SampleOrder, positions: np.ndarray) -> np.ndarray:
+    located = order.locate(positions)
+    first = np.concatenate([[0], np.cumsum(order.block_samples)])
+    return first[located.block] + located.slot
+
+
+@settings(max_examples=150, deadline=None)
+@given(blocks=BLOCKS, streams=st.integers(1, 50), seed=st.integers(0, 2**32))
+def test_every_epoch_holds_every_sample_once(blocks: list[int], streams: int, seed: int) -> None:
+    order = SampleOrder(np.array(blocks), seed=seed, num_streams=streams)
+    seen = samples_at(order, np.arange(3 * order.num_samples)).reshape(3, -1)
+    for epoch in seen:
+        assert sorted(epoch) == list(range(order.num_samples))
+
+
+@settings(max_examples=100, deadline=None)
+@given(blocks=BLOCKS, streams=st.integers(1, 50), seed=st.integers(0, 2**32), start=st.integers(0, 500), data=st.data())
+def test_a_position_is_found_alone_as_among_others(blocks: list[int], streams: int, seed: int, start: int, data: st.DataObject) -> None:
+    """Resuming anywhere, or asking for any subset of positions, gives the same samples."""
+    whole = samples_at(SampleOrder(np.array(blocks), seed=seed, num_streams=streams), np.arange(start + 60))
+    positions = np.array(data.draw(st.lists(st.integers(0, start + 59), min_size=1, max_size=20)))
+    fresh = SampleOrder(np.array(blocks), seed=seed, num_streams=streams)
+    assert samples_at(fresh, positions).tolist() == whole[positions].tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    world=st.sampled_from([1, 2, 3, 4, 6, 8, 12, 24]), accumulation=st.sampled_from([1, 2]), workers=st.integers(0, 5), step=st.integers(0, 9)
+)
+def test_ranks_and_workers_only_divide_a_batch(world: int, accumulation: int, workers: int, step: int) -> None:
+    parts = []
+    for rank in range(world):
+        division = Division(global_batch_size=48, rank=rank, world_size=world, accumulation_steps=accumulation)
+        for micro_step in range(accumulation):
+            positions = division.positions(step=step, micro_step=micro_step)
+            parts += [part for part in np.array_split(positions, max(1, workers))]
+    assert np.concatenate(parts).tolist() == list(range(48 * step, 48 * (step + 1)))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    blocks = np.full(40, 8)
+    orders = [samples_at(SampleOrder(blocks, seed=seed, num_streams=16), np.arange(640)) for seed in (0, 1)]
+    rows = [orders[0][:320], orders[0][320:], orders[1][:320]]
+    for i, first in enumerate(rows):
+        for second in rows[i + 1 :]:
+            assert (first == second).mean() < 0.05  # two random permutations of 320 agree in one place on average
+
+
+def test_neighbours_come_from_different_blocks() -> None:
+    order = SampleOrder(np.full(64, 16), seed=0, num_streams=32)
+    for start in range(0, 32 * 31, 32):
+        assert len(set(order.locate(np.arange(start, start + 32)).block)) == 32
+
+
+def test_a_rank_reads_each_block_alone_when_streams_equal_the_batch() -> None:
+    order = SampleOrder(np.full(64, 16), seed=0, num_streams=32)
+    readers: dict[int, set[int]] = {}
+    for step in range(32):
+        for rank in range(4):
+            division = Division(global_batch_size=32, rank=rank, world_size=4, accumulation_steps=1)
+            for block in order.locate(division.positions(step=step, micro_step=0)).block:
+                readers.setdefault(int(block), set()).add(rank)
+    assert len(readers) == 64
+    assert all(len(ranks) == 1 for ranks in readers.values())
+
+
+def test_the_order_is_pinned() -> None:
+    """A run must resume under a later version of this software: these numbers never change."""
+    order = SampleOrder(np.array([4, 4, 3, 4, 2]), seed=7, num_streams=3)
+    assert samples_at(order, np.arange(20)).tolist() == PINNED_ORDER
+    assert derive_key(1, 2, 3) == PINNED_KEY
+    assert permutation(42, 8).tolist() == PINNED_PERMUTATION
+
+
+PINNED_ORDER = [7, 10, 14, 6, 9, 13, 4, 8, 11, 5, 16, 12, 1, 15, 0, 2, 3, 10, 16, 0]
+PINNED_KEY = 15020427595393229491
+PINNED_PERMUTATION = [2, 6, 3, 0, 7, 1, 4, 5]
+
+
+def test_mix_is_splitmix64() -> None:
+    # First outputs for seed 0, from the reference implementation at https://prng.di.unimi.it/splitmix64.c.
+    state = np.arange(3, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    assert [hex(value) for value in mix(state)] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
+
+
+def test_uniforms_are_uniform_and_uncorrelated() -> None:
+    values = np.array([uniforms(derive_key(0, 3, 0, sample), 2) for sample in range(4000)])
+    assert values.min() >= 0
+    assert values.max() < 1
+    assert values.mean(axis=0) == pytest.approx([0.5, 0.5], abs=0.02)
+    histogram, _ = np.histogram(values[:, 0], bins=10, range=(0, 1))
+    assert ((histogram - 400) ** 2 / 400).sum() < 27.9  # chi-squared, 9 degrees of freedom, p = 0.001
+    assert abs(np.corrcoef(values.T)[0, 1]) < 0.05
+
+
+def test_a_permutation_mixes_as_a_random_one_does() -> None:
+    """Mean displacement of a random permutation of n is n / 3; the number of fixed points about 1."""
+    displaced = np.mean([np.abs(permutation(key, 300) - np.arange(300)).mean() for key in range(200)])
+    fixed = np.mean([(permutation(key, 300) == np.arange(300)).sum() for key in range(200)])
+    assert displaced == pytest.approx(100, rel=0.03)
+    assert fixed == pytest.approx(1, abs=0.25)

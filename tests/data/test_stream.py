@@ -1,0 +1,210 @@
+"""What a run sees: the same pixels by position, whoever reads them and wherever it starts; and what bad data does."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.augment import EvalTransform, TrainTransform
+from pipeline.data.index import check_shards, load_index
+from pipeline.data.order import SampleOrder
+from pipeline.data.reader import BlockReader
+from pipeline.data.stream import Batch, BatchLoader, Division, EvalStream, TrainStream
+from pipeline.errors import DataError
+from tests.conftest import WriteShards, encode, make_image, write_tar
+
+TRANSFORM = TrainTransform(image_size=16, min_area=0.2, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3, flip=True, resize="bilinear")
+BATCH = 12
+
+
+def make_stream(folder: Path, *, rank: int = 0, world_size: int = 1, accumulation: int = 1, start_step: int = 0) -> TrainStream:
+    index = load_index(str(folder))
+    division = Division(global_batch_size=BATCH, rank=rank, world_size=world_size, accumulation_steps=accumulation)
+    order = SampleOrder(index.block_samples, seed=5, num_streams=BATCH)
+    return TrainStream(index=index, order=order, division=division, transform=TRANSFORM, start_step=start_step)
+
+
+def collect(folder: Path, *, steps: int, world_size: int = 1, accumulation: int = 1, workers: int = 0, start_step: int = 0) -> list[Batch]:
+    """All ranks' micro-batches of `steps` steps, in position order."""
+    per_rank = []
+    for rank in range(world_size):
+        stream = make_stream(folder, rank=rank, world_size=world_size, accumulation=accumulation, start_step=start_step)
+        loader = BatchLoader(stream, num_workers=workers, prefetch=2, pin_memory=False)
+        per_rank.append(list(islice(loader, steps * accumulation)))
+    return [rank[step * accumulation + m] for step in range(steps) for rank in per_rank for m in range(accumulation)]
+
+
+def joined(batches: list[Batch], key: str) -> torch.Tensor:
+    return torch.cat([batch[key] for batch in batches])  # type: ignore[literal-required]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "accumulation", "workers", "start_step"),
+    [(1, 1, 0, 3), (3, 1, 0, 0), (4, 1, 0, 5), (12, 1, 0, 0), (2, 3, 0, 2), (1, 1, 2, 4), (2, 2, 3, 0)],
+)
+def test_the_sequence_is_the_same_for_everyone(corpus: Path, world_size: int, accumulation: int, workers: int, start_step: int) -> None:
+    """83 samples in batches of 12: ten steps cross an epoch's end in the middle of a batch."""
+    whole = collect(corpus, steps=10)
+    part = collect(corpus, steps=10 - start_step, world_size=world_size, accumulation=accumulation, workers=workers, start_step=start_step)
+    for key in ("positions", "sample_ids", "labels", "images"):
+        assert torch.equal(joined(whole, key)[start_step * BATCH :], joined(part, key)), key
+
+
+def test_positions_count_up_and_samples_are_what_the_shards_hold(corpus: Path) -> None:
+    batches = collect(corpus, steps=7)
+    assert joined(batches, "positions").tolist() == list(range(84))
+    ids = joined(batches, "sample_ids")
+    assert sorted(ids[:83].tolist()) == list(range(83))
+    assert torch.equal(joined(batches, "labels"), ids % 4)  # as the fixture numbers them
+
+
+def test_augmentation_differs_between_epochs_not_between_visits(corpus: Path) -> None:
+    batches = collect(corpus, steps=14)
+    ids, images = joined(batches, "sample_ids"), joined(batches, "images")
+    first, second = (ids == 5).nonzero().flatten().tolist()
+    assert not torch.equal(images[first], images[second])
+
+
+def test_starting_reads_one_block_a_stream(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[int] = []
+    original = BlockReader._load
+    monkeypatch.setattr(BlockReader, "_load", lambda self, block: (loaded.append(block), original(self, block))[1])
+    next(iter(make_stream(corpus, start_step=1000)))
+    assert len(loaded) == len(set(loaded)) <= BATCH
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """Twelve images in three blocks; the sixth and eleventh cannot be decoded."""
+    members: list[tuple[str, bytes]] = []
+    for number in range(12):
+        image = encode(make_image(number, num_classes=4, size=24), format="JPEG")
+        if number in (5, 10):
+            image = image[: len(image) // 2] if number == 5 else b"not an image"
+        members += [(f"{number:03d}.jpg", image), (f"{number:03d}.cls", str(number).encode())]
+    write_tar(tmp_path / "a.tar", members)
+    from data_tools.index import index_folder
+
+    index_folder(str(tmp_path), block_samples=4, num_workers=1)
+    return tmp_path
+
+
+def test_an_unreadable_image_is_replaced_by_the_same_one_everywhere(damaged: Path) -> None:
+    whole, halves = collect(damaged, steps=4), collect(damaged, steps=4, world_size=2)
+    assert torch.equal(joined(whole, "sample_ids"), joined(halves, "sample_ids"))
+    ids = joined(whole[:1], "sample_ids").tolist()
+    assert 5 not in ids
+    assert sorted(ids) == sorted([*(set(range(12)) - {5, 10}), 6, 11])  # the next of the same block
+    assert torch.equal(joined(whole, "labels"), joined(whole, "sample_ids"))
+    lost = [item for batch in whole[:1] for item in batch["unreadable"]]
+    assert sorted(item.key for item in lost) == ["005", "010"]
+    assert all(item.shard == "a.tar" and item.reason for item in lost)
+
+
+def test_a_block_without_one_readable_image_stops(tmp_path: Path, write_shards: WriteShards) -> None:
+    write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.cls", b"0"), ("1.jpg", b"y"), ("1.cls", b"0")])
+    from data_tools.index import index_folder
+
+    index_folder(str(tmp_path), block_samples=2, num_workers=1)
+    with pytest.raises(DataError, match=r"a\.tar bytes 0-\d+: none of its 2 images can be decoded"):
+        collect(tmp_path, steps=1)
+
+
+def test_a_truncated_shard_is_named(tmp_path: Path, write_shards: WriteShards) -> None:
+    index = write_shards(tmp_path, shard_sizes=[9, 9])
+    shard = tmp_path / "shard-001.tar"
+    shard.write_bytes(shard.read_bytes()[:5000])
+    with pytest.raises(DataError, match=r"shard-001\.tar has 5000 bytes, not \d+.*Restore them, or index"):
+        check_shards(index)
+    with pytest.raises(DataError, match=r"shard-001\.tar bytes .*the shard is cut short"):
+        collect(tmp_path, steps=5)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path, write_shards: WriteShards) -> None:
+    index = write_shards(tmp_path, shard_sizes=[9, 9])
+    (tmp_path / "shard-000.tar").unlink()
+    with pytest.raises(DataError, match=r"shard-000\.tar is missing"):
+        check_shards(index)
+    with pytest.raises(DataError, match=r"shard-000\.tar is missing"):
+        collect(tmp_path, steps=5)
+
+
+def test_shards_that_changed_under_their_index_are_noticed(tmp_path: Path, write_shards: WriteShards) -> None:
+    write_shards(tmp_path, shard_sizes=[9])
+    shard = tmp_path / "shard-000.tar"
+    data = bytearray(shard.read_bytes())
+    data[0:512] = bytes(512)  # a zeroed header
+    shard.write_bytes(bytes(data))
+    with pytest.raises(DataError, match="index the folder again if its shards changed"):
+        collect(tmp_path, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [([("0.txt", b"hi"), ("0.cls", b"0")], "sample '0' has no image"), ([("0.jpg", b"x")], "has no label"), ([("0.jpg", b"x"), ("0.cls", b"cat")], "label of sample '0' is 'cat', not a class number")],
+)  # fmt: skip
+def test_samples_without_image_or_label_are_answered_in_words(tmp_path: Path, members: list[tuple[str, bytes]], message: str) -> None:
+    write_tar(tmp_path / "a.tar", members)
+    from data_tools.index import index_folder
+
+    index_folder(str(tmp_path), block_samples=4, num_workers=1)
+    with pytest.raises(DataError, match=message):
+        collect(tmp_path, steps=1)
+
+
+def test_remote_shards_give_the_same_batches(corpus: Path) -> None:
+    """A real HTTP server with range requests, through fsspec."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeHandler, directory=str(corpus)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        index = load_index(f"http://127.0.0.1:{server.server_port}")
+        check_shards(index)
+        local = make_stream(corpus)
+        remote = TrainStream(index=index, order=local.order, division=local.division, transform=TRANSFORM, start_step=0)
+        for ours, theirs in zip(islice(local, 3), islice(remote, 3), strict=True):
+            assert torch.equal(ours["images"], theirs["images"])
+    finally:
+        server.shutdown()
+
+
+class RangeHandler(http.server.SimpleHTTPRequestHandler):
+    """Python's own file server, taught the one header fsspec needs."""
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data, wanted = path.read_bytes(), self.headers.get("Range")
+        if wanted:
+            first, last = wanted.removeprefix("bytes=").split("-")
+            part = data[int(first) : int(last) + 1]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}")
+        else:
+            part = data
+            self.send_response(200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_sees_each_sample_once_in_order(corpus: Path, workers: int) -> None:
+    from torch.utils.data import DataLoader
+
+    stream = EvalStream(index=load_index(str(corpus)), transform=EvalTransform(image_size=16, short_side=18))
+    loader = DataLoader(stream, batch_size=None, num_workers=workers, multiprocessing_context="spawn" if workers else None)
+    labels = torch.cat([item.labels for item in loader])
+    assert labels.tolist() == (np.arange(83) % 4).tolist()
