@@ -1,0 +1,102 @@
+"""The probes against scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from pipeline.evaluation.few_shot import BIAS_FEATURE, L2_PENALTY, choose_support, few_shot_accuracy, ridge_weights
+from pipeline.evaluation.linear import PENALTIES, fit_logistic, linear_probe, split_train
+
+
+def clusters(count: int, *, width: int = 24, classes: int = 5, seed: int, spread: float = 2.5) -> tuple[Tensor, Tensor]:
+    centres = np.random.default_rng(0).normal(size=(classes, width))
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, classes, count)
+    return torch.from_numpy(centres[labels] + spread * generator.normal(size=(count, width))).float(), torch.from_numpy(labels)
+
+
+@pytest.mark.parametrize("count", [300, 15])  # more images than features, and fewer
+@pytest.mark.parametrize("l2", [1.0, L2_PENALTY])
+def test_ridge_equals_scikit_learns(count: int, l2: float) -> None:
+    x, labels = clusters(count, seed=1)
+    y = torch.nn.functional.one_hot(labels, 5).double()
+    theirs = Ridge(alpha=l2, fit_intercept=False).fit(x.double().numpy(), y.numpy()).coef_.T
+    np.testing.assert_allclose(ridge_weights(x, y, l2=l2).numpy(), theirs, atol=1e-9, rtol=1e-7)
+
+
+@pytest.mark.parametrize("shots", [1, 5, 25])
+def test_few_shot_equals_the_same_recipe_in_scikit_learn(shots: int) -> None:
+    train, train_labels = clusters(400, seed=1)
+    test, test_labels = clusters(300, seed=2)
+    support = choose_support(train_labels, shots=shots, seed=0)
+    ours = few_shot_accuracy(
+        train_features=train, train_labels=train_labels, test_features=test, test_labels=test_labels, support=support, num_classes=5
+    )
+    x = train[support.indices].double().numpy()
+    scaler = StandardScaler().fit(x)
+    scaler.scale_ = x.std(axis=0) + 1e-5
+    widen = lambda values: np.pad(scaler.transform(values), ((0, 0), (0, 1)), constant_values=BIAS_FEATURE)  # noqa: E731
+    targets = 2.0 * np.eye(5)[train_labels[support.indices].numpy()] - 1
+    model = Ridge(alpha=L2_PENALTY, fit_intercept=False).fit(widen(x), targets)
+    assert ours == pytest.approx(np.mean(model.predict(widen(test.double().numpy())).argmax(axis=1) == test_labels.numpy()))
+    assert ours > 0.3  # chance is 0.2
+
+
+def test_support_is_balanced_nested_and_seeded() -> None:
+    _, labels = clusters(200, seed=3)
+    one, five = (choose_support(labels, shots=shots, seed=7).indices for shots in (1, 5))
+    assert torch.bincount(labels[five]).tolist() == [5] * 5
+    assert set(one.tolist()) < set(five.tolist())
+    assert set(five.tolist()) != set(choose_support(labels, shots=5, seed=8).indices.tolist())
+
+
+def test_support_says_which_classes_are_short() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 2, 2])
+    support = choose_support(labels, shots=2, seed=0)
+    assert support.short_classes == (1,)
+    assert torch.bincount(labels[support.indices]).tolist() == [2, 1, 2]
+
+
+@pytest.mark.parametrize("penalty", [1e-4, 1e-2, 1.0])
+def test_logistic_regression_equals_scikit_learns(penalty: float) -> None:
+    x, labels = clusters(300, seed=1)
+    ours = fit_logistic(x, labels, num_classes=5, penalty=penalty)
+    standard = StandardScaler().fit_transform(x.double().numpy())
+    # scikit-learn sums the losses: its C is 1 / (penalty * images).
+    theirs = LogisticRegression(C=1 / (penalty * len(x)), tol=1e-10, max_iter=10_000).fit(standard, labels.numpy())
+    np.testing.assert_allclose(ours.weight.T.numpy(), theirs.coef_, atol=2e-4)
+    difference = ours.bias.numpy() - theirs.intercept_  # the softmax does not see a constant added to all
+    np.testing.assert_allclose(difference - difference.mean(), 0, atol=2e-4)
+    assert ours.accuracy(x, labels) == pytest.approx(theirs.score(standard, labels.numpy()), abs=0.004)
+
+
+def test_a_constant_feature_does_no_harm() -> None:
+    x, labels = clusters(100, seed=1)
+    padded = torch.cat([x, torch.full((100, 1), 3.0)], dim=1)
+    plain, with_constant = (fit_logistic(v, labels, num_classes=5, penalty=0.1).accuracy(v, labels) for v in (x, padded))
+    assert plain == with_constant
+
+
+def test_the_penalty_is_chosen_on_train_alone() -> None:
+    train, train_labels = clusters(120, seed=1, spread=4.0)
+    test, test_labels = clusters(500, seed=2, spread=4.0)
+    result = linear_probe(train_features=train, train_labels=train_labels, test_features=test, test_labels=test_labels, num_classes=5)
+    shuffled = linear_probe(
+        train_features=train, train_labels=train_labels, test_features=test, test_labels=test_labels.roll(1), num_classes=5
+    )
+    assert result.penalty == shuffled.penalty  # labels of test have no say
+    assert result.held_out_accuracy == shuffled.held_out_accuracy
+    weakest = fit_logistic(train, train_labels, num_classes=5, penalty=PENALTIES[0]).accuracy(test, test_labels)
+    assert result.accuracy >= weakest  # with 120 images of 24 features some penalty helps
+
+
+def test_the_held_out_part_has_every_class_and_no_image_twice() -> None:
+    labels = torch.tensor([0] * 10 + [1] * 2 + [2] + [3] * 50)
+    fit, choose = split_train(labels, seed=0)
+    assert sorted([*fit.tolist(), *choose.tolist()]) == list(range(63))
+    assert torch.bincount(labels[choose]).tolist() == [2, 1, 0, 10]

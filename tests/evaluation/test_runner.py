@@ -1,0 +1,125 @@
+"""The evaluator on a real run folder: what is there already is not done again, and nothing it does is lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.checkpoint import RunFolder, save_weights, write_atomically
+from pipeline.models.vit import VisionTransformer, ViTConfig
+from pipeline.tracking import read_json_lines
+from tests.conftest import REPOSITORY, environment, run_command
+
+MODEL = ViTConfig(
+    image_size=16, patch_size=8, width=32, depth=1, mlp_dim=64, num_heads=2, num_classes=4, representation_size=32, dropout=0.1
+)
+RESULTS_PER_STEP = 2 * 2 + 1  # shots x seeds, and the linear probe
+
+
+def add_weights(folder: RunFolder, step: int) -> None:
+    model = VisionTransformer(MODEL)
+    model.init_weights(torch.Generator().manual_seed(step))
+    save_weights(folder.weights_of(step), model.state_dict(), model=MODEL, step=step, images_seen=8 * step)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write_config: object) -> RunFolder:
+    assert callable(write_config)
+    folder = RunFolder(tmp_path / "runs" / "tiny")
+    write_atomically(folder.config, write_config().read_bytes())
+    write_atomically(folder.wandb_id, b"abc123")
+    return folder
+
+
+def test_every_checkpoint_is_evaluated_once(folder: RunFolder) -> None:
+    add_weights(folder, 0)
+    add_weights(folder, 4)
+    first = run_command("evaluate", str(folder.root))
+    assert first.returncode == 0, first.stdout
+    rows = read_json_lines(folder.evaluations)
+    assert [row["step"] for row in rows] == [0] * RESULTS_PER_STEP + [4] * RESULTS_PER_STEP
+    assert {(r["protocol"], r["shots"], r["seed"]) for r in rows} == {("few_shot", s, k) for s in (1, 5) for k in (0, 1)} | {("linear", None, None)}
+    assert all(row["test_images"] == 22 and row["images_seen"] == 8 * row["step"] for row in rows)
+    again = run_command("evaluate", str(folder.root))
+    assert "[eval]" not in again.stdout
+    assert read_json_lines(folder.evaluations) == rows
+    # A new setting adds what is missing and nothing else.
+    run_command("evaluate", str(folder.root), "evaluation.shots=[1,5,10]")
+    added = read_json_lines(folder.evaluations)[len(rows) :]
+    assert [(row["step"], row["shots"]) for row in added] == [(0, 10), (0, 10), (4, 10), (4, 10)]
+    assert sorted((folder.root / "wandb").glob("offline-run-*-abc123-eval/*.wandb"))
+
+
+def test_results_do_not_depend_on_batching_or_on_who_measures(folder: RunFolder, tmp_path: Path) -> None:
+    add_weights(folder, 4)
+    run_command("evaluate", str(folder.root))
+    rows = read_json_lines(folder.evaluations)
+    folder.evaluations.unlink()
+    run_command("evaluate", str(folder.root), "evaluation.batch_size=5", "evaluation.num_workers=2")
+    assert read_json_lines(folder.evaluations) == rows
+
+
+def test_a_line_cut_by_a_crash_is_measured_again(folder: RunFolder) -> None:
+    add_weights(folder, 4)
+    run_command("evaluate", str(folder.root))
+    rows = read_json_lines(folder.evaluations)
+    folder.evaluations.write_bytes(folder.evaluations.read_bytes()[:-40])  # the last line loses its end
+    assert len(read_json_lines(folder.evaluations)) == len(rows) - 1
+    run_command("evaluate", str(folder.root))
+    assert read_json_lines(folder.evaluations) == rows
+
+
+def test_a_watcher_waits_survives_a_kill_and_ends_with_the_run(folder: RunFolder) -> None:
+    command = [sys.executable, "-m", "pipeline", "evaluate", str(folder.root), "--watch", "--poll-seconds", "0.2"]
+    watcher = subprocess.Popen(command, cwd=REPOSITORY, env=environment())
+    add_weights(folder, 0)
+    wait_for(lambda: len(read_json_lines(folder.evaluations)) >= 1, watcher)
+    watcher.kill()  # most likely in the middle of step 0
+    watcher.wait()
+    watcher = subprocess.Popen(command, cwd=REPOSITORY, env=environment())
+    add_weights(folder, 4)
+    wait_for(lambda: any(row["step"] == 4 for row in read_json_lines(folder.evaluations)), watcher)
+    assert watcher.poll() is None  # the run is not complete
+    write_atomically(folder.complete, json.dumps({"step": 4}).encode())
+    assert watcher.wait(timeout=60) == 0
+    rows = read_json_lines(folder.evaluations)
+    assert sorted(row["step"] for row in rows) == [0] * RESULTS_PER_STEP + [4] * RESULTS_PER_STEP
+
+
+def wait_for(condition: object, process: subprocess.Popen[bytes], timeout_s: float = 90) -> None:
+    assert callable(condition)
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, "the evaluator ended early"
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluation.datasets=[]", "evaluation.datasets is empty"),
+        ("evaluation.datasets=[{name: x, train: /nowhere, test: /nowhere}]", "evaluation set 'x': data folder '/nowhere' does not exist"),
+        ("evaluation.shot=[1]", "unknown key evaluation.shot; did you mean evaluation.shots?"),
+    ],
+)
+def test_bad_settings_are_answered_in_words(folder: RunFolder, override: str, message: str) -> None:
+    result = run_command("evaluate", str(folder.root), override)
+    assert result.returncode == 2
+    assert message in result.stdout
+    assert "Traceback" not in result.stdout
+
+
+def test_a_damaged_weights_file_is_named(folder: RunFolder) -> None:
+    add_weights(folder, 4)
+    path = folder.weights_of(4)
+    path.write_bytes(path.read_bytes()[:1000])
+    result = run_command("evaluate", str(folder.root))
+    assert result.returncode == 2
+    assert f"{path} is not a weights file of this software, or is damaged" in result.stdout
