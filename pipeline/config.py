@@ -137,8 +137,12 @@ class EvaluationSection(Section):
     shots: tuple[int, ...] = Field((1, 5, 10, 25), description="images a class")
     seeds: tuple[int, ...] = Field((0, 1, 2), description="draws of the few-shot support set")
     short_side: int | None = Field(None, ge=1, description="resize before the centre crop; image size * 256 / 224 if not given")
+    precision: Literal["bf16", "fp32"] = Field(
+        "bf16", description="of the forward pass (autocast); features and probes are fp32 and fp64"
+    )
     batch_size: int = Field(64, ge=1)
-    num_workers: int = Field(2, ge=0)
+    num_workers: int = Field(2, ge=0, description="decoding processes; 0 decodes in the evaluator itself")
+    cpu_threads: int = Field(1, ge=1, description="without a GPU; one leaves the rest to a training beside it")
 
 
 class TrackingSection(Section):

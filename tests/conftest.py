@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from jaxtyping import install_import_hook
 from PIL import Image
@@ -23,6 +25,8 @@ install_import_hook(["pipeline.models", "pipeline.functional"], "beartype.bearty
 
 from data_tools.index import index_folder  # noqa: E402
 from pipeline.data.index import ShardIndex, load_index  # noqa: E402
+
+torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
 REPOSITORY = Path(__file__).parent.parent
 REFERENCE = REPOSITORY / ".reference"  # timm and torchvision, kept apart: see the Makefile
@@ -151,11 +155,33 @@ def run_command(
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did."""
+
+    code: int
+    text: str
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Run a command of `python -m pipeline` in this process: the same code without the start of an interpreter."""
+    from pipeline.__main__ import main
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+    def run(*arguments: str) -> Outcome:
+        capfd.readouterr()
+        code = main(list(arguments))
+        captured = capfd.readouterr()
+        return Outcome(code, captured.out + captured.err)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def timm() -> ModuleType:
     """timm, with the torchvision it imports made importable beside a CPU build of torch."""
-    import torch
-
     if importlib.util.find_spec("timm") is None and REFERENCE.is_dir():
         sys.path.append(str(REFERENCE))
     if importlib.util.find_spec("timm") is None:

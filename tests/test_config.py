@@ -12,7 +12,7 @@ from pipeline.build import make_model_config, make_plan
 from pipeline.config import ModelSection, load_config
 from pipeline.durations import parse_duration
 from pipeline.errors import ConfigError, DataError
-from tests.conftest import REPOSITORY, run_command
+from tests.conftest import REPOSITORY, Outcome, run_command
 
 WriteConfig = Callable[..., Path]
 RECIPES = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -29,13 +29,24 @@ def test_every_recipe_loads(path: Path) -> None:
 def test_recipes_are_table_3(name: str, rate: float, decay: float) -> None:
     config = load_config(REPOSITORY / "configs" / f"{name}.yaml")
     assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (rate, decay)
-    assert (config.trainer.global_batch_size, str(config.schedule.warmup), config.schedule.decay) == (4096, "10000 steps", "linear")
+    assert (config.trainer.global_batch_size, str(config.schedule.warmup), config.schedule.decay) == (
+        4096,
+        "10000 steps",
+        "linear",
+    )
     assert (str(config.trainer.duration), config.model.dropout, config.optimizer.betas) == ("90 epochs", 0.1, (0.9, 0.999))
 
 
 def test_overrides_replace_single_values(write_config: WriteConfig) -> None:
-    config = load_config(write_config(), ["trainer.global_batch_size=16", "data.num_streams=3", "optimizer.learning_rate=1e-4", "name=other"])
-    assert (config.trainer.global_batch_size, config.data.num_streams, config.optimizer.learning_rate, config.name) == (16, 3, 1e-4, "other")
+    config = load_config(
+        write_config(), ["trainer.global_batch_size=16", "data.num_streams=3", "optimizer.learning_rate=1e-4", "name=other"]
+    )
+    assert (config.trainer.global_batch_size, config.data.num_streams, config.optimizer.learning_rate, config.name) == (
+        16,
+        3,
+        1e-4,
+        "other",
+    )
     assert config.trainer.zero_stage == 2  # its neighbours stay
 
 
@@ -47,16 +58,17 @@ def test_a_file_extends_another(tmp_path: Path, write_config: WriteConfig) -> No
     assert (config.name, config.trainer.global_batch_size, config.trainer.zero_stage) == ("child", 4, 2)
 
 
-def test_what_is_shown_loads_again_unchanged(tmp_path: Path, write_config: WriteConfig) -> None:
-    shown = run_command("show-config", str(write_config()))
+def test_what_is_shown_loads_again_unchanged(tmp_path: Path, write_config: WriteConfig, call: Callable[..., Outcome]) -> None:
+    shown = call("show-config", str(write_config()))
     again = tmp_path / "again.yaml"
-    again.write_text(shown.stdout)
+    again.write_text(shown.text)
     assert load_config(again) == load_config(write_config())
-    assert yaml.safe_load(shown.stdout)["schedule"]["warmup"] == "2 steps"
+    assert yaml.safe_load(shown.text)["schedule"]["warmup"] == "2 steps"
 
 
 @pytest.mark.parametrize(
-    ("text", "steps"), [("7 steps", 7), ("2 epochs", 25), ("1e3 images", 125), ("1 step", 1), ("0.5 epochs", 6), ("1_000 images", 125)]
+    ("text", "steps"),
+    [("7 steps", 7), ("2 epochs", 25), ("1e3 images", 125), ("1 step", 1), ("0.5 epochs", 6), ("1_000 images", 125)],
 )
 def test_durations(text: str, steps: int) -> None:
     assert parse_duration(text).to_steps(global_batch_size=8, num_samples=100) == steps
@@ -66,13 +78,19 @@ BAD = [
     ("trainer.globl_batch_size=8", "unknown key trainer.globl_batch_size; did you mean trainer.global_batch_size?"),
     ("optimiser.learning_rate=1", "unknown key optimiser; did you mean optimizer?"),
     ("trainer.learning_rate=1", "unknown key trainer.learning_rate; did you mean optimizer.learning_rate?"),
-    ("evaluation.datasets=[{name: a, train: b, tests: c}]", "unknown key evaluation.datasets.0.tests; did you mean evaluation.datasets.0.test?"),
+    (
+        "evaluation.datasets=[{name: a, train: b, tests: c}]",
+        "unknown key evaluation.datasets.0.tests; did you mean evaluation.datasets.0.test?",
+    ),
     ("trainer.global_batch_size=many", "trainer.global_batch_size='many': Input should be a valid integer"),
     ("trainer.zero_stage=4", "trainer.zero_stage=4: Input should be 0, 1, 2 or 3"),
     ("model.dropout=1.5", "model.dropout=1.5: Input should be less than 1"),
     ("schedule.warmup=10", "schedule.warmup=10: 10 is not a duration; write a number and a unit"),
     ("schedule.warmup=3 days", "'3 days' is not a duration"),
-    ("trainer.zero_stage=0", "trainer.precision=bf16 keeps its fp32 masters in ZeRO; with trainer.zero_stage=0 use bf16_autocast or fp32"),
+    (
+        "trainer.zero_stage=0",
+        "trainer.precision=bf16 keeps its fp32 masters in ZeRO; with trainer.zero_stage=0 use bf16_autocast or fp32",
+    ),
     ("name=a/b", "name='a/b': String should match pattern"),
     ("data.min_area=", "data.min_area=None"),
     ("trainer", "override 'trainer' is not section.key=value"),
@@ -114,7 +132,10 @@ UNFIT = [
     (["model.image_size=30"], "model.image_size=30 is not divisible by the patch size 8 of Ti/8; use 24 or 32"),
     (["model.name=XL/8"], "model.name='XL/8' is not a model"),
     (["model.num_heads=5"], "model.width=32 is not divisible by model.num_heads=5"),
-    (["schedule.warmup=12 steps"], "schedule.warmup=12 steps is 12 steps, but the whole run (12 steps of 83 images in batches of 8) has 12"),
+    (
+        ["schedule.warmup=12 steps"],
+        "schedule.warmup=12 steps is 12 steps, but the whole run (12 steps of 83 images in batches of 8) has 12",
+    ),
     (["checkpoint.every=2 images"], "checkpoint.every=2 images is less than one step of 8 images"),
 ]
 
@@ -136,7 +157,9 @@ def test_missing_shards_are_answered_in_words(tmp_path: Path, write_config: Writ
 def test_the_command_prints_one_sentence_and_exits_with_2(write_config: WriteConfig) -> None:
     result = run_command("train", str(write_config()), "trainer.global_batch_size=9")
     assert result.returncode == 2
-    assert result.stdout.strip().splitlines() == [line for line in result.stdout.strip().splitlines() if line.startswith("error: trainer.")]
+    assert result.stdout.strip().splitlines() == [
+        line for line in result.stdout.strip().splitlines() if line.startswith("error: trainer.")
+    ]
 
 
 def test_the_image_size_may_be_smaller_than_a_patch_only_in_error() -> None:

@@ -6,13 +6,14 @@ import time
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
 from pipeline.callbacks.steps import is_step_end
-from pipeline.data.stream import Unreadable
+from pipeline.data.stream import DIGEST_MODULUS
 from pipeline.errors import TrainingError
 
 UNREADABLE_GRACE = 10  # unreadable images that never stop a run, however short
@@ -30,7 +31,6 @@ class TrainingMetrics(Callback):
         flops_per_image: training operations, for MFU and exaFLOPs.
         peak_flops: of all ranks together, per second.
         unreadable_budget: part of the images seen that may be unreadable.
-        unreadable_so_far: images found unreadable before this launch.
     """
 
     def __init__(
@@ -44,23 +44,23 @@ class TrainingMetrics(Callback):
         self.flops_per_image = flops_per_image
         self.peak_flops = peak_flops
         self.unreadable_budget = unreadable_budget
-        self.unreadable_total = 0
-        self._metrics = MetricCollection(
-            {"loss": MeanMetric(nan_strategy="disable"), "wait_s": MeanMetric(), "unreadable": MeanMetric()}
-        )
+        # Over all ranks since the run's start, the same on every rank: digest of everything seen, unreadable images.
+        self._totals = torch.zeros(2, dtype=torch.int64)
+        self._step_totals = torch.zeros(2, dtype=torch.int64)
+        self._metrics = MetricCollection({"loss": MeanMetric(nan_strategy="disable"), "wait_s": MeanMetric()})
         self._accuracy = MulticlassAccuracy(num_classes=num_classes, average="micro", validate_args=False)
         self._bar: tqdm[Any] | None = None
-        self._new_unreadable: list[Unreadable] = []
         self._interval_start = self._batch_end = 0.0
         self._interval_step = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"unreadable_total": self.unreadable_total}
+        return {"totals": self._totals.tolist()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.unreadable_total = state_dict["unreadable_total"]
+        self._totals = torch.tensor(state_dict["totals"], dtype=torch.int64)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._totals, self._step_totals = self._totals.to(pl_module.device), self._step_totals.to(pl_module.device)
         self._metrics.to(pl_module.device)
         self._accuracy.to(pl_module.device)
         self._interval_start = self._batch_end = time.perf_counter()
@@ -78,7 +78,7 @@ class TrainingMetrics(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._metrics["loss"].update(outputs["micro_loss"])
-        self._metrics["unreadable"].update(float(len(batch["unreadable"])))
+        self._step_totals += torch.tensor([batch["digest"], len(batch["unreadable"])], device=self._step_totals.device)
         self._accuracy.update(outputs["logits"], batch["labels"])
         for item in batch["unreadable"]:
             print(
@@ -87,6 +87,10 @@ class TrainingMetrics(Callback):
             )
         if is_step_end(trainer, batch_idx):
             step = trainer.global_step
+            dist.all_reduce(self._step_totals)
+            self._totals += self._step_totals
+            self._totals[0] %= DIGEST_MODULUS
+            self._step_totals.zero_()
             if self._bar is not None:
                 self._bar.update()
             if step % self.log_every == 0 or step == trainer.max_steps:
@@ -105,7 +109,7 @@ class TrainingMetrics(Callback):
         means = {name: float(value) for name, value in self._metrics.compute().items()}
         accuracy = float(self._accuracy.compute())
         micro_batches = steps * trainer.accumulate_grad_batches
-        self.unreadable_total += round(means["unreadable"] * micro_batches * trainer.world_size)
+        digest, unreadable = self._totals.tolist()
         images_per_s = steps * self.global_batch_size / elapsed_s
         images_seen = step * self.global_batch_size
         values = {
@@ -123,7 +127,8 @@ class TrainingMetrics(Callback):
             "speed/data_wait_fraction": means["wait_s"] * micro_batches / elapsed_s,
             "speed/mfu": images_per_s * self.flops_per_image / self.peak_flops,
             "speed/peak_memory_gib": _peak_memory_gib(),
-            "data/unreadable": self.unreadable_total,
+            "data/unreadable": unreadable,
+            "data/digest": digest,
         }
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
@@ -132,13 +137,13 @@ class TrainingMetrics(Callback):
         self._metrics.reset()
         self._accuracy.reset()
         self._interval_start, self._interval_step = time.perf_counter(), step
-        self._enforce_budget(images_seen)
+        self._enforce_budget(unreadable, images_seen)
 
-    def _enforce_budget(self, images_seen: int) -> None:
+    def _enforce_budget(self, unreadable: int, images_seen: int) -> None:
         allowed = max(UNREADABLE_GRACE, self.unreadable_budget * images_seen)
-        if self.unreadable_total > allowed:
+        if unreadable > allowed:
             raise TrainingError(
-                f"{self.unreadable_total} of {images_seen} images could not be read, more than data.unreadable_budget="
+                f"{unreadable} of {images_seen} images could not be read, more than data.unreadable_budget="
                 f"{self.unreadable_budget} allows; the log above names them. Repair the shards, or raise the budget"
             )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -12,15 +13,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pipeline.data.augment import EvalTransform, TrainTransform
+from pipeline.data.counter import derive_key
 from pipeline.data.decode import Pixels, UnreadableImage, decode_image
 from pipeline.data.index import ShardIndex
 from pipeline.data.order import Int64s, SampleOrder
 from pipeline.data.reader import BlockReader, RawSample
 from pipeline.errors import DataError
 
+DIGEST_MODULUS = 2**52  # exact in a float64 too
 
-@dataclass(frozen=True)
-class Unreadable:
+
+class Unreadable(NamedTuple):
     """One image that could not be decoded, at the position it was met."""
 
     position: int
@@ -37,6 +40,7 @@ class Batch(TypedDict):
     sample_ids: Tensor  # (B,) int64: number of the sample in the index
     positions: Tensor  # (B,) int64: place in the run's order
     unreadable: list[Unreadable]
+    digest: int  # sum over the images of a hash of (position, sample id, pixels), modulo 2**52
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ class TrainStream(IterableDataset[Batch]):
         labels = torch.empty(len(positions), dtype=torch.int64)
         sample_ids = torch.empty(len(positions), dtype=torch.int64)
         unreadable: list[Unreadable] = []
+        digest = 0
         located = self.order.locate(positions)
         for i, position in enumerate(positions):
             block = int(located.block[i])
@@ -130,8 +135,14 @@ class TrainStream(IterableDataset[Batch]):
             labels[i] = sample.label
             sample_ids[i] = sample_id
             unreadable += skipped
+            digest += derive_key(int(position), sample_id, zlib.crc32(images[i].numpy().data))
         return Batch(
-            images=images, labels=labels, sample_ids=sample_ids, positions=torch.from_numpy(positions), unreadable=unreadable
+            images=images,
+            labels=labels,
+            sample_ids=sample_ids,
+            positions=torch.from_numpy(positions),
+            unreadable=unreadable,
+            digest=digest % DIGEST_MODULUS,
         )
 
 
@@ -171,6 +182,7 @@ def join_parts(parts: list[Batch]) -> Batch:
         sample_ids=torch.cat([part["sample_ids"] for part in parts]),
         positions=torch.cat([part["positions"] for part in parts]),
         unreadable=[item for part in parts for item in part["unreadable"]],
+        digest=sum(part["digest"] for part in parts) % DIGEST_MODULUS,
     )
 
 

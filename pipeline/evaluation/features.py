@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,20 +20,23 @@ from pipeline.models.vit import VisionTransformer
 class Features:
     """One split: every readable image once, in the index's order."""
 
-    values: Tensor  # (N, D) fp32, on CPU
+    values: Tensor  # (N, D) fp32
     labels: Tensor  # (N,) int64
     num_unreadable: int
+
+    def to(self, device: torch.device) -> Features:
+        return Features(values=self.values.to(device), labels=self.labels.to(device), num_unreadable=self.num_unreadable)
 
 
 @torch.no_grad()
 def extract_features(
-    model: VisionTransformer, index: ShardIndex, *, transform: EvalTransform, device: torch.device, batch_size: int,
-    num_workers: int, description: str,
+    model: VisionTransformer, index: ShardIndex, *, transform: EvalTransform, device: torch.device,
+    precision: Literal["bf16", "fp32"], batch_size: int, num_workers: int, description: str,
 ) -> Features:  # fmt: skip
     """Run a frozen model over a split.
 
-    The forward pass runs under bf16 autocast on a GPU and in fp32 on a CPU; features come back as fp32. Batches are
-    whole blocks of the index, so the result does not depend on the number of workers.
+    The forward pass runs in fp32 or under bf16 autocast; features come back as fp32. They do not depend on the number
+    of workers.
     """
     loader = DataLoader(
         EvalStream(index=index, transform=transform), batch_size=None, num_workers=num_workers,
@@ -44,7 +48,7 @@ def extract_features(
     with tqdm(total=index.num_samples, desc=description, unit="image", leave=False) as bar:
         for item in loader:
             for images in item.images.split(batch_size):
-                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                     values.append(model.forward_representation(images.to(device)).float().cpu())
             labels.append(item.labels)
             for lost in item.unreadable:

@@ -64,9 +64,10 @@ def few_shot_accuracy(
         train_features: (N, D); train_labels: (N,).
         test_features: (M, D); test_labels: (M,).
     """
-    x = train_features[support.indices].double()
+    chosen = support.indices.to(train_features.device)
+    x = train_features[chosen].double()
     mean, std = x.mean(dim=0), x.std(dim=0, unbiased=False) + STD_EPS
-    targets = 2.0 * torch.nn.functional.one_hot(train_labels[support.indices], num_classes).double() - 1.0
+    targets = 2.0 * torch.nn.functional.one_hot(train_labels[chosen], num_classes).double() - 1.0
 
     def prepare(features: Tensor) -> Tensor:
         standard = (features.double() - mean) / std

@@ -83,6 +83,8 @@ class Evaluator:
         self.identity = identity
         self.tasks = list_tasks(section)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cpu":
+            torch.set_num_threads(section.cpu_threads)
         self._tracker: EvaluationTracker | None = None
         self._indices = {d.name: (_open_split(d, d.train), _open_split(d, d.test)) for d in section.datasets}
 
@@ -141,7 +143,7 @@ class Evaluator:
         num_classes = int(torch.cat([train.labels, test.labels]).max()) + 1
         rows = []
         for task in tasks:
-            value = _measure(task, train, test, num_classes=num_classes)
+            value = _measure(task, train.to(self.device), test.to(self.device), num_classes=num_classes)
             rows.append(_row(weights, task, value, train=train, test=test))
             append_json_line(self.folder.evaluations, rows[-1])
         return rows
@@ -151,7 +153,7 @@ class Evaluator:
         short_side = section.short_side or round(image_size * RESIZE_RATIO)
         return extract_features(
             weights.model, index, transform=EvalTransform(image_size=image_size, short_side=short_side), device=self.device,
-            batch_size=section.batch_size, num_workers=section.num_workers, description=description,
+            precision=section.precision, batch_size=section.batch_size, num_workers=section.num_workers, description=description,
         )  # fmt: skip
 
 
@@ -182,7 +184,7 @@ def _measure(task: Task, train: Features, test: Features, *, num_classes: int) -
         return Measured(result.accuracy, {"penalty": result.penalty, "held_out_accuracy": result.held_out_accuracy})
     assert task.shots is not None
     assert task.seed is not None
-    support = choose_support(train.labels, shots=task.shots, seed=task.seed)
+    support = choose_support(train.labels.cpu(), shots=task.shots, seed=task.seed)
     return Measured(probe(support=support), {"short_classes": len(support.short_classes)})
 
 

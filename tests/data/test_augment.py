@@ -14,13 +14,16 @@ from tests.conftest import encode
 
 
 def transform(**changes: object) -> TrainTransform:
-    values: dict[str, object] = dict(image_size=32, min_area=0.05, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3, flip=True, resize="bilinear")
+    values: dict[str, object] = {"image_size": 32, "min_area": 0.05, "max_area": 1.0, "min_ratio": 0.75, "max_ratio": 4 / 3}
+    values |= {"flip": True, "resize": "bilinear"}
     return TrainTransform(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def smooth_image(height: int, width: int) -> np.ndarray:
     y, x = np.mgrid[0:height, 0:width]
-    return np.stack([127 + 120 * np.sin(y / 9), 127 + 120 * np.cos(x / 7), 127 + 120 * np.sin((x + y) / 11)], -1).astype(np.uint8)
+    return np.stack([127 + 120 * np.sin(y / 9), 127 + 120 * np.cos(x / 7), 127 + 120 * np.sin((x + y) / 11)], -1).astype(
+        np.uint8
+    )
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

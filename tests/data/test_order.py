@@ -31,7 +31,9 @@ def test_every_epoch_holds_every_sample_once(blocks: list[int], streams: int, se
 
 @settings(max_examples=100, deadline=None)
 @given(blocks=BLOCKS, streams=st.integers(1, 50), seed=st.integers(0, 2**32), start=st.integers(0, 500), data=st.data())
-def test_a_position_is_found_alone_as_among_others(blocks: list[int], streams: int, seed: int, start: int, data: st.DataObject) -> None:
+def test_a_position_is_found_alone_as_among_others(
+    blocks: list[int], streams: int, seed: int, start: int, data: st.DataObject
+) -> None:
     """Resuming anywhere, or asking for any subset of positions, gives the same samples."""
     whole = samples_at(SampleOrder(np.array(blocks), seed=seed, num_streams=streams), np.arange(start + 60))
     positions = np.array(data.draw(st.lists(st.integers(0, start + 59), min_size=1, max_size=20)))
@@ -41,7 +43,10 @@ def test_a_position_is_found_alone_as_among_others(blocks: list[int], streams: i
 
 @settings(max_examples=100, deadline=None)
 @given(
-    world=st.sampled_from([1, 2, 3, 4, 6, 8, 12, 24]), accumulation=st.sampled_from([1, 2]), workers=st.integers(0, 5), step=st.integers(0, 9)
+    world=st.sampled_from([1, 2, 3, 4, 6, 8, 12, 24]),
+    accumulation=st.sampled_from([1, 2]),
+    workers=st.integers(0, 5),
+    step=st.integers(0, 9),
 )
 def test_ranks_and_workers_only_divide_a_batch(world: int, accumulation: int, workers: int, step: int) -> None:
     parts = []
@@ -49,7 +54,7 @@ def test_ranks_and_workers_only_divide_a_batch(world: int, accumulation: int, wo
         division = Division(global_batch_size=48, rank=rank, world_size=world, accumulation_steps=accumulation)
         for micro_step in range(accumulation):
             positions = division.positions(step=step, micro_step=micro_step)
-            parts += [part for part in np.array_split(positions, max(1, workers))]
+            parts += list(np.array_split(positions, max(1, workers)))
     assert np.concatenate(parts).tolist() == list(range(48 * step, 48 * (step + 1)))
 
 

@@ -20,7 +20,9 @@ from pipeline.data.stream import Batch, BatchLoader, Division, EvalStream, Train
 from pipeline.errors import DataError
 from tests.conftest import WriteShards, encode, make_image, write_tar
 
-TRANSFORM = TrainTransform(image_size=16, min_area=0.2, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3, flip=True, resize="bilinear")
+TRANSFORM = TrainTransform(
+    image_size=16, min_area=0.2, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3, flip=True, resize="bilinear"
+)
 BATCH = 12
 
 
@@ -31,7 +33,9 @@ def make_stream(folder: Path, *, rank: int = 0, world_size: int = 1, accumulatio
     return TrainStream(index=index, order=order, division=division, transform=TRANSFORM, start_step=start_step)
 
 
-def collect(folder: Path, *, steps: int, world_size: int = 1, accumulation: int = 1, workers: int = 0, start_step: int = 0) -> list[Batch]:
+def collect(
+    folder: Path, *, steps: int, world_size: int = 1, accumulation: int = 1, workers: int = 0, start_step: int = 0
+) -> list[Batch]:
     """All ranks' micro-batches of `steps` steps, in position order."""
     per_rank = []
     for rank in range(world_size):
@@ -49,10 +53,14 @@ def joined(batches: list[Batch], key: str) -> torch.Tensor:
     ("world_size", "accumulation", "workers", "start_step"),
     [(1, 1, 0, 3), (3, 1, 0, 0), (4, 1, 0, 5), (12, 1, 0, 0), (2, 3, 0, 2), (1, 1, 2, 4), (2, 2, 3, 0)],
 )
-def test_the_sequence_is_the_same_for_everyone(corpus: Path, world_size: int, accumulation: int, workers: int, start_step: int) -> None:
+def test_the_sequence_is_the_same_for_everyone(
+    corpus: Path, world_size: int, accumulation: int, workers: int, start_step: int
+) -> None:
     """83 samples in batches of 12: ten steps cross an epoch's end in the middle of a batch."""
     whole = collect(corpus, steps=10)
-    part = collect(corpus, steps=10 - start_step, world_size=world_size, accumulation=accumulation, workers=workers, start_step=start_step)
+    part = collect(
+        corpus, steps=10 - start_step, world_size=world_size, accumulation=accumulation, workers=workers, start_step=start_step
+    )
     for key in ("positions", "sample_ids", "labels", "images"):
         assert torch.equal(joined(whole, key)[start_step * BATCH :], joined(part, key)), key
 
@@ -150,7 +158,9 @@ def test_shards_that_changed_under_their_index_are_noticed(tmp_path: Path, write
     ("members", "message"),
     [([("0.txt", b"hi"), ("0.cls", b"0")], "sample '0' has no image"), ([("0.jpg", b"x")], "has no label"), ([("0.jpg", b"x"), ("0.cls", b"cat")], "label of sample '0' is 'cat', not a class number")],
 )  # fmt: skip
-def test_samples_without_image_or_label_are_answered_in_words(tmp_path: Path, members: list[tuple[str, bytes]], message: str) -> None:
+def test_samples_without_image_or_label_are_answered_in_words(
+    tmp_path: Path, members: list[tuple[str, bytes]], message: str
+) -> None:
     write_tar(tmp_path / "a.tar", members)
     from data_tools.index import index_folder
 

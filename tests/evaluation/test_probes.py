@@ -35,7 +35,12 @@ def test_few_shot_equals_the_same_recipe_in_scikit_learn(shots: int) -> None:
     test, test_labels = clusters(300, seed=2)
     support = choose_support(train_labels, shots=shots, seed=0)
     ours = few_shot_accuracy(
-        train_features=train, train_labels=train_labels, test_features=test, test_labels=test_labels, support=support, num_classes=5
+        train_features=train,
+        train_labels=train_labels,
+        test_features=test,
+        test_labels=test_labels,
+        support=support,
+        num_classes=5,
     )
     x = train[support.indices].double().numpy()
     scaler = StandardScaler().fit(x)
@@ -85,7 +90,9 @@ def test_a_constant_feature_does_no_harm() -> None:
 def test_the_penalty_is_chosen_on_train_alone() -> None:
     train, train_labels = clusters(120, seed=1, spread=4.0)
     test, test_labels = clusters(500, seed=2, spread=4.0)
-    result = linear_probe(train_features=train, train_labels=train_labels, test_features=test, test_labels=test_labels, num_classes=5)
+    result = linear_probe(
+        train_features=train, train_labels=train_labels, test_features=test, test_labels=test_labels, num_classes=5
+    )
     shuffled = linear_probe(
         train_features=train, train_labels=train_labels, test_features=test, test_labels=test_labels.roll(1), num_classes=5
     )

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ import torch
 from pipeline.checkpoint import RunFolder, save_weights, write_atomically
 from pipeline.models.vit import VisionTransformer, ViTConfig
 from pipeline.tracking import read_json_lines
-from tests.conftest import REPOSITORY, environment, run_command
+from tests.conftest import REPOSITORY, Outcome, environment
+
+Call = Callable[..., Outcome]
 
 MODEL = ViTConfig(
     image_size=16, patch_size=8, width=32, depth=1, mlp_dim=64, num_heads=2, num_classes=4, representation_size=32, dropout=0.1
@@ -37,41 +40,43 @@ def folder(tmp_path: Path, write_config: object) -> RunFolder:
     return folder
 
 
-def test_every_checkpoint_is_evaluated_once(folder: RunFolder) -> None:
+def test_every_checkpoint_is_evaluated_once(folder: RunFolder, call: Call) -> None:
     add_weights(folder, 0)
     add_weights(folder, 4)
-    first = run_command("evaluate", str(folder.root))
-    assert first.returncode == 0, first.stdout
+    first = call("evaluate", str(folder.root))
+    assert first.code == 0, first.text
     rows = read_json_lines(folder.evaluations)
     assert [row["step"] for row in rows] == [0] * RESULTS_PER_STEP + [4] * RESULTS_PER_STEP
-    assert {(r["protocol"], r["shots"], r["seed"]) for r in rows} == {("few_shot", s, k) for s in (1, 5) for k in (0, 1)} | {("linear", None, None)}
+    assert {(r["protocol"], r["shots"], r["seed"]) for r in rows} == {("few_shot", s, k) for s in (1, 5) for k in (0, 1)} | {
+        ("linear", None, None)
+    }
     assert all(row["test_images"] == 22 and row["images_seen"] == 8 * row["step"] for row in rows)
-    again = run_command("evaluate", str(folder.root))
-    assert "[eval]" not in again.stdout
+    again = call("evaluate", str(folder.root))
+    assert "[eval]" not in again.text
     assert read_json_lines(folder.evaluations) == rows
     # A new setting adds what is missing and nothing else.
-    run_command("evaluate", str(folder.root), "evaluation.shots=[1,5,10]")
+    call("evaluate", str(folder.root), "evaluation.shots=[1,5,10]")
     added = read_json_lines(folder.evaluations)[len(rows) :]
     assert [(row["step"], row["shots"]) for row in added] == [(0, 10), (0, 10), (4, 10), (4, 10)]
     assert sorted((folder.root / "wandb").glob("offline-run-*-abc123-eval/*.wandb"))
 
 
-def test_results_do_not_depend_on_batching_or_on_who_measures(folder: RunFolder, tmp_path: Path) -> None:
+def test_results_do_not_depend_on_batching_or_on_who_decodes(folder: RunFolder, call: Call) -> None:
     add_weights(folder, 4)
-    run_command("evaluate", str(folder.root))
+    call("evaluate", str(folder.root), "evaluation.precision=fp32")
     rows = read_json_lines(folder.evaluations)
     folder.evaluations.unlink()
-    run_command("evaluate", str(folder.root), "evaluation.batch_size=5", "evaluation.num_workers=2")
+    call("evaluate", str(folder.root), "evaluation.precision=fp32", "evaluation.batch_size=5", "evaluation.num_workers=2")
     assert read_json_lines(folder.evaluations) == rows
 
 
-def test_a_line_cut_by_a_crash_is_measured_again(folder: RunFolder) -> None:
+def test_a_line_cut_by_a_crash_is_measured_again(folder: RunFolder, call: Call) -> None:
     add_weights(folder, 4)
-    run_command("evaluate", str(folder.root))
+    call("evaluate", str(folder.root))
     rows = read_json_lines(folder.evaluations)
     folder.evaluations.write_bytes(folder.evaluations.read_bytes()[:-40])  # the last line loses its end
     assert len(read_json_lines(folder.evaluations)) == len(rows) - 1
-    run_command("evaluate", str(folder.root))
+    call("evaluate", str(folder.root))
     assert read_json_lines(folder.evaluations) == rows
 
 
@@ -105,21 +110,24 @@ def wait_for(condition: object, process: subprocess.Popen[bytes], timeout_s: flo
     ("override", "message"),
     [
         ("evaluation.datasets=[]", "evaluation.datasets is empty"),
-        ("evaluation.datasets=[{name: x, train: /nowhere, test: /nowhere}]", "evaluation set 'x': data folder '/nowhere' does not exist"),
+        (
+            "evaluation.datasets=[{name: x, train: /nowhere, test: /nowhere}]",
+            "evaluation set 'x': data folder '/nowhere' does not exist",
+        ),
         ("evaluation.shot=[1]", "unknown key evaluation.shot; did you mean evaluation.shots?"),
     ],
 )
-def test_bad_settings_are_answered_in_words(folder: RunFolder, override: str, message: str) -> None:
-    result = run_command("evaluate", str(folder.root), override)
-    assert result.returncode == 2
-    assert message in result.stdout
-    assert "Traceback" not in result.stdout
+def test_bad_settings_are_answered_in_words(folder: RunFolder, override: str, message: str, call: Call) -> None:
+    result = call("evaluate", str(folder.root), override)
+    assert result.code == 2
+    assert message in result.text
+    assert "Traceback" not in result.text
 
 
-def test_a_damaged_weights_file_is_named(folder: RunFolder) -> None:
+def test_a_damaged_weights_file_is_named(folder: RunFolder, call: Call) -> None:
     add_weights(folder, 4)
     path = folder.weights_of(4)
     path.write_bytes(path.read_bytes()[:1000])
-    result = run_command("evaluate", str(folder.root))
-    assert result.returncode == 2
-    assert f"{path} is not a weights file of this software, or is damaged" in result.stdout
+    result = call("evaluate", str(folder.root))
+    assert result.code == 2
+    assert f"{path} is not a weights file of this software, or is damaged" in result.text
