@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Evaluate a run's checkpoints as they come.   RUN_DIR=runs/my-run sbatch slurm/evaluate.sh [evaluation.key=value ...]
+# The pretraining scripts submit it by themselves.
+#SBATCH --job-name=evaluate
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=12
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm/logs/%x.log
+WANTED=$RUN_DIR
+source "${PROJECT:-$SLURM_SUBMIT_DIR}/slurm/common.sh"
+exec python -m pipeline evaluate "$WANTED" "$@" --watch

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Pretrain ViT-L/16 on ImageNet-21k.   sbatch slurm/pretrain_l16.sh [section.key=value ...]
+# The run folder is named after the job: sbatch --job-name=my-run starts (or resumes) runs/my-run.
+#SBATCH --job-name=l16_in21k
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --signal=USR1@180
+#SBATCH --open-mode=append
+#SBATCH --output=slurm/logs/%x.log
+source "${PROJECT:-$SLURM_SUBMIT_DIR}/slurm/common.sh"
+pretrain configs/l16_in21k.yaml "$@"
