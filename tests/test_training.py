@@ -50,7 +50,9 @@ def training(config: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
         log.close()
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], *, poll_s: float = 0.01, timeout_s: float = 200) -> None:
+def wait_until(
+    condition: Callable[[], bool], process: subprocess.Popen[str], *, poll_s: float = 0.01, timeout_s: float = 200
+) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert process.poll() is None, "the training ended early"
@@ -172,7 +174,9 @@ def test_a_broken_newest_checkpoint_is_skipped_aloud(reference: RunFolder, write
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_told_to_stop_it_saves_and_goes_on_later(reference: RunFolder, write_config: WriteConfig, number: signal.Signals) -> None:
+def test_told_to_stop_it_saves_and_goes_on_later(
+    reference: RunFolder, write_config: WriteConfig, number: signal.Signals
+) -> None:
     """One rank is signalled; both save at the same step."""
     config = write_config()
     folder = folder_of(config)
@@ -214,7 +218,9 @@ def test_a_relaunch_that_would_corrupt_the_run_is_refused(reference: RunFolder, 
 
 def test_shards_that_changed_are_refused(reference: RunFolder, tmp_path: Path, write_shards: Callable[..., object]) -> None:
     write_shards(tmp_path / "other", shard_sizes=[83])
-    result = run_command("train", str(reference.root / "config.yaml"), f"data.train={tmp_path / 'other'}", "trainer.duration=20 steps")
+    result = run_command(
+        "train", str(reference.root / "config.yaml"), f"data.train={tmp_path / 'other'}", "trainer.duration=20 steps"
+    )
     assert result.returncode == 2
     assert "are not those this run began with" in result.stdout
 

@@ -1,0 +1,196 @@
+"""Shards made from folders and tars: the same bytes every time, whole or absent, readable by webdataset itself."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from data_tools.__main__ import main
+from data_tools.make import make_shards
+from pipeline.data.index import load_index
+from pipeline.data.reader import BlockReader
+from pipeline.errors import DataError
+from tests.conftest import REPOSITORY, encode, make_image, write_tar
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Three classes; one name with dots, one file that is no image, one nested folder."""
+    for number in range(30):
+        path = tmp_path / "images" / ("cat", "dog", "owl")[number % 3] / f"{number:03d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(make_image(number, num_classes=3, size=24), format="JPEG"))
+    (tmp_path / "images" / "cat" / "a.b.c.png").write_bytes(encode(make_image(99, num_classes=3, size=24), format="PNG"))
+    (tmp_path / "images" / "dog" / "notes.txt").write_text("not an image")
+    (tmp_path / "images" / "owl" / "deep").mkdir()
+    (tmp_path / "images" / "owl" / "deep" / "x.JPEG").write_bytes(encode(make_image(98, num_classes=3, size=24), format="JPEG"))
+    return tmp_path / "images"
+
+
+def make(source: Path, folder: Path, *, per_shard: int = 8, workers: int = 1, seed: int | None = 0) -> None:
+    make_shards(str(source), str(folder), samples_per_shard=per_shard, block_samples=4, seed=seed, num_workers=workers)
+
+
+def contents(folder: Path) -> list[tuple[int, bytes]]:
+    """(class, image bytes) of every sample, through webdataset's own reader."""
+    urls = sorted(str(path) for path in folder.glob("*.tar"))
+    samples = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
+    return [(int(s["cls"]), next(v for k, v in s.items() if k in ("jpg", "jpeg", "png"))) for s in samples]
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.tar"))}
+
+
+def test_every_image_arrives_unchanged_with_its_class(image_folder: Path, tmp_path: Path) -> None:
+    make(image_folder, tmp_path / "shards")
+    classes = (tmp_path / "shards" / "classes.txt").read_text().split()
+    assert classes == ["cat", "dog", "owl"]
+    paths = [p for p in image_folder.rglob("*") if p.suffix.lower() in (".jpg", ".png", ".jpeg")]
+    expected = {(classes.index(path.relative_to(image_folder).parts[0]), path.read_bytes()) for path in paths}
+    got = contents(tmp_path / "shards")
+    assert len(got) == len(expected) == 32
+    assert set(got) == expected
+
+
+def test_our_reader_sees_what_webdataset_sees(image_folder: Path, tmp_path: Path) -> None:
+    make(image_folder, tmp_path / "shards")
+    index = load_index(str(tmp_path / "shards"))
+    reader = BlockReader(index, capacity=1)
+    ours = [(sample.label, sample.image) for block in range(index.num_blocks) for sample in reader.read(block)]
+    assert ours == contents(tmp_path / "shards")
+
+
+def test_the_same_input_gives_the_same_bytes(image_folder: Path, tmp_path: Path) -> None:
+    make(image_folder, tmp_path / "a")
+    time.sleep(1.1)  # tars carry whole seconds
+    make(image_folder, tmp_path / "b", workers=2)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    make(image_folder, tmp_path / "c", seed=1)
+    assert digest(tmp_path / "a") != digest(tmp_path / "c")
+
+
+def test_samples_are_shuffled_unless_asked_not_to(image_folder: Path, tmp_path: Path) -> None:
+    make(image_folder, tmp_path / "kept", seed=None)
+    labels = [label for label, _ in contents(tmp_path / "kept")]
+    assert labels == sorted(labels)
+    make(image_folder, tmp_path / "shuffled")
+    labels = [label for label, _ in contents(tmp_path / "shuffled")]
+    assert np.abs(np.diff(labels)).astype(bool).sum() > 12
+
+
+def test_tars_are_repacked_with_all_their_members(image_folder: Path, tmp_path: Path) -> None:
+    make(image_folder, tmp_path / "a")
+    make(tmp_path / "a", tmp_path / "b", per_shard=5, seed=7)
+    assert sorted(contents(tmp_path / "a")) == sorted(contents(tmp_path / "b"))
+    assert len(digest(tmp_path / "b")) == 7
+
+
+def test_killed_it_leaves_no_half_shard_and_goes_on(image_folder: Path, tmp_path: Path) -> None:
+    make(image_folder, tmp_path / "reference", per_shard=1)
+    target = tmp_path / "shards"
+    command = [
+        sys.executable,
+        "-m",
+        "data_tools",
+        "make",
+        str(image_folder),
+        str(target),
+        "--samples-per-shard",
+        "1",
+        "--block-samples",
+        "4",
+        "--workers",
+        "1",
+    ]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not list(target.glob("*.tar")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    import os
+
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    written = digest(target)
+    assert written.items() <= digest(tmp_path / "reference").items()
+    assert subprocess.run(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    assert digest(target) == digest(tmp_path / "reference")
+    assert load_index(str(target)).num_samples == 32
+
+
+def test_a_folder_of_something_else_is_refused(image_folder: Path, tmp_path: Path) -> None:
+    make(image_folder, tmp_path / "shards")
+    with pytest.raises(DataError, match="from another source or with other options"):
+        make(image_folder, tmp_path / "shards", per_shard=9)
+    write_tar(tmp_path / "foreign" / "x.tar" if (tmp_path / "foreign").mkdir() is None else tmp_path, [("0.jpg", b"x")])
+    with pytest.raises(DataError, match="tars that were not made by this command"):
+        make(image_folder, tmp_path / "foreign")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["0.jpg", "0.cls", "1.jpg", "1.cls"],
+        ["0.cls", "0.jpg", "1.cls", "1.jpg"],
+        ["a/b.c/0.jpg", "a/b.c/0.cls", "a/b.c/1.jpg", "a/b.c/1.cls"],
+    ],
+)
+def test_tars_by_others_are_indexed(tmp_path: Path, names: list[str]) -> None:
+    image = encode(make_image(0, num_classes=3, size=24), format="JPEG")
+    write_tar(tmp_path / "x.tar", [(name, image if name.endswith("jpg") else b"2") for name in names])
+    assert main(["index", str(tmp_path)]) == 0
+    assert [s.label for s in BlockReader(load_index(str(tmp_path)), capacity=1).read(0)] == [2, 2]
+
+
+def test_long_names_travel_with_their_block(tmp_path: Path) -> None:
+    """Names beyond a tar header's hundred bytes are stored in a member of their own, before the file."""
+    image = encode(make_image(0, num_classes=3, size=24), format="JPEG")
+    members = [
+        (f"{'folder/' * 30}{number}.{kind}", data) for number in range(5) for kind, data in (("jpg", image), ("cls", b"1"))
+    ]
+    write_tar(tmp_path / "x.tar", members)
+    assert main(["index", str(tmp_path), "--block-samples", "2"]) == 0
+    index = load_index(str(tmp_path))
+    reader = BlockReader(index, capacity=1)
+    keys = [sample.key for block in range(index.num_blocks) for sample in reader.read(block)]
+    assert keys == [f"{'folder/' * 30}{number}" for number in range(5)]
+
+
+def test_json_labels_are_read(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", [("0.jpg", b"x"), ("0.json", b'{"label": 7, "text": "hi"}')])
+    main(["index", str(tmp_path)])
+    assert BlockReader(load_index(str(tmp_path)), capacity=1).read(0)[0].label == 7
+
+
+def write_truncated(folder: Path) -> None:
+    write_tar(folder / "x.tar", [(f"{i}.jpg", bytes(3000)) for i in range(4)])
+    (folder / "x.tar").write_bytes((folder / "x.tar").read_bytes()[:6000])
+
+
+BAD_FOLDERS = {
+    "does not exist": lambda folder: folder.rmdir(),
+    "no .tar files in it": lambda folder: None,
+    "x.tar.gz is compressed; range reads need plain tars": lambda folder: (folder / "x.tar.gz").write_bytes(b""),
+    "x.tar: not a whole, uncompressed tar": lambda folder: (folder / "x.tar").write_bytes(b"hello" * 500),
+    "x.tar: cut short|x.tar: not a whole": write_truncated,
+    "x.tar: no samples": lambda folder: write_tar(folder / "x.tar", []),
+}
+
+
+@pytest.mark.parametrize("message", BAD_FOLDERS)
+def test_bad_folders_are_answered_in_words(tmp_path: Path, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    BAD_FOLDERS[message](folder)
+    assert main(["index", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert any(part in error for part in message.split("|")), error
+    assert "Traceback" not in error

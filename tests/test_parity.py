@@ -1,0 +1,145 @@
+"""Training through Lightning and DeepSpeed against a plain torch loop on the same samples."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import build
+from pipeline.checkpoint import RunFolder, load_weights
+from pipeline.config import load_config
+from pipeline.tracking import read_metrics
+from pipeline.world import World
+from tests.conftest import REPOSITORY, environment
+
+ALONE = World(rank=0, size=1, local_rank=0, local_size=1, node=0, num_nodes=1, launcher="none", slurm_job_id=None)
+
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "zero0_fp32": {"zero_stage": 0, "precision": "fp32"},
+    "zero1_fp32": {"zero_stage": 1, "precision": "fp32"},
+    "zero2_fp32": {"zero_stage": 2, "precision": "fp32"},
+    "zero3_fp32": {"zero_stage": 3, "precision": "fp32"},
+    "zero0_fp32_accumulated": {"zero_stage": 0, "precision": "fp32", "micro_batch_size": 2},
+    "zero2_fp32_accumulated": {"zero_stage": 2, "precision": "fp32", "micro_batch_size": 1},
+    "zero1_bf16": {"zero_stage": 1, "precision": "bf16"},
+    "zero2_bf16": {"zero_stage": 2, "precision": "bf16"},
+    "zero3_bf16": {"zero_stage": 3, "precision": "bf16"},
+    "zero2_bf16_accumulated": {"zero_stage": 2, "precision": "bf16", "micro_batch_size": 1},
+    "zero0_bf16_autocast": {"zero_stage": 0, "precision": "bf16_autocast"},
+    "zero2_bf16_autocast": {"zero_stage": 2, "precision": "bf16_autocast"},
+}
+CLIP = 0.5  # below the gradient norms of these runs, so that clipping acts
+
+
+def train_plainly(config_path: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+    """The same training in thirty lines of torch, fp32, one process: losses, gradient norms, final weights."""
+    config = load_config(config_path)
+    plan = build.make_plan(config, world_size=1)
+    stream = iter(build.make_stream(plan, world=ALONE, start_step=0))
+    model, loss, schedule = build.make_model(plan.model, seed=config.seed), build.make_loss(config), build.make_schedule(plan)
+    kernels = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    others = [p for p in model.parameters() if not any(p is kernel for kernel in kernels)]
+    optimizer = torch.optim.AdamW(
+        [{"params": kernels, "weight_decay": config.optimizer.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    )
+    losses, norms = [], []
+    for step in range(plan.stop_step):
+        batch = next(stream)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule(step)
+        value = loss(model(batch["images"]), batch["labels"])
+        optimizer.zero_grad()
+        value.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm or torch.inf)))
+        optimizer.step()
+        losses.append(float(value.detach()))
+    return losses, norms, model.state_dict()
+
+
+def train_on_two_ranks(configs: list[Path], listing: Path) -> None:
+    listing.write_text(json.dumps([str(path) for path in configs]))
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.rank_scenarios", str(listing)],
+        cwd=REPOSITORY, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=280,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any]) -> dict[str, RunFolder]:
+    """All scenarios, trained by two ranks in one launch. No dropout: its masks belong to a rank."""
+    import yaml
+
+    folder = tmp_path_factory.mktemp("parity")
+    configs = []
+    for name, trainer in SCENARIOS.items():
+        values = {
+            **tiny_config, "name": name, "output_dir": str(folder / "runs"),
+            "model": {**tiny_config["model"], "dropout": 0.0},
+            "optimizer": {**tiny_config["optimizer"], "clip_norm": CLIP},
+            "trainer": {**tiny_config["trainer"], **trainer, "duration": "8 steps"},
+            "tracking": {"log_every": 1, "mode": "disabled"},
+        }  # fmt: skip
+        configs.append(folder / f"{name}.yaml")
+        configs[-1].write_text(yaml.safe_dump(values))
+    train_on_two_ranks(configs, folder / "scenarios.json")
+    return {path.stem: RunFolder(folder / "runs" / path.stem) for path in configs}
+
+
+@pytest.fixture(scope="module")
+def plain(runs: dict[str, RunFolder]) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+    return train_plainly(runs["zero0_fp32"].config)
+
+
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if "fp32" in name])
+def test_fp32_at_every_stage_is_the_plain_loop(name: str, runs: dict[str, RunFolder], plain: Any) -> None:
+    losses, norms, weights = plain
+    rows = read_metrics(runs[name].metrics)
+    assert [row["train/loss"] for row in rows] == pytest.approx(losses, rel=1e-5)
+    assert [row["train/gradient_norm"] for row in rows] == pytest.approx(norms, rel=1e-4)  # before clipping
+    assert max(norms) > CLIP
+    for key, tensor in load_weights(runs[name].weights_of(8)).model.state_dict().items():
+        # Adam divides by the root of tiny second moments: a last bit of a gradient may move a weight by some of lr.
+        torch.testing.assert_close(tensor, weights[key], atol=1e-4, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if "bf16" in name])
+def test_bf16_follows_the_plain_loop(name: str, runs: dict[str, RunFolder], plain: Any) -> None:
+    losses, norms, _ = plain
+    rows = read_metrics(runs[name].metrics)
+    assert [row["train/loss"] for row in rows] == pytest.approx(losses, rel=0.02)
+    assert [row["train/gradient_norm"] for row in rows] == pytest.approx(norms, rel=0.1)
+
+
+def test_every_scenario_saw_the_same_images(runs: dict[str, RunFolder]) -> None:
+    digests = {name: [row["data/digest"] for row in read_metrics(folder.metrics)] for name, folder in runs.items()}
+    assert len({tuple(values) for values in digests.values()}) == 1
+
+
+@pytest.mark.slow
+def test_two_hundred_steps_of_bf16_end_within_two_percent(
+    tmp_path: Path, write_config: Callable[..., Path], write_shards: Callable[..., Any]
+) -> None:
+    """The final loss, averaged over the last 20 steps, of ZeRO-2 bf16 and of the plain fp32 loop."""
+    write_shards(tmp_path / "data", shard_sizes=[300, 300], block_samples=8, num_classes=6)
+    config = write_config(
+        model={"num_classes": 6, "dropout": 0.0, "width": 96, "depth": 6, "num_heads": 4},
+        data={"train": str(tmp_path / "data")},
+        trainer={"duration": "200 steps", "global_batch_size": 32},
+        schedule={"warmup": "20 steps"},
+        checkpoint={"every": "200 steps"},
+        tracking={"mode": "disabled"},
+    )
+    train_on_two_ranks([config], tmp_path / "scenarios.json")
+    losses, _, _ = train_plainly(config)
+    ours = [row["train/loss"] for row in read_metrics(RunFolder(tmp_path / "runs" / "tiny").metrics)]
+    assert len(ours) == 200
+    assert sum(ours[-20:]) == pytest.approx(sum(losses[-20:]), rel=0.02)
+    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])  # it learnt something to be compared
