@@ -403,6 +403,7 @@ def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Chec
             micro_batch_size=plan.micro_batch_size, clip_norm=config.optimizer.clip_norm,
         ),
         precision=config.trainer.precision,
+        clip_norm=config.optimizer.clip_norm,
     )  # fmt: skip
     return Trainer(
         accelerator="gpu" if torch.cuda.is_available() else "cpu",

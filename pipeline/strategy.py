@@ -21,7 +21,7 @@ def deepspeed_config(
     """DeepSpeed's configuration. Gradients are accumulated and reduced in fp32 whatever the precision."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_clipping": clip_norm or 0.0,
+        "gradient_clipping": (clip_norm or 0.0) if zero_stage > 0 else 0.0,  # at stage 0 the optimizer clips
         "steps_per_print": None,
         "zero_allow_untested_optimizer": True,  # DeepSpeed lists its own optimizers; torch's AdamW is tested here
         "zero_force_ds_cpu_optimizer": False,
@@ -57,7 +57,8 @@ class EnginePrecision(DeepSpeedPrecision):
 class ZeroStrategy(DeepSpeedStrategy):
     """`DeepSpeedStrategy` that runs on CPU ranks (gloo) too, joins a process group that exists, and guards steps."""
 
-    def __init__(self, *, config: dict[str, Any], precision: Precision) -> None:
+    def __init__(self, *, config: dict[str, Any], precision: Precision, clip_norm: float | None) -> None:
+        self._clip_norm = clip_norm
         super().__init__(
             config=config,
             cluster_environment=TorchElasticEnvironment(),
@@ -83,7 +84,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         super().setup(trainer)
         optimizer = self.engine.optimizer
         if isinstance(optimizer, GuardedAdamW):
-            optimizer.guard = True
+            optimizer.guard_steps(clip_norm=self._clip_norm)
         elif hasattr(optimizer, "check_grad_overflow"):
             optimizer.check_grad_overflow = True  # off by default with fp32 weights
 
@@ -99,9 +100,8 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def gradient_norm(self) -> float:
         """Global L2 norm of the last step's gradients before clipping; infinite if the step was refused."""
-        norm = self.engine.get_global_grad_norm()
-        if norm is None and isinstance(self.engine.optimizer, GuardedAdamW):
-            norm = self.engine.optimizer.gradient_norm
+        optimizer = self.engine.optimizer
+        norm = optimizer.gradient_norm if isinstance(optimizer, GuardedAdamW) else self.engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
 
     def set_learning_rate(self, value: float) -> None:
