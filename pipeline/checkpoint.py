@@ -235,8 +235,13 @@ def clear_leftovers(folder: RunFolder) -> None:
 def save_weights(path: Path, tensors: dict[str, Tensor], *, model: ViTConfig, step: int, images_seen: int) -> None:
     """Write plain weights as safetensors, the model's config in the header, whole or not at all."""
     header = {"model": json.dumps(model.to_dict()), "step": str(step), "images_seen": str(images_seen), "format": "pt"}
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, safetensors.torch.save(contiguous, metadata=header))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")  # straight to disk: a copy in memory would double the peak
+    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=header)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
 
 
 @dataclass(frozen=True)

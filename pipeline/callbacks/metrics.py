@@ -50,7 +50,7 @@ class TrainingMetrics(Callback):
         self._metrics = MetricCollection({"loss": MeanMetric(nan_strategy="disable"), "wait_s": MeanMetric()})
         self._accuracy = MulticlassAccuracy(num_classes=num_classes, average="micro", validate_args=False)
         self._bar: tqdm[Any] | None = None
-        self._interval_start = self._batch_end = 0.0
+        self._interval_start = 0.0
         self._interval_step = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -63,21 +63,22 @@ class TrainingMetrics(Callback):
         self._totals, self._step_totals = self._totals.to(pl_module.device), self._step_totals.to(pl_module.device)
         self._metrics.to(pl_module.device)
         self._accuracy.to(pl_module.device)
-        self._interval_start = self._batch_end = time.perf_counter()
-        self._interval_step = trainer.global_step
         if trainer.is_global_zero:
             # Into a file (a cluster's log) a line a minute is enough.
             self._bar = tqdm(total=self.total_steps, initial=trainer.global_step, unit="step", desc="train", dynamic_ncols=True)
             if not self._bar.fp.isatty():
                 self._bar.mininterval, self._bar.miniters = 60.0, 1
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._metrics["wait_s"].update(time.perf_counter() - self._batch_end)
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # After every on_train_start: writing the weights of step 0 is not part of the first step.
+        self._interval_start = time.perf_counter()
+        self._interval_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._metrics["loss"].update(outputs["micro_loss"])
+        self._metrics["wait_s"].update(batch["wait_s"])
         self._step_totals += torch.tensor([batch["digest"], len(batch["unreadable"])], device=self._step_totals.device)
         self._accuracy.update(outputs["logits"], batch["labels"])
         for item in batch["unreadable"]:
@@ -95,7 +96,6 @@ class TrainingMetrics(Callback):
                 self._bar.update()
             if step % self.log_every == 0 or step == trainer.max_steps:
                 self._log(trainer, step)
-        self._batch_end = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._bar is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ class Batch(TypedDict):
     sample_ids: Tensor  # (B,) int64: number of the sample in the index
     positions: Tensor  # (B,) int64: place in the run's order
     unreadable: list[Unreadable]
+    wait_s: float  # how long the training process waited for it
     digest: int  # sum over the images of a hash of (position, sample id, pixels), modulo 2**52
 
 
@@ -142,6 +144,7 @@ class TrainStream(IterableDataset[Batch]):
             sample_ids=sample_ids,
             positions=torch.from_numpy(positions),
             unreadable=unreadable,
+            wait_s=0.0,
             digest=digest % DIGEST_MODULUS,
         )
 
@@ -165,7 +168,9 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         parts = iter(self._loader)
         while True:
-            yield join_parts([next(parts) for _ in range(max(1, self.num_workers))])
+            start = time.perf_counter()
+            batch = join_parts([next(parts) for _ in range(max(1, self.num_workers))])
+            yield {**batch, "wait_s": time.perf_counter() - start}
 
 
 def _use_one_thread(_worker: int) -> None:
@@ -182,6 +187,7 @@ def join_parts(parts: list[Batch]) -> Batch:
         sample_ids=torch.cat([part["sample_ids"] for part in parts]),
         positions=torch.cat([part["positions"] for part in parts]),
         unreadable=[item for part in parts for item in part["unreadable"]],
+        wait_s=0.0,
         digest=sum(part["digest"] for part in parts) % DIGEST_MODULUS,
     )
 
