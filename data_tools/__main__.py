@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from pipeline.data.index import DEFAULT_BLOCK_SAMPLES
 from pipeline.errors import PipelineError
@@ -16,6 +17,7 @@ def make(arguments: argparse.Namespace) -> None:
     report = make_shards(
         arguments.source, arguments.folder, samples_per_shard=arguments.samples_per_shard, block_samples=arguments.block_samples,
         seed=None if arguments.keep_order else arguments.seed, num_workers=arguments.workers,
+        classes=Path(arguments.classes).read_text().split() if arguments.classes else None,
     )  # fmt: skip
     print(
         f"{arguments.folder}: {report.num_samples} samples in {report.num_shards} shards "
@@ -62,6 +64,11 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("folder", help="where the shards go")
     command.add_argument("--samples-per-shard", type=_positive, default=10_000, help="default: %(default)s")
     command.add_argument("--seed", type=int, default=0, help="of the shuffle over all samples (default: %(default)s)")
+    command.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="class names, one a line in the order of their ids: give the train split's classes.txt for its test split",
+    )
     command.add_argument("--keep-order", action="store_true", help="do not shuffle")
     command = add(
         "index", index, "index the .tar files of a folder, whoever wrote them",

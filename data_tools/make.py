@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -34,7 +33,14 @@ class MakeReport:
 
 
 def make_shards(
-    source: str, folder: str, *, samples_per_shard: int, block_samples: int, seed: int | None, num_workers: int
+    source: str,
+    folder: str,
+    *,
+    samples_per_shard: int,
+    block_samples: int,
+    seed: int | None,
+    num_workers: int,
+    classes: list[str] | None = None,
 ) -> MakeReport:
     """Pack `source` into `folder`/shard-NNNNNN.tar and index them.
 
@@ -42,11 +48,12 @@ def make_shards(
 
     Args:
         seed: of the shuffle over all samples; None keeps the source's order.
+        classes: class names by id; the sorted names of the class folders if not given.
 
     Raises:
         DataError: unusable source, or a folder that holds shards of something else.
     """
-    listing = list_source(source)
+    listing = list_source(source, classes)
     order = range(len(listing.samples))
     if seed is not None:
         order = permutation(derive_key(seed, MAKE_SHUFFLE), len(listing.samples)).tolist()
@@ -62,7 +69,11 @@ def make_shards(
             pass
     if listing.classes is not None:
         (root / "classes.txt").write_text("".join(f"{name}\n" for name in listing.classes))
-    index_folder(folder, block_samples=block_samples, num_workers=num_workers)
+    index = index_folder(folder, block_samples=block_samples, num_workers=num_workers)
+    if index.num_samples != len(ordered):
+        raise DataError(
+            f"{folder}: {index.num_samples} samples in the shards, {len(ordered)} in the source; empty it and start again"
+        )
     return MakeReport(len(ordered), len(shards), len(todo), listing.passed_over)
 
 
@@ -101,12 +112,3 @@ def _write_shard(task: tuple[str, Sequence[SampleSource]]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, target)
-
-
-def encode_png(pixels: object) -> bytes:
-    """(H, W) or (H, W, 3) uint8 to PNG bytes."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")  # type: ignore[arg-type]
-    return buffer.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -52,8 +52,11 @@ class Listing:
     passed_over: int  # files that are not images
 
 
-def list_source(path: str) -> Listing:
+def list_source(path: str, classes: list[str] | None = None) -> Listing:
     """Look at a path and list its samples.
+
+    Args:
+        classes: class names by id, for a folder of class folders; their sorted names if not given.
 
     Raises:
         DataError: neither an image folder nor a folder of tars nor a tar.
@@ -64,36 +67,46 @@ def list_source(path: str) -> Listing:
     if not root.is_dir():
         raise DataError(f"source {path!r} does not exist")
     if any(child.is_dir() for child in root.iterdir()):
-        return list_image_folder(root)
+        return list_image_folder(root, classes)
     return list_tars([root / name for name in list_shards(path)])
 
 
-def list_image_folder(root: Path) -> Listing:
-    """ROOT/CLASS/any/depth/image.jpg: classes are the folders in sorted order, numbered from 0.
+def list_image_folder(root: Path, classes: list[str] | None = None) -> Listing:
+    """ROOT/CLASS/any/depth/image.jpg: classes are numbered as given, or the folders in sorted order, from 0.
 
     Raises:
-        DataError: no images.
+        DataError: no images, or a folder that is not among the given classes.
     """
-    classes = sorted(child.name for child in root.iterdir() if child.is_dir())
+    folders = sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+    classes = folders if classes is None else classes
+    strangers = sorted(set(folders) - set(classes))
+    if strangers:
+        raise DataError(f"{root}: class folders {', '.join(strangers[:5])} are not among the {len(classes)} classes given")
     samples: list[SampleSource] = []
     passed_over = 0
     for label, name in enumerate(tqdm(classes, desc="list classes", unit="class")):
-        for path in sorted(p for p in (root / name).rglob("*") if p.is_file()):
+        for path in sorted(p for p in (root / name).rglob("*") if p.is_file() and not p.name.startswith(".")):
             extension = path.suffix.lower().removeprefix(".")
             if extension not in IMAGE_EXTENSIONS:
                 passed_over += 1
                 continue
-            # The number keeps keys unique; the stem is there for people. WebDataset cuts keys at the first dot.
-            key = f"{len(samples):09d}-{re.sub(r'[^A-Za-z0-9_-]', '_', path.stem)}"
+            key = _numbered_key(len(samples), path.stem)
             samples.append(SampleSource(key=key, members=(Member(extension, str(path), 0, None),), label=label))
     if not samples:
         raise DataError(f"{root}: no images in its {len(classes)} class folders (looked for {', '.join(IMAGE_EXTENSIONS)})")
     return Listing(samples=samples, classes=classes, passed_over=passed_over)
 
 
+def _numbered_key(number: int, name: str) -> str:
+    """The number keeps keys unique; the name is there for people. WebDataset cuts keys at the first dot."""
+    return f"{number:09d}-{re.sub(r'[^A-Za-z0-9_-]', '_', name.rpartition('/')[2])}"
+
+
 def list_tars(paths: list[Path]) -> Listing:
     """Samples of existing WebDataset tars, all their members kept, addressed by byte range."""
-    samples = [sample for path in tqdm(paths, desc="list tars", unit="tar") for sample in _samples_of_tar(path)]
+    found = [sample for path in tqdm(paths, desc="list tars", unit="tar") for sample in _samples_of_tar(path)]
+    # Keys often begin anew in every tar; in one shard two neighbours of the same key would become one sample.
+    samples = [replace(sample, key=_numbered_key(number, sample.key)) for number, sample in enumerate(found)]
     return Listing(samples=samples, classes=None, passed_over=0)
 
 

@@ -7,6 +7,7 @@ arguments are known to be good.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -25,16 +26,18 @@ EXIT_ERROR = 2
 def train(arguments: argparse.Namespace, stop: StopRequest) -> int:
     """First launch and every relaunch: the same line. Resumes from the newest complete checkpoint by itself."""
     from pipeline.config import load_config
-    from pipeline.world import World, default_num_ranks, die_with_parent, launch_local
+    from pipeline.world import World, check_devices, default_num_ranks, die_with_parent, launch_local
 
     world = World.from_environment()
     config = load_config(arguments.config, arguments.overrides)
     if world.launcher == "none":
         from pipeline.build import make_plan
+        from pipeline.data.index import check_shards
 
         devices = config.trainer.devices
         num_ranks = default_num_ranks() if devices == "auto" else devices
-        make_plan(config, world_size=num_ranks)  # a wrong configuration fails here, before any rank starts
+        check_devices(num_ranks)
+        check_shards(make_plan(config, world_size=num_ranks).index)  # a wrong configuration fails here, before any rank starts
         if num_ranks > 1:
             return launch_local(["train", arguments.config, *arguments.overrides], num_ranks=num_ranks)
     if world.launcher == "torchrun":
@@ -85,6 +88,8 @@ def evaluate(arguments: argparse.Namespace, stop: StopRequest) -> int:
     from pipeline.evaluation.runner import watch_run
 
     folder = RunFolder(Path(arguments.run_dir))
+    if arguments.watch and not folder.weight_steps():
+        print(f"[eval] waiting for the first weights in {folder.weights}", flush=True)
     while arguments.watch and not folder.weight_steps() and not stop.is_set:
         time.sleep(arguments.poll_seconds)  # an evaluator submitted beside a training may well start first
     if not folder.config.exists():
@@ -170,26 +175,42 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Options and key=value overrides may come in any order, which argparse alone does not allow with subcommands."""
+    parser = make_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    unknown = [text for text in rest if text.startswith("-") or "=" not in text]
+    if unknown or (rest and "overrides" not in arguments):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
 def main(argv: list[str] | None = None) -> int:
     stop = StopRequest()
-    arguments = make_parser().parse_args(argv)
+    arguments = parse_arguments(argv)
     if arguments.command == "train":
         stop.install()
     try:
         return arguments.function(arguments, stop)
     except PipelineError as error:
-        if _speaks_for_all():
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        _print_error(error)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
 
 
-def _speaks_for_all() -> bool:
+def _print_error(error: PipelineError) -> None:
+    """Once: an error that all ranks share by the first of them, any other by the rank that met it."""
     from pipeline.world import World
 
-    return World.from_environment().is_first
+    world = World.from_environment()
+    if world.is_first or not error.on_all_ranks:
+        rank = f" (rank {world.rank})" if world.size > 1 and not error.on_all_ranks else ""
+        # A line of its own, below a progress bar that may be open.
+        print(f"{os.linesep if world.size > 1 else ''}error{rank}: {error}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

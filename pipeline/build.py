@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 import uuid
@@ -12,12 +11,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Trainer
 
 from pipeline.callbacks.checkpointing import Checkpointing, CheckpointPolicy, RunFacts
 from pipeline.callbacks.guard import FiniteGuard
 from pipeline.callbacks.metrics import TrainingMetrics
-from pipeline.checkpoint import Checkpoint, RunFolder, clear_leftovers, collect_versions, find_latest, write_atomically
+from pipeline.checkpoint import (
+    Checkpoint,
+    RunFolder,
+    clear_leftovers,
+    collect_versions,
+    find_latest,
+    set_aside,
+    write_atomically,
+)
 from pipeline.config import ModelSection, RunConfig
 from pipeline.data.augment import TrainTransform
 from pipeline.data.datamodule import StreamDataModule
@@ -41,7 +49,7 @@ from pipeline.world import World, broadcast
 SIGMOID_HEAD_BIAS = -10.0  # google-research/vision_transformer, issue #34
 # Sections whose change would make a resumed run neither the old one nor the new.
 FIXED_KEYS = (
-    "seed", "model", "loss", "optimizer.betas", "optimizer.eps", "optimizer.decayed", "trainer.global_batch_size",
+    "seed", "model", "loss", "optimizer.betas", "optimizer.eps", "optimizer.decayed", "optimizer.weight_decay", "optimizer.clip_norm", "trainer.global_batch_size",
     "trainer.zero_stage", "trainer.precision", "data.num_streams", "data.min_area", "data.max_area", "data.min_ratio",
     "data.max_ratio", "data.flip", "data.resize",
 )  # fmt: skip
@@ -108,11 +116,10 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
 
     Raises:
         ConfigError: numbers that do not fit together.
-        DataError: shards or index missing or changed.
+        DataError: no index.
     """
     model = make_model_config(config.model, head_bias=SIGMOID_HEAD_BIAS if config.loss.name == "sigmoid" else 0.0)
     index = load_index(config.data.train)
-    check_shards(index)
     batch = config.trainer.global_batch_size
     to_steps = functools.partial(_to_steps, global_batch_size=batch, num_samples=index.num_samples)
     total, warmup = to_steps(config.trainer.duration, "trainer.duration"), to_steps(config.schedule.warmup, None)
@@ -202,7 +209,9 @@ def make_stream(plan: Plan, *, world: World, start_step: int) -> TrainStream:
     division = Division(
         global_batch_size=batch, rank=world.rank, world_size=world.size, accumulation_steps=plan.accumulation_steps
     )
-    return TrainStream(index=plan.index, order=order, division=division, transform=transform, start_step=start_step)
+    return TrainStream(
+        index=plan.index, order=order, division=division, transform=transform, num_classes=plan.model.num_classes, start_step=start_step
+    )  # fmt: skip
 
 
 def make_model(config: ViTConfig, *, seed: int) -> VisionTransformer:
@@ -230,39 +239,43 @@ def prepare_run_folder(plan: Plan, *, world_size: int) -> Start:
 
     Raises:
         CheckpointError: the relaunch differs where it must not, or every checkpoint is broken.
+        DataError: shards missing or changed.
     """
+    check_shards(plan.index)
     folder = RunFolder(plan.config.run_dir)
-    folder.root.mkdir(parents=True, exist_ok=True)
-    folder.checkpoints.mkdir(exist_ok=True)
-    clear_leftovers(folder)
-    folder.complete.unlink(missing_ok=True)  # a relaunch may be asked for more steps
     found = find_latest(folder)
-    messages = [f"skipped a broken checkpoint: {reason}" for reason in found.rejected]
     if found.rejected and found.newest is None:
+        reasons = "; ".join(found.rejected.values())
         raise CheckpointError(
-            f"no checkpoint of {folder.root} is whole: {'; '.join(found.rejected)}. Restore one, or start under another name"
+            f"no checkpoint of {folder.root} is whole: {reasons}. Restore one, or start a new run with name=..."
         )
+    messages = compare_with_last_launch(plan, folder)
     if found.newest is not None:
-        messages += compare_with_last_launch(plan, folder, found.newest, world_size=world_size)
+        check_continuity(plan, found.newest, world_size=world_size)
+    # Nothing is touched before this line.
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder)
+    messages += [f"skipped a broken checkpoint: {why} (now {set_aside(folder, step)})" for step, why in found.rejected.items()]
+    if found.newest is not None:
         messages.append(f"resuming from {found.newest.path}: step {found.newest.meta.step} of {plan.total_steps}")
     else:
         messages.append(f"new run in {folder.root}: {plan.total_steps} steps, {plan.index.num_samples} images an epoch")
-    if found.newest is not None and found.newest.meta.step >= plan.stop_step:
-        write_atomically(folder.complete, json.dumps({"step": found.newest.meta.step}).encode())
+    if found.newest is None or found.newest.meta.step < plan.stop_step:
+        folder.complete.unlink(missing_ok=True)  # this launch was asked for more steps
     write_atomically(folder.config, plan.config.to_yaml().encode())
     if not folder.wandb_id.exists():
         write_atomically(folder.wandb_id, uuid.uuid4().hex[:8].encode())
     return Start(checkpoint=found.newest, wandb_id=folder.wandb_id.read_text().strip(), messages=messages)
 
 
-def compare_with_last_launch(plan: Plan, folder: RunFolder, checkpoint: Checkpoint, *, world_size: int) -> list[str]:
-    """What differs from the configuration the checkpoint was made under.
+def compare_with_last_launch(plan: Plan, folder: RunFolder) -> list[str]:
+    """What differs from the configuration of the last launch, in words; nothing where this is the first.
 
     Raises:
-        CheckpointError: a difference that would corrupt the run.
+        CheckpointError: a difference that would mix two runs in one folder.
     """
-    import yaml
-
+    if not folder.config.exists():
+        return []
     before, now = _flatten(yaml.safe_load(folder.config.read_text())), _flatten(plan.config.model_dump(mode="json"))
     changed = sorted(key for key in before | now if before.get(key) != now.get(key) and not _is_under(key, FREE_KEYS))
     fatal = [key for key in changed if _is_under(key, FIXED_KEYS)]
@@ -272,6 +285,15 @@ def compare_with_last_launch(plan: Plan, folder: RunFolder, checkpoint: Checkpoi
             f"{folder.root} holds a run that cannot go on with this configuration: {differences}. "
             f"Set them back, or start a new run with name=..."
         )
+    return [f"changed since the last launch: {key} was {before.get(key)}, now {now.get(key)}" for key in changed]
+
+
+def check_continuity(plan: Plan, checkpoint: Checkpoint, *, world_size: int) -> None:
+    """Whether a checkpoint can be gone on from with these shards and ranks.
+
+    Raises:
+        CheckpointError: other shards, or another number of ranks.
+    """
     if checkpoint.meta.data_fingerprint != plan.index.fingerprint:
         raise CheckpointError(
             f"the shards of {plan.config.data.train} are not those this run began with (their index differs), so its "
@@ -282,7 +304,6 @@ def compare_with_last_launch(plan: Plan, folder: RunFolder, checkpoint: Checkpoi
             f"{checkpoint.path} was saved by {checkpoint.meta.world_size} ranks, this launch has {world_size}; "
             f"launch as many (trainer.devices={checkpoint.meta.world_size} on one machine)"
         )
-    return [f"changed since the last launch: {key} was {before.get(key)}, now {now.get(key)}" for key in changed]
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -306,7 +327,7 @@ def agree_on_start(plan: Plan, world: World) -> Start:
             outcome = error
     outcome = broadcast(outcome, device=_device(world))
     if isinstance(outcome, PipelineError):
-        raise outcome
+        raise outcome.everywhere()
     assert outcome is not None
     return outcome
 
@@ -405,7 +426,7 @@ def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Chec
         precision=config.trainer.precision,
         clip_norm=config.optimizer.clip_norm,
     )  # fmt: skip
-    return Trainer(
+    trainer = Trainer(
         accelerator="gpu" if torch.cuda.is_available() else "cpu",
         devices=world.local_size,
         num_nodes=world.num_nodes,
@@ -428,6 +449,9 @@ def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Chec
         log_every_n_steps=max(1, config.tracking.log_every),
         default_root_dir=str(folder.root),
     )
+    # Lightning's SIGTERM handler runs a collective inside the handler; ours, which only notes the signal, stays in place.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    return trainer
 
 
 def make_evaluator(folder: RunFolder, config: RunConfig) -> Evaluator:

@@ -60,10 +60,10 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search for a checkpoint saw: the newest complete one, and why newer ones were passed over."""
+    """What a search for a checkpoint saw: the newest complete one, and by step why newer ones were passed over."""
 
     newest: Checkpoint | None
-    rejected: list[str]
+    rejected: dict[int, str]
 
 
 @dataclass(frozen=True)
@@ -192,13 +192,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def find_latest(folder: RunFolder) -> Found:
-    """The newest checkpoint that verifies. Broken ones are named, never used, never deleted."""
-    rejected: list[str] = []
+    """The newest checkpoint that verifies. Broken ones are named, never used."""
+    rejected: dict[int, str] = {}
     for step in reversed(folder.checkpoint_steps()):
         try:
             return Found(newest=read_checkpoint(folder.checkpoint_of(step)), rejected=rejected)
         except CheckpointError as error:
-            rejected.append(str(error))
+            rejected[step] = str(error)
     return Found(newest=None, rejected=rejected)
 
 
@@ -206,15 +206,15 @@ def write_meta(staging: Path, meta: CheckpointMeta) -> None:
     write_atomically(staging / "meta.json", json.dumps(asdict(meta), indent=1).encode())
 
 
-def delete_old(folder: RunFolder, *, keep_last: int, keep_every_steps: int | None) -> list[int]:
-    """Delete checkpoints beyond the newest `keep_last` and the multiples of `keep_every_steps`; and stale staging.
+def delete_old(folder: RunFolder, *, newest: int, keep_last: int, keep_every_steps: int | None) -> list[int]:
+    """Delete checkpoints beyond the last `keep_last` up to step `newest` and the multiples of `keep_every_steps`.
 
-    Weights stay: they are what a run is for.
+    `newest` is the step just saved. Weights stay: they are what a run is for.
 
     Returns:
         The steps deleted.
     """
-    steps = folder.checkpoint_steps()
+    steps = [step for step in folder.checkpoint_steps() if step <= newest]
     keep = set(steps[-keep_last:]) | {s for s in steps if keep_every_steps and s % keep_every_steps == 0}
     deleted = [step for step in steps if step not in keep]
     for step in deleted:
@@ -223,6 +223,15 @@ def delete_old(folder: RunFolder, *, keep_last: int, keep_every_steps: int | Non
         folder.checkpoint_of(step).rename(grave)
         shutil.rmtree(grave)
     return deleted
+
+
+def set_aside(folder: RunFolder, step: int) -> Path:
+    """Rename a checkpoint that does not verify, so that it neither counts nor stands in the way, and return its place."""
+    place = folder.checkpoints / f"broken-step_{step:08d}"
+    if place.exists():
+        shutil.rmtree(place)  # an older wreck of the same step
+    folder.checkpoint_of(step).rename(place)
+    return place
 
 
 def clear_leftovers(folder: RunFolder) -> None:

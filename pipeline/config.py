@@ -9,10 +9,10 @@ import difflib
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from pipeline.data.augment import Resize
 from pipeline.durations import DurationField
@@ -23,7 +23,7 @@ from pipeline.functional.schedules import Decay
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)  # a run may be named 42
 
 
 class ModelSection(Section):
@@ -71,11 +71,14 @@ class LossSection(Section):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerSection(Section):
     """Adam with decoupled weight decay (`torch.optim.AdamW`: each step subtracts lr * weight_decay * weight)."""
 
     learning_rate: float = Field(gt=0, description="peak, after warmup")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="paper, section 4.1")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="paper, section 4.1")
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(ge=0)
     decayed: Literal["kernels", "all"] = Field(
@@ -101,7 +104,7 @@ class TrainerSection(Section):
     micro_batch_size: int | None = Field(
         None, ge=1, description="images a rank computes at once; all of its share if not given"
     )
-    devices: int | Literal["auto"] = Field(
+    devices: PositiveInt | Literal["auto"] = Field(
         "auto", description="ranks on one machine when no launcher gives them: all GPUs, or 1"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")

@@ -89,11 +89,11 @@ def write_digits(root: Path) -> None:
 
 def _overrides(out: Path) -> list[str]:
     sets = f"[{{name: digits6-9, train: {out}/data/transfer-train, test: {out}/data/transfer-test}}]"
-    return [f"data.train={out}/data/pretrain", f"output_dir={out}/runs", f"evaluation.datasets={sets}"]
+    return ["tracking.mode=offline", f"data.train={out}/data/pretrain", f"output_dir={out}/runs", f"evaluation.datasets={sets}"]
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""}  # the CPU story, on any machine
 
 
 def _train_and_kill(command: list[str], folder: RunFolder) -> None:

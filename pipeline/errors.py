@@ -1,8 +1,21 @@
 """The errors a user is meant to see: each says what is wrong, where, and how to mend it."""
 
+from typing import Self
+
 
 class PipelineError(Exception):
-    """Base class. `__main__` prints it once, in words, and exits with code 2."""
+    """Base class. `__main__` prints it in words and exits with code 2.
+
+    Attributes:
+        on_all_ranks: every rank raises it, so that one of them printing it is enough.
+    """
+
+    on_all_ranks = False
+
+    def everywhere(self) -> Self:
+        """Mark an error that every rank raises at the same point."""
+        self.on_all_ranks = True
+        return self
 
 
 class ConfigError(PipelineError):

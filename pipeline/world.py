@@ -13,7 +13,12 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from pipeline.errors import ConfigError
+from pipeline.interruption import EXIT_INTERRUPTED
+
 Launcher = Literal["slurm", "torchrun", "none"]
+SHUTDOWN_TIMEOUT_S = 600
+PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # torchrun's own list lacks the last, a warning that time is short
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -77,7 +82,10 @@ _BATCH_STEPS = {"4294967291", "4294967292", "4294967290", "batch", "extern"}
 def _slurm_rendezvous() -> dict[str, str]:
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-    environment = SLURMEnvironment(auto_requeue=False)
+    try:
+        environment = SLURMEnvironment(auto_requeue=False)
+    except RuntimeError as error:
+        raise ConfigError(f"Slurm's settings: {error}") from error
     return {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port)}
 
 
@@ -101,16 +109,29 @@ def launch_local(arguments: Sequence[str], *, num_ranks: int) -> int:
     Returns:
         The exit code: that of the first rank that failed, or 0.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
-    options = ["--standalone", f"--nproc-per-node={num_ranks}", "--max-restarts=0", "-m", "pipeline", *arguments]
+    # Ranks are given time to finish a step and save before torchrun kills them.
+    options = [
+        "--standalone",
+        f"--shutdown-timeout={SHUTDOWN_TIMEOUT_S}",
+        f"--signals-to-handle={PASSED_ON}",
+        f"--nproc-per-node={num_ranks}",
+        "--max-restarts=0",
+        "-m",
+        "pipeline",
+        *arguments,
+    ]
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
     try:
         run(get_args_parser().parse_args(options))
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         return code if code > 0 else 128 - code
+    except SignalException:
+        return EXIT_INTERRUPTED  # told to stop: torchrun has passed the signal on and waited for the ranks to save
     return 0
 
 
@@ -135,6 +156,20 @@ def broadcast(value: Any, *, device: torch.device) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0, device=device)
     return box[0]
+
+
+def check_devices(num_ranks: int) -> None:
+    """Refuse more ranks on this machine than it has GPUs, where it has any.
+
+    Raises:
+        ConfigError: naming both numbers.
+    """
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < num_ranks:
+        raise ConfigError(
+            f"trainer.devices={num_ranks}, but this machine has {gpus} GPUs; use at most that many, or hide them "
+            f"to train on the CPU: CUDA_VISIBLE_DEVICES= python -m pipeline train ..."
+        )
 
 
 def default_num_ranks() -> int:

@@ -6,6 +6,8 @@ export PROJECT
 source "$PROJECT/slurm/site.env"
 [ -z "${SITE_MODULES:-}" ] || module load $SITE_MODULES
 [ -z "${SITE_INTERFACE:-}" ] || export NCCL_SOCKET_IFNAME=$SITE_INTERFACE GLOO_SOCKET_IFNAME=$SITE_INTERFACE
+# Since Slurm 22.05 srun does not take --cpus-per-task over from sbatch: each rank would get one core.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export PATH="$SITE_VENV/bin:$PATH"
 cd "$PROJECT"
@@ -23,10 +25,11 @@ pretrain() {
         python -m pipeline train "$config" name="$RUN_NAME" output_dir="$SITE_RUNS" data.train="$SITE_DATA" "$@"
 }
 
-# One evaluator a run, submitted again at a requeue if it has ended since. EVALUATE=0 leaves it out.
+# One evaluator at work and at most one waiting behind it (singleton): the next takes over where a time limit ends the
+# first, and ends at once if there is nothing left to do. EVALUATE=0 leaves it out.
 submit_evaluator() {
     [ "${EVALUATE:-1}" -eq 1 ] || return 0
-    [ -z "$(squeue --me --noheader --name="$RUN_NAME-eval")" ] || return 0
+    [ -z "$(squeue --me --noheader --states=PENDING --name="$RUN_NAME-eval")" ] || return 0
     local partition=${SITE_EVAL_PARTITION:-${SITE_PARTITION:-}}
     sbatch --job-name="$RUN_NAME-eval" --dependency=singleton \
         ${SITE_ACCOUNT:+--account="$SITE_ACCOUNT"} ${partition:+--partition="$partition"} \

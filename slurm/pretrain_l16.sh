@@ -8,6 +8,7 @@
 #SBATCH --cpus-per-task=12
 #SBATCH --time=24:00:00
 #SBATCH --requeue
+#SBATCH --dependency=singleton
 #SBATCH --signal=USR1@180
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%x.log

@@ -142,7 +142,7 @@ def write_config(tmp_path: Path, tiny_config: dict[str, Any]) -> Callable[..., P
 
 def environment(**extra: str) -> dict[str, str]:
     """Of a child process: one thread a rank, no network."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **extra}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "CUDA_VISIBLE_DEVICES": "", **extra}
 
 
 def run_command(

@@ -93,6 +93,8 @@ BAD = [
     ),
     ("name=a/b", "name='a/b': String should match pattern"),
     ("data.min_area=", "data.min_area=None"),
+    ("trainer.devices=0", "trainer.devices"),
+    ("optimizer.betas=[0.9,1.5]", "optimizer.betas.1=1.5: Input should be less than 1"),
     ("trainer", "override 'trainer' is not section.key=value"),
     ("data.train=[", "its value is not YAML"),
 ]
@@ -103,6 +105,10 @@ def test_a_wrong_setting_is_answered_in_words(write_config: WriteConfig, overrid
     with pytest.raises(ConfigError) as caught:
         load_config(write_config(), [override])
     assert message in str(caught.value)
+
+
+def test_a_run_may_be_named_by_a_number(write_config: WriteConfig) -> None:
+    assert load_config(write_config(), ["name=42"]).name == "42"
 
 
 def test_a_missing_file_suggests_its_neighbour(write_config: WriteConfig) -> None:
@@ -152,6 +158,16 @@ def test_missing_shards_are_answered_in_words(tmp_path: Path, write_config: Writ
         make_plan(load_config(write_config(), ["data.train=/nowhere"]), world_size=2)
     with pytest.raises(DataError, match=r"holds no index; make one with `python -m data_tools index"):
         make_plan(load_config(write_config(), [f"data.train={tmp_path}"]), world_size=2)
+
+
+def test_overrides_and_options_come_in_any_order() -> None:
+    from pipeline.__main__ import parse_arguments
+
+    arguments = parse_arguments(["evaluate", "runs/x", "--watch", "evaluation.shots=[1]"])
+    assert arguments.watch
+    assert arguments.overrides == ["evaluation.shots=[1]"]
+    with pytest.raises(SystemExit):
+        parse_arguments(["evaluate", "runs/x", "--wach"])
 
 
 def test_the_command_prints_one_sentence_and_exits_with_2(write_config: WriteConfig) -> None:

@@ -70,6 +70,12 @@ def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
     return [int(pid) for pid in children if "pipeline" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
+def tree_of(pid: int) -> list[int]:
+    """A process and all that it started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(member for child in children for member in tree_of(int(child)))]
+
+
 def assert_same_run(folder: RunFolder, reference: RunFolder) -> None:
     """Every weight bit for bit, every loss, and the digest of everything both runs saw."""
     ours, theirs = (safetensors.torch.load_file(f.weights_of(STEPS)) for f in (folder, reference))
@@ -191,12 +197,24 @@ def test_told_to_stop_it_saves_and_goes_on_later(
     assert_same_run(folder, reference)
 
 
+def test_weights_that_a_kill_left_out_are_never_missing(reference: RunFolder, write_config: WriteConfig) -> None:
+    """A checkpoint that exists has its weights, whenever the run is killed."""
+    config = write_config()
+    folder = folder_of(config)
+    with training(config) as process:
+        wait_until(lambda: folder.checkpoint_of(8).exists(), process, poll_s=0.0005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert 8 in folder.weight_steps()
+
+
 def test_a_relaunch_of_a_complete_run_does_nothing(reference: RunFolder) -> None:
     before = reference.metrics.read_bytes()
     result = run_command("train", str(reference.root / "config.yaml"))
     assert result.returncode == 0
     assert "nothing to do: step 12 of 12 is reached" in result.stdout
     assert reference.metrics.read_bytes() == before
+    assert reference.complete.exists()
 
 
 @pytest.mark.parametrize(
@@ -214,6 +232,7 @@ def test_a_relaunch_that_would_corrupt_the_run_is_refused(reference: RunFolder, 
     assert len(errors) == 1
     assert message in errors[0]
     assert "Traceback" not in result.stdout
+    assert reference.complete.exists()  # a refused launch touches nothing
 
 
 def test_shards_that_changed_are_refused(reference: RunFolder, tmp_path: Path, write_shards: Callable[..., object]) -> None:
@@ -236,6 +255,25 @@ def test_non_finite_gradients_skip_the_step_then_stop_the_run(write_config: Writ
     assert "gradients were not finite for 3 steps in a row" in result.stdout
     assert result.stdout.count("non-finite gradients, step skipped (2 in a row)") == 2  # each rank names its samples
     assert "its samples: " in result.stdout
+
+
+def test_an_error_on_one_rank_is_told_by_that_rank(write_config: WriteConfig, tmp_path: Path) -> None:
+    """One wrong label among 83 images: whichever rank meets it names it."""
+    from data_tools.index import index_folder
+    from tests.conftest import encode, make_image, write_tar
+
+    members: list[tuple[str, bytes]] = []
+    for number in range(83):
+        image = encode(make_image(number, num_classes=4, size=24), format="JPEG")
+        members += [(f"{number:03d}.jpg", image), (f"{number:03d}.cls", b"9" if number == 40 else b"0")]
+    (tmp_path / "bad").mkdir()
+    write_tar(tmp_path / "bad" / "a.tar", members)
+    index_folder(str(tmp_path / "bad"), block_samples=4, num_workers=1)
+    result = run_command("train", str(write_config(data={"train": str(tmp_path / "bad")})))
+    assert result.returncode == 2, result.stdout
+    lines = [line for line in result.stdout.splitlines() if line.startswith("error (rank ")]
+    assert len(lines) == 1
+    assert "a.tar: sample '040' has class 9, but model.num_classes=4" in lines[0]
 
 
 def test_too_many_unreadable_images_stop_the_run(write_config: WriteConfig, tmp_path: Path) -> None:

@@ -89,9 +89,13 @@ class Checkpointing(Callback):
             write_atomically(self.folder.complete, json.dumps({"step": trainer.global_step}).encode())
 
     def save(self, trainer: Trainer, step: int) -> None:
-        """Checkpoint, then weights, then retention. A collective."""
+        """Weights, then checkpoint, then retention. A collective.
+
+        In this order: a checkpoint that exists has its weights, whenever the run is killed.
+        """
         if step == self._saved_step:
             return
+        self._save_weights(trainer, step)
         staging = self.folder.staging_of(step)
         if trainer.is_global_zero:
             shutil.rmtree(staging, ignore_errors=True)
@@ -103,9 +107,8 @@ class Checkpointing(Callback):
         if trainer.is_global_zero:
             publish(staging, self.folder.checkpoint_of(step), manifest=manifest)
         self._saved_step = step
-        self._save_weights(trainer, step)
         if trainer.is_global_zero:
-            delete_old(self.folder, keep_last=self.policy.keep_last, keep_every_steps=self.policy.keep_every_steps)
+            delete_old(self.folder, newest=step, keep_last=self.policy.keep_last, keep_every_steps=self.policy.keep_every_steps)
         trainer.strategy.barrier()
 
     def _hash_files(self, trainer: Trainer, staging: Path, step: int) -> dict[str, dict[str, Any]]:
@@ -113,7 +116,9 @@ class Checkpointing(Callback):
         if trainer.is_global_zero:
             write_meta(staging, self._meta(trainer, step))
         trainer.strategy.barrier()
-        mine = describe_files(staging, files_of(staging)[trainer.global_rank :: trainer.world_size])
+        # One listing for all: on a network file system two nodes may see different ones for a while.
+        names = trainer.strategy.broadcast([str(path) for path in files_of(staging)] if trainer.is_global_zero else [])
+        mine = describe_files(staging, [Path(name) for name in names[trainer.global_rank :: trainer.world_size]])
         parts: list[Any] = [None] * trainer.world_size
         dist.all_gather_object(parts, mine)
         return {name: entry for part in parts for name, entry in sorted(part.items())}

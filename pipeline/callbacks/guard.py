@@ -47,7 +47,8 @@ class FiniteGuard(Callback):
             flush=True,
         )
         if self._in_a_row >= self.max_skipped_steps:
-            raise TrainingError(
+            error = TrainingError(
                 f"gradients were not finite for {self._in_a_row} steps in a row (up to step {trainer.global_step}); "
                 f"lower optimizer.learning_rate, set optimizer.clip_norm, or look at the samples named above"
             )
+            raise error.everywhere()

@@ -124,7 +124,7 @@ class TrainingMetrics(Callback):
             "train/skipped_steps": strategy.skipped_steps,
             "speed/images_per_s": images_per_s,
             "speed/step_time_s": elapsed_s / steps,
-            "speed/data_wait_fraction": means["wait_s"] * micro_batches / elapsed_s,
+            "speed/data_wait_fraction": min(1.0, means["wait_s"] * micro_batches / elapsed_s),
             "speed/mfu": images_per_s * self.flops_per_image / self.peak_flops,
             "speed/peak_memory_gib": _peak_memory_gib(),
             "data/unreadable": unreadable,
@@ -142,10 +142,11 @@ class TrainingMetrics(Callback):
     def _enforce_budget(self, unreadable: int, images_seen: int) -> None:
         allowed = max(UNREADABLE_GRACE, self.unreadable_budget * images_seen)
         if unreadable > allowed:
-            raise TrainingError(
+            error = TrainingError(
                 f"{unreadable} of {images_seen} images could not be read, more than data.unreadable_budget="
                 f"{self.unreadable_budget} allows; the log above names them. Repair the shards, or raise the budget"
             )
+            raise error.everywhere()
 
 
 def _peak_memory_gib() -> float:

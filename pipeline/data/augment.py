@@ -68,6 +68,8 @@ def inception_box(height: int, width: int, *, transform: TrainTransform, draws: 
     The aspect ratio is uniform, then the crop's height is uniform among those whose area is allowed; a crop that
     does not fit is refused and drawn again, and after `CROP_ATTEMPTS` the whole image is used.
 
+    One difference: TensorFlow never draws the last possible place of a crop, here every place is drawn alike.
+
     Args:
         draws: four numbers in [0, 1): ratio, height, top, left.
     """
@@ -78,9 +80,14 @@ def inception_box(height: int, width: int, *, transform: TrainTransform, draws: 
     lowest = min(lowest, highest)
     crop_height = lowest + int(draws[1] * (highest - lowest + 1))
     crop_width = round(crop_height * ratio)
-    area = crop_height * crop_width
-    # Rounding to whole pixels may leave the allowed range by one; that attempt fails.
-    if area < min_area or area > max_area or crop_height < 1 or crop_width < 1 or crop_width > width:
+    # Rounding to whole pixels may leave the allowed range by a little; one row more or less may mend it.
+    if crop_height * crop_width < min_area:
+        crop_height += 1
+    elif crop_height * crop_width > max_area:
+        crop_height -= 1
+    crop_width = round(crop_height * ratio)
+    allowed = min_area <= crop_height * crop_width <= max_area
+    if not allowed or not 1 <= crop_height <= height or not 1 <= crop_width <= width:
         return None
     top = int(draws[2] * (height - crop_height + 1))
     left = int(draws[3] * (width - crop_width + 1))

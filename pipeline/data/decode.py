@@ -22,8 +22,8 @@ class UnreadableImage(Exception):  # noqa: N818  (a finding to count, not a fail
 def decode_image(data: bytes) -> Pixels:
     """Decode to (H, W, 3) uint8 RGB. EXIF orientation is not applied, as in the authors' and all peers' pipelines.
 
-    JPEG goes through libjpeg-turbo (simplejpeg); what that refuses, CMYK above all, and every other format goes
-    through Pillow.
+    JPEG goes through libjpeg-turbo (simplejpeg). What that refuses, CMYK and harmless irregularities above all, gets a
+    second chance with Pillow, which every other format goes through too.
 
     Raises:
         UnreadableImage: damaged, cut short, of an unknown format, or of more than `MAX_PIXELS` pixels.
@@ -45,8 +45,8 @@ def _decode_jpeg(data: bytes) -> Pixels | None:
     _check_size(int(width), int(height))
     try:
         return simplejpeg.decode_jpeg(data, "RGB")
-    except ValueError as error:
-        raise UnreadableImage(f"JPEG: {error}") from error
+    except ValueError:
+        return None  # strict about every warning: stray bytes between markers are one
 
 
 def _decode_with_pillow(data: bytes) -> Pixels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from pipeline.data.index import ShardIndex
 from pipeline.data.order import Int64s, SampleOrder
 from pipeline.data.reader import BlockReader, RawSample
 from pipeline.errors import DataError
+from pipeline.interruption import SIGNALS
 
 DIGEST_MODULUS = 2**52  # exact in a float64 too
 
@@ -101,25 +103,35 @@ class TrainStream(IterableDataset[Batch]):
     """
 
     def __init__(
-        self, *, index: ShardIndex, order: SampleOrder, division: Division, transform: TrainTransform, start_step: int
-    ) -> None:
+        self, *, index: ShardIndex, order: SampleOrder, division: Division, transform: TrainTransform, num_classes: int,
+        start_step: int,
+    ) -> None:  # fmt: skip
         self.index = index
         self.order = order
         self.division = division
         self.transform = transform
+        self.num_classes = num_classes
         self.start_step = start_step
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         # A stream plays one block at a time; twice that rides out the ends of epochs.
-        reader = BlockReader(self.index, capacity=2 * self.division.micro_batch_size * self.division.accumulation_steps + 2)
+        slots = -(-self.division.micro_batch_size // num_workers) * self.division.accumulation_steps
+        reader = BlockReader(self.index, capacity=2 * slots + 2)
         step = self.start_step
         while True:
             for micro_step in range(self.division.accumulation_steps):
                 positions = self.division.positions(step=step, micro_step=micro_step)
                 yield self._fill(reader, np.array_split(positions, num_workers)[worker])
             step += 1
+
+    def _checked_label(self, sample: RawSample) -> int:
+        if not 0 <= sample.label < self.num_classes:  # a GPU would stop without a word on which sample
+            raise DataError(
+                f"{sample.shard}: sample {sample.key!r} has class {sample.label}, but model.num_classes={self.num_classes}"
+            )
+        return sample.label
 
     def _fill(self, reader: BlockReader, positions: Int64s) -> Batch:
         size = self.transform.image_size
@@ -134,7 +146,7 @@ class TrainStream(IterableDataset[Batch]):
             sample, slot, pixels, skipped = read_image(reader, block, int(located.slot[i]), position=int(position))
             sample_id = int(self.index.first_sample[block]) + slot
             images[i] = self.transform(pixels, seed=self.order.seed, epoch=int(located.epoch[i]), sample_id=sample_id)
-            labels[i] = sample.label
+            labels[i] = self._checked_label(sample)
             sample_ids[i] = sample_id
             unreadable += skipped
             digest += derive_key(int(position), sample_id, zlib.crc32(images[i].numpy().data))
@@ -154,15 +166,15 @@ class BatchLoader:
 
     def __init__(self, stream: TrainStream, *, num_workers: int, prefetch: int, pin_memory: bool) -> None:
         self.num_workers = num_workers
+        self.pin_memory = pin_memory
         self._loader = DataLoader(
             stream,
             batch_size=None,
             num_workers=num_workers,
             prefetch_factor=prefetch if num_workers else None,
-            pin_memory=pin_memory,
             # Forking a process that runs gloo's, NCCL's or OpenMP's threads can deadlock.
             multiprocessing_context="spawn" if num_workers else None,
-            worker_init_fn=_use_one_thread,
+            worker_init_fn=_start_worker,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -170,11 +182,17 @@ class BatchLoader:
         while True:
             start = time.perf_counter()
             batch = join_parts([next(parts) for _ in range(max(1, self.num_workers))])
-            yield {**batch, "wait_s": time.perf_counter() - start}
+            if self.pin_memory:  # after joining: joined pinned parts would be unpinned again
+                batch["images"], batch["labels"] = batch["images"].pin_memory(), batch["labels"].pin_memory()
+            batch["wait_s"] = time.perf_counter() - start
+            yield batch
 
 
-def _use_one_thread(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
+    # A scheduler may signal every process of a job. What to do is the ranks' business: they still need their batches.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def join_parts(parts: list[Batch]) -> Batch:

@@ -94,6 +94,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except ValueError:  # emptied by a power cut: nobody's, and stale in its time
+        return {"host": "", "pid": 0, "token": ""}
 
 
 def _is_dead(owner: dict[str, Any]) -> bool:

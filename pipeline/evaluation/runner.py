@@ -13,7 +13,7 @@ from pipeline.checkpoint import RunFolder, Weights, load_weights
 from pipeline.config import EvalDataset, EvaluationSection
 from pipeline.data.augment import EvalTransform
 from pipeline.data.index import ShardIndex, check_shards, load_index
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluation.claims import claim
 from pipeline.evaluation.features import Features, extract_features
 from pipeline.evaluation.few_shot import choose_support, few_shot_accuracy
@@ -54,15 +54,21 @@ def list_tasks(section: EvaluationSection) -> list[Task]:
 
 
 def watch_run(evaluator: Evaluator, *, watch: bool, stop: StopRequest, poll_s: float) -> None:
-    """Measure every checkpoint that lacks results, oldest first; with `watch`, go on until the run is complete."""
+    """Measure every checkpoint that lacks results, oldest first; with `watch`, go on until the run is complete.
+
+    Raises:
+        CheckpointError: at the end, naming the checkpoints that could not be evaluated.
+    """
     try:
         while not stop.is_set:
             evaluator.evaluate_pending()
             if not watch or evaluator.is_complete():
-                return
+                break
             time.sleep(poll_s)
     finally:
         evaluator.close()
+    if evaluator.failed:
+        raise CheckpointError(f"not evaluated: {'; '.join(evaluator.failed.values())}")
 
 
 class Evaluator:
@@ -85,6 +91,7 @@ class Evaluator:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(section.cpu_threads)
+        self.failed: dict[int, str] = {}  # step to reason, this process's
         self._tracker: EvaluationTracker | None = None
         self._indices = {d.name: (_open_split(d, d.train), _open_split(d, d.test)) for d in section.datasets}
 
@@ -94,24 +101,36 @@ class Evaluator:
             if not self._missing(step):
                 continue
             with claim(self.folder.root / "claims" / f"step_{step:08d}.json") as mine:
-                if mine:
-                    self._evaluate_step(step)
+                if mine and step not in self.failed:
+                    self._try_step(step)
+
+    def _try_step(self, step: int) -> None:
+        """A checkpoint that cannot be evaluated must not keep the newer ones from it."""
+        try:
+            self._evaluate_step(step)
+        except (CheckpointError, torch.linalg.LinAlgError) as error:  # pyright: ignore[reportPrivateImportUsage]
+            self.failed[step] = str(error)
+            print(f"[eval] step {step} cannot be evaluated: {error}", flush=True)
 
     def close(self) -> None:
         if self._tracker is not None:
             self._tracker.close()
 
-    def _track(self, rows: list[dict[str, Any]]) -> None:
-        if self._tracker is None:  # opened by the first result, with all that was measured before
-            known = {(row["step"], row["dataset"]) for row in rows}
-            history = [r for r in read_json_lines(self.folder.evaluations) if (r["step"], r["dataset"]) not in known]
-            self._tracker = EvaluationTracker(self.identity, history=history)
-        self._tracker.log(rows)
+    def _track(self, step: int) -> None:
+        """Send all that is known of a step, also what was measured before a crash."""
+        rows = read_json_lines(self.folder.evaluations)
+        if self._tracker is None:  # opened by the first result
+            self._tracker = EvaluationTracker(self.identity, history=[row for row in rows if row["step"] != step])
+        self._tracker.log([row for row in rows if row["step"] == step])
 
     def is_complete(self) -> bool:
         """Whether the run's last step has been evaluated."""
         steps = self.folder.weight_steps()
-        return self.folder.complete.exists() and bool(steps) and not any(self._missing(step) for step in steps)
+        return (
+            self.folder.complete.exists()
+            and bool(steps)
+            and not any(self._missing(step) for step in steps if step not in self.failed)
+        )
 
     def _missing(self, step: int) -> list[Task]:
         rows = [row for row in read_json_lines(self.folder.evaluations) if row["step"] == step]
@@ -129,7 +148,7 @@ class Evaluator:
             tasks = [task for task in missing if task.dataset == dataset.name]
             if tasks:
                 new_rows += self._evaluate_dataset(weights, dataset, tasks)
-        self._track(new_rows)
+        self._track(step)
         for row in new_rows:
             if row.get("short_classes"):
                 print(f"[eval] {row['dataset']}: {row['short_classes']} classes have fewer than {row['shots']} train images")

@@ -26,11 +26,15 @@ TRANSFORM = TrainTransform(
 BATCH = 12
 
 
-def make_stream(folder: Path, *, rank: int = 0, world_size: int = 1, accumulation: int = 1, start_step: int = 0) -> TrainStream:
+def make_stream(
+    folder: Path, *, rank: int = 0, world_size: int = 1, accumulation: int = 1, start_step: int = 0, classes: int = 12
+) -> TrainStream:
     index = load_index(str(folder))
     division = Division(global_batch_size=BATCH, rank=rank, world_size=world_size, accumulation_steps=accumulation)
     order = SampleOrder(index.block_samples, seed=5, num_streams=BATCH)
-    return TrainStream(index=index, order=order, division=division, transform=TRANSFORM, start_step=start_step)
+    return TrainStream(
+        index=index, order=order, division=division, transform=TRANSFORM, num_classes=classes, start_step=start_step
+    )
 
 
 def collect(
@@ -169,6 +173,11 @@ def test_samples_without_image_or_label_are_answered_in_words(
         collect(tmp_path, steps=1)
 
 
+def test_a_class_the_model_lacks_is_answered_in_words(corpus: Path) -> None:
+    with pytest.raises(DataError, match=r"shard-00\d\.tar: sample '\d+' has class 3, but model\.num_classes=3"):
+        list(islice(make_stream(corpus, classes=3), 3))
+
+
 def test_remote_shards_give_the_same_batches(corpus: Path) -> None:
     """A real HTTP server with range requests, through fsspec."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeHandler, directory=str(corpus)))
@@ -177,7 +186,9 @@ def test_remote_shards_give_the_same_batches(corpus: Path) -> None:
         index = load_index(f"http://127.0.0.1:{server.server_port}")
         check_shards(index)
         local = make_stream(corpus)
-        remote = TrainStream(index=index, order=local.order, division=local.division, transform=TRANSFORM, start_step=0)
+        remote = TrainStream(
+            index=index, order=local.order, division=local.division, transform=TRANSFORM, num_classes=12, start_step=0
+        )
         for ours, theirs in zip(islice(local, 3), islice(remote, 3), strict=True):
             assert torch.equal(ours["images"], theirs["images"])
     finally:

@@ -94,6 +94,36 @@ def test_tars_are_repacked_with_all_their_members(image_folder: Path, tmp_path: 
     assert len(digest(tmp_path / "b")) == 7
 
 
+def test_tars_whose_keys_repeat_keep_all_their_samples(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for tar in range(4):
+        members = [(f"{n:04d}.{kind}", data) for n in range(6) for kind, data in (("jpg", bytes([tar, n])), ("cls", b"0"))]
+        write_tar(tmp_path / "source" / f"{tar}.tar", members)
+    make(tmp_path / "source", tmp_path / "shards", per_shard=24)
+    assert sorted(data for _, data in contents(tmp_path / "shards")) == [bytes([tar, n]) for tar in range(4) for n in range(6)]
+
+
+def test_class_ids_can_be_given_and_hidden_folders_do_not_count(image_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.rmtree(image_folder / "cat")
+    (image_folder / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "classes.txt").write_text("cat\ndog\nowl\n")
+    command = [
+        "make",
+        str(image_folder),
+        str(tmp_path / "shards"),
+        "--classes",
+        str(tmp_path / "classes.txt"),
+        "--workers",
+        "1",
+    ]
+    assert main(command) == 0
+    assert {label for label, _ in contents(tmp_path / "shards")} == {1, 2}
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    assert main([*command[:2], str(tmp_path / "other"), *command[3:]]) == 2
+
+
 def test_killed_it_leaves_no_half_shard_and_goes_on(image_folder: Path, tmp_path: Path) -> None:
     make(image_folder, tmp_path / "reference", per_shard=1)
     target = tmp_path / "shards"

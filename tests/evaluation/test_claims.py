@@ -61,6 +61,16 @@ def test_a_silent_claim_from_another_machine_goes_stale(tmp_path: Path) -> None:
         assert stale
 
 
+def test_an_empty_claim_left_by_a_power_cut_goes_stale(tmp_path: Path) -> None:
+    path = tmp_path / "step.json"
+    path.touch()
+    with claim(path) as fresh:
+        assert not fresh
+    os.utime(path, (0, 0))
+    with claim(path) as stale:
+        assert stale
+
+
 def try_claim(path: str, start: float) -> bool:
     time.sleep(max(0.0, start - time.time()))
     with claim(Path(path)) as mine:

@@ -124,10 +124,12 @@ def test_bad_settings_are_answered_in_words(folder: RunFolder, override: str, me
     assert "Traceback" not in result.text
 
 
-def test_a_damaged_weights_file_is_named(folder: RunFolder, call: Call) -> None:
+def test_a_damaged_weights_file_is_named_and_does_not_hold_up_the_others(folder: RunFolder, call: Call) -> None:
     add_weights(folder, 4)
+    add_weights(folder, 8)
     path = folder.weights_of(4)
     path.write_bytes(path.read_bytes()[:1000])
     result = call("evaluate", str(folder.root))
     assert result.code == 2
-    assert f"{path} is not a weights file of this software, or is damaged" in result.text
+    assert f"error: not evaluated: {path} is not a weights file of this software, or is damaged" in result.text
+    assert [row["step"] for row in read_json_lines(folder.evaluations)] == [8] * RESULTS_PER_STEP

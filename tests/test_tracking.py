@@ -1,0 +1,141 @@
+"""The local mirror survives crashes, and W&B's offline files hold the whole run under one id."""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.tracking import (
+    EvaluationTracker,
+    MetricsFile,
+    RunIdentity,
+    append_json_line,
+    make_wandb_logger,
+    read_json_lines,
+    read_metrics,
+    resolve_mode,
+)
+
+
+def test_a_line_cut_by_a_crash_costs_that_line_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    for step in range(3):
+        append_json_line(path, {"step": step})
+    path.write_bytes(path.read_bytes()[:-4])
+    append_json_line(path, {"step": 3})
+    assert [row["step"] for row in read_json_lines(path)] == [0, 1, 3]
+
+
+def test_of_a_step_logged_twice_the_later_line_counts(tmp_path: Path) -> None:
+    mirror = MetricsFile(tmp_path / "metrics.jsonl")
+    for step, loss in [(1, 0.5), (2, 0.4), (3, 0.3), (2, 0.41), (3, 0.31)]:  # a resume from step 1
+        mirror.log_metrics({"step": step, "train/loss": loss}, step=step)
+    assert [(row["step"], row["train/loss"]) for row in read_metrics(tmp_path / "metrics.jsonl")] == [
+        (1, 0.5),
+        (2, 0.41),
+        (3, 0.31),
+    ]
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
+    append_json_line(tmp_path / "x.jsonl", {"a": math.inf, "b": math.nan, "c": 1.0})
+    assert read_json_lines(tmp_path / "x.jsonl") == [{"a": None, "b": None, "c": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("variables", "netrc_line", "expected"),
+    [
+        ({}, "", "offline"),
+        ({"WANDB_API_KEY": "k"}, "", "online"),
+        ({}, "machine api.wandb.ai login user password k", "online"),
+        ({}, "machine elsewhere login user password k", "offline"),
+        ({"WANDB_API_KEY": "k", "WANDB_MODE": "disabled"}, "", "disabled"),
+    ],
+)
+def test_without_a_key_runs_are_offline(
+    variables: dict[str, str], netrc_line: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "netrc").write_text(netrc_line)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert resolve_mode("auto") == expected
+    assert resolve_mode("offline") == "offline"
+
+
+def identity(folder: Path) -> RunIdentity:
+    return RunIdentity(name="tiny", run_id="abc123", folder=folder, project="p", entity=None, mode="offline")
+
+
+BLOCK = 32768  # W&B's file is a LevelDB log: blocks of records, each with crc, length and kind
+
+
+def records_of(path: Path) -> list[bytes]:
+    data = path.read_bytes()
+    assert data[:4] == b":W&B"
+    place, records, partial = 7, [], b""
+    while place + 7 <= len(data):
+        if BLOCK - place % BLOCK < 7:  # too little left for a header: padding
+            place += BLOCK - place % BLOCK
+            continue
+        _crc, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        partial += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            records.append(partial)
+            partial = b""
+    return records
+
+
+def stored_history(folder: Path, run_id: str) -> list[dict[str, str]]:
+    """What the newest offline file of a run holds."""
+    from wandb.proto import wandb_internal_pb2
+
+    newest = sorted((folder / "wandb").glob(f"offline-run-*-{run_id}"), key=lambda path: path.stat().st_mtime_ns)[-1]
+    rows = []
+    for data in records_of(next(newest.glob("*.wandb"))):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            rows.append({"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item})
+    return rows
+
+
+def test_a_relaunch_writes_the_whole_history_under_the_same_id(tmp_path: Path) -> None:
+    first = make_wandb_logger(identity(tmp_path), config={"seed": 1}, history=[])
+    assert first is not None
+    first.log_metrics({"step": 1, "train/loss": 0.5})
+    first.experiment.finish()
+    history: list[dict[str, Any]] = [{"step": 1, "train/loss": 0.5, "train/accuracy": None}]
+    second = make_wandb_logger(identity(tmp_path), config={"seed": 1}, history=history)
+    assert second is not None
+    second.log_metrics({"step": 2, "train/loss": 0.4})
+    second.experiment.finish()
+    assert [(row["step"], row["train/loss"]) for row in stored_history(tmp_path, "abc123")] == [("1", "0.5"), ("2", "0.4")]
+
+
+def test_evaluations_are_logged_by_training_step_as_means_over_seeds(tmp_path: Path) -> None:
+    def row(step: int, seed: int | None, accuracy: float) -> dict[str, Any]:
+        protocol, shots = ("linear", None) if seed is None else ("few_shot", 5)
+        return {
+            "step": step,
+            "images_seen": 8 * step,
+            "dataset": "d",
+            "protocol": protocol,
+            "shots": shots,
+            "seed": seed,
+            "accuracy": accuracy,
+        }
+
+    tracker = EvaluationTracker(identity(tmp_path), history=[row(0, None, 0.25)])
+    tracker.log([row(4, 0, 0.5), row(4, 1, 0.7), row(4, None, 0.9)])
+    tracker.close()
+    rows = stored_history(tmp_path, "abc123-eval")
+    assert [(r["step"], r["eval/d/linear"]) for r in rows] == [("0", "0.25"), ("4", "0.9")]
+    assert float(rows[1]["eval/d/few_shot_5shot"]) == pytest.approx(0.6)

@@ -1,0 +1,74 @@
+"""Who a process is, read from what srun and torchrun set."""
+
+from __future__ import annotations
+
+import os
+from unittest import mock
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.world import World, check_devices
+
+LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name in LAUNCHERS or name.startswith("SLURM_"):
+            monkeypatch.delenv(name)
+
+
+def test_alone() -> None:
+    world = World.from_environment()
+    assert (world.rank, world.size, world.launcher) == (0, 1, "none")
+
+
+def test_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    world = World.from_environment()
+    assert (world.rank, world.size, world.local_rank, world.local_size) == (5, 8, 1, 4)
+    assert (world.node, world.num_nodes, world.launcher) == (1, 2, "torchrun")
+
+
+SRUN = {
+    "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_PROCID": "11", "SLURM_NTASKS": "16", "SLURM_NTASKS_PER_NODE": "8", "SLURM_LOCALID": "3",
+    "SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_NODELIST": "gpu[007-008]", "SLURM_JOB_NAME": "l16",
+}  # fmt: skip
+
+
+def test_under_srun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    world = World.from_environment()
+    assert (world.rank, world.size, world.local_rank, world.local_size) == (11, 16, 3, 8)
+    assert (world.node, world.num_nodes, world.launcher, world.slurm_job_id) == (1, 2, "slurm", "77")
+    with mock.patch.dict(os.environ):
+        world.export()
+        assert os.environ["MASTER_ADDR"] == "gpu007"  # every rank finds the same first node
+        assert (os.environ["RANK"], os.environ["LOCAL_RANK"], os.environ["GROUP_RANK"]) == ("11", "3", "1")
+        assert 1024 < int(os.environ["MASTER_PORT"]) < 65536
+
+
+def test_tasks_without_a_number_a_node_are_answered_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    with mock.patch.dict(os.environ), pytest.raises(ConfigError, match="--ntasks-per-node"):
+        World.from_environment().export()
+
+
+def test_a_batch_script_is_not_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**SRUN, "SLURM_STEP_ID": "4294967291"}.items():
+        monkeypatch.setenv(name, value)
+    assert World.from_environment().launcher == "none"
+
+
+@pytest.mark.parametrize(("gpus", "ranks"), [(1, 2), (4, 8)])
+def test_more_ranks_than_gpus_are_refused(gpus: int, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    with pytest.raises(ConfigError, match=f"trainer.devices={ranks}, but this machine has {gpus} GPUs"):
+        check_devices(ranks)
+    check_devices(gpus)
