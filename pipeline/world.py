@@ -114,9 +114,9 @@ def launch_local(arguments: Sequence[str], *, num_ranks: int) -> int:
     from torch.distributed.run import get_args_parser, run
 
     # Ranks are given time to finish a step and save before torchrun kills them.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_TIMEOUT_S))
     options = [
         "--standalone",
-        f"--shutdown-timeout={SHUTDOWN_TIMEOUT_S}",
         f"--signals-to-handle={PASSED_ON}",
         f"--nproc-per-node={num_ranks}",
         "--max-restarts=0",
