@@ -31,8 +31,8 @@ def train(arguments: argparse.Namespace, stop: StopRequest) -> int:
     world = World.from_environment()
     config = load_config(arguments.config, arguments.overrides)
     if world.launcher == "none":
-        from pipeline.build import make_plan
         from pipeline.data.index import check_shards
+        from pipeline.planning import make_plan
 
         devices = config.trainer.devices
         num_ranks = default_num_ranks() if devices == "auto" else devices
@@ -47,13 +47,15 @@ def train(arguments: argparse.Namespace, stop: StopRequest) -> int:
 
 def _train_as_rank(config: RunConfig, world: World, stop: StopRequest) -> int:
     from pipeline import build
+    from pipeline.planning import make_plan
     from pipeline.quiet import quiet_libraries
+    from pipeline.start import agree_on_start
     from pipeline.world import init_process_group
 
     quiet_libraries(is_first=world.is_first)
-    plan = build.make_plan(config, world_size=world.size)
+    plan = make_plan(config, world_size=world.size)
     init_process_group(world)
-    start = build.agree_on_start(plan, world)
+    start = agree_on_start(plan, world, device=build.device_of(world))
     if world.is_first:
         for message in start.messages:
             print(f"[run] {message}", flush=True)

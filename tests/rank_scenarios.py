@@ -14,7 +14,9 @@ from pathlib import Path
 from pipeline import build
 from pipeline.config import load_config
 from pipeline.interruption import StopRequest
+from pipeline.planning import make_plan
 from pipeline.quiet import quiet_libraries
+from pipeline.start import agree_on_start
 from pipeline.world import World, die_with_parent, init_process_group
 
 
@@ -24,8 +26,8 @@ def main(listing: Path) -> None:
     quiet_libraries(is_first=world.is_first)
     init_process_group(world)
     for path in json.loads(listing.read_text()):
-        plan = build.make_plan(load_config(path), world_size=world.size)
-        start = build.agree_on_start(plan, world)
+        plan = make_plan(load_config(path), world_size=world.size)
+        start = agree_on_start(plan, world, device=build.device_of(world))
         build.make_training(plan, world=world, stop=StopRequest(), start=start).run()
 
 

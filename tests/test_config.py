@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.build import make_model_config, make_plan
 from pipeline.config import ModelSection, load_config
 from pipeline.durations import parse_duration
 from pipeline.errors import ConfigError, DataError
+from pipeline.planning import make_model_config, make_plan
 from tests.conftest import REPOSITORY, Outcome, run_command
 
 WriteConfig = Callable[..., Path]

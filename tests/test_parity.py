@@ -15,6 +15,7 @@ import torch
 from pipeline import build
 from pipeline.checkpoint import RunFolder, load_weights
 from pipeline.config import load_config
+from pipeline.planning import make_plan
 from pipeline.tracking import read_metrics
 from pipeline.world import World
 from tests.conftest import REPOSITORY, environment
@@ -41,7 +42,7 @@ CLIP = 0.5  # below the gradient norms of these runs, so that clipping acts
 def train_plainly(config_path: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
     """The same training in thirty lines of torch, fp32, one process: losses, gradient norms, final weights."""
     config = load_config(config_path)
-    plan = build.make_plan(config, world_size=1)
+    plan = make_plan(config, world_size=1)
     stream = iter(build.make_stream(plan, world=ALONE, start_step=0))
     model, loss, schedule = build.make_model(plan.model, seed=config.seed), build.make_loss(config), build.make_schedule(plan)
     kernels = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]

@@ -1,0 +1,121 @@
+"""A configuration made concrete: checked against its data and the number of ranks, and counted in steps."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import ModelSection, RunConfig
+from pipeline.data.index import ShardIndex, load_index
+from pipeline.errors import ConfigError
+from pipeline.models.vit import ViTConfig
+from pipeline.models.zoo import parse_name
+
+SIGMOID_HEAD_BIAS = -10.0  # google-research/vision_transformer, issue #34
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A configuration made concrete: checked, and counted in steps."""
+
+    config: RunConfig
+    model: ViTConfig
+    index: ShardIndex
+    total_steps: int
+    warmup_steps: int
+    stop_step: int
+    checkpoint_steps: int
+    keep_every_steps: int | None
+    accumulation_steps: int
+    micro_batch_size: int
+
+
+def make_model_config(section: ModelSection, *, head_bias: float = 0.0) -> ViTConfig:
+    """The model a section names.
+
+    Raises:
+        ConfigError: unknown name, or an image size or width that does not divide.
+    """
+    shape, patch_size = parse_name(section.name)
+    if section.image_size % patch_size:
+        below = section.image_size // patch_size * patch_size
+        near = f"{below} or {below + patch_size}" if below else f"{patch_size}"
+        raise ConfigError(
+            f"model.image_size={section.image_size} is not divisible by the patch size {patch_size} of {section.name}; use {near}"
+        )
+    width, num_heads = section.width or shape.width, section.num_heads or shape.num_heads
+    if width % num_heads:
+        raise ConfigError(f"model.width={width} is not divisible by model.num_heads={num_heads}")
+    return ViTConfig(
+        image_size=section.image_size,
+        patch_size=patch_size,
+        width=width,
+        depth=section.depth or shape.depth,
+        mlp_dim=section.mlp_dim or (shape.mlp_dim if section.width is None else 4 * width),
+        num_heads=num_heads,
+        num_classes=section.num_classes,
+        representation_size=width if section.representation == "tanh" else None,
+        dropout=section.dropout,
+        head_bias=head_bias,
+    )
+
+
+def make_plan(config: RunConfig, *, world_size: int) -> Plan:
+    """Check a configuration against its data and the number of ranks, before anything expensive starts.
+
+    Raises:
+        ConfigError: numbers that do not fit together.
+        DataError: no index.
+    """
+    model = make_model_config(config.model, head_bias=SIGMOID_HEAD_BIAS if config.loss.name == "sigmoid" else 0.0)
+    index = load_index(config.data.train)
+    batch = config.trainer.global_batch_size
+    to_steps = functools.partial(_to_steps, global_batch_size=batch, num_samples=index.num_samples)
+    total, warmup = to_steps(config.trainer.duration, "trainer.duration"), to_steps(config.schedule.warmup, None)
+    if warmup >= total:
+        raise ConfigError(
+            f"schedule.warmup={config.schedule.warmup} is {warmup} steps, but the whole run ({config.trainer.duration} of "
+            f"{index.num_samples} images in batches of {batch}) has {total}; shorten schedule.warmup or lengthen trainer.duration"
+        )
+    accumulation = _accumulation_steps(config, world_size=world_size)
+    keep_every = config.checkpoint.keep_every
+    return Plan(
+        config=config,
+        model=model,
+        index=index,
+        total_steps=total,
+        warmup_steps=warmup,
+        stop_step=min(total, config.trainer.max_steps or total),
+        checkpoint_steps=to_steps(config.checkpoint.every, "checkpoint.every"),
+        keep_every_steps=None if keep_every is None else to_steps(keep_every, "checkpoint.keep_every"),
+        accumulation_steps=accumulation,
+        micro_batch_size=batch // (world_size * accumulation),
+    )
+
+
+def _to_steps(duration: Any, key: str | None, *, global_batch_size: int, num_samples: int) -> int:
+    steps = duration.to_steps(global_batch_size=global_batch_size, num_samples=num_samples)
+    if key is not None and steps < 1:
+        raise ConfigError(f"{key}={duration} is less than one step of {global_batch_size} images; make it longer")
+    return steps
+
+
+def _accumulation_steps(config: RunConfig, *, world_size: int) -> int:
+    batch, micro = config.trainer.global_batch_size, config.trainer.micro_batch_size
+    if batch % world_size:
+        below = batch // world_size * world_size
+        raise ConfigError(
+            f"trainer.global_batch_size={batch} is not divisible by the {world_size} ranks; "
+            f"use {below or world_size} or {below + world_size}, or another number of ranks"
+        )
+    share = batch // world_size
+    if micro is None:
+        return 1
+    if share % micro:
+        fits = [n for n in range(1, share + 1) if share % n == 0 and n <= micro]
+        raise ConfigError(
+            f"trainer.micro_batch_size={micro} does not divide a rank's share of {share} images "
+            f"(trainer.global_batch_size={batch} / {world_size} ranks); use {fits[-1]}"
+        )
+    return share // micro

@@ -1,0 +1,144 @@
+"""Where a launch begins: the newest complete checkpoint, or step 0; and what it refuses to go on from."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import yaml
+
+from pipeline.checkpoint import Checkpoint, RunFolder, clear_leftovers, find_latest, set_aside, write_atomically
+from pipeline.data.index import check_shards
+from pipeline.errors import CheckpointError, PipelineError
+from pipeline.planning import Plan
+from pipeline.world import World, broadcast
+
+# Sections whose change would make a resumed run neither the old one nor the new.
+FIXED_KEYS = (
+    "seed", "model", "loss", "optimizer.betas", "optimizer.eps", "optimizer.decayed", "optimizer.weight_decay", "optimizer.clip_norm", "trainer.global_batch_size",
+    "trainer.zero_stage", "trainer.precision", "data.num_streams", "data.min_area", "data.max_area", "data.min_ratio",
+    "data.max_ratio", "data.flip", "data.resize",
+)  # fmt: skip
+# What may differ between two launches without a word.
+FREE_KEYS = (
+    "data.num_workers",
+    "data.prefetch",
+    "trainer.devices",
+    "trainer.max_steps",
+    "tracking",
+    "evaluation",
+    "trainer.peak_tflops",
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a launch begins, as rank 0 decided for all."""
+
+    checkpoint: Checkpoint | None
+    wandb_id: str
+    messages: list[str]
+
+    @property
+    def step(self) -> int:
+        return 0 if self.checkpoint is None else self.checkpoint.meta.step
+
+
+def prepare_run_folder(plan: Plan, *, world_size: int) -> Start:
+    """Find the newest complete checkpoint and refuse what would corrupt the run. Rank 0 only.
+
+    Raises:
+        CheckpointError: the relaunch differs where it must not, or every checkpoint is broken.
+        DataError: shards missing or changed.
+    """
+    check_shards(plan.index)
+    folder = RunFolder(plan.config.run_dir)
+    found = find_latest(folder)
+    if found.rejected and found.newest is None:
+        reasons = "; ".join(found.rejected.values())
+        raise CheckpointError(
+            f"no checkpoint of {folder.root} is whole: {reasons}. Restore one, or start a new run with name=..."
+        )
+    messages = compare_with_last_launch(plan, folder)
+    if found.newest is not None:
+        check_continuity(plan, found.newest, world_size=world_size)
+    # Nothing is touched before this line.
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder)
+    messages += [f"skipped a broken checkpoint: {why} (now {set_aside(folder, step)})" for step, why in found.rejected.items()]
+    if found.newest is not None:
+        messages.append(f"resuming from {found.newest.path}: step {found.newest.meta.step} of {plan.total_steps}")
+    else:
+        messages.append(f"new run in {folder.root}: {plan.total_steps} steps, {plan.index.num_samples} images an epoch")
+    if found.newest is None or found.newest.meta.step < plan.stop_step:
+        folder.complete.unlink(missing_ok=True)  # this launch was asked for more steps
+    write_atomically(folder.config, plan.config.to_yaml().encode())
+    if not folder.wandb_id.exists():
+        write_atomically(folder.wandb_id, uuid.uuid4().hex[:8].encode())
+    return Start(checkpoint=found.newest, wandb_id=folder.wandb_id.read_text().strip(), messages=messages)
+
+
+def compare_with_last_launch(plan: Plan, folder: RunFolder) -> list[str]:
+    """What differs from the configuration of the last launch, in words; nothing where this is the first.
+
+    Raises:
+        CheckpointError: a difference that would mix two runs in one folder.
+    """
+    if not folder.config.exists():
+        return []
+    before, now = _flatten(yaml.safe_load(folder.config.read_text())), _flatten(plan.config.model_dump(mode="json"))
+    changed = sorted(key for key in before | now if before.get(key) != now.get(key) and not _is_under(key, FREE_KEYS))
+    fatal = [key for key in changed if _is_under(key, FIXED_KEYS)]
+    if fatal:
+        differences = ", ".join(f"{key} (was {before.get(key)}, now {now.get(key)})" for key in fatal)
+        raise CheckpointError(
+            f"{folder.root} holds a run that cannot go on with this configuration: {differences}. "
+            f"Set them back, or start a new run with name=..."
+        )
+    return [f"changed since the last launch: {key} was {before.get(key)}, now {now.get(key)}" for key in changed]
+
+
+def check_continuity(plan: Plan, checkpoint: Checkpoint, *, world_size: int) -> None:
+    """Whether a checkpoint can be gone on from with these shards and ranks.
+
+    Raises:
+        CheckpointError: other shards, or another number of ranks.
+    """
+    if checkpoint.meta.data_fingerprint != plan.index.fingerprint:
+        raise CheckpointError(
+            f"the shards of {plan.config.data.train} are not those this run began with (their index differs), so its "
+            f"sample order cannot go on; restore them, or start a new run with name=..."
+        )
+    if checkpoint.meta.world_size != world_size:
+        raise CheckpointError(
+            f"{checkpoint.path} was saved by {checkpoint.meta.world_size} ranks, this launch has {world_size}; "
+            f"launch as many (trainer.devices={checkpoint.meta.world_size} on one machine)"
+        )
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _is_under(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def agree_on_start(plan: Plan, world: World, *, device: torch.device) -> Start:
+    """Rank 0 prepares the run folder; every rank gets its answer, or its error."""
+    outcome: Start | PipelineError | None = None
+    if world.is_first:
+        try:
+            outcome = prepare_run_folder(plan, world_size=world.size)
+        except PipelineError as error:
+            outcome = error
+    outcome = broadcast(outcome, device=device)
+    if isinstance(outcome, PipelineError):
+        raise outcome.everywhere()
+    assert outcome is not None
+    return outcome
