@@ -18,6 +18,7 @@ from pipeline.interruption import EXIT_INTERRUPTED, StopRequest
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
+    from pipeline.planning import Plan
     from pipeline.world import World
 
 EXIT_ERROR = 2
@@ -46,15 +47,33 @@ def train(arguments: argparse.Namespace, stop: StopRequest) -> int:
 
 
 def _train_as_rank(config: RunConfig, world: World, stop: StopRequest) -> int:
-    from pipeline import build
     from pipeline.planning import make_plan
     from pipeline.quiet import quiet_libraries
-    from pipeline.start import agree_on_start
-    from pipeline.world import init_process_group
+    from pipeline.world import init_process_group, leave_process_group
 
     quiet_libraries(is_first=world.is_first)
     plan = make_plan(config, world_size=world.size)
     init_process_group(world)
+    try:
+        stopped = _fit(plan, world, stop)
+    except PipelineError as error:
+        if error.on_all_ranks:
+            leave_process_group()
+        raise
+    leave_process_group()
+    if not stopped:
+        return 0
+    if world.is_first:
+        print(f"[run] stopped by {'/'.join(stop.received) or 'another rank'}; the same command goes on from here", flush=True)
+        requeue(world.slurm_job_id)
+    return 0 if world.slurm_job_id else EXIT_INTERRUPTED
+
+
+def _fit(plan: Plan, world: World, stop: StopRequest) -> bool:
+    """Train from where the run folder stands; whether a signal ended it early."""
+    from pipeline import build
+    from pipeline.start import agree_on_start
+
     start = agree_on_start(plan, world, device=build.device_of(world))
     if world.is_first:
         for message in start.messages:
@@ -62,15 +81,10 @@ def _train_as_rank(config: RunConfig, world: World, stop: StopRequest) -> int:
     if start.step >= plan.stop_step:
         if world.is_first:
             print(f"[run] nothing to do: step {start.step} of {plan.stop_step} is reached", flush=True)
-        return 0
+        return False
     training = build.make_training(plan, world=world, stop=stop, start=start)
     training.run()
-    if not training.checkpointing.stopped_by_signal:
-        return 0
-    if world.is_first:
-        print(f"[run] stopped by {'/'.join(stop.received) or 'another rank'}; the same command goes on from here", flush=True)
-        requeue(world.slurm_job_id)
-    return 0 if world.slurm_job_id else EXIT_INTERRUPTED
+    return training.checkpointing.stopped_by_signal
 
 
 def requeue(slurm_job_id: str | None) -> None:

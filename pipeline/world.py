@@ -151,6 +151,13 @@ def init_process_group(world: World, *, timeout_s: float = 1800.0) -> None:
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout_s))
 
 
+def leave_process_group() -> None:
+    """Part together: a rank that exits while another still listens to it makes that one abort instead of ending."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def broadcast(value: Any, *, device: torch.device) -> Any:
     """Rank 0's value, on every rank."""
     box = [value]

@@ -142,7 +142,9 @@ def write_config(tmp_path: Path, tiny_config: dict[str, Any]) -> Callable[..., P
 
 def environment(**extra: str) -> dict[str, str]:
     """Of a child process: one thread a rank, no network."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "CUDA_VISIBLE_DEVICES": "", **extra}
+    # A W&B client started in this process tells its children to share its service, which outlives a killed child.
+    inherited = {name: value for name, value in os.environ.items() if "WANDB_SERVICE" not in name}
+    return {**inherited, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "CUDA_VISIBLE_DEVICES": "", **extra}
 
 
 def run_command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ def test_a_relaunch_writes_the_whole_history_under_the_same_id(tmp_path: Path) -
     assert first is not None
     first.log_metrics({"step": 1, "train/loss": 0.5})
     first.experiment.finish()
+    time.sleep(1.1)  # W&B names its folders by the second
     history: list[dict[str, Any]] = [{"step": 1, "train/loss": 0.5, "train/accuracy": None}]
     second = make_wandb_logger(identity(tmp_path), config={"seed": 1}, history=history)
     assert second is not None
