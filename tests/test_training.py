@@ -180,16 +180,21 @@ def test_a_broken_newest_checkpoint_is_skipped_aloud(reference: RunFolder, write
     assert_same_run(folder, reference)
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "target"),
+    [(signal.SIGUSR1, "rank"), (signal.SIGTERM, "launcher"), (signal.SIGUSR1, "everyone")],
+)
 def test_told_to_stop_it_saves_and_goes_on_later(
-    reference: RunFolder, write_config: WriteConfig, number: signal.Signals
+    reference: RunFolder, write_config: WriteConfig, number: signal.Signals, target: str
 ) -> None:
-    """One rank is signalled; both save at the same step."""
-    config = write_config()
+    """Whoever is signalled, both ranks save at the same step. `everyone` includes the decoding workers."""
+    config = write_config(data={"num_workers": 1 if target == "everyone" else 0})
     folder = folder_of(config)
     with training(config) as process:
         wait_until(lambda: reached(folder, 5), process)
-        os.kill(ranks_of(process)[1], number)
+        targets = {"rank": ranks_of(process)[1:], "launcher": [process.pid], "everyone": tree_of(process.pid)}
+        for pid in targets[target]:
+            os.kill(pid, number)
         assert process.wait(timeout=60) == 75
     step = folder.checkpoint_steps()[-1]
     assert 5 <= step < STEPS
