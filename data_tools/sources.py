@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -128,6 +128,3 @@ def _samples_of_tar(path: Path) -> Iterator[SampleSource]:
         raise DataError(f"{path}: not a whole, uncompressed tar ({error})") from error
     if key is not None:
         yield SampleSource(key=key, members=tuple(members), label=None)
-
-
-Lister = Callable[[str], Listing]

@@ -13,10 +13,7 @@ from lightning.pytorch import Trainer
 from pipeline.callbacks.checkpointing import Checkpointing, CheckpointPolicy, RunFacts
 from pipeline.callbacks.guard import FiniteGuard
 from pipeline.callbacks.metrics import TrainingMetrics
-from pipeline.checkpoint import (
-    RunFolder,
-    collect_versions,
-)
+from pipeline.checkpoint import RunFolder, collect_versions
 from pipeline.config import RunConfig
 from pipeline.data.augment import TrainTransform
 from pipeline.data.datamodule import StreamDataModule

@@ -122,11 +122,5 @@ class ZeroStrategy(DeepSpeedStrategy):
             full = safe_get_full_fp32_param(parameter)
             full = parameter if full is None else full
             if self.is_global_zero:
-                gathered[name] = (
-                    full.detach()
-                    .float()
-                    .cpu()
-                    .clone()
-                    .view(parameter.shape if full.numel() == parameter.numel() else full.shape)
-                )
+                gathered[name] = full.detach().to("cpu", torch.float32, copy=True)
         return gathered

@@ -20,7 +20,7 @@ mkdir -p "$SITE_RUNS"
 pretrain() {
     local config=$1; shift
     submit_evaluator
-    # exec in each task: srun's signals reach Python itself. --kill-on-bad-exit: one dead rank ends the step.
+    # srun starts Python without a shell between, so its signals reach it. One dead rank ends the step.
     srun --kill-on-bad-exit=1 ${SITE_CONTAINER:-} \
         python -m pipeline train "$config" name="$RUN_NAME" output_dir="$SITE_RUNS" data.train="$SITE_DATA" "$@"
 }

@@ -97,12 +97,15 @@ class Evaluator:
 
     def evaluate_pending(self) -> None:
         """One pass over all weights."""
-        for step in self.folder.weight_steps():
-            if not self._missing(step):
-                continue
+        for step in self._pending_steps():
             with claim(self.folder.root / "claims" / f"step_{step:08d}.json") as mine:
-                if mine and step not in self.failed:
+                if mine:
                     self._try_step(step)
+
+    def _pending_steps(self) -> list[int]:
+        """Steps whose weights are there and whose results are not, without those that failed here."""
+        rows = read_json_lines(self.folder.evaluations)
+        return [step for step in self.folder.weight_steps() if step not in self.failed and self._missing(step, rows)]
 
     def _try_step(self, step: int) -> None:
         """A checkpoint that cannot be evaluated must not keep the newer ones from it."""
@@ -124,20 +127,16 @@ class Evaluator:
         self._tracker.log([row for row in rows if row["step"] == step])
 
     def is_complete(self) -> bool:
-        """Whether the run's last step has been evaluated."""
-        steps = self.folder.weight_steps()
-        return (
-            self.folder.complete.exists()
-            and bool(steps)
-            and not any(self._missing(step) for step in steps if step not in self.failed)
-        )
+        """Whether the run has ended and all its weights are evaluated."""
+        return self.folder.complete.exists() and bool(self.folder.weight_steps()) and not self._pending_steps()
 
-    def _missing(self, step: int) -> list[Task]:
-        rows = [row for row in read_json_lines(self.folder.evaluations) if row["step"] == step]
-        return [task for task in self.tasks if not any(task.is_done_by(row) for row in rows)]
+    def _missing(self, step: int, rows: list[dict[str, Any]]) -> list[Task]:
+        here = [row for row in rows if row["step"] == step]
+        return [task for task in self.tasks if not any(task.is_done_by(row) for row in here)]
 
     def _evaluate_step(self, step: int) -> None:
-        missing = self._missing(step)  # again: another evaluator may have finished between the look and the claim
+        # Again: another evaluator may have finished between the look and the claim.
+        missing = self._missing(step, read_json_lines(self.folder.evaluations))
         if not missing:
             return
         start = time.perf_counter()
@@ -157,12 +156,13 @@ class Evaluator:
     def _evaluate_dataset(self, weights: Weights, dataset: EvalDataset, tasks: list[Task]) -> list[dict[str, Any]]:
         """Features once, then every probe on them; each result is appended as soon as it is known."""
         train, test = (
-            self._features(weights, index, f"{dataset.name} step {weights.step}") for index in self._indices[dataset.name]
+            self._features(weights, index, f"{dataset.name} step {weights.step}").to(self.device)
+            for index in self._indices[dataset.name]
         )
         num_classes = int(torch.cat([train.labels, test.labels]).max()) + 1
         rows = []
         for task in tasks:
-            value = _measure(task, train.to(self.device), test.to(self.device), num_classes=num_classes)
+            value = _measure(task, train, test, num_classes=num_classes)
             rows.append(_row(weights, task, value, train=train, test=test))
             append_json_line(self.folder.evaluations, rows[-1])
         return rows
