@@ -17,7 +17,7 @@ def make(arguments: argparse.Namespace) -> None:
     report = make_shards(
         arguments.source, arguments.folder, samples_per_shard=arguments.samples_per_shard, block_samples=arguments.block_samples,
         seed=None if arguments.keep_order else arguments.seed, num_workers=arguments.workers,
-        classes=Path(arguments.classes).read_text().split() if arguments.classes else None,
+        classes=Path(arguments.classes).read_text().splitlines() if arguments.classes else None,
     )  # fmt: skip
     print(
         f"{arguments.folder}: {report.num_samples} samples in {report.num_shards} shards "

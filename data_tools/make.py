@@ -16,6 +16,7 @@ from webdataset.writer import TarWriter
 from data_tools.index import index_folder
 from data_tools.sources import Listing, SampleSource, list_source
 from pipeline.data.counter import derive_key, permutation
+from pipeline.data.index import CLASSES_NAME
 from pipeline.errors import DataError
 
 MAKE_SHUFFLE = 5  # the purpose part of the random key
@@ -68,7 +69,7 @@ def make_shards(
         for _ in tqdm(pool.imap_unordered(_write_shard, todo), total=len(todo), desc="write shards", unit="shard"):
             pass
     if listing.classes is not None:
-        (root / "classes.txt").write_text("".join(f"{name}\n" for name in listing.classes))
+        (root / CLASSES_NAME).write_text("".join(f"{name}\n" for name in listing.classes))
     index = index_folder(folder, block_samples=block_samples, num_workers=num_workers)
     if index.num_samples != len(ordered):
         raise DataError(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from data_tools.__main__ import main as data_tools
 from pipeline import build
 from pipeline.checkpoint import RunFolder, load_weights
 from pipeline.config import load_config
+from pipeline.demo import write_digits
 from pipeline.planning import make_plan
 from pipeline.tracking import read_metrics
 from pipeline.world import World
@@ -68,7 +69,7 @@ def train_on_two_ranks(configs: list[Path], listing: Path) -> None:
     listing.write_text(json.dumps([str(path) for path in configs]))
     result = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.rank_scenarios", str(listing)],
-        cwd=REPOSITORY, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=280,
+        cwd=REPOSITORY, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout
 
@@ -125,22 +126,44 @@ def test_every_scenario_saw_the_same_images(runs: dict[str, RunFolder]) -> None:
 
 
 @pytest.mark.slow
-def test_two_hundred_steps_of_fp32_end_within_two_percent(
-    tmp_path: Path, write_config: Callable[..., Path], write_shards: Callable[..., Any]
-) -> None:
-    """The final loss, averaged over the last 20 steps, of ZeRO-2 on two ranks and of the plain loop, both in fp32."""
-    write_shards(tmp_path / "data", shard_sizes=[300, 300], block_samples=8, num_classes=6)
-    config = write_config(
-        model={"num_classes": 6, "dropout": 0.0, "width": 96, "depth": 6, "num_heads": 4},
-        data={"train": str(tmp_path / "data")},
-        trainer={"duration": "200 steps", "global_batch_size": 32, "precision": "fp32"},
-        schedule={"warmup": "20 steps"},
-        checkpoint={"every": "200 steps"},
-        tracking={"mode": "disabled"},
-    )
-    train_on_two_ranks([config], tmp_path / "scenarios.json")
-    losses, _, _ = train_plainly(config)
-    ours = [row["train/loss"] for row in read_metrics(RunFolder(tmp_path / "runs" / "tiny").metrics)]
-    assert len(ours) == 200
-    assert sum(ours[-20:]) == pytest.approx(sum(losses[-20:]), rel=0.02)
-    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])  # it learnt something to be compared
+@pytest.mark.timeout(900)
+def test_two_hundred_steps_of_the_demo_end_where_the_plain_loop_ends(tmp_path: Path) -> None:
+    """`configs/demo.yaml` on its own digits: the mean loss of the last 20 of 200 steps under ZeRO-2 on two ranks.
+
+    At a learning rate of 3e-4: at the demo's 2e-3 the loss falls so fast that a change of rounding alone moves it by
+    several percent, up or down, from seed to seed (docs/benchmarks.md), and nothing is told about a precision.
+    """
+    make_digits(tmp_path)
+    runs = {"fp32_0": ("fp32", 0), "bf16_0": ("bf16", 0), "bf16_1": ("bf16", 1)}
+    configs = [demo_config(tmp_path, name, precision=precision, seed=seed) for name, (precision, seed) in runs.items()]
+    train_on_two_ranks(configs, tmp_path / "scenarios.json")
+    plain = [train_plainly(tmp_path / f"bf16_{seed}.yaml")[0] for seed in (0, 1)]
+    for name, (precision, seed) in runs.items():
+        ours = [row["train/loss"] for row in read_metrics(RunFolder(tmp_path / "runs" / name).metrics)]
+        assert len(ours) == len(plain[seed]) == 200
+        tolerance = 1e-3 if precision == "fp32" else 0.02
+        assert sum(ours[-20:]) == pytest.approx(sum(plain[seed][-20:]), rel=tolerance), name
+        assert sum(ours[-20:]) < 0.7 * sum(ours[:20])  # it learnt something to be compared
+
+
+def make_digits(folder: Path) -> None:
+    """The demo's pretraining shards in FOLDER/data/pretrain, as the demo makes them."""
+    write_digits(folder / "images")
+    paths = [str(folder / "images" / "pretrain"), str(folder / "data" / "pretrain")]
+    assert data_tools(["make", *paths, "--samples-per-shard", "500", "--block-samples", "8"]) == 0
+
+
+def demo_config(folder: Path, name: str, *, precision: str, seed: int) -> Path:
+    """The demo's configuration for 200 steps, written to FOLDER/NAME.yaml. No dropout: its masks belong to a rank."""
+    config = load_config(
+        REPOSITORY / "configs" / "demo.yaml",
+        [
+            f"name={name}", f"seed={seed}", f"output_dir={folder}/runs", f"data.train={folder}/data/pretrain",
+            "model.dropout=0.0", "optimizer.learning_rate=3e-4", "trainer.duration=200 steps",
+            f"trainer.precision={precision}", "checkpoint.every=200 steps", "evaluation.datasets=[]",
+            "tracking.mode=disabled", "tracking.log_every=1",
+        ],
+    )  # fmt: skip
+    path = folder / f"{name}.yaml"
+    path.write_text(config.to_yaml())
+    return path

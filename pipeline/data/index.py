@@ -3,6 +3,7 @@
     FOLDER/
       shard-000000.tar ...    plain WebDataset tars
       index.npz               written by `python -m data_tools index FOLDER`
+      classes.txt             class names in the order of their ids, where `python -m data_tools make` knew them
 
 A block's bytes are whole tar members, so they are themselves a tar.
 """
@@ -25,6 +26,7 @@ from webdataset.tariterators import base_plus_ext
 from pipeline.errors import DataError
 
 INDEX_NAME = "index.npz"
+CLASSES_NAME = "classes.txt"
 FORMAT_VERSION = 1
 DEFAULT_BLOCK_SAMPLES = 32
 
@@ -182,6 +184,12 @@ def load_index(path: str) -> ShardIndex:
             block_samples=samples,
             first_sample=np.concatenate([[0], np.cumsum(samples)]),
         )
+
+
+def read_class_names(index: ShardIndex) -> list[str] | None:
+    """Class names by id, or None where the folder does not say."""
+    filesystem, place = url_to_fs(f"{index.folder}/{CLASSES_NAME}")
+    return filesystem.cat_file(place).decode().splitlines() if filesystem.exists(place) else None
 
 
 def check_shards(index: ShardIndex) -> None:

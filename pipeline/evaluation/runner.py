@@ -12,7 +12,7 @@ import torch
 from pipeline.checkpoint import RunFolder, Weights, load_weights
 from pipeline.config import EvalDataset, EvaluationSection
 from pipeline.data.augment import EvalTransform
-from pipeline.data.index import ShardIndex, check_shards, load_index
+from pipeline.data.index import ShardIndex, check_shards, load_index, read_class_names
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluation.claims import claim
 from pipeline.evaluation.features import Features, extract_features
@@ -93,7 +93,7 @@ class Evaluator:
             torch.set_num_threads(section.cpu_threads)
         self.failed: dict[int, str] = {}  # step to reason, this process's
         self._tracker: EvaluationTracker | None = None
-        self._indices = {d.name: (_open_split(d, d.train), _open_split(d, d.test)) for d in section.datasets}
+        self._indices = {dataset.name: _open_dataset(dataset) for dataset in section.datasets}
 
     def evaluate_pending(self) -> None:
         """One pass over all weights."""
@@ -176,13 +176,21 @@ class Evaluator:
         )  # fmt: skip
 
 
-def _open_split(dataset: EvalDataset, path: str) -> ShardIndex:
+def _open_dataset(dataset: EvalDataset) -> tuple[ShardIndex, ShardIndex]:
+    """Train and test split, whose class ids must mean the same."""
     try:
-        index = load_index(path)
-        check_shards(index)
+        train, test = load_index(dataset.train), load_index(dataset.test)
+        check_shards(train)
+        check_shards(test)
     except DataError as error:
         raise DataError(f"evaluation set {dataset.name!r}: {error}") from error
-    return index
+    names, others = read_class_names(train), read_class_names(test)
+    if names is not None and others is not None and names != others:
+        raise DataError(
+            f"evaluation set {dataset.name!r}: the splits number their classes differently (see classes.txt in {train.folder} "
+            f"and {test.folder}); make the test split anew with `python -m data_tools make ... --classes {train.folder}/classes.txt`"
+        )
+    return train, test
 
 
 @dataclass(frozen=True)

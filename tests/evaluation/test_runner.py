@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -122,6 +123,21 @@ def test_bad_settings_are_answered_in_words(folder: RunFolder, override: str, me
     assert result.code == 2
     assert message in result.text
     assert "Traceback" not in result.text
+
+
+def test_splits_that_number_their_classes_differently_are_refused(
+    folder: RunFolder, downstream: dict[str, str], tmp_path: Path, call: Call
+) -> None:
+    train, test = (Path(shutil.copytree(downstream[split], tmp_path / split)) for split in ("train", "test"))
+    (train / "classes.txt").write_text("a cat\na dog\nbird\nfish\n")
+    sets = f"evaluation.datasets=[{{name: x, train: {train}, test: {test}}}]"
+    assert call("evaluate", str(folder.root), sets).code == 0  # only one says
+    (test / "classes.txt").write_text("a dog\na cat\nbird\nfish\n")
+    result = call("evaluate", str(folder.root), sets)
+    assert result.code == 2
+    assert "evaluation set 'x': the splits number their classes differently" in result.text
+    (test / "classes.txt").write_text("a cat\na dog\nbird\nfish\n")
+    assert call("evaluate", str(folder.root), sets).code == 0
 
 
 def test_a_damaged_weights_file_is_named_and_does_not_hold_up_the_others(folder: RunFolder, call: Call) -> None:
