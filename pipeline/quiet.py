@@ -10,6 +10,11 @@ import warnings
 def quiet_libraries(*, is_first: bool) -> None:
     """Keep warnings and errors; drop banners. Ranks other than the first keep errors only."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_gpu() else "cpu")  # else DeepSpeed guesses, aloud
+    import deepspeed.runtime.bf16_optimizer as bf16_optimizer
+    import lightning.pytorch  # noqa: F401  # importing it later would set its log levels anew
+
+    bf16_optimizer.see_memory_usage = _nothing  # prints a dozen lines, whatever the log level
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "ZeRO with an untested optimizer" not in record.getMessage())
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING if is_first else logging.ERROR)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     # Each is true and answered by design: the loader is endless, it resumes by position, its workers are configured.
@@ -18,9 +23,13 @@ def quiet_libraries(*, is_first: bool) -> None:
         r"You're resuming from a checkpoint that ended before the epoch ended",
         r".*`IterableDataset` has `__len__` defined.*",
         r"`torch.distributed.\w+` is deprecated",  # DeepSpeed's calls, not ours
+        r".*`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's calls
         r".*Trying to infer the `batch_size` from an ambiguous collection.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)
+
+
+def _nothing(*_: object, **__: object) -> None: ...
 
 
 def _has_gpu() -> bool:

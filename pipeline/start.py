@@ -72,6 +72,8 @@ def prepare_run_folder(plan: Plan, *, world_size: int) -> Start:
         messages.append(f"resuming from {found.newest.path}: step {found.newest.meta.step} of {plan.total_steps}")
     else:
         messages.append(f"new run in {folder.root}: {plan.total_steps} steps, {plan.index.num_samples} images an epoch")
+    if plan.stop_step < plan.total_steps:
+        messages.append(f"this launch ends at step {plan.stop_step} (trainer.max_steps)")
     if found.newest is None or found.newest.meta.step < plan.stop_step:
         folder.complete.unlink(missing_ok=True)  # this launch was asked for more steps
     write_atomically(folder.config, plan.config.to_yaml().encode())

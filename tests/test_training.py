@@ -214,6 +214,20 @@ def test_weights_that_a_kill_left_out_are_never_missing(reference: RunFolder, wr
     assert 8 in folder.weight_steps()
 
 
+def test_speeds_of_every_launch_are_of_that_launch(write_config: WriteConfig) -> None:
+    config = write_config(tracking={"mode": "disabled"})
+    steps_before = 0
+    for stop_step in (4, 8):
+        start = time.perf_counter()
+        train(config, f"trainer.max_steps={stop_step}")
+        wall_s = time.perf_counter() - start
+        rows = [row for row in read_metrics(folder_of(config).metrics) if row["step"] > steps_before]
+        assert [row["step"] for row in rows] == list(range(steps_before + 1, stop_step + 1))
+        assert 0 < sum(row["speed/step_time_s"] for row in rows) < wall_s
+        assert all(0 <= row["speed/data_wait_fraction"] <= 1 for row in rows)
+        steps_before = stop_step
+
+
 def test_a_relaunch_of_a_complete_run_does_nothing(reference: RunFolder) -> None:
     before = reference.metrics.read_bytes()
     result = run_command("train", str(reference.root / "config.yaml"))

@@ -50,7 +50,7 @@ class TrainingMetrics(Callback):
         self._metrics = MetricCollection({"loss": MeanMetric(nan_strategy="disable"), "wait_s": MeanMetric()})
         self._accuracy = MulticlassAccuracy(num_classes=num_classes, average="micro", validate_args=False)
         self._bar: tqdm[Any] | None = None
-        self._interval_start = 0.0
+        self._interval_start: float | None = None  # set by the first batch of this launch
         self._interval_step = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -69,10 +69,11 @@ class TrainingMetrics(Callback):
             if not self._bar.fp.isatty():
                 self._bar.mininterval, self._bar.miniters = 60.0, 1
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # After every on_train_start: writing the weights of step 0 is not part of the first step.
-        self._interval_start = time.perf_counter()
-        self._interval_step = trainer.global_step
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Not in on_train_start: writing the weights of step 0 is not part of the first step, waiting for its batch is.
+        if self._interval_start is None:
+            self._interval_start = time.perf_counter() - float(batch["wait_s"])
+            self._interval_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -104,6 +105,7 @@ class TrainingMetrics(Callback):
     def _log(self, trainer: Trainer, step: int) -> None:
         """Average over ranks (collectives: all ranks come here) and send to the loggers (rank 0)."""
         strategy: Any = trainer.strategy
+        assert self._interval_start is not None
         elapsed_s = time.perf_counter() - self._interval_start
         steps = step - self._interval_step
         means = {name: float(value) for name, value in self._metrics.compute().items()}
