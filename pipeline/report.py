@@ -115,4 +115,5 @@ def _draw_accuracy(axis: Any, curves: dict[str, dict[int, list[float]]], *, titl
         axis.fill_between(steps, [min(v) for v in values], [max(v) for v in values], alpha=0.15, color=line.get_color())
     axis.set(title=title, ylabel="accuracy %")
     if curves:
-        axis.legend(fontsize=7, ncols=2 if len(curves) > 5 else 1)
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if len(curves) > 5 else {}  # many would hide the curves
+        axis.legend(fontsize=7, **beside)
