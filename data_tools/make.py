@@ -15,11 +15,10 @@ from webdataset.writer import TarWriter
 
 from data_tools.index import index_folder
 from data_tools.sources import Listing, SampleSource, list_source
-from pipeline.data.counter import derive_key, permutation
+from pipeline.data.counter import Purpose, derive_key, permutation
 from pipeline.data.index import CLASSES_NAME
 from pipeline.errors import DataError
 
-MAKE_SHUFFLE = 5  # the purpose part of the random key
 RECORD_NAME = "make.json"
 
 
@@ -57,7 +56,7 @@ def make_shards(
     listing = list_source(source, classes)
     order = range(len(listing.samples))
     if seed is not None:
-        order = permutation(derive_key(seed, MAKE_SHUFFLE), len(listing.samples)).tolist()
+        order = permutation(derive_key(seed, Purpose.MAKE_SHUFFLE), len(listing.samples)).tolist()
     ordered = [listing.samples[i] for i in order]
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,7 @@ class CheckpointMeta:
     zero_stage: int
     wandb_id: str
     data_fingerprint: str
+    order_version: int
     versions: dict[str, str]
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from pipeline.checkpoint import Checkpoint, RunFolder, clear_leftovers, find_latest, set_aside, write_atomically
 from pipeline.data.index import check_shards
+from pipeline.data.order import ORDER_VERSION
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.planning import Plan
 from pipeline.world import World, broadcast
@@ -108,6 +109,11 @@ def check_continuity(plan: Plan, checkpoint: Checkpoint, *, world_size: int) -> 
     Raises:
         CheckpointError: other shards, or another number of ranks.
     """
+    if checkpoint.meta.order_version != ORDER_VERSION:
+        raise CheckpointError(
+            f"{checkpoint.path} was saved under version {checkpoint.meta.order_version} of the sample order, this software has "
+            f"version {ORDER_VERSION}; go on with the software it began with, or start a new run with name=..."
+        )
     if checkpoint.meta.data_fingerprint != plan.index.fingerprint:
         raise CheckpointError(
             f"the shards of {plan.config.data.train} are not those this run began with (their index differs), so its "

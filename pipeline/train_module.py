@@ -9,10 +9,9 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from pipeline.data.counter import derive_key
+from pipeline.data.counter import Purpose, derive_key
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]  # logits (B, C), labels (B,) -> scalar
-DROPOUT = 4  # the purpose part of the random key; see `data.order` and `data.augment` for the others
 
 
 class PretrainModule(LightningModule):
@@ -48,7 +47,7 @@ class PretrainModule(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Both are functions of the step alone, so a resumed run needs no saved scheduler and no saved generators.
         micro_step = batch_idx % self.trainer.accumulate_grad_batches
-        torch.manual_seed(derive_key(self.seed, DROPOUT, self.global_step, micro_step, self.global_rank) >> 1)
+        torch.manual_seed(derive_key(self.seed, Purpose.DROPOUT, self.global_step, micro_step, self.global_rank) >> 1)
         self.trainer.strategy.set_learning_rate(self.schedule(self.global_step))  # type: ignore[attr-defined]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:

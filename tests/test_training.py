@@ -17,6 +17,10 @@ import safetensors.torch
 import torch
 
 from pipeline.checkpoint import RunFolder, find_latest, load_weights
+from pipeline.config import load_config
+from pipeline.errors import CheckpointError
+from pipeline.planning import make_plan
+from pipeline.start import check_continuity
 from pipeline.tracking import read_json_lines, read_metrics
 from tests.conftest import REPOSITORY, environment, run_command
 
@@ -262,6 +266,15 @@ def test_shards_that_changed_are_refused(reference: RunFolder, tmp_path: Path, w
     )
     assert result.returncode == 2
     assert "are not those this run began with" in result.stdout
+
+
+def test_a_run_of_another_sample_order_is_refused(reference: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest = find_latest(reference).newest
+    assert newest is not None
+    monkeypatch.setattr("pipeline.start.ORDER_VERSION", newest.meta.order_version + 1)
+    plan = make_plan(load_config(reference.config), world_size=2)
+    with pytest.raises(CheckpointError, match="was saved under version 2 of the sample order, this software has version 3"):
+        check_continuity(plan, newest, world_size=2)
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(2, "bf16"), (0, "fp32")])

@@ -24,6 +24,7 @@ from pipeline.checkpoint import (
     write_atomically,
     write_meta,
 )
+from pipeline.data.order import ORDER_VERSION
 from pipeline.interruption import StopRequest
 from pipeline.models.vit import ViTConfig
 
@@ -131,6 +132,7 @@ class Checkpointing(Callback):
             zero_stage=self.facts.zero_stage,
             wandb_id=self.facts.wandb_id,
             data_fingerprint=self.facts.data_fingerprint,
+            order_version=ORDER_VERSION,
             versions=collect_versions(),
         )
 

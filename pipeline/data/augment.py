@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.counter import derive_key, uniforms
+from pipeline.data.counter import Purpose, derive_key, uniforms
 from pipeline.data.decode import Pixels
 
-AUGMENTATION = 3  # the purpose part of the random key; see `order` for the others
 CROP_ATTEMPTS = 100
 DRAWS_PER_ATTEMPT = 4
 Resize = Literal["bilinear", "bilinear_antialias"]
@@ -45,7 +44,7 @@ class TrainTransform:
 
     def __call__(self, pixels: Pixels, *, seed: int, epoch: int, sample_id: int) -> Tensor:
         """(H, W, 3) to (3, S, S), both uint8. The same (seed, epoch, sample_id) always gives the same pixels."""
-        key = derive_key(seed, AUGMENTATION, epoch, sample_id)
+        key = derive_key(seed, Purpose.AUGMENTATION, epoch, sample_id)
         draws = uniforms(key, 1 + DRAWS_PER_ATTEMPT)
         box = self._box(pixels.shape[0], pixels.shape[1], key, draws)
         image = resize_box(pixels, box, size=(self.image_size, self.image_size), resize=self.resize)

@@ -6,6 +6,8 @@ under every version of numpy and torch, on every machine. That is what lets a ru
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,17 @@ Uint64s = NDArray[np.uint64]
 _GOLDEN_INT, _MIX_1_INT, _MIX_2_INT = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _GOLDEN, _MIX_1, _MIX_2 = np.uint64(_GOLDEN_INT), np.uint64(_MIX_1_INT), np.uint64(_MIX_2_INT)
 _MASK = (1 << 64) - 1
+
+
+class Purpose(IntEnum):
+    """The part of a key that says what its numbers are for, so that no two uses share a key."""
+
+    BLOCKS_OF_EPOCH = 1  # seed, epoch
+    INSIDE_BLOCK = 2  # seed, epoch, block
+    AUGMENTATION = 3  # seed, epoch, sample id
+    DROPOUT = 4  # seed, step, micro-step, rank
+    MAKE_SHUFFLE = 5  # seed
+    STREAM_PHASE = 6  # seed, epoch
 
 
 def mix(values: Uint64s) -> Uint64s:
@@ -49,3 +62,51 @@ def uniforms(key: int, count: int) -> NDArray[np.float64]:
 def permutation(key: int, length: int) -> NDArray[np.int64]:
     """A permutation of range(length): the order in which random bits sort."""
     return np.argsort(random_bits(key, np.arange(length)), kind="stable")
+
+
+class Permutation:
+    """A permutation of range(length) whose places are computed one by one, both ways.
+
+    Short ones are sorted once and kept. Long ones are a Feistel network (Luby and Rackoff 1988) on the smallest
+    power of two that holds `length`, walked until it lands inside (Black and Rogaway 2002): nothing is stored, so a
+    worker that needs a thousandth of ten million places pays for a thousandth.
+    """
+
+    SORTED_UP_TO = 1 << 16
+    ROUNDS = 8
+
+    def __init__(self, key: int, length: int) -> None:
+        self.length = length
+        self._sorted = permutation(key, length) if length <= self.SORTED_UP_TO else None
+        num_bits = max(2, (length - 1).bit_length())
+        self._low_bits = np.uint64(num_bits // 2)
+        self._low_mask = np.uint64((1 << (num_bits // 2)) - 1)
+        self._high_mask = np.uint64((1 << (num_bits - num_bits // 2)) - 1)
+        self._round_keys = [np.uint64(derive_key(key, turn)) for turn in range(self.ROUNDS)]
+
+    def __call__(self, places: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The values at these places."""
+        if self._sorted is not None:
+            return self._sorted[places]
+        return self._walk(places, range(self.ROUNDS))
+
+    def inverse(self, values: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The places of these values."""
+        if self._sorted is not None:
+            return np.argsort(self._sorted)[values]
+        return self._walk(values, range(self.ROUNDS - 1, -1, -1))
+
+    def _walk(self, numbers: NDArray[np.integer], rounds: range) -> NDArray[np.int64]:
+        result = self._shuffle_bits(numbers.astype(np.uint64), rounds)
+        while (outside := np.flatnonzero(result >= self.length)).size:  # fewer than half each time
+            result[outside] = self._shuffle_bits(result[outside], rounds)
+        return result.astype(np.int64)
+
+    def _shuffle_bits(self, numbers: Uint64s, rounds: range) -> Uint64s:
+        high, low = numbers >> self._low_bits, numbers & self._low_mask
+        for turn in rounds:  # a round changes one half by the other, so it undoes itself
+            if turn % 2:
+                high = high ^ (mix(low ^ self._round_keys[turn]) & self._high_mask)
+            else:
+                low = low ^ (mix(high ^ self._round_keys[turn]) & self._low_mask)
+        return (high << self._low_bits) | low

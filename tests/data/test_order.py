@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.counter import derive_key, mix, permutation, uniforms
+from pipeline.data.counter import Permutation, derive_key, mix, permutation, uniforms
 from pipeline.data.order import SampleOrder
 from pipeline.data.stream import Division
 
@@ -91,11 +93,64 @@ def test_the_order_is_pinned() -> None:
     assert samples_at(order, np.arange(20)).tolist() == PINNED_ORDER
     assert derive_key(1, 2, 3) == PINNED_KEY
     assert permutation(42, 8).tolist() == PINNED_PERMUTATION
+    assert Permutation(42, 100_000)(np.arange(6)).tolist() == PINNED_NETWORK
 
 
-PINNED_ORDER = [7, 10, 14, 6, 9, 13, 4, 8, 11, 5, 16, 12, 1, 15, 0, 2, 3, 10, 16, 0]
+PINNED_ORDER = [7, 8, 14, 6, 16, 13, 4, 15, 11, 5, 10, 12, 1, 9, 0, 2, 3, 9, 15, 2]
+PINNED_NETWORK = [68067, 85762, 34180, 78071, 64462, 31137]
 PINNED_KEY = 15020427595393229491
 PINNED_PERMUTATION = [2, 6, 3, 0, 7, 1, 4, 5]
+
+
+@settings(max_examples=200, deadline=None)
+@given(length=st.integers(1, 5000), key=st.integers(0, 2**64 - 1), is_sorted=st.booleans())
+def test_a_computed_permutation_holds_every_number_once_and_can_be_inverted(length: int, key: int, is_sorted: bool) -> None:
+    shuffled = make_permutation(key, length, is_sorted=is_sorted)
+    values = shuffled(np.arange(length))
+    assert np.bincount(values, minlength=length).tolist() == [1] * length
+    assert shuffled.inverse(values).tolist() == list(range(length))
+
+
+def make_permutation(key: int, length: int, *, is_sorted: bool) -> Permutation:
+    class Chosen(Permutation):
+        SORTED_UP_TO = 10**9 if is_sorted else 0
+
+    return Chosen(key, length)
+
+
+def test_a_network_mixes_as_a_random_permutation_does() -> None:
+    """Of lengths around powers of two, where it walks most: displacement, fixed points, and ties between neighbours."""
+    for length in (1023, 1024, 1025, 3000):
+        drawn = [make_permutation(key, length, is_sorted=False)(np.arange(length)) for key in range(200)]
+        assert np.mean([np.abs(values - np.arange(length)).mean() for values in drawn]) == pytest.approx(length / 3, rel=0.01)
+        assert np.mean([(values == np.arange(length)).sum() for values in drawn]) == pytest.approx(1, abs=0.25)
+        assert np.mean([np.corrcoef(values[:-1], values[1:])[0, 1] for values in drawn]) == pytest.approx(0, abs=0.01)
+        # Every value is as likely at the first place as any other: chi-squared over 16 bins of the first 64 places.
+        counts, _ = np.histogram(np.concatenate([values[:64] for values in drawn]), bins=16, range=(0, length))
+        assert ((counts - 800) ** 2 / 800).sum() < 37.7  # 15 degrees of freedom, p = 0.001
+
+
+def test_a_corpus_of_ten_million_blocks_costs_what_its_streams_cost() -> None:
+    """300 M samples: one worker of a 4,096-wide batch finds its samples without the whole permutation in memory."""
+    block_samples = np.full(9_400_000, 32, np.uint8)
+    block_samples[::313] = 7  # the last block of each shard
+    tracemalloc.start()
+    order = SampleOrder(block_samples, seed=0, num_streams=4096)
+    before, _ = tracemalloc.get_traced_memory()
+    located = order.locate(10**9 + np.arange(64))
+    after, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(set(located.block)) == 64
+    assert after - before < 4e6
+    assert peak - before < 16e6
+
+
+def test_streams_need_their_next_blocks_at_different_times() -> None:
+    order = SampleOrder(np.full(512, 32), seed=0, num_streams=64)
+    blocks = order.locate(np.arange(64 * 200)).block.reshape(200, 64)
+    changes = (blocks[1:] != blocks[:-1]).sum(axis=1)
+    assert changes.mean() == pytest.approx(2, abs=0.3)
+    assert changes.max() <= 10  # 64, were they in step
 
 
 def test_mix_is_splitmix64() -> None:
