@@ -68,7 +68,8 @@ def make_stream(plan: Plan, *, world: World, start_step: int) -> TrainStream:
     order = SampleOrder(plan.index.block_samples, seed=plan.config.seed, num_streams=data.num_streams or batch)
     transform = TrainTransform(
         image_size=plan.model.image_size, min_area=data.min_area, max_area=data.max_area, min_ratio=data.min_ratio,
-        max_ratio=data.max_ratio, flip=data.flip, resize=data.resize,
+        max_ratio=data.max_ratio, flip=data.flip, resize=data.resize, decoder=plan.decoder,
+        shrink_margin=data.shrink_margin,
     )  # fmt: skip
     division = Division(
         global_batch_size=batch, rank=world.rank, world_size=world.size, accumulation_steps=plan.accumulation_steps

@@ -53,6 +53,14 @@ class DataSection(Section):
     max_ratio: float = Field(4 / 3, gt=0, description="widest crop")
     flip: bool = Field(True, description="mirror half of the images")
     resize: Resize = Field("bilinear", description="the authors' resize has no antialiasing")
+    decoder: Literal["auto", "region", "whole"] = Field(
+        "auto", description="decode of a JPEG only what a crop needs, or all of it; auto: region where it is built"
+    )
+    shrink_margin: float | None = Field(
+        None,
+        ge=1,
+        description="decode a JPEG at 1/2, 1/4 or 1/8 where that leaves this many times the pixels needed; none: never",
+    )
     unreadable_budget: float = Field(
         1e-4, ge=0, lt=1, description="part of the images seen that may be unreadable (ten always may) before the run stops"
     )
@@ -61,6 +69,8 @@ class DataSection(Section):
     def _ranges(self) -> Self:
         if self.min_area > self.max_area or self.min_ratio > self.max_ratio:
             raise ValueError("min_area and min_ratio must not exceed max_area and max_ratio")
+        if self.shrink_margin is not None and (self.resize != "bilinear_antialias" or self.decoder != "region"):
+            raise ValueError("shrink_margin needs resize=bilinear_antialias and decoder=region: no other gives the same pixels")
         return self
 
 

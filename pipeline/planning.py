@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.config import ModelSection, RunConfig
+from pipeline.data.augment import Decoder
+from pipeline.data.decode import HOW_TO_BUILD, has_region_decoder
 from pipeline.data.index import ShardIndex, load_index
 from pipeline.errors import ConfigError
 from pipeline.models.vit import ViTConfig
@@ -21,6 +23,7 @@ class Plan:
 
     config: RunConfig
     model: ViTConfig
+    decoder: Decoder
     index: ShardIndex
     total_steps: int
     warmup_steps: int
@@ -83,6 +86,7 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
     return Plan(
         config=config,
         model=model,
+        decoder=choose_decoder(config.data.decoder),
         index=index,
         total_steps=total,
         warmup_steps=warmup,
@@ -92,6 +96,17 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
         accumulation_steps=accumulation,
         micro_batch_size=batch // (world_size * accumulation),
     )
+
+
+def choose_decoder(wanted: Literal["auto", "region", "whole"]) -> Decoder:
+    """The decoder of training images here.
+
+    Raises:
+        ConfigError: the region decoder is asked for and was not built.
+    """
+    if wanted == "region" and not has_region_decoder():
+        raise ConfigError(f"data.decoder=region, but it is not built here; {HOW_TO_BUILD}, or set data.decoder=auto")
+    return "region" if wanted != "whole" and has_region_decoder() else "whole"
 
 
 def _to_steps(duration: Any, key: str | None, *, global_batch_size: int, num_samples: int) -> int:

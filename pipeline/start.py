@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from pipeline.checkpoint import Checkpoint, RunFolder, clear_leftovers, find_latest, set_aside, write_atomically
+from pipeline.data.decode import HOW_TO_BUILD
 from pipeline.data.index import check_shards
 from pipeline.data.order import ORDER_VERSION
 from pipeline.errors import CheckpointError, PipelineError
@@ -20,11 +21,12 @@ from pipeline.world import World, broadcast
 FIXED_KEYS = (
     "seed", "model", "loss", "optimizer.betas", "optimizer.eps", "optimizer.decayed", "optimizer.weight_decay", "optimizer.clip_norm", "trainer.global_batch_size",
     "trainer.zero_stage", "trainer.precision", "data.num_streams", "data.min_area", "data.max_area", "data.min_ratio",
-    "data.max_ratio", "data.flip", "data.resize",
+    "data.max_ratio", "data.flip", "data.resize", "data.shrink_margin",
 )  # fmt: skip
 # What may differ between two launches without a word.
 FREE_KEYS = (
     "data.num_workers",
+    "data.decoder",
     "data.prefetch",
     "trainer.devices",
     "trainer.max_steps",
@@ -73,6 +75,8 @@ def prepare_run_folder(plan: Plan, *, world_size: int) -> Start:
         messages.append(f"resuming from {found.newest.path}: step {found.newest.meta.step} of {plan.total_steps}")
     else:
         messages.append(f"new run in {folder.root}: {plan.total_steps} steps, {plan.index.num_samples} images an epoch")
+    if plan.config.data.decoder == "auto" and plan.decoder == "whole":
+        messages.append(f"JPEGs are decoded whole: the faster decoder, of the same pixels, is not built here; {HOW_TO_BUILD}")
     if plan.stop_step < plan.total_steps:
         messages.append(f"this launch ends at step {plan.stop_step} (trainer.max_steps)")
     if found.newest is None or found.newest.meta.step < plan.stop_step:

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.counter import Purpose, derive_key, uniforms
-from pipeline.data.decode import Pixels
+from pipeline.data.decode import Pixels, decode_image, decode_jpeg_crop, jpeg_size
 
 CROP_ATTEMPTS = 100
 DRAWS_PER_ATTEMPT = 4
 Resize = Literal["bilinear", "bilinear_antialias"]
+Decoder = Literal["region", "whole"]
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,41 @@ class TrainTransform:
     max_ratio: float
     flip: bool
     resize: Resize
+    decoder: Decoder
+    shrink_margin: float | None = None  # see `DataSection`
 
-    def __call__(self, pixels: Pixels, *, seed: int, epoch: int, sample_id: int) -> Tensor:
-        """(H, W, 3) to (3, S, S), both uint8. The same (seed, epoch, sample_id) always gives the same pixels."""
+    def __call__(self, data: bytes, *, seed: int, epoch: int, sample_id: int, out: Tensor) -> None:
+        """Decode, crop, resize and flip an encoded image into `out`, (3, S, S) uint8.
+
+        The same (data, seed, epoch, sample_id) always gives the same pixels.
+
+        Raises:
+            UnreadableImage: it cannot be decoded.
+        """
         key = derive_key(seed, Purpose.AUGMENTATION, epoch, sample_id)
-        draws = uniforms(key, 1 + DRAWS_PER_ATTEMPT)
-        box = self._box(pixels.shape[0], pixels.shape[1], key, draws)
+        size = jpeg_size(data) if self.decoder == "region" else None
+        if size is not None:
+            box, flip = self.choose(*size, key=key)
+            if decode_jpeg_crop(
+                data, top=box.top, left=box.left, height=box.height, width=box.width, shrink=self._shrink(box), flip=flip,
+                antialias=self.resize == "bilinear_antialias", out=out.numpy(),
+            ):  # fmt: skip
+                return
+        pixels = decode_image(data)
+        box, flip = self.choose(*pixels.shape[:2], key=key)
         image = resize_box(pixels, box, size=(self.image_size, self.image_size), resize=self.resize)
-        return image.flip(-1) if self.flip and draws[0] < 0.5 else image
+        out.copy_(image.flip(-1) if flip else image)
+
+    def _shrink(self, box: Box) -> int:
+        if self.shrink_margin is None or self.resize != "bilinear_antialias":  # without antialiasing, other pixels are meant
+            return 1
+        spare = min(box.height, box.width) / (self.image_size * self.shrink_margin)
+        return next((shrink for shrink in (8, 4, 2) if spare >= shrink), 1)
+
+    def choose(self, height: int, width: int, *, key: int) -> tuple[Box, bool]:
+        """Where to cut an image of this size, and whether to mirror it."""
+        draws = uniforms(key, 1 + DRAWS_PER_ATTEMPT)
+        return self._box(height, width, key, draws), self.flip and bool(draws[0] < 0.5)
 
     def _box(self, height: int, width: int, key: int, draws: NDArray[np.float64]) -> Box:
         for attempt in range(CROP_ATTEMPTS):

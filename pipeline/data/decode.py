@@ -10,6 +10,12 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+try:
+    from pipeline.data import _jpeg  # pyright: ignore[reportAttributeAccessIssue]
+except ImportError:  # no compiler or no headers of libjpeg-turbo when this was installed
+    _jpeg = None
+
+HOW_TO_BUILD = "install a C compiler and libjpeg-turbo's headers (libjpeg-dev or libjpeg-turbo-devel), then install this again"
 MAX_PIXELS = 100_000_000  # above this an image is taken for a decompression bomb
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
@@ -33,6 +39,37 @@ def decode_image(data: bytes) -> Pixels:
         if pixels is not None:
             return pixels
     return _decode_with_pillow(data)
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width of an image that `decode_jpeg_crop` can take, else None."""
+    if _jpeg is None or data[:2] != b"\xff\xd8" or data.rfind(b"\xff\xd9", max(0, len(data) - 1024)) < 0:
+        return None  # no end marker: cut short, which a crop of its upper part would not notice
+    try:
+        height, width, is_cmyk = _jpeg.read_size(data)
+    except ValueError:
+        return None
+    return None if is_cmyk or height * width > MAX_PIXELS else (height, width)
+
+
+def decode_jpeg_crop(
+    data: bytes, *, top: int, left: int, height: int, width: int, shrink: int, flip: bool, antialias: bool, out: Pixels
+) -> bool:
+    """Decode the part of a JPEG that a crop needs and resize it into `out`, (3, S, S); False if it is damaged there.
+
+    With `shrink` 1 the pixels are those of decoding it all and cutting; 2, 4 and 8 decode at that part of the size.
+    """
+    assert _jpeg is not None
+    try:
+        _jpeg.crop_resize(data, top, left, height, width, shrink, out.shape[-1], flip, antialias, out)
+    except ValueError:
+        return False
+    return True
+
+
+def has_region_decoder() -> bool:
+    """Whether `decode_jpeg_crop` was built."""
+    return _jpeg is not None
 
 
 def _decode_jpeg(data: bytes) -> Pixels | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypedDict
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pipeline.data.augment import EvalTransform, TrainTransform
 from pipeline.data.counter import derive_key
-from pipeline.data.decode import Pixels, UnreadableImage, decode_image
+from pipeline.data.decode import UnreadableImage, decode_image
 from pipeline.data.index import ShardIndex
 from pipeline.data.order import Int64s, SampleOrder
 from pipeline.data.reader import BlockReader, RawSample
@@ -70,13 +70,24 @@ class Division:
         return first + micro_step * self.micro_batch_size + np.arange(self.micro_batch_size, dtype=np.int64)
 
 
-def read_image(reader: BlockReader, block: int, slot: int, *, position: int) -> tuple[RawSample, int, Pixels, list[Unreadable]]:
+@dataclass(frozen=True)
+class Used:
+    """The sample that fills a position, and what was unreadable on the way to it."""
+
+    sample: RawSample
+    slot: int
+    unreadable: list[Unreadable]
+
+
+def use_first_readable(
+    reader: BlockReader, block: int, slot: int, *, position: int, decode: Callable[[RawSample, int], None]
+) -> Used:
     """Decode a block's sample at `slot`, or where that cannot be decoded the next one of the block that can.
 
     The replacement depends on the block alone, so every rank, worker and resumed run takes the same one.
 
-    Returns:
-        The sample used, its slot, its pixels (H, W, 3), and what was unreadable on the way.
+    Args:
+        decode: called with a sample and its slot; raises `UnreadableImage`.
 
     Raises:
         DataError: nothing in the whole block can be decoded.
@@ -87,9 +98,11 @@ def read_image(reader: BlockReader, block: int, slot: int, *, position: int) -> 
         used = (slot + offset) % len(samples)
         sample = samples[used]
         try:
-            return sample, used, decode_image(sample.image), unreadable
+            decode(sample, used)
         except UnreadableImage as error:
             unreadable.append(Unreadable(position=position, key=sample.key, shard=sample.shard, reason=str(error)))
+        else:
+            return Used(sample, used, unreadable)
     raise DataError(
         f"{reader.index.describe_block(block)}: none of its {len(samples)} images can be decoded "
         f"(first: {unreadable[0].key!r}: {unreadable[0].reason})"
@@ -141,15 +154,18 @@ class TrainStream(IterableDataset[Batch]):
         unreadable: list[Unreadable] = []
         digest = 0
         located = self.order.locate(positions)
-        for i, position in enumerate(positions):
-            block = int(located.block[i])
-            sample, slot, pixels, skipped = read_image(reader, block, int(located.slot[i]), position=int(position))
-            sample_id = int(self.index.first_sample[block]) + slot
-            images[i] = self.transform(pixels, seed=self.order.seed, epoch=int(located.epoch[i]), sample_id=sample_id)
-            labels[i] = self._checked_label(sample)
-            sample_ids[i] = sample_id
-            unreadable += skipped
-            digest += derive_key(int(position), sample_id, zlib.crc32(images[i].numpy().data))
+        for i, position in enumerate(positions.tolist()):
+            block, epoch = int(located.block[i]), int(located.epoch[i])
+            first = int(self.index.first_sample[block])
+
+            def decode(sample: RawSample, slot: int, *, i: int = i, epoch: int = epoch, first: int = first) -> None:
+                self.transform(sample.image, seed=self.order.seed, epoch=epoch, sample_id=first + slot, out=images[i])
+
+            used = use_first_readable(reader, block, int(located.slot[i]), position=position, decode=decode)
+            labels[i] = self._checked_label(used.sample)
+            sample_ids[i] = first + used.slot
+            unreadable += used.unreadable
+            digest += derive_key(position, first + used.slot, zlib.crc32(images[i].numpy().data))
         return Batch(
             images=images,
             labels=labels,

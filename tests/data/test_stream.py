@@ -21,7 +21,7 @@ from pipeline.errors import DataError
 from tests.conftest import WriteShards, encode, make_image, write_tar
 
 TRANSFORM = TrainTransform(
-    image_size=16, min_area=0.2, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3, flip=True, resize="bilinear"
+    image_size=16, min_area=0.2, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3, flip=True, resize="bilinear", decoder="whole"
 )
 BATCH = 12
 

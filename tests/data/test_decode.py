@@ -1,0 +1,148 @@
+"""The region decoder against decoding whole images: the same pixels, wherever the crop and however the file was made."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.data.augment import Box, TrainTransform, resize_box
+from pipeline.data.decode import decode_image, decode_jpeg_crop, has_region_decoder, jpeg_size
+
+pytestmark = pytest.mark.skipif(not has_region_decoder(), reason="the region decoder was not built")
+
+
+def make_jpeg(height: int, width: int, *, seed: int = 0, mode: str = "RGB", **options: object) -> bytes:
+    """A photo-like picture: smooth colours, edges and noise."""
+    y, x = np.mgrid[0:height, 0:width]
+    phases = np.random.default_rng(seed).random(3) * 6
+    smooth = np.stack([120 + 90 * np.sin(y / 13 + p) * np.cos(x / 17 - p) for p in phases], -1)
+    edges = 40 * ((x // 23 + y // 19) % 2)[..., None]
+    noise = np.random.default_rng(seed + 1).normal(0, 8, (height, width, 3))
+    buffer = io.BytesIO()
+    image = Image.fromarray(np.clip(smooth + edges + noise, 0, 255).astype(np.uint8)).convert(mode)
+    image.save(buffer, "JPEG", **{"quality": 90, **options})
+    return buffer.getvalue()
+
+
+def crop_both_ways(
+    data: bytes, box: Box, *, size: int, flip: bool, antialias: bool, shrink: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    ours = np.zeros((3, size, size), np.uint8)
+    assert decode_jpeg_crop(
+        data,
+        top=box.top,
+        left=box.left,
+        height=box.height,
+        width=box.width,
+        shrink=shrink,
+        flip=flip,
+        antialias=antialias,
+        out=ours,
+    )
+    whole = resize_box(decode_image(data), box, size=(size, size), resize="bilinear_antialias" if antialias else "bilinear")
+    return ours, (whole.flip(-1) if flip else whole).numpy()
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    height=st.integers(1, 300),
+    width=st.integers(1, 300),
+    subsampling=st.sampled_from([0, 1, 2]),
+    progressive=st.booleans(),
+    mode=st.sampled_from(["RGB", "RGB", "L"]),
+    size=st.integers(1, 96),
+    flip=st.booleans(),
+    antialias=st.booleans(),
+    data=st.data(),
+)
+def test_a_crop_has_the_pixels_of_the_whole_image(
+    height: int, width: int, subsampling: int, progressive: bool, mode: str, size: int, flip: bool, antialias: bool,
+    data: st.DataObject,
+) -> None:  # fmt: skip
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    box = Box(top, left, data.draw(st.integers(1, height - top)), data.draw(st.integers(1, width - left)))
+    jpeg = make_jpeg(height, width, mode=mode, subsampling=subsampling, progressive=progressive)
+    assert jpeg_size(jpeg) == (height, width)
+    ours, whole = crop_both_ways(jpeg, box, size=size, flip=flip, antialias=antialias)
+    assert np.array_equal(ours, whole)
+
+
+@pytest.mark.parametrize(("margin", "lowest"), [(2, 38), (4, 44), (8, 50)])
+def test_shrinking_while_decoding_costs_little_where_there_is_a_margin(margin: float, lowest: float) -> None:
+    jpeg = make_jpeg(801, 977)
+    law = TrainTransform(
+        image_size=24, min_area=0.1, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3, flip=True, resize="bilinear_antialias",
+        decoder="region", shrink_margin=margin,
+    )  # fmt: skip
+    exact = dataclasses.replace(law, shrink_margin=None)
+    errors = []
+    for sample_id in range(60):
+        ours, whole = (torch.zeros((3, 24, 24), dtype=torch.uint8) for _ in range(2))
+        law(jpeg, seed=0, epoch=0, sample_id=sample_id, out=ours)
+        exact(jpeg, seed=0, epoch=0, sample_id=sample_id, out=whole)
+        errors.append(float((ours.float() - whole.float()).square().mean()))
+    assert np.mean([error > 0 for error in errors]) > 0.7  # most were shrunk
+    assert 10 * np.log10(255**2 / max(errors)) > lowest
+
+
+@pytest.mark.parametrize("options", [{"mode": "CMYK"}, {"cut": 0.7}, {"cut": 0.02}], ids=str)
+def test_what_it_must_not_take_goes_to_the_whole_decoder(options: dict[str, object]) -> None:
+    cut = options.pop("cut", None)
+    jpeg = make_jpeg(64, 80, **options)  # type: ignore[arg-type]
+    assert jpeg_size(jpeg if cut is None else jpeg[: int(len(jpeg) * float(str(cut)))]) is None
+    assert jpeg_size(b"") is None
+    assert jpeg_size(b"\x89PNG") is None
+
+
+def test_damage_inside_the_crop_is_seen_and_left_to_the_whole_decoder() -> None:
+    jpeg = bytearray(make_jpeg(200, 200))
+    middle = len(jpeg) // 2
+    jpeg[middle : middle + 40] = b"\xff\xd3" * 20  # restart markers where none belong
+    assert jpeg_size(bytes(jpeg)) == (200, 200)
+    assert not decode_jpeg_crop(
+        bytes(jpeg),
+        top=0,
+        left=0,
+        height=200,
+        width=200,
+        shrink=1,
+        flip=False,
+        antialias=True,
+        out=np.zeros((3, 32, 32), np.uint8),
+    )
+
+
+def test_wrong_arguments_are_refused_and_touch_nothing() -> None:
+    from pipeline.data import _jpeg  # type: ignore[attr-defined]
+
+    jpeg, out = make_jpeg(40, 40), np.zeros((3, 8, 8), np.uint8)
+    for box in [(-1, 0, 8, 8), (0, 0, 0, 8), (0, 41, 4, 4), (38, 0, 8, 8), (0, 38, 8, 8)]:
+        with pytest.raises(ValueError, match="no such crop"):
+            _jpeg.crop_resize(jpeg, *box, 1, 8, False, True, out)
+    with pytest.raises(ValueError, match="192 bytes, not 3 x 9 x 9"):
+        _jpeg.crop_resize(jpeg, 0, 0, 8, 8, 1, 9, False, True, out)
+    assert not out.any()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("resize", ["bilinear", "bilinear_antialias"])
+def test_both_decoders_give_a_transform_the_same_pixels(format: str, resize: str) -> None:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(make_jpeg(180, 240))).save(buffer, format)
+    for sample_id in range(40):
+        outs = []
+        for decoder in ("region", "whole"):
+            law = TrainTransform(
+                image_size=48, min_area=0.05, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3, flip=True,
+                resize=resize, decoder=decoder,
+            )  # type: ignore[arg-type]  # fmt: skip
+            outs.append(torch.zeros((3, 48, 48), dtype=torch.uint8))
+            law(buffer.getvalue(), seed=0, epoch=0, sample_id=sample_id, out=outs[-1])
+        assert torch.equal(*outs)
