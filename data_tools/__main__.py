@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from pipeline.data.index import DEFAULT_BLOCK_SAMPLES
-from pipeline.errors import PipelineError
+from pipeline.errors import DataError, PipelineError
 
 
 def make(arguments: argparse.Namespace) -> None:
@@ -17,12 +17,24 @@ def make(arguments: argparse.Namespace) -> None:
     report = make_shards(
         arguments.source, arguments.folder, samples_per_shard=arguments.samples_per_shard, block_samples=arguments.block_samples,
         seed=None if arguments.keep_order else arguments.seed, num_workers=arguments.workers,
-        classes=Path(arguments.classes).read_text().splitlines() if arguments.classes else None,
+        classes=read_classes(arguments.classes) if arguments.classes else None,
     )  # fmt: skip
     print(
         f"{arguments.folder}: {report.num_samples} samples in {report.num_shards} shards "
-        f"({report.num_written} written now, {report.num_passed_over} files passed over as not images)"
+        f"({report.num_written} written now, {report.num_passed_over} files passed over without an image)"
     )
+
+
+def read_classes(path: str) -> list[str]:
+    """Class names, one a line.
+
+    Raises:
+        DataError: no such file.
+    """
+    try:
+        return Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--classes {path}: {error}") from error
 
 
 def index(arguments: argparse.Namespace) -> None:
@@ -63,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("source")
     command.add_argument("folder", help="where the shards go")
     command.add_argument("--samples-per-shard", type=_positive, default=10_000, help="default: %(default)s")
-    command.add_argument("--seed", type=int, default=0, help="of the shuffle over all samples (default: %(default)s)")
+    command.add_argument("--seed", type=_natural, default=0, help="of the shuffle over all samples (default: %(default)s)")
     command.add_argument(
         "--classes",
         metavar="FILE",
@@ -85,13 +97,23 @@ def _positive(text: str) -> int:
     return value
 
 
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
 def main(argv: list[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     try:
         arguments.function(arguments)
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"\nerror: {error}", file=sys.stderr)  # below a progress bar that may be open
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        return 130
     return 0
 
 

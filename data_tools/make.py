@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 from webdataset.writer import TarWriter
@@ -59,7 +60,12 @@ def make_shards(
         order = permutation(derive_key(seed, Purpose.MAKE_SHUFFLE), len(listing.samples)).tolist()
     ordered = [listing.samples[i] for i in order]
     root = Path(folder)
-    root.mkdir(parents=True, exist_ok=True)
+    if root.resolve() == Path(source).resolve():
+        raise DataError(f"{folder} is the source itself; give the shards a folder of their own")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"shards cannot be written to {folder}: {error}") from error
     _claim_folder(root, listing, samples_per_shard=samples_per_shard, seed=seed)
     shards = [ordered[i : i + samples_per_shard] for i in range(0, len(ordered), samples_per_shard)]
     targets = [root / f"shard-{number:06d}.tar" for number in range(len(shards))]
@@ -89,13 +95,20 @@ def _claim_folder(root: Path, listing: Listing, *, samples_per_shard: int, seed:
         "seed": seed,
     }
     path = root / RECORD_NAME
-    if path.exists() and json.loads(path.read_text()) != record:
+    if path.exists() and _read_record(path) != record:
         raise DataError(
             f"{root} holds shards made from another source or with other options; empty it or choose another folder"
         )
     if not path.exists() and any(root.glob("*.tar")):
         raise DataError(f"{root} holds tars that were not made by this command; choose an empty folder")
     path.write_text(json.dumps(record))
+
+
+def _read_record(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}); empty {path.parent} and start again") from error
 
 
 def _write_shard(task: tuple[str, Sequence[SampleSource]]) -> None:

@@ -23,13 +23,13 @@ class Member:
     extension: str
     path: str
     start: int
-    length: int | None  # None: to the end
+    length: int
 
     def read(self) -> bytes:
         with open(self.path, "rb") as file:
             file.seek(self.start)
-            data = file.read() if self.length is None else file.read(self.length)
-        if self.length is not None and len(data) != self.length:
+            data = file.read(self.length)
+        if len(data) != self.length:
             raise DataError(f"{self.path}: cut short at byte {self.start + len(data)}")
         return data
 
@@ -64,10 +64,14 @@ def list_source(path: str, classes: list[str] | None = None) -> Listing:
     root = Path(path)
     if root.is_file() and root.suffix == ".tar":
         return list_tars([root])
+    if root.is_file():
+        raise DataError(f"source {path!r} is neither a folder nor a plain .tar; `gunzip` a compressed tar first")
     if not root.is_dir():
         raise DataError(f"source {path!r} does not exist")
     if any(child.is_dir() for child in root.iterdir()):
         return list_image_folder(root, classes)
+    if not any(child.suffix == ".tar" for child in root.iterdir()):
+        raise DataError(f"source {path!r} holds neither class folders (CLASS/image.jpg) nor WebDataset tars")
     return list_tars([root / name for name in list_shards(path)])
 
 
@@ -91,7 +95,7 @@ def list_image_folder(root: Path, classes: list[str] | None = None) -> Listing:
                 passed_over += 1
                 continue
             key = _numbered_key(len(samples), path.stem)
-            samples.append(SampleSource(key=key, members=(Member(extension, str(path), 0, None),), label=label))
+            samples.append(SampleSource(key=key, members=(Member(extension, str(path), 0, path.stat().st_size),), label=label))
     if not samples:
         raise DataError(f"{root}: no images in its {len(classes)} class folders (looked for {', '.join(IMAGE_EXTENSIONS)})")
     return Listing(samples=samples, classes=classes, passed_over=passed_over)
@@ -104,10 +108,13 @@ def _numbered_key(number: int, name: str) -> str:
 
 def list_tars(paths: list[Path]) -> Listing:
     """Samples of existing WebDataset tars, all their members kept, addressed by byte range."""
-    found = [sample for path in tqdm(paths, desc="list tars", unit="tar") for sample in _samples_of_tar(path)]
+    listed = [sample for path in tqdm(paths, desc="list tars", unit="tar") for sample in _samples_of_tar(path)]
+    found = [sample for sample in listed if any(member.extension in IMAGE_EXTENSIONS for member in sample.members)]
+    if not found:
+        raise DataError(f"{paths[0]}: no images in its {len(listed)} samples (looked for {', '.join(IMAGE_EXTENSIONS)})")
     # Keys often begin anew in every tar; in one shard two neighbours of the same key would become one sample.
     samples = [replace(sample, key=_numbered_key(number, sample.key)) for number, sample in enumerate(found)]
-    return Listing(samples=samples, classes=None, passed_over=0)
+    return Listing(samples=samples, classes=None, passed_over=len(listed) - len(found))
 
 
 def _samples_of_tar(path: Path) -> Iterator[SampleSource]:

@@ -110,6 +110,9 @@ def evaluate(arguments: argparse.Namespace, stop: StopRequest) -> int:
         time.sleep(arguments.poll_seconds)  # an evaluator submitted beside a training may well start first
     if not folder.config.exists():
         raise ConfigError(f"{folder.root} is not a run folder: it has no config.yaml; `python -m pipeline train` makes one")
+    foreign = [text for text in arguments.overrides if text.partition(".")[0] not in ("evaluation", "tracking")]
+    if foreign:
+        raise ConfigError(f"{foreign[0]}: `evaluate` takes evaluation.* and tracking.* alone; the rest is the run's own")
     evaluator = make_evaluator(folder, load_config(folder.config, arguments.overrides))
     watch_run(evaluator, watch=arguments.watch, stop=stop, poll_s=arguments.poll_seconds)
     return 0
@@ -158,6 +161,7 @@ def make_parser() -> argparse.ArgumentParser:
         "examples:\n  python -m pipeline train configs/l16_in21k.yaml data.train=/data/in21k\n"
         "  python -m pipeline train configs/demo.yaml trainer.devices=2\n\n"
         "One machine: starts trainer.devices ranks by itself. Under srun or torchrun: is one of their ranks.\n"
+        "Ctrl-C, SIGTERM and SIGUSR1 save at the end of the step; a second Ctrl-C does not wait.\n"
         "Exit codes: 0 done, 2 a named error, 75 told to stop and saved (the same command goes on).",
     )  # fmt: skip
     command.add_argument("config", help="YAML file; configs/ holds the recipes")

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -244,7 +245,10 @@ def clear_leftovers(folder: RunFolder) -> None:
 
 def save_weights(path: Path, tensors: dict[str, Tensor], *, model: ViTConfig, step: int, images_seen: int) -> None:
     """Write plain weights as safetensors, the model's config in the header, whole or not at all."""
-    header = {"model": json.dumps(model.to_dict()), "step": str(step), "images_seen": str(images_seen), "format": "pt"}
+    header = {
+        "model": json.dumps(model.to_dict()), "step": str(step), "images_seen": str(images_seen),
+        "digest": digest_tensors(tensors), "format": "pt",
+    }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")  # straight to disk: a copy in memory would double the peak
     safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=header)
@@ -254,13 +258,50 @@ def save_weights(path: Path, tensors: dict[str, Tensor], *, model: ViTConfig, st
     _sync_folder(path.parent)
 
 
+def digest_tensors(tensors: dict[str, Tensor]) -> str:
+    """Hash of names and values: tells two files of the same step apart."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class WeightsHeader:
+    """What a weights file says of itself."""
+
+    digest: str
+    model: ViTConfig
+    step: int
+    images_seen: int
+
+
+def read_weights_header(path: Path) -> WeightsHeader:
+    """Read a weights file's header alone.
+
+    Raises:
+        CheckpointError: missing, damaged, or not a file this software wrote.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+        return WeightsHeader(
+            digest=header["digest"], model=ViTConfig(**json.loads(header["model"])), step=int(header["step"]),
+            images_seen=int(header["images_seen"]),
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise CheckpointError(f"weights file {path} does not exist") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a weights file of this software, or is damaged: {error}") from error
+
+
 @dataclass(frozen=True)
 class Weights:
     """A model loaded from plain weights, and how much training they have had."""
 
     model: VisionTransformer
-    step: int
-    images_seen: int
+    header: WeightsHeader
 
 
 def load_weights(path: Path) -> Weights:
@@ -269,16 +310,13 @@ def load_weights(path: Path) -> Weights:
     Raises:
         CheckpointError: missing, damaged, or not a file this software wrote.
     """
+    header = read_weights_header(path)
+    model = VisionTransformer(header.model)
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-        model = VisionTransformer(ViTConfig(**json.loads(header["model"])))
         model.load_state_dict(safetensors.torch.load_file(path))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"weights file {path} does not exist") from error
-    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a weights file of this software, or is damaged: {error}") from error
-    return Weights(model=model.eval(), step=int(header["step"]), images_seen=int(header["images_seen"]))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    return Weights(model=model.eval(), header=header)
 
 
 def collect_versions() -> dict[str, str]:

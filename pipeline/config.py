@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from pipeline.data.augment import Resize
 from pipeline.durations import DurationField
@@ -23,7 +23,9 @@ from pipeline.functional.schedules import Decay
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)  # a run may be named 42
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False
+    )  # a run may be named 42
 
 
 class ModelSection(Section):
@@ -147,8 +149,8 @@ class EvaluationSection(Section):
 
     datasets: tuple[EvalDataset, ...] = ()
     protocols: tuple[Literal["few_shot", "linear"], ...] = ("few_shot", "linear")
-    shots: tuple[int, ...] = Field((1, 5, 10, 25), description="images a class")
-    seeds: tuple[int, ...] = Field((0, 1, 2), description="draws of the few-shot support set")
+    shots: tuple[PositiveInt, ...] = Field((1, 5, 10, 25), description="images a class")
+    seeds: tuple[NonNegativeInt, ...] = Field((0, 1, 2), description="draws of the few-shot support set")
     short_side: int | None = Field(None, ge=1, description="resize before the centre crop; image size * 256 / 224 if not given")
     precision: Literal["bf16", "fp32"] = Field(
         "bf16", description="of the forward pass (autocast); features and probes are fp32 and fp64"
@@ -238,7 +240,7 @@ def _read_yaml(path: Path, *, depth: int = 0) -> dict[str, Any]:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(f"config file {path} does not exist{hint}") from error
-    except (yaml.YAMLError, OSError) as error:
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must be a mapping of sections, it is {type(values).__name__}")
@@ -260,16 +262,27 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"override {override!r} is not section.key=value")
+        raise ConfigError(f"override {override!r} is not section.key=value, as trainer.max_steps=100 is")
     place = values
-    for key in keys[:-1]:
+    for depth, key in enumerate(keys[:-1]):
         below = place.get(key)
+        if isinstance(below, list | tuple) or keys[depth + 1].isdigit():
+            whole = ".".join(keys[: depth + 1])
+            raise ConfigError(f"override {override!r}: {whole} is a list, which is replaced whole: {whole}=[...]")
         place[key] = dict(below) if isinstance(below, dict) else {}
         place = place[key]
     try:
         place[keys[-1]] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: its value is not YAML: {error}") from error
+
+
+_EXPECTED = {
+    "tuple_type": "a list, for example [1, 5]",
+    "model_type": "a section: keys and values below it",
+    "model_attributes_type": "a section: keys and values below it",
+    "dict_type": "a section: keys and values below it",
+}
 
 
 def _explain(problem: Any, values: dict[str, Any]) -> str:
@@ -285,8 +298,17 @@ def _explain(problem: Any, values: dict[str, Any]) -> str:
         prefix = "".join(f"{part}." for part in problem["loc"][:-1])
         hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
         return f"unknown key {path}; " + (f"did you mean {elsewhere[0]}?" if elsewhere and not near else hint)
+    if problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
+        return f"{'.'.join(str(part) for part in problem['loc'][:-1])}: the list is too short"
     if problem["type"] == "missing":
         return f"{path} is not set; add it to the file or as an override {path}=..."
+    if problem["type"] == "string_pattern_mismatch":
+        return (
+            f"{path}={problem['input']!r}: letters, digits, '.', '_' and '-' only, the first a letter or digit: it names a folder"
+            + ("; it is the file's name where the file gives none, so set name=..." if path == "name" else "")
+        )
+    if problem["type"] in _EXPECTED:
+        return f"{path}={problem.get('input')!r}: must be {_EXPECTED[problem['type']]}"
     given = problem.get("input")
     shown = "" if isinstance(given, dict) or not path else f"={given!r}"
     return f"{path}{shown}: {message}" if path else message

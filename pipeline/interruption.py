@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on where this one stopped
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @dataclass
@@ -21,11 +21,13 @@ class StopRequest:
     received: list[str] = field(default_factory=list)
 
     def install(self) -> None:
-        """Take over SIGTERM (preemption) and SIGUSR1 (time limit near)."""
+        """Take over SIGTERM (preemption), SIGUSR1 (time limit near) and SIGINT (Ctrl-C; a second one is not waited for)."""
         for number in SIGNALS:
             signal.signal(number, self._note)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and "SIGINT" in self.received:
+            raise KeyboardInterrupt
         self.received.append(signal.Signals(number).name)
 
     @property

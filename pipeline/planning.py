@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pipeline.config import ModelSection, RunConfig
 from pipeline.data.augment import Decoder
 from pipeline.data.decode import HOW_TO_BUILD, has_region_decoder
-from pipeline.data.index import ShardIndex, load_index
+from pipeline.data.index import ShardIndex, load_index, read_class_names
 from pipeline.errors import ConfigError
 from pipeline.models.vit import ViTConfig
 from pipeline.models.zoo import parse_name
@@ -73,6 +73,12 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
     """
     model = make_model_config(config.model, head_bias=SIGMOID_HEAD_BIAS if config.loss.name == "sigmoid" else 0.0)
     index = load_index(config.data.train)
+    names = read_class_names(index)
+    if names is not None and len(names) > config.model.num_classes:
+        raise ConfigError(
+            f"model.num_classes={config.model.num_classes}, but {config.data.train}/classes.txt names {len(names)} classes; "
+            f"set model.num_classes={len(names)}"
+        )
     batch = config.trainer.global_batch_size
     to_steps = functools.partial(_to_steps, global_batch_size=batch, num_samples=index.num_samples)
     total, warmup = to_steps(config.trainer.duration, "trainer.duration"), to_steps(config.schedule.warmup, None)
@@ -122,7 +128,7 @@ def _accumulation_steps(config: RunConfig, *, world_size: int) -> int:
         below = batch // world_size * world_size
         raise ConfigError(
             f"trainer.global_batch_size={batch} is not divisible by the {world_size} ranks; "
-            f"use {below or world_size} or {below + world_size}, or another number of ranks"
+            f"use {f'{below} or ' if below else ''}{below + world_size}, or another number of ranks"
         )
     share = batch // world_size
     if micro is None:

@@ -19,12 +19,17 @@ def write_report(run_dir: Path, picture: Path | None = None) -> str:
     Raises:
         ConfigError: not a run folder, or one without a single line of metrics.
     """
+    if not run_dir.is_dir():
+        raise ConfigError(f"run folder {run_dir} does not exist")
     folder = RunFolder(run_dir)
     metrics, evaluations = read_metrics(folder.metrics), read_json_lines(folder.evaluations)
     if not metrics and not evaluations:
-        raise ConfigError(f"{run_dir} has no metrics.jsonl and no evaluations.jsonl yet; nothing to report")
+        raise ConfigError(f"{run_dir} has no line of metrics.jsonl or evaluations.jsonl yet; nothing to report")
     target = picture or run_dir / "report.png"
-    draw(metrics, evaluations, target, title=run_dir.name)
+    try:
+        draw(metrics, evaluations, target, title=run_dir.name)
+    except (OSError, ValueError) as error:  # matplotlib's word for a format it does not know
+        raise ConfigError(f"picture {target} cannot be written: {error}") from error
     return f"{summarise_training(metrics)}\n\n{tabulate_evaluations(evaluations)}\n\npicture: {target}"
 
 

@@ -64,8 +64,9 @@ def prepare_run_folder(plan: Plan, *, world_size: int) -> Start:
         raise CheckpointError(
             f"no checkpoint of {folder.root} is whole: {reasons}. Restore one, or start a new run with name=..."
         )
-    messages = compare_with_last_launch(plan, folder)
-    if found.newest is not None:
+    messages: list[str] = []
+    if found.newest is not None:  # a launch that ended before its first checkpoint binds nobody
+        messages = compare_with_last_launch(plan, folder)
         check_continuity(plan, found.newest, world_size=world_size)
     # Nothing is touched before this line.
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -77,6 +78,11 @@ def prepare_run_folder(plan: Plan, *, world_size: int) -> Start:
         messages.append(f"new run in {folder.root}: {plan.total_steps} steps, {plan.index.num_samples} images an epoch")
     if plan.config.data.decoder == "auto" and plan.decoder == "whole":
         messages.append(f"JPEGs are decoded whole: the faster decoder, of the same pixels, is not built here; {HOW_TO_BUILD}")
+    if not plan.config.evaluation.datasets:
+        messages.append(
+            "no evaluation sets in this configuration: give them here or to `evaluate` later, for example "
+            "evaluation.datasets='[{name: cifar10, train: /data/cifar10/train, test: /data/cifar10/test}]'"
+        )
     if plan.stop_step < plan.total_steps:
         messages.append(f"this launch ends at step {plan.stop_step} (trainer.max_steps)")
     if found.newest is None or found.newest.meta.step < plan.stop_step:
@@ -93,9 +99,13 @@ def compare_with_last_launch(plan: Plan, folder: RunFolder) -> list[str]:
     Raises:
         CheckpointError: a difference that would mix two runs in one folder.
     """
-    if not folder.config.exists():
-        return []
-    before, now = _flatten(yaml.safe_load(folder.config.read_text())), _flatten(plan.config.model_dump(mode="json"))
+    try:
+        last_launch = yaml.safe_load(folder.config.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _unreadable_config(folder, str(error)) from error
+    if not isinstance(last_launch, dict):
+        raise _unreadable_config(folder, "it is empty")
+    before, now = _flatten(last_launch), _flatten(plan.config.model_dump(mode="json"))
     changed = sorted(key for key in before | now if before.get(key) != now.get(key) and not _is_under(key, FREE_KEYS))
     fatal = [key for key in changed if _is_under(key, FIXED_KEYS)]
     if fatal:
@@ -105,6 +115,13 @@ def compare_with_last_launch(plan: Plan, folder: RunFolder) -> list[str]:
             f"Set them back, or start a new run with name=..."
         )
     return [f"changed since the last launch: {key} was {before.get(key)}, now {now.get(key)}" for key in changed]
+
+
+def _unreadable_config(folder: RunFolder, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder.config} cannot be read ({reason}), so nothing says whether the checkpoints beside it belong to this "
+        f"configuration; restore it (W&B keeps a copy), or start a new run with name=..."
+    )
 
 
 def check_continuity(plan: Plan, checkpoint: Checkpoint, *, world_size: int) -> None:
@@ -149,6 +166,10 @@ def agree_on_start(plan: Plan, world: World, *, device: torch.device) -> Start:
             outcome = prepare_run_folder(plan, world_size=world.size)
         except PipelineError as error:
             outcome = error
+        except OSError as error:
+            outcome = CheckpointError(
+                f"run folder {plan.config.run_dir}: {error}; set output_dir to a place that can be written"
+            )
     outcome = broadcast(outcome, device=device)
     if isinstance(outcome, PipelineError):
         raise outcome.everywhere()

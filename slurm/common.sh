@@ -22,13 +22,18 @@ pretrain() {
     submit_evaluator
     # srun starts Python without a shell between, so its signals reach it. One dead rank ends the step.
     srun --kill-on-bad-exit=1 ${SITE_CONTAINER:-} \
-        python -m pipeline train "$config" name="$RUN_NAME" output_dir="$SITE_RUNS" data.train="$SITE_DATA" "$@"
+        python -m pipeline train "$config" name="$RUN_NAME" output_dir="$SITE_RUNS" data.train="$SITE_DATA" \
+        ${SITE_EVAL_SETS:+evaluation.datasets="$SITE_EVAL_SETS"} "$@"
 }
 
 # One evaluator at work and at most one waiting behind it (singleton): the next takes over where a time limit ends the
 # first, and ends at once if there is nothing left to do. EVALUATE=0 leaves it out.
 submit_evaluator() {
     [ "${EVALUATE:-1}" -eq 1 ] || return 0
+    if [ -z "${SITE_EVAL_SETS:-}" ]; then
+        echo "SITE_EVAL_SETS in slurm/site.env is empty: no evaluator is submitted" >&2
+        return 0
+    fi
     [ -z "$(squeue --me --noheader --states=PENDING --name="$RUN_NAME-eval")" ] || return 0
     local partition=${SITE_EVAL_PARTITION:-${SITE_PARTITION:-}}
     sbatch --job-name="$RUN_NAME-eval" --dependency=singleton \

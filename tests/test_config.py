@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,9 +92,16 @@ BAD = [
         "trainer.zero_stage=0",
         "trainer.precision=bf16 keeps its fp32 masters in ZeRO; with trainer.zero_stage=0 use bf16_autocast or fp32",
     ),
-    ("name=a/b", "name='a/b': String should match pattern"),
+    ("name=a/b", "name='a/b': letters, digits, '.', '_' and '-' only"),
     ("data.min_area=", "data.min_area=None"),
     ("trainer.devices=0", "trainer.devices"),
+    ("optimizer.learning_rate=.inf", "optimizer.learning_rate=inf: Input should be a finite number"),
+    ("evaluation.shots=[0]", "evaluation.shots.0=0: Input should be greater than 0"),
+    ("evaluation.seeds=[-1]", "evaluation.seeds.0=-1: Input should be greater than or equal to 0"),
+    ("evaluation.shots=5", "evaluation.shots=5: must be a list, for example [1, 5]"),
+    ("trainer=5", "trainer=5: must be a section: keys and values below it"),
+    ("optimizer.betas=[0.9]", "optimizer.betas: the list is too short"),
+    ("optimizer.betas.1=0.9", "optimizer.betas is a list, which is replaced whole: optimizer.betas=[...]"),
     ("optimizer.betas=[0.9,1.5]", "optimizer.betas.1=1.5: Input should be less than 1"),
     ("trainer", "override 'trainer' is not section.key=value"),
     ("data.train=[", "its value is not YAML"),
@@ -156,8 +164,25 @@ def test_numbers_that_do_not_fit_are_answered_in_words(write_config: WriteConfig
 def test_missing_shards_are_answered_in_words(tmp_path: Path, write_config: WriteConfig) -> None:
     with pytest.raises(DataError, match=r"data folder '/nowhere' does not exist"):
         make_plan(load_config(write_config(), ["data.train=/nowhere"]), world_size=2)
+    with pytest.raises(DataError, match=r"does not exist or holds no shards; check the path, or make shards with"):
+        make_plan(load_config(write_config(), [f"data.train={tmp_path}"]), world_size=2)
+    (tmp_path / "a.tar").write_bytes(b"")
     with pytest.raises(DataError, match=r"holds no index; make one with `python -m data_tools index"):
         make_plan(load_config(write_config(), [f"data.train={tmp_path}"]), world_size=2)
+    (tmp_path / "index.npz").write_bytes(b"PK cut short")
+    with pytest.raises(DataError, match=r"index\.npz is damaged .*; make it anew with `python -m data_tools index"):
+        make_plan(load_config(write_config(), [f"data.train={tmp_path}"]), world_size=2)
+    with pytest.raises(DataError, match=r"data folder 'foo://bar'.*foo"):
+        make_plan(load_config(write_config(), ["data.train=foo://bar"]), world_size=2)
+
+
+def test_classes_the_shards_name_must_fit_the_head(corpus: Path, tmp_path: Path, write_config: WriteConfig) -> None:
+    folder = Path(shutil.copytree(corpus, tmp_path / "corpus"))
+    (folder / "classes.txt").write_text("".join(f"class {i}\n" for i in range(7)))
+    with pytest.raises(
+        ConfigError, match=r"model\.num_classes=4, but .*/classes\.txt names 7 classes; set model\.num_classes=7"
+    ):
+        make_plan(load_config(write_config(), [f"data.train={folder}"]), world_size=2)
 
 
 def test_overrides_and_options_come_in_any_order() -> None:

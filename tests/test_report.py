@@ -47,4 +47,4 @@ def test_it_draws_a_picture(tmp_path: Path, call: Callable[..., Outcome]) -> Non
 def test_a_folder_without_results_is_answered_in_words(tmp_path: Path, call: Callable[..., Outcome]) -> None:
     outcome = call("report", str(tmp_path))
     assert outcome.code == 2
-    assert "has no metrics.jsonl and no evaluations.jsonl yet" in outcome.text
+    assert "has no line of metrics.jsonl or evaluations.jsonl yet" in outcome.text

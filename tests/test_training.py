@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import torch
 from pipeline.checkpoint import RunFolder, find_latest, load_weights
 from pipeline.config import load_config
 from pipeline.errors import CheckpointError
+from pipeline.interruption import StopRequest
 from pipeline.planning import make_plan
 from pipeline.start import check_continuity
 from pipeline.tracking import read_json_lines, read_metrics
@@ -186,12 +188,13 @@ def test_a_broken_newest_checkpoint_is_skipped_aloud(reference: RunFolder, write
 
 @pytest.mark.parametrize(
     ("number", "target"),
-    [(signal.SIGUSR1, "rank"), (signal.SIGTERM, "launcher"), (signal.SIGUSR1, "everyone")],
+    [(signal.SIGUSR1, "rank"), (signal.SIGTERM, "launcher"), (signal.SIGUSR1, "everyone"), (signal.SIGINT, "launcher")],
 )
 def test_told_to_stop_it_saves_and_goes_on_later(
     reference: RunFolder, write_config: WriteConfig, number: signal.Signals, target: str
 ) -> None:
-    """Whoever is signalled, both ranks save at the same step. `everyone` includes the decoding workers."""
+    """Whoever is signalled, both ranks save at the same step. `everyone` includes the decoding workers. A terminal's Ctrl-C
+    reaches the launcher alone: torchrun gives each rank a session of its own."""
     config = write_config(data={"num_workers": 1 if target == "everyone" else 0})
     folder = folder_of(config)
     with training(config) as process:
@@ -205,6 +208,38 @@ def test_told_to_stop_it_saves_and_goes_on_later(
     assert not folder.complete.exists()
     assert f"step {step} of 12" in train(config)
     assert_same_run(folder, reference)
+
+
+def test_a_second_interrupt_is_not_waited_for() -> None:
+    stop = StopRequest()
+    stop._note(signal.SIGINT, None)
+    assert stop.is_set
+    with pytest.raises(KeyboardInterrupt):
+        stop._note(signal.SIGINT, None)
+
+
+def test_a_launch_that_failed_early_does_not_bind_the_next(write_config: WriteConfig) -> None:
+    config = write_config(tracking={"mode": "disabled"})
+    failed = run_command("train", str(config), "model.num_classes=3")
+    assert failed.returncode == 2
+    assert "but model.num_classes=3 (classes count from 0); raise it" in failed.stdout
+    train(config, "trainer.max_steps=1")
+
+
+def test_a_lost_configuration_and_a_forbidden_place_are_answered_in_words(
+    reference: RunFolder, write_config: WriteConfig
+) -> None:
+    folder = RunFolder(Path(shutil.copytree(reference.root, write_config().parent / "runs" / "tiny")))
+    folder.config.write_text("")
+    lost = run_command("train", str(write_config()), "trainer.duration=20 steps")
+    assert lost.returncode == 2
+    assert "config.yaml cannot be read (it is empty)" in lost.stdout
+    place = write_config().parent / "a file"
+    place.write_text("")
+    forbidden = run_command("train", str(write_config()), f"output_dir={place}")
+    assert forbidden.returncode == 2
+    assert "set output_dir to a place that can be written" in forbidden.stdout
+    assert "Traceback" not in lost.stdout + forbidden.stdout
 
 
 def test_weights_that_a_kill_left_out_are_never_missing(reference: RunFolder, write_config: WriteConfig) -> None:

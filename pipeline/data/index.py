@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import fsspec
 import numpy as np
@@ -164,10 +165,32 @@ def load_index(path: str) -> ShardIndex:
         DataError: no such folder, no index in it, or an index of another format.
     """
     folder = path.removesuffix(INDEX_NAME).rstrip("/") or "."
-    filesystem, place = url_to_fs(f"{folder}/{INDEX_NAME}")
-    if not filesystem.exists(place):
-        shards = "holds no index" if filesystem.exists(url_to_fs(folder)[1]) else "does not exist"
-        raise DataError(f"data folder {folder!r} {shards}; make one with `python -m data_tools index {folder}`")
+    try:
+        filesystem, place = url_to_fs(f"{folder}/{INDEX_NAME}")
+        is_there, holds_tars = filesystem.exists(place), any(name.endswith(".tar") for name in _list_names(folder))
+    except ImportError as error:
+        raise DataError(f"data folder {folder!r}: {error} (`pip install` the package it names)") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"data folder {folder!r} cannot be reached: {error}") from error
+    if not is_there:
+        if holds_tars:
+            raise DataError(f"data folder {folder!r} holds no index; make one with `python -m data_tools index {folder}`")
+        raise DataError(
+            f"data folder {folder!r} does not exist or holds no shards; check the path, or make shards with "
+            f"`python -m data_tools make IMAGES {folder}`"
+        )
+    try:
+        return _read_index(filesystem, place, folder)
+    except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
+        raise DataError(f"{place} is damaged ({error}); make it anew with `python -m data_tools index {folder}`") from error
+
+
+def _list_names(folder: str) -> list[str]:
+    filesystem, place = url_to_fs(folder)
+    return [str(name) for name in filesystem.ls(place, detail=False)] if filesystem.isdir(place) else []
+
+
+def _read_index(filesystem: Any, place: str, folder: str) -> ShardIndex:
     with filesystem.open(place, "rb") as file, np.load(file, allow_pickle=False) as stored:
         if int(stored["format_version"]) != FORMAT_VERSION:
             raise DataError(
@@ -227,7 +250,7 @@ def list_shards(folder: str) -> list[str]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise DataError(f"shard folder {folder!r} does not exist")
+        raise DataError(f"shard folder {folder!r} does not exist or is not a folder")
     compressed = [path.name for path in root.iterdir() if path.name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz"))]
     if compressed:
         raise DataError(f"{folder}: {compressed[0]} is compressed; range reads need plain tars: `gunzip` them first")

@@ -142,7 +142,8 @@ class TrainStream(IterableDataset[Batch]):
     def _checked_label(self, sample: RawSample) -> int:
         if not 0 <= sample.label < self.num_classes:  # a GPU would stop without a word on which sample
             raise DataError(
-                f"{sample.shard}: sample {sample.key!r} has class {sample.label}, but model.num_classes={self.num_classes}"
+                f"{self.index.folder}/{sample.shard}: sample {sample.key!r} has class {sample.label}, but model.num_classes={self.num_classes} "
+                f"(classes count from 0); raise it, or make shards with these classes alone"
             )
         return sample.label
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.checkpoint import RunFolder, Weights, load_weights
+from pipeline.checkpoint import RunFolder, Weights, WeightsHeader, load_weights, read_weights_header
 from pipeline.config import EvalDataset, EvaluationSection
 from pipeline.data.augment import EvalTransform
 from pipeline.data.index import ShardIndex, check_shards, load_index, read_class_names
@@ -33,14 +34,6 @@ class Task:
     shots: int | None
     seed: int | None
 
-    def is_done_by(self, row: dict[str, Any]) -> bool:
-        return (row["dataset"], row["protocol"], row["shots"], row["seed"]) == (
-            self.dataset,
-            self.protocol,
-            self.shots,
-            self.seed,
-        )
-
 
 def list_tasks(section: EvaluationSection) -> list[Task]:
     """Every number a checkpoint is to have."""
@@ -53,12 +46,24 @@ def list_tasks(section: EvaluationSection) -> list[Task]:
     return tasks
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What a result depends on beside its task. One measured under others does not stand for it."""
+
+    weights: str  # digest of the weights
+    data: str  # fingerprint of the two splits
+    short_side: int
+    precision: str
+
+
 def watch_run(evaluator: Evaluator, *, watch: bool, stop: StopRequest, poll_s: float) -> None:
     """Measure every checkpoint that lacks results, oldest first; with `watch`, go on until the run is complete.
 
     Raises:
         CheckpointError: at the end, naming the checkpoints that could not be evaluated.
     """
+    if not watch and not evaluator.has_pending():
+        print("[eval] nothing to do: every checkpoint has its results, or there is none", flush=True)
     try:
         while not stop.is_set:
             evaluator.evaluate_pending()
@@ -94,6 +99,7 @@ class Evaluator:
         self.failed: dict[int, str] = {}  # step to reason, this process's
         self._tracker: EvaluationTracker | None = None
         self._indices = {dataset.name: _open_dataset(dataset) for dataset in section.datasets}
+        self._headers: dict[Path, tuple[tuple[int, int], WeightsHeader]] = {}
 
     def evaluate_pending(self) -> None:
         """One pass over all weights."""
@@ -101,6 +107,10 @@ class Evaluator:
             with claim(self.folder.root / "claims" / f"step_{step:08d}.json") as mine:
                 if mine:
                     self._try_step(step)
+
+    def has_pending(self) -> bool:
+        """Whether any weights lack results."""
+        return bool(self._pending_steps())
 
     def _pending_steps(self) -> list[int]:
         """Steps whose weights are there and whose results are not, without those that failed here."""
@@ -131,8 +141,32 @@ class Evaluator:
         return self.folder.complete.exists() and bool(self.folder.weight_steps()) and not self._pending_steps()
 
     def _missing(self, step: int, rows: list[dict[str, Any]]) -> list[Task]:
-        here = [row for row in rows if row["step"] == step]
-        return [task for task in self.tasks if not any(task.is_done_by(row) for row in here)]
+        try:
+            header = self._header(step)
+        except CheckpointError:
+            return self.tasks  # loading it will say what is wrong
+        missing = []
+        for task in self.tasks:
+            wanted = {"step": step, **asdict(task), **asdict(self._conditions(header, task.dataset))}
+            if not any(all(row.get(key) == value for key, value in wanted.items()) for row in rows):
+                missing.append(task)
+        return missing
+
+    def _header(self, step: int) -> WeightsHeader:
+        """Of the weights of a step; read again only when the file changes."""
+        path = self.folder.weights_of(step)
+        stat = path.stat()
+        known = self._headers.get(path)
+        if known is None or known[0] != (stat.st_mtime_ns, stat.st_size):
+            known = self._headers[path] = ((stat.st_mtime_ns, stat.st_size), read_weights_header(path))
+        return known[1]
+
+    def _conditions(self, header: WeightsHeader, dataset: str) -> Conditions:
+        train, test = self._indices[dataset]
+        return Conditions(
+            weights=header.digest, data=f"{train.fingerprint[:16]}-{test.fingerprint[:16]}",
+            short_side=self.section.short_side or round(header.model.image_size * RESIZE_RATIO), precision=self.section.precision,
+        )  # fmt: skip
 
     def _evaluate_step(self, step: int) -> None:
         # Again: another evaluator may have finished between the look and the claim.
@@ -155,21 +189,21 @@ class Evaluator:
 
     def _evaluate_dataset(self, weights: Weights, dataset: EvalDataset, tasks: list[Task]) -> list[dict[str, Any]]:
         """Features once, then every probe on them; each result is appended as soon as it is known."""
+        conditions = self._conditions(weights.header, dataset.name)
         train, test = (
-            self._features(weights, index, f"{dataset.name} step {weights.step}").to(self.device)
+            self._features(weights, index, f"{dataset.name} step {weights.header.step}", conditions.short_side).to(self.device)
             for index in self._indices[dataset.name]
         )
         num_classes = int(torch.cat([train.labels, test.labels]).max()) + 1
         rows = []
         for task in tasks:
             value = _measure(task, train, test, num_classes=num_classes)
-            rows.append(_row(weights, task, value, train=train, test=test))
+            rows.append(_row(weights.header, task, conditions, value, train=train, test=test))
             append_json_line(self.folder.evaluations, rows[-1])
         return rows
 
-    def _features(self, weights: Weights, index: ShardIndex, description: str) -> Features:
+    def _features(self, weights: Weights, index: ShardIndex, description: str, short_side: int) -> Features:
         section, image_size = self.section, weights.model.config.image_size
-        short_side = section.short_side or round(image_size * RESIZE_RATIO)
         return extract_features(
             weights.model, index, transform=EvalTransform(image_size=image_size, short_side=short_side), device=self.device,
             precision=section.precision, batch_size=section.batch_size, num_workers=section.num_workers, description=description,
@@ -185,6 +219,8 @@ def _open_dataset(dataset: EvalDataset) -> tuple[ShardIndex, ShardIndex]:
     except DataError as error:
         raise DataError(f"evaluation set {dataset.name!r}: {error}") from error
     names, others = read_class_names(train), read_class_names(test)
+    if (names is None or others is None) and dataset.train != dataset.test:
+        print(f"[eval] {dataset.name}: no classes.txt beside both splits, so it stays unchecked that they number classes alike")
     if names is not None and others is not None and names != others:
         raise DataError(
             f"evaluation set {dataset.name!r}: the splits number their classes differently (see classes.txt in {train.folder} "
@@ -215,14 +251,16 @@ def _measure(task: Task, train: Features, test: Features, *, num_classes: int) -
     return Measured(probe(support=support), {"short_classes": len(support.short_classes)})
 
 
-def _row(weights: Weights, task: Task, value: Measured, *, train: Features, test: Features) -> dict[str, Any]:
+def _row(
+    header: WeightsHeader, task: Task, conditions: Conditions, value: Measured, *, train: Features, test: Features
+) -> dict[str, Any]:
     count = len(test.labels)
     return {
-        "step": weights.step, "images_seen": weights.images_seen, "dataset": task.dataset, "protocol": task.protocol,
-        "shots": task.shots, "seed": task.seed, "accuracy": value.accuracy,
+        "step": header.step, "images_seen": header.images_seen, **asdict(task), "accuracy": value.accuracy,
         # 95 % by the normal approximation, over the choice of test images alone.
         "ci95": 1.96 * (value.accuracy * (1 - value.accuracy) / count) ** 0.5,
         "test_images": count, "unreadable": train.num_unreadable + test.num_unreadable, **value.detail,
+        **asdict(conditions),
     }  # fmt: skip
 
 

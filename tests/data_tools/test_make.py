@@ -165,6 +165,24 @@ def test_a_folder_of_something_else_is_refused(image_folder: Path, tmp_path: Pat
         make(image_folder, tmp_path / "foreign")
 
 
+def test_an_image_that_changed_between_two_calls_is_noticed(image_folder: Path, tmp_path: Path) -> None:
+    make(image_folder, tmp_path / "shards")
+    victim = next((image_folder / "cat").iterdir())
+    victim.write_bytes(victim.read_bytes() + b"more")
+    with pytest.raises(DataError, match="from another source or with other options"):
+        make(image_folder, tmp_path / "shards")
+
+
+def test_samples_of_a_tar_without_an_image_are_passed_over_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(
+        tmp_path / "mixed.tar", [("0.jpg", b"x"), ("0.cls", b"0"), ("expect.csv", b"y"), ("1.png", b"z"), ("1.cls", b"1")]
+    )
+    assert main(["make", str(tmp_path / "mixed.tar"), str(tmp_path / "shards"), "--workers", "1"]) == 0
+    assert "2 samples in 1 shards (1 written now, 1 files passed over without an image)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "names",
     [

@@ -26,9 +26,9 @@ MODEL = ViTConfig(
 RESULTS_PER_STEP = 2 * 2 + 1  # shots x seeds, and the linear probe
 
 
-def add_weights(folder: RunFolder, step: int) -> None:
+def add_weights(folder: RunFolder, step: int, *, seed: int = 0) -> None:
     model = VisionTransformer(MODEL)
-    model.init_weights(torch.Generator().manual_seed(step))
+    model.init_weights(torch.Generator().manual_seed(step + seed))
     save_weights(folder.weights_of(step), model.state_dict(), model=MODEL, step=step, images_seen=8 * step)
 
 
@@ -53,13 +53,34 @@ def test_every_checkpoint_is_evaluated_once(folder: RunFolder, call: Call) -> No
     }
     assert all(row["test_images"] == 22 and row["images_seen"] == 8 * row["step"] for row in rows)
     again = call("evaluate", str(folder.root))
-    assert "[eval]" not in again.text
+    assert "nothing to do" in again.text
+    assert "[eval] step" not in again.text
     assert read_json_lines(folder.evaluations) == rows
     # A new setting adds what is missing and nothing else.
     call("evaluate", str(folder.root), "evaluation.shots=[1,5,10]")
     added = read_json_lines(folder.evaluations)[len(rows) :]
     assert [(row["step"], row["shots"]) for row in added] == [(0, 10), (0, 10), (4, 10), (4, 10)]
     assert sorted((folder.root / "wandb").glob("offline-run-*-abc123-eval/*.wandb"))
+
+
+def test_a_result_stands_only_for_what_it_was_measured_on(
+    folder: RunFolder, downstream: dict[str, str], tmp_path: Path, write_shards: Callable[..., object], call: Call
+) -> None:
+    """Other weights of the same step, other images under the same name, another preprocessing: measured anew."""
+    add_weights(folder, 4)
+    call("evaluate", str(folder.root))
+    first = read_json_lines(folder.evaluations)
+    add_weights(folder, 4, seed=99)
+    call("evaluate", str(folder.root))
+    rows = read_json_lines(folder.evaluations)
+    assert len(rows) == 2 * len(first)
+    assert {row["weights"] for row in first}.isdisjoint(row["weights"] for row in rows[len(first) :])
+    write_shards(tmp_path / "other", shard_sizes=[30])
+    other = f"evaluation.datasets=[{{name: bars, train: {downstream['train']}, test: {tmp_path / 'other'}}}]"
+    for count, override in enumerate((other, "evaluation.short_side=20", "evaluation.precision=fp32"), start=3):
+        for _ in range(2):
+            assert call("evaluate", str(folder.root), override).code == 0
+            assert len(read_json_lines(folder.evaluations)) == count * len(first)
 
 
 def test_results_do_not_depend_on_batching_or_on_who_decodes(folder: RunFolder, call: Call) -> None:
