@@ -103,7 +103,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, o
     folder = tmp_path_factory.mktemp("reference")
     config = folder / "tiny.yaml"
     config.write_text(yaml.safe_dump({**tiny_config, "output_dir": str(folder / "runs")}))
-    train(config)
+    train(config, "tracking.mode=offline")
     return folder_of(config)
 
 
@@ -134,7 +134,7 @@ def test_weights_are_the_fp32_masters_of_the_checkpoint(reference: RunFolder) ->
 
 
 def test_killed_between_checkpoints_it_ends_the_same(reference: RunFolder, write_config: WriteConfig) -> None:
-    config = write_config()
+    config = write_config(tracking={"mode": "offline"})
     folder = folder_of(config)
     with training(config) as process:
         wait_until(lambda: reached(folder, 6), process)
@@ -195,7 +195,8 @@ def test_told_to_stop_it_saves_and_goes_on_later(
 ) -> None:
     """Whoever is signalled, both ranks save at the same step. `everyone` includes the decoding workers. A terminal's Ctrl-C
     reaches the launcher alone: torchrun gives each rank a session of its own."""
-    config = write_config(data={"num_workers": 1 if target == "everyone" else 0})
+    alone = {"data": {"num_workers": 1}, "tracking": {"mode": "offline"}}  # the processes that `everyone` adds
+    config = write_config(**(alone if target == "everyone" else {}))
     folder = folder_of(config)
     with training(config) as process:
         wait_until(lambda: reached(folder, 5), process)
@@ -219,7 +220,7 @@ def test_a_second_interrupt_is_not_waited_for() -> None:
 
 
 def test_a_launch_that_failed_early_does_not_bind_the_next(write_config: WriteConfig) -> None:
-    config = write_config(tracking={"mode": "disabled"})
+    config = write_config()
     failed = run_command("train", str(config), "model.num_classes=3")
     assert failed.returncode == 2
     assert "but model.num_classes=3 (classes count from 0); raise it" in failed.stdout
@@ -254,7 +255,7 @@ def test_weights_that_a_kill_left_out_are_never_missing(reference: RunFolder, wr
 
 
 def test_speeds_of_every_launch_are_of_that_launch(write_config: WriteConfig) -> None:
-    config = write_config(tracking={"mode": "disabled"})
+    config = write_config()
     steps_before = 0
     for stop_step in (4, 8):
         start = time.perf_counter()

@@ -44,7 +44,7 @@ def folder(tmp_path: Path, write_config: object) -> RunFolder:
 def test_every_checkpoint_is_evaluated_once(folder: RunFolder, call: Call) -> None:
     add_weights(folder, 0)
     add_weights(folder, 4)
-    first = call("evaluate", str(folder.root))
+    first = call("evaluate", str(folder.root), "tracking.mode=offline")
     assert first.code == 0, first.text
     rows = read_json_lines(folder.evaluations)
     assert [row["step"] for row in rows] == [0] * RESULTS_PER_STEP + [4] * RESULTS_PER_STEP
