@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -14,7 +13,7 @@ from lightning.pytorch import Trainer
 from pipeline.callbacks.checkpointing import Checkpointing, CheckpointPolicy, RunFacts
 from pipeline.callbacks.guard import FiniteGuard
 from pipeline.callbacks.metrics import TrainingMetrics
-from pipeline.checkpoint import RunFolder, collect_versions, write_atomically
+from pipeline.checkpoint import RunFolder, collect_versions, keep_wandb_id
 from pipeline.config import RunConfig
 from pipeline.data.augment import TrainTransform
 from pipeline.data.datamodule import StreamDataModule
@@ -212,9 +211,7 @@ def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Chec
 
 def make_evaluator(folder: RunFolder, config: RunConfig) -> Evaluator:
     """The evaluator of a run folder, which may have moved since the run's configuration was written."""
-    if not folder.wandb_id.exists():  # lost: results still belong into evaluations.jsonl
-        write_atomically(folder.wandb_id, uuid.uuid4().hex[:8].encode())
-    run_id = folder.wandb_id.read_text().strip()
+    run_id = keep_wandb_id(folder)  # made anew if lost: results still belong into evaluations.jsonl
     return Evaluator(folder, section=config.evaluation, identity=make_run_identity(config, run_id=run_id, folder=folder))
 
 

@@ -23,9 +23,8 @@ from pipeline.functional.schedules import Decay
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False
-    )  # a run may be named 42
+    # Numbers become strings where a string is asked for: a run may be named 42.
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):

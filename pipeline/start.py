@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import yaml
 
-from pipeline.checkpoint import Checkpoint, RunFolder, clear_leftovers, find_latest, set_aside, write_atomically
+from pipeline.checkpoint import Checkpoint, RunFolder, clear_leftovers, find_latest, keep_wandb_id, set_aside, write_atomically
 from pipeline.data.decode import HOW_TO_BUILD
 from pipeline.data.index import check_shards
 from pipeline.data.order import ORDER_VERSION
@@ -88,9 +87,7 @@ def prepare_run_folder(plan: Plan, *, world_size: int) -> Start:
     if found.newest is None or found.newest.meta.step < plan.stop_step:
         folder.complete.unlink(missing_ok=True)  # this launch was asked for more steps
     write_atomically(folder.config, plan.config.to_yaml().encode())
-    if not folder.wandb_id.exists():
-        write_atomically(folder.wandb_id, uuid.uuid4().hex[:8].encode())
-    return Start(checkpoint=found.newest, wandb_id=folder.wandb_id.read_text().strip(), messages=messages)
+    return Start(checkpoint=found.newest, wandb_id=keep_wandb_id(folder), messages=messages)
 
 
 def compare_with_last_launch(plan: Plan, folder: RunFolder) -> list[str]:

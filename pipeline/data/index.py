@@ -167,7 +167,8 @@ def load_index(path: str) -> ShardIndex:
     folder = path.removesuffix(INDEX_NAME).rstrip("/") or "."
     try:
         filesystem, place = url_to_fs(f"{folder}/{INDEX_NAME}")
-        is_there, holds_tars = filesystem.exists(place), any(name.endswith(".tar") for name in _list_names(folder))
+        is_there = filesystem.exists(place)
+        holds_tars = is_there or any(name.endswith(".tar") for name in _list_names(folder))
     except ImportError as error:
         raise DataError(f"data folder {folder!r}: {error} (`pip install` the package it names)") from error
     except (OSError, ValueError) as error:

@@ -99,6 +99,9 @@ class Evaluator:
         self.failed: dict[int, str] = {}  # step to reason, this process's
         self._tracker: EvaluationTracker | None = None
         self._indices = {dataset.name: _open_dataset(dataset) for dataset in section.datasets}
+        self._fingerprints = {  # hashed once: every look at the results compares with them
+            name: f"{train.fingerprint[:16]}-{test.fingerprint[:16]}" for name, (train, test) in self._indices.items()
+        }
         self._headers: dict[Path, tuple[tuple[int, int], WeightsHeader]] = {}
 
     def evaluate_pending(self) -> None:
@@ -162,9 +165,8 @@ class Evaluator:
         return known[1]
 
     def _conditions(self, header: WeightsHeader, dataset: str) -> Conditions:
-        train, test = self._indices[dataset]
         return Conditions(
-            weights=header.digest, data=f"{train.fingerprint[:16]}-{test.fingerprint[:16]}",
+            weights=header.digest, data=self._fingerprints[dataset],
             short_side=self.section.short_side or round(header.model.image_size * RESIZE_RATIO), precision=self.section.precision,
         )  # fmt: skip
 
