@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline.data.index import DEFAULT_BLOCK_SAMPLES
+from pipeline.data.index import DEFAULT_BLOCK_SAMPLES, MAX_BLOCK_SAMPLES
 from pipeline.errors import DataError, PipelineError
 
 
@@ -40,7 +40,9 @@ def read_classes(path: str) -> list[str]:
 def index(arguments: argparse.Namespace) -> None:
     from data_tools.index import index_folder
 
-    made = index_folder(arguments.folder, block_samples=arguments.block_samples, num_workers=arguments.workers)
+    made = index_folder(
+        arguments.folder, block_samples=arguments.block_samples, num_workers=arguments.workers, skip_lists=arguments.skip
+    )  # fmt: skip
     print(
         f"{arguments.folder}: {made.num_samples} samples in {len(made.shard_names)} shards, {made.num_blocks} blocks, fingerprint {made.fingerprint}"
     )
@@ -58,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.set_defaults(function=function)
         command.add_argument(
             "--block-samples",
-            type=_positive,
+            type=_block_samples,
             default=DEFAULT_BLOCK_SAMPLES,
             help="samples in one range read (default: %(default)s)",
         )
@@ -83,10 +85,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--keep-order", action="store_true", help="do not shuffle")
     command = add(
-        "index", index, "index the .tar files of a folder, whoever wrote them",
-        "Writes FOLDER/index.npz. Run it again whenever the shards change.\n\nexample:\n  python -m data_tools index /data/imagenet",
+        "index", index, "index the .tar files of a folder or URL, whoever wrote them",
+        "Writes FOLDER/index.safetensors; FOLDER may be a URL. Run it again whenever the shards change.\n\n"
+        "examples:\n  python -m data_tools index /data/imagenet\n"
+        "  python -m data_tools index s3://bucket/imagenet --skip imagenet-bad.tsv --skip imagenet-copies.tsv",
     )  # fmt: skip
-    command.add_argument("folder")
+    command.add_argument("folder", help="folder or URL of .tar files")
+    command.add_argument(
+        "--skip", action="append", default=[], metavar="FILE", help="samples to leave out: a skip list of `verify` or `dedup`; may be repeated"
+    )  # fmt: skip
     return parser
 
 
@@ -94,6 +101,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _block_samples(text: str) -> int:
+    value = _positive(text)
+    if value > MAX_BLOCK_SAMPLES:
+        raise argparse.ArgumentTypeError(f"{text} is more than {MAX_BLOCK_SAMPLES}")
     return value
 
 

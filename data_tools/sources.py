@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 from webdataset.tariterators import base_plus_ext
 
-from pipeline.data.index import list_shards
+from pipeline.data.folder import ShardFolder
 from pipeline.data.reader import IMAGE_EXTENSIONS
 from pipeline.errors import DataError
 
@@ -72,7 +72,7 @@ def list_source(path: str, classes: list[str] | None = None) -> Listing:
         return list_image_folder(root, classes)
     if not any(child.suffix == ".tar" for child in root.iterdir()):
         raise DataError(f"source {path!r} holds neither class folders (CLASS/image.jpg) nor WebDataset tars")
-    return list_tars([root / name for name in list_shards(path)])
+    return list_tars([root / name for name in ShardFolder(path).list_shards()])
 
 
 def list_image_folder(root: Path, classes: list[str] | None = None) -> Listing:

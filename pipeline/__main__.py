@@ -32,13 +32,14 @@ def train(arguments: argparse.Namespace, stop: StopRequest) -> int:
     world = World.from_environment()
     config = load_config(arguments.config, arguments.overrides)
     if world.launcher == "none":
-        from pipeline.data.index import check_shards
         from pipeline.planning import make_plan
 
         devices = config.trainer.devices
         num_ranks = default_num_ranks() if devices == "auto" else devices
         check_devices(num_ranks)
-        check_shards(make_plan(config, world_size=num_ranks).index)  # a wrong configuration fails here, before any rank starts
+        make_plan(
+            config, world_size=num_ranks
+        ).mixture.check_shards()  # a wrong configuration fails here, before any rank starts
         if num_ranks > 1:
             return launch_local(["train", arguments.config, *arguments.overrides], num_ranks=num_ranks)
     if world.launcher == "torchrun":

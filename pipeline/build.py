@@ -6,7 +6,9 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 
@@ -14,10 +16,11 @@ from pipeline.callbacks.checkpointing import Checkpointing, CheckpointPolicy, Ru
 from pipeline.callbacks.guard import FiniteGuard
 from pipeline.callbacks.metrics import TrainingMetrics
 from pipeline.checkpoint import RunFolder, collect_versions, keep_wandb_id
-from pipeline.config import RunConfig
+from pipeline.config import DataSection, RunConfig
 from pipeline.data.augment import TrainTransform
 from pipeline.data.datamodule import StreamDataModule
-from pipeline.data.order import SampleOrder
+from pipeline.data.order import share_streams
+from pipeline.data.remote import RemoteOptions
 from pipeline.data.stream import Division, TrainStream
 from pipeline.evaluation.runner import Evaluator
 from pipeline.functional.losses import one_hot_targets, sigmoid_cross_entropy, softmax_cross_entropy
@@ -64,18 +67,28 @@ def make_optimizer(model: torch.nn.Module, config: RunConfig) -> GuardedAdamW:
 
 def make_stream(plan: Plan, *, world: World, start_step: int) -> TrainStream:
     """The training images of this rank, from `start_step` on."""
-    data, batch = plan.config.data, plan.config.trainer.global_batch_size
-    order = SampleOrder(plan.index.block_samples, seed=plan.config.seed, num_streams=data.num_streams or batch)
+    data = plan.config.data
     transform = TrainTransform(
         image_size=plan.model.image_size, min_area=data.min_area, max_area=data.max_area, min_ratio=data.min_ratio,
         max_ratio=data.max_ratio, flip=data.flip, resize=data.resize, decoder=plan.decoder,
         shrink_margin=data.shrink_margin,
     )  # fmt: skip
     division = Division(
-        global_batch_size=batch, rank=world.rank, world_size=world.size, accumulation_steps=plan.accumulation_steps
-    )
+        global_batch_size=plan.config.trainer.global_batch_size, rank=world.rank, world_size=world.size,
+        accumulation_steps=plan.accumulation_steps,
+    )  # fmt: skip
     return TrainStream(
-        index=plan.index, order=order, division=division, transform=transform, num_classes=plan.model.num_classes, start_step=start_step
+        mixture=plan.mixture, order=plan.mixture.make_order(seed=plan.config.seed, num_streams=plan.num_streams),
+        division=division, transform=transform, num_classes=plan.model.num_classes, start_step=start_step,
+        read_ahead=data.read_ahead, remote=make_remote_options(data),
+    )  # fmt: skip
+
+
+def make_remote_options(data: DataSection) -> RemoteOptions:
+    """How shards behind URLs are read."""
+    return RemoteOptions(
+        timeout_s=data.read_timeout_s, patience_s=data.read_patience_s, cache_dir=data.cache_dir,
+        cache_bytes=int(data.cache_gib * 2**30),
     )  # fmt: skip
 
 
@@ -144,10 +157,24 @@ def _make_checkpointing(plan: Plan, *, stop: StopRequest, start: Start) -> Check
         ),
         facts=RunFacts(
             model=plan.model, global_batch_size=config.trainer.global_batch_size, zero_stage=config.trainer.zero_stage,
-            wandb_id=start.wandb_id, data_fingerprint=plan.index.fingerprint,
+            wandb_id=start.wandb_id, data_fingerprint=plan.mixture.fingerprint,
         ),
         stop=stop,
     )  # fmt: skip
+
+
+def epochs_per_image(plan: Plan) -> dict[str, float]:
+    """What one image of the run is of a pass over each corpus: `epoch`, or `epoch/NAME` in a mixture."""
+    shares = np.array(share_streams([corpus.weight for corpus in plan.mixture.corpora], plan.num_streams)) / plan.num_streams
+    names = [f"epoch/{Path(corpus.index.folder).name}" for corpus in plan.mixture.corpora]
+    if plan.mixture.is_one_corpus:
+        names = ["epoch"]
+    elif len(set(names)) < len(names):
+        names = [f"{name}-{number}" for number, name in enumerate(names, start=1)]
+    return {
+        name: float(share) / corpus.index.num_samples
+        for name, share, corpus in zip(names, shares, plan.mixture.corpora, strict=True)
+    }
 
 
 def _make_metrics(plan: Plan, *, world: World) -> TrainingMetrics:
@@ -156,7 +183,7 @@ def _make_metrics(plan: Plan, *, world: World) -> TrainingMetrics:
     peak = config.trainer.peak_tflops * 1e12 if config.trainer.peak_tflops else peak_flops(device_of(world), dtype=dtype)
     return TrainingMetrics(
         num_classes=config.model.num_classes, global_batch_size=config.trainer.global_batch_size,
-        num_samples=plan.index.num_samples, total_steps=plan.stop_step, log_every=config.tracking.log_every,
+        epochs_per_image=epochs_per_image(plan), total_steps=plan.stop_step, log_every=config.tracking.log_every,
         flops_per_image=training_flops_per_image(plan.model), peak_flops=peak * world.size,
         unreadable_budget=config.data.unreadable_budget,
     )  # fmt: skip

@@ -41,13 +41,32 @@ class ModelSection(Section):
     num_heads: int | None = Field(None, ge=1, description="overrides the size's number of heads")
 
 
+class CorpusSection(Section):
+    """One corpus of a mixture."""
+
+    path: str = Field(description="folder or URL of indexed shards")
+    weight: float = Field(gt=0, description="share of the images; the weights' sum does not matter")
+    first_class: int = Field(0, ge=0, description="added to its labels, where corpora have classes of their own")
+
+
 class DataSection(Section):
     """The pretraining corpus and what happens to each image."""
 
-    train: str = Field(description="folder or URL of indexed shards")
+    train: str | tuple[CorpusSection, ...] = Field(
+        description="folder or URL of indexed shards; or a mixture: a list of {path, weight, first_class}"
+    )
     num_workers: int = Field(4, ge=0, description="decoding processes a rank; 0 decodes in the training process")
     prefetch: int = Field(2, ge=1, description="micro-batches a worker prepares ahead")
-    num_streams: int | None = Field(None, ge=1, description="C of the order; the global batch size if not given")
+    read_ahead: int = Field(8, ge=0, description="micro-batches whose shard blocks are asked for before they are needed")
+    read_timeout_s: float = Field(60.0, gt=0, description="of one request to a store behind a URL")
+    read_patience_s: float = Field(
+        600.0, ge=0, description="how long a read may fail, tried again and again, before the run stops"
+    )
+    cache_dir: str | None = Field(None, description="local folder that keeps blocks read from a URL; none: memory alone")
+    cache_gib: float = Field(100.0, gt=0, description="most that cache_dir may hold, in GiB")
+    num_streams: int | None = Field(
+        None, ge=1, description="C of the order; a multiple or a divisor of the global batch size, which it is if not given"
+    )
     min_area: float = Field(0.05, gt=0, le=1, description="smallest crop, as a part of the image")
     max_area: float = Field(1.0, gt=0, le=1, description="largest crop")
     min_ratio: float = Field(0.75, gt=0, description="narrowest crop, width / height")

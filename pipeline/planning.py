@@ -6,10 +6,11 @@ import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.config import ModelSection, RunConfig
+from pipeline.config import DataSection, ModelSection, RunConfig
 from pipeline.data.augment import Decoder
+from pipeline.data.corpus import Corpus, Mixture
 from pipeline.data.decode import HOW_TO_BUILD, has_region_decoder
-from pipeline.data.index import ShardIndex, load_index, read_class_names
+from pipeline.data.index import load_index, read_class_names
 from pipeline.errors import ConfigError
 from pipeline.models.vit import ViTConfig
 from pipeline.models.zoo import parse_name
@@ -24,7 +25,8 @@ class Plan:
     config: RunConfig
     model: ViTConfig
     decoder: Decoder
-    index: ShardIndex
+    mixture: Mixture
+    num_streams: int
     total_steps: int
     warmup_steps: int
     stop_step: int
@@ -72,20 +74,17 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
         DataError: no index.
     """
     model = make_model_config(config.model, head_bias=SIGMOID_HEAD_BIAS if config.loss.name == "sigmoid" else 0.0)
-    index = load_index(config.data.train)
-    names = read_class_names(index)
-    if names is not None and len(names) > config.model.num_classes:
-        raise ConfigError(
-            f"model.num_classes={config.model.num_classes}, but {config.data.train}/classes.txt names {len(names)} classes; "
-            f"set model.num_classes={len(names)}"
-        )
+    mixture = load_mixture(config.data)
+    _check_classes(mixture, num_classes=config.model.num_classes)
     batch = config.trainer.global_batch_size
-    to_steps = functools.partial(_to_steps, global_batch_size=batch, num_samples=index.num_samples)
+    to_steps = functools.partial(
+        _to_steps, global_batch_size=batch, num_samples=mixture.num_samples if mixture.is_one_corpus else None
+    )
     total, warmup = to_steps(config.trainer.duration, "trainer.duration"), to_steps(config.schedule.warmup, None)
     if warmup >= total:
         raise ConfigError(
             f"schedule.warmup={config.schedule.warmup} is {warmup} steps, but the whole run ({config.trainer.duration} of "
-            f"{index.num_samples} images in batches of {batch}) has {total}; shorten schedule.warmup or lengthen trainer.duration"
+            f"{mixture.num_samples} images in batches of {batch}) has {total}; shorten schedule.warmup or lengthen trainer.duration"
         )
     accumulation = _accumulation_steps(config, world_size=world_size)
     keep_every = config.checkpoint.keep_every
@@ -93,7 +92,8 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
         config=config,
         model=model,
         decoder=choose_decoder(config.data.decoder),
-        index=index,
+        mixture=mixture,
+        num_streams=_choose_num_streams(config),
         total_steps=total,
         warmup_steps=warmup,
         stop_step=min(total, config.trainer.max_steps or total),
@@ -102,6 +102,42 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
         accumulation_steps=accumulation,
         micro_batch_size=batch // (world_size * accumulation),
     )
+
+
+def load_mixture(section: DataSection) -> Mixture:
+    """The corpora a section names.
+
+    Raises:
+        ConfigError: an empty list.
+        DataError: no index.
+    """
+    if isinstance(section.train, str):
+        return Mixture((Corpus(load_index(section.train)),))
+    if not section.train:
+        raise ConfigError("data.train is an empty list; name at least one {path: FOLDER, weight: NUMBER}")
+    return Mixture(tuple(Corpus(load_index(part.path), part.weight, part.first_class) for part in section.train))
+
+
+def _check_classes(mixture: Mixture, *, num_classes: int) -> None:
+    for corpus in mixture.corpora:
+        names = read_class_names(corpus.index)
+        needed = 0 if names is None else corpus.first_class + len(names)
+        if needed > num_classes:
+            after = f" after the {corpus.first_class} before it (first_class)" if corpus.first_class else ""
+            raise ConfigError(
+                f"model.num_classes={num_classes}, but {corpus.index.folder}/classes.txt names {needed - corpus.first_class} "
+                f"classes{after}; set model.num_classes={needed}"
+            )
+
+
+def _choose_num_streams(config: RunConfig) -> int:
+    batch, streams = config.trainer.global_batch_size, config.data.num_streams
+    if streams is not None and batch % streams and streams % batch:
+        raise ConfigError(
+            f"data.num_streams={streams} neither divides trainer.global_batch_size={batch} nor is a multiple of it, so every "
+            f"rank would read every block; use {batch}, or leave it out"
+        )
+    return streams or batch
 
 
 def choose_decoder(wanted: Literal["auto", "region", "whole"]) -> Decoder:
@@ -115,8 +151,12 @@ def choose_decoder(wanted: Literal["auto", "region", "whole"]) -> Decoder:
     return "region" if wanted != "whole" and has_region_decoder() else "whole"
 
 
-def _to_steps(duration: Any, key: str | None, *, global_batch_size: int, num_samples: int) -> int:
-    steps = duration.to_steps(global_batch_size=global_batch_size, num_samples=num_samples)
+def _to_steps(duration: Any, key: str | None, *, global_batch_size: int, num_samples: int | None) -> int:
+    if num_samples is None and duration.unit == "epochs":
+        raise ConfigError(
+            f"{key or 'schedule.warmup'}={duration}: a mixture has no epoch, each of its corpora has its own; count in steps or images"
+        )
+    steps = duration.to_steps(global_batch_size=global_batch_size, num_samples=num_samples or 1)
     if key is not None and steps < 1:
         raise ConfigError(f"{key}={duration} is less than one step of {global_batch_size} images; make it longer")
     return steps

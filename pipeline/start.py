@@ -10,7 +10,6 @@ import yaml
 
 from pipeline.checkpoint import Checkpoint, RunFolder, clear_leftovers, find_latest, keep_wandb_id, set_aside, write_atomically
 from pipeline.data.decode import HOW_TO_BUILD
-from pipeline.data.index import check_shards
 from pipeline.data.order import ORDER_VERSION
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.planning import Plan
@@ -27,6 +26,11 @@ FREE_KEYS = (
     "data.num_workers",
     "data.decoder",
     "data.prefetch",
+    "data.read_ahead",
+    "data.read_timeout_s",
+    "data.read_patience_s",
+    "data.cache_dir",
+    "data.cache_gib",
     "trainer.devices",
     "trainer.max_steps",
     "tracking",
@@ -55,7 +59,7 @@ def prepare_run_folder(plan: Plan, *, world_size: int) -> Start:
         CheckpointError: the relaunch differs where it must not, or every checkpoint is broken.
         DataError: shards missing or changed.
     """
-    check_shards(plan.index)
+    plan.mixture.check_shards()
     folder = RunFolder(plan.config.run_dir)
     found = find_latest(folder)
     if found.rejected and found.newest is None:
@@ -74,7 +78,7 @@ def prepare_run_folder(plan: Plan, *, world_size: int) -> Start:
     if found.newest is not None:
         messages.append(f"resuming from {found.newest.path}: step {found.newest.meta.step} of {plan.total_steps}")
     else:
-        messages.append(f"new run in {folder.root}: {plan.total_steps} steps, {plan.index.num_samples} images an epoch")
+        messages.append(f"new run in {folder.root}: {plan.total_steps} steps, {plan.mixture.num_samples} images an epoch")
     if plan.config.data.decoder == "auto" and plan.decoder == "whole":
         messages.append(f"JPEGs are decoded whole: the faster decoder, of the same pixels, is not built here; {HOW_TO_BUILD}")
     if not plan.config.evaluation.datasets:
@@ -132,10 +136,10 @@ def check_continuity(plan: Plan, checkpoint: Checkpoint, *, world_size: int) -> 
             f"{checkpoint.path} was saved under version {checkpoint.meta.order_version} of the sample order, this software has "
             f"version {ORDER_VERSION}; go on with the software it began with, or start a new run with name=..."
         )
-    if checkpoint.meta.data_fingerprint != plan.index.fingerprint:
+    if checkpoint.meta.data_fingerprint != plan.mixture.fingerprint:
         raise CheckpointError(
-            f"the shards of {plan.config.data.train} are not those this run began with (their index differs), so its "
-            f"sample order cannot go on; restore them, or start a new run with name=..."
+            f"the shards of {', '.join(c.index.folder for c in plan.mixture.corpora)} are not those this run began with (their "
+            f"index, or the mixture, differs), so its sample order cannot go on; restore them, or start a new run with name=..."
         )
     if checkpoint.meta.world_size != world_size:
         raise CheckpointError(

@@ -169,8 +169,8 @@ def test_missing_shards_are_answered_in_words(tmp_path: Path, write_config: Writ
     (tmp_path / "a.tar").write_bytes(b"")
     with pytest.raises(DataError, match=r"holds no index; make one with `python -m data_tools index"):
         make_plan(load_config(write_config(), [f"data.train={tmp_path}"]), world_size=2)
-    (tmp_path / "index.npz").write_bytes(b"PK cut short")
-    with pytest.raises(DataError, match=r"index\.npz is damaged .*; make it anew with `python -m data_tools index"):
+    (tmp_path / "index.safetensors").write_bytes(b"cut short")
+    with pytest.raises(DataError, match=r"index\.safetensors is damaged .*; make it anew with `python -m data_tools index"):
         make_plan(load_config(write_config(), [f"data.train={tmp_path}"]), world_size=2)
     with pytest.raises(DataError, match=r"data folder 'foo://bar'.*foo"):
         make_plan(load_config(write_config(), ["data.train=foo://bar"]), world_size=2)

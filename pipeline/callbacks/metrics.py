@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class TrainingMetrics(Callback):
     Args:
         num_classes: of the head.
         global_batch_size: images a step.
-        num_samples: images an epoch.
+        epochs_per_image: by name of the metric, what one image of the run is of a pass over a corpus.
         total_steps: where the progress bar ends.
         log_every: steps between two lines.
         flops_per_image: training operations, for MFU and exaFLOPs.
@@ -34,19 +35,20 @@ class TrainingMetrics(Callback):
     """
 
     def __init__(
-        self, *, num_classes: int, global_batch_size: int, num_samples: int, total_steps: int, log_every: int,
+        self, *, num_classes: int, global_batch_size: int, epochs_per_image: dict[str, float], total_steps: int, log_every: int,
         flops_per_image: float, peak_flops: float, unreadable_budget: float,
     ) -> None:  # fmt: skip
         self.global_batch_size = global_batch_size
-        self.num_samples = num_samples
+        self.epochs_per_image = epochs_per_image
         self.total_steps = total_steps
         self.log_every = log_every
         self.flops_per_image = flops_per_image
         self.peak_flops = peak_flops
         self.unreadable_budget = unreadable_budget
-        # Over all ranks since the run's start, the same on every rank: digest of everything seen, unreadable images.
-        self._totals = torch.zeros(2, dtype=torch.int64)
-        self._step_totals = torch.zeros(2, dtype=torch.int64)
+        # Over all ranks since the run's start, the same on every rank: digest of everything seen, unreadable images,
+        # requests to a store made again.
+        self._totals = torch.zeros(3, dtype=torch.int64)
+        self._step_totals = torch.zeros(3, dtype=torch.int64)
         self._metrics = MetricCollection({"loss": MeanMetric(nan_strategy="disable"), "wait_s": MeanMetric()})
         self._accuracy = MulticlassAccuracy(num_classes=num_classes, average="micro", validate_args=False)
         self._bar: tqdm[Any] | None = None
@@ -80,13 +82,16 @@ class TrainingMetrics(Callback):
     ) -> None:
         self._metrics["loss"].update(outputs["micro_loss"])
         self._metrics["wait_s"].update(batch["wait_s"])
-        self._step_totals += torch.tensor([batch["digest"], len(batch["unreadable"])], device=self._step_totals.device)
+        counts = [batch["digest"], len(batch["unreadable"]), len(batch["retries"])]
+        self._step_totals += torch.tensor(counts, device=self._step_totals.device)
         self._accuracy.update(outputs["logits"], batch["labels"])
         for item in batch["unreadable"]:
             print(
                 f"[data] unreadable image {item.key!r} in {item.shard} at position {item.position} replaced: {item.reason}",
                 flush=True,
             )
+        for reason, times in Counter(batch["retries"]).items():
+            print(f"[data] {reason.shard}: a read failed {times} times and was made again: {reason.reason}", flush=True)
         if is_step_end(trainer, batch_idx):
             step = trainer.global_step
             dist.all_reduce(self._step_totals)
@@ -111,13 +116,13 @@ class TrainingMetrics(Callback):
         means = {name: float(value) for name, value in self._metrics.compute().items()}
         accuracy = float(self._accuracy.compute())
         micro_batches = steps * trainer.accumulate_grad_batches
-        digest, unreadable = self._totals.tolist()
+        digest, unreadable, retries = self._totals.tolist()
         images_per_s = steps * self.global_batch_size / elapsed_s
         images_seen = step * self.global_batch_size
         values = {
             "step": step,
             "images_seen": images_seen,
-            "epoch": images_seen / self.num_samples,
+            **{name: images_seen * epochs for name, epochs in self.epochs_per_image.items()},
             "exaflops": images_seen * self.flops_per_image / 1e18,
             "train/loss": means["loss"],
             "train/accuracy": accuracy,
@@ -130,6 +135,7 @@ class TrainingMetrics(Callback):
             "speed/mfu": images_per_s * self.flops_per_image / self.peak_flops,
             "speed/peak_memory_gib": _peak_memory_gib(),
             "data/unreadable": unreadable,
+            "data/retries": retries,
             "data/digest": digest,
         }
         for logger in trainer.loggers:

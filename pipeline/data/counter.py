@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     DROPOUT = 4  # seed, step, micro-step, rank
     MAKE_SHUFFLE = 5  # seed
     STREAM_PHASE = 6  # seed, epoch
+    MIXTURE = 7  # seed; seed, corpus
 
 
 def mix(values: Uint64s) -> Uint64s:

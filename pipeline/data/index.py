@@ -2,34 +2,48 @@
 
     FOLDER/
       shard-000000.tar ...    plain WebDataset tars
-      index.npz               written by `python -m data_tools index FOLDER`
+      index.safetensors       written by `python -m data_tools index FOLDER`
       classes.txt             class names in the order of their ids, where `python -m data_tools make` knew them
 
-A block's bytes are whole tar members, so they are themselves a tar.
+A block's bytes are whole tar members, so they are themselves a tar. The file is mapped, not read: all processes of a
+machine share its pages.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import tarfile
-import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+import mmap
+import os
+import tempfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-import fsspec
 import numpy as np
-from fsspec.core import url_to_fs
 from numpy.typing import NDArray
-from webdataset.tariterators import base_plus_ext
+from safetensors.numpy import save
 
+from pipeline.data.folder import ShardFolder
+from pipeline.data.tar import scan_samples
 from pipeline.errors import DataError
 
-INDEX_NAME = "index.npz"
+INDEX_NAME = "index.safetensors"
 CLASSES_NAME = "classes.txt"
-FORMAT_VERSION = 1
+FORMAT_VERSION = "2"
 DEFAULT_BLOCK_SAMPLES = 32
+MAX_BLOCK_SAMPLES = 2**16 - 1
+READ_ERRORS = (OSError, EOFError, KeyError, ValueError, TypeError)
+
+
+class BlockPlace(NamedTuple):
+    """Where a block lies."""
+
+    shard: str
+    offset: int
+    num_bytes: int
 
 
 @dataclass(frozen=True)
@@ -38,9 +52,12 @@ class ShardEntry:
 
     name: str
     num_bytes: int
-    block_offsets: NDArray[np.int64]
+    block_offset: NDArray[np.int64]
     block_bytes: NDArray[np.int64]
-    block_samples: NDArray[np.int64]
+    block_samples: NDArray[np.uint16]  # without the skipped ones
+    skipped_block: NDArray[np.int64]  # block in the shard, and place in its bytes, of each sample inside a block to leave out
+    skipped_place: NDArray[np.uint16]
+    num_skipped: int  # those between blocks too
 
 
 @dataclass(frozen=True)
@@ -50,11 +67,14 @@ class ShardIndex:
     folder: str
     shard_names: tuple[str, ...]
     shard_bytes: NDArray[np.int64]  # (num_shards,)
-    block_shard: NDArray[np.int32]  # (num_blocks,)
+    shard_first_block: NDArray[np.int64]  # (num_shards + 1,)
     block_offset: NDArray[np.int64]  # (num_blocks,) bytes from the start of the shard
     block_bytes: NDArray[np.int64]  # (num_blocks,)
-    block_samples: NDArray[np.int64]  # (num_blocks,)
+    block_samples: NDArray[np.uint16]  # (num_blocks,)
     first_sample: NDArray[np.int64]  # (num_blocks + 1,) id of each block's first sample; the last is the total
+    skipped_block: NDArray[np.int64]  # (num_skipped,) ascending: samples in a block's bytes that are no part of the corpus
+    skipped_place: NDArray[np.uint16]  # (num_skipped,) place of each among the samples in its block's bytes
+    file: str | None = None  # what the arrays are mapped from
 
     @property
     def num_samples(self) -> int:
@@ -62,21 +82,41 @@ class ShardIndex:
 
     @property
     def num_blocks(self) -> int:
-        return len(self.block_shard)
+        return len(self.block_offset)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of everything the sample order depends on. The folder's place is not part of it."""
         digest = hashlib.blake2b("\n".join(self.shard_names).encode(), digest_size=16)
-        for array in (self.shard_bytes, self.block_offset, self.block_bytes, self.block_samples):
-            digest.update(np.ascontiguousarray(array, np.int64).tobytes())
+        for name in ARRAYS:
+            digest.update(np.ascontiguousarray(getattr(self, name)).data)
         return digest.hexdigest()
+
+    def place(self, block: int) -> BlockPlace:
+        """Shard and byte range of a block."""
+        shard = int(np.searchsorted(self.shard_first_block, block, side="right")) - 1
+        return BlockPlace(self.shard_names[shard], int(self.block_offset[block]), int(self.block_bytes[block]))
+
+    def skipped_in(self, block: int) -> set[int]:
+        """Places, among the samples in a block's bytes, that are no part of the corpus."""
+        first, last = np.searchsorted(self.skipped_block, [block, block + 1])
+        return set(self.skipped_place[first:last].tolist())
 
     def describe_block(self, block: int) -> str:
         """Where a block lies, for messages."""
-        shard = self.shard_names[self.block_shard[block]]
-        start = int(self.block_offset[block])
-        return f"{self.folder}/{shard} bytes {start}-{start + int(self.block_bytes[block])}"
+        shard, start, num_bytes = self.place(block)
+        return f"{self.folder}/{shard} bytes {start}-{start + num_bytes}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker process maps the file again instead of being sent a copy.
+        values = tuple(getattr(self, field.name) for field in fields(self))
+        return (ShardIndex, values) if self.file is None else (_map_index, (self.file, self.folder))
+
+
+ARRAYS = (
+    "shard_bytes", "shard_first_block", "block_offset", "block_bytes", "block_samples", "first_sample", "skipped_block",
+    "skipped_place",
+)  # fmt: skip
 
 
 def assemble_index(folder: str, shards: list[ShardEntry]) -> ShardIndex:
@@ -85,135 +125,170 @@ def assemble_index(folder: str, shards: list[ShardEntry]) -> ShardIndex:
     Raises:
         DataError: no samples at all.
     """
-    shards = sorted(shards, key=lambda shard: shard.name)
-    block_samples = np.concatenate([shard.block_samples for shard in shards]) if shards else np.zeros(0, np.int64)
-    if block_samples.sum() == 0:
-        raise DataError(f"{folder}: no samples in its shards; `python -m data_tools make` writes some")
+    shards = sorted((shard for shard in shards if len(shard.block_samples)), key=lambda shard: shard.name)
+    if not shards:
+        raise DataError(f"{folder}: no samples in its shards, or all of them skipped; `python -m data_tools make` writes some")
+    first_block = np.concatenate([[0], np.cumsum([len(shard.block_samples) for shard in shards])])
+    block_samples = np.concatenate([shard.block_samples for shard in shards])
     return ShardIndex(
         folder=folder,
         shard_names=tuple(shard.name for shard in shards),
         shard_bytes=np.array([shard.num_bytes for shard in shards], np.int64),
-        block_shard=np.repeat(np.arange(len(shards), dtype=np.int32), [len(s.block_samples) for s in shards]),
-        block_offset=np.concatenate([shard.block_offsets for shard in shards]),
+        shard_first_block=first_block,
+        block_offset=np.concatenate([shard.block_offset for shard in shards]),
         block_bytes=np.concatenate([shard.block_bytes for shard in shards]),
         block_samples=block_samples,
-        first_sample=np.concatenate([[0], np.cumsum(block_samples)]),
+        first_sample=np.concatenate([[0], np.cumsum(block_samples, dtype=np.int64)]),
+        skipped_block=np.concatenate([shard.skipped_block + first for shard, first in zip(shards, first_block, strict=False)]),
+        skipped_place=np.concatenate([shard.skipped_place for shard in shards]),
     )
 
 
-def scan_tar(file: BinaryIO, *, name: str, num_bytes: int, block_samples: int) -> ShardEntry:
-    """Read a tar's headers and cut it into blocks of up to `block_samples` samples.
+def scan_shard(
+    file: BinaryIO, *, name: str, num_bytes: int, block_samples: int, skip: Collection[str] = frozenset()
+) -> ShardEntry:
+    """Read a tar's headers and cut it into blocks of `block_samples` samples; the last block may have fewer.
 
-    Consecutive members with the same key (the path up to the first dot of its last part) are one sample, as in
-    WebDataset. Extended headers travel with their member.
+    Args:
+        skip: keys of samples to leave out.
 
     Raises:
-        DataError: compressed, cut short, not a tar, or empty of samples.
+        DataError: compressed, cut short, not a tar, empty of samples, members of a sample apart from each other, or a
+            key to skip that is not there.
     """
-    starts: list[int] = []  # where each sample's first header begins
-    end = 0
-    last_key: str | None = None
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                key, _ = base_plus_ext(member.name) if member.isreg() else (None, None)
-                if key is not None and key != last_key:
-                    starts.append(member.offset)
-                    last_key = key
-                end = member.offset_data + (-(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE if member.isreg() else 0)
-                tar.members = []  # type: ignore[misc]  # tarfile keeps every header otherwise
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{name}: not a whole, uncompressed tar ({error}); shards must be plain .tar files") from error
-    if end > num_bytes:
-        raise DataError(f"{name}: cut short: its last member needs {end} bytes, the file has {num_bytes}; copy it again")
-    if not starts:
+    starts: list[int] = []  # of each block, like the three below
+    ends: list[int] = []
+    counts: list[int] = []
+    last_places: list[int] = []  # of the last sample kept
+    skipped: list[tuple[int, int]] = []
+    seen: set[str] = set()
+    place = 0  # among the samples since the current block's start
+    for sample in scan_samples(file, name=name):
+        if sample.key in seen:
+            raise DataError(
+                f"{name}: the members of sample {sample.key!r} do not lie next to each other, or two samples have this key; "
+                f"`python -m data_tools make` packs such tars anew"
+            )
+        seen.add(sample.key)
+        is_kept = sample.key not in skip
+        if is_kept and (not counts or counts[-1] == block_samples):
+            starts.append(sample.start)
+            ends.append(sample.end)
+            counts.append(0)
+            last_places.append(0)
+            place = 0
+        if is_kept:
+            counts[-1] += 1
+            ends[-1], last_places[-1] = sample.end, place
+        elif counts:
+            skipped.append((len(counts) - 1, place))
+        place += 1
+        if sample.end > num_bytes:
+            raise DataError(
+                f"{name}: cut short: sample {sample.key!r} needs {sample.end} bytes, the file has {num_bytes}; copy it again"
+            )
+    if not seen:
         raise DataError(f"{name}: no samples; members must be named KEY.EXTENSION, for example 000017.jpg and 000017.cls")
-    block_starts = np.array(starts[::block_samples], np.int64)
-    counts = np.full(len(block_starts), block_samples, np.int64)
-    counts[-1] = len(starts) - block_samples * (len(block_starts) - 1)
+    if strangers := sorted(set(skip) - seen):
+        raise DataError(
+            f"{name}: {len(strangers)} samples to skip are not in it, {strangers[0]!r} first; make the skip list anew"
+        )
+    # What was skipped behind a block's last sample lies outside its bytes.
+    inside = [(block, place) for block, place in skipped if place < last_places[block]]
     return ShardEntry(
         name=name,
         num_bytes=num_bytes,
-        block_offsets=block_starts,
-        block_bytes=np.diff(np.append(block_starts, end)),
-        block_samples=counts,
+        block_offset=np.array(starts, np.int64),
+        block_bytes=np.array(ends, np.int64) - np.array(starts, np.int64),
+        block_samples=np.array(counts, np.uint16),
+        skipped_block=np.array([block for block, _ in inside], np.int64),
+        skipped_place=np.array([place for _, place in inside], np.uint16),
+        num_skipped=len(skip),
     )
 
 
-def save_index(index: ShardIndex, path: str) -> None:
-    """Write the index file (numpy's npz, no pickles), whole or not at all on a local disk."""
-    temporary = f"{path}.part"
-    with fsspec.open(temporary, "wb") as file:
-        np.savez(
-            file,  # type: ignore[arg-type]
-            format_version=np.int64(FORMAT_VERSION),
-            shard_names=np.array(index.shard_names),
-            shard_bytes=index.shard_bytes,
-            block_shard=index.block_shard,
-            block_offset=index.block_offset,
-            block_bytes=index.block_bytes,
-            block_samples=index.block_samples,
-        )
-    filesystem, place = url_to_fs(path)
-    filesystem.mv(url_to_fs(temporary)[1], place)
+def save_index(index: ShardIndex) -> None:
+    """Write the index file beside the shards; whole or not at all."""
+    arrays = {name: np.ascontiguousarray(getattr(index, name)) for name in ARRAYS}
+    names = np.frombuffer("\n".join(index.shard_names).encode(), np.uint8)
+    data = save({**arrays, "shard_names": names}, metadata={"format": FORMAT_VERSION, "fingerprint": index.fingerprint})
+    folder = ShardFolder(index.folder)
+    if folder.is_remote:  # object stores show a file once it is whole
+        folder.filesystem.pipe_file(folder.place(INDEX_NAME), data)
+        return
+    part = f"{folder.place(INDEX_NAME)}.part"
+    Path(part).write_bytes(data)
+    os.replace(part, folder.place(INDEX_NAME))
 
 
 def load_index(path: str) -> ShardIndex:
-    """Read the index of a shard folder, given the folder or its `index.npz`; local or any fsspec URL.
+    """The index of a shard folder, given the folder or its index file; local or any fsspec URL.
 
     Raises:
         DataError: no such folder, no index in it, or an index of another format.
     """
-    folder = path.removesuffix(INDEX_NAME).rstrip("/") or "."
+    folder = ShardFolder(path.removesuffix(INDEX_NAME).rstrip("/") or ".")
+    place = folder.place(INDEX_NAME)
     try:
-        filesystem, place = url_to_fs(f"{folder}/{INDEX_NAME}")
-        is_there = filesystem.exists(place)
-        holds_tars = is_there or any(name.endswith(".tar") for name in _list_names(folder))
-    except ImportError as error:
-        raise DataError(f"data folder {folder!r}: {error} (`pip install` the package it names)") from error
+        is_there = folder.filesystem.exists(place)
+        local = (_download(folder, place) if folder.is_remote else place) if is_there else None
     except (OSError, ValueError) as error:
-        raise DataError(f"data folder {folder!r} cannot be reached: {error}") from error
-    if not is_there:
-        if holds_tars:
-            raise DataError(f"data folder {folder!r} holds no index; make one with `python -m data_tools index {folder}`")
-        raise DataError(
-            f"data folder {folder!r} does not exist or holds no shards; check the path, or make shards with "
-            f"`python -m data_tools make IMAGES {folder}`"
-        )
-    try:
-        return _read_index(filesystem, place, folder)
-    except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
-        raise DataError(f"{place} is damaged ({error}); make it anew with `python -m data_tools index {folder}`") from error
-
-
-def _list_names(folder: str) -> list[str]:
-    filesystem, place = url_to_fs(folder)
-    return [str(name) for name in filesystem.ls(place, detail=False)] if filesystem.isdir(place) else []
-
-
-def _read_index(filesystem: Any, place: str, folder: str) -> ShardIndex:
-    with filesystem.open(place, "rb") as file, np.load(file, allow_pickle=False) as stored:
-        if int(stored["format_version"]) != FORMAT_VERSION:
+        raise DataError(f"data folder {folder.path!r} cannot be reached: {error}") from error
+    if local is None:
+        if any(name.endswith(".tar") for name in folder.list_names()):
             raise DataError(
-                f"{place}: index format {int(stored['format_version'])}, this software reads {FORMAT_VERSION}; make it anew"
+                f"data folder {folder.path!r} holds no index; make one with `python -m data_tools index {folder.path}`"
             )
-        samples = stored["block_samples"]
-        return ShardIndex(
-            folder=folder,
-            shard_names=tuple(str(name) for name in stored["shard_names"]),
-            shard_bytes=stored["shard_bytes"],
-            block_shard=stored["block_shard"],
-            block_offset=stored["block_offset"],
-            block_bytes=stored["block_bytes"],
-            block_samples=samples,
-            first_sample=np.concatenate([[0], np.cumsum(samples)]),
+        raise DataError(
+            f"data folder {folder.path!r} does not exist or holds no shards; check the path, or make shards with "
+            f"`python -m data_tools make IMAGES {folder.path}`"
         )
+    return _map_index(local, folder.path)
+
+
+def _download(folder: ShardFolder, place: str) -> str:
+    """A local copy of a remote index, named after the URL and the version of the object, made once a machine."""
+    version = hashlib.blake2b(f"{folder.path} {folder.filesystem.ukey(place)}".encode(), digest_size=16).hexdigest()
+    copies = Path(tempfile.gettempdir()) / f"shard-indexes-{os.getuid()}"
+    copies.mkdir(mode=0o700, exist_ok=True)
+    if copies.stat().st_uid != os.getuid():
+        raise DataError(f"{copies} belongs to another user; remove it, or set TMPDIR to a folder of your own")
+    copy = copies / f"{version}.safetensors"
+    if not copy.exists():
+        part = copies / f"{version}.{os.getpid()}.part"
+        part.write_bytes(folder.filesystem.cat_file(place))
+        os.replace(part, copy)
+    return str(copy)
+
+
+def _map_index(file: str, folder: str) -> ShardIndex:
+    """Map a safetensors file: eight bytes of header length, the header in JSON, then the arrays."""
+    try:
+        with open(file, "rb") as opened:
+            data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        start = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:start])
+        version = header.pop("__metadata__").get("format")
+        if version != FORMAT_VERSION:
+            raise DataError(f"{file}: index format {version}, this software reads {FORMAT_VERSION}; index the folder again")
+        arrays = {name: _map_array(data, start, entry) for name, entry in header.items()}
+        names = arrays.pop("shard_names").tobytes().decode().split("\n")
+        return ShardIndex(folder=folder, shard_names=tuple(names), file=file, **{name: arrays[name] for name in ARRAYS})
+    except READ_ERRORS as error:
+        raise DataError(f"{file} is damaged ({error}); make it anew with `python -m data_tools index {folder}`") from error
+
+
+def _map_array(data: mmap.mmap, start: int, entry: dict[str, Any]) -> NDArray[Any]:
+    dtype = {"I64": np.int64, "U16": np.uint16, "U8": np.uint8}[entry["dtype"]]
+    first, last = entry["data_offsets"]
+    return np.frombuffer(data, dtype, count=(last - first) // np.dtype(dtype).itemsize, offset=start + first)
 
 
 def read_class_names(index: ShardIndex) -> list[str] | None:
     """Class names by id, or None where the folder does not say."""
-    filesystem, place = url_to_fs(f"{index.folder}/{CLASSES_NAME}")
-    return filesystem.cat_file(place).decode().splitlines() if filesystem.exists(place) else None
+    folder = ShardFolder(index.folder)
+    place = folder.place(CLASSES_NAME)
+    return folder.filesystem.cat_file(place).decode().splitlines() if folder.filesystem.exists(place) else None
 
 
 def check_shards(index: ShardIndex) -> None:
@@ -232,30 +307,9 @@ def check_shards(index: ShardIndex) -> None:
 
 
 def _shard_problems(index: ShardIndex) -> Iterator[str]:
-    filesystem, root = url_to_fs(index.folder)
-    for name, expected in zip(index.shard_names, index.shard_bytes, strict=True):
-        try:
-            size = filesystem.size(f"{root}/{name}")
-        except FileNotFoundError:
+    sizes = ShardFolder(index.folder).sizes(index.shard_names)
+    for name, expected in zip(index.shard_names, index.shard_bytes.tolist(), strict=True):
+        if sizes.get(name) is None:
             yield f"{name} is missing"
-            continue
-        if size != expected:
-            yield f"{name} has {size} bytes, not {expected}"
-
-
-def list_shards(folder: str) -> list[str]:
-    """Names of the tars in a local folder, sorted.
-
-    Raises:
-        DataError: no folder, no tars in it, or compressed ones.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise DataError(f"shard folder {folder!r} does not exist or is not a folder")
-    compressed = [path.name for path in root.iterdir() if path.name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz"))]
-    if compressed:
-        raise DataError(f"{folder}: {compressed[0]} is compressed; range reads need plain tars: `gunzip` them first")
-    names = sorted(path.name for path in root.iterdir() if path.suffix == ".tar")
-    if not names:
-        raise DataError(f"{folder}: no .tar files in it")
-    return names
+        elif sizes[name] != expected:
+            yield f"{name} has {sizes[name]} bytes, not {expected}"

@@ -1,138 +1,187 @@
 """Which sample stands at which position of a run: the order, as a pure function of (block sizes, seed, position).
 
-Every epoch permutes all blocks and deals them to C canonical streams; a stream plays its blocks one after another,
-each shuffled inside, from a place of its own on and round to that place again. Row r of the epoch is the r-th sample
-of every stream that is still playing, so neighbouring positions come from C different blocks, and streams need their
-next blocks at different times. C belongs to the run: ranks and workers only divide positions among them, and with
-C = the global batch size a block is read by one of them alone.
+Every epoch permutes all blocks, lays their samples end to end, and cuts this line into C canonical streams of equal
+length (to one sample). Position q of the epoch is sample q // C of stream q mod C, so neighbouring positions come from
+C places of the line. A stream starts at a place of its own in its first block and comes round to it at its end, so
+that streams need their next blocks at different steps; a block's samples are played in shuffled order.
 
-What is kept is in proportion to the streams asked for, not to the corpus: a worker that serves few pays for few.
+C belongs to the run: ranks and workers only divide positions among them, and with C = the global batch size a stream
+is played by one of them alone. Any position's sample is computed from nothing but block sizes and keys, so a worker
+that serves few positions pays for few.
+
+A mixture gives each of its C streams to one corpus for the whole run, in proportion to the corpora's shares.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.counter import Permutation, Purpose, derive_key, permutation, random_bits
+from pipeline.errors import ConfigError
 
 Int64s = NDArray[np.int64]
-ORDER_VERSION = 2  # of the law below; a run never goes on under another
+ORDER_VERSION = 3  # of the law below; a run never goes on under another
+KEPT_SHUFFLES = 4096
 
 
 @dataclass(frozen=True)
 class Located:
     """Where each of n positions' samples lie: arrays of length n."""
 
-    epoch: Int64s
+    corpus: Int64s
+    epoch: Int64s  # of its corpus
     block: Int64s
     slot: Int64s  # place of the sample in the block, in the file's order
 
 
-@dataclass(frozen=True)
-class _Stream:
-    """One stream's blocks in an epoch, in the order it plays them."""
-
-    blocks: Int64s  # (n,) block ids
-    starts: Int64s  # (n,) samples of the stream before each of them
-
-
-class SampleOrder:
+class CorpusOrder:
     """The order of one corpus under one seed.
 
     Args:
         block_samples: samples in each block of the index.
-        seed: the run's seed.
-        num_streams: C; at most the number of blocks is used.
+        seed: of this corpus in this run.
+        num_streams: C; at most the number of samples is used.
     """
 
     def __init__(self, block_samples: NDArray[np.integer], *, seed: int, num_streams: int) -> None:
         self.block_samples = block_samples
         self.num_blocks = len(block_samples)
         self.num_samples = int(block_samples.sum(dtype=np.int64))
-        self.num_streams = max(1, min(num_streams, self.num_blocks))
+        self.num_streams = max(1, min(num_streams, self.num_samples))
         self.seed = seed
         # Nearly all blocks are full, so an epoch is planned from the few that are not: a shard's last ones.
         self.full_block = int(block_samples.max())
         self.short_blocks = np.flatnonzero(block_samples != self.full_block)
-        # Two epochs at most are alive at once: a batch may straddle a boundary.
-        self._epoch = lru_cache(maxsize=2)(lambda epoch: _Epoch(self, epoch))
+        # Two epochs at most are alive at once: a batch may straddle a boundary, and what is read ahead as well.
+        self._epoch = lru_cache(maxsize=3)(lambda epoch: _Epoch(self, epoch))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # Plans do not travel to a worker process; they are made anew there.
-        return _restore_order, (self.block_samples, self.seed, self.num_streams)
+        return _restore_corpus_order, (self.block_samples, self.seed, self.num_streams)
 
-    def locate(self, positions: Int64s) -> Located:
-        """Find the samples at these positions of the run (0 is the first image of the first epoch)."""
-        positions = np.asarray(positions, np.int64)
+    def locate(self, positions: Int64s) -> tuple[Int64s, Int64s, Int64s]:
+        """Epochs, blocks and slots at these positions (0 is the first sample of the first epoch)."""
         epochs = positions // self.num_samples
         blocks, slots = np.empty_like(positions), np.empty_like(positions)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
             blocks[chosen], slots[chosen] = self._epoch(int(epoch)).locate(positions[chosen] % self.num_samples)
-        return Located(epoch=epochs, block=blocks, slot=slots)
+        return epochs, blocks, slots
 
 
-def _restore_order(block_samples: NDArray[np.integer], seed: int, num_streams: int) -> SampleOrder:
-    return SampleOrder(block_samples, seed=seed, num_streams=num_streams)
+def _restore_corpus_order(block_samples: NDArray[np.integer], seed: int, num_streams: int) -> CorpusOrder:
+    return CorpusOrder(block_samples, seed=seed, num_streams=num_streams)
 
 
 class _Epoch:
-    """One epoch of an order. Streams are made when first asked for."""
+    """One epoch of a corpus."""
 
-    def __init__(self, order: SampleOrder, epoch: int) -> None:
+    def __init__(self, order: CorpusOrder, epoch: int) -> None:
         self._order = order
-        self._epoch = epoch
-        num_streams, num_blocks = order.num_streams, order.num_blocks
-        self._blocks = Permutation(derive_key(order.seed, Purpose.BLOCKS_OF_EPOCH, epoch), num_blocks)
-        dealt = (num_blocks - np.arange(num_streams) + num_streams - 1) // num_streams  # blocks of each stream
-        lengths = dealt * order.full_block
-        missing = order.full_block - np.asarray(order.block_samples[order.short_blocks], np.int64)
-        np.subtract.at(lengths, self._blocks.inverse(order.short_blocks) % num_streams, missing)
-        # Longest streams first, so the streams still playing at any row are a prefix.
-        self._dealt_as = np.argsort(-lengths, kind="stable")  # (C,) place in the row to the number it was dealt as
-        self._lengths = lengths[self._dealt_as]
-        bits = random_bits(derive_key(order.seed, Purpose.STREAM_PHASE, epoch), np.arange(num_streams))
-        self._phases = (bits % np.minimum(self._lengths, order.full_block).astype(np.uint64)).astype(np.int64)
-        # Segments: runs of rows in which the same streams play.
-        last_rows, last_counts = np.unique(self._lengths, return_counts=True)  # ascending
-        self._segment_row = np.concatenate([[0], last_rows[:-1]])
-        self._segment_streams = num_streams - np.concatenate([[0], np.cumsum(last_counts)[:-1]])
-        sizes = (last_rows - self._segment_row) * self._segment_streams
-        self._segment_position = np.cumsum(sizes) - sizes
-        self._streams: dict[int, _Stream] = {}
-        self._inside = lru_cache(maxsize=4 * num_streams)(self._make_inside)
+        self._blocks = Permutation(derive_key(order.seed, Purpose.BLOCKS_OF_EPOCH, epoch), order.num_blocks)
+        self._phase_key = derive_key(order.seed, Purpose.STREAM_PHASE, epoch)
+        # Short blocks by their place in the line: where each begins, counted in blocks and in samples.
+        places = self._blocks.inverse(order.short_blocks)
+        sorting = np.argsort(places)
+        self._short_place = places[sorting]
+        self._short_samples = np.asarray(order.block_samples[order.short_blocks], np.int64)[sorting]
+        missing = order.full_block - self._short_samples
+        self._short_start = self._short_place * order.full_block - (np.cumsum(missing) - missing)
+        self._shuffle = lru_cache(maxsize=KEPT_SHUFFLES)(
+            lambda block: permutation(
+                derive_key(order.seed, Purpose.INSIDE_BLOCK, epoch, block), int(order.block_samples[block])
+            )
+        )
 
     def locate(self, positions: Int64s) -> tuple[Int64s, Int64s]:
         """Blocks and slots at positions of this epoch."""
-        segment = np.searchsorted(self._segment_position, positions, side="right") - 1
-        beyond = positions - self._segment_position[segment]
-        row = self._segment_row[segment] + beyond // self._segment_streams[segment]
-        stream = beyond % self._segment_streams[segment]
-        turn = (row + self._phases[stream]) % self._lengths[stream]
-        found = [self._find(int(s), int(t)) for s, t in zip(stream, turn, strict=True)]
-        blocks, slots = np.array(found, np.int64).reshape(-1, 2).T
-        return blocks, slots
+        num_streams = self._order.num_streams
+        least, more = divmod(self._order.num_samples, num_streams)
+        turn, stream = np.divmod(positions, num_streams)
+        start = stream * least + np.minimum(stream, more)
+        length = least + (stream < more)
+        phase = random_bits(self._phase_key, stream) % np.minimum(length, self._order.full_block).astype(np.uint64)
+        place, inside = self._find_in_line(start + (turn + phase.astype(np.int64)) % length)
+        blocks = self._blocks(place)
+        slots = [self._shuffle(block)[i] for block, i in zip(blocks.tolist(), inside.tolist(), strict=True)]
+        return blocks, np.array(slots, np.int64)
 
-    def _find(self, stream: int, turn: int) -> tuple[int, int]:
-        """Block and slot of a stream's sample number `turn`."""
-        if stream not in self._streams:
-            self._streams[stream] = self._make_stream(stream)
-        played = self._streams[stream]
-        place = int(np.searchsorted(played.starts, turn, side="right")) - 1
-        block = int(played.blocks[place])
-        return block, int(self._inside(block)[turn - int(played.starts[place])])
+    def _find_in_line(self, samples: Int64s) -> tuple[Int64s, Int64s]:
+        """Which block of the line holds each of these samples of the line, and where in it."""
+        full = self._order.full_block
+        if not len(self._short_place):
+            return np.divmod(samples, full)
+        short = np.searchsorted(self._short_start, samples, side="right") - 1  # the last short block that begins before
+        known = np.maximum(short, 0)
+        beyond = samples - self._short_start[known] - self._short_samples[known]  # below 0: inside it
+        place = np.where(beyond < 0, self._short_place[known], self._short_place[known] + 1 + beyond // full)
+        inside = np.where(beyond < 0, beyond + self._short_samples[known], beyond % full)
+        return np.where(short < 0, samples // full, place), np.where(short < 0, samples % full, inside)
 
-    def _make_stream(self, stream: int) -> _Stream:
-        blocks = self._blocks(np.arange(self._dealt_as[stream], self._order.num_blocks, self._order.num_streams))
-        sizes = np.asarray(self._order.block_samples[blocks], np.int64)
-        return _Stream(blocks=blocks, starts=np.cumsum(sizes) - sizes)
 
-    def _make_inside(self, block: int) -> Int64s:
-        return permutation(
-            derive_key(self._order.seed, Purpose.INSIDE_BLOCK, self._epoch, block), int(self._order.block_samples[block])
+class RunOrder:
+    """The order of a run over one corpus or a mixture of several.
+
+    Each of C streams belongs to one corpus. A corpus that has n of them fills n of every C consecutive positions, and
+    sees its own samples in the order that it would have alone with n streams: every one once in each of its epochs.
+
+    Args:
+        block_samples: of each corpus.
+        weights: of each corpus in the mixture; their sum does not matter.
+        seed: the run's.
+        num_streams: C.
+
+    Raises:
+        ConfigError: so many streams cannot give every corpus one.
+    """
+
+    def __init__(
+        self, block_samples: Sequence[NDArray[np.integer]], *, weights: Sequence[float], seed: int, num_streams: int
+    ) -> None:
+        self.seed = seed
+        self.num_streams = num_streams
+        self.streams_of = share_streams(weights, num_streams)
+        slots = permutation(derive_key(seed, Purpose.MIXTURE), num_streams)
+        self._corpus = np.empty(num_streams, np.int64)  # of each slot
+        self._corpus[slots] = np.repeat(np.arange(len(weights)), self.streams_of)
+        self._turn = np.empty(num_streams, np.int64)  # of each slot among its corpus's
+        for corpus, count in enumerate(self.streams_of):
+            self._turn[self._corpus == corpus] = np.arange(count)
+        self._orders = [
+            CorpusOrder(samples, seed=seed if corpus == 0 else derive_key(seed, Purpose.MIXTURE, corpus), num_streams=count)
+            for corpus, (samples, count) in enumerate(zip(block_samples, self.streams_of, strict=True))
+        ]
+
+    def locate(self, positions: Int64s) -> Located:
+        """Find the samples at these positions of the run (0 is the first image of all)."""
+        positions = np.asarray(positions, np.int64)
+        rows, slots = np.divmod(positions, self.num_streams)
+        corpora = self._corpus[slots]
+        epochs, blocks, places = (np.empty_like(positions) for _ in range(3))
+        for corpus in np.unique(corpora).tolist():
+            chosen = corpora == corpus
+            own = rows[chosen] * self.streams_of[corpus] + self._turn[slots[chosen]]
+            epochs[chosen], blocks[chosen], places[chosen] = self._orders[corpus].locate(own)
+        return Located(corpus=corpora, epoch=epochs, block=blocks, slot=places)
+
+
+def share_streams(weights: Sequence[float], num_streams: int) -> list[int]:
+    """Whole numbers in proportion to weights, by largest remainder (Hamilton's method), that add up to `num_streams`.
+
+    Raises:
+        ConfigError: a corpus would get none.
+    """
+    exact = np.asarray(weights, np.float64) / np.sum(weights) * num_streams
+    counts = np.floor(exact).astype(int)
+    counts[np.argsort(counts - exact, kind="stable")[: num_streams - counts.sum()]] += 1
+    if not counts.all():
+        raise ConfigError(
+            f"data.train: corpus number {int(np.argmin(counts)) + 1} has weight {weights[int(np.argmin(counts))]} of "
+            f"{sum(weights):g}, less than one image in {num_streams} (the global batch, or data.num_streams); raise its weight or that number"
         )
+    return counts.tolist()

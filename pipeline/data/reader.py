@@ -1,73 +1,106 @@
-"""Blocks of samples by range read: `pread` on local files, fsspec for everything else."""
+"""Blocks of samples: one range read each, the images taken out when they are wanted."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
-import tarfile
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from fsspec.core import url_to_fs
-from webdataset.tariterators import group_by_keys, tar_file_iterator
-
+from pipeline.data.folder import is_remote
 from pipeline.data.index import ShardIndex
+from pipeline.data.remote import RemoteOptions, RemoteSource, Retry
+from pipeline.data.tar import TarMember, TarSample, scan_samples
 from pipeline.errors import DataError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")
+LABEL_EXTENSIONS = ("cls", "json")
 MAX_OPEN_SHARDS = 128
+
+ReadBytes = Callable[[int, int], bytes]  # start in the block and length, to bytes
 
 
 @dataclass(frozen=True)
 class RawSample:
-    """One sample as stored: the image still encoded, its class, and where it came from."""
+    """One sample as stored: its image still encoded, its class, and where it came from."""
 
     key: str
     shard: str
-    image: bytes
     label: int
+    image_start: int
+    image_length: int
+    read: ReadBytes
+
+    @property
+    def image(self) -> bytes:
+        """The encoded image, read now."""
+        return self.read(self.image_start, self.image_length)
 
 
-class RangeSource(Protocol):
-    """Reads bytes [start, start + length) of a shard; fewer only where the shard ends."""
+class Source(Protocol):
+    """Where blocks come from."""
 
-    def read(self, shard: str, start: int, length: int) -> bytes: ...
+    def start(self, block: int) -> Callable[[], bytes]:
+        """Begin to read a block's bytes; what comes back waits for them. Fewer come only where the shard ends."""
+        ...
+
+    def keep(self, block: int, data: bytes) -> ReadBytes:
+        """How to read parts of a block again."""
+        ...
+
+    def take_retries(self) -> list[Retry]:
+        """Failed requests since the last call."""
+        ...
 
 
 class LocalSource:
-    """Shards in a local or network-mounted folder, kept open, read with `pread`."""
+    """Shards in a local or network-mounted folder, kept open, read with `pread`.
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    A block that is being played is left to the system's page cache: hundreds of them, in every worker, would take
+    gigabytes.
+    """
+
+    def __init__(self, index: ShardIndex) -> None:
+        self._index = index
         self._descriptors: OrderedDict[str, int] = OrderedDict()
 
-    def read(self, shard: str, start: int, length: int) -> bytes:
-        return os.pread(self._open(shard), length, start)
+    def start(self, block: int) -> Callable[[], bytes]:
+        shard, offset, num_bytes = self._index.place(block)
+        os.posix_fadvise(self._open(shard), offset, num_bytes, os.POSIX_FADV_WILLNEED)
+        return lambda: os.pread(self._open(shard), num_bytes, offset)
+
+    def keep(self, block: int, data: bytes) -> ReadBytes:
+        shard, offset, _ = self._index.place(block)
+        return lambda start, length: os.pread(self._open(shard), length, offset + start)
+
+    def take_retries(self) -> list[Retry]:
+        return []
 
     def _open(self, shard: str) -> int:
         if shard not in self._descriptors:
             if len(self._descriptors) >= MAX_OPEN_SHARDS:
                 os.close(self._descriptors.popitem(last=False)[1])
-            self._descriptors[shard] = os.open(os.path.join(self.folder, shard), os.O_RDONLY)
+            try:
+                self._descriptors[shard] = os.open(os.path.join(self._index.folder, shard), os.O_RDONLY)
+            except FileNotFoundError as error:
+                raise DataError(f"{self._index.folder}/{shard} is missing; restore it, or index the folder again") from error
         self._descriptors.move_to_end(shard)
         return self._descriptors[shard]
 
 
-class FsspecSource:
-    """Shards behind any fsspec URL (s3://, gs://, https://): one range request a block."""
+class KeptSource(RemoteSource):
+    """Shards behind a URL; a block that is being played stays in memory."""
 
-    def __init__(self, folder: str) -> None:
-        self._filesystem, self._root = url_to_fs(folder)
-
-    def read(self, shard: str, start: int, length: int) -> bytes:
-        return self._filesystem.cat_file(f"{self._root}/{shard}", start=start, end=start + length)
+    def keep(self, block: int, data: bytes) -> ReadBytes:
+        return lambda start, length: data[start : start + length]
 
 
-def open_source(folder: str) -> RangeSource:
-    """The right source for a folder or URL."""
-    return FsspecSource(folder) if "://" in folder else LocalSource(folder)
+def open_source(index: ShardIndex, options: RemoteOptions) -> Source:
+    """The right source for the index's folder or URL."""
+    return KeptSource(index, options) if is_remote(index.folder) else LocalSource(index)
 
 
 class BlockReader:
@@ -76,24 +109,20 @@ class BlockReader:
     Args:
         index: the corpus.
         capacity: parsed blocks kept; at least the number of streams this reader serves.
-        image_extensions: member extensions that hold the image, the first present wins.
-        label_extensions: likewise for the label: `cls` (a number in ASCII) or `json` (a number, or {"label": n}).
+        remote: how to read shards behind a URL.
     """
 
-    def __init__(
-        self,
-        index: ShardIndex,
-        *,
-        capacity: int,
-        image_extensions: tuple[str, ...] = IMAGE_EXTENSIONS,
-        label_extensions: tuple[str, ...] = ("cls", "json"),
-    ) -> None:
+    def __init__(self, index: ShardIndex, *, capacity: int, remote: RemoteOptions | None = None) -> None:
         self.index = index
         self.capacity = capacity
-        self.image_extensions = image_extensions
-        self.label_extensions = label_extensions
-        self._source = open_source(index.folder)
+        self._source = open_source(index, remote or RemoteOptions())
+        self._started: dict[int, Callable[[], bytes]] = {}
         self._blocks: OrderedDict[int, list[RawSample]] = OrderedDict()
+
+    def start(self, block: int) -> None:
+        """Begin to read a block that will be wanted soon."""
+        if block not in self._blocks and block not in self._started:
+            self._started[block] = self._source.start(block)
 
     def read(self, block: int) -> list[RawSample]:
         """All samples of a block, in the file's order.
@@ -102,26 +131,33 @@ class BlockReader:
             DataError: shard missing or cut short, or contents that differ from the index.
         """
         if block not in self._blocks:
+            self.start(block)
+            samples = self._parse(block, self._started.pop(block)())
             if len(self._blocks) >= self.capacity:
                 self._blocks.popitem(last=False)
-            self._blocks[block] = self._load(block)
+            self._blocks[block] = samples
         self._blocks.move_to_end(block)
         return self._blocks[block]
 
-    def _load(self, block: int) -> list[RawSample]:
+    def take_retries(self) -> list[Retry]:
+        """Failed requests since the last call."""
+        return self._source.take_retries()
+
+    def _parse(self, block: int, data: bytes) -> list[RawSample]:
         index = self.index
-        shard = index.shard_names[index.block_shard[block]]
-        length = int(index.block_bytes[block])
+        shard, _, num_bytes = index.place(block)
+        if len(data) != num_bytes:
+            raise DataError(
+                f"{index.describe_block(block)}: only {len(data)} of {num_bytes} bytes there; the shard is cut short"
+            )
+        skipped, read = index.skipped_in(block), self._source.keep(block, data)
         try:
-            data = self._source.read(shard, int(index.block_offset[block]), length)
-        except FileNotFoundError as error:
-            raise DataError(f"{index.folder}/{shard} is missing; restore it, or index the folder again") from error
-        if len(data) != length:
-            raise DataError(f"{index.describe_block(block)}: only {len(data)} of {length} bytes there; the shard is cut short")
-        try:
-            samples = [self._raw_sample(sample, shard) for sample in _parse_tar(data)]
-        except (tarfile.TarError, ValueError) as error:
+            stored = list(scan_samples(io.BytesIO(data), name=shard))
+        except DataError as error:
             raise DataError(f"{index.describe_block(block)}: {error}; index the folder again if its shards changed") from error
+        samples = [
+            _raw_sample(sample, data, shard=shard, read=read) for place, sample in enumerate(stored) if place not in skipped
+        ]
         if len(samples) != index.block_samples[block]:
             raise DataError(
                 f"{index.describe_block(block)}: {len(samples)} samples, the index says {index.block_samples[block]}; "
@@ -129,23 +165,32 @@ class BlockReader:
             )
         return samples
 
-    def _raw_sample(self, sample: dict[str, Any], shard: str) -> RawSample:
-        key = sample["__key__"]
-        image = next((sample[ext] for ext in self.image_extensions if ext in sample), None)
-        label = next((sample[ext] for ext in self.label_extensions if ext in sample), None)
-        if image is None or label is None:
-            wanted, looked = ("image", self.image_extensions) if image is None else ("label", self.label_extensions)
-            found = ", ".join(ext for ext in sample if not ext.startswith("__"))
-            raise DataError(f"{shard}: sample {key!r} has no {wanted} (looked for {', '.join(looked)}; it has {found})")
-        return RawSample(key=key, shard=shard, image=image, label=_parse_label(label, shard=shard, key=key))
+
+def _raw_sample(sample: TarSample, data: bytes, *, shard: str, read: ReadBytes) -> RawSample:
+    image, label = find_member(sample, IMAGE_EXTENSIONS), find_member(sample, LABEL_EXTENSIONS)
+    if image is None or label is None:
+        wanted, looked = ("image", IMAGE_EXTENSIONS) if image is None else ("label", LABEL_EXTENSIONS)
+        found = ", ".join(member.extension for member in sample.members)
+        raise DataError(f"{shard}: sample {sample.key!r} has no {wanted} (looked for {', '.join(looked)}; it has {found})")
+    text = data[label.start : label.start + label.length]
+    return RawSample(
+        key=sample.key, shard=shard, label=parse_label(text, shard=shard, key=sample.key), image_start=image.start,
+        image_length=image.length, read=read,
+    )  # fmt: skip
 
 
-def _parse_tar(data: bytes) -> list[dict[str, Any]]:
-    members = ({**member, "__url__": ""} for member in tar_file_iterator(io.BytesIO(data)))  # type: ignore[arg-type]
-    return list(group_by_keys(members))
+def find_member(sample: TarSample, extensions: tuple[str, ...]) -> TarMember | None:
+    """The member with the first of these extensions that the sample has; `seg.jpg` is not `jpg`."""
+    by_extension = {member.extension: member for member in sample.members}
+    return next((by_extension[extension] for extension in extensions if extension in by_extension), None)
 
 
-def _parse_label(text: bytes, *, shard: str, key: str) -> int:
+def parse_label(text: bytes, *, shard: str, key: str) -> int:
+    """A class number: a number in ASCII, or JSON that is a number or has one under `label`.
+
+    Raises:
+        DataError: anything else.
+    """
     try:
         value = json.loads(text)
         return int(value["label"] if isinstance(value, dict) else value)

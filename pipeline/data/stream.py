@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import signal
 import time
-import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pipeline.data.augment import EvalTransform, TrainTransform
+from pipeline.data.corpus import Corpus, Mixture
 from pipeline.data.counter import derive_key
 from pipeline.data.decode import UnreadableImage, decode_image
 from pipeline.data.index import ShardIndex
-from pipeline.data.order import Int64s, SampleOrder
+from pipeline.data.order import Int64s, Located, RunOrder
 from pipeline.data.reader import BlockReader, RawSample
+from pipeline.data.remote import RemoteOptions, Retry
 from pipeline.errors import DataError
 from pipeline.interruption import SIGNALS
 
 DIGEST_MODULUS = 2**52  # exact in a float64 too
+BLOCKS_AHEAD = 4  # read beforehand by an evaluation
 
 
 class Unreadable(NamedTuple):
@@ -43,6 +49,7 @@ class Batch(TypedDict):
     sample_ids: Tensor  # (B,) int64: number of the sample in the index
     positions: Tensor  # (B,) int64: place in the run's order
     unreadable: list[Unreadable]
+    retries: list[Retry]  # requests to a store that failed and were made again
     wait_s: float  # how long the training process waited for it
     digest: int  # sum over the images of a hash of (position, sample id, pixels), modulo 2**52
 
@@ -113,69 +120,96 @@ class TrainStream(IterableDataset[Batch]):
     """Endless parts of batches from `start_step` on: worker w of W yields its slots of each micro-batch in turn.
 
     `DataLoader` hands the parts over in worker order, and `BatchLoader` joins W of them to a micro-batch.
+
+    Args:
+        mixture: what is trained on.
+        order: of the run.
+        division: this rank's part of it.
+        transform: bytes to pixels.
+        num_classes: of the model; a label beyond is an error.
+        start_step: the first optimizer step served.
+        read_ahead: micro-batches whose blocks are asked for before they are needed.
+        remote: how to read shards behind a URL.
     """
 
     def __init__(
-        self, *, index: ShardIndex, order: SampleOrder, division: Division, transform: TrainTransform, num_classes: int,
-        start_step: int,
+        self, *, mixture: Mixture, order: RunOrder, division: Division, transform: TrainTransform, num_classes: int,
+        start_step: int, read_ahead: int = 8, remote: RemoteOptions | None = None,
     ) -> None:  # fmt: skip
-        self.index = index
+        self.mixture = mixture
         self.order = order
         self.division = division
         self.transform = transform
         self.num_classes = num_classes
         self.start_step = start_step
+        self.read_ahead = read_ahead
+        self.remote = remote or RemoteOptions()
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        # A stream plays one block at a time; twice that rides out the ends of epochs.
-        slots = -(-self.division.micro_batch_size // num_workers) * self.division.accumulation_steps
-        reader = BlockReader(self.index, capacity=2 * slots + 2)
-        step = self.start_step
-        while True:
+        readers = self._open_readers(num_workers)
+        window: deque[tuple[Int64s, Located]] = deque()
+        for positions in self._positions(worker, num_workers):
+            located = self.order.locate(positions)
+            for corpus, block in zip(located.corpus.tolist(), located.block.tolist(), strict=True):
+                readers[corpus].start(block)
+            window.append((positions, located))
+            if len(window) > self.read_ahead:
+                yield self._fill(readers, *window.popleft())
+
+    def _positions(self, worker: int, num_workers: int) -> Iterator[Int64s]:
+        for step in itertools.count(self.start_step):
             for micro_step in range(self.division.accumulation_steps):
-                positions = self.division.positions(step=step, micro_step=micro_step)
-                yield self._fill(reader, np.array_split(positions, num_workers)[worker])
-            step += 1
+                yield np.array_split(self.division.positions(step=step, micro_step=micro_step), num_workers)[worker]
 
-    def _checked_label(self, sample: RawSample) -> int:
-        if not 0 <= sample.label < self.num_classes:  # a GPU would stop without a word on which sample
-            raise DataError(
-                f"{self.index.folder}/{sample.shard}: sample {sample.key!r} has class {sample.label}, but model.num_classes={self.num_classes} "
-                f"(classes count from 0); raise it, or make shards with these classes alone"
-            )
-        return sample.label
+    def _open_readers(self, num_workers: int) -> list[BlockReader]:
+        """One a corpus, each with room for the blocks that all streams of this worker play or will play soon."""
+        share = -(-self.division.micro_batch_size // num_workers)
+        slots = share * self.division.accumulation_steps
+        streams = slots * max(1, self.order.num_streams // self.division.global_batch_size)
+        # A stream plays one block at a time; twice that rides out the ends of epochs.
+        capacity = 2 * streams + share * self.read_ahead + 2
+        return [BlockReader(corpus.index, capacity=capacity, remote=self.remote) for corpus in self.mixture.corpora]
 
-    def _fill(self, reader: BlockReader, positions: Int64s) -> Batch:
+    def _fill(self, readers: list[BlockReader], positions: Int64s, located: Located) -> Batch:
         size = self.transform.image_size
         images = torch.empty((len(positions), 3, size, size), dtype=torch.uint8)
         labels = torch.empty(len(positions), dtype=torch.int64)
         sample_ids = torch.empty(len(positions), dtype=torch.int64)
         unreadable: list[Unreadable] = []
         digest = 0
-        located = self.order.locate(positions)
         for i, position in enumerate(positions.tolist()):
-            block, epoch = int(located.block[i]), int(located.epoch[i])
-            first = int(self.index.first_sample[block])
-
-            def decode(sample: RawSample, slot: int, *, i: int = i, epoch: int = epoch, first: int = first) -> None:
-                self.transform(sample.image, seed=self.order.seed, epoch=epoch, sample_id=first + slot, out=images[i])
-
-            used = use_first_readable(reader, block, int(located.slot[i]), position=position, decode=decode)
-            labels[i] = self._checked_label(used.sample)
+            corpus, block = int(located.corpus[i]), int(located.block[i])
+            first = self.mixture.first_sample[corpus] + int(self.mixture.corpora[corpus].index.first_sample[block])
+            render = functools.partial(self._render, epoch=int(located.epoch[i]), first=first, out=images[i])
+            used = use_first_readable(readers[corpus], block, int(located.slot[i]), position=position, decode=render)
+            labels[i] = self._checked_label(used.sample, self.mixture.corpora[corpus])
             sample_ids[i] = first + used.slot
             unreadable += used.unreadable
-            digest += derive_key(position, first + used.slot, zlib.crc32(images[i].numpy().data))
+            digest += derive_key(position, first + used.slot, xxhash.xxh3_64_intdigest(images[i].numpy().data))
         return Batch(
             images=images,
             labels=labels,
             sample_ids=sample_ids,
             positions=torch.from_numpy(positions),
             unreadable=unreadable,
+            retries=[retry for reader in readers for retry in reader.take_retries()],
             wait_s=0.0,
             digest=digest % DIGEST_MODULUS,
         )
+
+    def _render(self, sample: RawSample, slot: int, *, epoch: int, first: int, out: Tensor) -> None:
+        self.transform(sample.image, seed=self.order.seed, epoch=epoch, sample_id=first + slot, out=out)
+
+    def _checked_label(self, sample: RawSample, corpus: Corpus) -> int:
+        label = corpus.first_class + sample.label
+        if not 0 <= label < self.num_classes:  # a GPU would stop without a word on which sample
+            raise DataError(
+                f"{corpus.index.folder}/{sample.shard}: sample {sample.key!r} has class {label}, but model.num_classes={self.num_classes} "
+                f"(classes count from 0); raise it, or make shards with these classes alone"
+            )
+        return label
 
 
 class BatchLoader:
@@ -222,6 +256,7 @@ def join_parts(parts: list[Batch]) -> Batch:
         sample_ids=torch.cat([part["sample_ids"] for part in parts]),
         positions=torch.cat([part["positions"] for part in parts]),
         unreadable=[item for part in parts for item in part["unreadable"]],
+        retries=[item for part in parts for item in part["retries"]],
         wait_s=0.0,
         digest=sum(part["digest"] for part in parts) % DIGEST_MODULUS,
     )
@@ -239,15 +274,19 @@ class EvalImages:
 class EvalStream(IterableDataset[EvalImages]):
     """Every sample of a downstream set once, in the index's order, a block at a time. No replacements: it counts."""
 
-    def __init__(self, *, index: ShardIndex, transform: EvalTransform) -> None:
+    def __init__(self, *, index: ShardIndex, transform: EvalTransform, remote: RemoteOptions | None = None) -> None:
         self.index = index
         self.transform = transform
+        self.remote = remote
 
     def __iter__(self) -> Iterator[EvalImages]:
         info = get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        reader = BlockReader(self.index, capacity=1)
-        for block in range(worker, self.index.num_blocks, num_workers):
+        reader = BlockReader(self.index, capacity=1, remote=self.remote)
+        blocks = range(worker, self.index.num_blocks, num_workers)
+        for number, block in enumerate(blocks):
+            for ahead in blocks[number : number + 1 + BLOCKS_AHEAD]:
+                reader.start(ahead)
             yield self._fill(reader, block)
 
     def _fill(self, reader: BlockReader, block: int) -> EvalImages:

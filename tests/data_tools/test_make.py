@@ -224,8 +224,8 @@ def write_truncated(folder: Path) -> None:
 
 
 BAD_FOLDERS = {
-    "does not exist": lambda folder: folder.rmdir(),
-    "no .tar files in it": lambda folder: None,
+    "does not exist or holds no .tar files": lambda folder: folder.rmdir(),
+    "holds no .tar files": lambda folder: None,
     "x.tar.gz is compressed; range reads need plain tars": lambda folder: (folder / "x.tar.gz").write_bytes(b""),
     "x.tar: not a whole, uncompressed tar": lambda folder: (folder / "x.tar").write_bytes(b"hello" * 500),
     "x.tar: cut short|x.tar: not a whole": write_truncated,

@@ -1,0 +1,108 @@
+"""A folder of shards, local or behind any fsspec URL (s3://, gs://, https://): its tars by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, BinaryIO, cast
+
+from fsspec.core import url_to_fs
+
+from pipeline.errors import DataError
+
+COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".tar.lz4")
+READ_AHEAD_BYTES = 4 << 20
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL."""
+    return "://" in path
+
+
+class ShardFolder:
+    """Lists and opens the tars of a folder.
+
+    Raises:
+        DataError: the URL's protocol is unknown, its package is not installed, or it carries a password.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path.rstrip("/") or "/"
+        self.is_remote = is_remote(path)
+        if self.is_remote and "@" in path.partition("://")[2].partition("/")[0]:
+            raise DataError("a shard URL must hold no user or password; credentials come from the environment alone")
+        try:
+            self.filesystem, self.root = cast("tuple[Any, str]", url_to_fs(self.path))
+        except ImportError as error:
+            raise DataError(f"data folder {path!r}: {error} (`pip install` the package it names)") from error
+        except (OSError, ValueError) as error:
+            raise DataError(f"data folder {path!r} cannot be reached: {error}") from error
+
+    def place(self, name: str) -> str:
+        """A file of the folder as its filesystem names it."""
+        return f"{self.root}/{name}"
+
+    def list_names(self) -> list[str]:
+        """Names of all files directly in the folder, sorted; none if there is no folder.
+
+        Raises:
+            DataError: it cannot be reached.
+        """
+        return sorted(str(e["name"]).rpartition("/")[2] for e in self._list() if e["type"] != "directory")
+
+    def _list(self) -> list[dict[str, Any]]:
+        try:
+            return self.filesystem.ls(self.root, detail=True, refresh=True) if self.filesystem.isdir(self.root) else []
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise DataError(f"data folder {self.path!r} cannot be reached: {error}") from error
+
+    def list_shards(self) -> list[str]:
+        """Names of the folder's tars, sorted.
+
+        Raises:
+            DataError: no folder, no tars in it, or compressed ones.
+        """
+        names = self.list_names()
+        compressed = [name for name in names if name.endswith(COMPRESSED)]
+        if compressed:
+            raise DataError(
+                f"{self.path}: {compressed[0]} is compressed; range reads need plain tars: `gunzip` (or `zstd -d`) them first"
+            )
+        shards = [name for name in names if name.endswith(".tar")]
+        if not shards:
+            raise DataError(f"shard folder {self.path!r} does not exist or holds no .tar files")
+        return shards
+
+    def open(self, name: str) -> BinaryIO:
+        """A file of the folder, to be read mostly forwards."""
+        if self.is_remote:
+            return cast(BinaryIO, self.filesystem.open(self.place(name), "rb", block_size=READ_AHEAD_BYTES))
+        return open(self.place(name), "rb")
+
+    def size(self, name: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            FileNotFoundError: no such file.
+            DataError: a server that does not tell.
+        """
+        size = self.filesystem.size(self.place(name))
+        if size is None:
+            raise DataError(f"{self.path}/{name}: the server does not tell its size, so it serves no byte ranges")
+        return int(size)
+
+    def sizes(self, names: Sequence[str]) -> dict[str, int]:
+        """Bytes of these files, those that are there: by one listing where the filesystem's listings tell sizes.
+
+        Raises:
+            DataError: the folder cannot be reached.
+        """
+        listed = {str(entry["name"]).rpartition("/")[2]: entry.get("size") for entry in self._list()}
+        sizes: dict[str, int] = {}
+        for name in names:
+            try:  # asked singly where it is not listed, as on web servers, or listed without its size
+                sizes[name] = int(listed.get(name) or self.size(name))
+            except FileNotFoundError:
+                pass
+        return sizes
