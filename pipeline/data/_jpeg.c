@@ -6,17 +6,9 @@
 
    Nothing here prints or exits: every error and every warning of libjpeg is returned as a ValueError. */
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#pragma GCC target("ssse3") /* every x86-64 processor since 2006 */
-#define WIDEST __attribute__((target_clones("avx2", "default"))) /* chosen when loaded */
-#else
-#define WIDEST
-#endif
-
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <math.h>
 #include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -25,11 +17,7 @@
 
 #include <jpeglib.h>
 
-#ifdef __SSSE3__
-#include <tmmintrin.h>
-#endif
-
-#define PIXEL 4 /* bytes: libjpeg-turbo writes RGBX, which vectorises where RGB does not */
+#include "_resize.h"
 
 typedef struct {
     struct jpeg_error_mgr manager; /* first: libjpeg hands back a pointer to it */
@@ -42,13 +30,6 @@ typedef struct {
     uint8_t *pixels;
     int left, top, width, height;
 } Region;
-
-/* Where an output pixel takes its values from: taps [first, first + count) times weights. */
-typedef struct {
-    int *first, *count;
-    int16_t *weights; /* size x max_taps */
-    int max_taps, precision;
-} Filter;
 
 typedef struct {
     uint8_t *memory;
@@ -92,6 +73,13 @@ static void set_errors(struct jpeg_decompress_struct *info, Errors *errors) {
     errors->manager.emit_message = on_level;
 }
 
+/* After setjmp: any of these may jump. */
+static void open_image(struct jpeg_decompress_struct *info, const uint8_t *data, size_t length) {
+    jpeg_create_decompress(info);
+    jpeg_mem_src(info, data, length);
+    jpeg_read_header(info, TRUE);
+}
+
 /* 0, or -1 with a message. */
 static int read_size(const uint8_t *data, size_t length, Errors *errors, int *height, int *width, int *is_cmyk) {
     struct jpeg_decompress_struct info;
@@ -101,9 +89,7 @@ static int read_size(const uint8_t *data, size_t length, Errors *errors, int *he
         jpeg_destroy_decompress(&info);
         return -1;
     }
-    jpeg_create_decompress(&info);
-    jpeg_mem_src(&info, data, length);
-    jpeg_read_header(&info, TRUE);
+    open_image(&info, data, length);
     *height = (int)info.image_height;
     *width = (int)info.image_width;
     *is_cmyk = info.jpeg_color_space == JCS_CMYK || info.jpeg_color_space == JCS_YCCK;
@@ -120,9 +106,7 @@ static int decode_region(const uint8_t *data, size_t length, int shrink, Region 
         jpeg_destroy_decompress(&info);
         return -1;
     }
-    jpeg_create_decompress(&info);
-    jpeg_mem_src(&info, data, length);
-    jpeg_read_header(&info, TRUE);
+    open_image(&info, data, length);
     if (wanted->left + wanted->width > (int)(info.image_width + (unsigned)shrink - 1) / shrink ||
         wanted->top + wanted->height > (int)(info.image_height + (unsigned)shrink - 1) / shrink) {
         snprintf(errors->message, sizeof errors->message, "no such crop");
@@ -161,123 +145,19 @@ static int decode_region(const uint8_t *data, size_t length, int shrink, Region 
     return 0;
 }
 
-/* Weights for `size` outputs from [start, start + length) of a line of `available` pixels that begins at `origin`. */
-static void make_filter(Filter *filter, int size, double start, double length, int origin, int low, int high, int antialias) {
-    double scale = length / size;
-    double support = antialias && scale > 1.0 ? scale : 1.0;
-    double inverse = antialias && scale > 1.0 ? 1.0 / scale : 1.0;
-    double row[filter->max_taps], largest = 0.0;
-    double *all = malloc(sizeof(double) * (size_t)size * (size_t)filter->max_taps);
-    for (int i = 0; i < size; i++) {
-        double centre = start + scale * (i + 0.5), total = 0.0;
-        int first = (int)(centre - support + 0.5), last = (int)(centre + support + 0.5);
-        if (first < low) first = low;
-        if (last > high) last = high;
-        if (last - first > filter->max_taps) last = first + filter->max_taps;
-        for (int k = 0; k < last - first; k++) {
-            double distance = fabs((first + k - centre + 0.5) * inverse);
-            row[k] = distance < 1.0 ? 1.0 - distance : 0.0;
-            total += row[k];
-        }
-        for (int k = 0; k < filter->max_taps; k++) {
-            double weight = k < last - first && total != 0.0 ? row[k] / total : 0.0;
-            all[i * filter->max_taps + k] = weight;
-            if (weight > largest) largest = weight;
-        }
-        filter->first[i] = first - origin;
-        filter->count[i] = last - first;
+/* What no decoder of the whole image can do without, for benchmarks. 0, or -1 with a message. */
+static int entropy_decode(const uint8_t *data, size_t length, Errors *errors) {
+    struct jpeg_decompress_struct info;
+    memset(&info, 0, sizeof info);
+    set_errors(&info, errors);
+    if (setjmp(errors->escape)) {
+        jpeg_destroy_decompress(&info);
+        return -1;
     }
-    /* The most bits with which the largest weight still fits 16 signed ones. */
-    int precision = 0;
-    while (precision < 22 && (int)(0.5 + largest * (1 << (precision + 1))) < (1 << 15)) precision++;
-    filter->precision = precision;
-    for (int i = 0; i < size; i++)
-        for (int k = 0; k < filter->max_taps; k++)
-            filter->weights[i * filter->max_taps + k] = (int16_t)(all[i * filter->max_taps + k] * (1 << precision) + 0.5);
-    free(all);
-}
-
-static inline uint8_t clip(int value) { return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value); }
-
-/* Columns: (rows, width) pixels to (rows, size). Reads up to one pixel past the last tap, with weight zero. */
-#ifdef __SSSE3__
-static void narrow(const uint8_t *in, int rows, int width, uint8_t *out, int size, const Filter *filter) {
-    const __m128i half = _mm_set1_epi32(1 << (filter->precision - 1)), shift = _mm_cvtsi32_si128(filter->precision);
-    /* Two pixels to four pairs of 16-bit numbers: red and red, green and green ... */
-    const __m128i pairs = _mm_setr_epi8(0, -1, 4, -1, 1, -1, 5, -1, 2, -1, 6, -1, 3, -1, 7, -1);
-    for (int y = 0; y < rows; y++) {
-        const uint8_t *line = in + (size_t)y * (size_t)width * PIXEL;
-        uint8_t *target = out + (size_t)y * (size_t)size * PIXEL;
-        for (int x = 0; x < size; x++) {
-            const uint8_t *pixel = line + (size_t)filter->first[x] * PIXEL;
-            const int16_t *weights = filter->weights + x * filter->max_taps;
-            __m128i sum = half;
-            for (int k = 0; k < filter->count[x]; k += 2) {
-                int two;
-                memcpy(&two, weights + k, sizeof two);
-                const __m128i values = _mm_shuffle_epi8(_mm_loadl_epi64((const __m128i *)(pixel + k * PIXEL)), pairs);
-                sum = _mm_add_epi32(sum, _mm_madd_epi16(values, _mm_set1_epi32(two)));
-            }
-            sum = _mm_sra_epi32(sum, shift);
-            const int result = _mm_cvtsi128_si32(_mm_packus_epi16(_mm_packs_epi32(sum, sum), sum));
-            memcpy(target + x * PIXEL, &result, sizeof result);
-        }
-    }
-}
-#else
-static void narrow(const uint8_t *in, int rows, int width, uint8_t *out, int size, const Filter *filter) {
-    const int half = 1 << (filter->precision - 1);
-    for (int y = 0; y < rows; y++) {
-        const uint8_t *line = in + (size_t)y * (size_t)width * PIXEL;
-        uint8_t *target = out + (size_t)y * (size_t)size * PIXEL;
-        for (int x = 0; x < size; x++) {
-            const uint8_t *pixel = line + (size_t)filter->first[x] * PIXEL;
-            const int16_t *weights = filter->weights + x * filter->max_taps;
-            int sums[PIXEL] = {half, half, half, half};
-            for (int k = 0; k < filter->count[x]; k++)
-                for (int channel = 0; channel < PIXEL; channel++) sums[channel] += weights[k] * pixel[k * PIXEL + channel];
-            for (int channel = 0; channel < PIXEL; channel++)
-                target[x * PIXEL + channel] = clip(sums[channel] >> filter->precision);
-        }
-    }
-}
-#endif
-
-/* Rows: (., size) pixels to three planes of (size, size), mirrored or not. */
-WIDEST static void shorten(const uint8_t *in, uint8_t *out, int size, const Filter *filter, int flip) {
-    const int half = 1 << (filter->precision - 1);
-    const int line_bytes = size * PIXEL;
-    int32_t sums[line_bytes];
-    uint8_t line[line_bytes];
-    for (int y = 0; y < size; y++) {
-        const int16_t *weights = filter->weights + y * filter->max_taps;
-        for (int x = 0; x < line_bytes; x++) sums[x] = half;
-        for (int k = 0; k < filter->count[y]; k++) {
-            const uint8_t *source = in + (size_t)(filter->first[y] + k) * (size_t)line_bytes;
-            const int32_t weight = weights[k];
-            for (int x = 0; x < line_bytes; x++) sums[x] += weight * source[x];
-        }
-        for (int x = 0; x < line_bytes; x++) line[x] = clip(sums[x] >> filter->precision);
-        for (int channel = 0; channel < 3; channel++) {
-            uint8_t *target = out + ((size_t)channel * (size_t)size + (size_t)y) * (size_t)size;
-            for (int x = 0; x < size; x++) target[x] = line[(flip ? size - 1 - x : x) * PIXEL + channel];
-        }
-    }
-}
-
-/* How many taps a filter over `length` for `size` outputs may have. */
-static int taps_of(double length, int size, int antialias) {
-    double scale = length / size;
-    double support = antialias && scale > 1.0 ? scale : 1.0;
-    return (int)ceil(support) * 2 + 2; /* even: taps are taken in pairs */
-}
-
-static void carve(Filter *filter, uint8_t **memory, int size, int max_taps) {
-    filter->max_taps = max_taps;
-    filter->first = (int *)*memory;
-    filter->count = filter->first + size;
-    filter->weights = (int16_t *)(filter->count + size);
-    *memory += sizeof(int) * 2 * (size_t)size + ((sizeof(int16_t) * (size_t)size * (size_t)max_taps + 15) & ~(size_t)15);
+    open_image(&info, data, length);
+    jpeg_read_coefficients(&info);
+    jpeg_destroy_decompress(&info);
+    return 0;
 }
 
 static int crop_resize(
@@ -290,8 +170,7 @@ static int crop_resize(
     Region region = {NULL, low_x, low_y, high_x - low_x, high_y - low_y};
     if (decode_region(data, length, shrink, &region, errors)) return -1;
     int taps_x = taps_of(w, size, antialias), taps_y = taps_of(h, size, antialias);
-    size_t filter_bytes = (size_t)size * (4 * sizeof(int) + sizeof(int16_t) * (size_t)(taps_x + taps_y)) + 64;
-    uint8_t *memory = reserve(&filters, filter_bytes);
+    uint8_t *memory = reserve(&filters, filter_bytes(size, taps_x) + filter_bytes(size, taps_y));
     uint8_t *middle = reserve(&narrowed, (size_t)region.height * (size_t)size * PIXEL);
     if (memory == NULL || middle == NULL) {
         snprintf(errors->message, sizeof errors->message, "out of memory");
@@ -348,10 +227,25 @@ static PyObject *py_crop_resize(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *py_entropy_decode(PyObject *module, PyObject *args) {
+    Py_buffer data;
+    Errors errors;
+    int failed;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y*", &data)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    failed = entropy_decode(data.buf, (size_t)data.len, &errors);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&data);
+    if (failed) return PyErr_Format(PyExc_ValueError, "%s", errors.message);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"read_size", py_read_size, METH_VARARGS, "read_size(data) -> (height, width, is_cmyk)"},
     {"crop_resize", py_crop_resize, METH_VARARGS,
      "crop_resize(data, top, left, height, width, shrink, size, flip, antialias, out): fill out, (3, size, size) bytes"},
+    {"entropy_decode", py_entropy_decode, METH_VARARGS, "entropy_decode(data): undo the entropy coding, for benchmarks"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
-from pipeline.data.stream import Batch, BatchLoader, TrainStream
+from pipeline.data.loader import Batch, BatchLoader
+from pipeline.data.stream import TrainStream
 
 
 class StreamDataModule(LightningDataModule):
@@ -30,4 +31,8 @@ class StreamDataModule(LightningDataModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> dict[str, Any]:
         """Only what the device needs goes there; ids and positions stay for messages."""
         moved = {name: batch[name].to(device, non_blocking=True) for name in ("images", "labels")}
+        if device.type == "cuda":
+            copied = torch.cuda.Event()
+            copied.record()
+            batch["when_copied"].append(copied.synchronize)
         return {**batch, **moved}

@@ -72,6 +72,18 @@ def has_region_decoder() -> bool:
     return _jpeg is not None
 
 
+def entropy_decode(data: bytes) -> None:
+    """Undo a JPEG's entropy coding and nothing more: no decoder of whole images is faster.
+
+    Raises:
+        UnreadableImage: damaged, or the region decoder is not built.
+    """
+    try:
+        _jpeg.entropy_decode(data)  # pyright: ignore[reportOptionalMemberAccess]
+    except (ValueError, AttributeError) as error:
+        raise UnreadableImage(str(error)) from error
+
+
 def _decode_jpeg(data: bytes) -> Pixels | None:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)

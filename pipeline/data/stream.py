@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import functools
 import itertools
-import signal
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple, TypedDict
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-import torch
 import xxhash
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pipeline.data.augment import EvalTransform, TrainTransform
+from pipeline.data.augment import TrainTransform
 from pipeline.data.corpus import Corpus, Mixture
 from pipeline.data.counter import derive_key
-from pipeline.data.decode import UnreadableImage, decode_image
-from pipeline.data.index import ShardIndex
+from pipeline.data.decode import UnreadableImage
 from pipeline.data.order import Int64s, Located, RunOrder
 from pipeline.data.reader import BlockReader, RawSample
 from pipeline.data.remote import RemoteOptions, Retry
 from pipeline.errors import DataError
-from pipeline.interruption import SIGNALS
 
 DIGEST_MODULUS = 2**52  # exact in a float64 too
 BLOCKS_AHEAD = 4  # read beforehand by an evaluation
@@ -41,16 +35,15 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-class Batch(TypedDict):
-    """One rank's part of one micro-batch."""
+@dataclass(frozen=True)
+class Part:
+    """What one worker has put into its slots of a micro-batch, its pixels apart."""
 
-    images: Tensor  # (B, 3, S, S) uint8
-    labels: Tensor  # (B,) int64
-    sample_ids: Tensor  # (B,) int64: number of the sample in the index
-    positions: Tensor  # (B,) int64: place in the run's order
+    labels: Int64s
+    sample_ids: Int64s  # numbers of the samples in the mixture
+    positions: Int64s
     unreadable: list[Unreadable]
     retries: list[Retry]  # requests to a store that failed and were made again
-    wait_s: float  # how long the training process waited for it
     digest: int  # sum over the images of a hash of (position, sample id, pixels), modulo 2**52
 
 
@@ -116,10 +109,8 @@ def use_first_readable(
     )
 
 
-class TrainStream(IterableDataset[Batch]):
-    """Endless parts of batches from `start_step` on: worker w of W yields its slots of each micro-batch in turn.
-
-    `DataLoader` hands the parts over in worker order, and `BatchLoader` joins W of them to a micro-batch.
+class TrainStream:
+    """Endless parts of micro-batches from `start_step` on: worker w of W fills its slots of each in turn.
 
     Args:
         mixture: what is trained on.
@@ -145,23 +136,31 @@ class TrainStream(IterableDataset[Batch]):
         self.read_ahead = read_ahead
         self.remote = remote or RemoteOptions()
 
-    def __iter__(self) -> Iterator[Batch]:
-        info = get_worker_info()
-        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+    def parts(self, images: Tensor, *, worker: int, num_workers: int) -> Iterator[Part]:
+        """Fill this worker's places of micro-batch n in `images[n % R]`, for n = 0, 1, ...; a part when one is full.
+
+        Args:
+            images: (R, B, 3, S, S) uint8, in memory that all workers share. Whoever iterates sees to it that a
+                micro-batch is no longer needed when the one R later is asked for.
+        """
         readers = self._open_readers(num_workers)
+        places = np.array_split(np.arange(self.division.micro_batch_size), num_workers)[worker]
         window: deque[tuple[Int64s, Located]] = deque()
-        for positions in self._positions(worker, num_workers):
+        number = 0
+        for positions in self._positions(places):
             located = self.order.locate(positions)
             for corpus, block in zip(located.corpus.tolist(), located.block.tolist(), strict=True):
                 readers[corpus].start(block)
             window.append((positions, located))
             if len(window) > self.read_ahead:
-                yield self._fill(readers, *window.popleft())
+                slots = images[number % len(images), int(places[0]) : int(places[-1]) + 1] if len(places) else images[0, :0]
+                yield self._fill(readers, *window.popleft(), slots=slots)
+                number += 1
 
-    def _positions(self, worker: int, num_workers: int) -> Iterator[Int64s]:
+    def _positions(self, places: Int64s) -> Iterator[Int64s]:
         for step in itertools.count(self.start_step):
             for micro_step in range(self.division.accumulation_steps):
-                yield np.array_split(self.division.positions(step=step, micro_step=micro_step), num_workers)[worker]
+                yield self.division.positions(step=step, micro_step=micro_step)[places]
 
     def _open_readers(self, num_workers: int) -> list[BlockReader]:
         """One a corpus, each with room for the blocks that all streams of this worker play or will play soon."""
@@ -172,30 +171,25 @@ class TrainStream(IterableDataset[Batch]):
         capacity = 2 * streams + share * self.read_ahead + 2
         return [BlockReader(corpus.index, capacity=capacity, remote=self.remote) for corpus in self.mixture.corpora]
 
-    def _fill(self, readers: list[BlockReader], positions: Int64s, located: Located) -> Batch:
-        size = self.transform.image_size
-        images = torch.empty((len(positions), 3, size, size), dtype=torch.uint8)
-        labels = torch.empty(len(positions), dtype=torch.int64)
-        sample_ids = torch.empty(len(positions), dtype=torch.int64)
+    def _fill(self, readers: list[BlockReader], positions: Int64s, located: Located, *, slots: Tensor) -> Part:
+        labels, sample_ids = np.empty_like(positions), np.empty_like(positions)
         unreadable: list[Unreadable] = []
         digest = 0
         for i, position in enumerate(positions.tolist()):
             corpus, block = int(located.corpus[i]), int(located.block[i])
             first = self.mixture.first_sample[corpus] + int(self.mixture.corpora[corpus].index.first_sample[block])
-            render = functools.partial(self._render, epoch=int(located.epoch[i]), first=first, out=images[i])
+            render = functools.partial(self._render, epoch=int(located.epoch[i]), first=first, out=slots[i])
             used = use_first_readable(readers[corpus], block, int(located.slot[i]), position=position, decode=render)
             labels[i] = self._checked_label(used.sample, self.mixture.corpora[corpus])
             sample_ids[i] = first + used.slot
             unreadable += used.unreadable
-            digest += derive_key(position, first + used.slot, xxhash.xxh3_64_intdigest(images[i].numpy().data))
-        return Batch(
-            images=images,
+            digest += derive_key(position, first + used.slot, xxhash.xxh3_64_intdigest(slots[i].numpy().data))
+        return Part(
             labels=labels,
             sample_ids=sample_ids,
-            positions=torch.from_numpy(positions),
+            positions=positions,
             unreadable=unreadable,
             retries=[retry for reader in readers for retry in reader.take_retries()],
-            wait_s=0.0,
             digest=digest % DIGEST_MODULUS,
         )
 
@@ -210,96 +204,3 @@ class TrainStream(IterableDataset[Batch]):
                 f"(classes count from 0); raise it, or make shards with these classes alone"
             )
         return label
-
-
-class BatchLoader:
-    """Joins the workers' parts to whole micro-batches. Iterating starts at `start_step` again."""
-
-    def __init__(self, stream: TrainStream, *, num_workers: int, prefetch: int, pin_memory: bool) -> None:
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
-        self._loader = DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=num_workers,
-            prefetch_factor=prefetch if num_workers else None,
-            # Forking a process that runs gloo's, NCCL's or OpenMP's threads can deadlock.
-            multiprocessing_context="spawn" if num_workers else None,
-            worker_init_fn=_start_worker,
-        )
-
-    def __iter__(self) -> Iterator[Batch]:
-        parts = iter(self._loader)
-        while True:
-            start = time.perf_counter()
-            batch = join_parts([next(parts) for _ in range(max(1, self.num_workers))])
-            if self.pin_memory:  # after joining: joined pinned parts would be unpinned again
-                batch["images"], batch["labels"] = batch["images"].pin_memory(), batch["labels"].pin_memory()
-            batch["wait_s"] = time.perf_counter() - start
-            yield batch
-
-
-def _start_worker(_worker: int) -> None:
-    torch.set_num_threads(1)
-    # A scheduler may signal every process of a job. What to do is the ranks' business: they still need their batches.
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
-def join_parts(parts: list[Batch]) -> Batch:
-    """One batch from consecutive parts."""
-    if len(parts) == 1:
-        return parts[0]
-    return Batch(
-        images=torch.cat([part["images"] for part in parts]),
-        labels=torch.cat([part["labels"] for part in parts]),
-        sample_ids=torch.cat([part["sample_ids"] for part in parts]),
-        positions=torch.cat([part["positions"] for part in parts]),
-        unreadable=[item for part in parts for item in part["unreadable"]],
-        retries=[item for part in parts for item in part["retries"]],
-        wait_s=0.0,
-        digest=sum(part["digest"] for part in parts) % DIGEST_MODULUS,
-    )
-
-
-@dataclass(frozen=True)
-class EvalImages:
-    """A chunk of a downstream set."""
-
-    images: Tensor  # (B, 3, S, S) uint8
-    labels: Tensor  # (B,) int64
-    unreadable: list[Unreadable] = field(default_factory=list)
-
-
-class EvalStream(IterableDataset[EvalImages]):
-    """Every sample of a downstream set once, in the index's order, a block at a time. No replacements: it counts."""
-
-    def __init__(self, *, index: ShardIndex, transform: EvalTransform, remote: RemoteOptions | None = None) -> None:
-        self.index = index
-        self.transform = transform
-        self.remote = remote
-
-    def __iter__(self) -> Iterator[EvalImages]:
-        info = get_worker_info()
-        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        reader = BlockReader(self.index, capacity=1, remote=self.remote)
-        blocks = range(worker, self.index.num_blocks, num_workers)
-        for number, block in enumerate(blocks):
-            for ahead in blocks[number : number + 1 + BLOCKS_AHEAD]:
-                reader.start(ahead)
-            yield self._fill(reader, block)
-
-    def _fill(self, reader: BlockReader, block: int) -> EvalImages:
-        images: list[Tensor] = []
-        labels: list[int] = []
-        unreadable: list[Unreadable] = []
-        first = int(self.index.first_sample[block])
-        for slot, sample in enumerate(reader.read(block)):
-            try:
-                images.append(self.transform(decode_image(sample.image)))
-                labels.append(sample.label)
-            except UnreadableImage as error:
-                unreadable.append(Unreadable(position=first + slot, key=sample.key, shard=sample.shard, reason=str(error)))
-        size = self.transform.image_size
-        stacked = torch.stack(images) if images else torch.empty((0, 3, size, size), dtype=torch.uint8)
-        return EvalImages(images=stacked, labels=torch.tensor(labels, dtype=torch.int64), unreadable=unreadable)

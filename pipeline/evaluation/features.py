@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pipeline.data.augment import EvalTransform
+from pipeline.data.evaluation_stream import EvalStream
 from pipeline.data.index import ShardIndex
-from pipeline.data.stream import EvalStream
 from pipeline.models.vit import VisionTransformer
 
 

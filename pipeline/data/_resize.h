@@ -1,0 +1,158 @@
+/* Separable resize of RGBX pixels as torch.nn.functional.interpolate does it on uint8: columns first, 16-bit weights, one
+   rounding a pass. */
+
+#ifndef PIPELINE_RESIZE_H
+#define PIPELINE_RESIZE_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC target("ssse3") /* every x86-64 processor since 2006 */
+#define WIDEST __attribute__((target_clones("avx2", "default"))) /* chosen when loaded */
+#else
+#define WIDEST
+#endif
+
+#ifdef __SSSE3__
+#include <tmmintrin.h>
+#endif
+
+#define PIXEL 4 /* bytes: libjpeg-turbo writes RGBX, which vectorises where RGB does not */
+
+/* Where an output pixel takes its values from: taps [first, first + count) times weights. */
+typedef struct {
+    int *first, *count;
+    int16_t *weights; /* size x max_taps */
+    double *exact;    /* likewise, before they are rounded */
+    int max_taps, precision;
+} Filter;
+
+/* Weights for `size` outputs from [start, start + length) of a line of `available` pixels that begins at `origin`. */
+static void make_filter(Filter *filter, int size, double start, double length, int origin, int low, int high, int antialias) {
+    double scale = length / size;
+    double support = antialias && scale > 1.0 ? scale : 1.0;
+    double inverse = antialias && scale > 1.0 ? 1.0 / scale : 1.0;
+    double row[filter->max_taps], largest = 0.0;
+    for (int i = 0; i < size; i++) {
+        double centre = start + scale * (i + 0.5), total = 0.0;
+        int first = (int)(centre - support + 0.5), last = (int)(centre + support + 0.5);
+        if (first < low) first = low;
+        if (last > high) last = high;
+        if (last - first > filter->max_taps) last = first + filter->max_taps;
+        for (int k = 0; k < last - first; k++) {
+            double distance = fabs((first + k - centre + 0.5) * inverse);
+            row[k] = distance < 1.0 ? 1.0 - distance : 0.0;
+            total += row[k];
+        }
+        for (int k = 0; k < filter->max_taps; k++) {
+            double weight = k < last - first && total != 0.0 ? row[k] / total : 0.0;
+            filter->exact[i * filter->max_taps + k] = weight;
+            if (weight > largest) largest = weight;
+        }
+        filter->first[i] = first - origin;
+        filter->count[i] = last - first;
+    }
+    /* The most bits with which the largest weight still fits 16 signed ones. */
+    int precision = 0;
+    while (precision < 22 && (int)(0.5 + largest * (1 << (precision + 1))) < (1 << 15)) precision++;
+    filter->precision = precision;
+    for (int i = 0; i < size; i++)
+        for (int k = 0; k < filter->max_taps; k++)
+            filter->weights[i * filter->max_taps + k] = (int16_t)(filter->exact[i * filter->max_taps + k] * (1 << precision) + 0.5);
+}
+
+static inline uint8_t clip(int value) { return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value); }
+
+/* Columns: (rows, width) pixels to (rows, size). Reads up to one pixel past the last tap, with weight zero. */
+#ifdef __SSSE3__
+static void narrow(const uint8_t *in, int rows, int width, uint8_t *out, int size, const Filter *filter) {
+    const __m128i half = _mm_set1_epi32(1 << (filter->precision - 1)), shift = _mm_cvtsi32_si128(filter->precision);
+    /* Two pixels to four pairs of 16-bit numbers: red and red, green and green ... */
+    const __m128i pairs = _mm_setr_epi8(0, -1, 4, -1, 1, -1, 5, -1, 2, -1, 6, -1, 3, -1, 7, -1);
+    for (int y = 0; y < rows; y++) {
+        const uint8_t *line = in + (size_t)y * (size_t)width * PIXEL;
+        uint8_t *target = out + (size_t)y * (size_t)size * PIXEL;
+        for (int x = 0; x < size; x++) {
+            const uint8_t *pixel = line + (size_t)filter->first[x] * PIXEL;
+            const int16_t *weights = filter->weights + x * filter->max_taps;
+            __m128i sum = half;
+            for (int k = 0; k < filter->count[x]; k += 2) {
+                int two;
+                memcpy(&two, weights + k, sizeof two);
+                const __m128i values = _mm_shuffle_epi8(_mm_loadl_epi64((const __m128i *)(pixel + k * PIXEL)), pairs);
+                sum = _mm_add_epi32(sum, _mm_madd_epi16(values, _mm_set1_epi32(two)));
+            }
+            sum = _mm_sra_epi32(sum, shift);
+            const int result = _mm_cvtsi128_si32(_mm_packus_epi16(_mm_packs_epi32(sum, sum), sum));
+            memcpy(target + x * PIXEL, &result, sizeof result);
+        }
+    }
+}
+#else
+static void narrow(const uint8_t *in, int rows, int width, uint8_t *out, int size, const Filter *filter) {
+    const int half = 1 << (filter->precision - 1);
+    for (int y = 0; y < rows; y++) {
+        const uint8_t *line = in + (size_t)y * (size_t)width * PIXEL;
+        uint8_t *target = out + (size_t)y * (size_t)size * PIXEL;
+        for (int x = 0; x < size; x++) {
+            const uint8_t *pixel = line + (size_t)filter->first[x] * PIXEL;
+            const int16_t *weights = filter->weights + x * filter->max_taps;
+            int sums[PIXEL] = {half, half, half, half};
+            for (int k = 0; k < filter->count[x]; k++)
+                for (int channel = 0; channel < PIXEL; channel++) sums[channel] += weights[k] * pixel[k * PIXEL + channel];
+            for (int channel = 0; channel < PIXEL; channel++)
+                target[x * PIXEL + channel] = clip(sums[channel] >> filter->precision);
+        }
+    }
+}
+#endif
+
+/* Rows: (., size) pixels to three planes of (size, size), mirrored or not. */
+WIDEST static void shorten(const uint8_t *in, uint8_t *out, int size, const Filter *filter, int flip) {
+    const int half = 1 << (filter->precision - 1);
+    const int line_bytes = size * PIXEL;
+    int32_t sums[line_bytes];
+    uint8_t line[line_bytes];
+    for (int y = 0; y < size; y++) {
+        const int16_t *weights = filter->weights + y * filter->max_taps;
+        for (int x = 0; x < line_bytes; x++) sums[x] = half;
+        for (int k = 0; k < filter->count[y]; k++) {
+            const uint8_t *source = in + (size_t)(filter->first[y] + k) * (size_t)line_bytes;
+            const int32_t weight = weights[k];
+            for (int x = 0; x < line_bytes; x++) sums[x] += weight * source[x];
+        }
+        for (int x = 0; x < line_bytes; x++) line[x] = clip(sums[x] >> filter->precision);
+        for (int channel = 0; channel < 3; channel++) {
+            uint8_t *target = out + ((size_t)channel * (size_t)size + (size_t)y) * (size_t)size;
+            for (int x = 0; x < size; x++) target[x] = line[(flip ? size - 1 - x : x) * PIXEL + channel];
+        }
+    }
+}
+
+/* How many taps a filter over `length` for `size` outputs may have. */
+static int taps_of(double length, int size, int antialias) {
+    double scale = length / size;
+    double support = antialias && scale > 1.0 ? scale : 1.0;
+    return (int)ceil(support) * 2 + 2; /* even: taps are taken in pairs */
+}
+
+/* A multiple of 16, so that the next one is aligned too. */
+static size_t filter_bytes(int size, int max_taps) {
+    size_t taps = (size_t)size * (size_t)max_taps;
+    return ((sizeof(double) + sizeof(int16_t)) * taps + 2 * sizeof(int) * (size_t)size + 15) & ~(size_t)15;
+}
+
+/* Lay a filter out in memory that is there already. */
+static void carve(Filter *filter, uint8_t **memory, int size, int max_taps) {
+    filter->max_taps = max_taps;
+    filter->exact = (double *)*memory;
+    filter->first = (int *)(filter->exact + (size_t)size * (size_t)max_taps);
+    filter->count = filter->first + size;
+    filter->weights = (int16_t *)(filter->count + size);
+    *memory += filter_bytes(size, max_taps);
+}
+
+#endif

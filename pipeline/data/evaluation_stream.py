@@ -1,0 +1,62 @@
+"""A downstream set, every sample once, in the index's order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from pipeline.data.augment import EvalTransform
+from pipeline.data.decode import UnreadableImage, decode_image
+from pipeline.data.index import ShardIndex
+from pipeline.data.reader import BlockReader
+from pipeline.data.remote import RemoteOptions
+from pipeline.data.stream import Unreadable
+
+BLOCKS_AHEAD = 4  # read before they are needed
+
+
+@dataclass(frozen=True)
+class EvalImages:
+    """A chunk of a downstream set."""
+
+    images: Tensor  # (B, 3, S, S) uint8
+    labels: Tensor  # (B,) int64
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+
+class EvalStream(IterableDataset[EvalImages]):
+    """Every sample of a downstream set once, in the index's order, a block at a time. No replacements: it counts."""
+
+    def __init__(self, *, index: ShardIndex, transform: EvalTransform, remote: RemoteOptions | None = None) -> None:
+        self.index = index
+        self.transform = transform
+        self.remote = remote
+
+    def __iter__(self) -> Iterator[EvalImages]:
+        info = get_worker_info()
+        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        reader = BlockReader(self.index, capacity=1, remote=self.remote)
+        blocks = range(worker, self.index.num_blocks, num_workers)
+        for number, block in enumerate(blocks):
+            for ahead in blocks[number : number + 1 + BLOCKS_AHEAD]:
+                reader.start(ahead)
+            yield self._fill(reader, block)
+
+    def _fill(self, reader: BlockReader, block: int) -> EvalImages:
+        images: list[Tensor] = []
+        labels: list[int] = []
+        unreadable: list[Unreadable] = []
+        first = int(self.index.first_sample[block])
+        for slot, sample in enumerate(reader.read(block)):
+            try:
+                images.append(self.transform(decode_image(sample.image)))
+                labels.append(sample.label)
+            except UnreadableImage as error:
+                unreadable.append(Unreadable(position=first + slot, key=sample.key, shard=sample.shard, reason=str(error)))
+        size = self.transform.image_size
+        stacked = torch.stack(images) if images else torch.empty((0, 3, size, size), dtype=torch.uint8)
+        return EvalImages(images=stacked, labels=torch.tensor(labels, dtype=torch.int64), unreadable=unreadable)
