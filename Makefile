@@ -5,7 +5,7 @@ RUN = $(VENV)/bin/python -m
 LOCK = requirements.lock
 PIP = $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint $(LOCK)
 
-.PHONY: demo test test-slow lint install clean
+.PHONY: demo test test-slow lint install peers clean
 
 demo: $(VENV)/.demo
 	$(RUN) pipeline demo
@@ -44,5 +44,9 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --no-deps --upgrade --target .reference timm torchvision
 	touch $@
 
+# Other loaders, for `python -m pipeline benchmark loader`, apart from our own packages: their pins would contradict ours.
+peers: .reference/.installed
+	$(PIP) --no-deps --upgrade --target .peers litdata mosaicml-streaming boto3 botocore s3transfer jmespath brotli python-snappy cramjam zstd catalogue
+
 clean:
-	rm -rf $(VENV) .reference runs
+	rm -rf $(VENV) .reference .peers runs

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, BinaryIO, cast
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO, TypeVar, cast
 
 from fsspec.core import url_to_fs
 
+from pipeline.data.retry import call_again
 from pipeline.errors import DataError
+
+Result = TypeVar("Result")
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".tar.lz4")
 READ_AHEAD_BYTES = 4 << 20
+PATIENCE_S = 30.0  # with listings and small files, before anything has begun
 
 
 def is_remote(path: str) -> bool:
@@ -50,12 +55,49 @@ class ShardFolder:
         return sorted(str(e["name"]).rpartition("/")[2] for e in self._list() if e["type"] != "directory")
 
     def _list(self) -> list[dict[str, Any]]:
-        try:
+        def list_now() -> list[dict[str, Any]]:
             return self.filesystem.ls(self.root, detail=True, refresh=True) if self.filesystem.isdir(self.root) else []
+
+        try:
+            return self._call(list_now)
         except FileNotFoundError:
             return []
-        except (OSError, ValueError) as error:
-            raise DataError(f"data folder {self.path!r} cannot be reached: {error}") from error
+
+    def _call(self, function: Callable[[], Result]) -> Result:
+        """Ask the filesystem, a few times if need be.
+
+        Raises:
+            FileNotFoundError: no such file.
+            DataError: the store cannot be reached, or refuses.
+        """
+        try:
+            return call_again(function, patience_s=PATIENCE_S if self.is_remote else 0)
+        except (FileNotFoundError, DataError):
+            raise
+        except Exception as error:  # stores' libraries have errors of their own
+            raise DataError(f"data folder {self.path!r} cannot be reached: {type(error).__name__}: {error}") from error
+
+    def exists(self, name: str) -> bool:
+        """Whether a file is there."""
+        return self._call(lambda: self.filesystem.exists(self.place(name)))
+
+    def read(self, name: str) -> bytes:
+        """All of a small file."""
+        return self._call(lambda: self.filesystem.cat_file(self.place(name)))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file, whole or not at all."""
+        if self.is_remote:  # object stores show a file once it is whole
+            self._call(lambda: self.filesystem.pipe_file(self.place(name), data))
+            return
+        part = f"{self.place(name)}.part"
+        with open(part, "wb") as file:
+            file.write(data)
+        os.replace(part, self.place(name))
+
+    def version(self, name: str) -> str:
+        """What tells a file from one written later under its name."""
+        return self._call(lambda: str(self.filesystem.ukey(self.place(name))))
 
     def list_shards(self) -> list[str]:
         """Names of the folder's tars, sorted.
@@ -87,7 +129,7 @@ class ShardFolder:
             FileNotFoundError: no such file.
             DataError: a server that does not tell.
         """
-        size = self.filesystem.size(self.place(name))
+        size = self._call(lambda: self.filesystem.size(self.place(name)))
         if size is None:
             raise DataError(f"{self.path}/{name}: the server does not tell its size, so it serves no byte ranges")
         return int(size)

@@ -212,13 +212,7 @@ def save_index(index: ShardIndex) -> None:
     arrays = {name: np.ascontiguousarray(getattr(index, name)) for name in ARRAYS}
     names = np.frombuffer("\n".join(index.shard_names).encode(), np.uint8)
     data = save({**arrays, "shard_names": names}, metadata={"format": FORMAT_VERSION, "fingerprint": index.fingerprint})
-    folder = ShardFolder(index.folder)
-    if folder.is_remote:  # object stores show a file once it is whole
-        folder.filesystem.pipe_file(folder.place(INDEX_NAME), data)
-        return
-    part = f"{folder.place(INDEX_NAME)}.part"
-    Path(part).write_bytes(data)
-    os.replace(part, folder.place(INDEX_NAME))
+    ShardFolder(index.folder).write(INDEX_NAME, data)
 
 
 def load_index(path: str) -> ShardIndex:
@@ -228,13 +222,7 @@ def load_index(path: str) -> ShardIndex:
         DataError: no such folder, no index in it, or an index of another format.
     """
     folder = ShardFolder(path.removesuffix(INDEX_NAME).rstrip("/") or ".")
-    place = folder.place(INDEX_NAME)
-    try:
-        is_there = folder.filesystem.exists(place)
-        local = (_download(folder, place) if folder.is_remote else place) if is_there else None
-    except (OSError, ValueError) as error:
-        raise DataError(f"data folder {folder.path!r} cannot be reached: {error}") from error
-    if local is None:
+    if not folder.exists(INDEX_NAME):
         if any(name.endswith(".tar") for name in folder.list_names()):
             raise DataError(
                 f"data folder {folder.path!r} holds no index; make one with `python -m data_tools index {folder.path}`"
@@ -243,12 +231,12 @@ def load_index(path: str) -> ShardIndex:
             f"data folder {folder.path!r} does not exist or holds no shards; check the path, or make shards with "
             f"`python -m data_tools make IMAGES {folder.path}`"
         )
-    return _map_index(local, folder.path)
+    return _map_index(_download(folder) if folder.is_remote else folder.place(INDEX_NAME), folder.path)
 
 
-def _download(folder: ShardFolder, place: str) -> str:
+def _download(folder: ShardFolder) -> str:
     """A local copy of a remote index, named after the URL and the version of the object, made once a machine."""
-    version = hashlib.blake2b(f"{folder.path} {folder.filesystem.ukey(place)}".encode(), digest_size=16).hexdigest()
+    version = hashlib.blake2b(f"{folder.path} {folder.version(INDEX_NAME)}".encode(), digest_size=16).hexdigest()
     copies = Path(tempfile.gettempdir()) / f"shard-indexes-{os.getuid()}"
     copies.mkdir(mode=0o700, exist_ok=True)
     if copies.stat().st_uid != os.getuid():
@@ -256,7 +244,7 @@ def _download(folder: ShardFolder, place: str) -> str:
     copy = copies / f"{version}.safetensors"
     if not copy.exists():
         part = copies / f"{version}.{os.getpid()}.part"
-        part.write_bytes(folder.filesystem.cat_file(place))
+        part.write_bytes(folder.read(INDEX_NAME))
         os.replace(part, copy)
     return str(copy)
 
@@ -287,8 +275,7 @@ def _map_array(data: mmap.mmap, start: int, entry: dict[str, Any]) -> NDArray[An
 def read_class_names(index: ShardIndex) -> list[str] | None:
     """Class names by id, or None where the folder does not say."""
     folder = ShardFolder(index.folder)
-    place = folder.place(CLASSES_NAME)
-    return folder.filesystem.cat_file(place).decode().splitlines() if folder.filesystem.exists(place) else None
+    return folder.read(CLASSES_NAME).decode().splitlines() if folder.exists(CLASSES_NAME) else None
 
 
 def check_shards(index: ShardIndex) -> None:

@@ -8,6 +8,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from pipeline.data.folder import is_remote
@@ -92,10 +93,18 @@ class LocalSource:
 
 
 class KeptSource(RemoteSource):
-    """Shards behind a URL; a block that is being played stays in memory."""
+    """Shards behind a URL; a block that is being played stays in memory, or in the cache on disk."""
 
     def keep(self, block: int, data: bytes) -> ReadBytes:
-        return lambda start, length: data[start : start + length]
+        place = self.cache.place(block) if self.cache else None
+        if place is None:
+            return lambda start, length: data[start : start + length]
+        return lambda start, length: _read_part(place, start, length)
+
+
+def _read_part(place: Path, start: int, length: int) -> bytes:
+    with place.open("rb", buffering=0) as file:
+        return os.pread(file.fileno(), length, start)
 
 
 def open_source(index: ShardIndex, options: RemoteOptions) -> Source:
@@ -108,7 +117,8 @@ class BlockReader:
 
     Args:
         index: the corpus.
-        capacity: parsed blocks kept; at least the number of streams this reader serves.
+        capacity: blocks kept; at least the number of streams this reader serves. A block whose samples have all been
+            played is not kept.
         remote: how to read shards behind a URL.
     """
 
@@ -118,6 +128,7 @@ class BlockReader:
         self._source = open_source(index, remote or RemoteOptions())
         self._started: dict[int, Callable[[], bytes]] = {}
         self._blocks: OrderedDict[int, list[RawSample]] = OrderedDict()
+        self._unplayed: dict[int, int] = {}
 
     def start(self, block: int) -> None:
         """Begin to read a block that will be wanted soon."""
@@ -125,7 +136,7 @@ class BlockReader:
             self._started[block] = self._source.start(block)
 
     def read(self, block: int) -> list[RawSample]:
-        """All samples of a block, in the file's order.
+        """All samples of a block, in the file's order, one of which is played now.
 
         Raises:
             DataError: shard missing or cut short, or contents that differ from the index.
@@ -134,10 +145,14 @@ class BlockReader:
             self.start(block)
             samples = self._parse(block, self._started.pop(block)())
             if len(self._blocks) >= self.capacity:
-                self._blocks.popitem(last=False)
-            self._blocks[block] = samples
+                self._unplayed.pop(self._blocks.popitem(last=False)[0])
+            self._blocks[block], self._unplayed[block] = samples, len(samples)
+        samples = self._blocks[block]
         self._blocks.move_to_end(block)
-        return self._blocks[block]
+        self._unplayed[block] -= 1
+        if not self._unplayed[block]:
+            del self._blocks[block], self._unplayed[block]
+        return samples
 
     def take_retries(self) -> list[Retry]:
         """Failed requests since the last call."""

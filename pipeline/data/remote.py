@@ -7,7 +7,6 @@ again, after random waits that grow, until `patience_s` has passed since its fir
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -23,13 +22,10 @@ from fsspec.asyn import AsyncFileSystem, sync
 
 from pipeline.data.folder import ShardFolder
 from pipeline.data.index import BlockPlace, ShardIndex
+from pipeline.data.retry import PERMANENT, call_again
 from pipeline.errors import DataError
 
 CONCURRENT_READS = 16
-FIRST_WAIT_S = 0.1
-LONGEST_WAIT_S = 20.0
-# What no second try mends. Everything else may be the network's or the server's mood: libraries raise almost anything.
-PERMANENT = (FileNotFoundError, PermissionError, NotImplementedError, ImportError, TypeError, AttributeError)
 CHECKSUM_BYTES = 8
 
 
@@ -127,9 +123,9 @@ class RemoteSource:
         # Daemons, which an executor's threads are not: a process that has what it needs ends in the middle of a read.
         for number in range(CONCURRENT_READS):
             threading.Thread(target=self._work, name=f"read-block-{number}", daemon=True).start()
-        self._cache = None
+        self.cache: BlockCache | None = None
         if options.cache_dir is not None:
-            self._cache = BlockCache(index, folder=options.cache_dir, num_bytes=options.cache_bytes)
+            self.cache = BlockCache(index, folder=options.cache_dir, num_bytes=options.cache_bytes)
         self._retries: SimpleQueue[Retry] = SimpleQueue()
 
     def start(self, block: int) -> Callable[[], bytes]:
@@ -155,56 +151,46 @@ class RemoteSource:
                 future.set_exception(error)
 
     def _read(self, block: int) -> bytes:
-        kept = self._cache.get(block) if self._cache else None
+        kept = self.cache.get(block) if self.cache else None
         if kept is not None:
             return kept
         data = self._fetch(self._index.place(block))
-        if self._cache:
-            self._cache.put(block, data)
+        if self.cache:
+            self.cache.put(block, data)
         return data
 
     def _fetch(self, place: BlockPlace) -> bytes:
-        first_failure: float | None = None
-        longest_wait_s = FIRST_WAIT_S
-        while True:
-            try:
-                data = self._request(place)
-                if len(data) == place.num_bytes:
-                    return data
-                problem: Exception = EOFError(f"{len(data)} bytes came of {place.num_bytes}")
-            except PERMANENT as error:
-                raise self._explain(place, error) from error
-            except Exception as error:
-                problem = error
-            self._retries.put(Retry(place.shard, f"{type(problem).__name__}: {problem}"))
-            first_failure = first_failure or time.monotonic()
-            failing_s = time.monotonic() - first_failure
-            if failing_s > self._options.patience_s:
-                raise self._give_up(place, problem, failing_s=failing_s) from problem
-            time.sleep(random.uniform(0, longest_wait_s))  # all of it random: a thousand readers must not come back at once
-            longest_wait_s = min(LONGEST_WAIT_S, 2 * longest_wait_s)
+        def count(error: Exception) -> None:
+            self._retries.put(Retry(place.shard, f"{type(error).__name__}: {error}"))
+
+        begin = time.monotonic()
+        try:
+            return call_again(lambda: self._request(place), patience_s=self._options.patience_s, on_failure=count)
+        except Exception as error:
+            raise self._explain(place, error, elapsed_s=time.monotonic() - begin) from error
 
     def _request(self, place: BlockPlace) -> bytes:
         filesystem: Any = self._folder.filesystem
         path, end = self._folder.place(place.shard), place.offset + place.num_bytes
         if isinstance(filesystem, AsyncFileSystem):
-            read = sync(
-                filesystem.loop, filesystem._cat_file, path, start=place.offset, end=end, timeout=self._options.timeout_s
-            )
-            return cast(bytes, read)
-        return filesystem.cat_file(path, start=place.offset, end=end)
+            timeout_s = self._options.timeout_s
+            data: Any = sync(filesystem.loop, filesystem._cat_file, path, start=place.offset, end=end, timeout=timeout_s)
+        else:
+            data = filesystem.cat_file(path, start=place.offset, end=end)
+        if len(data) != place.num_bytes:
+            raise EOFError(f"{len(data)} bytes came of {place.num_bytes}")
+        return data
 
-    def _explain(self, place: BlockPlace, error: Exception) -> DataError:
-        where = f"{self._index.folder}/{place.shard}"
+    def _explain(self, place: BlockPlace, error: Exception, *, elapsed_s: float) -> DataError:
+        shard = f"{self._index.folder}/{place.shard}"
+        where = f"{shard} bytes {place.offset}-{place.offset + place.num_bytes}"
         if isinstance(error, FileNotFoundError):
-            return DataError(f"{where} is missing; restore it, or index the folder again")
-        return DataError(f"{where} cannot be read: {type(error).__name__}: {error}")
-
-    def _give_up(self, place: BlockPlace, problem: Exception, *, failing_s: float) -> DataError:
-        where = f"{self._index.folder}/{place.shard} bytes {place.offset}-{place.offset + place.num_bytes}"
-        if isinstance(problem, EOFError):
-            return DataError(f"{where}: only part of it comes ({problem}); the shard is cut short, or its index is another's")
+            return DataError(f"{shard} is missing; restore it, or index the folder again")
+        if isinstance(error, EOFError):
+            return DataError(f"{where}: only part of it comes ({error}); the shard is cut short, or its index is another's")
+        if isinstance(error, PERMANENT):
+            return DataError(f"{where} cannot be read: {type(error).__name__}: {error}")
         return DataError(
-            f"{where} could not be read for {failing_s:.0f} s ({type(problem).__name__}: {problem}); the run goes on from its "
-            f"last checkpoint when the store does. data.read_patience_s sets how long to try"
+            f"{where} could not be read for {elapsed_s:.0f} s ({type(error).__name__}: {error}); the run goes on from its last "
+            f"checkpoint when the store does. data.read_patience_s sets how long to try"
         )

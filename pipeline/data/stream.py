@@ -163,13 +163,12 @@ class TrainStream:
                 yield self.division.positions(step=step, micro_step=micro_step)[places]
 
     def _open_readers(self, num_workers: int) -> list[BlockReader]:
-        """One a corpus, each with room for the blocks that all streams of this worker play or will play soon."""
+        """One a corpus, each with room for the blocks that all streams of this worker play."""
         share = -(-self.division.micro_batch_size // num_workers)
         slots = share * self.division.accumulation_steps
         streams = slots * max(1, self.order.num_streams // self.division.global_batch_size)
         # A stream plays one block at a time; twice that rides out the ends of epochs.
-        capacity = 2 * streams + share * self.read_ahead + 2
-        return [BlockReader(corpus.index, capacity=capacity, remote=self.remote) for corpus in self.mixture.corpora]
+        return [BlockReader(corpus.index, capacity=2 * streams + 2, remote=self.remote) for corpus in self.mixture.corpora]
 
     def _fill(self, readers: list[BlockReader], positions: Int64s, located: Located, *, slots: Tensor) -> Part:
         labels, sample_ids = np.empty_like(positions), np.empty_like(positions)

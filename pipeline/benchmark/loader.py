@@ -1,0 +1,169 @@
+"""`benchmark loader`: this project's loader beside its peers', in interleaved rounds on the same images and cores."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from pipeline.benchmark.contenders import ALONE, CONTENDERS, Settings, make_transform
+from pipeline.data.corpus import Corpus, Mixture
+from pipeline.data.decode import has_region_decoder
+from pipeline.data.index import load_index
+from pipeline.data.loader import BatchLoader
+from pipeline.data.stream import Division, TrainStream
+from pipeline.errors import DataError
+
+REPOSITORY = Path(__file__).parent.parent.parent
+BASELINE = "Pillow, decode alone"
+# What each loader does beyond this is its overhead.
+WORK_OF = {"ours, region decoder": "region decoder, decode + crop", "ours, libraries alone": "simplejpeg + torch, decode + crop",
+           "webdataset as open_clip": "Pillow, decode + crop, fp32", "timm reader (wds)": "Pillow, decode + crop, fp32",
+           "litdata": "Pillow, decode + crop, fp32", "mosaicml-streaming": "Pillow, decode + crop, fp32",
+           "webdataset, our transform": "region decoder, decode + crop", "litdata, our transform": "region decoder, decode + crop",
+           "mosaicml-streaming, our transform": "region decoder, decode + crop"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One contender's rounds: medians."""
+
+    images_per_s: float
+    cpu_ms_per_image: float
+    worker_mib: float
+
+
+class _Contender:
+    """A contender's process."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self.settings = settings
+        # Peers live in folders of their own: `make peers`, `.reference` of the tests.
+        paths = [str(REPOSITORY / ".peers"), str(REPOSITORY / ".reference"), os.environ.get("PYTHONPATH", "")]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.benchmark.contenders", name, json.dumps(asdict(settings))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        self.problem = None if self._answer() else self._last_words()
+        self.rounds: list[dict[str, Any]] = []
+
+    def run(self, num_batches: int) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{num_batches}\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        if answer is None:
+            self.problem = self._last_words()
+        else:
+            self.rounds.append({**answer, "images": num_batches * self.settings.batch_size})
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def cost(self) -> Cost:
+        return Cost(
+            images_per_s=statistics.median(r["images"] / r["wall_s"] for r in self.rounds),
+            cpu_ms_per_image=statistics.median(1e3 * r["cpu_s"] / r["images"] for r in self.rounds),
+            worker_mib=max(r["mib"] for r in self.rounds),
+        )
+
+    def _answer(self) -> dict[str, Any] | None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        return None
+
+    def _last_words(self) -> str:
+        assert self._process.stderr is not None
+        lines = [line for line in self._process.stderr.read().splitlines() if line.strip()]
+        return lines[-1] if lines else f"ended with code {self._process.wait()}"
+
+
+def compare_loaders(
+    folder: str, *, num_workers: int, batch_size: int, image_size: int, num_batches: int, num_rounds: int, only: list[str]
+) -> str:
+    """Measure all contenders in turns and return a table.
+
+    Raises:
+        DataError: no index, or fewer shards than workers.
+    """
+    index = load_index(folder)
+    if len(index.shard_names) < num_workers:
+        raise DataError(
+            f"{folder} holds {len(index.shard_names)} shards, webdataset gives every worker its own: at least {num_workers}; pack it "
+            f"anew with a smaller --samples-per-shard"
+        )
+    with tempfile.TemporaryDirectory() as converted:
+        settings = Settings(folder, converted, num_workers, batch_size, image_size)
+        names = [name for name in CONTENDERS if not only or any(part in name for part in only)]
+        contenders = [_Contender(name, settings) for name in tqdm(names, desc="start", unit="loader")]
+        try:
+            running = [contender for contender in contenders if contender.problem is None]
+            with tqdm(total=num_rounds * len(running), desc="rounds", unit="round") as bar:
+                for _ in range(num_rounds):
+                    for contender in running:
+                        if contender.problem is None:
+                            contender.run(num_batches)
+                        bar.update()
+        finally:
+            for contender in contenders:
+                contender.close()
+        heading = (
+            f"{index.num_samples} images of {folder}, to {image_size} px, batches of {batch_size}, {num_workers} worker processes, "
+            f"{os.cpu_count()} cores; medians of {num_rounds} interleaved rounds of {num_batches} batches"
+        )
+        resume = "\n".join(resume_line(settings, position) for position in (10**4, 10**9))
+    return f"{heading}\n\n{_table(contenders)}\n\n{resume}"
+
+
+def _table(contenders: list[_Contender]) -> str:
+    costs = {contender.name: contender.cost() for contender in contenders if contender.problem is None and contender.rounds}
+    lines = [
+        "| | images/s | images/s a core | CPU ms an image | of Pillow's decode | overhead over decode + crop | MiB a worker |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for contender in contenders:
+        cost = costs.get(contender.name)
+        if cost is None:
+            lines.append(f"| {contender.name} | not run: {contender.problem} | | | | | |")
+            continue
+        per_core = 1e3 / cost.cpu_ms_per_image
+        relative = f"{costs[BASELINE].cpu_ms_per_image / cost.cpu_ms_per_image:.2f}" if BASELINE in costs else ""
+        work = costs.get(WORK_OF.get(contender.name, ""))
+        overhead = f"{100 * (cost.cpu_ms_per_image / work.cpu_ms_per_image - 1):+.0f} %" if work else ""
+        memory = "" if contender.name in ALONE else f"{cost.worker_mib:.0f}"
+        wall = "" if contender.name in ALONE else f"{cost.images_per_s:.0f}"
+        lines.append(
+            f"| {contender.name} | {wall} | {per_core:.0f} | {cost.cpu_ms_per_image:.2f} | {relative} | {overhead} | {memory} |"
+        )
+    return "\n".join(lines)
+
+
+def resume_line(settings: Settings, position: int) -> str:
+    """How long our loader takes from nothing to the batch at a position."""
+    mixture = Mixture((Corpus(load_index(settings.folder)),))
+    begin = time.perf_counter()
+    stream = TrainStream(
+        mixture=mixture, order=mixture.make_order(seed=0, num_streams=settings.batch_size),
+        division=Division(global_batch_size=settings.batch_size, rank=0, world_size=1, accumulation_steps=1),
+        transform=make_transform(settings, "region" if has_region_decoder() else "whole"), num_classes=2**31,
+        start_step=position // settings.batch_size,
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    next(iter(BatchLoader(stream, num_workers=0, prefetch=1, pin_memory=False)))
+    elapsed_s = time.perf_counter() - begin
+    return f"resume at position {position:.0e}: first batch after {elapsed_s:.2f} s (ours, decoding it included)"

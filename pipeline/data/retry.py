@@ -1,0 +1,44 @@
+"""Calls to a store, made again when they fail."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+FIRST_WAIT_S = 0.1
+LONGEST_WAIT_S = 20.0
+# What no second try mends. Everything else may be the network's or the server's mood: libraries raise almost anything.
+PERMANENT = (FileNotFoundError, PermissionError, NotImplementedError, ImportError, TypeError, AttributeError, ValueError)
+
+
+def call_again(
+    function: Callable[[], Result], *, patience_s: float, on_failure: Callable[[Exception], None] | None = None
+) -> Result:
+    """`function()`, again and again until it succeeds, after random waits that grow.
+
+    Args:
+        patience_s: how long since the first failure to go on; then its last error is raised.
+        on_failure: told each error that is followed by another try.
+
+    Raises:
+        what the function raises: at once if it is `PERMANENT`.
+    """
+    first_failure: float | None = None
+    longest_wait_s = FIRST_WAIT_S
+    while True:
+        try:
+            return function()
+        except PERMANENT:
+            raise
+        except Exception as error:
+            first_failure = first_failure or time.monotonic()
+            if time.monotonic() - first_failure > patience_s:
+                raise
+            if on_failure is not None:
+                on_failure(error)
+        time.sleep(random.uniform(0, longest_wait_s))  # all of it random: a thousand readers must not come back at once
+        longest_wait_s = min(LONGEST_WAIT_S, 2 * longest_wait_s)

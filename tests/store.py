@@ -1,0 +1,183 @@
+"""A real S3 server on loopback, and between it and its clients a proxy that does to requests what networks do."""
+
+from __future__ import annotations
+
+import http.client
+import random
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+ACCESS_KEY, SECRET_KEY = "test-key", "test-secret-of-no-value"
+RCLONE = Path(sys.executable).parent / "rclone"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class S3Server:
+    """rclone's S3 server over a folder; its subfolders are the buckets."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        command = [RCLONE, "serve", "s3", "--config", "/dev/null", "--no-cleanup", "--vfs-cache-mode", "off", "--dir-cache-time", "0s", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--addr", f"127.0.0.1:{self.port}", str(self.root)]  # fmt: skip
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            if self._process.poll() is not None:
+                assert self._process.stderr is not None
+                raise RuntimeError(self._process.stderr.read().decode())
+            time.sleep(0.05)
+        raise RuntimeError("rclone did not begin to listen within ten seconds")
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+
+class FaultProxy:
+    """Forwards to a server; `fault` happens to reads of shards with a probability, drawn from a seed.
+
+    Faults: error (500), reset (RST in the middle of the body), truncated (connection closed there), short (a valid answer
+    of half the bytes), slow (the body in pieces), hang (no answer for `hang_s`), mixed (any of them).
+    """
+
+    FAULTS = ("error", "reset", "truncated", "short", "slow", "hang")
+
+    def __init__(self, server: S3Server) -> None:
+        self.server = server
+        self.fault = ""
+        self.probability = 0.3
+        self.hang_s = 1.5
+        self.counts: Counter[str] = Counter()
+        self._random = random.Random(0)
+        self._lock = threading.Lock()
+        proxy = self
+
+        class Handler(_Handler):
+            owner = proxy
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def draw(self, path: str) -> str:
+        """What happens to this request."""
+        with self._lock:
+            if not self.fault or ".tar" not in path:
+                return ""
+            self.counts["reads"] += 1
+            if self._random.random() >= self.probability:
+                return ""
+            fault = self._random.choice(self.FAULTS) if self.fault == "mixed" else self.fault
+            self.counts[fault] += 1
+            return fault
+
+    def inject(self, fault: str, *, probability: float = 0.3) -> None:
+        """From now on."""
+        self.fault, self.probability = fault, probability
+        self.counts.clear()
+        self._random.seed(0)
+
+    def close(self) -> None:
+        self._http.shutdown()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    owner: FaultProxy
+
+    def _forward(self) -> None:
+        fault = self.owner.draw(self.path) if self.command == "GET" else ""
+        if fault == "hang":
+            time.sleep(self.owner.hang_s)
+            return self._drop(reset=False)
+        if fault == "error":
+            body = b"<Error><Code>InternalError</Code><Message>injected</Message></Error>"
+            return self._answer(500, [("Content-Length", str(len(body)))], body)
+        length = int(self.headers.get("Content-Length", 0))
+        upstream = http.client.HTTPConnection("127.0.0.1", self.owner.server.port, timeout=30)
+        try:
+            upstream.request(self.command, self.path, self.rfile.read(length) if length else None, dict(self.headers))
+            answer = upstream.getresponse()
+            body = answer.read()
+        except OSError:
+            return self._drop(reset=True)  # the server is gone
+        finally:
+            upstream.close()
+        headers = [(k, v) for k, v in answer.getheaders() if k.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server")]  # fmt: skip
+        sent = body[: len(body) // 2] if fault == "short" else body
+        told = answer.getheader("Content-Length", "0") if self.command == "HEAD" else str(len(sent))
+        headers.append(("Content-Length", told))
+        if fault in ("reset", "truncated"):
+            self._answer(answer.status, headers, body[: len(body) // 2])
+            return self._drop(reset=fault == "reset")
+        if fault == "slow":
+            self._answer(answer.status, headers, b"")
+            for start in range(0, len(body), max(1, len(body) // 8)):
+                self.wfile.write(body[start : start + max(1, len(body) // 8)])
+                time.sleep(0.05)
+            return None
+        return self._answer(answer.status, headers, sent)
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+            self.wfile.flush()
+
+    def _drop(self, *, reset: bool) -> None:
+        if reset:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR) if not reset else self.connection.close()
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _forward  # noqa: N815
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except (OSError, ValueError):  # the client went away, or we cut it off
+            pass
+
+
+def s3_environment(url: str) -> dict[str, str]:
+    """Where clients find the store and who they are. One attempt a request: what fails reaches the code under test."""
+    return {
+        "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1", "AWS_EC2_METADATA_DISABLED": "true",
+    }  # fmt: skip
+
+
+def after(seconds: float, action: Callable[[], None]) -> threading.Timer:
+    """Do something in a while."""
+    timer = threading.Timer(seconds, action)
+    timer.daemon = True
+    timer.start()
+    return timer
