@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.world import World
 
 EXIT_ERROR = 2
+EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 
 
 def train(arguments: argparse.Namespace, stop: StopRequest) -> int:
@@ -127,6 +128,20 @@ def report(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     return 0
 
 
+def samples(arguments: argparse.Namespace, _stop: StopRequest) -> int:
+    """Print what a run sees at a step."""
+    from pipeline.checkpoint import RunFolder
+    from pipeline.config import load_config
+    from pipeline.samples import list_samples
+
+    place = Path(arguments.run)
+    config = load_config(RunFolder(place).config if place.is_dir() else place, arguments.overrides)
+    picture = Path(arguments.picture) if arguments.picture else None
+    for line in list_samples(config, step=arguments.step, num_steps=arguments.steps, picture=picture):
+        print(line)
+    return 0
+
+
 def show_config(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     """Print the resolved configuration."""
     from pipeline.config import load_config
@@ -199,6 +214,18 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("run_dir")
     command.add_argument("--out", help="picture to write (default: RUN_DIR/report.png)")
     command = add(
+        "samples", samples, "print the samples that a run sees at a step, without running it: for loss spikes",
+        "examples:\n  python -m pipeline samples runs/l16_in21k --step 41250 --picture spike.png\n"
+        "  python -m pipeline samples configs/l16_in21k.yaml data.train=/data/in21k --step 1 | cut -f 5\n\n"
+        "A line a position: step, position, corpus, shard, key, class, sample id, and what it stands in for if an image was\n"
+        "unreadable. Steps count as in metrics.jsonl and on the dashboard. With --picture the augmented images too.",
+    )  # fmt: skip
+    command.add_argument("run", help="folder of a run, or a YAML file")
+    command.add_argument("overrides", nargs="*", metavar="section.key=value", help=overrides_help)
+    command.add_argument("--step", type=int, required=True, help="step as in metrics.jsonl; the first is 1")
+    command.add_argument("--steps", type=int, default=1, help="how many steps from there (default: 1)")
+    command.add_argument("--picture", metavar="FILE", help="contact sheet of what the model sees")
+    command = add(
         "show-config", show_config, "print the resolved configuration",
         "example:\n  python -m pipeline show-config configs/h14_in21k.yaml trainer.zero_stage=3",
     )  # fmt: skip
@@ -258,6 +285,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has seen enough; nothing more can be written, at exit neither
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
 
 
 def _print_error(error: PipelineError) -> None:

@@ -6,22 +6,17 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 from lightning.pytorch import Trainer
 
+from pipeline.build_data import epochs_per_image, make_remote_options, make_stream
 from pipeline.callbacks.checkpointing import Checkpointing, CheckpointPolicy, RunFacts
 from pipeline.callbacks.guard import FiniteGuard
 from pipeline.callbacks.metrics import TrainingMetrics
 from pipeline.checkpoint import RunFolder, collect_versions, keep_wandb_id
-from pipeline.config import DataSection, RunConfig
-from pipeline.data.augment import TrainTransform
+from pipeline.config import RunConfig
 from pipeline.data.datamodule import StreamDataModule
-from pipeline.data.order import share_streams
-from pipeline.data.remote import RemoteOptions
-from pipeline.data.stream import Division, TrainStream
 from pipeline.evaluation.runner import Evaluator
 from pipeline.functional.losses import one_hot_targets, sigmoid_cross_entropy, softmax_cross_entropy
 from pipeline.functional.schedules import learning_rate
@@ -63,33 +58,6 @@ def make_optimizer(model: torch.nn.Module, config: RunConfig) -> GuardedAdamW:
     return GuardedAdamW(
         groups, lr=section.learning_rate, betas=section.betas, eps=section.eps, fused=torch.cuda.is_available() or None
     )
-
-
-def make_stream(plan: Plan, *, world: World, start_step: int) -> TrainStream:
-    """The training images of this rank, from `start_step` on."""
-    data = plan.config.data
-    transform = TrainTransform(
-        image_size=plan.model.image_size, min_area=data.min_area, max_area=data.max_area, min_ratio=data.min_ratio,
-        max_ratio=data.max_ratio, flip=data.flip, resize=data.resize, decoder=plan.decoder,
-        shrink_margin=data.shrink_margin,
-    )  # fmt: skip
-    division = Division(
-        global_batch_size=plan.config.trainer.global_batch_size, rank=world.rank, world_size=world.size,
-        accumulation_steps=plan.accumulation_steps,
-    )  # fmt: skip
-    return TrainStream(
-        mixture=plan.mixture, order=plan.mixture.make_order(seed=plan.config.seed, num_streams=plan.num_streams),
-        division=division, transform=transform, num_classes=plan.model.num_classes, start_step=start_step,
-        read_ahead=data.read_ahead, remote=make_remote_options(data),
-    )  # fmt: skip
-
-
-def make_remote_options(data: DataSection) -> RemoteOptions:
-    """How shards behind URLs are read."""
-    return RemoteOptions(
-        timeout_s=data.read_timeout_s, patience_s=data.read_patience_s, cache_dir=data.cache_dir,
-        cache_bytes=int(data.cache_gib * 2**30),
-    )  # fmt: skip
 
 
 def make_model(config: ViTConfig, *, seed: int) -> VisionTransformer:
@@ -163,20 +131,6 @@ def _make_checkpointing(plan: Plan, *, stop: StopRequest, start: Start) -> Check
     )  # fmt: skip
 
 
-def epochs_per_image(plan: Plan) -> dict[str, float]:
-    """What one image of the run is of a pass over each corpus: `epoch`, or `epoch/NAME` in a mixture."""
-    shares = np.array(share_streams([corpus.weight for corpus in plan.mixture.corpora], plan.num_streams)) / plan.num_streams
-    names = [f"epoch/{Path(corpus.index.folder).name}" for corpus in plan.mixture.corpora]
-    if plan.mixture.is_one_corpus:
-        names = ["epoch"]
-    elif len(set(names)) < len(names):
-        names = [f"{name}-{number}" for number, name in enumerate(names, start=1)]
-    return {
-        name: float(share) / corpus.index.num_samples
-        for name, share, corpus in zip(names, shares, plan.mixture.corpora, strict=True)
-    }
-
-
 def _make_metrics(plan: Plan, *, world: World) -> TrainingMetrics:
     config = plan.config
     dtype = torch.float32 if config.trainer.precision == "fp32" else torch.bfloat16
@@ -239,7 +193,10 @@ def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Chec
 def make_evaluator(folder: RunFolder, config: RunConfig) -> Evaluator:
     """The evaluator of a run folder, which may have moved since the run's configuration was written."""
     run_id = keep_wandb_id(folder)  # made anew if lost: results still belong into evaluations.jsonl
-    return Evaluator(folder, section=config.evaluation, identity=make_run_identity(config, run_id=run_id, folder=folder))
+    return Evaluator(
+        folder, section=config.evaluation, identity=make_run_identity(config, run_id=run_id, folder=folder),
+        remote=make_remote_options(config.data),
+    )  # fmt: skip
 
 
 def make_run_identity(config: RunConfig, *, run_id: str, folder: RunFolder) -> RunIdentity:

@@ -58,7 +58,14 @@ class World:
                 local_size=size // num_nodes, node=int(env["SLURM_NODEID"]), num_nodes=num_nodes,
                 launcher="slurm", slurm_job_id=job,
             )  # fmt: skip
-        return World(rank=0, size=1, local_rank=0, local_size=1, node=0, num_nodes=1, launcher="none", slurm_job_id=job)
+        return World.alone(slurm_job_id=job)
+
+    @staticmethod
+    def alone(*, slurm_job_id: str | None = None) -> World:
+        """One process that is all ranks."""
+        return World(
+            rank=0, size=1, local_rank=0, local_size=1, node=0, num_nodes=1, launcher="none", slurm_job_id=slurm_job_id
+        )
 
     def export(self) -> None:
         """Set the variables that torch.distributed, DeepSpeed and Lightning read, whatever launched us."""

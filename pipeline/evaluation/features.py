@@ -13,6 +13,7 @@ from tqdm import tqdm
 from pipeline.data.augment import EvalTransform
 from pipeline.data.evaluation_stream import EvalStream
 from pipeline.data.index import ShardIndex
+from pipeline.data.remote import RemoteOptions
 from pipeline.models.vit import VisionTransformer
 
 
@@ -32,6 +33,7 @@ class Features:
 def extract_features(
     model: VisionTransformer, index: ShardIndex, *, transform: EvalTransform, device: torch.device,
     precision: Literal["bf16", "fp32"], batch_size: int, num_workers: int, description: str,
+    remote: RemoteOptions | None = None,
 ) -> Features:  # fmt: skip
     """Run a frozen model over a split.
 
@@ -39,7 +41,7 @@ def extract_features(
     of workers.
     """
     loader = DataLoader(
-        EvalStream(index=index, transform=transform), batch_size=None, num_workers=num_workers,
+        EvalStream(index=index, transform=transform, remote=remote), batch_size=None, num_workers=num_workers,
         multiprocessing_context="spawn" if num_workers else None,
     )  # fmt: skip
     values: list[Tensor] = []

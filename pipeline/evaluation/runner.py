@@ -14,6 +14,7 @@ from pipeline.checkpoint import RunFolder, Weights, WeightsHeader, load_weights,
 from pipeline.config import EvalDataset, EvaluationSection
 from pipeline.data.augment import EvalTransform
 from pipeline.data.index import ShardIndex, check_shards, load_index, read_class_names
+from pipeline.data.remote import RemoteOptions
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluation.claims import claim
 from pipeline.evaluation.features import Features, extract_features
@@ -84,7 +85,9 @@ class Evaluator:
         DataError: an evaluation set that is missing or damaged.
     """
 
-    def __init__(self, folder: RunFolder, *, section: EvaluationSection, identity: RunIdentity) -> None:
+    def __init__(
+        self, folder: RunFolder, *, section: EvaluationSection, identity: RunIdentity, remote: RemoteOptions | None = None
+    ) -> None:
         if not section.datasets:
             raise ConfigError(
                 f"{folder.config}: evaluation.datasets is empty; name some sets of shards (see configs/demo.yaml)"
@@ -92,6 +95,7 @@ class Evaluator:
         self.folder = folder
         self.section = section
         self.identity = identity
+        self.remote = remote
         self.tasks = list_tasks(section)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cpu":
@@ -209,6 +213,7 @@ class Evaluator:
         return extract_features(
             weights.model, index, transform=EvalTransform(image_size=image_size, short_side=short_side), device=self.device,
             precision=section.precision, batch_size=section.batch_size, num_workers=section.num_workers, description=description,
+            remote=self.remote,
         )  # fmt: skip
 
 

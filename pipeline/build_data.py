@@ -1,0 +1,56 @@
+"""The wiring of the data: a plan in, the stream of a rank's images out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import DataSection
+from pipeline.data.augment import TrainTransform
+from pipeline.data.order import share_streams
+from pipeline.data.remote import RemoteOptions
+from pipeline.data.stream import Division, TrainStream
+from pipeline.planning import Plan
+from pipeline.world import World
+
+
+def make_stream(plan: Plan, *, world: World, start_step: int) -> TrainStream:
+    """The training images of this rank, from `start_step` on."""
+    data = plan.config.data
+    transform = TrainTransform(
+        image_size=plan.model.image_size, min_area=data.min_area, max_area=data.max_area, min_ratio=data.min_ratio,
+        max_ratio=data.max_ratio, flip=data.flip, resize=data.resize, decoder=plan.decoder,
+        shrink_margin=data.shrink_margin,
+    )  # fmt: skip
+    division = Division(
+        global_batch_size=plan.config.trainer.global_batch_size, rank=world.rank, world_size=world.size,
+        accumulation_steps=plan.accumulation_steps,
+    )  # fmt: skip
+    return TrainStream(
+        mixture=plan.mixture, order=plan.mixture.make_order(seed=plan.config.seed, num_streams=plan.num_streams),
+        division=division, transform=transform, num_classes=plan.model.num_classes, start_step=start_step,
+        read_ahead=data.read_ahead, remote=make_remote_options(data),
+    )  # fmt: skip
+
+
+def make_remote_options(data: DataSection) -> RemoteOptions:
+    """How shards behind URLs are read."""
+    return RemoteOptions(
+        timeout_s=data.read_timeout_s, patience_s=data.read_patience_s, cache_dir=data.cache_dir,
+        cache_bytes=int(data.cache_gib * 2**30),
+    )  # fmt: skip
+
+
+def epochs_per_image(plan: Plan) -> dict[str, float]:
+    """What one image of the run is of a pass over each corpus: `epoch`, or `epoch/NAME` in a mixture."""
+    shares = np.array(share_streams([corpus.weight for corpus in plan.mixture.corpora], plan.num_streams)) / plan.num_streams
+    names = [f"epoch/{Path(corpus.index.folder).name}" for corpus in plan.mixture.corpora]
+    if plan.mixture.is_one_corpus:
+        names = ["epoch"]
+    elif len(set(names)) < len(names):
+        names = [f"{name}-{number}" for number, name in enumerate(names, start=1)]
+    return {
+        name: float(share) / corpus.index.num_samples
+        for name, share, corpus in zip(names, shares, plan.mixture.corpora, strict=True)
+    }
