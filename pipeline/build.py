@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import torch
 from lightning.pytorch import Trainer
 
-from pipeline.build_data import epochs_per_image, make_remote_options, make_stream
+from pipeline.build_data import make_remote_options, make_stream
 from pipeline.callbacks.checkpointing import Checkpointing, CheckpointPolicy, RunFacts
 from pipeline.callbacks.guard import FiniteGuard
 from pipeline.callbacks.metrics import TrainingMetrics
@@ -137,7 +137,7 @@ def _make_metrics(plan: Plan, *, world: World) -> TrainingMetrics:
     peak = config.trainer.peak_tflops * 1e12 if config.trainer.peak_tflops else peak_flops(device_of(world), dtype=dtype)
     return TrainingMetrics(
         num_classes=config.model.num_classes, global_batch_size=config.trainer.global_batch_size,
-        epochs_per_image=epochs_per_image(plan), total_steps=plan.stop_step, log_every=config.tracking.log_every,
+        epochs_per_image=plan.mixture.epochs_per_image(num_streams=plan.num_streams), total_steps=plan.stop_step, log_every=config.tracking.log_every,
         flops_per_image=training_flops_per_image(plan.model), peak_flops=peak * world.size,
         unreadable_budget=config.data.unreadable_budget,
     )  # fmt: skip

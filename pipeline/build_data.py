@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
-
 from pipeline.config import DataSection
 from pipeline.data.augment import TrainTransform
-from pipeline.data.order import share_streams
+from pipeline.data.corpus import UnindexedShards
 from pipeline.data.remote import RemoteOptions
 from pipeline.data.stream import Division, TrainStream
+from pipeline.data.unindexed import UnindexedStream
 from pipeline.planning import Plan
 from pipeline.world import World
 
 
-def make_stream(plan: Plan, *, world: World, start_step: int) -> TrainStream:
+def make_stream(plan: Plan, *, world: World, start_step: int) -> TrainStream | UnindexedStream:
     """The training images of this rank, from `start_step` on."""
     data = plan.config.data
     transform = TrainTransform(
@@ -27,6 +24,11 @@ def make_stream(plan: Plan, *, world: World, start_step: int) -> TrainStream:
         global_batch_size=plan.config.trainer.global_batch_size, rank=world.rank, world_size=world.size,
         accumulation_steps=plan.accumulation_steps,
     )  # fmt: skip
+    if isinstance(plan.mixture, UnindexedShards):
+        return UnindexedStream(
+            source=plan.mixture, seed=plan.config.seed, division=division, transform=transform,
+            num_classes=plan.model.num_classes, start_step=start_step,
+        )  # fmt: skip
     return TrainStream(
         mixture=plan.mixture, order=plan.mixture.make_order(seed=plan.config.seed, num_streams=plan.num_streams),
         division=division, transform=transform, num_classes=plan.model.num_classes, start_step=start_step,
@@ -40,17 +42,3 @@ def make_remote_options(data: DataSection) -> RemoteOptions:
         timeout_s=data.read_timeout_s, patience_s=data.read_patience_s, cache_dir=data.cache_dir,
         cache_bytes=int(data.cache_gib * 2**30),
     )  # fmt: skip
-
-
-def epochs_per_image(plan: Plan) -> dict[str, float]:
-    """What one image of the run is of a pass over each corpus: `epoch`, or `epoch/NAME` in a mixture."""
-    shares = np.array(share_streams([corpus.weight for corpus in plan.mixture.corpora], plan.num_streams)) / plan.num_streams
-    names = [f"epoch/{Path(corpus.index.folder).name}" for corpus in plan.mixture.corpora]
-    if plan.mixture.is_one_corpus:
-        names = ["epoch"]
-    elif len(set(names)) < len(names):
-        names = [f"{name}-{number}" for number, name in enumerate(names, start=1)]
-    return {
-        name: float(share) / corpus.index.num_samples
-        for name, share, corpus in zip(names, shares, plan.mixture.corpora, strict=True)
-    }

@@ -53,7 +53,8 @@ class DataSection(Section):
     """The pretraining corpus and what happens to each image."""
 
     train: str | tuple[CorpusSection, ...] = Field(
-        description="folder or URL of indexed shards; or a mixture: a list of {path, weight, first_class}"
+        description="folder or URL of indexed shards; a mixture: a list of {path, weight, first_class}; or tars without an index "
+        "(`pipe:COMMAND`, `URL-{000..999}.tar`, `-`), in approximate order"
     )
     num_workers: int = Field(4, ge=0, description="decoding processes a rank; 0 decodes in the training process")
     prefetch: int = Field(2, ge=1, description="micro-batches a worker prepares ahead")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pipeline.config import DataSection, ModelSection, RunConfig
 from pipeline.data.augment import Decoder
-from pipeline.data.corpus import Corpus, Mixture
+from pipeline.data.corpus import Corpus, Mixture, UnindexedShards
 from pipeline.data.decode import HOW_TO_BUILD, has_region_decoder
 from pipeline.data.index import load_index, read_class_names
 from pipeline.errors import ConfigError
@@ -25,7 +25,7 @@ class Plan:
     config: RunConfig
     model: ViTConfig
     decoder: Decoder
-    mixture: Mixture
+    mixture: Mixture | UnindexedShards
     num_streams: int
     total_steps: int
     warmup_steps: int
@@ -75,16 +75,17 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
     """
     model = make_model_config(config.model, head_bias=SIGMOID_HEAD_BIAS if config.loss.name == "sigmoid" else 0.0)
     mixture = load_mixture(config.data)
-    _check_classes(mixture, num_classes=config.model.num_classes)
+    num_samples = None
+    if isinstance(mixture, Mixture):
+        _check_classes(mixture, num_classes=config.model.num_classes)
+        num_samples = mixture.num_samples if mixture.is_one_corpus else None
     batch = config.trainer.global_batch_size
-    to_steps = functools.partial(
-        _to_steps, global_batch_size=batch, num_samples=mixture.num_samples if mixture.is_one_corpus else None
-    )
+    to_steps = functools.partial(_to_steps, global_batch_size=batch, num_samples=num_samples)
     total, warmup = to_steps(config.trainer.duration, "trainer.duration"), to_steps(config.schedule.warmup, None)
     if warmup >= total:
         raise ConfigError(
-            f"schedule.warmup={config.schedule.warmup} is {warmup} steps, but the whole run ({config.trainer.duration} of "
-            f"{mixture.num_samples} images in batches of {batch}) has {total}; shorten schedule.warmup or lengthen trainer.duration"
+            f"schedule.warmup={config.schedule.warmup} is {warmup} steps, but the whole run ({config.trainer.duration}"
+            f"{f' of {num_samples} images' if num_samples else ''} in batches of {batch}) has {total}; shorten schedule.warmup or lengthen trainer.duration"
         )
     accumulation = _accumulation_steps(config, world_size=world_size)
     keep_every = config.checkpoint.keep_every
@@ -104,13 +105,15 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
     )
 
 
-def load_mixture(section: DataSection) -> Mixture:
+def load_mixture(section: DataSection) -> Mixture | UnindexedShards:
     """The corpora a section names.
 
     Raises:
         ConfigError: an empty list.
         DataError: no index.
     """
+    if isinstance(section.train, str) and UnindexedShards.is_one(section.train):
+        return UnindexedShards.parse(section.train)
     if isinstance(section.train, str):
         return Mixture((Corpus(load_index(section.train)),))
     if not section.train:
@@ -154,7 +157,7 @@ def choose_decoder(wanted: Literal["auto", "region", "whole"]) -> Decoder:
 def _to_steps(duration: Any, key: str | None, *, global_batch_size: int, num_samples: int | None) -> int:
     if num_samples is None and duration.unit == "epochs":
         raise ConfigError(
-            f"{key or 'schedule.warmup'}={duration}: a mixture has no epoch, each of its corpora has its own; count in steps or images"
+            f"{key or 'schedule.warmup'}={duration}: only a single indexed corpus has epochs of a known length; count in steps or images"
         )
     steps = duration.to_steps(global_batch_size=global_batch_size, num_samples=num_samples or 1)
     if key is not None and steps < 1:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.build_data import make_stream
 from pipeline.config import RunConfig
-from pipeline.data.corpus import Mixture
+from pipeline.data.corpus import Mixture, UnindexedShards
 from pipeline.data.loader import Batch, BatchLoader
 from pipeline.data.reader import BlockReader
 from pipeline.errors import ConfigError
@@ -70,6 +70,8 @@ def list_samples(config: RunConfig, *, step: int, num_steps: int, picture: Path 
         DataError: shards that cannot be read.
     """
     plan = make_plan(config, world_size=1)
+    if isinstance(plan.mixture, UnindexedShards):
+        raise ConfigError("data.train names tars without an index: what a step sees is not known before it is read")
     if not 1 <= step <= plan.total_steps:
         raise ConfigError(f"--step {step}: the run has steps 1 to {plan.total_steps}")
     stream = make_stream(plan, world=World.alone(), start_step=step - 1)

@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.checkpoint import Checkpoint, RunFolder, clear_leftovers, find_latest, keep_wandb_id, set_aside, write_atomically
 from pipeline.data.decode import HOW_TO_BUILD
-from pipeline.data.order import ORDER_VERSION, share_streams
+from pipeline.data.order import ORDER_VERSION
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.planning import Plan
 from pipeline.world import World, broadcast
@@ -78,7 +78,9 @@ def prepare_run_folder(plan: Plan, *, world_size: int) -> Start:
     if found.newest is not None:
         messages.append(f"resuming from {found.newest.path}: step {found.newest.meta.step} of {plan.total_steps}")
     else:
-        messages.append(f"new run in {folder.root}: {plan.total_steps} steps on {_describe(plan)}")
+        messages.append(
+            f"new run in {folder.root}: {plan.total_steps} steps on {plan.mixture.describe(num_streams=plan.num_streams)}"
+        )
     if plan.config.data.decoder == "auto" and plan.decoder == "whole":
         messages.append(f"JPEGs are decoded whole: the faster decoder, of the same pixels, is not built here; {HOW_TO_BUILD}")
     if not plan.config.evaluation.datasets:
@@ -92,18 +94,6 @@ def prepare_run_folder(plan: Plan, *, world_size: int) -> Start:
         folder.complete.unlink(missing_ok=True)  # this launch was asked for more steps
     write_atomically(folder.config, plan.config.to_yaml().encode())
     return Start(checkpoint=found.newest, wandb_id=keep_wandb_id(folder), messages=messages)
-
-
-def _describe(plan: Plan) -> str:
-    """The corpora in words."""
-    sizes = [corpus.index.num_samples for corpus in plan.mixture.corpora]
-    if plan.mixture.is_one_corpus:
-        return f"{sizes[0]} images an epoch"
-    counts = share_streams([corpus.weight for corpus in plan.mixture.corpora], plan.num_streams)
-    parts = zip(plan.mixture.corpora, counts, sizes, strict=True)
-    return "a mixture: " + ", ".join(
-        f"{100 * count / plan.num_streams:.3g} % from {c.index.folder} ({size} images)" for c, count, size in parts
-    )
 
 
 def compare_with_last_launch(plan: Plan, folder: RunFolder) -> list[str]:
@@ -150,8 +140,8 @@ def check_continuity(plan: Plan, checkpoint: Checkpoint, *, world_size: int) -> 
         )
     if checkpoint.meta.data_fingerprint != plan.mixture.fingerprint:
         raise CheckpointError(
-            f"the shards of {', '.join(c.index.folder for c in plan.mixture.corpora)} are not those this run began with (their "
-            f"index, or the mixture, differs), so its sample order cannot go on; restore them, or start a new run with name=..."
+            "the shards of data.train are not those this run began with (their "
+            "index, or the mixture, differs), so its sample order cannot go on; restore them, or start a new run with name=..."
         )
     if checkpoint.meta.world_size != world_size:
         raise CheckpointError(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+from braceexpand import braceexpand
 
 from pipeline.data.index import ShardIndex, check_shards
-from pipeline.data.order import RunOrder
+from pipeline.data.order import RunOrder, share_streams
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,28 @@ class Mixture:
             seed=seed, num_streams=num_streams,
         )  # fmt: skip
 
+    def describe(self, *, num_streams: int) -> str:
+        """The corpora in words."""
+        sizes = [corpus.index.num_samples for corpus in self.corpora]
+        if self.is_one_corpus:
+            return f"{sizes[0]} images an epoch"
+        parts = zip(self._shares(num_streams), self.corpora, sizes, strict=True)
+        return "a mixture: " + ", ".join(f"{share:.3%} from {c.index.folder} ({size} images)" for share, c, size in parts)
+
+    def epochs_per_image(self, *, num_streams: int) -> dict[str, float]:
+        """What one image of the run is of a pass over each corpus: `epoch`, or `epoch/NAME` in a mixture."""
+        names = [f"epoch/{Path(corpus.index.folder).name}" for corpus in self.corpora]
+        if self.is_one_corpus:
+            names = ["epoch"]
+        elif len(set(names)) < len(names):
+            names = [f"{name}-{number}" for number, name in enumerate(names, start=1)]
+        parts = zip(names, self._shares(num_streams), self.corpora, strict=True)
+        return {name: share / corpus.index.num_samples for name, share, corpus in parts}
+
+    def _shares(self, num_streams: int) -> list[float]:
+        counts = share_streams([corpus.weight for corpus in self.corpora], num_streams)
+        return [count / num_streams for count in counts]
+
     def check_shards(self) -> None:
         """Compare every shard's size with its index.
 
@@ -64,3 +88,44 @@ class Mixture:
         """
         for corpus in self.corpora:
             check_shards(corpus.index)
+
+
+@dataclass(frozen=True)
+class UnindexedShards:
+    """Tars that cannot be indexed: the output of commands (`pipe:`), standard input (`-`), or tars named one by one."""
+
+    urls: tuple[str, ...]
+
+    STDIN = "-"
+
+    @staticmethod
+    def is_one(text: str) -> bool:
+        """Whether a setting names such tars rather than an indexed folder."""
+        return text == UnindexedShards.STDIN or text.startswith("pipe:") or text.endswith(".tar")
+
+    @staticmethod
+    def parse(text: str) -> UnindexedShards:
+        """One URL, or many in brace notation: `pipe:zstd -dc /data/{000..999}.tar.zst`."""
+        return UnindexedShards(tuple(braceexpand(text)))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the URLs; what they hold is not known."""
+        return hashlib.blake2b("\n".join(self.urls).encode(), digest_size=16).hexdigest()
+
+    def describe(self, *, num_streams: int) -> str:
+        """In words, what is lost without an index."""
+        del num_streams  # belongs to an exact order
+        return (
+            f"{len(self.urls)} tars without an index ({self.urls[0]}, ...). Order is approximate: shards are drawn at random with "
+            f"replacement and samples pass a shuffle buffer, so nothing says that each is seen once an epoch, and a resumed "
+            f"run sees other images than one that was never stopped. `python -m data_tools index` makes it exact"
+        )
+
+    def epochs_per_image(self, *, num_streams: int) -> dict[str, float]:
+        """Nothing: how many samples there are is not known."""
+        del num_streams
+        return {}
+
+    def check_shards(self) -> None:
+        """Nothing can be checked before it is read."""

@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     MAKE_SHUFFLE = 5  # seed
     STREAM_PHASE = 6  # seed, epoch
     MIXTURE = 7  # seed; seed, corpus
+    UNINDEXED = 8  # seed, first step, rank, worker
 
 
 def mix(values: Uint64s) -> Uint64s:

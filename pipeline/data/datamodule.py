@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
-from pipeline.data.loader import Batch, BatchLoader
-from pipeline.data.stream import TrainStream
+from pipeline.data.loader import Batch, BatchLoader, Stream
 
 
 class StreamDataModule(LightningDataModule):
-    """Serves one `TrainStream`. Where to start is the stream's business; Lightning never fast-forwards it."""
+    """Serves one stream. Where to start is the stream's business; Lightning never fast-forwards it."""
 
-    def __init__(self, stream: TrainStream, *, num_workers: int, prefetch: int) -> None:
+    def __init__(self, stream: Stream, *, num_workers: int, prefetch: int) -> None:
         super().__init__()
         self._stream = stream
         self._num_workers = num_workers

@@ -12,15 +12,16 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from pipeline.data.augment import TrainTransform
 from pipeline.data.remote import Retry
-from pipeline.data.stream import DIGEST_MODULUS, Part, TrainStream, Unreadable
+from pipeline.data.stream import DIGEST_MODULUS, Division, Part, Unreadable
 from pipeline.errors import DataError, PipelineError
 from pipeline.interruption import SIGNALS
 
@@ -41,6 +42,18 @@ class Batch(TypedDict):
     when_copied: list[Callable[[], None]]  # called before the images' memory is written again: waits for copies under way
 
 
+class Stream(Protocol):
+    """What a loader plays: see `TrainStream`."""
+
+    @property
+    def division(self) -> Division: ...
+
+    @property
+    def transform(self) -> TrainTransform: ...
+
+    def parts(self, images: Tensor, *, worker: int, num_workers: int) -> Iterator[Part]: ...
+
+
 class BatchLoader:
     """Whole micro-batches of a stream. Iterating starts at its `start_step` again.
 
@@ -50,7 +63,7 @@ class BatchLoader:
         pin_memory: let a GPU copy straight from the ring.
     """
 
-    def __init__(self, stream: TrainStream, *, num_workers: int, prefetch: int, pin_memory: bool) -> None:
+    def __init__(self, stream: Stream, *, num_workers: int, prefetch: int, pin_memory: bool) -> None:
         self.stream = stream
         self.num_workers = num_workers
         self.prefetch = prefetch if num_workers else 0
@@ -109,7 +122,7 @@ class BatchLoader:
 class _Filler(IterableDataset[Part | PipelineError]):
     """What `DataLoader` runs in each worker. It hands the parts over in worker order; an error ends them."""
 
-    def __init__(self, stream: TrainStream, images: Tensor) -> None:
+    def __init__(self, stream: Stream, images: Tensor) -> None:
         self.stream = stream
         self.images = images
 

@@ -69,6 +69,11 @@ class Division:
         first = step * self.global_batch_size + self.rank * (self.global_batch_size // self.world_size)
         return first + micro_step * self.micro_batch_size + np.arange(self.micro_batch_size, dtype=np.int64)
 
+    def places(self, *, worker: int, num_workers: int) -> slice:
+        """A worker's places in a micro-batch: neighbours, as many as the others' or one more."""
+        edges = [part * self.micro_batch_size // num_workers for part in (worker, worker + 1)]
+        return slice(*edges)
+
 
 @dataclass(frozen=True)
 class Used:
@@ -144,7 +149,7 @@ class TrainStream:
                 micro-batch is no longer needed when the one R later is asked for.
         """
         readers = self._open_readers(num_workers)
-        places = np.array_split(np.arange(self.division.micro_batch_size), num_workers)[worker]
+        places = self.division.places(worker=worker, num_workers=num_workers)
         window: deque[tuple[Int64s, Located]] = deque()
         number = 0
         for positions in self._positions(places):
@@ -153,11 +158,10 @@ class TrainStream:
                 readers[corpus].start(block)
             window.append((positions, located))
             if len(window) > self.read_ahead:
-                slots = images[number % len(images), int(places[0]) : int(places[-1]) + 1] if len(places) else images[0, :0]
-                yield self._fill(readers, *window.popleft(), slots=slots)
+                yield self._fill(readers, *window.popleft(), slots=images[number % len(images), places])
                 number += 1
 
-    def _positions(self, places: Int64s) -> Iterator[Int64s]:
+    def _positions(self, places: slice) -> Iterator[Int64s]:
         for step in itertools.count(self.start_step):
             for micro_step in range(self.division.accumulation_steps):
                 yield self.division.positions(step=step, micro_step=micro_step)[places]
