@@ -104,11 +104,21 @@ def _decode_with_pillow(data: bytes) -> Pixels:
             warnings.simplefilter("ignore")  # Pillow warns of harmless metadata, and of sizes below our own limit
             with Image.open(io.BytesIO(data)) as image:
                 _check_size(*image.size)
-                return np.array(image.convert("RGB"))
+                return _to_rgb(image)
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Pixels:
+    if image.mode == "F":
+        raise UnreadableImage("floating-point pixels, whose range is not known")
+    if not image.mode.startswith("I"):
+        return np.array(image.convert("RGB"))
+    # Pillow would clip 16 bits at 255; scale them.
+    grey = np.clip(np.asarray(image.convert("I")), 0, 65535)
+    return np.repeat(((grey * 255 + 32767) // 65535).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
 def _check_size(width: int, height: int) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.data.augment import Box, TrainTransform, resize_box
-from pipeline.data.decode import decode_image, decode_jpeg_crop, has_region_decoder, jpeg_size
+from pipeline.data.decode import UnreadableImage, decode_image, decode_jpeg_crop, has_region_decoder, jpeg_size
 
 pytestmark = pytest.mark.skipif(not has_region_decoder(), reason="the region decoder was not built")
 
@@ -146,3 +146,20 @@ def test_both_decoders_give_a_transform_the_same_pixels(format: str, resize: str
             outs.append(torch.zeros((3, 48, 48), dtype=torch.uint8))
             law(buffer.getvalue(), seed=0, epoch=0, sample_id=sample_id, out=outs[-1])
         assert torch.equal(*outs)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_not_clipped(format: str) -> None:
+    values = np.linspace(0, 65535, 48 * 48).reshape(48, 48).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, format)
+    pixels = decode_image(buffer.getvalue())
+    assert pixels.shape == (48, 48, 3)
+    assert (pixels == np.round(values / 257)[:, :, None]).all()
+
+
+def test_floating_point_pixels_are_refused() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(buffer, "TIFF")
+    with pytest.raises(UnreadableImage, match="floating-point"):
+        decode_image(buffer.getvalue())

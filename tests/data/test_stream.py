@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import http.server
+import multiprocessing
+import os
+import signal
 import threading
 from functools import partial
 from itertools import islice
@@ -242,3 +245,28 @@ def test_evaluation_sees_each_sample_once_in_order(corpus: Path, workers: int) -
     loader = DataLoader(stream, batch_size=None, num_workers=workers, multiprocessing_context="spawn" if workers else None)
     labels = torch.cat([item.labels for item in loader])
     assert labels.tolist() == (np.arange(83) % 4).tolist()
+
+
+def test_a_killed_worker_is_answered_in_words(corpus: Path) -> None:
+    loader = iter(BatchLoader(make_stream(corpus), num_workers=1, prefetch=1, pin_memory=False))
+    next(loader)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid or 0, signal.SIGKILL)
+    with pytest.raises(DataError, match=r"a decoding process of this rank ended .*memory is full"):
+        list(islice(loader, 20))
+
+
+def test_an_error_in_a_worker_arrives_as_it_was_said(corpus: Path) -> None:
+    loader = BatchLoader(make_stream(corpus, classes=3), num_workers=1, prefetch=1, pin_memory=False)
+    with pytest.raises(DataError) as raised:
+        list(islice(loader, 3))
+    assert str(raised.value).startswith(str(corpus))
+    assert "Traceback" not in str(raised.value)
+
+
+def test_too_little_shared_memory_is_answered_in_words(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = os.statvfs("/dev/shm")
+    full = os.statvfs_result((*state[:4], 0, *state[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    with pytest.raises(DataError, match=r"take \d+ MiB of shared memory, /dev/shm has 0 left"):
+        next(iter(BatchLoader(make_stream(corpus), num_workers=1, prefetch=1, pin_memory=False)))

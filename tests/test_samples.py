@@ -1,0 +1,42 @@
+"""`samples`: the listing of a step is what the run sees there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image
+
+from pipeline.build_data import make_stream
+from pipeline.config import load_config
+from pipeline.data.loader import BatchLoader
+from pipeline.planning import make_plan
+from pipeline.world import World
+from tests.conftest import Outcome
+
+
+def test_a_step_is_listed_and_drawn(write_config: Callable[..., Path], call: Callable[..., Outcome], tmp_path: Path) -> None:
+    config = write_config(trainer={"micro_batch_size": 2})
+    listed = call("samples", str(config), "--step", "11", "--steps", "2", "--picture", str(tmp_path / "sheet.png"))
+    assert listed.code == 0, listed.text
+    rows = [line.split("\t") for line in listed.text.splitlines()]
+    assert rows[0] == ["step", "position", "corpus", "shard", "key", "class", "sample_id", "note"]
+    plan = make_plan(load_config(config), world_size=2)
+    seen = []
+    for rank in range(2):
+        world = World(rank=rank, size=2, local_rank=rank, local_size=2, node=0, num_nodes=1, launcher="none", slurm_job_id=None)
+        loader = BatchLoader(make_stream(plan, world=world, start_step=10), num_workers=0, prefetch=1, pin_memory=False)
+        for batch in islice(loader, 4):
+            seen += list(zip(batch["positions"].tolist(), batch["sample_ids"].tolist(), batch["labels"].tolist(), strict=True))
+    assert [(int(r[1]), int(r[6]), int(r[5])) for r in rows[1:]] == sorted(seen)
+    assert [int(r[0]) for r in rows[1:]] == [11] * 8 + [12] * 8
+    assert all(int(key) == int(sample_id) for *_, key, _, sample_id, _ in rows[1:])  # the fixture's keys count up
+    assert Image.open(tmp_path / "sheet.png").size == (4 * 16, 4 * 28)
+
+
+def test_steps_beyond_the_run_are_words(write_config: Callable[..., Path], call: Callable[..., Outcome]) -> None:
+    config = write_config()
+    for step in ("0", "13"):
+        outcome = call("samples", str(config), "--step", step)
+        assert (outcome.code, "the run has steps 1 to 12" in outcome.text) == (2, True)
