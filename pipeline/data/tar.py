@@ -58,6 +58,9 @@ def scan_samples(file: BinaryIO, *, name: str) -> Iterator[TarSample]:
                     end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                     members.append(TarMember(extension.lower(), info.offset_data, info.size))
                 tar.members = []  # type: ignore[misc]  # tarfile keeps every header otherwise
+            file.seek(tar.offset)
+            if any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a header that it cannot read for the end
+                raise tarfile.ReadError(f"what stands at byte {tar.offset} is no header")
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
             f"{name}: not a whole, uncompressed tar ({error}); shards must be plain .tar files, so `gunzip` or "
