@@ -5,36 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
+from data_tools import make_arguments
 from pipeline.data.index import DEFAULT_BLOCK_SAMPLES, MAX_BLOCK_SAMPLES
-from pipeline.errors import DataError, PipelineError
+from pipeline.errors import PipelineError
 
 
 def make(arguments: argparse.Namespace) -> None:
     from data_tools.make import make_shards
 
-    report = make_shards(
-        arguments.source, arguments.folder, samples_per_shard=arguments.samples_per_shard, block_samples=arguments.block_samples,
-        seed=None if arguments.keep_order else arguments.seed, num_workers=arguments.workers,
-        classes=read_classes(arguments.classes) if arguments.classes else None,
-    )  # fmt: skip
-    print(
-        f"{arguments.folder}: {report.num_samples} samples in {report.num_shards} shards "
-        f"({report.num_written} written now, {report.num_passed_over} files passed over without an image)"
-    )
-
-
-def read_classes(path: str) -> list[str]:
-    """Class names, one a line.
-
-    Raises:
-        DataError: no such file.
-    """
-    try:
-        return Path(path).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--classes {path}: {error}") from error
+    options = make_arguments.read_options(arguments)
+    report = make_shards(arguments.source, arguments.folder, options=options, num_workers=arguments.workers)
+    print(make_arguments.describe(report, arguments.folder))
 
 
 def index(arguments: argparse.Namespace) -> None:
@@ -67,23 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--workers", type=_positive, default=cores, help="processes (default: all cores, %(default)s)")
         return command
 
-    command = add(
-        "make", make, "pack images into shuffled shards, and index them",
-        "SOURCE is a folder of class folders (classes are numbered in sorted order, see classes.txt), a tar,\n"
-        "or a folder of WebDataset tars. Image bytes are kept as they are. Run it again after a crash: it goes on.\n\n"
-        "examples:\n  python -m data_tools make /raw/imagenet/train /data/imagenet\n"
-        "  python -m data_tools make old-shards/ new-shards/ --samples-per-shard 5000 --seed 7",
-    )  # fmt: skip
-    command.add_argument("source")
-    command.add_argument("folder", help="where the shards go")
-    command.add_argument("--samples-per-shard", type=_positive, default=10_000, help="default: %(default)s")
-    command.add_argument("--seed", type=_natural, default=0, help="of the shuffle over all samples (default: %(default)s)")
-    command.add_argument(
-        "--classes",
-        metavar="FILE",
-        help="class names, one a line in the order of their ids: give the train split's classes.txt for its test split",
-    )
-    command.add_argument("--keep-order", action="store_true", help="do not shuffle")
+    make_arguments.add_arguments(add("make", make, make_arguments.SUMMARY, make_arguments.EPILOG))
     command = add(
         "index", index, "index the .tar files of a folder or URL, whoever wrote them",
         "Writes FOLDER/index.safetensors; FOLDER may be a URL. Run it again whenever the shards change.\n\n"
@@ -108,13 +74,6 @@ def _block_samples(text: str) -> int:
     value = _positive(text)
     if value > MAX_BLOCK_SAMPLES:
         raise argparse.ArgumentTypeError(f"{text} is more than {MAX_BLOCK_SAMPLES}")
-    return value
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
     return value
 
 

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import webdataset
+from PIL import Image, ImageOps
 
 from data_tools.__main__ import main
-from data_tools.make import make_shards
+from data_tools.make import MakeOptions, MakeReport, ShardSize, choose_val, make_shards
+from data_tools.reencode import Encoding, reencode
+from data_tools.sources.image_folder import list_image_folder
 from pipeline.data.index import load_index
 from pipeline.data.reader import BlockReader
 from pipeline.errors import DataError
@@ -35,8 +45,11 @@ def image_folder(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def make(source: Path, folder: Path, *, per_shard: int = 8, workers: int = 1, seed: int | None = 0) -> None:
-    make_shards(str(source), str(folder), samples_per_shard=per_shard, block_samples=4, seed=seed, num_workers=workers)
+def make(source: Path, folder: Path, *, per_shard: int = 8, workers: int = 1, seed: int | None = 0) -> MakeReport:
+    options = MakeOptions(
+        shard_size=ShardSize(per_shard), block_samples=4, order="as listed" if seed is None else "shuffled", seed=seed or 0
+    )  # fmt: skip
+    return make_shards(str(source), str(folder), options=options, num_workers=workers)
 
 
 def contents(folder: Path) -> list[tuple[int, bytes]]:
@@ -104,8 +117,6 @@ def test_tars_whose_keys_repeat_keep_all_their_samples(tmp_path: Path) -> None:
 
 
 def test_class_ids_can_be_given_and_hidden_folders_do_not_count(image_folder: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.rmtree(image_folder / "cat")
     (image_folder / ".ipynb_checkpoints").mkdir()
     (tmp_path / "classes.txt").write_text("cat\ndog\nowl\n")
@@ -145,8 +156,6 @@ def test_killed_it_leaves_no_half_shard_and_goes_on(image_folder: Path, tmp_path
     while not list(target.glob("*.tar")):
         assert process.poll() is None
         time.sleep(0.001)
-    import os
-
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     written = digest(target)
@@ -181,6 +190,98 @@ def test_samples_of_a_tar_without_an_image_are_passed_over_and_counted(
     )
     assert main(["make", str(tmp_path / "mixed.tar"), str(tmp_path / "shards"), "--workers", "1"]) == 0
     assert "2 samples in 1 shards (1 written now, 1 files passed over without an image)" in capsys.readouterr().out
+
+
+def test_a_table_is_copied_out_once_and_a_killed_command_goes_on(image_folder: Path, tmp_path: Path) -> None:
+    """Killed while shards are written: nothing half-written, the same bytes in the end, and no copies left behind."""
+    paths = sorted((image_folder / "cat").iterdir())
+    source, target = tmp_path / "tables", tmp_path / "shards"
+    source.mkdir()
+    for number in range(3):
+        part = paths[number::3]
+        table = pa.table({"image": [path.read_bytes() for path in part], "label": [number] * len(part)})
+        pq.write_table(table, source / f"{number}.parquet")
+    command = [sys.executable, "-m", "data_tools", "make", str(source), str(target), "--samples-per-shard", "1"]
+    command += ["--block-samples", "4", "--workers", "1"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not list(target.glob("*.tar")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    written = digest(target)
+    assert len(written) < len(paths)
+    assert len(list((target / ".make").glob("*.listing"))) == 3
+    make(source, target, per_shard=1)
+    assert written.items() <= digest(target).items()
+    assert not (target / ".make").exists()
+    expected = [(number, path.read_bytes()) for number in range(3) for path in paths[number::3]]
+    assert sorted(contents(target)) == sorted(expected)
+    for path in source.iterdir():  # all is there, so not a file of the source is read again
+        path.write_bytes(bytes(path.stat().st_size))
+    report = make(source, target, per_shard=1)
+    assert (report.num_samples, report.num_shards, report.num_written) == (11, 11, 0)
+
+
+def test_val_and_train_share_nothing_and_an_image_stays_on_its_side(image_folder: Path) -> None:
+    def sides(seed: int = 0) -> dict[bytes, bool]:
+        listing = list_image_folder(image_folder, num_workers=1)
+        is_val = choose_val(listing, fraction=0.3, seed=seed)
+        return {listing.name(i): bool(is_val[i]) for i in range(len(listing))}
+
+    before = sides()
+    for number in range(400):
+        (image_folder / "ant").mkdir(exist_ok=True)
+        (image_folder / "ant" / f"{number}.jpg").write_bytes(b"x")
+    after = sides()
+    assert before.items() <= after.items()
+    assert 0.22 < np.mean(list(after.values())) < 0.38
+    assert sides(seed=1) != after
+
+
+def test_split_and_smaller_images_by_command(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Large images are made smaller, small ones and their bytes stay, an undecodable one is left out and named."""
+    large = list((image_folder / "owl").glob("*.jpg"))
+    for path in large:
+        path.write_bytes(encode(make_image(7, num_classes=3, size=48)[:40], format="JPEG"))
+    (image_folder / "dog" / "bad.jpg").write_bytes(b"\xff\xd8 no image")
+    target = tmp_path / "shards"
+    command = ["make", str(image_folder), str(target), "--split", "0.3", "--short-side", "24", "--workers", "1"]
+    assert main([*command, "--bytes-per-shard", "8KB"]) == 0
+    assert "1 images left out that cannot be decoded, dog/bad.jpg first" in capsys.readouterr().out
+    report = json.loads((target / "make.json").read_text())["report"]
+    assert [row["sample"] for row in report["left_out"]] == ["dog/bad.jpg"]
+    assert report["num_reencoded"] == len(large)
+    assert report["samples_of"] == {side: load_index(str(target / side)).num_samples for side in ("train", "val")}
+    got = [*contents(target / "train"), *contents(target / "val")]
+    assert len(got) == report["num_samples"] == 32
+    sizes = [Image.open(io.BytesIO(data)).size for _, data in got]
+    assert sorted(sizes) == [(24, 24)] * (32 - len(large)) + [(29, 24)] * len(large)
+    kept = {path.read_bytes() for path in image_folder.rglob("*") if path.is_file()}
+    assert sum(data in kept for _, data in got) == 32 - len(large)
+    tars = [tar for side in ("train", "val") for tar in (target / side).glob("*.tar")]
+    assert len(tars) == report["num_shards"] > 3
+    assert all(tar.stat().st_size <= 8_000 + tarfile.RECORDSIZE for tar in tars)  # with the tar's end
+    assert (target / "val" / "classes.txt").read_text() == (target / "train" / "classes.txt").read_text()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_as_pillow_does(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(make_image(1, num_classes=3, size=32)[:20]).save(buffer, format="PNG", exif=exif)
+    with Image.open(buffer) as image:
+        upright = ImageOps.exif_transpose(image)
+    expected = io.BytesIO()
+    upright.convert("RGB").save(expected, format="JPEG", quality=90)
+    applied = reencode(buffer.getvalue(), Encoding(exif="apply", quality=90))
+    assert applied == (None if orientation == 1 else expected.getvalue())
+    assert reencode(buffer.getvalue(), Encoding(short_side=20)) is None
+    smaller = reencode(buffer.getvalue(), Encoding(short_side=10))
+    assert smaller is not None
+    with Image.open(io.BytesIO(smaller)) as image:  # kept: the tag still says how to turn it
+        assert (image.size, image.getexif().get(0x0112, 1)) == ((16, 10), orientation)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +319,14 @@ def test_json_labels_are_read(tmp_path: Path) -> None:
     assert BlockReader(load_index(str(tmp_path)), capacity=1).read(0)[0].label == 7
 
 
+def write_damaged(folder: Path) -> None:
+    """A header in the middle is spoilt: what follows must not be taken for missing."""
+    write_tar(folder / "x.tar", [(f"{i}.jpg", bytes(512)) for i in range(4)])
+    data = bytearray((folder / "x.tar").read_bytes())
+    data[2 * 1024 + 7] ^= 1
+    (folder / "x.tar").write_bytes(data)
+
+
 def write_truncated(folder: Path) -> None:
     write_tar(folder / "x.tar", [(f"{i}.jpg", bytes(3000)) for i in range(4)])
     (folder / "x.tar").write_bytes((folder / "x.tar").read_bytes()[:6000])
@@ -228,6 +337,7 @@ BAD_FOLDERS = {
     "holds no .tar files": lambda folder: None,
     "x.tar.gz is compressed; range reads need plain tars": lambda folder: (folder / "x.tar.gz").write_bytes(b""),
     "x.tar: not a whole, uncompressed tar": lambda folder: (folder / "x.tar").write_bytes(b"hello" * 500),
+    "no header at byte 2048": write_damaged,
     "x.tar: cut short|x.tar: not a whole": write_truncated,
     "x.tar: no samples": lambda folder: write_tar(folder / "x.tar", []),
 }

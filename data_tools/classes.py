@@ -1,0 +1,145 @@
+"""Class numbers: the source's own, those of a list of names, or those that a map gives to the source's classes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from data_tools.sources.listing import MAX_LABEL, Listing
+from pipeline.errors import DataError
+
+Unmapped = Literal["refuse", "drop"]
+NO_TARGET = -1
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """How classes are to be numbered.
+
+    Attributes:
+        names: class names by id; the source's own if not given.
+        targets: target class, by name or id, of every source class; each its own if not given.
+        unmapped: what to do with samples of a class that `targets` does not name.
+    """
+
+    names: tuple[str, ...] | None = None
+    targets: Mapping[str, str] | None = None
+    unmapped: Unmapped = "refuse"
+
+
+def read_class_names(path: str) -> tuple[str, ...]:
+    """Class names, one a line.
+
+    Raises:
+        DataError: no such file.
+    """
+    try:
+        return tuple(Path(path).read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--classes {path}: {error}") from error
+
+
+def read_class_map(path: str) -> dict[str, str]:
+    """Source class to target class, two tab-separated columns without a header.
+
+    Raises:
+        DataError: no such file, another number of columns, or a class that is named twice.
+    """
+    targets: dict[str, str] = {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"--class-map {path}: {error}") from error
+    for line, row in enumerate(rows, start=1):
+        cells = [cell.strip() for cell in row]
+        if not any(cells):
+            continue
+        if len(cells) != 2 or not all(cells):
+            raise DataError(f"--class-map {path} line {line}: not a source class and a target class separated by a tab")
+        if targets.setdefault(cells[0], cells[1]) != cells[1]:
+            raise DataError(f"--class-map {path} line {line}: {cells[0]!r} goes to {targets[cells[0]]!r} further up")
+    if not targets:
+        raise DataError(f"--class-map {path} is empty")
+    return targets
+
+
+def number_classes(listing: Listing, numbering: Numbering) -> tuple[Listing, dict[str, int]]:
+    """The listing with its classes numbered as asked, and how many samples were dropped, by their class.
+
+    Raises:
+        DataError: classes that are not among the given ones or not in the map, or labels beyond the last class.
+    """
+    _check_range(listing, listing.classes, "the source's")
+    if numbering.targets is not None:
+        return _map_classes(listing, numbering.targets, numbering)
+    if numbering.names is None:
+        return listing, {}
+    if listing.classes is None:
+        _check_range(listing, numbering.names, "the given")
+        return replace(listing, classes=numbering.names), {}
+    places = {name: place for place, name in enumerate(numbering.names)}
+    strangers = [name for name in listing.classes if name not in places]
+    if strangers:
+        raise DataError(f"{_some(strangers)} of the source are not among the {len(places)} classes given with --classes")
+    return listing.relabel(np.array([places[name] for name in listing.classes]), numbering.names), {}
+
+
+def _map_classes(listing: Listing, targets: Mapping[str, str], numbering: Numbering) -> tuple[Listing, dict[str, int]]:
+    names, place_of = _number_targets(targets, numbering.names)
+    num_classes = len(listing.classes) if listing.classes is not None else int(listing.labels.max(initial=-1)) + 1
+    of_source = listing.classes or [str(label) for label in range(num_classes)]
+    values = np.array([place_of[targets[name]] if name in targets else NO_TARGET for name in of_source], np.int64)
+    counts = np.bincount(listing.labels, minlength=num_classes)
+    unmapped = {of_source[label]: int(counts[label]) for label in np.flatnonzero((values == NO_TARGET) & (counts > 0))}
+    if unmapped and numbering.unmapped == "refuse":
+        raise DataError(
+            f"{_some(list(unmapped))} of the source are not in the class map; add them, or leave their samples out with "
+            f"--unmapped drop"
+        )
+    return _drop_labels(listing.relabel(values, names)), unmapped
+
+
+def _number_targets(targets: Mapping[str, str], given: Sequence[str] | None) -> tuple[Sequence[str] | None, dict[str, int]]:
+    """Class names by id, if known, and the id of every target: numbers are ids, names are numbered as given or sorted."""
+    wanted = sorted(set(targets.values()))
+    if all(target.isdecimal() for target in wanted):
+        last = max(int(target) for target in wanted)
+        if last > (MAX_LABEL if given is None else len(given) - 1):
+            raise DataError(f"the class map has the target {last}, but {len(given or ())} classes were given with --classes")
+        return given, {target: int(target) for target in wanted}
+    names = wanted if given is None else given
+    places = {name: place for place, name in enumerate(names)}
+    if strangers := [target for target in wanted if target not in places]:
+        raise DataError(f"targets of the class map are not among those given with --classes: {_some(strangers)}")
+    return names, places
+
+
+def _drop_labels(listing: Listing) -> Listing:
+    """Without the labels that have no target, the samples that have none left, and labels a sample has twice."""
+    counts = np.diff(listing.label_ends, prepend=0)
+    sample = np.repeat(np.arange(len(listing)), counts)
+    if len(sample) == len(listing) and (counts == 1).all():  # the common case needs no sorting
+        return listing.take(np.flatnonzero(listing.labels != NO_TARGET))
+    kept = listing.labels != NO_TARGET
+    width = int(listing.labels.max(initial=0)) + 1
+    pairs = np.unique(sample[kept] * width + listing.labels[kept])
+    ends = np.cumsum(np.bincount(pairs // width, minlength=len(listing)))
+    cleaned = replace(listing, labels=(pairs % width).astype(np.int32), label_ends=ends)
+    return cleaned.take(np.flatnonzero(np.diff(ends, prepend=0) > 0))
+
+
+def _check_range(listing: Listing, classes: Sequence[str] | None, whose: str) -> None:
+    largest = int(listing.labels.max(initial=-1))
+    if classes is not None and largest >= len(classes):
+        raise DataError(f"label {largest} occurs, but {whose} classes are {len(classes)}, numbered from 0")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"classes {', '.join(names[:5])}{more}"

@@ -1,0 +1,100 @@
+"""FOLDER/make.json: first what the folder is made from, so that nothing else is mixed in; at the end also the report.
+
+{"request": options and, where it is known before, what the source is,
+ "source": digest of the listing,
+ "shards": what came of each shard, once all are written,
+ "report": the report, once all is done}
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_tools.parallel import write_json
+from pipeline.errors import DataError
+
+RECORD_NAME = "make.json"
+WORK_NAME = ".make"  # while it works: notes of finished shards, images copied out of tables
+
+
+class MakeRecord:
+    """The record of one folder.
+
+    Args:
+        request: what is asked for, as JSON can hold it.
+        folders: where shards will go: the folder itself, or folders in it.
+
+    Raises:
+        DataError: the folder holds shards of something else, or cannot be written to.
+    """
+
+    def __init__(self, root: Path, request: dict[str, Any], *, folders: Sequence[Path]) -> None:
+        self.work = root / WORK_NAME
+        self._place = root / RECORD_NAME
+        self._root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"shards cannot be written to {root}: {error}") from error
+        request = json.loads(json.dumps(request))  # as it reads when it comes back
+        self._values = self._read(folders)
+        stored = self._values.setdefault("request", request)
+        if differing := [name for name in request if not isinstance(stored, dict) or stored.get(name) != request[name]]:
+            raise DataError(f"{self._refusal()} (what differs: {', '.join(differing)})")
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """The report, if all was done once."""
+        return self._values.get("report")
+
+    def claim(self, source: str) -> None:
+        """Record the source's digest, or check that it is the same as before.
+
+        Raises:
+            DataError: it is another.
+        """
+        if self._values.setdefault("source", source) != source:
+            raise DataError(f"{self._refusal()} (what differs: the source's files or classes)")
+        write_json(self._place, self._values)
+
+    def note_place(self, shard: Path) -> Path:
+        """Where a shard's note goes while it works."""
+        return self.work / f"{'-'.join(shard.relative_to(self._root).parts)}.json"
+
+    def note(self, shard: Path) -> dict[str, Any] | None:
+        """What came of a shard; None if it is still to be written."""
+        kept = self._values.get("shards", {}).get(str(shard.relative_to(self._root)))
+        place = self.note_place(shard)
+        note = json.loads(place.read_text()) if place.exists() else kept
+        return note if note is not None and (shard.exists() or not note["num_samples"]) else None
+
+    def finish(self, report: dict[str, Any], notes: dict[Path, dict[str, Any]]) -> None:
+        """Record the report, the last step."""
+        self._values["shards"] = {str(shard.relative_to(self._root)): note for shard, note in notes.items()}
+        self._values["report"] = report
+        write_json(self._place, self._values)
+        self.clean()
+
+    def clean(self) -> None:
+        """Remove what was only needed on the way."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _read(self, folders: Sequence[Path]) -> dict[str, Any]:
+        if not self._place.exists():
+            if tars := sorted(tar for folder in (self._root, *folders) for tar in folder.glob("*.tar")):
+                raise DataError(
+                    f"{self._root} holds tars that were not made by this command ({tars[0].name} ...); choose an empty folder"
+                )
+            return {}
+        try:
+            values = json.loads(self._place.read_text())
+        except ValueError as error:
+            raise DataError(f"{self._place} is damaged ({error}); empty {self._root} and start again") from error
+        return values if isinstance(values, dict) else {}
+
+    def _refusal(self) -> str:
+        return f"{self._root} holds shards made from another source or with other options; empty it or choose another folder"

@@ -1,0 +1,253 @@
+"""What a source holds, sample by sample: where its bytes lie, its classes and its name; kept in arrays, not in objects.
+
+Some 70 to 100 bytes a sample, so that fourteen million of them fit into the memory of one process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import DataError
+
+Layout = Literal["files", "ranges"]
+Int64s = NDArray[np.int64]
+TAR_BLOCK_BYTES = 512
+MAX_LABEL = 2**31 - 1
+COPIED_AT_ONCE = 1 << 16  # samples; bounds what copying names takes
+
+
+class Member(NamedTuple):
+    """One file of a sample, to be stored as KEY.extension."""
+
+    extension: str
+    file: int  # place in the listing's files
+    start: int
+    length: int
+
+
+class Sample(NamedTuple):
+    """One sample as it is written: its name in the source, its classes unless a member holds them, its files."""
+
+    name: str
+    labels: list[int]
+    members: list[Member]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Samples in a fixed order. Values of sample i are those before `ends[i]` and from `ends[i - 1]` on.
+
+    With the layout `files` a sample is one whole file, FILES[0]/NAME; with `ranges` its members are byte ranges of the
+    files.
+    """
+
+    layout: Layout
+    files: tuple[str, ...]
+    extensions: tuple[str, ...]
+    classes: tuple[str, ...] | None  # by label, where the source tells
+    passed_over: int  # files that are not images, or samples without one
+    name_ends: Int64s  # (N,)
+    name_bytes: NDArray[np.uint8]
+    label_ends: Int64s  # (N,)
+    labels: NDArray[np.int32]
+    member_ends: Int64s  # (N,)
+    member_extension: NDArray[np.int32]  # (M,) like the three below
+    member_file: NDArray[np.int32]
+    member_start: Int64s
+    member_length: Int64s
+
+    def __len__(self) -> int:
+        return len(self.name_ends)
+
+    def name(self, sample: int) -> bytes:
+        """The sample's name in the source: it does not change when other samples come or go."""
+        return self.name_bytes[_first(self.name_ends, sample) : self.name_ends[sample]].tobytes()
+
+    def sample(self, sample: int) -> Sample:
+        """One sample as objects."""
+        labels = self.labels[_first(self.label_ends, sample) : self.label_ends[sample]].tolist()
+        return Sample(self.name(sample).decode("utf-8", "surrogateescape"), labels, self.members(sample))
+
+    def members(self, sample: int) -> list[Member]:
+        """The sample's files."""
+        of_sample = slice(_first(self.member_ends, sample), int(self.member_ends[sample]))
+        columns = (self.member_extension, self.member_file, self.member_start, self.member_length)
+        rows = zip(*(column[of_sample].tolist() for column in columns), strict=True)
+        return [Member(self.extensions[extension], *place) for extension, *place in rows]
+
+    def take(self, samples: NDArray[np.integer]) -> Listing:
+        """These samples alone, in this order."""
+        member_ends, members = _positions(self.member_ends, samples)
+        label_ends, labels = _positions(self.label_ends, samples)
+        name_ends, name_bytes = _copy_names(self, samples)
+        used, member_file = np.unique(self.member_file[members], return_inverse=True)
+        return replace(
+            self, files=self.files if self.layout == "files" else tuple(self.files[i] for i in used),
+            name_ends=name_ends, name_bytes=name_bytes, label_ends=label_ends, labels=self.labels[labels],
+            member_ends=member_ends, member_extension=self.member_extension[members],
+            member_file=member_file.astype(np.int32), member_start=self.member_start[members],
+            member_length=self.member_length[members],
+        )  # fmt: skip
+
+    def relabel(self, values: NDArray[np.integer], classes: Sequence[str] | None) -> Listing:
+        """Every label l replaced by values[l]."""
+        return replace(self, labels=values[self.labels].astype(np.int32), classes=None if classes is None else tuple(classes))
+
+    def tar_bytes(self) -> Int64s:
+        """What each sample takes in a tar: (N,)."""
+        padded = TAR_BLOCK_BYTES + -(-self.member_length // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
+        total = np.concatenate([[0], np.cumsum(padded)])
+        label_bytes = np.where(np.diff(self.label_ends, prepend=0) > 0, 2 * TAR_BLOCK_BYTES, 0)
+        return np.diff(total[self.member_ends], prepend=0) + label_bytes
+
+    def digest(self) -> str:
+        """Hash of names, labels, kinds and sizes; where the source lies is not part of it."""
+        result = hashlib.blake2b(repr((self.extensions, self.classes)).encode(), digest_size=16)
+        for values in (self.name_ends, self.name_bytes, self.label_ends, self.labels, self.member_ends,
+                       self.member_extension, self.member_start, self.member_length):  # fmt: skip
+            result.update(np.ascontiguousarray(values).data)
+        return result.hexdigest()
+
+    def save(self, place: Path) -> None:
+        """Write it to a file that `load_listing` reads."""
+        texts = {name: np.array(getattr(self, name) or [], np.str_) for name in TEXTS}
+        facts = {"layout": np.array(self.layout), "passed_over": np.array(self.passed_over)}
+        with place.open("wb") as file:
+            np.savez(file, **facts, **texts, **{name: getattr(self, name) for name in ARRAYS})  # pyright: ignore[reportArgumentType]
+
+
+TEXTS = ("files", "extensions", "classes")
+COLUMNS = ("name_bytes", "labels", "member_start", "member_length")  # those that are joined as they are
+ENDS = ("name_ends", "label_ends", "member_ends")
+ARRAYS = (*COLUMNS, *ENDS, "member_extension", "member_file")
+
+
+def load_listing(place: Path) -> Listing:
+    """What `Listing.save` wrote."""
+    with np.load(place, allow_pickle=False) as stored:
+        texts: dict[str, Any] = {name: tuple(stored[name].tolist()) for name in TEXTS}
+        texts["classes"] = texts["classes"] or None
+        layout: Layout = "files" if str(stored["layout"]) == "files" else "ranges"
+        return Listing(
+            layout=layout, passed_over=int(stored["passed_over"]), **texts, **{name: stored[name] for name in ARRAYS}
+        )  # fmt: skip
+
+
+class ListingBuilder:
+    """Collects samples one by one. Labels are numbers, or names, which are numbered in sorted order at the end."""
+
+    def __init__(self) -> None:
+        self._name_bytes = bytearray()
+        self._name_ends, self._label_ends, self._member_ends = array("q"), array("q"), array("q")
+        self._labels, self._extension, self._file = array("i"), array("i"), array("i")
+        self._start, self._length = array("q"), array("q")
+        self._extensions: dict[str, int] = {}
+        self._vocabulary: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._name_ends)
+
+    def add(self, name: str, *, labels: Iterable[int | str], members: Iterable[Member]) -> None:
+        """Add a sample behind the others; a label that is given twice counts once."""
+        self._name_bytes += name.encode("utf-8", "surrogateescape")
+        self._name_ends.append(len(self._name_bytes))
+        for label in dict.fromkeys(labels):
+            is_name = isinstance(label, str)
+            self._labels.append(self._vocabulary.setdefault(label, len(self._vocabulary)) if is_name else label)
+        self._label_ends.append(len(self._labels))
+        for extension, file, start, length in members:
+            self._extension.append(self._extensions.setdefault(extension, len(self._extensions)))
+            self._file.append(file)
+            self._start.append(start)
+            self._length.append(length)
+        self._member_ends.append(len(self._length))
+
+    def build(
+        self, *, layout: Layout, files: Sequence[str], classes: Sequence[str] | None = None, passed_over: int = 0
+    ) -> Listing:
+        """All that was added.
+
+        Args:
+            classes: names by label, where labels were given as numbers.
+        """
+        listing = Listing(
+            layout=layout, files=tuple(files), extensions=tuple(self._extensions), passed_over=passed_over,
+            classes=None if classes is None else tuple(classes),
+            name_ends=np.array(self._name_ends, np.int64), name_bytes=np.frombuffer(bytes(self._name_bytes), np.uint8),
+            label_ends=np.array(self._label_ends, np.int64), labels=np.array(self._labels, np.int32),
+            member_ends=np.array(self._member_ends, np.int64), member_extension=np.array(self._extension, np.int32),
+            member_file=np.array(self._file, np.int32), member_start=np.array(self._start, np.int64),
+            member_length=np.array(self._length, np.int64),
+        )  # fmt: skip
+        if not self._vocabulary:
+            return listing
+        names = sorted(self._vocabulary)
+        places = {name: place for place, name in enumerate(names)}
+        return listing.relabel(np.array([places[name] for name in self._vocabulary]), names)
+
+
+def concatenate(parts: Sequence[Listing]) -> Listing:
+    """One listing of several of the same layout. Where their class names differ, labels are renumbered by sorted name.
+
+    Raises:
+        DataError: some parts have class names, others only numbers.
+    """
+    parts = _agree_on_classes(parts)
+    extensions = tuple(dict.fromkeys(extension for part in parts for extension in part.extensions))
+    places = {extension: place for place, extension in enumerate(extensions)}
+    files = parts[0].files if parts[0].layout == "files" else tuple(file for part in parts for file in part.files)
+    first_files = np.cumsum([0, *(len(part.files) if part.layout == "ranges" else 0 for part in parts)])
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
+    for name, values in zip(ENDS, ("name_bytes", "labels", "member_start"), strict=True):
+        firsts = np.cumsum([0, *(len(getattr(part, values)) for part in parts)])
+        joined[name] = np.concatenate([getattr(part, name) + first for part, first in zip(parts, firsts, strict=False)])
+    joined["member_extension"] = np.concatenate([
+        np.array([places[extension] for extension in part.extensions], np.int32)[part.member_extension] for part in parts
+    ])  # fmt: skip
+    joined["member_file"] = np.concatenate([
+        (part.member_file + first).astype(np.int32) for part, first in zip(parts, first_files, strict=False)
+    ])  # fmt: skip
+    return Listing(
+        layout=parts[0].layout, files=files, extensions=extensions, classes=parts[0].classes,
+        passed_over=sum(part.passed_over for part in parts), **joined,
+    )  # fmt: skip
+
+
+def _agree_on_classes(parts: Sequence[Listing]) -> Sequence[Listing]:
+    lists = {part.classes for part in parts}
+    if len(lists) == 1:
+        return parts
+    if None in lists:
+        raise DataError("some files of the source name their classes, others only number them; make them alike")
+    names = sorted({name for classes in lists for name in classes or ()})
+    places = {name: place for place, name in enumerate(names)}
+    return [part.relabel(np.array([places[name] for name in part.classes or ()], np.int32), names) for part in parts]
+
+
+def _first(ends: Int64s, sample: int) -> int:
+    return int(ends[sample - 1]) if sample else 0
+
+
+def _positions(ends: Int64s, samples: NDArray[np.integer]) -> tuple[Int64s, Int64s]:
+    """The samples' own ends, and where their values lie among all values."""
+    starts = np.where(samples > 0, ends[samples - 1], 0)
+    lengths = ends[samples] - starts
+    new_ends = np.cumsum(lengths)
+    return new_ends, np.arange(new_ends[-1] if len(new_ends) else 0) + np.repeat(starts - (new_ends - lengths), lengths)
+
+
+def _copy_names(listing: Listing, samples: NDArray[np.integer]) -> tuple[Int64s, NDArray[np.uint8]]:
+    """A piece at a time: where each byte lies takes eight bytes."""
+    ends = listing.name_ends
+    lengths = ends[samples] - np.where(samples > 0, ends[samples - 1], 0)
+    pieces = (samples[i : i + COPIED_AT_ONCE] for i in range(0, len(samples), COPIED_AT_ONCE))
+    copied = [listing.name_bytes[_positions(ends, piece)[1]] for piece in pieces]
+    return np.cumsum(lengths), np.concatenate([np.zeros(0, np.uint8), *copied])

@@ -1,0 +1,27 @@
+"""List a source part by part, in parallel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from data_tools.parallel import map_in_processes
+from data_tools.sources.listing import Listing, concatenate
+
+Task = TypeVar("Task")
+
+
+def list_parts(
+    function: Callable[[Task], Listing], tasks: Sequence[Task], *, num_workers: int, description: str, unit: str
+) -> Listing:
+    """The listings of all tasks, joined in the order of the tasks.
+
+    Args:
+        tasks: at least one, all different.
+    """
+    if num_workers == 1 or len(tasks) == 1:  # starting a process takes longer than many a listing
+        return concatenate([function(task) for task in tqdm(tasks, desc=description, unit=unit)])
+    parts = dict(map_in_processes(function, tasks, num_workers=num_workers, description=description, unit=unit))
+    return concatenate([parts.pop(task) for task in tasks])
