@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.counter import Purpose, derive_key, uniforms
+from pipeline.data.counter import Purpose, derive_key, few_uniforms, uniforms
 from pipeline.data.decode import Pixels, decode_image, decode_jpeg_crop, jpeg_size
 
 CROP_ATTEMPTS = 100
@@ -75,13 +75,13 @@ class TrainTransform:
 
     def choose(self, height: int, width: int, *, key: int) -> tuple[Box, bool]:
         """Where to cut an image of this size, and whether to mirror it."""
-        draws = uniforms(key, 1 + DRAWS_PER_ATTEMPT)
-        return self._box(height, width, key, draws), self.flip and bool(draws[0] < 0.5)
+        draws = few_uniforms(key, 1 + DRAWS_PER_ATTEMPT)
+        return self._box(height, width, key, draws), self.flip and draws[0] < 0.5
 
-    def _box(self, height: int, width: int, key: int, draws: NDArray[np.float64]) -> Box:
+    def _box(self, height: int, width: int, key: int, draws: Sequence[float]) -> Box:
         for attempt in range(CROP_ATTEMPTS):
             if attempt == 1:  # rarely reached, so the rest is drawn only now
-                draws = uniforms(key, 1 + DRAWS_PER_ATTEMPT * CROP_ATTEMPTS)
+                draws = uniforms(key, 1 + DRAWS_PER_ATTEMPT * CROP_ATTEMPTS).tolist()
             start = 1 + DRAWS_PER_ATTEMPT * attempt
             box = inception_box(height, width, transform=self, draws=draws[start : start + DRAWS_PER_ATTEMPT])
             if box is not None:
@@ -89,7 +89,7 @@ class TrainTransform:
         return Box(top=0, left=0, height=height, width=width)
 
 
-def inception_box(height: int, width: int, *, transform: TrainTransform, draws: NDArray[np.float64]) -> Box | None:
+def inception_box(height: int, width: int, *, transform: TrainTransform, draws: Sequence[float]) -> Box | None:
     """One attempt at a random crop by the law of `tf.image.sample_distorted_bounding_box`, the authors' crop.
 
     The aspect ratio is uniform, then the crop's height is uniform among those whose area is allowed; a crop that

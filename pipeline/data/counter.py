@@ -6,6 +6,7 @@ under every version of numpy and torch, on every machine. That is what lets a ru
 
 from __future__ import annotations
 
+import functools
 from enum import IntEnum
 
 import numpy as np
@@ -43,12 +44,17 @@ def mix(values: Uint64s) -> Uint64s:
 def derive_key(*parts: int) -> int:
     """One 64-bit key from a tuple of integers, for example (seed, purpose, epoch)."""
     state = 0
-    for part in parts:  # plain integers: for one value they are faster than arrays, and the same numbers
-        state = ((state ^ part) + _GOLDEN_INT) & _MASK
-        state = ((state ^ (state >> 30)) * _MIX_1_INT) & _MASK
-        state = ((state ^ (state >> 27)) * _MIX_2_INT) & _MASK
-        state ^= state >> 31
+    for part in parts:
+        state = mix_one(state ^ part)
     return state
+
+
+def mix_one(value: int) -> int:
+    """`mix` of one value: for few of them plain integers are faster than arrays."""
+    value = (value + _GOLDEN_INT) & _MASK
+    value = ((value ^ (value >> 30)) * _MIX_1_INT) & _MASK
+    value = ((value ^ (value >> 27)) * _MIX_2_INT) & _MASK
+    return value ^ (value >> 31)
 
 
 def random_bits(key: int, counters: NDArray[np.integer]) -> Uint64s:
@@ -59,6 +65,16 @@ def random_bits(key: int, counters: NDArray[np.integer]) -> Uint64s:
 def uniforms(key: int, count: int) -> NDArray[np.float64]:
     """`count` numbers in [0, 1) under `key`, 53 bits each."""
     return (random_bits(key, np.arange(count)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def few_uniforms(key: int, count: int) -> list[float]:
+    """The first of `uniforms`, where only a few are wanted."""
+    return [(mix_one(bits ^ key) >> 11) * 2.0**-53 for bits in _mixed_counters(count)]
+
+
+@functools.cache
+def _mixed_counters(count: int) -> list[int]:
+    return [mix_one(counter) for counter in range(count)]
 
 
 def permutation(key: int, length: int) -> NDArray[np.int64]:

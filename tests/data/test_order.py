@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.counter import Permutation, derive_key, mix, permutation, uniforms
+from pipeline.data.counter import Permutation, derive_key, few_uniforms, mix, permutation, uniforms
 from pipeline.data.order import RunOrder
 from pipeline.data.stream import Division
 
@@ -162,6 +162,11 @@ def test_mix_is_splitmix64() -> None:
     # First outputs for seed 0, from the reference implementation at https://prng.di.unimi.it/splitmix64.c.
     state = np.arange(3, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     assert [hex(value) for value in mix(state)] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
+
+
+@given(key=st.integers(0, 2**64 - 1), count=st.integers(0, 20))
+def test_few_uniforms_are_the_first_of_many(key: int, count: int) -> None:
+    assert few_uniforms(key, count) == uniforms(key, 20)[:count].tolist()
 
 
 def test_uniforms_are_uniform_and_uncorrelated() -> None:
