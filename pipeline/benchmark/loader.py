@@ -43,12 +43,10 @@ class Cost:
     worker_mib: float
 
 
-class _Contender:
-    """A contender's process."""
+class _Process:
+    """A process of a contender, asked by lines of text."""
 
     def __init__(self, name: str, settings: Settings) -> None:
-        self.name = name
-        self.settings = settings
         # Peers live in folders of their own: `make peers`, `.reference` of the tests.
         paths = [str(REPOSITORY / ".peers"), str(REPOSITORY / ".reference"), os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(
@@ -56,22 +54,63 @@ class _Contender:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
-        self.problem = None if self._answer() else self._last_words()
-        self.rounds: list[dict[str, Any]] = []
 
-    def run(self, num_batches: int) -> None:
+    def ask(self, num_batches: int) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{num_batches}\n")
         self._process.stdin.flush()
-        answer = self._answer()
-        if answer is None:
-            self.problem = self._last_words()
-        else:
-            self.rounds.append({**answer, "images": num_batches * self.settings.batch_size})
+
+    def answer(self) -> dict[str, Any] | None:
+        """None if it has ended."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        return None
+
+    def last_words(self) -> str:
+        assert self._process.stderr is not None
+        lines = [line for line in self._process.stderr.read().splitlines() if line.strip()]
+        return lines[-1] if lines else f"ended with code {self._process.wait()}"
 
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+
+
+class _Contender:
+    """A contender: its processes and what they took. Work alone runs in as many processes as a loader has workers."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self.settings = settings
+        self.problem: str | None = None
+        self.rounds: list[dict[str, float]] = []
+        self._processes = [_Process(name, settings) for _ in range(max(1, settings.num_workers) if name in ALONE else 1)]
+        self._gather()
+
+    def run(self, num_batches: int) -> None:
+        share = -(-num_batches // len(self._processes))
+        for process in self._processes:
+            process.ask(share)
+        answers = self._gather()
+        if answers:
+            images = share * len(answers) * self.settings.batch_size
+            self.rounds.append(
+                {"images": images, "wall_s": max(answer["wall_s"] for answer in answers),
+                 "cpu_s": sum(answer["cpu_s"] for answer in answers), "mib": max(answer["mib"] for answer in answers)}
+            )  # fmt: skip
+
+    def _gather(self) -> list[dict[str, Any]]:
+        answers = [process.answer() for process in self._processes]
+        if None in answers:
+            self.problem = self._processes[answers.index(None)].last_words()
+            return []
+        return [answer for answer in answers if answer is not None]
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.close()
 
     def cost(self) -> Cost:
         return Cost(
@@ -79,18 +118,6 @@ class _Contender:
             cpu_ms_per_image=statistics.median(1e3 * r["cpu_s"] / r["images"] for r in self.rounds),
             worker_mib=max(r["mib"] for r in self.rounds),
         )
-
-    def _answer(self) -> dict[str, Any] | None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        return None
-
-    def _last_words(self) -> str:
-        assert self._process.stderr is not None
-        lines = [line for line in self._process.stderr.read().splitlines() if line.strip()]
-        return lines[-1] if lines else f"ended with code {self._process.wait()}"
 
 
 def compare_loaders(
