@@ -24,6 +24,7 @@ from PIL import Image
 install_import_hook(["pipeline.models", "pipeline.functional"], "beartype.beartype")
 
 from data_tools.index import index_folder  # noqa: E402
+from pipeline.checkpoint import RunFolder  # noqa: E402
 from pipeline.data.index import ShardIndex, load_index  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
@@ -195,3 +196,15 @@ def timm() -> ModuleType:
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         timm.library = library  # type: ignore[attr-defined]  # the schemas live as long as this object
     return importlib.import_module("timm")
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, object]) -> RunFolder:
+    """The run that nothing happened to."""
+    from tests.trainings import folder_of, train
+
+    folder = tmp_path_factory.mktemp("reference")
+    config = folder / "tiny.yaml"
+    config.write_text(yaml.safe_dump({**tiny_config, "output_dir": str(folder / "runs")}))
+    train(config, "tracking.mode=offline")
+    return folder_of(config)
