@@ -117,9 +117,12 @@ class ShardFolder:
         return shards
 
     def open(self, name: str) -> BinaryIO:
-        """A file of the folder, to be read mostly forwards."""
+        """A file of the folder, to be read mostly forwards; a step back within the last few blocks costs no request."""
         if self.is_remote:
-            return cast(BinaryIO, self.filesystem.open(self.place(name), "rb", block_size=READ_AHEAD_BYTES))
+            file = self.filesystem.open(
+                self.place(name), "rb", block_size=READ_AHEAD_BYTES, cache_type="blockcache", cache_options={"maxblocks": 4}
+            )
+            return cast(BinaryIO, file)
         return open(self.place(name), "rb")
 
     def size(self, name: str) -> int:

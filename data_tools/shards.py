@@ -1,0 +1,150 @@
+"""The shards that a command is given, by a folder, a URL or a single tar, and the samples in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.data.folder import COMPRESSED, ShardFolder, is_remote
+from pipeline.data.index import CLASSES_NAME
+from pipeline.data.tar import TarMember, TarSample, scan_samples
+from pipeline.errors import DataError
+
+
+class UnreachableShardError(DataError):
+    """A shard that could not be read, as against one that is damaged: it may be there the next time."""
+
+
+@dataclass(frozen=True)
+class ShardList:
+    """Shards of one folder."""
+
+    folder: str
+    names: tuple[str, ...]
+    compressed: tuple[str, ...]  # tars that must be unpacked before anything can read them
+    is_single: bool  # one tar was named, not its folder
+
+    @property
+    def output_folder(self) -> Path:
+        """Where findings go unless told otherwise: beside the shards, or for a URL into the current folder."""
+        return Path() if is_remote(self.folder) else Path(self.folder)
+
+    @property
+    def output_prefix(self) -> str:
+        """Begins the names of findings: those on one tar of a folder are not those on the folder."""
+        return f"{self.names[0].removesuffix('.tar')}." if self.is_single and self.names else ""
+
+
+def list_shards(path: str) -> ShardList:
+    """The tars of a folder or URL, or the one tar that is named.
+
+    Raises:
+        DataError: no such place, or no tars in it.
+    """
+    head, slash, name = path.rstrip("/").rpartition("/")
+    if name.endswith((".tar", *COMPRESSED)):
+        folder = ShardFolder((head or slash) or ".")
+        if not folder.filesystem.isfile(folder.place(name)):
+            raise DataError(f"shard {path!r} does not exist")
+        names, is_single = [name], True
+    else:
+        folder, is_single = ShardFolder(path), False
+        names = folder.list_names()
+    shards = tuple(name for name in names if name.endswith(".tar"))
+    compressed = tuple(name for name in names if name.endswith(COMPRESSED))
+    if not shards and not compressed:
+        raise DataError(f"shard folder {path!r} does not exist or holds no .tar files")
+    return ShardList(folder=folder.path, names=shards, compressed=compressed, is_single=is_single)
+
+
+def read_class_names(folder: str) -> list[str] | None:
+    """Class names by id, or None where the folder does not say.
+
+    Raises:
+        DataError: a file that is not text in UTF-8, or cannot be read.
+    """
+    shards = ShardFolder(folder)
+    place = shards.place(CLASSES_NAME)
+    try:
+        return shards.filesystem.cat_file(place).decode().splitlines() if shards.filesystem.exists(place) else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{folder}/{CLASSES_NAME}: {error}") from error
+
+
+def shard_version(folder: str, name: str) -> str:
+    """Changes whenever the shard does: its size, time or checksum, as the filesystem tells them.
+
+    Raises:
+        UnreachableShardError: it cannot be reached.
+    """
+    shards = ShardFolder(folder)
+    with _store_errors(name):
+        return str(shards.filesystem.info(shards.place(name)))
+
+
+def read_range(folder: str, name: str, *, start: int, length: int) -> bytes:
+    """Some bytes of a shard, in one request.
+
+    Raises:
+        UnreachableShardError: they cannot be read.
+    """
+    shards = ShardFolder(folder)
+    with _store_errors(name):
+        return shards.filesystem.cat_file(shards.place(name), start=start, end=start + length)
+
+
+class Shard:
+    """An open shard, read once from front to back.
+
+    Raises:
+        UnreachableShardError: it cannot be opened.
+    """
+
+    def __init__(self, folder: str, name: str) -> None:
+        self.name = name
+        shards = ShardFolder(folder)
+        with _store_errors(self.name):
+            self.num_bytes = shards.size(name)
+            self._file = shards.open(name)
+
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def samples(self) -> Iterator[TarSample]:
+        """Every sample of the tar.
+
+        Raises:
+            DataError: compressed, damaged or cut short.
+            UnreachableShardError: it cannot be read.
+        """
+        with _store_errors(self.name):
+            for sample in scan_samples(self._file, name=self.name):
+                if sample.end > self.num_bytes:
+                    raise DataError(f"{self.name}: cut short: sample {sample.key!r} ends beyond its {self.num_bytes} bytes")
+                yield sample
+
+    def read(self, member: TarMember, num_bytes: int | None = None) -> bytes:
+        """A member's bytes, or the first of them.
+
+        Raises:
+            UnreachableShardError: it cannot be read.
+        """
+        with _store_errors(self.name):
+            self._file.seek(member.start)
+            return self._file.read(member.length if num_bytes is None else min(num_bytes, member.length))
+
+
+@contextmanager
+def _store_errors(name: str) -> Iterator[None]:
+    """Libraries of stores raise almost anything when a read fails."""
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        raise UnreachableShardError(f"{name}: could not be read ({type(error).__name__}: {error})") from error
