@@ -41,9 +41,10 @@ def verify(arguments: argparse.Namespace) -> int:
     found = verify_shards(shards, places=places, num_workers=arguments.workers, skip_lists=arguments.skip)
     print(summarise(found))
     print(tabulate(found) or "nothing wrong with any of them")
-    print(f"\nreport:    {places.report}\nskip list: {places.skip_list} ({len(found.skips)} samples)")
-    skip_lists = [*arguments.skip, *([str(places.skip_list)] if found.skips else [])]
-    print(f"next:      {next_step(found, skip_lists=skip_lists)}")
+    given = f", {found.num_passed_over} of them given" if found.num_passed_over else ""
+    print(f"\nreport:    {places.report}")
+    print(f"skip list: {places.skip_list} ({len(found.skips) + found.num_passed_over} samples{given})")
+    print(f"next:      {next_step(found, skip_list=places.skip_list)}")
     return 1 if found.stops_training else 0
 
 
@@ -111,7 +112,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument("folder", help="folder or URL of .tar files, or one .tar")
     command.add_argument(
-        "--skip", action="append", default=[], metavar="FILE", help="samples that are left out already: not looked at; may be repeated"
+        "--skip", action="append", default=[], metavar="FILE", help="samples that are left out already: not looked at, and listed again; may be repeated"
     )  # fmt: skip
     command.add_argument("--skip-list", metavar="FILE", help="where to list what to leave out (default: FOLDER/skip.tsv)")
     command.add_argument("--report", metavar="FILE", help="where to write the report (default: FOLDER/verify.json)")

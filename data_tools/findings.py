@@ -67,11 +67,11 @@ class Verification:
 
     Attributes:
         num_readable: samples whose image decodes.
-        num_passed_over: samples of the skip lists given: not looked at.
+        num_passed_over: samples of the skip lists given: not looked at, and not among `num_samples`.
         counts: samples by kind of defect.
         examples: by kind, the first few.
         broken_shards: what is wrong with them, by name.
-        skips: samples to leave out.
+        skips: samples to leave out, beside those of the skip lists given.
         images_per_s: of this call; None if everything was known before.
         images_per_worker_s: of all that is reported.
     """
@@ -142,12 +142,12 @@ def summarise(found: Verification) -> str:
     )
 
 
-def next_step(found: Verification, *, skip_lists: list[str]) -> str:
+def next_step(found: Verification, *, skip_list: Path) -> str:
     """What to do now: the exact command, where there is one."""
     if found.num_samples and len(found.skips) == found.num_samples:
         return "no sample would be left: there is nothing to index until this is mended"
     first = "mend or remove the broken shards, then " if found.broken_shards else ""
-    skips = "".join(f" --skip {shlex.quote(path)}" for path in skip_lists)
+    skips = f" --skip {shlex.quote(str(skip_list))}" if found.skips or found.num_passed_over else ""
     return f"{first}python -m data_tools index {shlex.quote(found.folder)}{skips}"
 
 

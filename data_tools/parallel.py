@@ -107,11 +107,15 @@ def _describe_death(description: str, killed: Sequence[BaseProcess], names: Sequ
     )
 
 
-def remember(function: Callable[[], dict[str, Any]], *, place: Path, facts: Sequence[object]) -> dict[str, Any]:
+def remember(
+    function: Callable[[], dict[str, Any]], *, place: Path, facts: Sequence[object],
+    is_final: Callable[[dict[str, Any]], bool] = lambda _: True,
+) -> dict[str, Any]:  # fmt: skip
     """The result of an earlier call with the same facts, or else that of calling now, kept at `place` (JSON).
 
     Args:
         facts: everything the result depends on, for example a shard's size and the options.
+        is_final: whether a result is to be kept; one that may be another the next time is not.
     """
     key = hashlib.blake2b(repr(tuple(facts)).encode(), digest_size=16).hexdigest()
     try:
@@ -121,7 +125,8 @@ def remember(function: Callable[[], dict[str, Any]], *, place: Path, facts: Sequ
     if isinstance(stored, dict) and stored.get("key") == key:
         return stored["result"]
     result = function()
-    write_json(place, {"key": key, "result": result})
+    if is_final(result):
+        write_json(place, {"key": key, "result": result})
     return result
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.data.folder import COMPRESSED, ShardFolder, is_remote
 from pipeline.data.index import CLASSES_NAME
@@ -63,13 +64,12 @@ def read_class_names(folder: str) -> list[str] | None:
     """Class names by id, or None where the folder does not say.
 
     Raises:
-        DataError: a file that is not text in UTF-8, or cannot be read.
+        DataError: a file that is not text in UTF-8, or cannot be reached.
     """
     shards = ShardFolder(folder)
-    place = shards.place(CLASSES_NAME)
     try:
-        return shards.filesystem.cat_file(place).decode().splitlines() if shards.filesystem.exists(place) else None
-    except (OSError, UnicodeDecodeError) as error:
+        return shards.read(CLASSES_NAME).decode().splitlines() if shards.exists(CLASSES_NAME) else None
+    except UnicodeDecodeError as error:
         raise DataError(f"{folder}/{CLASSES_NAME}: {error}") from error
 
 
@@ -95,6 +95,11 @@ def read_range(folder: str, name: str, *, start: int, length: int) -> bytes:
         return shards.filesystem.cat_file(shards.place(name), start=start, end=start + length)
 
 
+def is_whole(result: Mapping[str, Any]) -> bool:
+    """Whether a shard's findings are to be remembered: one that is broken, or seems so, is looked at again."""
+    return result["broken"] is None
+
+
 class Shard:
     """An open shard, read once from front to back.
 
@@ -105,9 +110,12 @@ class Shard:
     def __init__(self, folder: str, name: str) -> None:
         self.name = name
         shards = ShardFolder(folder)
-        with _store_errors(self.name):
-            self.num_bytes = shards.size(name)
-            self._file = shards.open(name)
+        try:
+            with _store_errors(name):
+                self.num_bytes = shards.size(name)
+                self._file = shards.open(name)
+        except DataError as error:  # of the folder: the store cannot be reached, or tells no sizes
+            raise UnreachableShardError(str(error)) from error
 
     def __enter__(self) -> Shard:
         return self
@@ -134,9 +142,13 @@ class Shard:
         Raises:
             UnreachableShardError: it cannot be read.
         """
+        length = member.length if num_bytes is None else min(num_bytes, member.length)
         with _store_errors(self.name):
             self._file.seek(member.start)
-            return self._file.read(member.length if num_bytes is None else min(num_bytes, member.length))
+            data = self._file.read(length)
+        if len(data) != length:
+            raise UnreachableShardError(f"{self.name}: could not be read ({len(data)} of {length} bytes came)")
+        return data
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import xxhash
 from data_tools.histogram import bin_value, effective_number, log_bin, percentiles
 from data_tools.images import Header, read_header
 from data_tools.parallel import map_in_processes, remember, write_json
-from data_tools.shards import Shard, ShardList, UnreachableShardError, read_class_names, shard_version
+from data_tools.shards import Shard, ShardList, UnreachableShardError, is_whole, read_class_names, shard_version
 from pipeline.data.reader import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_label
 from pipeline.data.tar import TarMember, TarSample
 from pipeline.errors import DataError
@@ -112,7 +112,8 @@ def _measure_shard(folder: str, work: Path, seed: int, name: str) -> dict[str, A
     """What one shard holds, counted now or remembered."""
     try:
         facts = (RULES_VERSION, PIL.__version__, shard_version(folder, name), seed)
-        return remember(lambda: measure_shard(folder, name, seed=seed), place=work / f"{name}.json", facts=facts)
+        measure = partial(measure_shard, folder, name, seed=seed)
+        return remember(measure, place=work / f"{name}.json", facts=facts, is_final=is_whole)
     except UnreachableShardError as error:  # not remembered: it may be there the next time
         return {"counters": {}, "totals": {}, "shard_bytes": 0, "drawn": [], "broken": str(error)}
 

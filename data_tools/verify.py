@@ -24,7 +24,7 @@ import simplejpeg
 from data_tools.findings import KINDS, Verification, describe
 from data_tools.images import Finding, inspect_image
 from data_tools.parallel import WorkerKilledError, map_in_processes, remember, write_json
-from data_tools.shards import Shard, ShardList, UnreachableShardError, read_class_names, shard_version
+from data_tools.shards import Shard, ShardList, UnreachableShardError, is_whole, read_class_names, shard_version
 from pipeline.data.reader import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_label
 from pipeline.data.skips import Skip, read_skips, write_skips
 from pipeline.data.tar import TarSample
@@ -58,14 +58,15 @@ def verify_shards(shards: ShardList, *, places: Places, num_workers: int, skip_l
     """Look at every sample of some shards, and write the skip list and the report.
 
     Args:
-        skip_lists: files of samples that are left out already; they are not looked at.
+        skip_lists: files of samples that are left out already; they are not looked at, and go into the new list too.
 
     Raises:
         DataError: findings cannot be written, or a worker was killed.
     """
     classes = read_class_names(shards.folder)
     known: dict[str, set[str]] = defaultdict(set)
-    for skip in (skip for file in skip_lists for skip in read_skips(file)):
+    given = {skip for file in skip_lists for skip in read_skips(file)}
+    for skip in given:
         known[skip.shard].add(skip.key)
     write_json(places.work / "about.json", {"folder": shards.folder, "is": "what `verify` found; may be deleted"})
     look = partial(_verify_shard, shards.folder, places.work, None if classes is None else len(classes))
@@ -85,7 +86,7 @@ def verify_shards(shards: ShardList, *, places: Places, num_workers: int, skip_l
     found = _summarise(shards.folder, results, elapsed_s=time.perf_counter() - start)
     write_json(places.report, describe(found, skip_list=places.skip_list))
     try:
-        write_skips(places.skip_list, found.skips)
+        write_skips(places.skip_list, {*given, *found.skips})
     except OSError as error:
         raise DataError(f"skip list {places.skip_list} cannot be written: {error}") from error
     return found
@@ -104,7 +105,7 @@ def _verify_shard(folder: str, work: Path, num_classes: int | None, task: tuple[
         facts = (
             RULES_VERSION, PIL.__version__, simplejpeg.__version__, shard_version(folder, name), num_classes, sorted(known),
         )  # fmt: skip
-        result = remember(look, place=work / f"{name}.json", facts=facts)
+        result = remember(look, place=work / f"{name}.json", facts=facts, is_final=is_whole)
     except UnreachableShardError as error:  # not remembered: it may be there the next time
         result = _unread(str(error))
     return {**result, "is_new": bool(looked_at)}
