@@ -137,7 +137,7 @@ def summarise(found: Verification) -> str:
     speed = f", {found.images_per_s:.0f} images/s" if found.images_per_s else " (nothing to do: all known from before)"
     passed_over = f", {found.num_passed_over} passed over as the skip lists say" if found.num_passed_over else ""
     return (
-        f"{found.folder}: {found.num_samples} samples in {found.num_shards} shards{passed_over}; "
+        f"{found.folder}: {found.num_samples} samples in {found.num_shards} {'shard' if found.num_shards == 1 else 'shards'}{passed_over}; "
         f"{found.num_readable} images can be decoded{speed}"
     )
 

@@ -47,7 +47,6 @@ UNKNOWN = {
     "JPEG XL": re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "),
     "SVG": re.compile(rb"\s*<svg", re.IGNORECASE),
 }
-JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff])")
 FIRST_BYTES = 512
 
 
@@ -171,13 +170,17 @@ def _is_cut_short(data: bytes, name: str) -> bool:
 
 def jpeg_end(data: bytes) -> int | None:
     """Place behind a JPEG's end marker, or None where it has none. Thumbnails inside it have others."""
-    place = len(JPEG_START)
-    while match := JPEG_MARKER.search(data, place):
-        marker, place = match[1][0], match.end()
-        if marker == 0xD9:
-            return place
-        if not (0xD0 <= marker <= 0xD8 or marker == 0x01):  # those have no length
-            place += int.from_bytes(data[place : place + 2], "big")
+    values = np.frombuffer(data, np.uint8)
+    places = np.flatnonzero(values[:-1] == 0xFF)
+    codes = values[places + 1]
+    is_segment = (codes > 0x01) & (codes < 0xFF) & ((codes < 0xD0) | (codes > 0xD8))  # the others have no length
+    end_of_segment = len(JPEG_START)
+    for place in places[is_segment].tolist():
+        if place < end_of_segment:
+            continue
+        if values[place + 1] == 0xD9:
+            return place + 2
+        end_of_segment = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     return None
 
 
@@ -262,7 +265,11 @@ def _size_findings(pixels: Pixels) -> Iterator[Finding]:
         yield Finding("extreme_aspect_ratio", f"{width} x {height}")
     if shorter < TINY_PX:
         yield Finding("tiny", f"{width} x {height}")
-    step = max(1, shorter // 64)  # a few thousand pixels tell
-    sample = pixels[::step, ::step].reshape(-1, 3)
-    if sample.std(axis=0).max() < FLAT_DEVIATION:
-        yield Finding("one_colour", f"nearly every pixel is {tuple(np.median(sample, axis=0).astype(int).tolist())}")
+    if _is_flat(pixels, step=max(1, shorter // 16)) and _is_flat(pixels, step=max(1, shorter // 128)):
+        colour = np.median(pixels[:: max(1, shorter // 16), :: max(1, shorter // 16)], axis=(0, 1)).astype(int)
+        yield Finding("one_colour", f"nearly every pixel is {tuple(colour.tolist())}")
+
+
+def _is_flat(pixels: Pixels, *, step: int) -> bool:
+    """Whether every `step`-th pixel has nearly the same colour."""
+    return float(pixels[::step, ::step].std(axis=(0, 1)).max()) < FLAT_DEVIATION

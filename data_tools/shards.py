@@ -8,14 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.folder import COMPRESSED, ShardFolder, is_remote
+from pipeline.data.folder import COMPRESSED, ShardFolder, UnreachableError, is_remote
 from pipeline.data.index import CLASSES_NAME
 from pipeline.data.tar import TarMember, TarSample, scan_samples
 from pipeline.errors import DataError
-
-
-class UnreachableShardError(DataError):
-    """A shard that could not be read, as against one that is damaged: it may be there the next time."""
 
 
 @dataclass(frozen=True)
@@ -74,25 +70,13 @@ def read_class_names(folder: str) -> list[str] | None:
 
 
 def shard_version(folder: str, name: str) -> str:
-    """Changes whenever the shard does: its size, time or checksum, as the filesystem tells them.
+    """Changes whenever the shard does.
 
     Raises:
-        UnreachableShardError: it cannot be reached.
+        UnreachableError: it cannot be reached.
     """
-    shards = ShardFolder(folder)
     with _store_errors(name):
-        return str(shards.filesystem.info(shards.place(name)))
-
-
-def read_range(folder: str, name: str, *, start: int, length: int) -> bytes:
-    """Some bytes of a shard, in one request.
-
-    Raises:
-        UnreachableShardError: they cannot be read.
-    """
-    shards = ShardFolder(folder)
-    with _store_errors(name):
-        return shards.filesystem.cat_file(shards.place(name), start=start, end=start + length)
+        return ShardFolder(folder).version(name)
 
 
 def is_whole(result: Mapping[str, Any]) -> bool:
@@ -104,18 +88,15 @@ class Shard:
     """An open shard, read once from front to back.
 
     Raises:
-        UnreachableShardError: it cannot be opened.
+        UnreachableError: it cannot be opened.
     """
 
     def __init__(self, folder: str, name: str) -> None:
         self.name = name
         shards = ShardFolder(folder)
-        try:
-            with _store_errors(name):
-                self.num_bytes = shards.size(name)
-                self._file = shards.open(name)
-        except DataError as error:  # of the folder: the store cannot be reached, or tells no sizes
-            raise UnreachableShardError(str(error)) from error
+        with _store_errors(name):
+            self.num_bytes = shards.size(name)
+            self._file = shards.open(name)
 
     def __enter__(self) -> Shard:
         return self
@@ -128,7 +109,7 @@ class Shard:
 
         Raises:
             DataError: compressed, damaged or cut short.
-            UnreachableShardError: it cannot be read.
+            UnreachableError: it cannot be read.
         """
         with _store_errors(self.name):
             for sample in scan_samples(self._file, name=self.name):
@@ -140,23 +121,20 @@ class Shard:
         """A member's bytes, or the first of them.
 
         Raises:
-            UnreachableShardError: it cannot be read.
+            UnreachableError: it cannot be read.
         """
         length = member.length if num_bytes is None else min(num_bytes, member.length)
         with _store_errors(self.name):
             self._file.seek(member.start)
             data = self._file.read(length)
         if len(data) != length:
-            raise UnreachableShardError(f"{self.name}: could not be read ({len(data)} of {length} bytes came)")
+            raise UnreachableError(f"{self.name}: could not be read ({len(data)} of {length} bytes came)")
         return data
 
 
 @contextmanager
 def _store_errors(name: str) -> Iterator[None]:
-    """Libraries of stores raise almost anything when a read fails."""
     try:
         yield
-    except (DataError, MemoryError):
-        raise
-    except Exception as error:
-        raise UnreachableShardError(f"{name}: could not be read ({type(error).__name__}: {error})") from error
+    except OSError as error:
+        raise UnreachableError(f"{name}: could not be read ({type(error).__name__}: {error})") from error

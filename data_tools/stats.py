@@ -21,7 +21,8 @@ import xxhash
 from data_tools.histogram import bin_value, effective_number, log_bin, percentiles
 from data_tools.images import Header, read_header
 from data_tools.parallel import map_in_processes, remember, write_json
-from data_tools.shards import Shard, ShardList, UnreachableShardError, is_whole, read_class_names, shard_version
+from data_tools.shards import Shard, ShardList, is_whole, read_class_names, shard_version
+from pipeline.data.folder import UnreachableError
 from pipeline.data.reader import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_label
 from pipeline.data.tar import TarMember, TarSample
 from pipeline.errors import DataError
@@ -114,7 +115,7 @@ def _measure_shard(folder: str, work: Path, seed: int, name: str) -> dict[str, A
         facts = (RULES_VERSION, PIL.__version__, shard_version(folder, name), seed)
         measure = partial(measure_shard, folder, name, seed=seed)
         return remember(measure, place=work / f"{name}.json", facts=facts, is_final=is_whole)
-    except UnreachableShardError as error:  # not remembered: it may be there the next time
+    except UnreachableError as error:  # not remembered: it may be there the next time
         return {"counters": {}, "totals": {}, "shard_bytes": 0, "drawn": [], "broken": str(error)}
 
 
@@ -122,7 +123,7 @@ def measure_shard(folder: str, name: str, *, seed: int) -> dict[str, Any]:
     """Count what a shard holds.
 
     Raises:
-        UnreachableShardError: it cannot be read.
+        UnreachableError: it cannot be read.
     """
     counters: dict[str, Counter[Any]] = {name: Counter() for name in COUNTERS}
     totals: Counter[str] = Counter(dict.fromkeys(TOTALS, 0))
@@ -154,7 +155,7 @@ def measure_shard(folder: str, name: str, *, seed: int) -> dict[str, Any]:
                 drawn.append((rank, sample.key, image.start, image.length, label))
                 if len(drawn) >= 4 * SHEET_IMAGES:
                     drawn = sorted(drawn)[:SHEET_IMAGES]
-        except UnreachableShardError:
+        except UnreachableError:
             raise
         except DataError as error:
             broken = str(error)
@@ -243,7 +244,7 @@ def tabulate(report: Mapping[str, Any]) -> str:
     classes = report["classes"]
     spread = " / ".join(f"{classes['samples_per_class'].get(name, 0):.0f}" for name in ("min", "median", "max"))
     lines = [
-        f"{report['folder']}: {report['samples']} samples in {report['shards']} shards, {report['shard_bytes'] / 1e6:,.4g} MB",
+        f"{report['folder']}: {report['samples']} samples in {report['shards']} {'shard' if report['shards'] == 1 else 'shards'}, {report['shard_bytes'] / 1e6:,.4g} MB",
         f"classes       {classes['with_samples']} with samples, {len(classes['without_samples'])} named without; samples a class "
         f"(min / median / max) {spread}; effective number {classes['effective_number']:.1f}",
         f"formats       {_listed(report['formats'])}; modes {_listed(report['modes'])}",

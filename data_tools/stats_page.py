@@ -12,10 +12,10 @@ from typing import Any
 
 from PIL import Image
 
-from data_tools.shards import UnreachableShardError, read_range
 from data_tools.stats import MEASURES, Drawn, Measured, shown
 from data_tools.stats_plots import draw_classes, draw_shapes, draw_sizes
 from pipeline.data.decode import UnreadableImage, decode_image
+from pipeline.data.folder import ShardFolder, UnreachableError
 from pipeline.errors import DataError
 
 THUMBNAIL_PX = 288  # twice the size it is shown at
@@ -132,10 +132,12 @@ def _figure(measured: Measured, drawn: Drawn) -> str:
 def _thumbnail(folder: str, drawn: Drawn) -> str:
     """An <img> of the sample, or words where it cannot be decoded."""
     try:
-        image = Image.fromarray(decode_image(read_range(folder, drawn.shard, start=drawn.start, length=drawn.length)))
+        image = Image.fromarray(
+            decode_image(ShardFolder(folder).read_range(drawn.shard, drawn.start, drawn.start + drawn.length))
+        )
     except UnreadableImage:
         return "cannot be decoded"
-    except UnreachableShardError:
+    except UnreachableError:
         return "could not be read"
     is_small = max(image.size) < THUMBNAIL_PX // 2
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))

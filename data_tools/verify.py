@@ -24,7 +24,8 @@ import simplejpeg
 from data_tools.findings import KINDS, Verification, describe
 from data_tools.images import Finding, inspect_image
 from data_tools.parallel import WorkerKilledError, map_in_processes, remember, write_json
-from data_tools.shards import Shard, ShardList, UnreachableShardError, is_whole, read_class_names, shard_version
+from data_tools.shards import Shard, ShardList, is_whole, read_class_names, shard_version
+from pipeline.data.folder import UnreachableError
 from pipeline.data.reader import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_label
 from pipeline.data.skips import Skip, read_skips, write_skips
 from pipeline.data.tar import TarSample
@@ -106,7 +107,7 @@ def _verify_shard(folder: str, work: Path, num_classes: int | None, task: tuple[
             RULES_VERSION, PIL.__version__, simplejpeg.__version__, shard_version(folder, name), num_classes, sorted(known),
         )  # fmt: skip
         result = remember(look, place=work / f"{name}.json", facts=facts, is_final=is_whole)
-    except UnreachableShardError as error:  # not remembered: it may be there the next time
+    except UnreachableError as error:  # not remembered: it may be there the next time
         result = _unread(str(error))
     return {**result, "is_new": bool(looked_at)}
 
@@ -152,7 +153,7 @@ def check_shard(
         mark: file that holds the key of the sample at work, for whoever finds this process dead.
 
     Raises:
-        UnreachableShardError: it cannot be read.
+        UnreachableError: it cannot be read.
     """
     tally, seen, repeated, broken = _Tally(), set[str](), list[str](), None
     start = time.perf_counter()
@@ -170,7 +171,7 @@ def check_shard(
                     found = list(_check_sample(shard, sample, num_classes))
                     tally.add(sample.key, found)
                     tally.num_readable += not any(f.kind == "no_image" or KINDS[f.kind].effect == "replaced" for f in found)
-        except UnreachableShardError:
+        except UnreachableError:
             raise
         except DataError as error:
             broken = str(error)

@@ -14,9 +14,11 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,6 +29,8 @@ from data_tools.__main__ import main
 from data_tools.findings import KINDS
 from data_tools.images import inspect_image
 from data_tools.parallel import WorkerKilledError, map_in_processes
+from data_tools.shards import list_shards
+from data_tools.verify import Places, verify_shards
 from pipeline.data.decode import UnreadableImage, decode_image
 from pipeline.data.index import load_index, scan_shard
 from pipeline.data.reader import BlockReader
@@ -34,6 +38,7 @@ from pipeline.data.skips import Skip, read_skips, write_skips
 from pipeline.errors import DataError
 from tests.conftest import REPOSITORY, encode, make_image, write_tar
 from tests.data.test_stream import RangeHandler
+from tests.store import FaultProxy, S3Server, s3_environment
 
 
 def picture(mode: str = "RGB", *, width: int = 80, height: int = 60) -> Image.Image:
@@ -89,6 +94,7 @@ ODD: dict[str, tuple[str, bytes, set[str]]] = {
     "grey.jpg": ("jpg", save(picture("L"), "JPEG"), set()),
     "progressive.jpg": ("jpeg", save(picture(), "JPEG", progressive=True), set()),
     "restarts.jpg": ("jpg", save(picture(), "JPEG", restart_marker_blocks=1), set()),
+    "a JPEG inside a JPEG": ("jpg", save(picture(), "JPEG", comment=JPEG), set()),
     "bilevel.png": ("png", save(picture("1"), "PNG"), set()),
     "upright.jpg": ("jpg", rotated(1), set()),
     "no bytes": ("jpg", b"", {"empty"}),
@@ -221,7 +227,7 @@ def test_what_is_listed_makes_a_corpus_that_trains(tmp_path: Path, capsys: pytes
 
 
 def write_many_shards(folder: Path) -> None:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for number in range(6):
         images = [encode(make_image(number * 50 + n, num_classes=3, size=120), format="PNG") for n in range(50)]
         images[number] = images[number][:1000]
@@ -335,6 +341,36 @@ def test_a_url_is_read_once_and_findings_go_into_the_current_folder(tmp_path: Pa
     assert [skip.key for skip in read_skips("skip.tsv")] == ["z"]
     assert json.loads(Path("verify.json").read_text())["readable_images"] == 150
     assert [path.name for path in shards.iterdir()] == ["big.tar"]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A real S3 server over tmp_path/bucket, behind a network that can be made bad."""
+    (tmp_path / "bucket").mkdir()
+    server = S3Server(tmp_path)
+    proxy = FaultProxy(server)
+    for name, value in s3_environment(proxy.url).items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    yield proxy
+    proxy.close()
+    server.kill()
+
+
+def test_what_a_bad_network_does_is_not_taken_for_damage(store: FaultProxy, tmp_path: Path) -> None:
+    write_odd_shard(tmp_path / "bucket" / "odd.tar")
+    write_many_shards(tmp_path / "bucket")
+    store.inject("mixed", probability=0.5)
+    found = {}
+    for folder in (str(tmp_path / "bucket"), "s3://bucket"):
+        out = tmp_path / folder.partition(":")[0].strip("/").replace("/", "-")
+        places = Places(skip_list=out / "skip.tsv", report=out / "verify.json", work=out)
+        found[folder] = verify_shards(list_shards(folder), places=places, num_workers=1)
+    local, remote = found.values()
+    assert sum(store.counts[fault] for fault in FaultProxy.FAULTS) > 2
+    assert local.num_samples == 300 + len(ODD) + 8
+    for name in ("num_samples", "num_readable", "counts", "examples", "broken_shards", "skips"):
+        assert getattr(remote, name) == getattr(local, name)
 
 
 def test_one_tar_has_findings_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
