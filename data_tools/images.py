@@ -21,7 +21,6 @@ BITS_PER_SAMPLE = 258  # TIFF tag
 EXTREME_ASPECT_RATIO = 5.0
 TINY_PX = 32  # shorter side
 FLAT_DEVIATION = 2.0  # standard deviation of each channel, of 255
-DEEP_MODES = ("I", "F")  # and I;16 in its byte orders
 
 JPEG_START = b"\xff\xd8"
 SIGNATURES = {  # formats that `decode_image` reads
@@ -120,6 +119,8 @@ def _explain(data: bytes, reason: str) -> Finding:
     name = _match(SIGNATURES, start)
     if name is None:
         return Finding("unknown_format", _describe_unknown(start))
+    if "floating-point" in reason:
+        return Finding("unknown_format", f"{name}: {reason}")
     num_pixels = _pixels_in_header(data)
     if num_pixels is not None and num_pixels > MAX_PIXELS:
         return Finding("bomb", reason.partition(": ")[2] or reason)
@@ -206,8 +207,7 @@ def _colour_findings(image: Image.Image, data: bytes) -> Iterator[Finding]:
         yield Finding("cmyk", image.mode)
     depth = _bits_per_channel(image, data)
     if depth > 8:
-        clipped = ": Pillow clips, so all above 255 turns white" if image.mode.startswith("I") else ""
-        yield Finding("sixteen_bit", f"{depth} bits a channel, {image.mode}{clipped}")
+        yield Finding("sixteen_bit", f"{depth} bits a channel, {image.mode}: scaled to 8")
     if image.has_transparency_data:
         yield Finding("alpha", f"{image.mode}: transparent places show the colour stored beneath")
     if image.mode in ("P", "PA"):
@@ -221,7 +221,7 @@ def _bits_per_channel(image: Image.Image, data: bytes) -> int:
         return data[24]  # of the IHDR chunk, which comes first
     if image.format == "TIFF":
         return int(max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))))  # pyright: ignore[reportAttributeAccessIssue]
-    return 32 if image.mode in DEEP_MODES else 16 if image.mode.startswith("I;16") else 8
+    return 32 if image.mode == "I" else 16 if image.mode.startswith("I;16") else 8
 
 
 @functools.lru_cache(maxsize=256)
