@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from data_tools import make_arguments
 from pipeline.data.index import DEFAULT_BLOCK_SAMPLES, MAX_BLOCK_SAMPLES
@@ -30,6 +31,38 @@ def index(arguments: argparse.Namespace) -> None:
     )
 
 
+def verify(arguments: argparse.Namespace) -> int:
+    from data_tools.findings import next_step, summarise, tabulate
+    from data_tools.shards import list_shards
+    from data_tools.verify import choose_places, verify_shards
+
+    shards = list_shards(arguments.folder)
+    places = choose_places(shards, skip_list=arguments.skip_list, report=arguments.report, work=arguments.work)
+    found = verify_shards(shards, places=places, num_workers=arguments.workers, skip_lists=arguments.skip)
+    print(summarise(found))
+    print(tabulate(found) or "nothing wrong with any of them")
+    given = f", {found.num_passed_over} of them given" if found.num_passed_over else ""
+    print(f"\nreport:    {places.report}")
+    print(f"skip list: {places.skip_list} ({len(found.skips) + found.num_passed_over} samples{given})")
+    print(f"next:      {next_step(found, skip_list=places.skip_list)}")
+    return 1 if found.stops_training else 0
+
+
+def stats(arguments: argparse.Namespace) -> None:
+    from data_tools.parallel import write_json
+    from data_tools.shards import list_shards
+    from data_tools.stats import describe, measure_folder, tabulate
+    from data_tools.stats_page import write_page
+
+    shards = list_shards(arguments.folder)
+    out = Path(arguments.out) if arguments.out else shards.output_folder
+    measured = measure_folder(shards, work=out / ".stats", num_workers=arguments.workers, seed=arguments.seed)
+    report, page = describe(measured), out / f"{shards.output_prefix}stats.html"
+    write_json(page.with_suffix(".json"), report)
+    write_page(measured, report, page)
+    print(f"{tabulate(report)}\n\nfigures: {page.with_suffix('.json')}\npage:    {page}")
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_tools", description="Make and index corpora of WebDataset shards.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -40,26 +73,64 @@ def make_parser() -> argparse.ArgumentParser:
             name, help=help, description=help, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         command.set_defaults(function=function)
+        command.add_argument("--workers", type=_positive, default=cores, help="processes (default: all cores, %(default)s)")
+        return command
+
+    def add_block_samples(command: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--block-samples",
             type=_block_samples,
             default=DEFAULT_BLOCK_SAMPLES,
             help="samples in one range read (default: %(default)s)",
         )
-        command.add_argument("--workers", type=_positive, default=cores, help="processes (default: all cores, %(default)s)")
-        return command
 
-    make_arguments.add_arguments(add("make", make, make_arguments.SUMMARY, make_arguments.EPILOG))
+    command = add("make", make, make_arguments.SUMMARY, make_arguments.EPILOG)
+    add_block_samples(command)
+    make_arguments.add_arguments(command)
     command = add(
         "index", index, "index the .tar files of a folder or URL, whoever wrote them",
         "Writes FOLDER/index.safetensors; FOLDER may be a URL. Run it again whenever the shards change.\n\n"
         "examples:\n  python -m data_tools index /data/imagenet\n"
         "  python -m data_tools index s3://bucket/imagenet --skip imagenet-bad.tsv --skip imagenet-copies.tsv",
     )  # fmt: skip
+    add_block_samples(command)
     command.add_argument("folder", help="folder or URL of .tar files")
     command.add_argument(
         "--skip", action="append", default=[], metavar="FILE", help="samples to leave out: a skip list of `verify` or `dedup`; may be repeated"
     )  # fmt: skip
+    command = add(
+        "verify", verify, "decode every image, find what is damaged, odd or unlabelled, and list what to leave out",
+        "FOLDER is a folder or URL of WebDataset tars, indexed or not, or one .tar. Every image is decoded as training does\n"
+        "it. What cannot be used (no image, no usable label, an image that cannot be decoded) goes into a skip list for\n"
+        "`index --skip`; what is merely odd is counted. Run it again after a crash: it goes on.\n\n"
+        "exit code: 0 if a training on these shards as they are would run; 1 if it would stop (a broken shard, a sample\n"
+        "without image or usable label); 2 if `verify` itself could not do its work.\n\n"
+        "examples:\n  python -m data_tools verify /data/imagenet\n"
+        "  python -m data_tools index /data/imagenet --skip /data/imagenet/skip.tsv      # leave out what it found\n"
+        "  python -m data_tools verify /data/imagenet --skip /data/imagenet/skip.tsv     # the rest is well: exit code 0\n"
+        "  python -m data_tools verify s3://bucket/imagenet --work /scratch/verify --skip-list bad.tsv --report bad.json",
+    )  # fmt: skip
+    command.add_argument("folder", help="folder or URL of .tar files, or one .tar")
+    command.add_argument(
+        "--skip", action="append", default=[], metavar="FILE", help="samples that are left out already: not looked at, and listed again; may be repeated"
+    )  # fmt: skip
+    command.add_argument("--skip-list", metavar="FILE", help="where to list what to leave out (default: FOLDER/skip.tsv)")
+    command.add_argument("--report", metavar="FILE", help="where to write the report (default: FOLDER/verify.json)")
+    command.add_argument(
+        "--work", metavar="FOLDER", help="keeps what was found in each shard (default: FOLDER/.verify); for a URL, all three are in the current folder"
+    )  # fmt: skip
+    command = add(
+        "stats", stats, "count classes, image sizes, formats and bytes, and draw a page with a contact sheet",
+        "Reads the images' headers alone. Writes stats.json, and stats.html: one page with everything inside. FOLDER is\n"
+        "a folder or URL of WebDataset tars, indexed or not, or one .tar. Run it again after a crash: it goes on.\n\n"
+        "examples:\n  python -m data_tools stats /data/imagenet          # then open /data/imagenet/stats.html\n"
+        "  python -m data_tools stats s3://bucket/imagenet --out imagenet-stats",
+    )  # fmt: skip
+    command.add_argument("folder", help="folder or URL of .tar files, or one .tar")
+    command.add_argument(
+        "--out", metavar="FOLDER", help="where the page goes (default: beside the shards; for a URL, the current folder)"
+    )  # fmt: skip
+    command.add_argument("--seed", type=_natural, default=0, help="of the samples on the contact sheet (default: %(default)s)")
     return parser
 
 
@@ -77,17 +148,24 @@ def _block_samples(text: str) -> int:
     return value
 
 
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
 def main(argv: list[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     try:
-        arguments.function(arguments)
+        code = arguments.function(arguments)
     except PipelineError as error:
         print(f"\nerror: {error}", file=sys.stderr)  # below a progress bar that may be open
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 if __name__ == "__main__":

@@ -31,7 +31,11 @@ def index_folder(folder: str, *, block_samples: int, num_workers: int, skip_list
             skips[skip.shard].add(skip.key)
     tasks = [(name, frozenset(skips[name])) for name in names]
     scan = partial(_scan_shard, folder, block_samples)
-    entries = dict(map_in_processes(scan, tasks, num_workers=num_workers, description="index shards", unit="shard"))
+    entries = dict(
+        map_in_processes(
+            scan, tasks, num_workers=num_workers, description="index shards", unit="shard", name_task=lambda task: task[0]
+        )
+    )
     index = assemble_index(folder, list(entries.values()))
     save_index(index)
     return index

@@ -6,9 +6,12 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,25 +23,44 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
+class WorkerKilledError(DataError):
+    """A worker process ended without a word: a library crashed, or the system killed it.
+
+    Attributes:
+        tasks: what it was at work on; more than one if several workers were killed.
+    """
+
+    def __init__(self, message: str, tasks: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.tasks = tasks
+
+
 def map_in_processes(
-    function: Callable[[Task], Result], tasks: Sequence[Task], *, num_workers: int, description: str, unit: str
-) -> Iterator[tuple[Task, Result]]:
+    function: Callable[[Task], Result], tasks: Sequence[Task], *, num_workers: int, description: str, unit: str,
+    name_task: Callable[[Task], str] = str,
+) -> Iterator[tuple[Task, Result]]:  # fmt: skip
     """(task, function(task)) as they finish, with a progress bar. At most two tasks a worker wait at a time.
 
+    Args:
+        name_task: what to call a task in messages.
+
     Raises:
-        DataError: a worker process was killed; and whatever `function` raises.
+        WorkerKilledError: naming what it was at work on; and whatever `function` raises.
     """
     context = multiprocessing.get_context("spawn")
-    todo = iter(tasks)
+    todo = iter(enumerate(tasks))
     running: dict[Future[Result], Task] = {}
+    workers: dict[int, BaseProcess] = {}
     with (
+        tempfile.TemporaryDirectory(prefix="data-tools-") as notes,
         tqdm(total=len(tasks), desc=description, unit=unit) as bar,
         ProcessPoolExecutor(max(1, min(num_workers, len(tasks))), mp_context=context) as pool,
     ):
         try:
             while True:
-                for task in todo:
-                    running[pool.submit(function, task)] = task
+                for number, task in todo:
+                    running[pool.submit(_call_noted, notes, number, function, task)] = task
+                    workers |= {child.pid: child for child in multiprocessing.active_children() if child.pid is not None}
                     if len(running) >= 2 * num_workers:
                         break
                 if not running:
@@ -49,19 +71,51 @@ def map_in_processes(
                     bar.update()
                     yield task, result
         except BrokenProcessPool as error:
-            raise DataError(
-                f"{description}: a worker process was killed, most likely for want of memory; the same command goes on "
-                f"where it stopped, with fewer --workers if it happens again"
+            pool.shutdown(wait=True)  # the other workers are ended by SIGTERM; how the first one died is then known
+            killed = [child for child in workers.values() if child.exitcode not in (None, 0, -signal.SIGTERM)]
+            at_work = [tasks[number] for child in killed if (number := _read_note(notes, child.pid)) is not None]
+            raise WorkerKilledError(
+                _describe_death(description, killed, [name_task(task) for task in at_work]), at_work
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def remember(function: Callable[[], dict[str, Any]], *, place: Path, facts: Sequence[object]) -> dict[str, Any]:
+def _call_noted(notes: str, number: int, function: Callable[[Task], Result], task: Task) -> Result:
+    """Leave a note of what this process is at work on: a process that is killed cannot say it any more."""
+    Path(notes, str(os.getpid())).write_text(str(number))
+    return function(task)
+
+
+def _read_note(notes: str, pid: int | None) -> int | None:
+    place = Path(notes, str(pid))
+    return int(place.read_text()) if place.exists() else None
+
+
+def _describe_death(description: str, killed: Sequence[BaseProcess], names: Sequence[str]) -> str:
+    codes = {child.exitcode or 0 for child in killed}
+    causes = ", ".join(sorted(signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in codes))
+    advice = (
+        "most likely for want of memory: try fewer --workers"
+        if codes <= {-signal.SIGKILL}
+        else "a library crashed: the same will happen there again"
+    )
+    at_work = f" while at work on {' and '.join(names)}" if names else ""
+    return (
+        f"{description}: a worker process was killed ({causes or 'unknown cause'}){at_work}, {advice}. "
+        f"What is finished is kept; the same command goes on from there"
+    )
+
+
+def remember(
+    function: Callable[[], dict[str, Any]], *, place: Path, facts: Sequence[object],
+    is_final: Callable[[dict[str, Any]], bool] = lambda _: True,
+) -> dict[str, Any]:  # fmt: skip
     """The result of an earlier call with the same facts, or else that of calling now, kept at `place` (JSON).
 
     Args:
         facts: everything the result depends on, for example a shard's size and the options.
+        is_final: whether a result is to be kept; one that may be another the next time is not.
     """
     key = hashlib.blake2b(repr(tuple(facts)).encode(), digest_size=16).hexdigest()
     try:
@@ -71,13 +125,21 @@ def remember(function: Callable[[], dict[str, Any]], *, place: Path, facts: Sequ
     if isinstance(stored, dict) and stored.get("key") == key:
         return stored["result"]
     result = function()
-    write_json(place, {"key": key, "result": result})
+    if is_final(result):
+        write_json(place, {"key": key, "result": result})
     return result
 
 
 def write_json(place: Path, value: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    place.parent.mkdir(parents=True, exist_ok=True)
+    """Write a JSON file, whole or not at all.
+
+    Raises:
+        DataError: it cannot be written.
+    """
     part = place.with_name(f"{place.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, place)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, place)
+    except OSError as error:
+        raise DataError(f"{place} cannot be written: {error}") from error

@@ -35,7 +35,7 @@ def decode_image(data: bytes) -> Pixels:
         UnreadableImage: damaged, cut short, of an unknown format, or of more than `MAX_PIXELS` pixels.
     """
     if data[:2] == b"\xff\xd8":
-        pixels = _decode_jpeg(data)
+        pixels = decode_regular_jpeg(data)
         if pixels is not None:
             return pixels
     return _decode_with_pillow(data)
@@ -84,7 +84,12 @@ def entropy_decode(data: bytes) -> None:
         raise UnreadableImage(str(error)) from error
 
 
-def _decode_jpeg(data: bytes) -> Pixels | None:
+def decode_regular_jpeg(data: bytes) -> Pixels | None:
+    """Pixels of a JPEG without any irregularity; None for CMYK and for what the library so much as warns of.
+
+    Raises:
+        UnreadableImage: more than `MAX_PIXELS` pixels.
+    """
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -105,7 +110,7 @@ def _decode_with_pillow(data: bytes) -> Pixels:
             with Image.open(io.BytesIO(data)) as image:
                 _check_size(*image.size)
                 return _to_rgb(image)
-    except UnreadableImage:
+    except (UnreadableImage, MemoryError):  # the latter says nothing of the image: other ranks may well decode it
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, TypeVar, cast
 
 from fsspec.core import url_to_fs
 
+from pipeline.data.block_file import BlockFile
 from pipeline.data.retry import call_again
 from pipeline.errors import DataError
 
@@ -21,6 +24,10 @@ PATIENCE_S = 30.0  # with listings and small files, before anything has begun
 def is_remote(path: str) -> bool:
     """Whether a path is a URL."""
     return "://" in path
+
+
+class UnreachableError(DataError):
+    """A file or store that cannot be read: unlike damaged data it may be there the next time."""
 
 
 class ShardFolder:
@@ -68,14 +75,14 @@ class ShardFolder:
 
         Raises:
             FileNotFoundError: no such file.
-            DataError: the store cannot be reached, or refuses.
+            UnreachableError: the store cannot be reached, or refuses.
         """
         try:
             return call_again(function, patience_s=PATIENCE_S if self.is_remote else 0)
         except (FileNotFoundError, DataError):
             raise
         except Exception as error:  # stores' libraries have errors of their own
-            raise DataError(f"data folder {self.path!r} cannot be reached: {type(error).__name__}: {error}") from error
+            raise UnreachableError(f"data folder {self.path!r} cannot be reached: {type(error).__name__}: {error}") from error
 
     def exists(self, name: str) -> bool:
         """Whether a file is there."""
@@ -96,8 +103,8 @@ class ShardFolder:
         os.replace(part, self.place(name))
 
     def version(self, name: str) -> str:
-        """What tells a file from one written later under its name."""
-        return self._call(lambda: str(self.filesystem.ukey(self.place(name))))
+        """What tells a file from one written later under its name: size, times and checksums, as far as they are told."""
+        return self._call(lambda: str(self.filesystem.info(self.place(name))))  # `ukey` of a web server knows the URL alone
 
     def list_shards(self) -> list[str]:
         """Names of the folder's tars, sorted.
@@ -117,10 +124,27 @@ class ShardFolder:
         return shards
 
     def open(self, name: str) -> BinaryIO:
-        """A file of the folder, to be read mostly forwards."""
-        if self.is_remote:
-            return cast(BinaryIO, self.filesystem.open(self.place(name), "rb", block_size=READ_AHEAD_BYTES))
-        return open(self.place(name), "rb")
+        """A file of the folder, to be read mostly forwards. Requests to a store are made again when they fail.
+
+        Raises:
+            FileNotFoundError: no such file.
+            UnreachableError: here, or when it is read.
+        """
+        if not self.is_remote:
+            return open(self.place(name), "rb")
+        fetch = functools.partial(self.read_range, name)
+        return io.BufferedReader(BlockFile(fetch, num_bytes=self.size(name), block_bytes=READ_AHEAD_BYTES))
+
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of a file: all of them."""
+
+        def read() -> bytes:
+            data = self.filesystem.cat_file(self.place(name), start=start, end=end)
+            if len(data) != end - start:
+                raise OSError(f"{len(data)} of {end - start} bytes came")
+            return data
+
+        return self._call(read)
 
     def size(self, name: str) -> int:
         """Bytes of a file.

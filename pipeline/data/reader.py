@@ -209,6 +209,6 @@ def parse_label(text: bytes, *, shard: str, key: str) -> int:
     try:
         value = json.loads(text)
         return int(value["label"] if isinstance(value, dict) else value)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         shown = text[:40].decode(errors="replace")
         raise DataError(f"{shard}: label of sample {key!r} is {shown!r}, not a class number") from error

@@ -27,7 +27,7 @@ class Skip(NamedTuple):
 def write_skips(path: str | Path, skips: Iterable[Skip]) -> None:
     """Write a skip list, whole or not at all, sorted so that the same findings give the same file."""
     part = Path(f"{path}.part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # tars hold names that are not UTF-8
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(sorted(skips))
@@ -41,9 +41,9 @@ def read_skips(path: str | Path) -> list[Skip]:
         DataError: no such file, or a line that is not one of a skip list.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.reader(file, delimiter="\t"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, csv.Error) as error:
         raise DataError(f"skip list {path}: {error}") from error
     if not rows or tuple(rows[0]) != COLUMNS:
         raise DataError(f"skip list {path}: its first line must be {chr(9).join(COLUMNS)!r} (tab-separated)")

@@ -1,0 +1,137 @@
+"""The shards that a command is given, by a folder, a URL or a single tar, and the samples in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.folder import COMPRESSED, ShardFolder, UnreachableError, is_remote
+from pipeline.data.index import CLASSES_NAME
+from pipeline.data.tar import TarMember, TarSample, scan_samples
+from pipeline.errors import DataError
+
+
+@dataclass(frozen=True)
+class ShardList:
+    """Shards of one folder."""
+
+    folder: str
+    names: tuple[str, ...]
+    compressed: tuple[str, ...]  # tars that must be unpacked before anything can read them
+    is_single: bool  # one tar was named, not its folder
+
+    @property
+    def output_folder(self) -> Path:
+        """Where findings go unless told otherwise: beside the shards, or for a URL into the current folder."""
+        return Path() if is_remote(self.folder) else Path(self.folder)
+
+    @property
+    def output_prefix(self) -> str:
+        """Begins the names of findings: those on one tar of a folder are not those on the folder."""
+        return f"{self.names[0].removesuffix('.tar')}." if self.is_single and self.names else ""
+
+
+def list_shards(path: str) -> ShardList:
+    """The tars of a folder or URL, or the one tar that is named.
+
+    Raises:
+        DataError: no such place, or no tars in it.
+    """
+    head, slash, name = path.rstrip("/").rpartition("/")
+    if name.endswith((".tar", *COMPRESSED)):
+        folder = ShardFolder((head or slash) or ".")
+        if not folder.filesystem.isfile(folder.place(name)):
+            raise DataError(f"shard {path!r} does not exist")
+        names, is_single = [name], True
+    else:
+        folder, is_single = ShardFolder(path), False
+        names = folder.list_names()
+    shards = tuple(name for name in names if name.endswith(".tar"))
+    compressed = tuple(name for name in names if name.endswith(COMPRESSED))
+    if not shards and not compressed:
+        raise DataError(f"shard folder {path!r} does not exist or holds no .tar files")
+    return ShardList(folder=folder.path, names=shards, compressed=compressed, is_single=is_single)
+
+
+def read_class_names(folder: str) -> list[str] | None:
+    """Class names by id, or None where the folder does not say.
+
+    Raises:
+        DataError: a file that is not text in UTF-8, or cannot be reached.
+    """
+    shards = ShardFolder(folder)
+    try:
+        return shards.read(CLASSES_NAME).decode().splitlines() if shards.exists(CLASSES_NAME) else None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{folder}/{CLASSES_NAME}: {error}") from error
+
+
+def shard_version(folder: str, name: str) -> str:
+    """Changes whenever the shard does.
+
+    Raises:
+        UnreachableError: it cannot be reached.
+    """
+    with _store_errors(name):
+        return ShardFolder(folder).version(name)
+
+
+def is_whole(result: Mapping[str, Any]) -> bool:
+    """Whether a shard's findings are to be remembered: one that is broken, or seems so, is looked at again."""
+    return result["broken"] is None
+
+
+class Shard:
+    """An open shard, read once from front to back.
+
+    Raises:
+        UnreachableError: it cannot be opened.
+    """
+
+    def __init__(self, folder: str, name: str) -> None:
+        self.name = name
+        shards = ShardFolder(folder)
+        with _store_errors(name):
+            self.num_bytes = shards.size(name)
+            self._file = shards.open(name)
+
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def samples(self) -> Iterator[TarSample]:
+        """Every sample of the tar.
+
+        Raises:
+            DataError: compressed, damaged or cut short.
+            UnreachableError: it cannot be read.
+        """
+        with _store_errors(self.name):
+            yield from scan_samples(self._file, name=self.name)
+
+    def read(self, member: TarMember, num_bytes: int | None = None) -> bytes:
+        """A member's bytes, or the first of them.
+
+        Raises:
+            UnreachableError: it cannot be read.
+        """
+        length = member.length if num_bytes is None else min(num_bytes, member.length)
+        with _store_errors(self.name):
+            self._file.seek(member.start)
+            data = self._file.read(length)
+        if len(data) != length:
+            raise UnreachableError(f"{self.name}: could not be read ({len(data)} of {length} bytes came)")
+        return data
+
+
+@contextmanager
+def _store_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnreachableError(f"{name}: could not be read ({type(error).__name__}: {error})") from error
