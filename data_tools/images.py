@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms
 
-from pipeline.data.decode import MAX_PIXELS, Pixels, UnreadableImage, decode_image, decode_regular_jpeg
+from pipeline.data.decode import FORMATS, MAX_PIXELS, Pixels, UnreadableImage, decode_image, decode_regular_jpeg
 
 ORIENTATION = 0x0112  # EXIF tag
 BITS_PER_SAMPLE = 258  # TIFF tag
@@ -71,7 +71,7 @@ def read_header(data: bytes) -> Header | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return Header(image.format or "", image.mode, *image.size)
     except Exception:  # Pillow's parsers raise almost anything on damaged files; the caller counts them
         return None
@@ -146,7 +146,7 @@ def _pixels_in_header(data: bytes) -> int | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return image.width * image.height
     except Image.DecompressionBombError:
         return MAX_PIXELS + 1
@@ -189,7 +189,7 @@ def _header_findings(data: bytes, extension: str) -> Iterator[Finding]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 yield from _colour_findings(image, data)
                 yield from _structure_findings(image, data, extension)
                 yield from _orientation_findings(image)

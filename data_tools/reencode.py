@@ -9,7 +9,7 @@ from typing import Literal
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from pipeline.data.decode import UnreadableImage, decode_image
+from pipeline.data.decode import FORMATS, UnreadableImage, decode_image
 
 ExifUse = Literal["keep", "apply"]
 UPRIGHT = 1
@@ -79,7 +79,7 @@ def _inspect(data: bytes) -> tuple[tuple[int, int], int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of harmless metadata; sizes are checked when the image is decoded
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return image.size, image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
     except UnidentifiedImageError as error:  # its own words hold a memory address, different every time
         raise UnreadableImage("UnidentifiedImageError: no known image format") from error

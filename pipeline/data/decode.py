@@ -16,6 +16,7 @@ except ImportError:  # no compiler or no headers of libjpeg-turbo when this was 
     _jpeg = None
 
 HOW_TO_BUILD = "install a C compiler and libjpeg-turbo's headers (libjpeg-dev or libjpeg-turbo-devel), then install this again"
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")  # Pillow knows others, one of which starts Ghostscript
 MAX_PIXELS = 100_000_000  # above this an image is taken for a decompression bomb
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
@@ -107,7 +108,7 @@ def _decode_with_pillow(data: bytes) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of harmless metadata, and of sizes below our own limit
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(*image.size)
                 return _to_rgb(image)
     except (UnreadableImage, MemoryError):  # the latter says nothing of the image: other ranks may well decode it
