@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
+from pipeline.data.blocks import BlockBytes, FileBlock, OpenFile
 from pipeline.data.folder import is_remote
 from pipeline.data.index import ShardIndex
 from pipeline.data.remote import RemoteOptions, RemoteSource, Retry
@@ -20,8 +19,6 @@ from pipeline.errors import DataError
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")
 LABEL_EXTENSIONS = ("cls", "json")
 MAX_OPEN_SHARDS = 128
-
-ReadBytes = Callable[[int, int], bytes]  # start in the block and length, to bytes
 
 
 @dataclass(frozen=True)
@@ -33,23 +30,19 @@ class RawSample:
     label: int
     image_start: int
     image_length: int
-    read: ReadBytes
+    block: BlockBytes
 
     @property
     def image(self) -> bytes:
         """The encoded image, read now."""
-        return self.read(self.image_start, self.image_length)
+        return self.block.read(self.image_start, self.image_length)
 
 
 class Source(Protocol):
     """Where blocks come from."""
 
-    def start(self, block: int) -> Callable[[], bytes]:
-        """Begin to read a block's bytes; what comes back waits for them. Fewer come only where the shard ends."""
-        ...
-
-    def keep(self, block: int, data: bytes) -> ReadBytes:
-        """How to read parts of a block again."""
+    def start(self, block: int) -> Callable[[], BlockBytes]:
+        """Begin to read a block; what comes back waits for it."""
         ...
 
     def take_retries(self) -> list[Retry]:
@@ -58,58 +51,37 @@ class Source(Protocol):
 
 
 class LocalSource:
-    """Shards in a local or network-mounted folder, kept open, read with `pread`.
-
-    A block that is being played is left to the system's page cache: hundreds of them, in every worker, would take
-    gigabytes.
-    """
+    """Shards in a local or network-mounted folder, kept open. The system is asked to fetch blocks beforehand."""
 
     def __init__(self, index: ShardIndex) -> None:
         self._index = index
-        self._descriptors: OrderedDict[str, int] = OrderedDict()
+        self._open: OrderedDict[str, OpenFile] = OrderedDict()
 
-    def start(self, block: int) -> Callable[[], bytes]:
+    def start(self, block: int) -> Callable[[], BlockBytes]:
         shard, offset, num_bytes = self._index.place(block)
-        os.posix_fadvise(self._open(shard), offset, num_bytes, os.POSIX_FADV_WILLNEED)
-        return lambda: os.pread(self._open(shard), num_bytes, offset)
-
-    def keep(self, block: int, data: bytes) -> ReadBytes:
-        shard, offset, _ = self._index.place(block)
-        return lambda start, length: os.pread(self._open(shard), length, offset + start)
+        file = self._file(shard)
+        os.posix_fadvise(file(), offset, num_bytes, os.POSIX_FADV_WILLNEED)
+        return lambda: FileBlock(file, offset=offset, num_bytes=num_bytes)
 
     def take_retries(self) -> list[Retry]:
         return []
 
-    def _open(self, shard: str) -> int:
-        if shard not in self._descriptors:
-            if len(self._descriptors) >= MAX_OPEN_SHARDS:
-                os.close(self._descriptors.popitem(last=False)[1])
+    def _file(self, shard: str) -> OpenFile:
+        """Open; let go when as many others have been asked for, closed when no block of it is played any more."""
+        if shard not in self._open:
+            if len(self._open) >= MAX_OPEN_SHARDS:
+                self._open.popitem(last=False)
             try:
-                self._descriptors[shard] = os.open(os.path.join(self._index.folder, shard), os.O_RDONLY)
+                self._open[shard] = OpenFile(os.path.join(self._index.folder, shard))
             except FileNotFoundError as error:
                 raise DataError(f"{self._index.folder}/{shard} is missing; restore it, or index the folder again") from error
-        self._descriptors.move_to_end(shard)
-        return self._descriptors[shard]
-
-
-class KeptSource(RemoteSource):
-    """Shards behind a URL; a block that is being played stays in memory, or in the cache on disk."""
-
-    def keep(self, block: int, data: bytes) -> ReadBytes:
-        place = self.cache.place(block) if self.cache else None
-        if place is None:
-            return lambda start, length: data[start : start + length]
-        return lambda start, length: _read_part(place, start, length)
-
-
-def _read_part(place: Path, start: int, length: int) -> bytes:
-    with place.open("rb", buffering=0) as file:
-        return os.pread(file.fileno(), length, start)
+        self._open.move_to_end(shard)
+        return self._open[shard]
 
 
 def open_source(index: ShardIndex, options: RemoteOptions) -> Source:
     """The right source for the index's folder or URL."""
-    return KeptSource(index, options) if is_remote(index.folder) else LocalSource(index)
+    return RemoteSource(index, options) if is_remote(index.folder) else LocalSource(index)
 
 
 class BlockReader:
@@ -126,7 +98,7 @@ class BlockReader:
         self.index = index
         self.capacity = capacity
         self._source = open_source(index, remote or RemoteOptions())
-        self._started: dict[int, Callable[[], bytes]] = {}
+        self._started: dict[int, Callable[[], BlockBytes]] = {}
         self._blocks: OrderedDict[int, list[RawSample]] = OrderedDict()
         self._unplayed: dict[int, int] = {}
 
@@ -158,21 +130,19 @@ class BlockReader:
         """Failed requests since the last call."""
         return self._source.take_retries()
 
-    def _parse(self, block: int, data: bytes) -> list[RawSample]:
+    def _parse(self, block: int, data: BlockBytes) -> list[RawSample]:
         index = self.index
         shard, _, num_bytes = index.place(block)
-        if len(data) != num_bytes:
+        if data.num_bytes != num_bytes:
             raise DataError(
-                f"{index.describe_block(block)}: only {len(data)} of {num_bytes} bytes there; the shard is cut short"
+                f"{index.describe_block(block)}: only {data.num_bytes} of {num_bytes} bytes there; the shard is cut short"
             )
-        skipped, read = index.skipped_in(block), self._source.keep(block, data)
+        skipped = index.skipped_in(block)
         try:
-            stored = list(scan_samples(io.BytesIO(data), name=shard))
+            stored = list(scan_samples(data.open(), name=shard))
         except DataError as error:
             raise DataError(f"{index.describe_block(block)}: {error}; index the folder again if its shards changed") from error
-        samples = [
-            _raw_sample(sample, data, shard=shard, read=read) for place, sample in enumerate(stored) if place not in skipped
-        ]
+        samples = [_raw_sample(sample, data, shard=shard) for place, sample in enumerate(stored) if place not in skipped]
         if len(samples) != index.block_samples[block]:
             raise DataError(
                 f"{index.describe_block(block)}: {len(samples)} samples, the index says {index.block_samples[block]}; "
@@ -181,16 +151,16 @@ class BlockReader:
         return samples
 
 
-def _raw_sample(sample: TarSample, data: bytes, *, shard: str, read: ReadBytes) -> RawSample:
+def _raw_sample(sample: TarSample, data: BlockBytes, *, shard: str) -> RawSample:
     image, label = find_member(sample, IMAGE_EXTENSIONS), find_member(sample, LABEL_EXTENSIONS)
     if image is None or label is None:
         wanted, looked = ("image", IMAGE_EXTENSIONS) if image is None else ("label", LABEL_EXTENSIONS)
         found = ", ".join(member.extension for member in sample.members)
         raise DataError(f"{shard}: sample {sample.key!r} has no {wanted} (looked for {', '.join(looked)}; it has {found})")
-    text = data[label.start : label.start + label.length]
+    text = data.read(label.start, label.length)
     return RawSample(
         key=sample.key, shard=shard, label=parse_label(text, shard=shard, key=sample.key), image_start=image.start,
-        image_length=image.length, read=read,
+        image_length=image.length, block=data,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import xxhash
 from fsspec.asyn import AsyncFileSystem, sync
 
+from pipeline.data.blocks import BlockBytes, FileBlock, MemoryBlock, OpenFile
 from pipeline.data.folder import ShardFolder
 from pipeline.data.index import BlockPlace, ShardIndex
 from pipeline.data.retry import PERMANENT, call_again
@@ -119,7 +120,7 @@ class RemoteSource:
         self._folder = ShardFolder(index.folder)
         self._index = index
         self._options = options
-        self._todo: SimpleQueue[tuple[int, Future[bytes]]] = SimpleQueue()
+        self._todo: SimpleQueue[tuple[int, Future[BlockBytes]]] = SimpleQueue()
         # Daemons, which an executor's threads are not: a process that has what it needs ends in the middle of a read.
         for number in range(CONCURRENT_READS):
             threading.Thread(target=self._work, name=f"read-block-{number}", daemon=True).start()
@@ -128,13 +129,13 @@ class RemoteSource:
             self.cache = BlockCache(index, folder=options.cache_dir, num_bytes=options.cache_bytes)
         self._retries: SimpleQueue[Retry] = SimpleQueue()
 
-    def start(self, block: int) -> Callable[[], bytes]:
-        """Begin to read a block; what comes back waits for it.
+    def start(self, block: int) -> Callable[[], BlockBytes]:
+        """Begin to read a block; what comes back waits for it. It stays in memory, or in the cache on disk.
 
         Raises (when waited for):
             DataError: shard missing or cut short, no permission, or failures for longer than the patience.
         """
-        future: Future[bytes] = Future()
+        future: Future[BlockBytes] = Future()
         self._todo.put((block, future))
         return future.result
 
@@ -150,14 +151,14 @@ class RemoteSource:
             except BaseException as error:  # belongs to whoever waits for the block
                 future.set_exception(error)
 
-    def _read(self, block: int) -> bytes:
-        kept = self.cache.get(block) if self.cache else None
-        if kept is not None:
-            return kept
-        data = self._fetch(self._index.place(block))
-        if self.cache:
-            self.cache.put(block, data)
-        return data
+    def _read(self, block: int) -> BlockBytes:
+        place = self._index.place(block)
+        kept = self.cache.place(block) if self.cache else None
+        if self.cache is None or kept is None:
+            return MemoryBlock(self._fetch(place))
+        if self.cache.get(block) is None:
+            self.cache.put(block, self._fetch(place))
+        return FileBlock(OpenFile(kept), offset=0, num_bytes=place.num_bytes)
 
     def _fetch(self, place: BlockPlace) -> bytes:
         def count(error: Exception) -> None:
