@@ -12,16 +12,15 @@ import pytest
 import torch
 
 from data_tools.__main__ import main as data_tools
-from pipeline import build
+from pipeline import build, build_data
 from pipeline.checkpoint import RunFolder, load_weights
 from pipeline.config import load_config
+from pipeline.data.loader import BatchLoader
 from pipeline.demo import write_digits
 from pipeline.planning import make_plan
 from pipeline.tracking import read_metrics
 from pipeline.world import World
 from tests.conftest import REPOSITORY, environment
-
-ALONE = World(rank=0, size=1, local_rank=0, local_size=1, node=0, num_nodes=1, launcher="none", slurm_job_id=None)
 
 SCENARIOS: dict[str, dict[str, Any]] = {
     "zero0_fp32": {"zero_stage": 0, "precision": "fp32"},
@@ -44,7 +43,8 @@ def train_plainly(config_path: Path) -> tuple[list[float], list[float], dict[str
     """The same training in thirty lines of torch, fp32, one process: losses, gradient norms, final weights."""
     config = load_config(config_path)
     plan = make_plan(config, world_size=1)
-    stream = iter(build.make_stream(plan, world=ALONE, start_step=0))
+    stream = build_data.make_stream(plan, world=World.alone(), start_step=0)
+    batches = iter(BatchLoader(stream, num_workers=0, prefetch=1, pin_memory=False))
     model, loss, schedule = build.make_model(plan.model, seed=config.seed), build.make_loss(config), build.make_schedule(plan)
     kernels = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
     others = [p for p in model.parameters() if not any(p is kernel for kernel in kernels)]
@@ -53,7 +53,7 @@ def train_plainly(config_path: Path) -> tuple[list[float], list[float], dict[str
     )
     losses, norms = [], []
     for step in range(plan.stop_step):
-        batch = next(stream)
+        batch = next(batches)
         for group in optimizer.param_groups:
             group["lr"] = schedule(step)
         value = loss(model(batch["images"]), batch["labels"])
