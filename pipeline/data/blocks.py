@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
@@ -95,9 +96,7 @@ class OpenFile:
 
     def __init__(self, path: str | Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
 
     def __call__(self) -> int:
         return self._descriptor
-
-    def __del__(self) -> None:
-        os.close(self._descriptor)
