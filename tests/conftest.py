@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import io
 import os
@@ -33,6 +34,12 @@ REPOSITORY = Path(__file__).parent.parent
 REFERENCE = REPOSITORY / ".reference"  # timm and torchvision, kept apart: see the Makefile
 
 WriteShards = Callable[..., ShardIndex]
+EXIT_TIMEOUT_S = 60
+
+
+def pytest_unconfigure() -> None:
+    """A process or thread that something left behind must fail the tests, and say where it waits, not hold them for ever."""
+    faulthandler.dump_traceback_later(EXIT_TIMEOUT_S, exit=True, file=sys.__stderr__)
 
 
 def make_image(number: int, *, num_classes: int, size: int) -> np.ndarray:

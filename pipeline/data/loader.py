@@ -7,11 +7,14 @@ for it, at most `prefetch` ahead, and R leaves room for the ones still in use.
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
@@ -92,19 +95,19 @@ class BatchLoader:
             multiprocessing_context="spawn" if self.num_workers else None,
             worker_init_fn=_start_worker,
         )
-        parts = iter(loader)
-        in_use: deque[Batch] = deque()
-        number = 0
-        while True:
-            start = time.perf_counter()
-            if len(in_use) == HELD:  # asking for the next one lets its memory be written
-                for wait in in_use.popleft()["when_copied"]:
-                    wait()
-            batch = _join([self._take(parts) for _ in range(max(1, self.num_workers))], images[number % len(images)])
-            batch["wait_s"] = time.perf_counter() - start
-            in_use.append(batch)
-            number += 1
-            yield batch
+        with _started(loader) as parts:
+            in_use: deque[Batch] = deque()
+            number = 0
+            while True:
+                start = time.perf_counter()
+                if len(in_use) == HELD:  # asking for the next one lets its memory be written
+                    for wait in in_use.popleft()["when_copied"]:
+                        wait()
+                batch = _join([self._take(parts) for _ in range(max(1, self.num_workers))], images[number % len(images)])
+                batch["wait_s"] = time.perf_counter() - start
+                in_use.append(batch)
+                number += 1
+                yield batch
 
     def _take(self, parts: Iterator[Part | PipelineError]) -> Part:
         try:
@@ -117,6 +120,31 @@ class BatchLoader:
         if isinstance(part, PipelineError):
             raise part
         return part
+
+
+@contextmanager
+def _started(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
+    """A loader's iterator whose workers are gone at the end, or when Python exits before.
+
+    Python and torch end them by SIGTERM, which they do not listen to (see `_start_worker`), and wait for them: a process
+    that still held an iterator would never exit.
+    """
+    others = set(multiprocessing.active_children())
+    parts: Any = iter(loader)
+    workers = [child for child in multiprocessing.active_children() if child not in others]
+
+    def end() -> None:
+        if workers:
+            parts._shutdown_workers()  # asks, and waits for five seconds; torch has no public name for it
+        for worker in workers:
+            worker.kill()
+
+    atexit.register(end)
+    try:
+        yield parts
+    finally:
+        atexit.unregister(end)
+        end()
 
 
 class _Filler(IterableDataset[Part | PipelineError]):

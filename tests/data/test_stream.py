@@ -6,6 +6,8 @@ import http.server
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 from functools import partial
 from itertools import islice
@@ -23,7 +25,7 @@ from pipeline.data.loader import Batch, BatchLoader
 from pipeline.data.reader import LocalSource
 from pipeline.data.stream import Division, TrainStream
 from pipeline.errors import DataError
-from tests.conftest import WriteShards, encode, make_image, write_tar
+from tests.conftest import REPOSITORY, WriteShards, encode, make_image, write_tar
 
 TRANSFORM = TrainTransform(
     image_size=16, min_area=0.2, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3, flip=True, resize="bilinear", decoder="whole"
@@ -254,6 +256,15 @@ def test_a_killed_worker_is_answered_in_words(corpus: Path) -> None:
         os.kill(child.pid or 0, signal.SIGKILL)
     with pytest.raises(DataError, match=r"a decoding process of this rank ended .*memory is full"):
         list(islice(loader, 20))
+
+
+def test_a_process_that_still_holds_an_iterator_exits(corpus: Path) -> None:
+    """Workers do not listen to SIGTERM, by which Python would end them, and which it would then wait for."""
+    held = (
+        "import sys; from pathlib import Path; from tests.data.test_stream import BatchLoader, make_stream\n"
+        "held = iter(BatchLoader(make_stream(Path(sys.argv[1])), num_workers=1, prefetch=1, pin_memory=False)); next(held)"
+    )
+    subprocess.run([sys.executable, "-c", held, str(corpus)], cwd=REPOSITORY, timeout=100, check=True)
 
 
 def test_an_error_in_a_worker_arrives_as_it_was_said(corpus: Path) -> None:
