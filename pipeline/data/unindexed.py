@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import random
+import tarfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,7 +71,7 @@ class UnindexedStream:
         shuffle = wds.shuffle(SHUFFLE_BUFFER, initial=SHUFFLE_BUFFER // 10, rng=random.Random(key))
         try:
             yield from wds.DataPipeline(shards, wds.tarfile_to_samples(handler=wds.reraise_exception), shuffle)
-        except (OSError, ValueError, EOFError) as error:  # webdataset adds the URL to what it raises
+        except (OSError, ValueError, EOFError, tarfile.TarError) as error:  # webdataset adds the URL to what it raises
             raise DataError(f"{self.source.urls[0]} and others: {type(error).__name__}: {error}") from error
         raise DataError(f"{self.source.urls[0]}: no more samples; the run goes on from its last checkpoint with new ones")
 

@@ -54,6 +54,8 @@ def test_problems_are_words(
         collect(f"{corpus}/shard-000.tar", steps=5, classes=3)
     with pytest.raises(DataError, match=r"nothing\.tar"):
         collect(f"pipe:cat {tmp_path}/nothing.tar", steps=1)
+    with pytest.raises(DataError, match=r"empty file"):  # what a pipe looks like that fails late
+        collect(f"pipe:true {tmp_path}/nothing.tar", steps=1)
     write_tar(tmp_path / "a.tar", [("0.txt", b"x"), ("0.cls", b"1")])
     with pytest.raises(DataError, match=r"sample '.*0' has none of jpg, .* \(it has txt, cls\)"):
         collect(f"{tmp_path}/a.tar", steps=1)
