@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from data_tools import make_arguments
+from data_tools.near_copies import DEFAULT_DISTANCE, MAX_DISTANCE
 from pipeline.data.index import DEFAULT_BLOCK_SAMPLES, MAX_BLOCK_SAMPLES
 from pipeline.errors import PipelineError
 
@@ -61,6 +62,19 @@ def stats(arguments: argparse.Namespace) -> None:
     write_json(page.with_suffix(".json"), report)
     write_page(measured, report, page)
     print(f"{tabulate(report)}\n\nfigures: {page.with_suffix('.json')}\npage:    {page}")
+
+
+def dedup(arguments: argparse.Namespace) -> None:
+    from data_tools.dedup import find_copies
+    from data_tools.dedup_report import choose_places, next_step, tabulate, write_findings
+
+    found = find_copies(
+        arguments.corpus, against=arguments.against, inside="searched" if arguments.within else "left alone",
+        distance=arguments.distance, work=arguments.work, num_workers=arguments.workers,
+    )  # fmt: skip
+    places = choose_places(arguments.corpus, out=arguments.out)
+    write_findings(found, places)
+    print(f"{tabulate(found)}\n\n{next_step(found, places)}")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -131,7 +145,41 @@ def make_parser() -> argparse.ArgumentParser:
         "--out", metavar="FOLDER", help="where the page goes (default: beside the shards; for a URL, the current folder)"
     )  # fmt: skip
     command.add_argument("--seed", type=_natural, default=0, help="of the samples on the contact sheet (default: %(default)s)")
+    command = add(
+        "dedup", dedup, "find copies of test images in a corpus, and copies inside it, and list what to leave out",
+        "Finds images of CORPUS that are near-copies of an image of a TEST_SET (rescaled, recompressed, mirrored, cropped by a\n"
+        "tenth), and with --within those that are copies of each other; of these the largest stays. Writes a skip list for\n"
+        "`index --skip` (copies.tsv), a report (dedup.json), and pictures of the pairs, the doubtful ones first\n"
+        "(dedup-against.jpg, dedup-within.jpg). Images are hashed once; run it again after a crash: it goes on.\n"
+        "docs/data-tools.md says what it finds and misses.\n\n"
+        "examples:\n  python -m data_tools dedup /data/imagenet21k --against /data/cifar10/test --against /data/flowers/test\n"
+        "  python -m data_tools dedup /data/imagenet21k --against /data/cifar10/test --within --out /data/findings\n"
+        "  python -m data_tools index /data/imagenet21k --skip /data/findings/copies.tsv\n"
+        "  python -m data_tools dedup s3://bucket/corpus --against /data/cifar10/test --work /scratch/hashes",
+    )  # fmt: skip
+    command.add_argument("corpus", metavar="CORPUS", help="folder or URL of .tar files, or one .tar")
+    command.add_argument(
+        "--against", action="append", default=[], metavar="TEST_SET", help="a set whose images must not be in the corpus: folder or URL of .tar files, or one .tar; may be repeated"
+    )  # fmt: skip
+    command.add_argument(
+        "--within", action="store_true", help="look for copies inside the corpus too; the largest of each group stays"
+    )
+    command.add_argument(
+        "--distance",
+        type=_distance,
+        default=DEFAULT_DISTANCE,
+        help="differing bits of 144 that still make a copy (default: %(default)s)",
+    )
+    command.add_argument("--work", metavar="FOLDER", help="keeps the hashes of all sets (default: .dedup in each set's folder)")
+    command.add_argument("--out", metavar="FOLDER", help="where findings go (default: CORPUS; for a URL, the current folder)")
     return parser
+
+
+def _distance(text: str) -> int:
+    value = _natural(text)
+    if value > MAX_DISTANCE:
+        raise argparse.ArgumentTypeError(f"{text} is more than {MAX_DISTANCE}: unrelated images match in numbers")
+    return value
 
 
 def _positive(text: str) -> int:
