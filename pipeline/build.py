@@ -14,7 +14,7 @@ from pipeline.build_data import make_remote_options, make_stream
 from pipeline.callbacks.checkpointing import Checkpointing, CheckpointPolicy, RunFacts
 from pipeline.callbacks.guard import FiniteGuard
 from pipeline.callbacks.metrics import TrainingMetrics
-from pipeline.checkpoint import RunFolder, collect_versions, keep_wandb_id
+from pipeline.checkpoint import MODEL_FILE, RunFolder, collect_versions, keep_wandb_id
 from pipeline.config import RunConfig
 from pipeline.data.datamodule import StreamDataModule
 from pipeline.evaluation.runner import Evaluator
@@ -30,6 +30,7 @@ from pipeline.start import Start
 from pipeline.strategy import ZeroStrategy, deepspeed_config
 from pipeline.tracking import MetricsFile, RunIdentity, make_wandb_logger, read_metrics
 from pipeline.train_module import LossFunction, PretrainModule
+from pipeline.weights import load_tensors
 from pipeline.world import World
 
 
@@ -96,6 +97,8 @@ def make_training(plan: Plan, *, world: World, stop: StopRequest, start: Start) 
         # The fused attention's bf16 backward is three times slower on CPU than the plain one, which also computes in fp32.
         torch.backends.cuda.enable_flash_sdp(False)
     model = make_model(plan.model, seed=config.seed)
+    if start.checkpoint is not None:  # before ZeRO cuts it up; the exact masters follow in `ZeroStrategy.load_checkpoint`
+        load_tensors(model, start.checkpoint.path / MODEL_FILE)
     if config.trainer.compile:
         model.compile()
     module = PretrainModule(
@@ -121,7 +124,8 @@ def _make_checkpointing(plan: Plan, *, stop: StopRequest, start: Start) -> Check
     return Checkpointing(
         RunFolder(config.run_dir),
         policy=CheckpointPolicy(
-            every_steps=plan.checkpoint_steps, keep_last=config.checkpoint.keep_last, keep_every_steps=plan.keep_every_steps
+            every_steps=plan.checkpoint_steps, keep_last=config.checkpoint.keep_last, keep_every_steps=plan.keep_every_steps,
+            max_failed_saves=config.checkpoint.max_failed_saves,
         ),
         facts=RunFacts(
             model=plan.model, global_batch_size=config.trainer.global_batch_size, zero_stage=config.trainer.zero_stage,

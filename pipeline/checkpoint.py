@@ -3,8 +3,9 @@
     RUN_DIR/
       config.yaml                          as resolved at the last launch
       checkpoints/step_00001000/           one folder a checkpoint
-        checkpoint/                        DeepSpeed's files, one set a rank
-        meta.json                          step, images seen, world size, W&B id, versions
+        model.safetensors                  fp32 masters: the weights file below, under a second name
+        moments-00000-of-00002.safetensors Adam's moments, whole tensors shared out between the ranks that wrote them
+        meta.json                          step, images seen, number of updates, W&B id, versions
         manifest.json                      size and hash of every other file; written last
       weights/step_00001000.safetensors    fp32 weights with the model's config in the header: what evaluation reads
       complete.json                        written when the last step is saved
@@ -27,25 +28,26 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
-from safetensors import safe_open
-from torch import Tensor
-
 from pipeline.errors import CheckpointError
-from pipeline.models.vit import VisionTransformer, ViTConfig
 
 _STEP = re.compile(r"^step_(\d{8,})$")
 _HASH_CHUNK = 16 * 2**20
+FORMAT = 2  # of the files below a checkpoint folder
+MODEL_FILE = "model.safetensors"
+MOMENTS_FILES = "moments-*.safetensors"
 
 
 @dataclass(frozen=True)
 class CheckpointMeta:
-    """What a relaunch must know before it loads tensors."""
+    """What a relaunch must know before it loads tensors, and what is not a tensor."""
 
+    format: int
     step: int
     images_seen: int
-    world_size: int
+    num_updates: int  # steps of the optimizer: those it refused are not among them
+    skipped_steps: int
+    callbacks: dict[str, Any]  # their state by their key
+    world_size: int  # as it was saved; any other number of ranks can go on
     zero_stage: int
     wandb_id: str
     data_fingerprint: str
@@ -131,10 +133,11 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make sure that the names in a folder are on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -166,11 +169,11 @@ def publish(staging: Path, target: Path, *, manifest: dict[str, dict[str, Any]])
     """Complete a staged checkpoint: manifest last, then the rename that makes it visible."""
     write_atomically(staging / "manifest.json", json.dumps(manifest, indent=1).encode())
     for folder in {path.parent for path in files_of(staging)}:
-        _sync_folder(folder)
+        sync_folder(folder)
     if target.exists():  # the same step saved before and found broken at resume
         shutil.rmtree(target)
     staging.rename(target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -187,11 +190,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 raise CheckpointError(f"{file} has {file.stat().st_size} bytes, its manifest says {expected['bytes']}")
             if hash_file(file) != expected["blake2b"]:
                 raise CheckpointError(f"{file} is damaged: its hash differs from the manifest")
-        return Checkpoint(path=path, meta=CheckpointMeta(**json.loads((path / "meta.json").read_text())))
+        return Checkpoint(path=path, meta=read_meta(path))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is incomplete: {Path(error.filename).name} is missing") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path}: manifest or meta.json cannot be read ({error})") from error
+
+
+def read_meta(path: Path) -> CheckpointMeta:
+    """A checkpoint's meta.json.
+
+    Raises:
+        CheckpointError: it has another format.
+        FileNotFoundError, ValueError, TypeError: it is not there, or damaged.
+    """
+    meta = json.loads((path / "meta.json").read_text())
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {meta.get('format', 1)}, this software reads format {FORMAT}")
+    return CheckpointMeta(**meta)
 
 
 def find_latest(folder: RunFolder) -> Found:
@@ -249,82 +265,6 @@ def clear_leftovers(folder: RunFolder) -> None:
     for parent in (folder.checkpoints, folder.weights):
         for path in parent.glob(".*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def save_weights(path: Path, tensors: dict[str, Tensor], *, model: ViTConfig, step: int, images_seen: int) -> None:
-    """Write plain weights as safetensors, the model's config in the header, whole or not at all."""
-    header = {
-        "model": json.dumps(model.to_dict()), "step": str(step), "images_seen": str(images_seen),
-        "digest": digest_tensors(tensors), "format": "pt",
-    }  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")  # straight to disk: a copy in memory would double the peak
-    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=header)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def digest_tensors(tensors: dict[str, Tensor]) -> str:
-    """Hash of names and values: tells two files of the same step apart."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class WeightsHeader:
-    """What a weights file says of itself."""
-
-    digest: str
-    model: ViTConfig
-    step: int
-    images_seen: int
-
-
-def read_weights_header(path: Path) -> WeightsHeader:
-    """Read a weights file's header alone.
-
-    Raises:
-        CheckpointError: missing, damaged, or not a file this software wrote.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-        return WeightsHeader(
-            digest=header["digest"], model=ViTConfig(**json.loads(header["model"])), step=int(header["step"]),
-            images_seen=int(header["images_seen"]),
-        )  # fmt: skip
-    except FileNotFoundError as error:
-        raise CheckpointError(f"weights file {path} does not exist") from error
-    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a weights file of this software, or is damaged: {error}") from error
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A model loaded from plain weights, and how much training they have had."""
-
-    model: VisionTransformer
-    header: WeightsHeader
-
-
-def load_weights(path: Path) -> Weights:
-    """Read a weights file into a model in eval mode, on CPU, fp32.
-
-    Raises:
-        CheckpointError: missing, damaged, or not a file this software wrote.
-    """
-    header = read_weights_header(path)
-    model = VisionTransformer(header.model)
-    try:
-        model.load_state_dict(safetensors.torch.load_file(path))
-    except (RuntimeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    return Weights(model=model.eval(), header=header)
 
 
 def collect_versions() -> dict[str, str]:

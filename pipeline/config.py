@@ -132,8 +132,9 @@ class TrainerSection(Section):
     duration: DurationField = Field(description="the whole run; the schedule spans it")
     max_steps: int | None = Field(None, ge=1, description="stop after this step all the same (the schedule is not shortened)")
     global_batch_size: int = Field(ge=1, description="images in one optimizer step over all ranks")
-    micro_batch_size: int | None = Field(
-        None, ge=1, description="images a rank computes at once; all of its share if not given"
+    micro_batch_size: PositiveInt | None = Field(
+        None,
+        description="images a rank computes at once at most; more are accumulated, in equal parts. All its share if not set",
     )
     devices: PositiveInt | Literal["auto"] = Field(
         "auto", description="ranks on one machine when no launcher gives them: all GPUs, or 1"
@@ -153,6 +154,7 @@ class CheckpointSection(Section):
     every: DurationField = Field(description="interval between checkpoints")
     keep_last: int = Field(3, ge=1, description="newest checkpoints kept")
     keep_every: DurationField | None = Field(None, description="checkpoints at multiples of this are kept for good")
+    max_failed_saves: int = Field(3, ge=1, description="saves in a row that may fail, for want of space for example")
 
 
 class EvalDataset(Section):

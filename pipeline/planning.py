@@ -174,12 +174,5 @@ def _accumulation_steps(config: RunConfig, *, world_size: int) -> int:
             f"use {f'{below} or ' if below else ''}{below + world_size}, or another number of ranks"
         )
     share = batch // world_size
-    if micro is None:
-        return 1
-    if share % micro:
-        fits = [n for n in range(1, share + 1) if share % n == 0 and n <= micro]
-        raise ConfigError(
-            f"trainer.micro_batch_size={micro} does not divide a rank's share of {share} images "
-            f"(trainer.global_batch_size={batch} / {world_size} ranks); use {fits[-1]}"
-        )
-    return share // micro
+    at_once = next(n for n in range(min(micro or share, share), 0, -1) if share % n == 0)
+    return share // at_once

@@ -18,7 +18,7 @@ from pipeline.world import World, broadcast
 # Sections whose change would make a resumed run neither the old one nor the new.
 FIXED_KEYS = (
     "seed", "model", "loss", "optimizer.betas", "optimizer.eps", "optimizer.decayed", "optimizer.weight_decay", "optimizer.clip_norm", "trainer.global_batch_size",
-    "trainer.zero_stage", "trainer.precision", "data.num_streams", "data.min_area", "data.max_area", "data.min_ratio",
+    "trainer.precision", "data.num_streams", "data.min_area", "data.max_area", "data.min_ratio",
     "data.max_ratio", "data.flip", "data.resize", "data.shrink_margin",
 )  # fmt: skip
 # What may differ between two launches without a word.
@@ -70,13 +70,14 @@ def prepare_run_folder(plan: Plan, *, world_size: int) -> Start:
     messages: list[str] = []
     if found.newest is not None:  # a launch that ended before its first checkpoint binds nobody
         messages = compare_with_last_launch(plan, folder)
-        check_continuity(plan, found.newest, world_size=world_size)
+        check_continuity(plan, found.newest)
     # Nothing is touched before this line.
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder)
     messages += [f"skipped a broken checkpoint: {why} (now {set_aside(folder, step)})" for step, why in found.rejected.items()]
     if found.newest is not None:
         messages.append(f"resuming from {found.newest.path}: step {found.newest.meta.step} of {plan.total_steps}")
+        messages += describe_other_ranks(plan, found.newest, world_size=world_size)
     else:
         messages.append(
             f"new run in {folder.root}: {plan.total_steps} steps on {plan.mixture.describe(num_streams=plan.num_streams)}"
@@ -127,11 +128,11 @@ def _unreadable_config(folder: RunFolder, reason: str) -> CheckpointError:
     )
 
 
-def check_continuity(plan: Plan, checkpoint: Checkpoint, *, world_size: int) -> None:
-    """Whether a checkpoint can be gone on from with these shards and ranks.
+def check_continuity(plan: Plan, checkpoint: Checkpoint) -> None:
+    """Whether a checkpoint can be gone on from with these shards.
 
     Raises:
-        CheckpointError: other shards, or another number of ranks.
+        CheckpointError: other shards, or another order of their samples.
     """
     if checkpoint.meta.order_version != ORDER_VERSION:
         raise CheckpointError(
@@ -143,11 +144,15 @@ def check_continuity(plan: Plan, checkpoint: Checkpoint, *, world_size: int) -> 
             "the shards of data.train are not those this run began with (their "
             "index, or the mixture, differs), so its sample order cannot go on; restore them, or start a new run with name=..."
         )
-    if checkpoint.meta.world_size != world_size:
-        raise CheckpointError(
-            f"{checkpoint.path} was saved by {checkpoint.meta.world_size} ranks, this launch has {world_size}; "
-            f"launch as many (trainer.devices={checkpoint.meta.world_size} on one machine)"
-        )
+
+
+def describe_other_ranks(plan: Plan, checkpoint: Checkpoint, *, world_size: int) -> list[str]:
+    """What another number of ranks changes, in words; nothing where there are as many."""
+    before = checkpoint.meta.world_size
+    if before == world_size:
+        return []
+    dropout = "; dropout draws by rank, so its masks differ from here on" if plan.model.dropout > 0 else ""
+    return [f"{world_size} ranks go on where {before} stopped: the same samples, sums rounded in another order{dropout}"]
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
+import lightning
 import torch
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 
+from pipeline import train_state
+from pipeline.checkpoint import MODEL_FILE, MOMENTS_FILES, read_meta
 from pipeline.optim import GuardedAdamW
+from pipeline.weights import TensorFiles
 
 Precision = Literal["bf16", "bf16_autocast", "fp32"]
 
@@ -87,6 +92,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             optimizer.guard_steps(clip_norm=self._clip_norm)
         elif hasattr(optimizer, "check_grad_overflow"):
             optimizer.check_grad_overflow = True  # off by default with fp32 weights
+        train_state.prepare_moments(self.engine)
 
     @property
     def engine(self) -> Any:
@@ -109,18 +115,49 @@ class ZeroStrategy(DeepSpeedStrategy):
         for group in self.engine.optimizer.param_groups:
             group["lr"] = value
 
-    def full_fp32_parameters(self) -> dict[str, Tensor]:
-        """The model's fp32 master weights, gathered from all ranks. A collective: every rank must call it.
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Take up a training where a checkpoint left it, whatever number of ranks and ZeRO stage wrote it.
+
+        The module holds the checkpoint's weights already (`build.make_training`): DeepSpeed has rounded them to bf16.
 
         Returns:
-            Name in the wrapped module to tensor on CPU, on rank 0; empty elsewhere.
+            What Lightning restores its loops and callbacks from: it follows from the step, and is not stored.
         """
-        from deepspeed.utils import safe_get_full_fp32_param
+        folder = Path(checkpoint_path)
+        meta = read_meta(folder)
+        train_state.restore(
+            self.engine,
+            masters=TensorFiles([folder / MODEL_FILE]).read,
+            moments=TensorFiles(sorted(folder.glob(MOMENTS_FILES))).read,
+            num_updates=meta.num_updates,
+        )
+        self.engine.global_steps, self.engine.skipped_steps = meta.step, meta.skipped_steps
+        assert self.lightning_module is not None
+        trainer = self.lightning_module.trainer
+        loops = loop_progress(
+            trainer.fit_loop.state_dict(), step=meta.step, micro_batches=meta.step * trainer.accumulate_grad_batches
+        )
+        return {
+            "pytorch-lightning_version": lightning.__version__, "epoch": 0, "global_step": meta.step, "state_dict": {},
+            "loops": {"fit_loop": loops}, "callbacks": meta.callbacks, "lr_schedulers": [],
+        }  # fmt: skip
 
-        gathered: dict[str, Tensor] = {}
-        for name, parameter in self.engine.module.named_parameters():
-            full = safe_get_full_fp32_param(parameter)
-            full = parameter if full is None else full
-            if self.is_global_zero:
-                gathered[name] = full.detach().to("cpu", torch.float32, copy=True)
-        return gathered
+
+def loop_progress(template: dict[str, Any], *, step: int, micro_batches: int) -> dict[str, Any]:
+    """The progress of Lightning's fit loop at the end of the last micro-batch of a step, as it would save it itself."""
+    batches = {"ready": micro_batches, "started": micro_batches, "processed": micro_batches, "completed": micro_batches - 1}
+    steps = {"ready": step, "completed": step}
+    gradients = {**steps, "started": step}
+    epoch = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    return {
+        **template,
+        "epoch_loop.state_dict": {"_batches_that_stepped": step - 1},
+        "epoch_loop.batch_progress": {"total": dict(batches), "current": dict(batches), "is_last_batch": False},
+        "epoch_loop.automatic_optimization.optim_progress": {
+            "optimizer": {
+                "step": {"total": dict(steps), "current": dict(steps)},
+                "zero_grad": {"total": dict(gradients), "current": dict(gradients)},
+            }
+        },
+        "epoch_progress": {"total": dict(epoch), "current": dict(epoch)},
+    }

@@ -142,7 +142,6 @@ def test_a_missing_value_is_named(tmp_path: Path, write_config: WriteConfig) -> 
 
 UNFIT = [
     (["trainer.global_batch_size=9"], "trainer.global_batch_size=9 is not divisible by the 2 ranks; use 8 or 10"),
-    (["trainer.micro_batch_size=3"], "trainer.micro_batch_size=3 does not divide a rank's share of 4 images"),
     (["model.image_size=30"], "model.image_size=30 is not divisible by the patch size 8 of Ti/8; use 24 or 32"),
     (["model.name=XL/8"], "model.name='XL/8' is not a model"),
     (["model.num_heads=5"], "model.width=32 is not divisible by model.num_heads=5"),
@@ -206,3 +205,13 @@ def test_the_command_prints_one_sentence_and_exits_with_2(write_config: WriteCon
 def test_the_image_size_may_be_smaller_than_a_patch_only_in_error() -> None:
     with pytest.raises(ConfigError, match="use 16"):
         make_model_config(ModelSection(name="B/16", image_size=8, num_classes=2))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "micro", "expected"), [(2, None, (4, 1)), (2, 3, (2, 2)), (2, 9, (4, 1)), (8, 3, (1, 1)), (1, 3, (2, 4))]
+)
+def test_a_share_is_computed_in_equal_parts_that_fit(
+    write_config: Callable[..., Path], world_size: int, micro: int | None, expected: tuple[int, int]
+) -> None:
+    plan = make_plan(load_config(write_config(trainer={"micro_batch_size": micro})), world_size=world_size)
+    assert (plan.micro_batch_size, plan.accumulation_steps) == expected

@@ -68,7 +68,7 @@ def test_a_broken_newest_checkpoint_is_skipped_aloud(reference: RunFolder, write
     config = write_config()
     folder = folder_of(config)
     train(config, "trainer.max_steps=8")
-    victim = max(folder.checkpoint_of(8).rglob("*.pt"), key=lambda path: path.stat().st_size)
+    victim = max(folder.checkpoint_of(8).rglob("*.safetensors"), key=lambda path: path.stat().st_size)
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1  # one bit
     victim.write_bytes(bytes(data))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +10,15 @@ import torch
 
 from data_tools.__main__ import main as data_tools
 from pipeline import build, build_data
-from pipeline.checkpoint import RunFolder, load_weights
+from pipeline.checkpoint import RunFolder
 from pipeline.config import load_config
 from pipeline.data.loader import BatchLoader
 from pipeline.demo import write_digits
 from pipeline.planning import make_plan
 from pipeline.tracking import read_metrics
+from pipeline.weights import load_weights
 from pipeline.world import World
-from tests.conftest import REPOSITORY, environment
+from tests.trainings import train_together
 
 SCENARIOS: dict[str, dict[str, Any]] = {
     "zero0_fp32": {"zero_stage": 0, "precision": "fp32"},
@@ -65,15 +63,6 @@ def train_plainly(config_path: Path) -> tuple[list[float], list[float], dict[str
     return losses, norms, model.state_dict()
 
 
-def train_on_two_ranks(configs: list[Path], listing: Path) -> None:
-    listing.write_text(json.dumps([str(path) for path in configs]))
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.rank_scenarios", str(listing)],
-        cwd=REPOSITORY, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any]) -> dict[str, RunFolder]:
     """All scenarios, trained by two ranks in one launch. No dropout: its masks belong to a rank."""
@@ -91,7 +80,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any]) 
         }  # fmt: skip
         configs.append(folder / f"{name}.yaml")
         configs[-1].write_text(yaml.safe_dump(values))
-    train_on_two_ranks(configs, folder / "scenarios.json")
+    train_together(configs, folder / "scenarios.json")
     return {path.stem: RunFolder(folder / "runs" / path.stem) for path in configs}
 
 
@@ -136,7 +125,7 @@ def test_two_hundred_steps_of_the_demo_end_where_the_plain_loop_ends(tmp_path: P
     make_digits(tmp_path)
     runs = {"fp32_0": ("fp32", 0), "bf16_0": ("bf16", 0), "bf16_1": ("bf16", 1)}
     configs = [demo_config(tmp_path, name, precision=precision, seed=seed) for name, (precision, seed) in runs.items()]
-    train_on_two_ranks(configs, tmp_path / "scenarios.json")
+    train_together(configs, tmp_path / "scenarios.json")
     plain = [train_plainly(tmp_path / f"bf16_{seed}.yaml")[0] for seed in (0, 1)]
     for name, (precision, seed) in runs.items():
         ours = [row["train/loss"] for row in read_metrics(RunFolder(tmp_path / "runs" / name).metrics)]

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoint import RunFolder, find_latest, load_weights
+from pipeline.checkpoint import RunFolder, find_latest
 from pipeline.config import load_config
 from pipeline.errors import CheckpointError
 from pipeline.planning import make_plan
 from pipeline.start import check_continuity
 from pipeline.tracking import read_metrics
+from pipeline.weights import load_weights
 from tests.conftest import run_command
 from tests.trainings import (
     STEPS,
@@ -133,7 +134,7 @@ def test_a_run_of_another_sample_order_is_refused(reference: RunFolder, monkeypa
     plan = make_plan(load_config(reference.config), world_size=2)
     version = newest.meta.order_version
     with pytest.raises(CheckpointError, match=rf"under version {version} of the sample order, .* has version {version + 1}"):
-        check_continuity(plan, newest, world_size=2)
+        check_continuity(plan, newest)
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(2, "bf16"), (0, "fp32")])

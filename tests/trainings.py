@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -30,6 +31,16 @@ def train(config: Path, *overrides: str) -> str:
     result = run_command("train", str(config), *overrides)
     assert result.returncode == 0, result.stdout
     return result.stdout
+
+
+def train_together(configs: list[Path], listing: Path, *, num_ranks: int = 2) -> None:
+    """Train several configurations one after another in one launch."""
+    listing.write_text(json.dumps([str(path) for path in configs]))
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}", "-m", "tests.rank_scenarios", str(listing)],
+        cwd=REPOSITORY, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout
 
 
 @contextmanager

@@ -1,32 +1,51 @@
-"""Saves the run: at intervals, at the end, and when told to stop."""
+"""Saves the run: at intervals, at the end, and when told to stop. Training waits for a copy in memory only.
+
+gather   all ranks put each parameter's master and moments together; each keeps its share of them  (training waits)
+write    each rank writes and hashes its share in a thread                                         (training goes on)
+publish  at the end of the first step at which all have written: manifest, rename, retention
+"""
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
+from pipeline import train_state
 from pipeline.callbacks.steps import is_step_end
 from pipeline.checkpoint import (
+    FORMAT,
+    MODEL_FILE,
     CheckpointMeta,
     RunFolder,
     collect_versions,
     delete_old,
     describe_files,
-    files_of,
     publish,
-    save_weights,
-    write_atomically,
     write_meta,
 )
+from pipeline.checkpoint import write_atomically as write_file
 from pipeline.data.order import ORDER_VERSION
+from pipeline.errors import CheckpointError
 from pipeline.interruption import StopRequest
 from pipeline.models.vit import ViTConfig
+from pipeline.weights import save_tensors, save_weights
+
+T = TypeVar("T")
+Entries = dict[str, dict[str, Any]]  # of a manifest
 
 
 @dataclass(frozen=True)
@@ -36,6 +55,7 @@ class CheckpointPolicy:
     every_steps: int
     keep_last: int
     keep_every_steps: int | None
+    max_failed_saves: int
 
 
 @dataclass(frozen=True)
@@ -49,11 +69,34 @@ class RunFacts:
     data_fingerprint: str
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """One rank's share of a checkpoint, in memory."""
+
+    meta: CheckpointMeta
+    moments: dict[str, Tensor]
+    masters: dict[str, Tensor]  # all of them on rank 0, none elsewhere
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self.moments.values(), *self.masters.values()))
+
+
+@dataclass(frozen=True)
+class Save:
+    """A checkpoint on its way to disk."""
+
+    step: int
+    begun_at: float
+    blocked_s: float
+    num_bytes: int  # of this rank
+    written: Future[Entries]
+
+
 class Checkpointing(Callback):
     """Writes complete-or-absent checkpoints and plain weights, on all ranks together.
 
-    Weights of the step a launch starts from are written too where they are missing: step 0 of a new run, and
-    those that a crash between checkpoint and weights left out.
+    Weights of the step a launch starts from are written too where they are missing: step 0 of a new run.
     """
 
     def __init__(self, folder: RunFolder, *, policy: CheckpointPolicy, facts: RunFacts, stop: StopRequest) -> None:
@@ -63,13 +106,15 @@ class Checkpointing(Callback):
         self.stop = stop
         self.stopped_by_signal = False
         self._saved_step: int | None = None
+        self._save: Save | None = None
+        self._cleaning: Future[list[int]] | None = None
+        self._failed_in_a_row = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.stop.install()  # Lightning put its own handlers in place since
         self._saved_step = trainer.global_step
-        missing = trainer.strategy.broadcast(not self.folder.weights_of(trainer.global_step).exists())
-        if missing:
-            self._save_weights(trainer, trainer.global_step)
+        if trainer.strategy.broadcast(not self.folder.weights_of(trainer.global_step).exists()):
+            self._write_first_weights(trainer, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -77,57 +122,147 @@ class Checkpointing(Callback):
         if not is_step_end(trainer, batch_idx):
             return
         step = trainer.global_step
-        # One rank that was signalled stops them all.
-        told_to_stop = trainer.strategy.reduce_boolean_decision(self.stop.is_set, all=False)
-        if told_to_stop or step % self.policy.every_steps == 0 or step == trainer.max_steps:
-            self.save(trainer, step)
+        # One rank that was signalled stops them all; one that still writes makes them all wait for the next step's end.
+        told_to_stop, writing = _any_rank(
+            self.stop.is_set, self._save is not None and not self._save.written.done(), device=trainer.strategy.root_device
+        )
+        if self._save is not None and not writing:
+            self._finish(trainer)
+        is_last = told_to_stop or step == trainer.max_steps
+        if is_last or step % self.policy.every_steps == 0:
+            self._begin(trainer, step)
+        if is_last:
+            self._finish(trainer)
         if told_to_stop:
             self.stopped_by_signal = step != trainer.max_steps
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._report_cleaning()
         if trainer.is_global_zero and trainer.global_step == trainer.max_steps:
-            write_atomically(self.folder.complete, json.dumps({"step": trainer.global_step}).encode())
+            write_file(self.folder.complete, json.dumps({"step": trainer.global_step}).encode())
 
-    def save(self, trainer: Trainer, step: int) -> None:
-        """Weights, then checkpoint, then retention. A collective.
-
-        In this order: a checkpoint that exists has its weights, whenever the run is killed.
-        """
+    def _begin(self, trainer: Trainer, step: int) -> None:
+        """Gather, and start to write. A collective."""
+        if self._save is not None:
+            self._finish(trainer)  # the one before takes longer than the interval
         if step == self._saved_step:
             return
-        self._save_weights(trainer, step)
+        begun_at = time.perf_counter()
         staging = self.folder.staging_of(step)
         if trainer.is_global_zero:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
+            shutil.rmtree(staging, ignore_errors=True)  # of an attempt that failed
         trainer.strategy.barrier()
-        trainer.save_checkpoint(staging)
-        trainer.strategy.barrier()
-        manifest = self._hash_files(trainer, staging, step)
-        if trainer.is_global_zero:
-            publish(staging, self.folder.checkpoint_of(step), manifest=manifest)
-        self._saved_step = step
-        if trainer.is_global_zero:
-            delete_old(self.folder, newest=step, keep_last=self.policy.keep_last, keep_every_steps=self.policy.keep_every_steps)
-        trainer.strategy.barrier()
+        snapshot = self._take_snapshot(trainer, step)
+        name = f"moments-{trainer.global_rank:05d}-of-{trainer.world_size:05d}.safetensors"
+        written = _in_background(functools.partial(self._write, snapshot, staging, name))
+        blocked_s = time.perf_counter() - begun_at
+        self._save = Save(step=step, begun_at=begun_at, blocked_s=blocked_s, num_bytes=snapshot.num_bytes, written=written)
 
-    def _hash_files(self, trainer: Trainer, staging: Path, step: int) -> dict[str, dict[str, Any]]:
-        """Manifest of the staged files; the ranks share the hashing."""
-        if trainer.is_global_zero:
-            write_meta(staging, self._meta(trainer, step))
-        trainer.strategy.barrier()
-        # One listing for all: on a network file system two nodes may see different ones for a while.
-        names = trainer.strategy.broadcast([str(path) for path in files_of(staging)] if trainer.is_global_zero else [])
-        mine = describe_files(staging, [Path(name) for name in names[trainer.global_rank :: trainer.world_size]])
+    def _take_snapshot(self, trainer: Trainer, step: int) -> Snapshot:
+        strategy: Any = trainer.strategy
+        engine = strategy.engine
+        sizes = {
+            f"{moment}/{name}": 4 * _numel(parameter)
+            for name, parameter in train_state.named_parameters(engine)
+            for moment in train_state.MOMENTS
+        }
+        # Rank 0 has the masters to write.
+        owners = train_state.assign_owners(sizes, num_ranks=trainer.world_size, taken=sum(sizes.values()) // 2)
+        moments = {
+            name: _to_host(tensor) for name, tensor in train_state.gather_moments(engine) if owners[name] == trainer.global_rank
+        }
+        return Snapshot(meta=self._meta(trainer, step), moments=moments, masters=self._gather_masters(trainer))
+
+    def _gather_masters(self, trainer: Trainer) -> dict[str, Tensor]:
+        strategy: Any = trainer.strategy
+        gathered = train_state.gather_masters(strategy.engine)
+        return {name: _to_host(tensor) for name, tensor in gathered if trainer.is_global_zero}
+
+    def _write(self, snapshot: Snapshot, staging: Path, name: str) -> Entries:
+        """One rank's files, in a thread. Weights before anything: a checkpoint that exists has them.
+
+        Returns:
+            Manifest entries.
+        """
+        staging.mkdir(parents=True, exist_ok=True)
+        files = []
+        if snapshot.masters:
+            weights = self.folder.weights_of(snapshot.meta.step)
+            self._write_weights(snapshot.masters, step=snapshot.meta.step)
+            _link_or_copy(weights, staging / MODEL_FILE)
+            write_meta(staging, snapshot.meta)
+            files = [staging / MODEL_FILE, staging / "meta.json"]
+        if snapshot.moments:
+            save_tensors(staging / name, snapshot.moments)
+            files.append(staging / name)
+        return describe_files(staging, files)
+
+    def _finish(self, trainer: Trainer) -> None:
+        """Wait for all ranks' files and make the checkpoint visible, or give it up. A collective.
+
+        Raises:
+            CheckpointError: it cannot be written, and it was the last one or one too many in a row.
+        """
+        save, self._save = self._save, None
+        if save is None:
+            return
         parts: list[Any] = [None] * trainer.world_size
-        dist.all_gather_object(parts, mine)
-        return {name: entry for part in parts for name, entry in sorted(part.items())}
+        dist.all_gather_object(parts, _outcome(save.written))
+        problems = [f"rank {rank}: {part}" for rank, part in enumerate(parts) if isinstance(part, str)]
+        if not problems and trainer.is_global_zero:
+            problems = self._publish(save, {name: entry for part in parts for name, entry in sorted(part.items())})
+        problems = trainer.strategy.broadcast(problems)
+        if problems:
+            self._give_up(trainer, save, problems)
+            return
+        self._saved_step, self._failed_in_a_row = save.step, 0
+
+    def _publish(self, save: Save, manifest: Entries) -> list[str]:
+        try:
+            publish(self.folder.staging_of(save.step), self.folder.checkpoint_of(save.step), manifest=manifest)
+        except OSError as error:
+            return [f"rank 0: {error}"]
+        total_s = time.perf_counter() - save.begun_at
+        size = sum(entry["bytes"] for entry in manifest.values()) / 2**30
+        print(
+            f"[checkpoint] step {save.step}: {size:.3g} GiB in {total_s:.3g} s, of which training waited {save.blocked_s:.3g} s",
+            flush=True,
+        )
+        self._report_cleaning()
+        keep = functools.partial(delete_old, self.folder, newest=save.step, keep_last=self.policy.keep_last, keep_every_steps=self.policy.keep_every_steps)  # fmt: skip
+        self._cleaning = _in_background(keep)
+        return []
+
+    def _report_cleaning(self) -> None:
+        """Wait for the last deletion of old checkpoints. One that fails costs space alone: the next launch clears it up."""
+        cleaning, self._cleaning = self._cleaning, None
+        if cleaning is not None and isinstance(problem := _outcome(cleaning), str):
+            print(f"[checkpoint] an old checkpoint could not be deleted: {problem}", flush=True)
+
+    def _give_up(self, trainer: Trainer, save: Save, problems: list[str]) -> None:
+        if trainer.is_global_zero:
+            shutil.rmtree(self.folder.staging_of(save.step), ignore_errors=True)
+        self._failed_in_a_row += 1
+        is_last = self.stop.is_set or trainer.global_step == trainer.max_steps
+        told = f"step {save.step} could not be saved to {self.folder.checkpoints} ({'; '.join(problems)})"
+        if is_last or self._failed_in_a_row >= self.policy.max_failed_saves:
+            raise CheckpointError(
+                f"{told}, {self._failed_in_a_row} in a row; make room there, then the same command goes on from the last checkpoint"
+            ).everywhere()
+        if trainer.is_global_zero:
+            print(f"[checkpoint] {told}; training goes on and tries again at the next interval", flush=True)
 
     def _meta(self, trainer: Trainer, step: int) -> CheckpointMeta:
+        strategy: Any = trainer.strategy
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         return CheckpointMeta(
+            format=FORMAT,
             step=step,
             images_seen=step * self.facts.global_batch_size,
+            num_updates=train_state.num_updates(strategy.engine),
+            skipped_steps=strategy.skipped_steps,
+            callbacks={callback.state_key: state for callback in callbacks if (state := callback.state_dict())},
             world_size=trainer.world_size,
             zero_stage=self.facts.zero_stage,
             wandb_id=self.facts.wandb_id,
@@ -136,11 +271,65 @@ class Checkpointing(Callback):
             versions=collect_versions(),
         )
 
-    def _save_weights(self, trainer: Trainer, step: int) -> None:
-        strategy: Any = trainer.strategy
-        gathered = strategy.full_fp32_parameters()
+    def _write_first_weights(self, trainer: Trainer, step: int) -> None:
+        masters = self._gather_masters(trainer)
+        problem = ""
         if trainer.is_global_zero:
-            tensors = {name.removeprefix("model."): tensor for name, tensor in gathered.items()}
-            images_seen = step * self.facts.global_batch_size
-            save_weights(self.folder.weights_of(step), tensors, model=self.facts.model, step=step, images_seen=images_seen)
-        strategy.barrier()
+            try:
+                self._write_weights(masters, step=step)
+            except OSError as error:
+                problem = str(error)
+        problem = trainer.strategy.broadcast(problem)
+        if problem:
+            raise CheckpointError(f"weights of step {step} could not be written: {problem}").everywhere()
+
+    def _write_weights(self, masters: dict[str, Tensor], *, step: int) -> None:
+        images_seen = step * self.facts.global_batch_size
+        save_weights(self.folder.weights_of(step), masters, model=self.facts.model, step=step, images_seen=images_seen)
+
+
+def _any_rank(*facts: bool, device: torch.device) -> list[bool]:
+    """Of each fact whether it holds on some rank. A collective."""
+    flags = torch.tensor(facts, dtype=torch.int32, device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in flags.tolist()]
+
+
+def _numel(parameter: Any) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves an empty tensor in its place
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """A copy that training does not write to."""
+    return tensor.detach().to("cpu", torch.float32, copy=True)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file; a copy where the file system has no hard links."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _in_background(work: Callable[[], T]) -> Future[T]:
+    """Run it in a thread that does not keep the process alive."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # handed to whoever asks for the result
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
+
+
+def _outcome(future: Future[Any]) -> Any:
+    """Its result, or in words what the file system refused. Waits for it."""
+    try:
+        return future.result()
+    except OSError as error:
+        return str(error)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint import RunFolder, Weights, WeightsHeader, load_weights, read_weights_header
+from pipeline.checkpoint import RunFolder
 from pipeline.config import EvalDataset, EvaluationSection
 from pipeline.data.augment import EvalTransform
 from pipeline.data.index import ShardIndex, check_shards, load_index, read_class_names
@@ -22,6 +22,7 @@ from pipeline.evaluation.few_shot import choose_support, few_shot_accuracy
 from pipeline.evaluation.linear import linear_probe
 from pipeline.interruption import StopRequest
 from pipeline.tracking import EvaluationTracker, RunIdentity, append_json_line, read_json_lines
+from pipeline.weights import Weights, WeightsHeader, load_weights, read_weights_header
 
 RESIZE_RATIO = 256 / 224  # short side before the centre crop, to the crop's side
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoint import RunFolder, save_weights, write_atomically
+from pipeline.checkpoint import RunFolder, write_atomically
 from pipeline.models.vit import VisionTransformer, ViTConfig
 from pipeline.tracking import read_json_lines
+from pipeline.weights import save_weights
 from tests.conftest import REPOSITORY, Outcome, environment
 
 Call = Callable[..., Outcome]

@@ -1,0 +1,142 @@
+"""A training's tensors, whole and by name: fp32 masters and Adam's moments, whichever way ZeRO cut them.
+
+DeepSpeed's own checkpoints hold each rank's cut, so they fit only as many ranks and the same stage. Here every
+parameter's state is put together from the ranks' parts and taken apart again for the ranks that load it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # torch.optim.AdamW's state by parameter
+
+
+def assign_owners(sizes: Mapping[str, int], *, num_ranks: int, taken: int = 0) -> dict[str, int]:
+    """Which rank keeps and writes which tensor: the largest first, each to the rank with the least so far.
+
+    Args:
+        taken: what rank 0 has to write besides.
+    """
+    load = [taken] + [0] * (num_ranks - 1)
+    owners: dict[str, int] = {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        owner = load.index(min(load))
+        owners[name] = owner
+        load[owner] += sizes[name]
+    return owners
+
+
+def prepare_moments(engine: Any) -> None:
+    """Give Adam its state before the first step, as zeros, which is what it would begin with itself.
+
+    DeepSpeed makes it at the first step that is not refused; until then there would be nothing to save or load.
+    """
+    adam = engine_adam(engine)
+    counts_on_device = any(group.get("fused") or group.get("capturable") for group in adam.param_groups)
+    for flat in _flat_masters(engine):
+        count = torch.zeros((), dtype=torch.float32, device=flat.device if counts_on_device else "cpu")
+        adam.state[flat] = {"step": count, **{name: torch.zeros_like(flat) for name in MOMENTS}}
+    if engine.zero_optimization_stage() in (1, 2):
+        engine.optimizer._lazy_init_hp_params_optimizer_state()  # lets each parameter find its part of them
+
+
+def engine_adam(engine: Any) -> torch.optim.Optimizer:
+    """The optimizer that ZeRO's own wraps, or that of stage 0."""
+    return engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
+
+
+def num_updates(engine: Any) -> int:
+    """Steps the optimizer has taken: those refused are not among them."""
+    return int(engine_adam(engine).state[_flat_masters(engine)[0]]["step"])
+
+
+def named_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
+    """The model's parameters, by their names in the model, in the same order on every rank."""
+    for name, parameter in engine.module.named_parameters():
+        yield name.removeprefix("model."), parameter  # the Lightning module's name for it
+
+
+def gather_masters(engine: Any) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter's name and whole fp32 master, on its device. A collective: every rank must go through all."""
+    for name, parameter in named_parameters(engine):
+        yield name, _gather(engine, parameter, None)
+
+
+def gather_moments(engine: Any) -> Iterator[tuple[str, Tensor]]:
+    """`exp_avg/NAME` and `exp_avg_sq/NAME`, whole, for each parameter. A collective, as `gather_masters`."""
+    for name, parameter in named_parameters(engine):
+        for moment in MOMENTS:
+            yield f"{moment}/{name}", _gather(engine, parameter, moment)
+
+
+def restore(engine: Any, *, masters: Callable[[str], Tensor], moments: Callable[[str], Tensor], num_updates: int) -> None:
+    """Set masters and moments, each rank its parts. Low-precision parameters must hold the rounded masters already.
+
+    Args:
+        masters, moments: from the names that `gather_masters` and `gather_moments` give, to whole fp32 tensors on CPU.
+        num_updates: steps the optimizer had taken.
+    """
+    for name, parameter in named_parameters(engine):
+        _scatter(engine, parameter, None, masters(name))
+        for moment in MOMENTS:
+            _scatter(engine, parameter, moment, moments(f"{moment}/{name}"))
+    for flat in _flat_masters(engine):
+        engine_adam(engine).state[flat]["step"].fill_(num_updates)
+
+
+def _flat_masters(engine: Any) -> list[Tensor]:
+    """The tensors that Adam updates on this rank: parameters at stage 0, else flat parts of many."""
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        return [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
+    if stage == 3:
+        return engine.optimizer.fp32_partitioned_groups_flat
+    return engine.optimizer.single_partition_of_fp32_groups
+
+
+def _gather(engine: Any, parameter: nn.Parameter, moment: str | None) -> Tensor:
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    if engine.zero_optimization_stage() == 0:
+        return parameter if moment is None else engine.optimizer.state[parameter][moment]
+    whole = safe_get_full_fp32_param(parameter) if moment is None else safe_get_full_optimizer_state(parameter, moment)
+    assert whole is not None
+    return whole
+
+
+def _scatter(engine: Any, parameter: Any, moment: str | None, value: Tensor) -> None:
+    from deepspeed.utils import (
+        safe_set_full_fp32_param,
+        safe_set_full_optimizer_state,
+        safe_set_local_fp32_param,
+        safe_set_local_optimizer_state,
+    )
+
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        target = parameter if moment is None else engine.optimizer.state[parameter][moment]
+        target.data.copy_(value)
+    elif stage == 3:
+        # Its setter of whole tensors cannot cut one that the ranks do not divide, so the part is cut here.
+        part = _cut(value, dist.get_rank(), parameter.ds_tensor.numel())
+        if moment is None:
+            safe_set_local_fp32_param(parameter, part)
+        else:
+            safe_set_local_optimizer_state(parameter, part, moment)
+    elif moment is None:
+        safe_set_full_fp32_param(parameter, value)
+    else:
+        safe_set_full_optimizer_state(parameter, value, moment)
+
+
+def _cut(value: Tensor, rank: int, part_numel: int) -> Tensor:
+    """One rank's part of a tensor that is cut into equal parts, the last ones filled up with zeros."""
+    part = torch.zeros(part_numel, dtype=value.dtype)
+    mine = value.flatten()[rank * part_numel : (rank + 1) * part_numel]
+    part[: len(mine)] = mine
+    return part
