@@ -74,19 +74,24 @@ def _train_as_rank(config: RunConfig, world: World, stop: StopRequest) -> int:
 def _fit(plan: Plan, world: World, stop: StopRequest) -> bool:
     """Train from where the run folder stands; whether a signal ended it early."""
     from pipeline import build
+    from pipeline.run_lock import RunLock
     from pipeline.start import agree_on_start
 
-    start = agree_on_start(plan, world, device=build.device_of(world))
-    if world.is_first:
-        for message in start.messages:
-            print(f"[run] {message}", flush=True)
-    if start.step >= plan.stop_step:
+    lock = RunLock(plan.config.run_dir)
+    try:
+        start = agree_on_start(plan, world, device=build.device_of(world), lock=lock)
         if world.is_first:
-            print(f"[run] nothing to do: step {start.step} of {plan.stop_step} is reached", flush=True)
-        return False
-    training = build.make_training(plan, world=world, stop=stop, start=start)
-    training.run()
-    return training.checkpointing.stopped_by_signal
+            for message in start.messages:
+                print(f"[run] {message}", flush=True)
+        if start.step >= plan.stop_step:
+            if world.is_first:
+                print(f"[run] nothing to do: step {start.step} of {plan.stop_step} is reached", flush=True)
+            return False
+        training = build.make_training(plan, world=world, stop=stop, start=start)
+        training.run()
+        return training.checkpointing.stopped_by_signal
+    finally:
+        lock.release()
 
 
 def requeue(slurm_job_id: str | None) -> None:

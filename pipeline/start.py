@@ -13,6 +13,7 @@ from pipeline.data.decode import HOW_TO_BUILD
 from pipeline.data.order import ORDER_VERSION
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.planning import Plan
+from pipeline.run_lock import RunLock
 from pipeline.world import World, broadcast
 
 # Sections whose change would make a resumed run neither the old one nor the new.
@@ -52,24 +53,28 @@ class Start:
         return 0 if self.checkpoint is None else self.checkpoint.meta.step
 
 
-def prepare_run_folder(plan: Plan, *, world_size: int) -> Start:
+def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock) -> Start:
     """Find the newest complete checkpoint and refuse what would corrupt the run. Rank 0 only.
 
+    Args:
+        lock: of the run folder; taken before anything is looked at.
+
     Raises:
-        CheckpointError: the relaunch differs where it must not, or every checkpoint is broken.
+        CheckpointError: the relaunch differs where it must not, every checkpoint is broken, or another training is at work.
         DataError: shards missing or changed.
     """
     plan.mixture.check_shards()
     folder = RunFolder(plan.config.run_dir)
+    takeover = lock.take()
     found = find_latest(folder)
     if found.rejected and found.newest is None:
         reasons = "; ".join(found.rejected.values())
         raise CheckpointError(
             f"no checkpoint of {folder.root} is whole: {reasons}. Restore one, or start a new run with name=..."
         )
-    messages: list[str] = []
+    messages = takeover
     if found.newest is not None:  # a launch that ended before its first checkpoint binds nobody
-        messages = compare_with_last_launch(plan, folder)
+        messages += compare_with_last_launch(plan, folder)
         check_continuity(plan, found.newest)
     # Nothing is touched before this line.
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -166,12 +171,12 @@ def _is_under(key: str, prefixes: tuple[str, ...]) -> bool:
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-def agree_on_start(plan: Plan, world: World, *, device: torch.device) -> Start:
-    """Rank 0 prepares the run folder; every rank gets its answer, or its error."""
+def agree_on_start(plan: Plan, world: World, *, device: torch.device, lock: RunLock) -> Start:
+    """Rank 0 takes the lock and prepares the run folder; every rank gets its answer, or its error."""
     outcome: Start | PipelineError | None = None
     if world.is_first:
         try:
-            outcome = prepare_run_folder(plan, world_size=world.size)
+            outcome = prepare_run_folder(plan, world_size=world.size, lock=lock)
         except PipelineError as error:
             outcome = error
         except OSError as error:

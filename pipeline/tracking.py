@@ -126,11 +126,15 @@ def _by_step(rows: list[dict[str, Any]]) -> Iterator[tuple[int, int, dict[str, f
 
 
 class MetricsFile(Logger):
-    """Appends every line of metrics to a JSON-lines file. After a resume a step may stand twice: the later line counts."""
+    """Appends every line of metrics to a JSON-lines file. After a resume a step may stand twice: the later line counts.
+
+    Lines that cannot be written, because the disk is full or the folder away, wait in memory for the next.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
+        self._waiting: list[dict[str, Any]] = []
 
     @property
     def name(self) -> str:
@@ -146,7 +150,14 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        append_json_line(self._path, {"time": round(time.time(), 3), **metrics})
+        self._waiting.append({"time": round(time.time(), 3), **metrics})
+        try:
+            while self._waiting:
+                append_json_line(self._path, self._waiting[0])
+                self._waiting.pop(0)
+        except OSError as error:
+            if len(self._waiting) == 1:
+                print(f"[run] metrics wait in memory: {self._path} cannot be written ({error})", flush=True)
 
 
 def append_json_line(path: Path, values: Mapping[str, Any]) -> None:

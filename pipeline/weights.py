@@ -25,7 +25,7 @@ def save_weights(path: Path, tensors: dict[str, Tensor], *, model: ViTConfig, st
         "model": json.dumps(model.to_dict()), "step": str(step), "images_seen": str(images_seen),
         "digest": digest_tensors(tensors), "format": "pt",
     }  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)  # not its parents: a run folder that is away must not be made anew under its mount point
     temporary = path.with_name(f".{path.name}.part")  # straight to disk: a copy in memory would double the peak
     save_tensors(temporary, tensors, header=header)
     temporary.replace(path)

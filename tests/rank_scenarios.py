@@ -16,6 +16,7 @@ from pipeline.config import load_config
 from pipeline.interruption import StopRequest
 from pipeline.planning import make_plan
 from pipeline.quiet import quiet_libraries
+from pipeline.run_lock import RunLock
 from pipeline.start import agree_on_start
 from pipeline.world import World, die_with_parent, init_process_group
 
@@ -27,8 +28,10 @@ def main(listing: Path) -> None:
     init_process_group(world)
     for path in json.loads(listing.read_text()):
         plan = make_plan(load_config(path), world_size=world.size)
-        start = agree_on_start(plan, world, device=build.device_of(world))
+        lock = RunLock(plan.config.run_dir)
+        start = agree_on_start(plan, world, device=build.device_of(world), lock=lock)
         build.make_training(plan, world=world, stop=StopRequest(), start=start).run()
+        lock.release()
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ class Checkpointing(Callback):
         Returns:
             Manifest entries.
         """
-        staging.mkdir(parents=True, exist_ok=True)
+        staging.mkdir(exist_ok=True)  # not its parents: see `save_weights`
         files = []
         if snapshot.masters:
             weights = self.folder.weights_of(snapshot.meta.step)

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from pipeline.checkpoint import RunFolder
+from pipeline.claims import claim
 from pipeline.config import EvalDataset, EvaluationSection
 from pipeline.data.augment import EvalTransform
 from pipeline.data.index import ShardIndex, check_shards, load_index, read_class_names
 from pipeline.data.remote import RemoteOptions
 from pipeline.errors import CheckpointError, ConfigError, DataError
-from pipeline.evaluation.claims import claim
 from pipeline.evaluation.features import Features, extract_features
 from pipeline.evaluation.few_shot import choose_support, few_shot_accuracy
 from pipeline.evaluation.linear import linear_probe

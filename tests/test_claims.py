@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from pipeline.evaluation.claims import claim
+from pipeline.claims import Owner, claim
 
 
 def test_a_claim_is_exclusive_and_given_up_at_the_end(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_a_claim_is_given_up_when_the_work_fails(tmp_path: Path) -> None:
 
 def test_a_killed_evaluators_claim_is_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "step.json"
-    code = f"import time; from pathlib import Path; from pipeline.evaluation.claims import claim\nwith claim(Path({str(path)!r})): time.sleep(60)"
+    code = f"import time; from pathlib import Path; from pipeline.claims import claim\nwith claim(Path({str(path)!r})): time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code])
     while not path.exists():
         assert holder.poll() is None
@@ -53,7 +53,8 @@ def test_a_killed_evaluators_claim_is_taken_over(tmp_path: Path) -> None:
 
 def test_a_silent_claim_from_another_machine_goes_stale(tmp_path: Path) -> None:
     path = tmp_path / "step.json"
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "x"}))
+    owner = Owner(host="elsewhere", pid=1, process_start=None, slurm_job_id=None, slurm_restart=None, since=0.0)
+    path.write_text(json.dumps(asdict(owner)))
     with claim(path, stale_after_s=60) as fresh:
         assert not fresh
     os.utime(path, (time.time() - 61, time.time() - 61))
@@ -84,6 +85,6 @@ def test_of_many_that_see_a_dead_claim_one_takes_it(tmp_path: Path) -> None:
     dead.wait()
     with multiprocessing.get_context("spawn").Pool(6) as pool:
         for _ in range(5):
-            path.write_text(json.dumps({"host": socket.gethostname(), "pid": dead.pid, "token": "x"}))
+            path.write_text(json.dumps(asdict(replace(Owner.myself(), pid=dead.pid))))
             taken = pool.starmap(try_claim, [(str(path), time.time() + 0.3)] * 6, chunksize=1)
             assert sum(taken) == 1
