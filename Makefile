@@ -5,7 +5,7 @@ RUN = $(VENV)/bin/python -m
 LOCK = requirements.lock
 PIP = $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint $(LOCK)
 
-.PHONY: demo test test-slow lint install peers clean
+.PHONY: demo test test-slow faults lint install peers clean
 
 demo: $(VENV)/.demo
 	$(RUN) pipeline demo
@@ -15,6 +15,10 @@ test: $(VENV)/.dev .reference/.installed
 
 test-slow: $(VENV)/.dev .reference/.installed
 	$(RUN) pytest -m slow
+
+# A hundred random faults over small trainings, each of which must end bit for bit as if nothing had happened.
+faults: $(VENV)/.dev
+	$(RUN) tests.faults --faults 100
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

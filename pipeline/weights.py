@@ -27,7 +27,11 @@ def save_weights(path: Path, tensors: dict[str, Tensor], *, model: ViTConfig, st
     }  # fmt: skip
     path.parent.mkdir(exist_ok=True)  # not its parents: a run folder that is away must not be made anew under its mount point
     temporary = path.with_name(f".{path.name}.part")  # straight to disk: a copy in memory would double the peak
-    save_tensors(temporary, tensors, header=header)
+    try:
+        save_tensors(temporary, tensors, header=header)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # half a file takes the space that the next attempt needs
+        raise
     temporary.replace(path)
     sync_folder(path.parent)
 
