@@ -96,6 +96,8 @@ def _flat_masters(engine: Any) -> list[Tensor]:
         return [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
     if stage == 3:
         return engine.optimizer.fp32_partitioned_groups_flat
+    if hasattr(engine.optimizer, "fp32_groups_flat_partition"):  # DeepSpeed's optimizer of stage 1 in bf16
+        return engine.optimizer.fp32_groups_flat_partition
     return engine.optimizer.single_partition_of_fp32_groups
 
 

@@ -11,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 
+from lightning.pytorch import Callback, LightningModule, Trainer
+
 from pipeline import build
 from pipeline.config import load_config
 from pipeline.interruption import StopRequest
@@ -19,6 +21,16 @@ from pipeline.quiet import quiet_libraries
 from pipeline.run_lock import RunLock
 from pipeline.start import agree_on_start
 from pipeline.world import World, die_with_parent, init_process_group
+
+
+class SaveByDeepSpeed(Callback):
+    """Leaves DeepSpeed's own checkpoint of the end of the training, to compare ours with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.strategy.engine.save_checkpoint(str(self.folder), tag="end")  # type: ignore[attr-defined]
 
 
 def main(listing: Path) -> None:
@@ -30,7 +42,9 @@ def main(listing: Path) -> None:
         plan = make_plan(load_config(path), world_size=world.size)
         lock = RunLock(plan.config.run_dir)
         start = agree_on_start(plan, world, device=build.device_of(world), lock=lock)
-        build.make_training(plan, world=world, stop=StopRequest(), start=start).run()
+        training = build.make_training(plan, world=world, stop=StopRequest(), start=start)
+        training.trainer.callbacks.append(SaveByDeepSpeed(plan.config.run_dir / "deepspeed"))  # type: ignore[attr-defined]
+        training.run()
         lock.release()
 
 

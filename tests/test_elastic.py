@@ -21,15 +21,18 @@ STEPS_A_LEG = 3
 LEGS = (2, 3, 1, 4)  # ranks, one launch after the other
 STAGES = {name: (stage,) * len(LEGS) for name, stage in (("zero0", 0), ("zero1", 1), ("zero2", 2), ("zero3", 3))}
 STAGES["changing"] = (2, 3, 0, 1)
+BF16_STAGES = {name: (stage,) * len(LEGS) for name, stage in (("zero1_bf16", 1), ("zero2_bf16", 2), ("zero3_bf16", 3))}
 
 
-def write_scenario(folder: Path, values: dict[str, Any], name: str, *, stage: int, **trainer: Any) -> Path:
-    """A configuration in fp32 without dropout, whose masks belong to a rank."""
+def write_scenario(
+    folder: Path, values: dict[str, Any], name: str, *, stage: int, precision: str = "fp32", **trainer: Any
+) -> Path:
+    """A configuration without dropout, whose masks belong to a rank."""
     path = folder / f"{name}.yaml"
     path.parent.mkdir(exist_ok=True, parents=True)
     values = {
         **values, "name": name, "model": {**values["model"], "dropout": 0.0}, "checkpoint": {"every": "100 steps"},
-        "trainer": {**values["trainer"], "global_batch_size": 12, "precision": "fp32", "zero_stage": stage, "duration": f"{STEPS_A_LEG * len(LEGS)} steps", **trainer},
+        "trainer": {**values["trainer"], "global_batch_size": 12, "precision": precision, "zero_stage": stage, "duration": f"{STEPS_A_LEG * len(LEGS)} steps", **trainer},
     }  # fmt: skip
     path.write_text(yaml.safe_dump(values))
     return path
@@ -43,7 +46,10 @@ def train_in_legs(
     for number, num_ranks in enumerate(legs):
         end = {**trainer, "max_steps": STEPS_A_LEG * (number + 1)}
         leg = folder / f"leg-{number}"
-        configs = [write_scenario(leg, values, name, stage=stage[number], **end) for name, stage in stages.items()]
+        configs = [
+            write_scenario(leg, values, name, stage=stage[number], precision="bf16" if "bf16" in name else "fp32", **end)
+            for name, stage in stages.items()
+        ]
         train_together(configs, leg / "scenarios.json", num_ranks=num_ranks)
     return {name: RunFolder(folder / "runs" / name) for name in stages}
 
@@ -59,7 +65,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str,
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any]) -> dict[str, RunFolder]:
-    return train_in_legs(tmp_path_factory.mktemp("elastic"), tiny_config, STAGES, LEGS, micro_batch_size=3)
+    return train_in_legs(tmp_path_factory.mktemp("elastic"), tiny_config, STAGES | BF16_STAGES, LEGS, micro_batch_size=3)
 
 
 @pytest.mark.timeout(600)
@@ -72,6 +78,47 @@ def test_other_ranks_go_on_with_the_same_samples_and_losses(
     assert newest is not None
     assert newest.meta.world_size == LEGS[-1]
     assert newest.meta.num_updates == STEPS_A_LEG * len(LEGS)
+
+
+@pytest.mark.parametrize("name", BF16_STAGES)
+def test_other_ranks_go_on_in_bf16(name: str, runs: dict[str, RunFolder], undisturbed: RunFolder) -> None:
+    ours, theirs = read_metrics(runs[name].metrics), read_metrics(undisturbed.metrics)
+    assert [row["data/digest"] for row in ours] == [row["data/digest"] for row in theirs]
+    losses = [row["train/loss"] for row in theirs]
+    assert [row["train/loss"] for row in ours] == pytest.approx(losses, rel=0.02)
+
+
+RESUMED = {
+    "zero0_autocast": (0, "bf16_autocast"), "zero1_bf16": (1, "bf16"), "zero1_fp32": (1, "fp32"), "zero2_bf16": (2, "bf16"),
+    "zero2_autocast": (2, "bf16_autocast"), "zero3_bf16": (3, "bf16"), "zero3_fp32": (3, "fp32"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any]) -> Path:
+    """Every stage and precision twice, in one launch: in one go, and saved and taken up again half-way."""
+    folder = tmp_path_factory.mktemp("resumed")
+    configs = []
+    for name, (stage, precision) in RESUMED.items():
+        scenario: dict[str, Any] = {"stage": stage, "precision": precision, "duration": "6 steps"}
+        whole, parts = ({**tiny_config, "output_dir": str(folder / place)} for place in ("whole", "parts"))
+        configs.append(write_scenario(folder / "a", whole, name, **scenario))
+        configs.append(write_scenario(folder / "b", parts, name, max_steps=3, **scenario))
+        configs.append(write_scenario(folder / "c", parts, name, **scenario))
+    train_together(configs, folder / "scenarios.json")
+    return folder
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_as_many_ranks_go_on_with_the_same_bits(name: str, resumed: Path) -> None:
+    whole, parts = (RunFolder(resumed / place / name) for place in ("whole", "parts"))
+    assert parts.checkpoint_steps() == [3, 6]
+    ours, theirs = (load_weights(folder.weights_of(6)).model.state_dict() for folder in (parts, whole))
+    for key, tensor in theirs.items():
+        assert torch.equal(ours[key], tensor), key
+    ours, theirs = read_metrics(parts.metrics), read_metrics(whole.metrics)
+    for key in ("step", "train/loss", "train/gradient_norm", "data/digest"):
+        assert [row[key] for row in ours] == [row[key] for row in theirs], key
 
 
 def assert_same_to_rounding(folder: RunFolder, reference: RunFolder) -> float:
@@ -100,6 +147,17 @@ def test_a_checkpoint_holds_whole_tensors_shared_out_between_its_ranks(runs: dic
     for name, tensor in load_weights(path / "model.safetensors").model.state_dict().items():
         assert moments.read(f"exp_avg/{name}").shape == tensor.shape
         assert moments.read(f"exp_avg_sq/{name}").min() >= 0
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
+def test_the_model_of_a_checkpoint_is_what_deepspeed_makes_of_its_own(name: str, runs: dict[str, RunFolder]) -> None:
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    theirs = get_fp32_state_dict_from_zero_checkpoint(str(runs[name].root / "deepspeed"), tag="end")
+    ours = load_weights(runs[name].weights_of(STEPS_A_LEG * len(LEGS))).model.state_dict()
+    assert {f"model.{key}" for key in ours} == set(theirs)
+    for key, tensor in ours.items():
+        assert torch.equal(tensor, theirs[f"model.{key}"]), key
 
 
 def test_tensors_are_shared_out_evenly() -> None:

