@@ -245,6 +245,13 @@ def _to_steps(duration: Duration, key: str, *, config: RunConfig, corpus: KnownC
 
 def _count_steps(config: RunConfig, corpus: KnownCorpus) -> int:
     total = _to_steps(config.trainer.duration, "trainer.duration", config=config, corpus=corpus)
+    if (warmup := config.schedule.warmup).amount:
+        warmup_steps = _to_steps(warmup, "schedule.warmup", config=config, corpus=corpus)
+        if warmup_steps >= total:
+            raise ConfigError(
+                f"schedule.warmup={warmup} is {warmup_steps:,} steps, but trainer.duration={config.trainer.duration} is {total:,}; "
+                "shorten schedule.warmup or lengthen trainer.duration"
+            )
     return min(total, config.trainer.max_steps or total)
 
 
