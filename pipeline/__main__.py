@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.capacity.arguments import add_plan_arguments
 from pipeline.errors import PipelineError
 from pipeline.interruption import EXIT_INTERRUPTED, StopRequest
 
@@ -152,18 +153,13 @@ def show_config(arguments: argparse.Namespace, _stop: StopRequest) -> int:
 
 def plan(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     """Print what a run will need and cost."""
-    from pipeline.capacity.failures import LLAMA_3_NODE_MTBF_HOURS
-    from pipeline.capacity.forecast import Cluster, make_forecast
+    from pipeline.capacity.arguments import read_cluster
+    from pipeline.capacity.forecast import make_forecast
     from pipeline.capacity.plot import draw_simulation, simulate_failures
     from pipeline.capacity.text import to_json, to_text
     from pipeline.config import load_config
 
-    cluster = Cluster(
-        gpu=arguments.gpu, num_nodes=arguments.nodes, gpus_per_node=arguments.gpus_per_node, gpu_memory_gib=arguments.gpu_memory_gib,
-        headroom=arguments.headroom, mfu=arguments.mfu, price=arguments.price, network_gb_per_s=arguments.network_gb,
-        node_mtbf_hours=LLAMA_3_NODE_MTBF_HOURS if arguments.node_mtbf_hours is None else arguments.node_mtbf_hours,
-        save_s=arguments.save_seconds, restart_s=arguments.restart_seconds, images_per_s_per_core=arguments.images_per_core,
-    )  # fmt: skip
+    cluster = read_cluster(arguments)
     config = load_config(arguments.config, arguments.overrides)
     forecast = make_forecast(config, cluster=cluster, num_samples=arguments.samples, image_bytes=arguments.image_bytes)
     simulation = simulate_failures(forecast.checkpoints) if arguments.simulate else None
@@ -194,11 +190,6 @@ def benchmark(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     print(compare_loaders(arguments.folder, num_workers=arguments.workers, batch_size=arguments.batch, image_size=arguments.image_size,
                           num_batches=arguments.batches, num_rounds=arguments.rounds, only=arguments.only))  # fmt: skip
     return 0
-
-
-def _whole_number(text: str) -> int:
-    """An int that may be written 14.2e6 or 14_197_122."""
-    return int(float(text.replace("_", "")))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -267,26 +258,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument("config", help="YAML file; configs/ holds the recipes")
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help=overrides_help)
-    command.add_argument("--nodes", type=int, required=True, help="machines")
-    for flag, kind, default, text in (
-        ("--gpu", str, "h100", "of the data sheets in pipeline/hardware.py"),
-        ("--gpus-per-node", int, 8, "one rank each"),
-        ("--gpu-memory-gib", float, None, "of one GPU; the data sheet's if not given"),
-        ("--headroom", float, 0.1, "part of the memory for CUDA, NCCL and fragments"),
-        ("--mfu", float, 0.4, "model FLOP/s utilisation: part of the peak rate"),
-        ("--price", float, None, "of a GPU hour, in any currency"),
-        ("--samples", _whole_number, None, "images in the corpus; the index's if not given"),
-        ("--image-bytes", float, None, "mean size of an image; the index's, else 110000"),
-        ("--network-gb", float, 400.0, "GB/s that a node sends; the default is of eight 400 Gb/s cards"),
-        ("--images-per-core", float, 600.0, "images that one core decodes a second"),
-        ("--node-mtbf-hours", float, None, "between failures of a node; Llama 3's if not given: 419 in 54 days on 2,048 nodes, 6334 hours"),
-        ("--save-seconds", float, 60.0, "that training stands still for a checkpoint"),
-        ("--restart-seconds", float, 600.0, "from a failure to the next step"),
-        ("--simulate", str, None, "play 30 days with failures and draw lost time against checkpoint interval into this file"),
-    ):  # fmt: skip
-        shown = text if default is None else f"{text} (default: {default})"
-        command.add_argument(flag, type=kind, default=default, metavar="FILE" if flag == "--simulate" else "N", help=shown)
-    command.add_argument("--json", action="store_true", help="every number, in bytes, seconds and FLOPs")
+    add_plan_arguments(command)
     command = add(
         "benchmark", benchmark, "measure the loader beside its peers, or what planning costs at scale",
         "examples:\n  python -m pipeline benchmark loader /data/imagenet-sample --workers 2\n  python -m pipeline benchmark scale\n\n"

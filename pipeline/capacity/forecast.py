@@ -54,12 +54,13 @@ class Cluster:
 
 @dataclass(frozen=True)
 class KnownCorpus:
-    """What is known of the images without reading any. `source` says from where."""
+    """What is known of the images without reading any; from where; and why the index was not read where one was sought."""
 
     num_samples: int | None
     image_bytes: float
     block_samples: float
     source: str
+    unread: str | None
 
 
 @dataclass(frozen=True)
@@ -211,15 +212,15 @@ def _know_corpus(config: RunConfig, *, num_samples: int | None, image_bytes: flo
     """From the flags, then from the index, where there is one."""
     if (num_samples is not None and num_samples < 1) or (image_bytes is not None and image_bytes <= 0):
         raise ConfigError("--samples and --image-bytes must be more than 0")
-    unread = "given and assumed"
-    mixture = None
+    mixture = unread = None
     if num_samples is None or image_bytes is None:
         try:
             mixture = load_mixture(config.data)
-        except DataError as error:  # the corpus may well be elsewhere; its numbers can be given
-            unread = f"given and assumed ({error})"
+        except DataError as error:  # the corpus may well be elsewhere, and its numbers given
+            unread = str(error)
     if not isinstance(mixture, Mixture):
-        return KnownCorpus(num_samples, image_bytes or IMAGE_BYTES, DEFAULT_BLOCK_SAMPLES, source=unread)
+        assumed = "assumed" if image_bytes is None else "as given"
+        return KnownCorpus(num_samples, image_bytes or IMAGE_BYTES, DEFAULT_BLOCK_SAMPLES, source=assumed, unread=unread)
     indexes = [corpus.index for corpus in mixture.corpora]
     total = sum(index.num_samples for index in indexes)
     known = mixture.num_samples if mixture.is_one_corpus else None
@@ -227,7 +228,8 @@ def _know_corpus(config: RunConfig, *, num_samples: int | None, image_bytes: flo
         num_samples=num_samples or known,
         image_bytes=image_bytes or sum(int(index.block_bytes.sum()) for index in indexes) / total,
         block_samples=total / sum(index.num_blocks for index in indexes),
-        source="the index",
+        source="by the index" if image_bytes is None else "as given",
+        unread=None,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.capacity.failures import Simulation, lost_fraction, simulate
 from pipeline.capacity.forecast import Checkpoints, Forecast
 from pipeline.capacity.text import duration
+from pipeline.errors import ConfigError
 
 DAYS = 30
 NUM_RUNS = 500
@@ -27,7 +28,11 @@ def simulate_failures(checkpoints: Checkpoints) -> Simulation:
 
 
 def draw_simulation(simulation: Simulation, *, forecast: Forecast, path: Path) -> None:
-    """Lost time against checkpoint interval: simulated runs, Daly's cost function, and the intervals to choose from."""
+    """Lost time against checkpoint interval: simulated runs, Daly's cost function, and the intervals to choose from.
+
+    Raises:
+        ConfigError: nothing can be written there, or not in the format that the name asks for.
+    """
     from matplotlib.figure import Figure
 
     checkpoints = forecast.checkpoints
@@ -62,5 +67,7 @@ def draw_simulation(simulation: Simulation, *, forecast: Forecast, path: Path) -
         f"{duration(costs.save_s)} to save, {duration(costs.restart_s)} to restart", fontsize=10,
     )  # fmt: skip
     axes.legend(fontsize=8.5, framealpha=0.9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--simulate {path}: cannot be written ({error}); name a .png in a folder that exists") from error

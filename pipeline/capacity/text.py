@@ -11,6 +11,7 @@ from pipeline.capacity.failures import Simulation
 from pipeline.capacity.forecast import Forecast, StageMemory
 
 GIB = 2**30
+NEVER_ENDS = 0.999  # lost part of the time from which no date is given
 
 
 def to_json(forecast: Forecast, simulation: Simulation | None) -> str:
@@ -120,7 +121,7 @@ def _compute_rows(forecast: Forecast) -> list[tuple[str, str]]:
         rows.append(("network", _network(forecast)))
     if compute.cost is not None:
         lost = forecast.checkpoints.lost
-        with_lost = f"; {compute.cost / (1 - lost):,.0f} with failures" if lost < 1 else ""
+        with_lost = f"; {compute.cost / (1 - lost):,.0f} with failures" if lost < NEVER_ENDS else ""
         rows.append(("cost", f"{compute.cost:,.0f} at {cluster.price:g} a GPU hour{with_lost}"))
     return rows
 
@@ -136,7 +137,7 @@ def _network(forecast: Forecast) -> str:
 
 def _with_losses(forecast: Forecast) -> str:
     lost = forecast.checkpoints.lost
-    if lost >= 0.999:
+    if lost >= NEVER_ENDS:
         return "with failures it never ends (below)"
     return f"{duration(forecast.compute.seconds / (1 - lost))} with failures (below)"
 
@@ -144,8 +145,10 @@ def _with_losses(forecast: Forecast) -> str:
 def _data_rows(forecast: Forecast) -> list[tuple[str, str]]:
     reading, corpus, cluster = forecast.reading, forecast.corpus, forecast.cluster
     each = reading.bytes_per_s / cluster.num_nodes
+    why = [("no index", corpus.unread)] if corpus.unread else []
     return [
-        ("images", f"{corpus.image_bytes / 1e3:,.0f} kB, {corpus.block_samples:.3g} a block: {corpus.source}"),
+        ("images", f"{corpus.image_bytes / 1e3:,.3g} kB, {corpus.block_samples:.3g} a block, {corpus.source}"),
+        *why,
         ("store", f"{_rate(reading.bytes_per_s)} and {reading.requests_per_s:,.0f} requests/s; {_rate(each)} a node"),
         ("decoding", f"{math.ceil(reading.cores_per_node)} cores a node at {cluster.images_per_s_per_core:g} images/s each"),
     ]  # fmt: skip

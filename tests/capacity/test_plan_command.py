@@ -92,6 +92,7 @@ def test_a_picture_of_the_failures(call: Call, tmp_path: Path) -> None:
         (("--nodes", "1", *IN21K, "--gpu", "h1000"), "h100pcie"),
         (("--nodes", "0", *IN21K), "--nodes 0: must be more than 0"),
         (("--nodes", "1", *IN21K, "--mfu", "40"), "--mfu 40"),
+        (("--nodes", "1", *IN21K, "--simulate", "no-such-folder/lost.png"), "--simulate no-such-folder/lost.png"),
         (("--nodes", "1", *IN21K, "trainer.precision=fp32"), "trainer.peak_tflops"),
         (("--nodes", "1", "--samples", "10"), "less than one step"),
         (("--nodes", "1", "--samples", "1e4"), "schedule.warmup"),
