@@ -50,7 +50,7 @@ def daly_interval_s(costs: Interruptions) -> float:
 def lost_fraction(interval_s: float, *, costs: Interruptions) -> float:
     """Expected part of the wall clock that is no training: saving, work done twice, restarting.
 
-    Daly's complete cost function (equation 20): with Poisson failures, which strike while saving and restarting too,
+    Daly's complete cost function (same paper): with Poisson failures, which strike while saving and restarting too,
     work of T seconds takes M exp(R / M) (exp((interval + save) / M) - 1) T / interval.
     """
     mtbf = costs.mtbf_s
