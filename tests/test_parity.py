@@ -17,8 +17,8 @@ from pipeline.checkpoint import RunFolder, load_weights
 from pipeline.config import load_config
 from pipeline.data.loader import BatchLoader
 from pipeline.demo import write_digits
+from pipeline.journal import read_metrics
 from pipeline.planning import make_plan
-from pipeline.tracking import read_metrics
 from pipeline.world import World
 from tests.conftest import REPOSITORY, environment
 

@@ -10,16 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.tracking import (
-    EvaluationTracker,
-    MetricsFile,
-    RunIdentity,
-    append_json_line,
-    make_wandb_logger,
-    read_json_lines,
-    read_metrics,
-    resolve_mode,
-)
+from pipeline.journal import append_json_line, read_json_lines, read_metrics
+from pipeline.tracking import EvaluationTracker, MetricsFile, RunIdentity, make_wandb_logger, resolve_mode
 
 
 def test_a_line_cut_by_a_crash_costs_that_line_alone(tmp_path: Path) -> None:
@@ -112,13 +104,13 @@ def test_a_relaunch_writes_the_whole_history_under_the_same_id(tmp_path: Path) -
     first = make_wandb_logger(identity(tmp_path), config={"seed": 1}, history=[])
     assert first is not None
     first.log_metrics({"step": 1, "train/loss": 0.5})
-    first.experiment.finish()
+    first.finalize("success")
     time.sleep(1.1)  # W&B names its folders by the second
     history: list[dict[str, Any]] = [{"step": 1, "train/loss": 0.5, "train/accuracy": None}]
     second = make_wandb_logger(identity(tmp_path), config={"seed": 1}, history=history)
     assert second is not None
     second.log_metrics({"step": 2, "train/loss": 0.4})
-    second.experiment.finish()
+    second.finalize("success")
     assert [(row["step"], row["train/loss"]) for row in stored_history(tmp_path, "abc123")] == [("1", "0.5"), ("2", "0.4")]
 
 

@@ -14,9 +14,9 @@ import torch
 from pipeline.checkpoint import RunFolder, find_latest, load_weights
 from pipeline.config import load_config
 from pipeline.errors import CheckpointError
+from pipeline.journal import read_metrics
 from pipeline.planning import make_plan
 from pipeline.start import check_continuity
-from pipeline.tracking import read_metrics
 from tests.conftest import run_command
 from tests.trainings import (
     STEPS,

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from pipeline.checkpoint import RunFolder, save_weights, write_atomically
+from pipeline.journal import read_json_lines
 from pipeline.models.vit import VisionTransformer, ViTConfig
-from pipeline.tracking import read_json_lines
 from tests.conftest import REPOSITORY, Outcome, environment
 
 Call = Callable[..., Outcome]
