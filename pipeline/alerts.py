@@ -36,12 +36,12 @@ def judge_multiple(value: float, baseline: Sequence[float], *, least_rise: float
 
 
 def judge_spike(value: float, baseline: Sequence[float]) -> Level:
-    """High from 8 robust standard deviations (and 5 %) above the baseline's median; normal again below 3 (and 2 %)."""
+    """High from 10 robust standard deviations, and 10 %, above the baseline's median; normal again below 3, or 3 %."""
     usual = median(baseline)
     sigma = MAD_TO_SIGMA * median(abs(other - usual) for other in baseline)
-    if not math.isfinite(value) or value > usual + max(8 * sigma, 0.05 * abs(usual)):
+    if not math.isfinite(value) or value > usual + max(10 * sigma, 0.1 * abs(usual)):
         return "high"
-    return "normal" if value < usual + max(3 * sigma, 0.02 * abs(usual)) else "between"
+    return "normal" if value < usual + max(3 * sigma, 0.03 * abs(usual)) else "between"
 
 
 def judge_share(value: float, baseline: Sequence[float]) -> Level:
@@ -71,7 +71,7 @@ class Rule:
 
 
 RULES = (
-    Rule("data_wait", "speed/data_wait_fraction", lambda v, b: judge_multiple(v, b, least_rise=0.05), recent=7, least_baseline=20,
+    Rule("data_wait", "speed/data_wait_fraction", lambda v, b: judge_multiple(v, b, least_rise=0.1), recent=7, least_baseline=20,
          text="ranks wait for data {value:.0%} of the time, usually {usual:.0%}: look at the storage, or raise data.num_workers"),
     Rule("step_time", "speed/step_time_s", lambda v, b: judge_multiple(v, b, least_rise=0.0), recent=7, least_baseline=20,
          text="steps take {value:.3g} s, usually {usual:.3g} s: look for a slow node (stragglers.json), the storage or the network"),

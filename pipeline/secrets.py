@@ -22,7 +22,7 @@ _PATTERNS = {
         r"[a-z_-]*secret|password|passwd|pwd|auth|authorization)=" + _VALUE, re.IGNORECASE,
     ),
     "an authorization header": re.compile(
-        r"(?:proxy-)?authorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token)\s+)?" + _VALUE, re.IGNORECASE
+        r"(?:proxy-)?authorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token)\s+)?+" + _VALUE, re.IGNORECASE
     ),
     "a credential on a command line": re.compile(
         r"--?(?:password|passwd|token|secret|api-?key|access-?key|secret-?key)[ =]" + _VALUE, re.IGNORECASE

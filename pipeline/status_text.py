@@ -116,7 +116,7 @@ def _progress(status: RunStatus, style: Style) -> Iterator[tuple[str, str]]:
     else:
         yield "step", f"{status.step:,}"
     if status.images_seen is not None:
-        epochs = [f"{value:.2f} {name}" for name, value in status.line.items() if name.startswith("epoch")]
+        epochs = [f"{name} {value:.2f}" for name, value in status.line.items() if name.startswith("epoch")]
         yield "images seen", ", ".join([f"{status.images_seen:,}", *epochs])
     if status.eta_s is not None:
         end = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + status.eta_s))

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from pipeline.journal import append_json_line
-from pipeline.wandb_writer import WandbRun, WandbWriter
+from pipeline.wandb_writer import INIT_TIMEOUT_S, WandbRun, WandbWriter
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
@@ -98,6 +98,7 @@ def _make_writer(
         WandbRun(
             writer=writer, mode=mode, name=identity.name, run_id=identity.run_id, folder=str(identity.folder),
             project=identity.project, entity=identity.entity, config=config, history=history,
+            init_timeout_s=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S)),
         )
     )  # fmt: skip
 

@@ -29,8 +29,11 @@ SETTLE_S = 60.0  # W&B confirms nothing: a row given to it this long ago, withou
 def main() -> int:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
-    # A scheduler signals every process of a job. W&B's own service would die of SIGUSR1; it inherits the mask.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {*SIGNALS, signal.SIGHUP})
+    # A scheduler signals every process of a job, and W&B's service would die of a warning that time is short. It inherits
+    # what is blocked and ignored here; SIGTERM it answers all the same, and then the next launch sends what is missing.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     spec = json.loads(sys.stdin.readline())
     try:
         serve(spec, answers)
@@ -65,12 +68,15 @@ def serve(spec: dict[str, Any], answers: TextIO) -> None:
 
 def open_run_or_fall_back(spec: dict[str, Any]) -> tuple[Any, str | None]:
     """The W&B run, offline where it cannot be opened online, and then why."""
+    import wandb
+
     if spec["mode"] == "offline":
         return open_run(spec, mode="offline"), None
     try:
         return open_run(spec, mode="shared"), None
     except Exception as error:  # no network, a wrong key, a server that does not answer
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        wandb.teardown(exit_code=1)  # its service would say that the run's id is in use
         return open_run(spec, mode="offline"), reason
 
 
