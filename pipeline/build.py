@@ -148,14 +148,14 @@ def _make_metrics(plan: Plan, *, world: World, rank_times: RankTimes, health: He
 
 
 def _make_health(
-    plan: Plan, *, world: World, stop: StopRequest, files: StateFiles | None, tracker: WandbTracker | None
+    plan: Plan, *, world: World, start: Start, stop: StopRequest, files: StateFiles | None, tracker: WandbTracker | None
 ) -> Health:
     identity = Identity(
         total_steps=plan.stop_step, global_batch_size=plan.config.trainer.global_batch_size, world_size=world.size,
         num_nodes=world.num_nodes, slurm_job_id=world.slurm_job_id,
     )  # fmt: skip
     return Health(
-        RunFolder(plan.config.run_dir), identity=identity, files=files, stop=stop,
+        RunFolder(plan.config.run_dir), identity=identity, start_step=start.step, files=files, stop=stop,
         send_alert=tracker.writer.alert if tracker else lambda _title, _text: None,
         wandb_off=lambda: tracker.writer.off if tracker else None,
     )  # fmt: skip
@@ -173,7 +173,7 @@ def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Chec
             make_run_identity(config, run_id=start.wandb_id, folder=folder), config=record, history=history
         )
     files = StateFiles(folder.root) if world.is_first else None
-    health = _make_health(plan, world=world, stop=checkpointing.stop, files=files, tracker=wandb_logger)
+    health = _make_health(plan, world=world, start=start, stop=checkpointing.stop, files=files, tracker=wandb_logger)
     rank_times = RankTimes(zero_stage=config.trainer.zero_stage, files=files)
     strategy = ZeroStrategy(
         config=deepspeed_config(

@@ -175,7 +175,7 @@ def judge_state(
     is_saving = phase == "saving" or _has_staging(folder)
     patience_s = SILENT_IN_LONG_PHASES_S if is_saving or phase == "starting" else max(SILENT_AFTER_S, 10 * step_time_s)
     if since_s > patience_s:
-        return "silent", f"its last sign of life was: {phase or 'a line of metrics'}", since_s
+        return "silent", f"while {phase}" if phase else None, since_s
     if phase == "starting":
         return "starting", None, since_s
     if is_saving:

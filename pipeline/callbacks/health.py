@@ -45,17 +45,19 @@ class Health(Callback):
     Goes after the callback that saves: a step ends when its checkpoint stands.
 
     Args:
+        start_step: where the launch begins, shown until the trainer has loaded it.
         files: where heartbeats go; None on other ranks.
         send_alert: title and text to whoever should know.
         wandb_off: why W&B is off, if it failed.
     """
 
     def __init__(
-        self, folder: RunFolder, *, identity: Identity, files: StateFiles | None, stop: StopRequest,
+        self, folder: RunFolder, *, identity: Identity, start_step: int, files: StateFiles | None, stop: StopRequest,
         send_alert: Callable[[str, str], None], wandb_off: Callable[[], str | None],
     ) -> None:  # fmt: skip
         self.folder = folder
         self.identity = identity
+        self.start_step = start_step
         self.files = files
         self.stop = stop
         self.send_alert = send_alert
@@ -124,7 +126,7 @@ class Health(Callback):
         self.files.put(
             HEARTBEAT,
             {
-                "time": round(time.time(), 3), "phase": phase, "step": trainer.global_step, **self._facts, "alerts": standing,
+                "time": round(time.time(), 3), "phase": phase, "step": max(self.start_step, trainer.global_step), **self._facts, "alerts": standing,
                 **more,
             },
         )  # fmt: skip
