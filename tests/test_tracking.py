@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from pipeline.interruption import EXIT_INTERRUPTED
 from pipeline.journal import append_json_line, read_json_lines, read_metrics
 from pipeline.tracking import EvaluationTracker, MetricsFile, RunIdentity, make_wandb_logger, resolve_mode
 from pipeline.wandb_process import SentSteps
@@ -142,9 +143,6 @@ def test_evaluations_are_logged_by_training_step_as_means_over_seeds(tmp_path: P
     assert float(rows[1]["eval/d/few_shot_5shot"]) == pytest.approx(0.6)
 
 
-SERVICE_STEPS = 400
-
-
 def service_of(launcher: int) -> list[psutil.Process]:
     """W&B's service among the processes that a training started."""
     return [child for child in psutil.Process(launcher).children(recursive=True) if child.name() == "wandb-core"]
@@ -152,24 +150,26 @@ def service_of(launcher: int) -> list[psutil.Process]:
 
 def test_a_training_outlives_wandbs_service(write_config: WriteConfig) -> None:
     config = write_config(
-        tracking={"mode": "offline"}, checkpoint={"every": f"{SERVICE_STEPS} steps"},
-        trainer={"devices": 1, "duration": f"{SERVICE_STEPS} steps"},
-    )  # fmt: skip
-    folder = folder_of(config)
+        tracking={"mode": "offline"}, checkpoint={"every": "100000 steps"}, trainer={"devices": 1, "duration": "100000 steps"}
+    )
+    folder, log = folder_of(config), config.with_suffix(".log")
     with training(config) as process:
         wait_until(lambda: any((folder.root / "wandb").glob("offline-run-*/*.wandb")) and reached(folder, 5), process)
         (service,) = service_of(process.pid)
         service.kill()
-        assert not reached(folder, SERVICE_STEPS), "the training was over before the service was killed"
-        assert process.wait(120) == 0
-    output = config.with_suffix(".log").read_text()
+        wait_until(lambda: "W&B IS SWITCHED OFF" in log.read_text(), process)
+        after = read_metrics(folder.metrics)[-1]["step"]
+        wait_until(lambda: reached(folder, after + 5), process)
+        process.terminate()
+        assert process.wait(120) == EXIT_INTERRUPTED
+    output = log.read_text()
     assert output.count("W&B IS SWITCHED OFF for this launch: ") == 1
     assert "Traceback" not in output
-    assert [row["step"] for row in read_metrics(folder.metrics)] == list(range(1, SERVICE_STEPS + 1))
-    more = SERVICE_STEPS + 2
-    train(config, f"trainer.duration={more} steps")
+    done = read_metrics(folder.metrics)[-1]["step"]
+    train(config, f"trainer.max_steps={done + 2}")
+    assert [row["step"] for row in read_metrics(folder.metrics)] == list(range(1, done + 3))
     stored = stored_history(folder.root, folder.wandb_id.read_text())
-    assert [int(row["step"]) for row in stored] == list(range(1, more + 1))  # the next launch has filled the gap
+    assert [int(row["step"]) for row in stored] == list(range(1, done + 3))  # the next launch has filled the gap
 
 
 def make_writer(folder: Path, **changes: Any) -> WandbRun:
