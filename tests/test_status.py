@@ -31,11 +31,11 @@ def run(reference: RunFolder, tmp_path: Path) -> Path:
     return Path(shutil.copytree(reference.root, tmp_path / "tiny", symlinks=True))
 
 
-def beat(folder: Path, **changes: Any) -> None:
-    """Change the run's heartbeat as a training's next one would."""
+def beat(folder: Path, *, age_s: float = 0.0, **changes: Any) -> None:
+    """Change the run's heartbeat as a training's next one would, some time ago."""
     before = read_json(folder / "heartbeat.json")
     assert before is not None
-    replace_json(folder / "heartbeat.json", {**before, "time": time.time(), "pid": os.getpid(), **changes})
+    replace_json(folder / "heartbeat.json", {**before, "time": time.time() - age_s, "pid": os.getpid(), **changes})
 
 
 def test_it_imports_nothing_heavy(reference: RunFolder) -> None:
@@ -64,10 +64,10 @@ def test_a_finished_run(reference: RunFolder) -> None:
 STATES = [
     ({"phase": "computing"}, "running"),
     ({"phase": "starting"}, "starting"),
-    ({"phase": "saving", "time": time.time() - 300}, "saving"),
-    ({"phase": "waiting for data", "time": time.time() - 30}, "waiting for data"),
-    ({"phase": "computing", "time": time.time() - 3600}, "silent"),
-    ({"phase": "computing", "time": time.time() - 3600, "host": "elsewhere", "pid": 1}, "silent"),
+    ({"phase": "saving", "age_s": 300}, "saving"),
+    ({"phase": "waiting for data", "age_s": 30}, "waiting for data"),
+    ({"phase": "computing", "age_s": 3600}, "silent"),
+    ({"phase": "computing", "age_s": 3600, "host": "elsewhere", "pid": 1}, "silent"),
     ({"phase": "stopped", "by": "SIGUSR1"}, "stopped by signal"),
     ({"phase": "failed", "by": "TrainingError: x"}, "failed"),
 ]
@@ -80,7 +80,7 @@ def test_states(run: Path, change: dict[str, Any], state: str) -> None:
     (run / "metrics.jsonl").write_text(  # of an hour ago, by ranks that hardly waited
         "".join(json.dumps({**json.loads(x), "time": 0, "speed/data_wait_fraction": 0.1}) + "\n" for x in lines)
     )
-    beat(run, step=6, host=change.pop("host", socket.gethostname()), **change)
+    beat(run, **{"step": 6, "host": socket.gethostname(), **change})
     status = read_status(run)
     assert status.state == state
     assert status.step == 6
@@ -176,7 +176,7 @@ def test_damaged_files_are_passed_over(run: Path) -> None:
 def test_a_dumb_output_gets_ascii() -> None:
     dumb = Style.of(io.TextIOWrapper(io.BytesIO(), encoding="ascii"), term="dumb", no_color=None)
     assert dumb == Style(colours=False, blocks=ASCII_BLOCKS)
-    assert sparkline([8.0, 1.0, None, 4.0], style=dumb) == "@_-"
+    assert sparkline([8.0, 1.0, None, 4.0], style=dumb) == "@_="
 
 
 def test_durations_have_two_units() -> None:
