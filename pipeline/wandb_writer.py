@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from queue import SimpleQueue
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import psutil
 
@@ -106,19 +106,25 @@ class WandbWriter:
     def _feed(self) -> None:
         """Runs in a thread, for a full pipe blocks."""
         assert self._process.stdin is not None
-        while True:
-            message = self._outbox.get()
-            try:
-                print(json.dumps(message), file=self._process.stdin, flush=True)
-            except (OSError, ValueError):
-                return  # the listener finds out why
-            if "finish" in message:
-                return
+        try:
+            with self._process.stdin as pipe:
+                message: dict[str, Any] = {}
+                while "finish" not in message:
+                    message = self._outbox.get()
+                    print(json.dumps(message), file=pipe, flush=True)
+        except OSError:
+            pass  # its process is gone: the listener finds out why
 
     def _listen(self) -> None:
         """Runs in a thread."""
         assert self._process.stdout is not None
-        for line in self._process.stdout:
+        with self._process.stdout as answers:
+            self._hear(answers)
+        if not self._finished:
+            self._switch_off("its process ended")
+
+    def _hear(self, answers: IO[str]) -> None:
+        for line in answers:
             answer = json.loads(line)
             with self._lock:
                 self._unanswered -= 1
@@ -132,8 +138,6 @@ class WandbWriter:
                     flush=True,
                 )
             self._finished = self._finished or "finished" in answer
-        if not self._finished:
-            self._switch_off("its process ended")
 
     def _switch_off(self, reason: str) -> None:
         with self._lock:
@@ -146,6 +150,7 @@ class WandbWriter:
             f"the next launch sends W&B what it has missed",
             flush=True,
         )
+        self._outbox.put({"finish": 1})  # ends the feeder
         self._kill()
 
     def _kill(self) -> None:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from pipeline.interruption import EXIT_INTERRUPTED
-from pipeline.journal import append_json_line, read_json_lines, read_metrics
+from pipeline.journal import append_json_line, read_json, read_json_lines, read_metrics
 from pipeline.tracking import EvaluationTracker, MetricsFile, RunIdentity, make_wandb_logger, resolve_mode
 from pipeline.wandb_process import SentSteps
 from pipeline.wandb_writer import WandbRun, WandbWriter
@@ -162,6 +162,9 @@ def test_a_training_outlives_wandbs_service(write_config: WriteConfig) -> None:
         wait_until(lambda: reached(folder, after + 5), process)
         process.terminate()
         assert process.wait(120) == EXIT_INTERRUPTED
+    beat = read_json(folder.root / "heartbeat.json") or {}
+    assert (beat["phase"], beat["by"]) == ("stopped", "SIGTERM")
+    assert "W&B is off for this launch: " in beat["alerts"][-1]
     output = log.read_text()
     assert output.count("W&B IS SWITCHED OFF for this launch: ") == 1
     assert "Traceback" not in output
@@ -222,6 +225,7 @@ def test_a_wrong_key_makes_the_run_offline(
     tracker.log_metrics({"step": 3, "train/loss": 0.5})
     tracker.finalize("success")
     server.shutdown()
+    server.server_close()
     assert [row["step"] for row in stored_history(tmp_path, "abc123")] == ["1", "2", "3"]
     said = capsys.readouterr().out
     assert "no run online (" in said
