@@ -134,6 +134,15 @@ def report(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     return 0
 
 
+def status(arguments: argparse.Namespace, _stop: StopRequest) -> int:
+    """Print what runs are doing."""
+    from pipeline.status_text import Style, show
+
+    style = Style.of(sys.stdout, term=os.environ.get("TERM"), no_color=os.environ.get("NO_COLOR"))
+    show(arguments.run_dirs, output="json" if arguments.json else "text", watch=arguments.watch, style=style)
+    return 0
+
+
 def samples(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     """Print what a run sees at a step."""
     from pipeline.checkpoint import RunFolder
@@ -238,6 +247,16 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("run_dir")
     command.add_argument("--out", help="picture to write (default: RUN_DIR/report.png)")
     command = add(
+        "status", status, "what a run is doing, from its files alone: from any machine that sees the folder",
+        "examples:\n  python -m pipeline status runs/l16_in21k --watch\n  python -m pipeline status runs        # a line a run\n"
+        "  python -m pipeline status runs/l16_in21k --json | jq .state\n\n"
+        "States: starting, running, saving, waiting for data, finished, stopped by signal, failed, died (its process on this\n"
+        "machine is gone), silent (nothing heard for a minute and ten steps, or for half an hour while starting or saving).",
+    )  # fmt: skip
+    command.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="folder of a run, or a folder of such folders")
+    command.add_argument("--watch", action="store_true", help="again every two seconds, until no run trains any more")
+    command.add_argument("--json", action="store_true", help="everything, for programs")
+    command = add(
         "samples", samples, "print the samples that a run sees at a step, without running it: for loss spikes",
         "examples:\n  python -m pipeline samples runs/l16_in21k --step 41250 --picture spike.png\n"
         "  python -m pipeline samples configs/l16_in21k.yaml data.train=/data/in21k --step 1 | cut -f 5\n\n"
@@ -308,6 +327,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     stop = StopRequest()
     arguments = parse_arguments(argv)
+    os.umask(os.umask(0o077) | 0o002)  # whatever a shell or a scheduler left: nothing of ours may be writable by everybody
     if arguments.command == "train":
         stop.install()
     try:
@@ -325,13 +345,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _print_error(error: PipelineError) -> None:
     """Once: an error that all ranks share by the first of them, any other by the rank that met it."""
+    from pipeline.secrets import redact
     from pipeline.world import World
 
     world = World.from_environment()
     if world.is_first or not error.on_all_ranks:
         rank = f" (rank {world.rank})" if world.size > 1 and not error.on_all_ranks else ""
         # A line of its own, below a progress bar that may be open.
-        print(f"{os.linesep if world.size > 1 else ''}error{rank}: {error}", file=sys.stderr, flush=True)
+        print(f"{os.linesep if world.size > 1 else ''}error{rank}: {redact(str(error))}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

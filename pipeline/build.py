@@ -13,7 +13,9 @@ from lightning.pytorch import Trainer
 from pipeline.build_data import make_remote_options, make_stream
 from pipeline.callbacks.checkpointing import Checkpointing, CheckpointPolicy, RunFacts
 from pipeline.callbacks.guard import FiniteGuard
+from pipeline.callbacks.health import Health, Identity
 from pipeline.callbacks.metrics import TrainingMetrics
+from pipeline.callbacks.stragglers import RankTimes
 from pipeline.checkpoint import MODEL_FILE, RunFolder, collect_versions, keep_wandb_id
 from pipeline.config import RunConfig
 from pipeline.data.datamodule import StreamDataModule
@@ -22,13 +24,15 @@ from pipeline.functional.losses import one_hot_targets, sigmoid_cross_entropy, s
 from pipeline.functional.schedules import learning_rate
 from pipeline.hardware import peak_flops
 from pipeline.interruption import StopRequest
+from pipeline.journal import read_metrics
 from pipeline.models.vit import VisionTransformer, ViTConfig
 from pipeline.models.zoo import training_flops_per_image
 from pipeline.optim import GuardedAdamW, parameter_groups
 from pipeline.planning import Plan
 from pipeline.start import Start
+from pipeline.state_files import StateFiles
 from pipeline.strategy import ZeroStrategy, deepspeed_config
-from pipeline.tracking import MetricsFile, RunIdentity, make_wandb_logger, read_metrics
+from pipeline.tracking import MetricsFile, RunIdentity, WandbTracker, make_wandb_logger
 from pipeline.train_module import LossFunction, PretrainModule
 from pipeline.weights import load_tensors
 from pipeline.world import World
@@ -135,7 +139,7 @@ def _make_checkpointing(plan: Plan, *, stop: StopRequest, start: Start) -> Check
     )  # fmt: skip
 
 
-def _make_metrics(plan: Plan, *, world: World) -> TrainingMetrics:
+def _make_metrics(plan: Plan, *, world: World, rank_times: RankTimes, health: Health) -> TrainingMetrics:
     config = plan.config
     dtype = torch.float32 if config.trainer.precision == "fp32" else torch.bfloat16
     peak = config.trainer.peak_tflops * 1e12 if config.trainer.peak_tflops else peak_flops(device_of(world), dtype=dtype)
@@ -143,7 +147,21 @@ def _make_metrics(plan: Plan, *, world: World) -> TrainingMetrics:
         num_classes=config.model.num_classes, global_batch_size=config.trainer.global_batch_size,
         epochs_per_image=plan.mixture.epochs_per_image(num_streams=plan.num_streams), total_steps=plan.stop_step, log_every=config.tracking.log_every,
         flops_per_image=training_flops_per_image(plan.model), peak_flops=peak * world.size,
-        unreadable_budget=config.data.unreadable_budget,
+        unreadable_budget=config.data.unreadable_budget, rank_times=rank_times, health=health,
+    )  # fmt: skip
+
+
+def _make_health(
+    plan: Plan, *, world: World, start: Start, stop: StopRequest, files: StateFiles | None, tracker: WandbTracker | None
+) -> Health:
+    identity = Identity(
+        total_steps=plan.stop_step, global_batch_size=plan.config.trainer.global_batch_size, world_size=world.size,
+        num_nodes=world.num_nodes, slurm_job_id=world.slurm_job_id,
+    )  # fmt: skip
+    return Health(
+        RunFolder(plan.config.run_dir), identity=identity, start_step=start.step, files=files, stop=stop,
+        send_alert=tracker.writer.alert if tracker else lambda _title, _text: None,
+        wandb_off=lambda: tracker.writer.off if tracker else None,
     )  # fmt: skip
 
 
@@ -158,6 +176,9 @@ def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Chec
         wandb_logger = make_wandb_logger(
             make_run_identity(config, run_id=start.wandb_id, folder=folder), config=record, history=history
         )
+    files = StateFiles(folder.root) if world.is_first else None
+    health = _make_health(plan, world=world, start=start, stop=checkpointing.stop, files=files, tracker=wandb_logger)
+    rank_times = RankTimes(zero_stage=config.trainer.zero_stage, files=files)
     strategy = ZeroStrategy(
         config=deepspeed_config(
             zero_stage=config.trainer.zero_stage, precision=config.trainer.precision,
@@ -176,9 +197,11 @@ def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Chec
         accumulate_grad_batches=plan.accumulation_steps,
         logger=[logger for logger in (MetricsFile(folder.metrics), wandb_logger) if logger is not None],
         callbacks=[
-            _make_metrics(plan, world=world),
+            rank_times,
+            _make_metrics(plan, world=world, rank_times=rank_times, health=health),
             FiniteGuard(max_skipped_steps=config.trainer.max_skipped_steps),
             checkpointing,
+            health,
         ],
         # Checkpoints, progress and sampling are ours.
         enable_checkpointing=False,

@@ -18,6 +18,7 @@ from pipeline.data.augment import Resize
 from pipeline.durations import DurationField
 from pipeline.errors import ConfigError
 from pipeline.functional.schedules import Decay
+from pipeline.secrets import describe_credential, redact
 
 
 class Section(BaseModel):
@@ -220,6 +221,13 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _no_credentials(self) -> Self:
+        found = describe_credential(self.model_dump(mode="json"))
+        if found is not None:
+            raise ValueError(found)
+        return self
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
@@ -249,7 +257,8 @@ def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         lines = [_explain(problem, values) for problem in error.errors()]
-        raise ConfigError(f"{source}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])) from error
+        text = f"{source}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
+        raise ConfigError(redact(text)) from None  # pydantic's own words repeat the input, credentials and all
 
 
 def _read_yaml(path: Path, *, depth: int = 0) -> dict[str, Any]:

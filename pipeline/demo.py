@@ -15,8 +15,8 @@ from PIL import Image
 
 from pipeline.checkpoint import RunFolder
 from pipeline.errors import PipelineError, TrainingError
+from pipeline.journal import read_json_lines, read_metrics
 from pipeline.report import group_evaluations, write_report
-from pipeline.tracking import read_json_lines, read_metrics
 
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
 PRETRAINING_DIGITS = range(6)  # 6-9 are never seen in pretraining

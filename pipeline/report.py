@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.checkpoint import RunFolder
 from pipeline.errors import ConfigError
-from pipeline.tracking import read_json_lines, read_metrics
+from pipeline.journal import read_json_lines, read_metrics
 
 Rows = list[dict[str, Any]]
 

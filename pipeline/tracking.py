@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import netrc
 import os
 import time
@@ -14,12 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from pipeline.journal import append_json_lines
+from pipeline.wandb_writer import INIT_TIMEOUT_S, WandbRun, WandbWriter
+
 Mode = Literal["auto", "online", "offline", "disabled"]
-STEP_KEY = "step"  # our own: W&B drops whatever is logged at a lower internal step than its last
-METRIC_GROUPS = ("train", "speed", "data", "eval")
 
 
 def resolve_mode(mode: Mode) -> Literal["online", "offline", "disabled"]:
@@ -51,78 +50,88 @@ class RunIdentity:
     mode: Mode
 
 
-def make_wandb_logger(identity: RunIdentity, *, config: dict[str, Any], history: list[dict[str, Any]]) -> WandbLogger | None:
-    """A `WandbLogger` whose run goes on under its id at every relaunch, or None when disabled. Rank 0 only.
+class WandbTracker(Logger):
+    """Lightning's view of a `WandbWriter`. Rank 0 only."""
 
-    Online, the run is opened in W&B's shared mode, so that the evaluator can write to it from its own process.
-    Offline, each launch writes a folder of its own and W&B cannot join them, so the `history` up to here is logged
-    again first: the newest folder holds the whole run.
+    def __init__(self, writer: WandbWriter) -> None:
+        super().__init__()
+        self.writer = writer
+
+    @property
+    def name(self) -> str:
+        return "wandb"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        pass  # the run was opened with them
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.writer.log(metrics)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.writer.close(exit_code=0 if status == "success" else 1)
+
+
+def make_wandb_logger(identity: RunIdentity, *, config: dict[str, Any], history: list[dict[str, Any]]) -> WandbTracker | None:
+    """A tracker whose run goes on under its id at every relaunch, or None when disabled. Rank 0 only.
+
+    Of the `history` up to here, what W&B was not given online is sent first. Offline, that is all of it: each launch
+    writes a folder of its own, W&B cannot join them, and so the newest holds the whole run.
     """
-    run = _open_run(identity, writer="train", config=config)
-    if run is None:
-        return None
-    if run.offline:
-        for row in history:
-            run.log({key: value for key, value in row.items() if value is not None})
-    return WandbLogger(experiment=run)
+    writer = _make_writer(identity, writer="train", config=config, history=history)
+    return None if writer is None else WandbTracker(writer)
 
 
-def _open_run(identity: RunIdentity, *, writer: Literal["train", "evaluate"], config: dict[str, Any] | None = None) -> Any:
-    import wandb
-
+def _make_writer(
+    identity: RunIdentity, *, writer: Literal["train", "evaluate"], config: dict[str, Any] | None, history: list[dict[str, Any]]
+) -> WandbWriter | None:
     mode = resolve_mode(identity.mode)
     if mode == "disabled":
         return None
-    online = mode == "online"
-    # Online both writers share one run, and the training owns it. Offline the evaluator has a run of its own in the group.
-    apart = "" if online or writer == "train" else "-eval"
-    run = wandb.init(
-        project=identity.project, entity=identity.entity, dir=str(identity.folder), group=identity.name, job_type=writer,
-        name=f"{identity.name}{apart}", id=f"{identity.run_id}{apart}", config=config,
-        mode="shared" if online else "offline", resume="allow" if online else None,
-        settings=wandb.Settings(
-            x_primary=writer == "train" or not online, x_label=writer, x_update_finish_state=writer == "train" or not online,
-            silent=not online, console="off",
-        ),
+    return WandbWriter(
+        WandbRun(
+            writer=writer, mode=mode, name=identity.name, run_id=identity.run_id, folder=str(identity.folder),
+            project=identity.project, entity=identity.entity, config=config, history=history,
+            init_timeout_s=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S)),
+        )
     )  # fmt: skip
-    run.define_metric(STEP_KEY, hidden=True)
-    for group in METRIC_GROUPS:
-        run.define_metric(f"{group}/*", step_metric=STEP_KEY)
-    return run
 
 
 class EvaluationTracker:
     """Sends an evaluator's results to W&B, keyed by training step.
 
-    Online they join the training's run. Offline they go to a run of their own, `<id>-eval`, in the same group; what
-    was measured before is logged again at the start, so the newest folder holds everything.
+    Online they join the training's run. Offline they go to a run of their own, `<id>-eval`, in the same group. What was
+    measured before and W&B was not given is sent at the start.
     """
 
     def __init__(self, identity: RunIdentity, *, history: list[dict[str, Any]]) -> None:
-        self._run = _open_run(identity, writer="evaluate")
-        if self._run is not None and self._run.offline:
-            self.log(history)
+        self._writer = _make_writer(identity, writer="evaluate", config=None, history=list(_by_step(history)))
 
     def log(self, rows: list[dict[str, Any]]) -> None:
         """Log results, few-shot ones as the mean over seeds."""
-        if self._run is None:
-            return
-        for step, images_seen, values in _by_step(rows):
-            self._run.log({STEP_KEY: step, "images_seen": images_seen, **values})
+        if self._writer is not None:
+            for row in _by_step(rows):
+                self._writer.log(row)
 
     def close(self) -> None:
-        if self._run is not None:
-            self._run.finish()
+        if self._writer is not None:
+            self._writer.close(exit_code=0)
 
 
-def _by_step(rows: list[dict[str, Any]]) -> Iterator[tuple[int, int, dict[str, float]]]:
+def _by_step(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for step in sorted({row["step"] for row in rows}):
         here = [row for row in rows if row["step"] == step]
         values: dict[str, list[float]] = {}
         for row in here:
             setting = f"_{row['shots']}shot" if row["shots"] is not None else ""
             values.setdefault(f"eval/{row['dataset']}/{row['protocol']}{setting}", []).append(row["accuracy"])
-        yield step, here[0]["images_seen"], {key: sum(v) / len(v) for key, v in values.items()}
+        yield {"step": step, "images_seen": here[0]["images_seen"], **{key: sum(v) / len(v) for key, v in values.items()}}
 
 
 class MetricsFile(Logger):
@@ -152,42 +161,9 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._waiting.append({"time": round(time.time(), 3), **metrics})
         try:
-            while self._waiting:
-                append_json_line(self._path, self._waiting[0])
-                self._waiting.pop(0)
+            append_json_lines(self._path, self._waiting)
         except OSError as error:
             if len(self._waiting) == 1:
                 print(f"[run] metrics wait in memory: {self._path} cannot be written ({error})", flush=True)
-
-
-def append_json_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Append one line in one write. A line that a crash cut short before is closed off first."""
-    clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in values.items()}
-    line = json.dumps(clean, allow_nan=False).encode() + b"\n"
-    with path.open("ab+") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                line = b"\n" + line
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a JSON-lines file; a line that a crash cut short is passed over."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The metrics file with one row a step, the last written, in order."""
-    by_step = {row["step"]: row for row in read_json_lines(path)}
-    return [by_step[step] for step in sorted(by_step)]
+        else:
+            self._waiting.clear()

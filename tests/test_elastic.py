@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from pipeline.checkpoint import RunFolder, find_latest
-from pipeline.tracking import read_metrics
+from pipeline.journal import read_metrics
 from pipeline.train_state import assign_owners
 from pipeline.weights import TensorFiles, load_weights
 from tests.trainings import train_together

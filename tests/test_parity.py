@@ -14,8 +14,8 @@ from pipeline.checkpoint import RunFolder
 from pipeline.config import load_config
 from pipeline.data.loader import BatchLoader
 from pipeline.demo import write_digits
+from pipeline.journal import read_metrics
 from pipeline.planning import make_plan
-from pipeline.tracking import read_metrics
 from pipeline.weights import load_weights
 from pipeline.world import World
 from tests.trainings import train_together

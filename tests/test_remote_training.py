@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tracking import read_metrics
+from pipeline.journal import read_metrics
 from tests.conftest import WriteShards, run_command
 from tests.store import FaultProxy, S3Server, s3_environment
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
+from pipeline.journal import append_json_line
 from pipeline.report import tabulate_evaluations
-from pipeline.tracking import append_json_line
 from tests.conftest import Outcome
 
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import struct
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from pipeline.tracking import (
-    EvaluationTracker,
-    MetricsFile,
-    RunIdentity,
-    append_json_line,
-    make_wandb_logger,
-    read_json_lines,
-    read_metrics,
-    resolve_mode,
-)
+from pipeline.interruption import EXIT_INTERRUPTED
+from pipeline.journal import append_json_line, read_json, read_json_lines, read_metrics
+from pipeline.tracking import EvaluationTracker, MetricsFile, RunIdentity, make_wandb_logger, resolve_mode
+from pipeline.wandb_process import SentSteps
+from pipeline.wandb_writer import WandbRun, WandbWriter
+from tests.trainings import WriteConfig, folder_of, reached, train, training, wait_until
 
 
 def test_a_line_cut_by_a_crash_costs_that_line_alone(tmp_path: Path) -> None:
@@ -112,13 +112,13 @@ def test_a_relaunch_writes_the_whole_history_under_the_same_id(tmp_path: Path) -
     first = make_wandb_logger(identity(tmp_path), config={"seed": 1}, history=[])
     assert first is not None
     first.log_metrics({"step": 1, "train/loss": 0.5})
-    first.experiment.finish()
+    first.finalize("success")
     time.sleep(1.1)  # W&B names its folders by the second
     history: list[dict[str, Any]] = [{"step": 1, "train/loss": 0.5, "train/accuracy": None}]
     second = make_wandb_logger(identity(tmp_path), config={"seed": 1}, history=history)
     assert second is not None
     second.log_metrics({"step": 2, "train/loss": 0.4})
-    second.experiment.finish()
+    second.finalize("success")
     assert [(row["step"], row["train/loss"]) for row in stored_history(tmp_path, "abc123")] == [("1", "0.5"), ("2", "0.4")]
 
 
@@ -141,3 +141,115 @@ def test_evaluations_are_logged_by_training_step_as_means_over_seeds(tmp_path: P
     rows = stored_history(tmp_path, "abc123-eval")
     assert [(r["step"], r["eval/d/linear"]) for r in rows] == [("0", "0.25"), ("4", "0.9")]
     assert float(rows[1]["eval/d/few_shot_5shot"]) == pytest.approx(0.6)
+
+
+def service_of(launcher: int) -> list[psutil.Process]:
+    """W&B's service among the processes that a training started."""
+    return [child for child in psutil.Process(launcher).children(recursive=True) if child.name() == "wandb-core"]
+
+
+def test_a_training_outlives_wandbs_service(write_config: WriteConfig) -> None:
+    config = write_config(
+        tracking={"mode": "offline"}, checkpoint={"every": "100000 steps"}, trainer={"devices": 1, "duration": "100000 steps"}
+    )
+    folder, log = folder_of(config), config.with_suffix(".log")
+    with training(config) as process:
+        wait_until(lambda: any((folder.root / "wandb").glob("offline-run-*/*.wandb")) and reached(folder, 5), process)
+        (service,) = service_of(process.pid)
+        service.kill()
+        wait_until(lambda: "W&B IS SWITCHED OFF" in log.read_text(), process)
+        after = read_metrics(folder.metrics)[-1]["step"]
+        wait_until(lambda: reached(folder, after + 5), process)
+        process.terminate()
+        assert process.wait(120) == EXIT_INTERRUPTED
+    beat = read_json(folder.root / "heartbeat.json") or {}
+    assert (beat["phase"], beat["by"]) == ("stopped", "SIGTERM")
+    assert "W&B is off for this launch: " in beat["alerts"][-1]
+    output = log.read_text()
+    assert output.count("W&B IS SWITCHED OFF for this launch: ") == 1
+    assert "Traceback" not in output
+    done = read_metrics(folder.metrics)[-1]["step"]
+    train(config, f"trainer.max_steps={done + 2}")
+    assert [row["step"] for row in read_metrics(folder.metrics)] == list(range(1, done + 3))
+    stored = stored_history(folder.root, folder.wandb_id.read_text())
+    assert [int(row["step"]) for row in stored] == list(range(1, done + 3))  # the next launch has filled the gap
+
+
+def make_writer(folder: Path, **changes: Any) -> WandbRun:
+    return WandbRun(**{
+        "writer": "train", "mode": "offline", "name": "tiny", "run_id": "abc123", "folder": str(folder), "project": "p",
+        "entity": None, "config": {}, "history": [], **changes,
+    })  # fmt: skip
+
+
+def test_a_wandb_that_stalls_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = WandbWriter(make_writer(tmp_path, init_timeout_s=0.0), answer_timeout_s=0.5)
+    process = psutil.Process(writer._process.pid)
+    process.suspend()
+    slowest_s = 0.0
+    for step in range(20):
+        start = time.perf_counter()
+        writer.log({"step": step})
+        slowest_s = max(slowest_s, time.perf_counter() - start)
+        time.sleep(0.05)
+    writer.close(exit_code=0)
+    assert writer.off is not None
+    assert "has not answered for" in writer.off
+    assert slowest_s < 0.2
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    assert capsys.readouterr().out.count("SWITCHED OFF") == 1
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A W&B server that knows nobody."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_error(401)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_a_wrong_key_makes_the_run_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    history = [{"step": step, "train/loss": 1.0} for step in (1, 2)]
+    tracker = make_wandb_logger(dataclasses.replace(identity(tmp_path), mode="auto"), config={}, history=history)
+    assert tracker is not None
+    tracker.log_metrics({"step": 3, "train/loss": 0.5})
+    tracker.finalize("success")
+    server.shutdown()
+    server.server_close()
+    assert [row["step"] for row in stored_history(tmp_path, "abc123")] == ["1", "2", "3"]
+    said = capsys.readouterr().out
+    assert "no run online (" in said
+    assert "401" in said
+    assert "`wandb sync " in said
+    assert not (tmp_path / "wandb_sent_train.jsonl").exists()  # nothing has reached W&B
+
+
+def test_what_wandb_was_given_counts_once_it_has_settled(tmp_path: Path) -> None:
+    sent = SentSteps(tmp_path / "sent.jsonl")
+    for step in (1, 2, 3):
+        sent.add(step)
+    assert SentSteps(tmp_path / "sent.jsonl").known == set()  # a crash now may have lost them
+    sent.settle(min_age_s=0.0)
+    assert SentSteps(tmp_path / "sent.jsonl").known == {1, 2, 3}
+
+
+def test_no_credential_of_the_environment_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "s3cr3t-of-no-value-0123456789"
+    for name in ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"):
+        monkeypatch.setenv(name, secret)
+    tracker = make_wandb_logger(identity(tmp_path), config={"seed": 1}, history=[])
+    assert tracker is not None
+    tracker.finalize("success")
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert files
+    assert not [path for path in files if secret.encode() in path.read_bytes()]

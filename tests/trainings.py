@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from pipeline.checkpoint import RunFolder
-from pipeline.tracking import read_json_lines, read_metrics
+from pipeline.journal import read_json_lines, read_metrics
 from tests.conftest import REPOSITORY, environment, run_command
 
 WriteConfig = Callable[..., Path]

@@ -13,7 +13,9 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
+from pipeline.callbacks.health import Health
 from pipeline.callbacks.steps import is_step_end
+from pipeline.callbacks.stragglers import RankTimes
 from pipeline.data.stream import DIGEST_MODULUS
 from pipeline.errors import TrainingError
 
@@ -32,11 +34,13 @@ class TrainingMetrics(Callback):
         flops_per_image: training operations, for MFU and exaFLOPs.
         peak_flops: of all ranks together, per second.
         unreadable_budget: part of the images seen that may be unreadable.
+        rank_times: asked for the slowest rank at each line.
+        health: shown each line, on rank 0.
     """
 
     def __init__(
         self, *, num_classes: int, global_batch_size: int, epochs_per_image: dict[str, float], total_steps: int, log_every: int,
-        flops_per_image: float, peak_flops: float, unreadable_budget: float,
+        flops_per_image: float, peak_flops: float, unreadable_budget: float, rank_times: RankTimes, health: Health,
     ) -> None:  # fmt: skip
         self.global_batch_size = global_batch_size
         self.epochs_per_image = epochs_per_image
@@ -45,6 +49,8 @@ class TrainingMetrics(Callback):
         self.flops_per_image = flops_per_image
         self.peak_flops = peak_flops
         self.unreadable_budget = unreadable_budget
+        self.rank_times = rank_times
+        self.health = health
         # Over all ranks since the run's start, the same on every rank: digest of everything seen, unreadable images,
         # requests to a store made again.
         self._totals = torch.zeros(3, dtype=torch.int64)
@@ -134,12 +140,15 @@ class TrainingMetrics(Callback):
             "speed/data_wait_fraction": min(1.0, means["wait_s"] * micro_batches / elapsed_s),
             "speed/mfu": images_per_s * self.flops_per_image / self.peak_flops,
             "speed/peak_memory_gib": _peak_memory_gib(),
+            **self.rank_times.gather(trainer, steps=steps, step_time_s=elapsed_s / steps),
             "data/unreadable": unreadable,
             "data/retries": retries,
             "data/digest": digest,
         }
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
+        if trainer.is_global_zero:
+            self.health.observe(values)
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {means['loss']:.4g}, {images_per_s:.4g} images/s", refresh=True)
         self._metrics.reset()

@@ -21,7 +21,8 @@ from pipeline.evaluation.features import Features, extract_features
 from pipeline.evaluation.few_shot import choose_support, few_shot_accuracy
 from pipeline.evaluation.linear import linear_probe
 from pipeline.interruption import StopRequest
-from pipeline.tracking import EvaluationTracker, RunIdentity, append_json_line, read_json_lines
+from pipeline.journal import append_json_line, read_json_lines
+from pipeline.tracking import EvaluationTracker, RunIdentity
 from pipeline.weights import Weights, WeightsHeader, load_weights, read_weights_header
 
 RESIZE_RATIO = 256 / 224  # short side before the centre crop, to the crop's side

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from pipeline.checkpoint import RunFolder, write_atomically
+from pipeline.journal import read_json_lines
 from pipeline.models.vit import VisionTransformer, ViTConfig
-from pipeline.tracking import read_json_lines
 from pipeline.weights import save_weights
 from tests.conftest import REPOSITORY, Outcome, environment
 

@@ -26,7 +26,7 @@ import yaml
 from tqdm import tqdm
 
 from pipeline.checkpoint import RunFolder
-from pipeline.tracking import read_metrics
+from pipeline.journal import read_metrics
 from tests.faults import launch
 from tests.faults.kinds import FAULTS, NEED_MOUNT, Scene, mount_small_disk
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.checkpoint import RunFolder
-from pipeline.tracking import read_json_lines
+from pipeline.journal import read_json_lines
 from tests.faults.launch import Launch, start
 
 

@@ -1,0 +1,48 @@
+"""Run by a test on real ranks: trains a configuration while every rank but the first sleeps in each step.
+
+torchrun --nproc-per-node=2 -m tests.slow_rank CONFIG SLEEP_S
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from pipeline import build
+from pipeline.config import load_config
+from pipeline.interruption import StopRequest
+from pipeline.planning import make_plan
+from pipeline.quiet import quiet_libraries
+from pipeline.start import agree_on_start
+from pipeline.world import World, die_with_parent, init_process_group, leave_process_group
+
+
+class Sleeper(Callback):
+    """Makes a rank's forward pass late."""
+
+    def __init__(self, sleep_s: float) -> None:
+        self.sleep_s = sleep_s
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        time.sleep(self.sleep_s)
+
+
+def main(config_path: str, sleep_s: float) -> None:
+    die_with_parent()
+    world = World.from_environment()
+    quiet_libraries(is_first=world.is_first)
+    init_process_group(world)
+    plan = make_plan(load_config(config_path), world_size=world.size)
+    start = agree_on_start(plan, world, device=build.device_of(world))
+    training = build.make_training(plan, world=world, stop=StopRequest(), start=start)
+    if not world.is_first:
+        training.trainer.callbacks.append(Sleeper(sleep_s))  # type: ignore[attr-defined]
+    training.run()
+    leave_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]))
