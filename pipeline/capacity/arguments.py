@@ -45,7 +45,7 @@ def add_plan_arguments(command: argparse.ArgumentParser) -> None:
         ("--network-gb", _number, 400.0, "GB/s that a node sends, by default through eight 400 Gb/s cards"),
         ("--images-per-core", _number, 600.0, "images that one core decodes a second"),
         ("--node-mtbf-hours", _number, None, "between failures of a node; if not given Llama 3's, 6335: 419 in 54 days on 2,048 nodes"),
-        ("--save-seconds", _number, 60.0, "that training stands still for a checkpoint"),
+        ("--save-seconds", _number, 10.0, "that training stands still for a checkpoint (files are written while it goes on)"),
         ("--restart-seconds", _number, 600.0, "from a failure to the next step"),
     ):  # fmt: skip
         shown = text if default is None else f"{text} (default: {default:g})"

@@ -10,7 +10,7 @@ from pipeline.capacity.activations import saved_bytes_per_image, saved_bytes_per
 from pipeline.capacity.compute import Compute, run_compute, step_traffic_bytes
 from pipeline.capacity.failures import Interruptions, daly_interval_s, job_mtbf_s, lost_fraction, young_interval_s
 from pipeline.capacity.memory import STAGES, ParameterSizes, Precision, Stage, StateBytes, sizes_of_groups, state_bytes
-from pipeline.capacity.storage import Reading, checkpoint_bytes, reading_rates, weights_bytes
+from pipeline.capacity.storage import Reading, moments_bytes, reading_rates, weights_bytes
 from pipeline.config import RunConfig
 from pipeline.data.corpus import Mixture
 from pipeline.data.index import DEFAULT_BLOCK_SAMPLES
@@ -292,8 +292,7 @@ def _checkpoints(
     kept = min(section.keep_last, -(-compute.steps // every))
     if section.keep_every is not None:
         kept += compute.steps // _to_steps(section.keep_every, "checkpoint.keep_every", config=config, corpus=corpus)
-    state = checkpoint_bytes(sizes, stage=config.trainer.zero_stage, precision=config.trainer.precision)
-    weights = weights_bytes(sizes)
+    moments, weights = moments_bytes(sizes), weights_bytes(sizes)
     costs = Interruptions(
         mtbf_s=job_mtbf_s(node_mtbf_hours=cluster.node_mtbf_hours, num_nodes=cluster.num_nodes), save_s=cluster.save_s,
         restart_s=cluster.restart_s,
@@ -301,8 +300,8 @@ def _checkpoints(
     interval, daly = every * compute.step_s, daly_interval_s(costs)
     lost = lost_fraction(interval, costs=costs)
     return Checkpoints(
-        checkpoint_bytes=state, weights_bytes=weights,
-        kept_bytes=kept * state + (1 + -(-compute.steps // every)) * weights, interruptions=costs, interval_steps=every,
+        checkpoint_bytes=moments + weights, weights_bytes=weights,
+        kept_bytes=kept * moments + (1 + -(-compute.steps // every)) * weights, interruptions=costs, interval_steps=every,
         interval_s=interval, lost=lost, young_s=young_interval_s(costs), daly_s=daly,
         lost_at_daly=lost_fraction(daly, costs=costs),
         expected_failures=compute.seconds / (1 - lost) / costs.mtbf_s if lost < 1 else float("inf"),

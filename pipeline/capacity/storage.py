@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.capacity.memory import ParameterSizes, Precision, Stage
+from pipeline.capacity.memory import ParameterSizes
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,11 @@ def reading_rates(
     )
 
 
-def checkpoint_bytes(sizes: ParameterSizes, *, stage: Stage, precision: Precision) -> int:
-    """DeepSpeed's files of one checkpoint: two moments, fp32 masters, and beside masters the weights computed with.
-
-    Stage 3 does not write the latter, and stage 0 has one set of weights.
-    """
-    weights = 0 if stage in (0, 3) else 2 if precision == "bf16" else 4
-    return (12 + weights) * sizes.total
+def moments_bytes(sizes: ParameterSizes) -> int:
+    """Adam's two moments in fp32, which a checkpoint holds."""
+    return 8 * sizes.total
 
 
 def weights_bytes(sizes: ParameterSizes) -> int:
-    """The fp32 weights file written with each checkpoint, and kept."""
+    """The fp32 weights file, which is kept; a checkpoint holds it under a second name, which takes no space."""
     return 4 * sizes.total

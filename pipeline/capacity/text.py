@@ -158,7 +158,7 @@ def _checkpoint_rows(forecast: Forecast) -> list[tuple[str, str]]:
     checkpoints = forecast.checkpoints
     costs, node_mtbf_hours = checkpoints.interruptions, forecast.cluster.node_mtbf_hours
     return [
-        ("size", f"{checkpoints.checkpoint_bytes / 1e9:.2f} GB, and {checkpoints.weights_bytes / 1e9:.2f} GB of fp32 weights beside it"),
+        ("size", f"{checkpoints.checkpoint_bytes / 1e9:.2f} GB, of which {checkpoints.weights_bytes / 1e9:.2f} GB are the fp32 weights, which are kept"),
         ("disk", f"{checkpoints.kept_bytes / 1e9:,.0f} GB kept at the end"),
         ("failures", f"one in {duration(costs.mtbf_s)} ({node_mtbf_hours:,.0f} hours a node), {checkpoints.expected_failures:.3g} in the run"),
         ("assumed", f"{duration(costs.save_s)} to save, {duration(costs.restart_s)} from a failure to the next step"),

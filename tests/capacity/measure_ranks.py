@@ -61,7 +61,7 @@ def gradients_of(engine: Any) -> dict[int, int]:
     return storages(held)
 
 
-def measure(case: dict[str, Any], model_config: ViTConfig, folder: Path) -> dict[str, int]:
+def measure(case: dict[str, Any], model_config: ViTConfig) -> dict[str, int]:
     gc.collect()
     before = sum(storages(all_tensors()).values())
     model = VisionTransformer(model_config)
@@ -103,12 +103,11 @@ def measure(case: dict[str, Any], model_config: ViTConfig, folder: Path) -> dict
     masters = {place: held for place, held in storages(updated).items() if place not in parameters}
     states = [inner.state[parameter] for parameter in inner.state]
     moments = storages(value for state in states for value in state.values() if isinstance(value, Tensor) and value.numel() > 1)
-    engine.save_checkpoint(str(folder))
     kinds = {"parameters": parameters, "masters": masters, "gradients": gradients, "moments": moments}
     return {**{name: sum(held.values()) for name, held in kinds.items()}, "peak": peak - before}
 
 
-def main(cases: Path, out: Path, folder: Path) -> None:
+def main(cases: Path, out: Path) -> None:
     die_with_parent()
     world = World.from_environment()
     quiet_libraries(is_first=world.is_first)
@@ -116,11 +115,8 @@ def main(cases: Path, out: Path, folder: Path) -> None:
     request = json.loads(cases.read_text())
     model_config = ViTConfig(**request["model"])
     measured = []
-    for number, case in enumerate(request["cases"]):
-        measured.append(measure(case, model_config, folder / str(number)))
-        torch.distributed.barrier()
-        saved = [path.stat().st_size for path in (folder / str(number)).rglob("*.pt")]
-        measured[-1]["checkpoint"] = sum(saved)
+    for case in request["cases"]:
+        measured.append(measure(case, model_config))
     if world.is_first:
         out.write_text(json.dumps(measured))
 

@@ -14,7 +14,6 @@ import torch
 
 from pipeline.capacity.activations import saved_bytes_per_image, saved_bytes_per_pass, working_bytes_per_image
 from pipeline.capacity.memory import BUCKET_ELEMENTS, ParameterSizes, StateBytes, sizes_of_groups, state_bytes
-from pipeline.capacity.storage import checkpoint_bytes
 from pipeline.models.vit import VisionTransformer, ViTConfig
 from pipeline.optim import parameter_groups
 from pipeline.strategy import deepspeed_config
@@ -64,7 +63,7 @@ def measure(cases: list[Case], folder: Path) -> list[dict[str, int]]:
     (folder / "cases.json").write_text(json.dumps({"model": asdict(MODEL), "cases": cases}))
     result = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", "-m",
-         "tests.capacity.measure_ranks", str(folder / "cases.json"), str(folder / "out.json"), str(folder / "saved")],
+         "tests.capacity.measure_ranks", str(folder / "cases.json"), str(folder / "out.json")],
         cwd=REPOSITORY, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout
@@ -72,15 +71,13 @@ def measure(cases: list[Case], folder: Path) -> list[dict[str, int]]:
 
 
 def check(case: Case, found: dict[str, int], *, slack: float) -> None:
-    """What is held between steps to 0.1 %, a checkpoint to 1 %; the peak is never above the prediction, nor far below."""
+    """What is held between steps to 0.1 %; the peak is never above the prediction, nor far below."""
     state, peak = predict(case)
     for part in ("parameters", "masters", "moments"):
         assert found[part] == pytest.approx(getattr(state, part), rel=1e-3), (case, part)
     # With fp32 weights stages 1 and 2 hold more gradients during a backward pass than at its end: the peak tells.
     if case["stage"] in (0, 3) or case["precision"] == "bf16":
         assert found["gradients"] == pytest.approx(state.gradients, rel=1e-3), case
-    saved = checkpoint_bytes(sizes_of(MODEL)[0], stage=case["stage"], precision=case["precision"])
-    assert found["checkpoint"] == pytest.approx(saved, rel=0.01), case
     assert peak / slack <= found["peak"] <= peak, (case, peak / found["peak"])
 
 

@@ -5,8 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.capacity.storage import reading_rates
+from pipeline.capacity.memory import ParameterSizes
+from pipeline.capacity.storage import moments_bytes, reading_rates, weights_bytes
+from pipeline.checkpoint import RunFolder
 from pipeline.data.order import CorpusOrder
+from pipeline.weights import load_weights
+
+
+def test_a_checkpoints_size_is_foreseen(reference: RunFolder) -> None:
+    """To the byte, but for the headers of its files."""
+    step = reference.checkpoint_steps()[-1]
+    model = load_weights(reference.weights_of(step)).model
+    sizes = ParameterSizes((tuple(parameter.numel() for parameter in model.parameters()),))
+    files = list(reference.checkpoint_of(step).glob("*.safetensors"))
+    headers = [8 + int.from_bytes(file.read_bytes()[:8], "little") for file in files]
+    moments = sum(file.stat().st_size for file in files) - sum(headers) - weights_bytes(sizes)
+    assert moments == moments_bytes(sizes)
 
 
 @pytest.mark.parametrize("num_streams", [16, 256])
