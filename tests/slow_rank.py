@@ -16,6 +16,7 @@ from pipeline.config import load_config
 from pipeline.interruption import StopRequest
 from pipeline.planning import make_plan
 from pipeline.quiet import quiet_libraries
+from pipeline.run_lock import RunLock
 from pipeline.start import agree_on_start
 from pipeline.world import World, die_with_parent, init_process_group, leave_process_group
 
@@ -36,11 +37,13 @@ def main(config_path: str, sleep_s: float) -> None:
     quiet_libraries(is_first=world.is_first)
     init_process_group(world)
     plan = make_plan(load_config(config_path), world_size=world.size)
-    start = agree_on_start(plan, world, device=build.device_of(world))
+    lock = RunLock(plan.config.run_dir)
+    start = agree_on_start(plan, world, device=build.device_of(world), lock=lock)
     training = build.make_training(plan, world=world, stop=StopRequest(), start=start)
     if not world.is_first:
         training.trainer.callbacks.append(Sleeper(sleep_s))  # type: ignore[attr-defined]
     training.run()
+    lock.release()
     leave_process_group()
 
 
