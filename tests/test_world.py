@@ -34,7 +34,7 @@ def test_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SRUN = {
-    "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_PROCID": "11", "SLURM_NTASKS": "16", "SLURM_NTASKS_PER_NODE": "8", "SLURM_LOCALID": "3",
+    "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_PROCID": "11", "SLURM_NTASKS": "16", "SLURM_NTASKS_PER_NODE": "8", "SLURM_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "3",
     "SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_NODELIST": "gpu[007-008]", "SLURM_JOB_NAME": "l16",
 }  # fmt: skip
 
@@ -44,7 +44,7 @@ def test_under_srun(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     world = World.from_environment()
     assert (world.rank, world.size, world.local_rank, world.local_size) == (11, 16, 3, 8)
-    assert (world.node, world.num_nodes, world.launcher, world.slurm_job_id) == (1, 2, "slurm", "77")
+    assert (world.node, world.num_nodes, world.launcher) == (1, 2, "slurm")
     with mock.patch.dict(os.environ):
         world.export()
         assert os.environ["MASTER_ADDR"] == "gpu007"  # every rank finds the same first node
