@@ -7,7 +7,6 @@ source "${SITE_ENV:-$PIPELINE_HOME/slurm/site.env}"
 cd "$PIPELINE_HOME"
 
 EXIT_INTERRUPTED=75 # of `python -m pipeline train`: told to stop, and saved
-WAIT_FOR_RANKS_S=60 # from the first rank's end to the others'
 
 # A job's name may hold anything, a run folder's may not; two names that would become one are told apart by a checksum.
 run_name() {
@@ -56,7 +55,7 @@ pretrain() {
     trap : TERM USR1
     # Not --kill-on-bad-exit: ranks that agree to stop, or on an error, end one after the other, and the first would have
     # the rest killed. One that dies alone is followed by the others after this wait.
-    srun --kill-on-bad-exit=0 --wait="$WAIT_FOR_RANKS_S" "${SITE_CONTAINER[@]}" \
+    srun --kill-on-bad-exit=0 --wait="$SITE_RANK_WAIT_S" "${SITE_CONTAINER[@]}" \
         python -m pipeline train "$config" name="$name" output_dir="$SITE_RUNS" data.train="$SITE_DATA" \
         ${SITE_EVAL_SETS:+evaluation.datasets="$SITE_EVAL_SETS"} "$@" || code=$?
     end_job "$code" "$SITE_RUNS/$name"
@@ -79,9 +78,9 @@ end_job() {
     esac
     # Broken off: a rank hung (70) or was killed (128 and the signal's number). Another try, but never for ever: so
     # often from one checkpoint.
-    checkpoint=$(find "$run_dir/checkpoints" -maxdepth 1 -name 'step_*' 2>/dev/null | sort | tail -n 1)
+    mkdir -p "$run_dir/checkpoints"
+    checkpoint=$(find "$run_dir/checkpoints" -maxdepth 1 -name 'step_*' | sort | tail -n 1)
     place="job $SLURM_JOB_ID from ${checkpoint:-the start}"
-    mkdir -p "$run_dir"
     echo "$place: exit code $code" >>"$run_dir/broken-off.log"
     tries=$(grep -cF "$place: " "$run_dir/broken-off.log")
     if [ "$tries" -gt "$SITE_RETRIES" ]; then

@@ -251,14 +251,15 @@ def _free_ports(count: int) -> list[int]:
 
 
 WELCOME = """\
-A Slurm cluster of {num_nodes} nodes runs on this machine; it ends with this shell. The GPUs are declared only: training finds no
-CUDA and uses gloo on the CPU. For example:
+A Slurm cluster of {num_nodes} nodes is up on this machine and ends with this shell. Its GPUs are declared only: training finds
+no CUDA and computes on the CPU. For example:
 
-    sinfo                                            # the nodes; partitions: gpu, scavenge (no grace), urgent (preempts both)
-    python -m tests.slurm.site demo-site             # {site_help}
-    export SITE_ENV=$PWD/demo-site/site.env
-    sbatch --job-name=try --nodes=2 --ntasks-per-node=1 slurm/pretrain_l16.sh $(cat demo-site/tiny)
-    squeue; tail -F slurm/logs/try.log
+    sinfo                                         # nodes; partitions gpu, scavenge (no grace time), urgent (preempts both)
+    python -m tests.slurm.site /tmp/site          # a few images, a site file for them, and a script that submits
+    /tmp/site/submit --job-name=try --nodes=2 --ntasks-per-node=1
+    tail -F slurm/logs/try.log
+    scancel --signal=USR1 JOB                     # what a time limit does: it saves and requeues
+    scontrol update jobid=JOB StartTime=now       # a requeued job rests for two minutes; this one does not
 
 Logs of the daemons: {root}/log
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def cluster(running: Cluster) -> Iterator[Cluster]:
 @pytest.fixture
 def desk(cluster: Cluster, tmp_path: Path, corpus: Path) -> Desk:
     """A site of the test's own, without an evaluator."""
-    return Desk(cluster, write_site(tmp_path, DATA=shlex.quote(str(corpus))))
+    return Desk(cluster, write_site(tmp_path, DATA=shlex.quote(str(corpus)), RANK_WAIT_S="5"))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -48,3 +49,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         for log in sorted(Path(tmp_path).glob("*.log")) if tmp_path else []:
             report.sections.append((f"job log {log.name}", log.read_text(errors="replace")[-LOG_END:]))
     return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What the tests have measured."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
+    measured = [
+        report for report in reports if report.when == "call" and report.user_properties and "tests/slurm" in report.nodeid
+    ]
+    if measured:
+        terminalreporter.section("measured on the Slurm cluster")
+    for report in measured:
+        terminalreporter.line(report.nodeid.partition("::")[2])
+        for name, value in report.user_properties:
+            terminalreporter.line(f"    {name}: {value}")

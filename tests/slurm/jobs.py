@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,10 +129,3 @@ class Desk:
         assert listing, f"no job is called {name}"
         job = max(listing, key=int)
         return Job(self.cluster, job, self.site.parent / f"{job}.log", RunFolder(self.site.parent / "runs" / name))
-
-
-def run_bash(script: str, *, cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
-    """A few lines of bash that source the project's scripts."""
-    return subprocess.run(
-        ["bash", "-c", script], cwd=cwd, env={**os.environ, **extra}, text=True, capture_output=True, timeout=60
-    )

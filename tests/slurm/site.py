@@ -59,7 +59,7 @@ def main() -> None:
     )
     script.write_text(
         "#!/usr/bin/env bash\n# sbatch options as arguments\n"
-        f'cd {shlex.quote(str(REPOSITORY))} && SITE_ENV={shlex.quote(str(site))} exec sbatch "$@" slurm/pretrain_l16.sh {overrides}\n'
+        f'cd {shlex.quote(str(REPOSITORY))} && SITE_ENV={shlex.quote(str(site))} OMP_NUM_THREADS=1 exec sbatch "$@" slurm/pretrain_l16.sh {overrides}\n'
     )
     script.chmod(0o755)
     print(f"wrote {site} and {script}")
