@@ -64,7 +64,39 @@ def make_wandb_logger(identity: RunIdentity, *, config: dict[str, Any], history:
     if run.offline:
         for row in history:
             run.log({key: value for key, value in row.items() if value is not None})
-    return WandbLogger(experiment=run)
+    return TolerantWandbLogger(experiment=run)
+
+
+class TolerantWandbLogger(WandbLogger):
+    """A `WandbLogger` that a training outlives: Slurm's SIGTERM before a preemption also ends W&B's own process.
+
+    What is not sent stands in metrics.jsonl. The next launch opens the same run again.
+    """
+
+    def __init__(self, *, experiment: Any) -> None:
+        super().__init__(experiment=experiment)
+        self._lost = False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self._lost:
+            return
+        try:
+            super().log_metrics(metrics, step)
+        except Exception as error:  # whatever a client raises whose server has gone
+            self._lost = True
+            reason = str(error) or type(error).__name__
+            print(f"[wandb] nothing more is sent from this launch ({reason}); metrics.jsonl goes on", flush=True)
+            self._forget_service()
+
+    @staticmethod
+    def _forget_service() -> None:
+        """Or W&B would look for its process at exit, and print a traceback."""
+        import wandb
+
+        try:
+            wandb.teardown()
+        except Exception:  # the same loss, said above
+            pass
 
 
 def _open_run(identity: RunIdentity, *, writer: Literal["train", "evaluate"], config: dict[str, Any] | None = None) -> Any:

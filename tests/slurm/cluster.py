@@ -279,11 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with running_cluster(num_nodes=arguments.nodes) as cluster:
             env = {**cluster.environment, "PATH": f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"}
             if not arguments.command:
-                print(
-                    WELCOME.format(
-                        num_nodes=arguments.nodes, root=cluster.root, site_help="a few images and a site file for them"
-                    )
-                )
+                print(WELCOME.format(num_nodes=arguments.nodes, root=cluster.root))
             signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for what runs in the shell
             return subprocess.run(arguments.command or [os.environ.get("SHELL", "bash")], env=env).returncode
     except (SlurmUnavailableError, TimeoutError) as error:

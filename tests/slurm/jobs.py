@@ -63,7 +63,7 @@ class Job:
 
     def start_now(self) -> None:
         """A requeued job would rest for two minutes."""
-        self.wait_for_state("PENDING")
+        self.wait(lambda: self.show("Reason") == "BeginTime", "resting")  # its last run is wholly cleared away
         self.cluster.run("scontrol", "update", f"jobid={self.id}", "StartTime=now")
 
     def ranks(self) -> list[int]:

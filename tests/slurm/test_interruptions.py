@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -60,14 +61,15 @@ def test_time_limit(desk: Desk, reference: RunFolder, record_property: Report) -
     record_property("seconds from signal to requeue", round(job.wait_for_state("PENDING"), 1))
     assert "[run] stopped by SIGUSR1" in job.text
     assert "[job] stopped and saved; requeued" in job.text
+    desk.cluster.run("scontrol", "update", f"jobid={job.id}", "TimeLimit=60")
     finish(job, reference, record_property)
     assert_nothing_lost(job)
 
 
 def test_preemption_with_grace_time(desk: Desk, reference: RunFolder, record_property: Report) -> None:
-    job = desk.submit("tiny", WANDB)
+    job = desk.submit("tiny", WANDB, "data.num_workers=1")
     job.stop_in_step(3, num_ranks=2)
-    desk.urgent_job()  # Slurm sends SIGCONT, then SIGTERM
+    desk.urgent_job()  # Slurm sends SIGCONT, then SIGTERM, to every process of the step: W&B's and the decoders too
     record_property("seconds from urgent job to requeue", round(job.wait_for_state("PENDING"), 1))
     assert "[run] stopped by SIGTERM" in job.text
     finish(job, reference, record_property)
@@ -106,8 +108,8 @@ def test_a_rank_hangs(desk: Desk, reference: RunFolder, record_property: Report)
     record_property("seconds from hang to requeue", round(waited_s, 1))
     assert not Path(f"/proc/{halted}").exists()
     report = next((job.folder.root / "hangs").glob("rank-*.txt")).read_text()
-    assert "s in this phase: in a step (forward, backward, all ranks' gradients), after step" in report
-    assert "Thread" in report
+    assert re.search(r"\d+ s in this phase: (in a step|at a step's end) .*, after step \d+\n", report)
+    assert "torch/distributed" in report  # the stack of what it waits in
     assert "[job] broken off with exit code 137; try 1 of 2" in job.text
     finish(job, reference, record_property)
 
@@ -126,11 +128,9 @@ def test_what_breaks_off_at_once_is_not_tried_for_ever(desk: Desk) -> None:
     with desk.site.open("a") as site:
         site.write("SITE_CONTAINER=(bash -c 'exit 70')\n")  # in place of the training
     job = desk.submit("broken", nodes=1)
-    for _ in range(2):
+    for restarts in ("1", "2"):
+        job.wait(lambda wanted=restarts: job.show("Restarts") == wanted, f"restarted {restarts} times")
         job.start_now()
-        job.wait_for_state("RUNNING", "FAILED", "PENDING")
-        job.wait_for_state("PENDING", "FAILED")
-    job.start_now()
     assert job.wait_for_end() == "70:0"
     assert job.show("Restarts") == "2"
     assert "after 2 tries from the start: not requeued again" in job.text
