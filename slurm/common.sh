@@ -61,10 +61,13 @@ pretrain() {
     end_job "$code" "$SITE_RUNS/$name"
 }
 
-# evaluate RUN_DIR [evaluation.key=value ...]: watch a run folder until the run is complete.
+# evaluate RUN_DIR [evaluation.key=value ...]: watch a run folder until the run is complete. It may be killed at any time.
 evaluate() {
+    local code=0
     prepare_node "$(run_name "$SLURM_JOB_NAME")"
-    srun --ntasks=1 "${SITE_CONTAINER[@]}" python -m pipeline evaluate "$@" --watch
+    trap : TERM
+    srun --ntasks=1 "${SITE_CONTAINER[@]}" python -m pipeline evaluate "$@" --watch || code=$?
+    end_job "$code" "$1"
 }
 
 # end_job CODE RUN_DIR: back into the queue, or out. Slurm itself requeues after a node's failure and after a preemption
@@ -73,11 +76,11 @@ end_job() {
     local code=$1 run_dir=$2 checkpoint place tries
     case $code in
     0) exit 0 ;;
-    1 | 2) exit "$code" ;; # an error, which would come again; the log names it
+    2) exit "$code" ;; # a named error, which would come again
     "$EXIT_INTERRUPTED") requeue "$code" "stopped and saved" ;;
     esac
-    # Broken off: a rank hung (70) or was killed (128 and the signal's number). Another try, but never for ever: so
-    # often from one checkpoint.
+    # Broken off: a rank lost another or met a bug (1), hung (70), or was killed (128 and the signal's number). srun gives
+    # the highest code of all ranks. Another try, but never for ever: so often from one checkpoint.
     mkdir -p "$run_dir/checkpoints"
     checkpoint=$(find "$run_dir/checkpoints" -maxdepth 1 -name 'step_*' | sort | tail -n 1)
     place="job $SLURM_JOB_ID from ${checkpoint:-the start}"
@@ -94,7 +97,7 @@ end_job() {
 requeue() {
     # A job that was cancelled, or that Slurm is about to requeue by itself, is no longer running.
     local state
-    state=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *JobState=\([A-Z_]*\).*/\1/p')
+    state=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *JobState=\([A-Z_]*\).*/\1/p') || true
     if [ "$state" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"; then
         echo "[job] $2; requeued (restart $((${SLURM_RESTART_COUNT:-0} + 1)))"
     else

@@ -8,6 +8,7 @@
 #SBATCH --cpus-per-task=12
 #SBATCH --time=24:00:00
 #SBATCH --requeue
+#SBATCH --signal=TERM@60
 #SBATCH --open-mode=append
 #SBATCH --output=slurm/logs/%j.log
 source "${PIPELINE_HOME:-$SLURM_SUBMIT_DIR}/slurm/common.sh" || exit 2

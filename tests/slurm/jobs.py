@@ -17,6 +17,7 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.site import TINY
 
 WAIT_S = 120
+CREDENTIALS_S = 3  # a job that starts again in the second in which it was requeued is refused: "Job credential revoked"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Job:
 
     def start_now(self) -> None:
         """A requeued job would rest for two minutes."""
-        self.wait(lambda: self.show("Reason") == "BeginTime", "resting")  # its last run is wholly cleared away
+        self.wait(lambda: self.show("Reason") == "BeginTime", "resting")
+        time.sleep(CREDENTIALS_S)
         self.cluster.run("scontrol", "update", f"jobid={self.id}", "StartTime=now")
 
     def ranks(self) -> list[int]:
