@@ -6,6 +6,8 @@ export PIPELINE_HOME=${PIPELINE_HOME:-$SLURM_SUBMIT_DIR}
 source "${SITE_ENV:-$PIPELINE_HOME/slurm/site.env}"
 cd "$PIPELINE_HOME"
 
+NODE_LOSS_WAIT_S=900 # three times Slurm's default SlurmdTimeout
+PROBE_S=60
 EXIT_INTERRUPTED=75 # of `python -m pipeline train`: told to stop, and saved
 
 # A job's name may hold anything, a run folder's may not; two names that would become one are told apart by a checksum.
@@ -79,6 +81,7 @@ end_job() {
     2) exit "$code" ;; # a named error, which would come again
     "$EXIT_INTERRUPTED") requeue "$code" "stopped and saved" ;;
     esac
+    await_slurm_if_a_node_is_gone
     # Broken off: a rank lost another or met a bug (1), hung (70), or was killed (128 and the signal's number). srun gives
     # the highest code of all ranks. Another try, but never for ever: so often from one checkpoint.
     mkdir -p "$run_dir/checkpoints"
@@ -91,6 +94,15 @@ end_job() {
         exit "$code"
     fi
     requeue "$code" "broken off with exit code $code; try $tries of $SITE_RETRIES from ${checkpoint:-the start}"
+}
+
+# The ranks lose one whose node has died long before Slurm does (SlurmdTimeout), which then requeues the job by itself, on other
+# nodes. Requeued by both it may never start again ("Invalid generic resource specification", Slurm 22.05): so leave it to Slurm.
+await_slurm_if_a_node_is_gone() {
+    timeout "$PROBE_S" srun --overlap --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 \
+        --cpus-per-task=1 --kill-on-bad-exit=1 true && return 0
+    echo "[job] a node does not answer; Slurm requeues the job when it has noticed, for which it is given $NODE_LOSS_WAIT_S s" >&2
+    sleep "$NODE_LOSS_WAIT_S"
 }
 
 # requeue CODE WHY: this job, which goes on with the same number, log and run folder.

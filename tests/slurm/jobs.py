@@ -63,10 +63,11 @@ class Job:
         return self.show("ExitCode")
 
     def start_now(self) -> None:
-        """A requeued job would rest for two minutes."""
-        self.wait(lambda: self.show("Reason") == "BeginTime", "resting")
-        time.sleep(CREDENTIALS_S)
-        self.cluster.run("scontrol", "update", f"jobid={self.id}", "StartTime=now")
+        """A job that was requeued rests for two minutes, unless Slurm itself did it after a node's failure."""
+        self.wait(lambda: self.show("Reason") == "BeginTime" or self.state == "RUNNING", "resting")
+        if self.state != "RUNNING":
+            time.sleep(CREDENTIALS_S)
+            self.cluster.run("scontrol", "update", f"jobid={self.id}", "StartTime=now")
 
     def ranks(self) -> list[int]:
         """Process ids of its ranks, as this machine numbers them."""
