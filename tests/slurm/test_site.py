@@ -152,4 +152,4 @@ def test_the_evaluator_is_a_job_of_its_own(desk: Desk, downstream: dict[str, str
     assert evaluator.show("Partition") == "scavenge"
     assert evaluator.show("NumTasks") == "1"
     assert "Dependency=(null)" in desk.cluster.run("scontrol", "show", "job", evaluator.id)
-    assert evaluator.folder.evaluations.read_text().count('"step": 12') > 0
+    assert training.folder.evaluations.read_text().count('"step": 12') > 0
