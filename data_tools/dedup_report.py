@@ -19,6 +19,7 @@ from pipeline.data.folder import ShardFolder, is_remote
 from pipeline.data.skips import Skip, write_skips
 from pipeline.errors import DataError
 
+SKIP_NAME = "skip.tsv"  # of `verify`
 MAX_UNDECODABLE_LISTED = 100  # `verify` lists them all
 MAX_SHEET_PAIRS = 80
 SHEET_COLUMNS = 4
@@ -157,7 +158,11 @@ def next_step(found: Found, places: Places) -> str:
     ]
     if not found.left_out:
         return "\n".join([*lines, "next:      nothing; there is nothing to leave out"])
-    return "\n".join([*lines, f"next:      python -m data_tools index {found.corpus.images.folder} --skip {places.skip_list}"])
+    folder = found.corpus.images.folder
+    verified = Path(folder) / SKIP_NAME  # an index that leaves out copies must go on leaving out what cannot be used
+    skip_lists = [*([verified] if not is_remote(folder) and verified.exists() else []), places.skip_list]
+    options = " ".join(f"--skip {place}" for place in skip_lists)
+    return "\n".join([*lines, f"next:      python -m data_tools index {folder} {options}"])
 
 
 def _counts(catalogue: Catalogue) -> tuple[str, ...]:
@@ -177,7 +182,7 @@ def draw_sheet(pairs: Sequence[Copy]) -> Image.Image:
     draw.text((2, 2), f"{len(shown)} of {len(pairs)} pairs, the largest distance first; left: to leave out", fill="black")
     for number, copy in enumerate(shown):
         left, top = number % SHEET_COLUMNS * width, number // SHEET_COLUMNS * height + 16
-        draw.text((left + 2, top), f"{copy.distance} {copy.how}", fill="black")
+        draw.text((left + 2, top), f"{copy.distance} bits, {copy.how}", fill="black")
         for side, place in enumerate((copy.image, copy.of)):
             tile = _read_tile(place)
             x, y = left + side * TILE_SIDE, top + CAPTION_HEIGHT

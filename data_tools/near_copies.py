@@ -23,6 +23,8 @@ CROPPED, MIRRORED = 1, 2  # add up to a place in HOW
 DEFAULT_DISTANCE = 20  # of 144 bits; see docs/data-tools.md
 MAX_DISTANCE = 32  # beyond it unrelated images match in numbers
 MAX_COLOUR_DISTANCE = 10.0  # of 256 levels; measured like the distance
+MAX_GREY_SPREAD = 4.0  # levels between the channels of an image without colour: JPEG and rounding leave some
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's mode L has it
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,15 @@ def _frame_codes(frames: Views, images: Ints, first_image: int, *, how: int) -> 
 
 
 def colour_distance(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Root mean square difference of colours, (N, 27) each, made equally bright by one factor shared between the two."""
-    one, other = first.astype(np.float64), second.astype(np.float64)
+    """Root mean square difference of colours, (N, 27) each, made equally bright by one factor shared between the two.
+
+    Where one of the two has no colour, the other one's is taken away: copies are made grey more often than tinted.
+    """
+    one, other = first.astype(np.float64).reshape(-1, 9, 3), second.astype(np.float64).reshape(-1, 9, 3)
+    has_grey = (np.minimum(np.ptp(one, axis=2).max(axis=1), np.ptp(other, axis=2).max(axis=1)) <= MAX_GREY_SPREAD)[
+        :, None, None
+    ]
+    one, other = (np.where(has_grey, (side @ LUMA)[:, :, None], side).reshape(first.shape) for side in (one, other))
     # |a / s - b * s|^2 with s^2 = |a| / |b| is 2 (|a| |b| - a.b)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     return np.sqrt(2 * np.maximum(0, lengths - (one * other).sum(axis=1)) / first.shape[1])

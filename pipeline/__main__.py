@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.capacity.arguments import add_plan_arguments
 from pipeline.errors import PipelineError
 from pipeline.interruption import EXIT_INTERRUPTED, StopRequest
 
@@ -141,6 +142,24 @@ def show_config(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     return 0
 
 
+def plan(arguments: argparse.Namespace, _stop: StopRequest) -> int:
+    """Print what a run will need and cost."""
+    from pipeline.capacity.arguments import read_cluster
+    from pipeline.capacity.forecast import make_forecast
+    from pipeline.capacity.plot import draw_simulation, simulate_failures
+    from pipeline.capacity.text import to_json, to_text
+    from pipeline.config import load_config
+
+    cluster = read_cluster(arguments)
+    config = load_config(arguments.config, arguments.overrides)
+    forecast = make_forecast(config, cluster=cluster, num_samples=arguments.samples, image_bytes=arguments.image_bytes)
+    simulation = simulate_failures(forecast.checkpoints) if arguments.simulate else None
+    if simulation is not None:
+        draw_simulation(simulation, forecast=forecast, path=Path(arguments.simulate))
+    print((to_json if arguments.json else to_text)(forecast, simulation))
+    return 0
+
+
 def demo(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     """The whole story on a laptop CPU."""
     from pipeline.demo import run_demo
@@ -223,6 +242,15 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument("config")
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help=overrides_help)
+    command = add(
+        "plan", plan, "what a run will need and cost, on paper: memory, hours, store, checkpoints; no data, no GPU",
+        "examples:\n  python -m pipeline plan configs/l16_in21k.yaml --nodes 4 --samples 14197122 --price 2.50\n"
+        "  python -m pipeline plan configs/h14_in21k.yaml trainer.zero_stage=2 --nodes 16 --gpu h200 --samples 14197122 --simulate lost.png\n\n"
+        "Where data.train has an index, the number and size of images are read from it. docs/planning.md has the formulas.",
+    )  # fmt: skip
+    command.add_argument("config", help="YAML file; configs/ holds the recipes")
+    command.add_argument("overrides", nargs="*", metavar="section.key=value", help=overrides_help)
+    add_plan_arguments(command)
     command = add(
         "benchmark", benchmark, "measure the loader beside its peers, or what planning costs at scale",
         "examples:\n  python -m pipeline benchmark loader /data/imagenet-sample --workers 2\n  python -m pipeline benchmark scale\n\n"

@@ -87,7 +87,7 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
             f"schedule.warmup={config.schedule.warmup} is {warmup} steps, but the whole run ({config.trainer.duration}"
             f"{f' of {num_samples} images' if num_samples else ''} in batches of {batch}) has {total}; shorten schedule.warmup or lengthen trainer.duration"
         )
-    accumulation = _accumulation_steps(config, world_size=world_size)
+    accumulation = count_accumulation_steps(config, world_size=world_size)
     keep_every = config.checkpoint.keep_every
     return Plan(
         config=config,
@@ -165,7 +165,12 @@ def _to_steps(duration: Any, key: str | None, *, global_batch_size: int, num_sam
     return steps
 
 
-def _accumulation_steps(config: RunConfig, *, world_size: int) -> int:
+def count_accumulation_steps(config: RunConfig, *, world_size: int) -> int:
+    """Micro-batches in a step.
+
+    Raises:
+        ConfigError: the global batch does not divide into ranks and micro-batches.
+    """
     batch, micro = config.trainer.global_batch_size, config.trainer.micro_batch_size
     if batch % world_size:
         below = batch // world_size * world_size

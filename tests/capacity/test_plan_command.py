@@ -1,0 +1,105 @@
+"""`python -m pipeline plan`: published costs, every recipe at every size, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPOSITORY, Outcome
+
+Call = Callable[..., Outcome]
+WriteConfig = Callable[..., Path]
+IN21K = ("--samples", "14197122")
+
+
+def recipe(name: str) -> str:
+    return str(REPOSITORY / "configs" / f"{name}.yaml")
+
+
+def forecast(call: Call, *arguments: str) -> dict[str, Any]:
+    outcome = call("plan", *arguments, "--json")
+    assert outcome.code == 0, outcome.text
+    return json.loads(outcome.text)
+
+
+@pytest.mark.parametrize("name", ["l16_in21k", "l32_in21k", "h14_in21k"])
+def test_every_recipe_from_one_node_to_512(call: Call, name: str) -> None:
+    plans = [forecast(call, recipe(name), "--nodes", str(nodes), *IN21K) for nodes in (1, 4, 16, 64, 512)]
+    for plan in plans:
+        assert plan["compute"]["images"] == pytest.approx(90 * 14_197_122, rel=1e-5)
+        assert plan["compute"]["gpu_hours"] == pytest.approx(plans[0]["compute"]["gpu_hours"])
+        sums = [stage["total"] for stage in plan["memory"]]
+        assert sums == sorted(sums, reverse=True)  # every stage holds less than the one before
+        assert plan["memory_bytes"] == pytest.approx(0.9 * 80 * 2**30)
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "exaflops", "tpu_core_days"),
+    [
+        ("B/32", 7, 55, None),
+        ("B/16", 7, 224, None),
+        ("L/32", 7, 196, None),
+        ("L/16", 7, 783, None),
+        ("L/16", 14, 1567, 680),
+        ("H/14", 14, 4262, 2500),
+    ],
+)
+def test_the_papers_costs(call: Call, name: str, epochs: int, exaflops: float, tpu_core_days: float | None) -> None:
+    """exaFLOPs of Table 6 and TPUv3-core-days of Table 2 (arXiv 2010.11929).
+
+    A TPUv3 core makes at most 61.5 TFLOP/s, half of a chip's 123: the paper's runs had an MFU of 32 % (H/14) and 43 % (L/16).
+    """
+    plan = forecast(
+        call, recipe("l16_in21k"), f"model.name={name}", "model.num_classes=18291", "model.dropout=0", "--samples", "303e6",
+        f"trainer.duration={epochs} epochs", "trainer.peak_tflops=61.5", "--mfu", "1", "--nodes", "1",
+    )  # fmt: skip
+    assert plan["compute"]["flops"] / 1e18 == pytest.approx(exaflops, rel=0.03)
+    if tpu_core_days is not None:
+        assert 0.3 < plan["compute"]["gpu_hours"] / 24 / tpu_core_days < 0.45
+
+
+def test_the_corpus_is_read_where_it_is(call: Call, write_config: WriteConfig) -> None:
+    plan = forecast(call, str(write_config()), "--nodes", "1", "trainer.duration=2 epochs", "schedule.warmup=1 steps")
+    assert plan["corpus"]["num_samples"] == 83
+    assert plan["compute"]["steps"] == round(2 * 83 / 8)
+    assert 512 < plan["corpus"]["image_bytes"] < 10_000
+
+
+def test_the_table_says_what_to_set(call: Call) -> None:
+    text = call("plan", recipe("l16_in21k"), "--nodes", "1", *IN21K, "--price", "2").text
+    assert "set trainer.micro_batch_size=256" in text
+    fits = call("plan", recipe("l16_in21k"), "trainer.micro_batch_size=256", "--nodes", "1", *IN21K).text
+    assert "it fits" in fits
+
+
+def test_a_picture_of_the_failures(call: Call, tmp_path: Path) -> None:
+    picture = tmp_path / "lost.png"
+    plan = forecast(call, recipe("h14_in21k"), "--nodes", "512", *IN21K, "--simulate", str(picture))
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    simulated = plan["simulation"]
+    assert min(simulated["mean_lost"]) == pytest.approx(plan["checkpoints"]["lost_at_daly"], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--nodes", "3", *IN21K), "4096 is not divisible by the 24 ranks"),
+        (("--nodes", "1"), "--samples"),
+        (("--nodes", "1", *IN21K, "--gpu", "h1000"), "h100pcie"),
+        (("--nodes", "0", *IN21K), "--nodes 0: must be more than 0"),
+        (("--nodes", "1", *IN21K, "--mfu", "40"), "--mfu 40"),
+        (("--nodes", "1", *IN21K, "--simulate", "no-such-folder/lost.png"), "--simulate no-such-folder/lost.png"),
+        (("--nodes", "1", *IN21K, "trainer.precision=fp32"), "trainer.peak_tflops"),
+        (("--nodes", "1", "--samples", "10"), "less than one step"),
+        (("--nodes", "1", "--samples", "1e4"), "schedule.warmup"),
+    ],
+)
+def test_what_cannot_work_is_answered_in_words(call: Call, arguments: tuple[str, ...], words: str) -> None:
+    outcome = call("plan", recipe("l16_in21k"), *arguments, "trainer.zero_stage=1")
+    assert outcome.code == 2
+    assert words in outcome.text
+    assert "Traceback" not in outcome.text
