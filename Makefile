@@ -5,7 +5,7 @@ RUN = $(VENV)/bin/python -m
 LOCK = requirements.lock
 PIP = $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint $(LOCK)
 
-.PHONY: demo test test-slow faults lint install peers clean
+.PHONY: demo test test-slow faults lint install peers slurm-shell clean
 
 demo: $(VENV)/.demo
 	$(RUN) pipeline demo
@@ -51,6 +51,10 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 # Other loaders, for `python -m pipeline benchmark loader`, apart from our own packages: their pins would contradict ours.
 peers: .reference/.installed
 	$(PIP) --no-deps --upgrade --target .peers litdata mosaicml-streaming boto3 botocore s3transfer jmespath brotli python-snappy cramjam zstd catalogue
+
+# A real Slurm of four nodes on this machine, and a shell in which sbatch and squeue mean it. As root: it installs Debian's packages.
+slurm-shell: $(VENV)/.dev
+	$(RUN) tests.slurm.cluster
 
 clean:
 	rm -rf $(VENV) .reference .peers runs

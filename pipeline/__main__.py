@@ -56,7 +56,7 @@ def _train_as_rank(config: RunConfig, world: World, stop: StopRequest) -> int:
 
     quiet_libraries(is_first=world.is_first)
     plan = make_plan(config, world_size=world.size)
-    init_process_group(world)
+    init_process_group(world, timeout_s=config.trainer.collective_timeout_s)
     try:
         stopped = _fit(plan, world, stop)
     except PipelineError as error:
@@ -68,8 +68,7 @@ def _train_as_rank(config: RunConfig, world: World, stop: StopRequest) -> int:
         return 0
     if world.is_first:
         print(f"[run] stopped by {'/'.join(stop.received) or 'another rank'}; the same command goes on from here", flush=True)
-        requeue(world.slurm_job_id)
-    return 0 if world.slurm_job_id else EXIT_INTERRUPTED
+    return EXIT_INTERRUPTED
 
 
 def _fit(plan: Plan, world: World, stop: StopRequest) -> bool:
@@ -93,14 +92,6 @@ def _fit(plan: Plan, world: World, stop: StopRequest) -> bool:
         return training.checkpointing.stopped_by_signal
     finally:
         lock.release()
-
-
-def requeue(slurm_job_id: str | None) -> None:
-    """Put this Slurm job back into the queue; outside Slurm, nothing."""
-    import subprocess
-
-    if slurm_job_id is not None:
-        subprocess.run(["scontrol", "requeue", slurm_job_id], check=True)
 
 
 def evaluate(arguments: argparse.Namespace, stop: StopRequest) -> int:
@@ -226,7 +217,8 @@ def make_parser() -> argparse.ArgumentParser:
         "  python -m pipeline train configs/demo.yaml trainer.devices=2\n\n"
         "One machine: starts trainer.devices ranks by itself. Under srun or torchrun: is one of their ranks.\n"
         "Ctrl-C, SIGTERM and SIGUSR1 save at the end of the step; a second Ctrl-C does not wait.\n"
-        "Exit codes: 0 done, 2 a named error, 75 told to stop and saved (the same command goes on).",
+        "Exit codes: 0 done, 2 a named error, 70 no step ended for trainer.hang_timeout_s (RUN_DIR/hangs says where), 75 told to\n"
+        "stop and saved (the same command goes on).",
     )  # fmt: skip
     command.add_argument("config", help="YAML file; configs/ holds the recipes")
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help=overrides_help)

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from pipeline.build_data import make_remote_options, make_stream
 from pipeline.callbacks.checkpointing import Checkpointing, CheckpointPolicy, RunFacts
 from pipeline.callbacks.guard import FiniteGuard
 from pipeline.callbacks.health import Health, Identity
+from pipeline.callbacks.heartbeat import Heartbeat, HeartbeatAfterSaving
 from pipeline.callbacks.metrics import TrainingMetrics
 from pipeline.callbacks.stragglers import RankTimes
 from pipeline.checkpoint import MODEL_FILE, RunFolder, collect_versions, keep_wandb_id
@@ -34,6 +35,7 @@ from pipeline.state_files import StateFiles
 from pipeline.strategy import ZeroStrategy, deepspeed_config
 from pipeline.tracking import MetricsFile, RunIdentity, WandbTracker, make_wandb_logger
 from pipeline.train_module import LossFunction, PretrainModule
+from pipeline.watchdog import Watchdog
 from pipeline.weights import load_tensors
 from pipeline.world import World
 
@@ -96,8 +98,9 @@ class Training:
 def make_training(plan: Plan, *, world: World, stop: StopRequest, start: Start) -> Training:
     """Wire a training up. The process group exists already."""
     config = plan.config
+    if "OMP_NUM_THREADS" not in os.environ:  # else torch has taken that
+        torch.set_num_threads(1 if torch.cuda.is_available() else max(1, (os.cpu_count() or 1) // world.local_size))
     if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))
         # The fused attention's bf16 backward is three times slower on CPU than the plain one, which also computes in fp32.
         torch.backends.cuda.enable_flash_sdp(False)
     model = make_model(plan.model, seed=config.seed)
@@ -165,6 +168,15 @@ def _make_health(
     )  # fmt: skip
 
 
+def _watched(callbacks: list[Callback], *, plan: Plan, world: World) -> list[Callback]:
+    """Callbacks with the watchdog's around them, where hangs are to be ended."""
+    timeout_s = plan.config.trainer.hang_timeout_s
+    if timeout_s is None:
+        return callbacks
+    watchdog = Watchdog(timeout_s=timeout_s, rank=world.rank, folder=plan.config.run_dir / "hangs")
+    return [Heartbeat(watchdog), *callbacks, HeartbeatAfterSaving(watchdog)]
+
+
 def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Checkpointing) -> Trainer:
     config = plan.config
     folder = RunFolder(config.run_dir)
@@ -196,13 +208,17 @@ def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Chec
         max_epochs=-1,
         accumulate_grad_batches=plan.accumulation_steps,
         logger=[logger for logger in (MetricsFile(folder.metrics), wandb_logger) if logger is not None],
-        callbacks=[
-            rank_times,
-            _make_metrics(plan, world=world, rank_times=rank_times, health=health),
-            FiniteGuard(max_skipped_steps=config.trainer.max_skipped_steps),
-            checkpointing,
-            health,
-        ],
+        callbacks=_watched(
+            [
+                rank_times,
+                _make_metrics(plan, world=world, rank_times=rank_times, health=health),
+                FiniteGuard(max_skipped_steps=config.trainer.max_skipped_steps),
+                checkpointing,
+                health,
+            ],
+            plan=plan,
+            world=world,
+        ),
         # Checkpoints, progress and sampling are ours.
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -147,6 +147,14 @@ class TrainerSection(Section):
     compile: bool = Field(False, description="torch.compile the model")
     peak_tflops: float | None = Field(None, gt=0, description="of one device, for MFU; looked up or measured if not given")
     max_skipped_steps: int = Field(5, ge=1, description="non-finite steps in a row before the run stops")
+    hang_timeout_s: float | None = Field(
+        900.0,
+        gt=0,
+        description="no step ends for so long (the first: twice): every rank says where it waits and exits; none: never",
+    )
+    collective_timeout_s: float = Field(
+        1200.0, gt=0, description="how long ranks wait for one another; the last resort behind hang_timeout_s"
+    )
 
 
 class CheckpointSection(Section):
@@ -226,6 +234,24 @@ class RunConfig(Section):
         found = describe_credential(self.model_dump(mode="json"))
         if found is not None:
             raise ValueError(found)
+        return self
+
+    @model_validator(mode="after")
+    def _timeouts_are_nested(self) -> Self:
+        """The rank that knows what is wrong must speak before those that only wait for it give up."""
+        hang_s = self.trainer.hang_timeout_s
+        outer = self.trainer.collective_timeout_s if hang_s is None else hang_s
+        if self.data.read_patience_s >= outer:
+            name = "trainer.collective_timeout_s" if hang_s is None else "trainer.hang_timeout_s"
+            raise ValueError(
+                f"data.read_patience_s={self.data.read_patience_s:g} must be below {name}={outer:g}: a store that is away for a "
+                f"while would pass for a hang"
+            )
+        if hang_s is not None and hang_s >= self.trainer.collective_timeout_s:
+            raise ValueError(
+                f"trainer.hang_timeout_s={hang_s:g} must be below trainer.collective_timeout_s="
+                f"{self.trainer.collective_timeout_s:g}: ranks that give up first take those that could say why with them"
+            )
         return self
 
     def to_yaml(self) -> str:

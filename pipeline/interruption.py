@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on where this one stopped
+EXIT_HANGING = 70  # EX_SOFTWARE of sysexits.h: no step has ended for too long
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 

@@ -24,6 +24,7 @@ def quiet_libraries(*, is_first: bool) -> None:
         r".*`IterableDataset` has `__len__` defined.*",
         r"`torch.distributed.\w+` is deprecated",  # DeepSpeed's calls, not ours
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's calls
+        r"The `srun` command is available on your system but is not used",  # torchrun starts ranks as well
         r".*Trying to infer the `batch_size` from an ambiguous collection.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -33,39 +34,58 @@ class World:
     node: int
     num_nodes: int
     launcher: Launcher
-    slurm_job_id: str | None
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def slurm_job_id(self) -> str | None:
+        """The job this process belongs to, if any."""
+        return os.environ.get("SLURM_JOB_ID")
+
     @staticmethod
     def from_environment() -> World:
         """Read srun's or torchrun's variables; without either this process is a world of one."""
         env = os.environ
-        job = env.get("SLURM_JOB_ID")
         if "RANK" in env and "WORLD_SIZE" in env:
             size, local_size = int(env["WORLD_SIZE"]), int(env.get("LOCAL_WORLD_SIZE", env["WORLD_SIZE"]))
             rank = int(env["RANK"])
             return World(
                 rank=rank, size=size, local_rank=int(env.get("LOCAL_RANK", rank % local_size)), local_size=local_size,
-                node=rank // local_size, num_nodes=size // local_size, launcher="torchrun", slurm_job_id=job,
+                node=rank // local_size, num_nodes=size // local_size, launcher="torchrun",
             )  # fmt: skip
         if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and env["SLURM_STEP_ID"] not in _BATCH_STEPS:
-            size, num_nodes = int(env["SLURM_NTASKS"]), int(env["SLURM_NNODES"])
-            return World(
-                rank=int(env["SLURM_PROCID"]), size=size, local_rank=int(env["SLURM_LOCALID"]),
-                local_size=size // num_nodes, node=int(env["SLURM_NODEID"]), num_nodes=num_nodes,
-                launcher="slurm", slurm_job_id=job,
+            world = World(
+                rank=int(env["SLURM_PROCID"]), size=int(env["SLURM_NTASKS"]), local_rank=int(env["SLURM_LOCALID"]),
+                local_size=_tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", env["SLURM_TASKS_PER_NODE"])),
+                node=int(env["SLURM_NODEID"]), num_nodes=int(env["SLURM_NNODES"]), launcher="slurm",
             )  # fmt: skip
-        return World.alone(slurm_job_id=job)
+            return world.on_devices(torch.cuda.device_count())
+        return World.alone()
 
     @staticmethod
-    def alone(*, slurm_job_id: str | None = None) -> World:
+    def alone() -> World:
         """One process that is all ranks."""
-        return World(
-            rank=0, size=1, local_rank=0, local_size=1, node=0, num_nodes=1, launcher="none", slurm_job_id=slurm_job_id
-        )
+        return World(rank=0, size=1, local_rank=0, local_size=1, node=0, num_nodes=1, launcher="none")
+
+    def on_devices(self, num_visible: int) -> World:
+        """As seen by a rank that sees `num_visible` GPUs: `local_rank` is the index of its own among them.
+
+        Where each task sees its own GPU alone (`--gpus-per-task`, `--gpu-bind`), a task is a node of its own to
+        Lightning and DeepSpeed, which both take the local rank for the device's index.
+
+        Raises:
+            ConfigError: fewer GPUs than tasks, but more than one.
+        """
+        if num_visible == 1:
+            return replace(self, local_rank=0, local_size=1, node=self.rank, num_nodes=self.size)
+        if 0 < num_visible < self.local_size:
+            raise ConfigError(
+                f"{self.local_size} tasks on a node, but each sees {num_visible} GPUs; ask Slurm for as many GPUs a node as "
+                f"tasks (--gpus-per-node={self.local_size} --ntasks-per-node={self.local_size}), or one a task (--gpus-per-task=1)"
+            )
+        return self
 
     def export(self) -> None:
         """Set the variables that torch.distributed, DeepSpeed and Lightning read, whatever launched us."""
@@ -84,6 +104,17 @@ class World:
 
 # Slurm numbers these steps for the batch script, its extern step and interactive shells: no rank runs there.
 _BATCH_STEPS = {"4294967291", "4294967292", "4294967290", "batch", "extern"}
+
+
+def _tasks_per_node(listing: str) -> int:
+    """Slurm's listing, as `8(x4)` or `8`, which must name one number for all nodes.
+
+    Raises:
+        ConfigError: nodes with different numbers of tasks, as `3,1`.
+    """
+    if found := re.fullmatch(r"(\d+)(\(x\d+\))?", listing):
+        return int(found.group(1))
+    raise ConfigError(f"Slurm has put {listing} tasks on the nodes, which must all have as many: ask with --ntasks-per-node")
 
 
 def _slurm_rendezvous() -> dict[str, str]:
@@ -142,8 +173,13 @@ def launch_local(arguments: Sequence[str], *, num_ranks: int) -> int:
     return 0
 
 
-def init_process_group(world: World, *, timeout_s: float = 1800.0) -> None:
-    """Join all ranks: NCCL where there are GPUs, gloo on CPU."""
+def init_process_group(world: World, *, timeout_s: float) -> None:
+    """Join all ranks: NCCL where there are GPUs, gloo on CPU.
+
+    Args:
+        timeout_s: how long a collective may wait for a rank before the others give up: gloo raises, NCCL's own watchdog
+            aborts the process (torch's default since 2.2, TORCH_NCCL_ASYNC_ERROR_HANDLING=3).
+    """
     from datetime import timedelta
 
     import deepspeed

@@ -8,8 +8,8 @@
 #SBATCH --cpus-per-task=12
 #SBATCH --time=24:00:00
 #SBATCH --requeue
+#SBATCH --signal=TERM@60
 #SBATCH --open-mode=append
-#SBATCH --output=slurm/logs/%x.log
-WANTED=$RUN_DIR
-source "${PROJECT:-$SLURM_SUBMIT_DIR}/slurm/common.sh"
-exec python -m pipeline evaluate "$WANTED" "$@" --watch
+#SBATCH --output=slurm/logs/%j.log
+source "${PIPELINE_HOME:-$SLURM_SUBMIT_DIR}/slurm/common.sh" || exit 2
+evaluate "${RUN_DIR:?"name the run folder: RUN_DIR=runs/my-run sbatch slurm/evaluate.sh"}" "$@"

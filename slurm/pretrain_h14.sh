@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Pretrain ViT-H/14 on ImageNet-21k.   sbatch slurm/pretrain_h14.sh [section.key=value ...]
-# The run folder is named after the job: sbatch --job-name=my-run starts (or resumes) runs/my-run.
+# Pretrain ViT-H/14 on ImageNet-21k.   sbatch slurm/pretrain_h14.sh [section.key=value ...]      from the project's folder
+# The run folder is named after the job: sbatch --job-name=my-run starts (or resumes) runs/my-run. Options given to sbatch
+# come before those below: sbatch --nodes=8 --time=12:00:00 slurm/pretrain_h14.sh
 #SBATCH --job-name=h14_in21k
 #SBATCH --nodes=16
 #SBATCH --ntasks-per-node=8
@@ -11,6 +12,6 @@
 #SBATCH --dependency=singleton
 #SBATCH --signal=USR1@180
 #SBATCH --open-mode=append
-#SBATCH --output=slurm/logs/%x.log
-source "${PROJECT:-$SLURM_SUBMIT_DIR}/slurm/common.sh"
+#SBATCH --output=slurm/logs/%j.log
+source "${PIPELINE_HOME:-$SLURM_SUBMIT_DIR}/slurm/common.sh" || exit 2
 pretrain configs/h14_in21k.yaml "$@"

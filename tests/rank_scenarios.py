@@ -37,7 +37,7 @@ def main(listing: Path) -> None:
     die_with_parent()
     world = World.from_environment()
     quiet_libraries(is_first=world.is_first)
-    init_process_group(world)
+    init_process_group(world, timeout_s=600)
     for path in json.loads(listing.read_text()):
         plan = make_plan(load_config(path), world_size=world.size)
         lock = RunLock(plan.config.run_dir)

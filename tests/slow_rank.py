@@ -35,7 +35,7 @@ def main(config_path: str, sleep_s: float) -> None:
     die_with_parent()
     world = World.from_environment()
     quiet_libraries(is_first=world.is_first)
-    init_process_group(world)
+    init_process_group(world, timeout_s=300.0)
     plan = make_plan(load_config(config_path), world_size=world.size)
     lock = RunLock(plan.config.run_dir)
     start = agree_on_start(plan, world, device=build.device_of(world), lock=lock)

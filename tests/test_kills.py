@@ -80,12 +80,18 @@ def test_a_broken_newest_checkpoint_is_skipped_aloud(reference: RunFolder, write
 
 @pytest.mark.parametrize(
     ("number", "target"),
-    [(signal.SIGUSR1, "rank"), (signal.SIGTERM, "launcher"), (signal.SIGUSR1, "everyone"), (signal.SIGINT, "launcher")],
+    [
+        (signal.SIGUSR1, "rank"),
+        (signal.SIGTERM, "launcher"),
+        (signal.SIGUSR1, "everyone"),
+        (signal.SIGTERM, "everyone"),
+        (signal.SIGINT, "launcher"),
+    ],
 )
 def test_told_to_stop_it_saves_and_goes_on_later(
     reference: RunFolder, write_config: WriteConfig, number: signal.Signals, target: str
 ) -> None:
-    """Whoever is signalled, both ranks save at the same step. `everyone` includes the decoding workers. A terminal's Ctrl-C
+    """Whoever is signalled, both ranks save at the same step. `everyone` includes the decoding workers and W&B's process. A terminal's Ctrl-C
     reaches the launcher alone: torchrun gives each rank a session of its own."""
     alone = {"data": {"num_workers": 1}, "tracking": {"mode": "offline"}}  # the processes that `everyone` adds
     config = write_config(**(alone if target == "everyone" else {}))

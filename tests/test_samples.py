@@ -25,7 +25,7 @@ def test_a_step_is_listed_and_drawn(write_config: Callable[..., Path], call: Cal
     plan = make_plan(load_config(config), world_size=2)
     seen = []
     for rank in range(2):
-        world = World(rank=rank, size=2, local_rank=rank, local_size=2, node=0, num_nodes=1, launcher="none", slurm_job_id=None)
+        world = World(rank=rank, size=2, local_rank=rank, local_size=2, node=0, num_nodes=1, launcher="none")
         loader = BatchLoader(make_stream(plan, world=world, start_step=10), num_workers=0, prefetch=1, pin_memory=False)
         for batch in islice(loader, 4):
             seen += list(zip(batch["positions"].tolist(), batch["sample_ids"].tolist(), batch["labels"].tolist(), strict=True))

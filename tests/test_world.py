@@ -34,7 +34,7 @@ def test_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SRUN = {
-    "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_PROCID": "11", "SLURM_NTASKS": "16", "SLURM_NTASKS_PER_NODE": "8", "SLURM_LOCALID": "3",
+    "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_PROCID": "11", "SLURM_NTASKS": "16", "SLURM_NTASKS_PER_NODE": "8", "SLURM_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "3",
     "SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_NODELIST": "gpu[007-008]", "SLURM_JOB_NAME": "l16",
 }  # fmt: skip
 
@@ -44,7 +44,7 @@ def test_under_srun(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     world = World.from_environment()
     assert (world.rank, world.size, world.local_rank, world.local_size) == (11, 16, 3, 8)
-    assert (world.node, world.num_nodes, world.launcher, world.slurm_job_id) == (1, 2, "slurm", "77")
+    assert (world.node, world.num_nodes, world.launcher) == (1, 2, "slurm")
     with mock.patch.dict(os.environ):
         world.export()
         assert os.environ["MASTER_ADDR"] == "gpu007"  # every rank finds the same first node
@@ -58,6 +58,32 @@ def test_tasks_without_a_number_a_node_are_answered_in_words(monkeypatch: pytest
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
     with mock.patch.dict(os.environ), pytest.raises(ConfigError, match="--ntasks-per-node"):
         World.from_environment().export()
+
+
+def test_nodes_with_different_numbers_of_tasks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**SRUN, "SLURM_TASKS_PER_NODE": "4,1(x2)"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"Slurm has put 4,1\(x2\) tasks on the nodes"):
+        World.from_environment()
+
+
+RANK_11 = World(rank=11, size=16, local_rank=3, local_size=8, node=1, num_nodes=2, launcher="slurm")
+
+
+@pytest.mark.parametrize("num_visible", [0, 8])
+def test_a_rank_that_sees_all_gpus_of_its_node_takes_its_own(num_visible: int) -> None:
+    assert RANK_11.on_devices(num_visible) == RANK_11
+
+
+def test_a_rank_that_sees_its_own_gpu_alone_finds_it_at_index_zero() -> None:
+    world = RANK_11.on_devices(1)
+    assert (world.rank, world.size) == (11, 16)  # nothing changes between the ranks
+    assert (world.local_rank, world.local_size, world.node, world.num_nodes) == (0, 1, 11, 16)
+
+
+def test_gpus_for_some_tasks_alone_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"8 tasks on a node, but each sees 4 GPUs; .*--gpus-per-node=8"):
+        RANK_11.on_devices(4)
 
 
 def test_a_batch_script_is_not_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:

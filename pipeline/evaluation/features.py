@@ -47,7 +47,7 @@ def extract_features(
     values: list[Tensor] = []
     labels: list[Tensor] = []
     unreadable = 0
-    with tqdm(total=index.num_samples, desc=description, unit="image", leave=False) as bar:
+    with tqdm(total=index.num_samples, desc=description, unit="image", leave=False, disable=None) as bar:  # not into a log
         for item in loader:
             for images in item.images.split(batch_size):
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):

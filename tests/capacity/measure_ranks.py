@@ -111,7 +111,7 @@ def main(cases: Path, out: Path) -> None:
     die_with_parent()
     world = World.from_environment()
     quiet_libraries(is_first=world.is_first)
-    init_process_group(world)
+    init_process_group(world, timeout_s=300.0)
     request = json.loads(cases.read_text())
     model_config = ViTConfig(**request["model"])
     measured = []

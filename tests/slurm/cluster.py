@@ -1,0 +1,291 @@
+"""A real Slurm cluster of several nodes on this machine, for tests and for trying things: `python -m tests.slurm.cluster`.
+
+Each node is a slurmd in mount, host-name and process namespaces of its own, so that killing the namespace's first
+process is what pulling a node's power cord is to Slurm. Nothing outside the cluster's folder is read or written, several
+clusters may run at once, and all of it dies with the process that started it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.slurm.packages import SEARCH_PATH, SlurmUnavailableError, ensure_slurm
+
+REPOSITORY = Path(__file__).parent.parent.parent
+CPUS, MEMORY_MIB, GPUS = 128, 1_000_000, 8  # a node's, as declared: none of them need exist
+KILL_WAIT_S = 10  # from SIGTERM to SIGKILL when Slurm ends a job
+NODE_TIMEOUT_S = 6  # a node that has not answered for so long is down (sites have 300)
+GRACE_TIME_S = 60  # what a preempted job of the partition `gpu` is given to save
+START_TIMEOUT_S = 60
+
+SLURM_CONF = """\
+ClusterName=local
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={root}/munge.socket
+CredType=cred/munge
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+StateSaveLocation={root}/state
+SlurmctldPidFile={root}/slurmctld.pid
+SlurmctldLogFile={root}/log/slurmctld.log
+SlurmdPidFile={root}/slurmd.%n.pid
+SlurmdSpoolDir={root}/spool/%n
+SlurmdLogFile={root}/log/%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+ReturnToService=2
+SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+SlurmdParameters=config_overrides
+SlurmctldDebug=verbose
+SlurmdDebug=verbose
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+JobCompType=jobcomp/filetxt
+JobCompLoc={root}/log/finished-jobs.txt
+FirstJobId={first_job}
+MinJobAge=86400
+KillWait={kill_wait}
+SlurmdTimeout={node_timeout}
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+GresTypes=gpu
+{nodes}
+PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}
+PartitionName=scavenge Nodes=ALL MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
+"""
+NODE = (
+    "NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} Sockets=1 CoresPerSocket={cpus} "
+    "ThreadsPerCore=1 RealMemory={memory} Gres=gpu:h100:{gpus} State=UNKNOWN"
+)
+
+
+@dataclass
+class Cluster:
+    """A cluster in a folder. Its path must be short: sockets in it have at most 107 bytes.
+
+    Args:
+        root: an empty folder.
+        num_nodes: they are called n1, n2, ...
+    """
+
+    root: Path
+    num_nodes: int = 4
+    start_s: float = 0.0  # from the first process to the last node's readiness
+    _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> list[str]:
+        return [f"n{number + 1}" for number in range(self.num_nodes)]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes Slurm's commands talk to this cluster."""
+        # Variables of a job this process may itself run in would be taken for options.
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+        return {**env, "SLURM_CONF": str(self.root / "slurm.conf"), "PATH": f"{os.environ.get('PATH', '')}:{SEARCH_PATH}"}
+
+    def start(self) -> None:
+        """Write the configuration, start everything and wait until every node is idle.
+
+        Raises:
+            TimeoutError: with the state of the nodes and the ends of the logs.
+        """
+        begin = time.monotonic()
+        self._write_configuration()
+        munged = ["munged", "--foreground", "--force", f"--key-file={self.root}/munge.key", f"--socket={self.root}/munge.socket",
+                  f"--pid-file={self.root}/munged.pid", f"--log-file={self.root}/log/munged.log", f"--seed-file={self.root}/munge.seed"]  # fmt: skip
+        self._spawn("munged", munged)
+        self._wait((self.root / "munge.socket").exists, "munged")
+        self._spawn("slurmctld", ["slurmctld", "-D", "-c", "-f", f"{self.root}/slurm.conf"])
+        for name in self.nodes:
+            self.start_node(name)
+        self.wait_until_idle()
+        self.start_s = time.monotonic() - begin
+
+    def stop(self) -> None:
+        """Cut every node's power, then end the controller. The logs stay."""
+        for name in reversed(list(self._processes)):
+            process = self._processes.pop(name)
+            process.kill()
+            process.wait()
+
+    def start_node(self, name: str) -> None:
+        """Switch a node on."""
+        # A node knows its peers by name, and its own /proc, so that its slurmd sees no other node's processes.
+        inside = f"hostname {name} && mount --bind {self.root}/hosts /etc/hosts && exec slurmd -D -f {self.root}/slurm.conf -N {name}"
+        self._spawn(name, ["unshare", "--mount", "--propagation", "private", "--uts", "--pid", "--fork", "--kill-child",
+                           "--mount-proc", "bash", "-c", inside])  # fmt: skip
+
+    def kill_node(self, name: str) -> None:
+        """Pull a node's power cord: everything on it is gone at once, and nobody is told."""
+        process = self._processes.pop(name)
+        process.kill()  # --kill-child: the first process of the node's process namespace goes with it, and so all others
+        process.wait()
+
+    def run(self, *command: str, timeout_s: float = 60, **extra: str) -> str:
+        """Output of one of Slurm's commands.
+
+        Raises:
+            RuntimeError: it failed; with what it said.
+        """
+        result = subprocess.run(
+            command, env={**self.environment, **extra}, cwd=REPOSITORY, text=True, capture_output=True, timeout=timeout_s
+        )
+        if result.returncode:
+            raise RuntimeError(f"{' '.join(command)}: exit code {result.returncode}: {result.stderr.strip()}")
+        return result.stdout
+
+    def wait_until_idle(self) -> None:
+        """Until every node is up and free."""
+        self._wait(lambda: set(self.run("sinfo", "--Node", "--noheader", "--format=%t").split()) == {"idle"}, "the nodes")
+
+    def clear(self) -> None:
+        """Cancel every job and switch dead nodes on again."""
+        self.run("scancel", "--user=root")
+        self._wait(lambda: not self.run("squeue", "--noheader"), "cancelled jobs")
+        for name in self.nodes:
+            if name not in self._processes:
+                self.start_node(name)
+        self.wait_until_idle()
+
+    def log_ends(self, num_lines: int = 30) -> str:
+        """The last lines of every daemon's log."""
+        parts = []
+        for path in sorted((self.root / "log").iterdir()):
+            lines = path.read_text(errors="replace").splitlines()[-num_lines:]
+            parts += [f"--- {path.name}", *lines] if lines else []
+        return "\n".join(parts)
+
+    def _write_configuration(self) -> None:
+        for name in ("log", "state", "spool", "gpus"):
+            (self.root / name).mkdir(parents=True)
+        self.root.chmod(0o755)
+        key = self.root / "munge.key"
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(1024))
+        for number in range(GPUS):  # Slurm wants device files that exist; symbolic links to one that does will do
+            (self.root / "gpus" / f"nvidia{number}").symlink_to("/dev/null")
+        (self.root / "gres.conf").write_text(
+            f"NodeName=n[1-{self.num_nodes}] Name=gpu Type=h100 File={self.root}/gpus/nvidia[0-{GPUS - 1}]\n"
+        )
+        (self.root / "hosts").write_text(
+            "".join(f"127.0.0.1 {name}\n" for name in ("localhost", socket.gethostname(), *self.nodes))
+        )
+        port, *node_ports = _free_ports(1 + self.num_nodes)
+        nodes = [
+            NODE.format(name=name, port=p, cpus=CPUS, memory=MEMORY_MIB, gpus=GPUS)
+            for name, p in zip(self.nodes, node_ports, strict=True)
+        ]
+        (self.root / "slurm.conf").write_text(
+            # The rendezvous port comes from the job's number: two clusters on one machine must not both begin at 1.
+            SLURM_CONF.format(root=self.root, port=port, nodes="\n".join(nodes), first_job=random.SystemRandom().randrange(1000, 60_000),
+                              kill_wait=KILL_WAIT_S, node_timeout=NODE_TIMEOUT_S, grace=GRACE_TIME_S)
+        )  # fmt: skip
+
+    def _spawn(self, name: str, command: Sequence[str]) -> None:
+        with (self.root / "log" / f"{name}.out").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *command], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                if condition():
+                    return
+                trouble = ""
+            except RuntimeError as error:  # the controller does not listen yet
+                trouble = str(error)
+            if time.monotonic() > end:
+                raise TimeoutError(f"{what}: not ready after {START_TIMEOUT_S} s; {trouble}\n{self.log_ends()}")
+            time.sleep(0.05)
+
+
+@contextmanager
+def running_cluster(*, num_nodes: int) -> Iterator[Cluster]:
+    """A cluster for the time of a `with`. Its folder is deleted at the end.
+
+    Raises:
+        SlurmUnavailableError: Slurm cannot run here.
+    """
+    ensure_slurm()
+    root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    cluster = Cluster(root, num_nodes=num_nodes)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+WELCOME = """\
+A Slurm cluster of {num_nodes} nodes is up on this machine and ends with this shell. Its GPUs are declared only: training finds
+no CUDA and computes on the CPU. For example:
+
+    sinfo                                         # nodes; partitions gpu, scavenge (no grace time), urgent (preempts both)
+    python -m tests.slurm.site /tmp/site          # a few images, a site file for them, and a script that submits
+    /tmp/site/submit --job-name=try --nodes=2 --ntasks-per-node=1
+    tail -F slurm/logs/try.log
+    scancel --signal=USR1 JOB                     # what a time limit does: it saves and requeues
+    scontrol update jobid=JOB StartTime=now       # a requeued job rests for two minutes; this one does not
+
+Logs of the daemons: {root}/log
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.slurm.cluster", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__,
+        epilog="Needs root, for namespaces. Installs Debian's Slurm packages where they are missing.\n\nexamples:\n"
+        "  python -m tests.slurm.cluster                      # a shell in which sbatch, squeue, sinfo work\n"
+        "  python -m tests.slurm.cluster --nodes 2 sinfo -N   # one command, then the cluster ends",
+    )  # fmt: skip
+    parser.add_argument("--nodes", type=int, default=4, help="how many (default: 4)")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="to run instead of a shell")
+    arguments = parser.parse_args(argv)
+    try:
+        with running_cluster(num_nodes=arguments.nodes) as cluster:
+            env = {**cluster.environment, "PATH": f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"}
+            if not arguments.command:
+                print(WELCOME.format(num_nodes=arguments.nodes, root=cluster.root))
+            signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for what runs in the shell
+            return subprocess.run(arguments.command or [os.environ.get("SHELL", "bash")], env=env).returncode
+    except (SlurmUnavailableError, TimeoutError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Time limit, preemption, a dead node and a hang: the job goes on by itself and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoint import RunFolder
+from pipeline.tracking import read_json_lines
+from tests.slurm.jobs import Desk, Job
+from tests.trainings import STEPS, assert_same_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+WANDB = "tracking.mode=offline"
+Report = Callable[[str, object], None]
+
+
+def logged_steps(folder: RunFolder) -> list[int]:
+    """As written, with every repetition."""
+    return [row["step"] for row in read_json_lines(folder.metrics)]
+
+
+def is_halted(pid: int) -> bool:
+    """Whether a process is stopped by SIGSTOP."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def finish(job: Job, reference: RunFolder, record: Report) -> None:
+    """Requeued once: let it go on, and compare with the run that nothing happened to."""
+    begin, before = time.monotonic(), len(logged_steps(job.folder))
+    job.start_now()
+    job.wait(lambda: len(logged_steps(job.folder)) > before, "at its first new step")
+    record("seconds from start to first new step", round(time.monotonic() - begin, 1))
+    assert job.wait_for_end() == "0:0", job.text
+    assert job.show("Restarts") == "1"
+    assert_same_run(job.folder, reference)
+    assert len({path.name.split("-")[-1] for path in (job.folder.root / "wandb").glob("offline-run-*")}) == 1  # one W&B run
+
+
+def assert_nothing_lost(job: Job) -> None:
+    """No step was computed twice: it went on from the very step at which it was told to stop."""
+    assert logged_steps(job.folder) == list(range(1, STEPS + 1))
+
+
+def test_time_limit(desk: Desk, reference: RunFolder, record_property: Report) -> None:
+    """USR1 comes before the limit, to the ranks alone; TIMEOUT would not requeue."""
+    job = desk.submit("tiny", WANDB)
+    ranks = job.stop_in_step(3, num_ranks=2)
+    minutes = int(job.show("RunTime").split(":")[-2]) + 2  # less than USR1@180 from now
+    desk.cluster.run("scontrol", "update", f"jobid={job.id}", f"TimeLimit={minutes}")
+    # Slurm looks every half minute, and sends SIGCONT with the signal.
+    waited_s = job.wait(lambda: not any(is_halted(pid) for pid in ranks), "signalled")
+    record_property("seconds from new limit to signal", round(waited_s, 1))
+    record_property("seconds from signal to requeue", round(job.wait_for_state("PENDING"), 1))
+    assert "[run] stopped by SIGUSR1" in job.text
+    assert "[job] stopped and saved; requeued" in job.text
+    desk.cluster.run("scontrol", "update", f"jobid={job.id}", "TimeLimit=60")
+    finish(job, reference, record_property)
+    assert_nothing_lost(job)
+
+
+def test_preemption_with_grace_time(desk: Desk, reference: RunFolder, record_property: Report) -> None:
+    job = desk.submit("tiny", WANDB, "data.num_workers=1")
+    job.stop_in_step(3, num_ranks=2)
+    desk.urgent_job()  # Slurm sends SIGCONT, then SIGTERM, to every process of the step: W&B's and the decoders too
+    record_property("seconds from urgent job to requeue", round(job.wait_for_state("PENDING"), 1))
+    assert "[run] stopped by SIGTERM" in job.text
+    finish(job, reference, record_property)
+    assert_nothing_lost(job)
+
+
+def test_preemption_without_grace_time(desk: Desk, reference: RunFolder, record_property: Report) -> None:
+    """Only KillWait between SIGTERM and SIGKILL: Slurm requeues by itself, saved or not."""
+    job = desk.submit("tiny", WANDB, options=("--partition=scavenge",))
+    job.stop_in_step(5, num_ranks=2)
+    desk.urgent_job()
+    record_property("seconds from urgent job to requeue", round(job.wait_for_state("PENDING"), 1))
+    record_property("steps computed twice", logged_steps(job.folder)[-1] - job.folder.checkpoint_steps()[-1])
+    finish(job, reference, record_property)
+
+
+def test_a_node_dies(desk: Desk, reference: RunFolder, record_property: Report) -> None:
+    """Pulled out of the wall in mid-step. The other rank notices first, Slurm after SlurmdTimeout."""
+    job = desk.submit("tiny", WANDB)
+    ranks = job.stop_in_step(6, num_ranks=2)
+    record_property("steps lost", logged_steps(job.folder)[-1] - job.folder.checkpoint_steps()[-1])
+    assert job.show("NodeList") == "n[1-2]"
+    desk.cluster.kill_node("n2")
+    for pid in ranks:
+        if is_halted(pid):  # the survivor
+            os.kill(pid, signal.SIGCONT)
+    record_property("seconds from power cut to requeue", round(job.wait_for_state("PENDING"), 1))
+    finish(job, reference, record_property)
+    assert "n2" not in desk.cluster.run("scontrol", "show", "hostnames", job.show("NodeList")).split()
+
+
+def test_a_rank_hangs(desk: Desk, reference: RunFolder, record_property: Report) -> None:
+    """One rank never comes back: the other says where it waits, and the job is tried again."""
+    hang_s = 10
+    job = desk.submit("tiny", WANDB, f"trainer.hang_timeout_s={hang_s}", "data.read_patience_s=1", tasks=1)
+    halted, alive = job.stop_in_step(6, num_ranks=2)
+    os.kill(alive, signal.SIGCONT)
+    waited_s = job.wait_for_state("PENDING")
+    record_property("seconds from hang to requeue", round(waited_s, 1))
+    assert not Path(f"/proc/{halted}").exists()
+    report = next((job.folder.root / "hangs").glob("rank-*.txt")).read_text()
+    assert re.search(r"\d+ s in this phase: (in a step|at a step's end) .*, after step \d+\n", report)
+    assert "torch/distributed" in report  # the stack of what it waits in
+    assert "[job] broken off with exit code 137; try 1 of 2" in job.text
+    finish(job, reference, record_property)
+
+
+def test_a_cancelled_job_stays_so(desk: Desk) -> None:
+    job = desk.submit("tiny")
+    job.stop_in_step(3, num_ranks=2)
+    desk.cluster.run("scancel", job.id)
+    job.wait_for_state("CANCELLED")
+    time.sleep(3)
+    assert job.state == "CANCELLED"
+    assert job.show("Restarts") == "0"
+
+
+def test_what_breaks_off_at_once_is_not_tried_for_ever(desk: Desk) -> None:
+    with desk.site.open("a") as site:
+        site.write("SITE_CONTAINER=(bash -c 'exit 70')\n")  # in place of the training
+    job = desk.submit("broken", nodes=1)
+    for restarts in ("1", "2"):
+        job.wait(lambda wanted=restarts: job.show("Restarts") == wanted, f"restarted {restarts} times")
+        job.start_now()
+    assert job.wait_for_end() == "70:0"
+    assert job.show("Restarts") == "2"
+    assert "after 2 tries from the start: not requeued again" in job.text
+
+
+def test_an_error_is_not_tried_again(desk: Desk) -> None:
+    job = desk.submit("wrong", "trainer.globl_batch_size=8", nodes=1)
+    assert job.wait_for_end() == "2:0"
+    assert job.show("Restarts") == "0"
+    assert "unknown key trainer.globl_batch_size; did you mean trainer.global_batch_size?" in job.text
