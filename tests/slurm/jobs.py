@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.checkpoint import RunFolder
-from pipeline.tracking import read_json_lines
+from pipeline.journal import read_json_lines
 from tests.conftest import environment
 from tests.slurm.cluster import Cluster
 from tests.slurm.site import TINY

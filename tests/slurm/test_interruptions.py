@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoint import RunFolder
-from pipeline.tracking import read_json_lines
+from pipeline.journal import read_json_lines
 from tests.slurm.jobs import Desk, Job
 from tests.trainings import STEPS, assert_same_run
 
