@@ -92,6 +92,8 @@ BAD = [
         "trainer.zero_stage=0",
         "trainer.precision=bf16 keeps its fp32 masters in ZeRO; with trainer.zero_stage=0 use bf16_autocast or fp32",
     ),
+    ("trainer.hang_timeout_s=1200", "trainer.hang_timeout_s=1200 must be below trainer.collective_timeout_s=1200"),
+    ("data.read_patience_s=900", "data.read_patience_s=900 must be below trainer.hang_timeout_s=900: a store that is away"),
     ("name=a/b", "name='a/b': letters, digits, '.', '_' and '-' only"),
     ("data.min_area=", "data.min_area=None"),
     ("trainer.devices=0", "trainer.devices"),
