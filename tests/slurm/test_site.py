@@ -144,12 +144,16 @@ def test_chains_and_arrays_run_one_after_the_other(desk: Desk) -> None:
 def test_the_evaluator_is_a_job_of_its_own(desk: Desk, downstream: dict[str, str]) -> None:
     sets = f"[{{name: bars, train: {downstream['train']}, test: {downstream['test']}}}]"
     set_site(desk, f"SITE_EVAL_SETS={shlex.quote(sets)}", "SITE_EVAL_PARTITION=scavenge")
-    output = {"SBATCH_OUTPUT": f"{desk.site.parent}/%j.log"}
-    training = desk.submit("beside", nodes=1, **output)
+    training = desk.submit("beside", nodes=1)
     assert training.wait_for_end() == "0:0", training.text
     evaluator = desk.job_named("beside-eval")
-    assert evaluator.wait_for_end() == "0:0", evaluator.text
+    logs = REPOSITORY / "slurm" / "logs"  # where the script itself puts them
+    try:
+        assert evaluator.wait_for_end() == "0:0"
+        assert "[eval] step 12: bars 1-shot" in (logs / "beside-eval.log").read_text()
+    finally:
+        for log in (logs / "beside-eval.log", logs / f"{evaluator.id}.log"):
+            log.unlink(missing_ok=True)
     assert evaluator.show("Partition") == "scavenge"
     assert evaluator.show("NumTasks") == "1"
-    assert "Dependency=(null)" in desk.cluster.run("scontrol", "show", "job", evaluator.id)
     assert training.folder.evaluations.read_text().count('"step": 12') > 0
