@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from pipeline import run_lock
 from pipeline.claims import Owner
 from pipeline.errors import CheckpointError
 from pipeline.run_lock import EXIT_LOST_LOCK, RunLock
-from tests.conftest import REPOSITORY, Outcome
+from tests.conftest import REPOSITORY, run_command
 from tests.trainings import WriteConfig, folder_of
 
 HOLD = """
@@ -56,15 +56,15 @@ def elsewhere(folder: Path, **facts: str) -> Path:
     return path
 
 
-def test_a_second_training_is_refused_and_told_of_the_first(write_config: WriteConfig, call: Callable[..., Outcome]) -> None:
+def test_a_second_training_is_refused_and_told_of_the_first(write_config: WriteConfig) -> None:
     config = write_config(trainer={"devices": 1})
     root = folder_of(config).root
     with holder(root, SLURM_JOB_ID="4242") as first:
-        refused = call("train", str(config))
-        assert refused.code == 2
-        assert f"{root} is being trained by Slurm job 4242 on host" in refused.text
-        assert f"(process {first.pid}, since" in refused.text
-        assert "end it (scancel 4242), or start another run with name=" in refused.text
+        refused = run_command("train", str(config))
+        assert refused.returncode == 2
+        assert f"{root} is being trained by Slurm job 4242 on host" in refused.stdout
+        assert f"(process {first.pid}, since" in refused.stdout
+        assert "end it (scancel 4242), or start another run with name=" in refused.stdout
         assert sorted(path.name for path in root.iterdir()) == [run_lock.LOCK_NAME]  # nothing else was touched
 
 

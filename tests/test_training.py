@@ -19,6 +19,7 @@ from pipeline.start import check_continuity
 from pipeline.weights import load_weights
 from tests.conftest import run_command
 from tests.trainings import (
+    STEPS,
     WriteConfig,
     folder_of,
     train,
