@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -132,7 +132,7 @@ class Checkpointing(Callback):
         if is_last or step % self.policy.every_steps == 0:
             self._begin(trainer, step)
         if is_last:
-            self._finish(trainer)
+            self._finish(trainer, on_failure="end")
         if told_to_stop:
             self.stopped_by_signal = step != trainer.max_steps
             trainer.should_stop = True
@@ -198,8 +198,11 @@ class Checkpointing(Callback):
             files.append(staging / name)
         return describe_files(staging, files)
 
-    def _finish(self, trainer: Trainer) -> None:
+    def _finish(self, trainer: Trainer, *, on_failure: Literal["go on", "end"] = "go on") -> None:
         """Wait for all ranks' files and make the checkpoint visible, or give it up. A collective.
+
+        Args:
+            on_failure: the same on every rank; going on has its limit all the same.
 
         Raises:
             CheckpointError: it cannot be written, and it was the last one or one too many in a row.
@@ -214,7 +217,7 @@ class Checkpointing(Callback):
             problems = self._publish(save, {name: entry for part in parts for name, entry in sorted(part.items())})
         problems = trainer.strategy.broadcast(problems)
         if problems:
-            self._give_up(trainer, save, problems)
+            self._give_up(trainer, save, problems, on_failure=on_failure)
             return
         self._saved_step, self._failed_in_a_row = save.step, 0
 
@@ -240,13 +243,12 @@ class Checkpointing(Callback):
         if cleaning is not None and isinstance(problem := _outcome(cleaning), str):
             print(f"[checkpoint] an old checkpoint could not be deleted: {problem}", flush=True)
 
-    def _give_up(self, trainer: Trainer, save: Save, problems: list[str]) -> None:
+    def _give_up(self, trainer: Trainer, save: Save, problems: list[str], *, on_failure: Literal["go on", "end"]) -> None:
         if trainer.is_global_zero:
             shutil.rmtree(self.folder.staging_of(save.step), ignore_errors=True)
         self._failed_in_a_row += 1
-        is_last = self.stop.is_set or trainer.global_step == trainer.max_steps
         told = f"step {save.step} could not be saved to {self.folder.checkpoints} ({'; '.join(problems)})"
-        if is_last or self._failed_in_a_row >= self.policy.max_failed_saves:
+        if on_failure == "end" or self._failed_in_a_row >= self.policy.max_failed_saves:
             raise CheckpointError(
                 f"{told}, {self._failed_in_a_row} in a row; make room there, then the same command goes on from the last checkpoint"
             ).everywhere()
