@@ -64,9 +64,9 @@ def write_config(folder: Path, corpus: Path, *, name: str) -> Path:
     return path
 
 
-def disturb(config: Path, kinds: list[str], *, chance: random.Random) -> list[Outcome]:
+def disturb(config: Path, kinds: list[str], *, log: Path, chance: random.Random) -> list[Outcome]:
     """Run a training to its end, with these faults on the way."""
-    folder, log = RunFolder(config.parent / "runs" / config.stem), config.with_suffix(".log")
+    folder = RunFolder(config.parent / "runs" / config.stem)
     log.touch()
     scene = Scene(config, folder, launch.start(config, log=log), log, STEPS, chance)
     outcomes: list[Outcome] = []
@@ -176,7 +176,8 @@ def run_campaign(folder: Path, *, num_faults: int, seed: int) -> int:
             name = f"training-{number:03d}"
             place = folder / "disk"
             config = write_config(place, corpus, name=name)
-            outcomes += disturb(config, group, chance=chance)
+            # The log is elsewhere: a file open for writing keeps a disk from becoming read-only.
+            outcomes += disturb(config, group, log=folder / f"{name}.log", chance=chance)
             differs = difference(RunFolder(place / "runs" / name), RunFolder(folder / "runs" / "reference"))
             if differs:
                 differing.append(f"{name} DIFFERS in {differs}: {', '.join(group)}")
@@ -197,6 +198,7 @@ def load_libraries() -> None:
     import pipeline.build  # noqa: F401
 
     torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # its thread has no place in a process that forks
 
 
 def main(argv: list[str] | None = None) -> int:

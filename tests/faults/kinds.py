@@ -158,8 +158,10 @@ def fill_disk(scene: Scene) -> str:
 
 def make_read_only(scene: Scene) -> str:
     """Until a save has failed."""
-    place = str(scene.folder.root.parent)
+    place = str(scene.config.parent)  # where the disk is mounted
     while subprocess.run(["mount", "-o", "remount,ro", place], capture_output=True, check=False).returncode != 0:
+        if not scene.launch.poll():
+            return "had ended"
         time.sleep(0.001)  # a file is open for writing just now
     said = _wait_for_failed_save(scene)
     subprocess.run(["mount", "-o", "remount,rw", place], check=True)
