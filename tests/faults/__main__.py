@@ -70,7 +70,9 @@ def disturb(config: Path, kinds: list[str], *, log: Path, chance: random.Random)
     log.touch()
     scene = Scene(config, folder, launch.start(config, log=log), log, STEPS, chance)
     outcomes: list[Outcome] = []
+    lines_before = 0
     for kind in kinds:
+        scene.wait_for_more_than(lines_before)
         at = scene.step() + chance.randrange(1, 2 + (STEPS - scene.step()) // FAULTS_A_TRAINING)
         scene.wait_for_step(min(at, STEPS - 1))
         reached = scene.step()
@@ -79,7 +81,7 @@ def disturb(config: Path, kinds: list[str], *, log: Path, chance: random.Random)
             outcomes.append(Outcome(kind, did, hung=False, resumed_from=None, lost_steps=0))
             continue
         by_itself = scene.launch.wait()
-        reached = max(reached, scene.step())
+        reached, lines_before = max(reached, scene.step()), scene.num_lines()
         scene.launch = launch.start(config, log=log)
         resumed = _wait_for_resume(scene)
         outcomes.append(Outcome(kind, did, hung=not by_itself, resumed_from=resumed, lost_steps=max(0, reached - resumed)))

@@ -40,6 +40,18 @@ class Scene:
         while self.launch.poll() and self.step() < step:
             time.sleep(0.002)
 
+    def num_lines(self) -> int:
+        """Of the metrics file."""
+        try:
+            return len(read_json_lines(self.folder.metrics))
+        except OSError:
+            return 0
+
+    def wait_for_more_than(self, num_lines: int) -> None:
+        """Until this launch has logged a step itself, or ended: before that it is still looking for its run folder."""
+        while self.launch.poll() and self.num_lines() <= num_lines:
+            time.sleep(0.005)
+
     def wait_for_save(self) -> None:
         """Until a checkpoint is on its way to disk, or the launch has ended."""
         while self.launch.poll() and not list(self.folder.checkpoints.glob(".saving-*")):
