@@ -125,8 +125,7 @@ class RunFolder:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and durably."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file whole or not at all, and durably. Its folder is there, or away: it is not made anew."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with temporary.open("wb") as file:
         file.write(data)

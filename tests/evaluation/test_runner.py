@@ -37,6 +37,7 @@ def add_weights(folder: RunFolder, step: int, *, seed: int = 0) -> None:
 def folder(tmp_path: Path, write_config: object) -> RunFolder:
     assert callable(write_config)
     folder = RunFolder(tmp_path / "runs" / "tiny")
+    folder.root.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.config, write_config().read_bytes())
     write_atomically(folder.wandb_id, b"abc123")
     return folder
