@@ -74,6 +74,7 @@ def test_other_ranks_go_on_with_the_same_samples_and_losses(
     name: str, runs: dict[str, RunFolder], undisturbed: RunFolder
 ) -> None:
     assert_same_to_rounding(runs[name], undisturbed)
+    assert_same_weights_to_rounding(runs[name], undisturbed, step=STEPS_A_LEG * len(LEGS))
     newest = find_latest(runs[name]).newest
     assert newest is not None
     assert newest.meta.world_size == LEGS[-1]
@@ -129,11 +130,14 @@ def assert_same_to_rounding(folder: RunFolder, reference: RunFolder) -> float:
     assert losses == pytest.approx(expected, rel=1e-5)
     norms = [row["train/gradient_norm"] for row in theirs]
     assert [row["train/gradient_norm"] for row in ours] == pytest.approx(norms, rel=1e-3)
-    step = int(theirs[-1]["step"])
+    return max(abs(a - b) / b for a, b in zip(losses, expected, strict=True))
+
+
+def assert_same_weights_to_rounding(folder: RunFolder, reference: RunFolder, *, step: int) -> None:
+    """After few steps: Adam divides by the root of second moments that may be tiny, and so multiplies rounding with time."""
     weights = load_weights(reference.weights_of(step)).model.state_dict()
     for key, tensor in load_weights(folder.weights_of(step)).model.state_dict().items():
         torch.testing.assert_close(tensor, weights[key], atol=1e-4, rtol=1e-3)
-    return max(abs(a - b) / b for a, b in zip(losses, expected, strict=True))
 
 
 def test_a_checkpoint_holds_whole_tensors_shared_out_between_its_ranks(runs: dict[str, RunFolder]) -> None:

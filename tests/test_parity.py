@@ -18,6 +18,7 @@ from pipeline.journal import read_metrics
 from pipeline.planning import make_plan
 from pipeline.weights import load_weights
 from pipeline.world import World
+from tests.conftest import REPOSITORY
 from tests.trainings import train_together
 
 SCENARIOS: dict[str, dict[str, Any]] = {
