@@ -8,6 +8,7 @@ import subprocess
 
 PACKAGES = ("slurmctld", "slurmd", "munge", "slurm-client")
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "unshare", "setpriv")
+INSTALL_TIMEOUT_S = 120
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -42,13 +43,16 @@ def _install(missing: list[str]) -> None:
     if shutil.which("apt-get") is None:
         raise SlurmUnavailableError(f"{', '.join(missing)} missing, and there is no apt-get to install them with")
     for command in (("update", "-q"), ("install", "-q", "--yes", "--no-install-recommends", *PACKAGES)):
-        result = _run("apt-get", *command)
+        try:
+            result = _run("apt-get", *command, timeout_s=INSTALL_TIMEOUT_S)
+        except subprocess.TimeoutExpired as error:
+            raise SlurmUnavailableError(f"{', '.join(missing)} missing, and apt-get {command[0]} does not end") from error
         if result.returncode:
             last = (result.stderr or result.stdout).strip().splitlines()[-1:]
             raise SlurmUnavailableError(f"{', '.join(missing)} missing, and apt-get {command[0]} failed: {' '.join(last)}")
 
 
-def _run(*command: str) -> subprocess.CompletedProcess[str]:
+def _run(*command: str, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
     # Started services would read a global configuration, which there is none of: RUNLEVEL=1 keeps the packages from it.
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    return subprocess.run(command, env=env, text=True, capture_output=True)
+    return subprocess.run(command, env=env, text=True, capture_output=True, timeout=timeout_s)
