@@ -210,7 +210,15 @@ def make_parser() -> argparse.ArgumentParser:
         command.set_defaults(function=function)
         return command
 
-    overrides_help = "settings that replace the file's, for example trainer.max_steps=100 optimizer.learning_rate=3e-4"
+    def add_config(
+        command: argparse.ArgumentParser, name: str = "config", help: str = "YAML file; configs/ holds the recipes"
+    ) -> None:
+        command.add_argument(name, help=help)
+        example = "trainer.max_steps=100 optimizer.learning_rate=3e-4"
+        command.add_argument(
+            "overrides", nargs="*", metavar="section.key=value", help=f"settings that replace the file's, for example {example}"
+        )
+
     command = add(
         "train", train, "pretrain; the same line starts a run and resumes it",
         "examples:\n  python -m pipeline train configs/l16_in21k.yaml data.train=/data/in21k\n"
@@ -220,8 +228,7 @@ def make_parser() -> argparse.ArgumentParser:
         "Exit codes: 0 done, 2 a named error, 70 no step ended for trainer.hang_timeout_s (RUN_DIR/hangs says where), 75 told to\n"
         "stop and saved (the same command goes on).",
     )  # fmt: skip
-    command.add_argument("config", help="YAML file; configs/ holds the recipes")
-    command.add_argument("overrides", nargs="*", metavar="section.key=value", help=overrides_help)
+    add_config(command)
     command = add(
         "evaluate", evaluate, "linear and few-shot accuracy of a run's checkpoints, in a process of its own",
         "examples:\n  python -m pipeline evaluate runs/l16_in21k --watch\n"
@@ -255,8 +262,7 @@ def make_parser() -> argparse.ArgumentParser:
         "A line a position: step, position, corpus, shard, key, class, sample id, and what it stands in for if an image was\n"
         "unreadable. Steps count as in metrics.jsonl and on the dashboard. With --picture the augmented images too.",
     )  # fmt: skip
-    command.add_argument("run", help="folder of a run, or a YAML file")
-    command.add_argument("overrides", nargs="*", metavar="section.key=value", help=overrides_help)
+    add_config(command, "run", "folder of a run, or a YAML file")
     command.add_argument("--step", type=int, required=True, help="step as in metrics.jsonl; the first is 1")
     command.add_argument("--steps", type=int, default=1, help="how many steps from there (default: 1)")
     command.add_argument("--picture", metavar="FILE", help="contact sheet of what the model sees")
@@ -264,16 +270,14 @@ def make_parser() -> argparse.ArgumentParser:
         "show-config", show_config, "print the resolved configuration",
         "example:\n  python -m pipeline show-config configs/h14_in21k.yaml trainer.zero_stage=3",
     )  # fmt: skip
-    command.add_argument("config")
-    command.add_argument("overrides", nargs="*", metavar="section.key=value", help=overrides_help)
+    add_config(command)
     command = add(
         "plan", plan, "what a run will need and cost, on paper: memory, hours, store, checkpoints; no data, no GPU",
         "examples:\n  python -m pipeline plan configs/l16_in21k.yaml --nodes 4 --samples 14197122 --price 2.50\n"
         "  python -m pipeline plan configs/h14_in21k.yaml trainer.zero_stage=2 --nodes 16 --gpu h200 --samples 14197122 --simulate lost.png\n\n"
         "Where data.train has an index, the number and size of images are read from it. docs/planning.md has the formulas.",
     )  # fmt: skip
-    command.add_argument("config", help="YAML file; configs/ holds the recipes")
-    command.add_argument("overrides", nargs="*", metavar="section.key=value", help=overrides_help)
+    add_config(command)
     add_plan_arguments(command)
     command = add(
         "benchmark", benchmark, "measure the loader beside its peers, or what planning costs at scale",

@@ -50,7 +50,19 @@ class RunIdentity:
     mode: Mode
 
 
-class WandbTracker(Logger):
+class RowLogger(Logger):
+    """A Lightning logger of metrics alone: hyper-parameters stand in config.yaml, and W&B's run was opened with them."""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+class WandbTracker(RowLogger):
     """Lightning's view of a `WandbWriter`. Rank 0 only."""
 
     def __init__(self, writer: WandbWriter) -> None:
@@ -60,14 +72,6 @@ class WandbTracker(Logger):
     @property
     def name(self) -> str:
         return "wandb"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        pass  # the run was opened with them
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -134,7 +138,7 @@ def _by_step(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield {"step": step, "images_seen": here[0]["images_seen"], **{key: sum(v) / len(v) for key, v in values.items()}}
 
 
-class MetricsFile(Logger):
+class MetricsFile(RowLogger):
     """Appends every line of metrics to a JSON-lines file. After a resume a step may stand twice: the later line counts.
 
     Lines that cannot be written, because the disk is full or the folder away, wait in memory for the next.
@@ -148,14 +152,6 @@ class MetricsFile(Logger):
     @property
     def name(self) -> str:
         return "metrics"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        pass  # config.yaml holds them
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

@@ -19,7 +19,7 @@ from pipeline.checkpoint import RunFolder
 from pipeline.journal import read_json, read_json_lines, read_metrics
 from pipeline.state_files import StateFiles
 from tests.conftest import REPOSITORY, environment
-from tests.trainings import WriteConfig, folder_of
+from tests.trainings import WriteConfig, folder_of, run_ranks
 
 RULE: dict[str, Rule] = {rule.kind: rule for rule in RULES}
 
@@ -152,13 +152,7 @@ def slow_rank(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, A
     folder = tmp_path_factory.mktemp("slow_rank")
     config = folder / "slow.yaml"
     config.write_text(yaml.safe_dump({**tiny_config, "name": "slow", "output_dir": str(folder / "runs")}))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.slow_rank"]
-    result = subprocess.run(
-        [*command, str(config), str(SLEEP_S)], cwd=REPOSITORY, env=environment(), text=True, timeout=200,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout
-    (folder / "log").write_text(result.stdout)
+    (folder / "log").write_text(run_ranks("tests.slow_rank", str(config), str(SLEEP_S), timeout_s=200))
     return folder_of(config)
 
 

@@ -33,14 +33,20 @@ def train(config: Path, *overrides: str) -> str:
     return result.stdout
 
 
+def run_ranks(module: str, *arguments: str, num_ranks: int = 2, timeout_s: float = 900) -> str:
+    """Run a module of the tests as ranks of one launch. Returns what they printed."""
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}", "-m", module, *arguments],
+        cwd=REPOSITORY, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout_s,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
 def train_together(configs: list[Path], listing: Path, *, num_ranks: int = 2) -> None:
     """Train several configurations one after another in one launch."""
     listing.write_text(json.dumps([str(path) for path in configs]))
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}", "-m", "tests.rank_scenarios", str(listing)],
-        cwd=REPOSITORY, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout
+    run_ranks("tests.rank_scenarios", str(listing), num_ranks=num_ranks)
 
 
 @contextmanager

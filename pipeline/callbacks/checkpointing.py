@@ -35,9 +35,9 @@ from pipeline.checkpoint import (
     delete_old,
     describe_files,
     publish,
+    write_atomically,
     write_meta,
 )
-from pipeline.checkpoint import write_atomically as write_file
 from pipeline.data.order import ORDER_VERSION
 from pipeline.errors import CheckpointError
 from pipeline.interruption import StopRequest
@@ -77,10 +77,6 @@ class Snapshot:
     moments: dict[str, Tensor]
     masters: dict[str, Tensor]  # all of them on rank 0, none elsewhere
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self.moments.values(), *self.masters.values()))
-
 
 @dataclass(frozen=True)
 class Save:
@@ -89,7 +85,6 @@ class Save:
     step: int
     begun_at: float
     blocked_s: float
-    num_bytes: int  # of this rank
     written: Future[Entries]
 
 
@@ -140,12 +135,11 @@ class Checkpointing(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._report_cleaning()
         if trainer.is_global_zero and trainer.global_step == trainer.max_steps:
-            write_file(self.folder.complete, json.dumps({"step": trainer.global_step}).encode())
+            write_atomically(self.folder.complete, json.dumps({"step": trainer.global_step}).encode())
 
     def _begin(self, trainer: Trainer, step: int) -> None:
         """Gather, and start to write. A collective."""
-        if self._save is not None:
-            self._finish(trainer)  # the one before takes longer than the interval
+        self._finish(trainer)  # the one before, if it takes longer than the interval
         if step == self._saved_step:
             return
         begun_at = time.perf_counter()
@@ -157,7 +151,7 @@ class Checkpointing(Callback):
         name = f"moments-{trainer.global_rank:05d}-of-{trainer.world_size:05d}.safetensors"
         written = _in_background(functools.partial(self._write, snapshot, staging, name))
         blocked_s = time.perf_counter() - begun_at
-        self._save = Save(step=step, begun_at=begun_at, blocked_s=blocked_s, num_bytes=snapshot.num_bytes, written=written)
+        self._save = Save(step=step, begun_at=begun_at, blocked_s=blocked_s, written=written)
 
     def _take_snapshot(self, trainer: Trainer, step: int) -> Snapshot:
         strategy: Any = trainer.strategy

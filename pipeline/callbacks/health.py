@@ -23,7 +23,7 @@ from pipeline.journal import append_json_line, read_metrics
 from pipeline.secrets import redact
 from pipeline.state_files import StateFiles
 
-Phase = Literal["starting", "waiting for data", "computing", "saving", "finished", "stopped", "failed"]
+Phase = Literal["starting", "waiting for data", "computing", "finished", "stopped", "failed"]
 HEARTBEAT = "heartbeat.json"
 REMEMBERED_LINES = 500  # of earlier launches, for what is usual
 
@@ -105,9 +105,6 @@ class Health(Callback):
     ) -> None:
         if is_step_end(trainer, batch_idx):
             self._beat(trainer, "waiting for data")
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._beat(trainer, "saving")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step >= self.identity.total_steps:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from pipeline.capacity.memory import BUCKET_ELEMENTS, ParameterSizes, StateBytes
 from pipeline.models.vit import VisionTransformer, ViTConfig
 from pipeline.optim import parameter_groups
 from pipeline.strategy import deepspeed_config
-from tests.conftest import REPOSITORY, environment
+from tests.trainings import run_ranks
 
 RANKS = 2
 MODEL = ViTConfig(
@@ -61,12 +59,7 @@ def predict(case: Case) -> tuple[StateBytes, int]:
 
 def measure(cases: list[Case], folder: Path) -> list[dict[str, int]]:
     (folder / "cases.json").write_text(json.dumps({"model": asdict(MODEL), "cases": cases}))
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", "-m",
-         "tests.capacity.measure_ranks", str(folder / "cases.json"), str(folder / "out.json")],
-        cwd=REPOSITORY, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout
+    run_ranks("tests.capacity.measure_ranks", str(folder / "cases.json"), str(folder / "out.json"), num_ranks=RANKS)
     return json.loads((folder / "out.json").read_text())
 
 
