@@ -171,7 +171,7 @@ static int crop_resize(
     if (decode_region(data, length, shrink, &region, errors)) return -1;
     int taps_x = taps_of(w, size, antialias), taps_y = taps_of(h, size, antialias);
     uint8_t *memory = reserve(&filters, filter_bytes(size, taps_x) + filter_bytes(size, taps_y));
-    uint8_t *middle = reserve(&narrowed, (size_t)region.height * (size_t)size * PIXEL);
+    uint8_t *middle = reserve(&narrowed, (size_t)region.height * line_bytes(size));
     if (memory == NULL || middle == NULL) {
         snprintf(errors->message, sizeof errors->message, "out of memory");
         return -1;

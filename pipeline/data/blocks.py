@@ -7,7 +7,9 @@ import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol
+
+HEADERS_BYTES = 4096  # read at once: the headers between two images and what is small between them
 
 
 class BlockBytes(Protocol):
@@ -57,7 +59,7 @@ class FileBlock:
         self.num_bytes = max(0, min(num_bytes, os.fstat(descriptor()).st_size - offset))
 
     def open(self) -> BinaryIO:
-        return cast(BinaryIO, _Part(self))
+        return io.BufferedReader(_Part(self), HEADERS_BYTES)
 
     def read(self, start: int, length: int) -> bytes:
         return os.pread(self._descriptor(), length, self._offset + start)
@@ -71,11 +73,12 @@ class _Part(io.RawIOBase):
         self._block = block
         self._at = 0
 
-    def read(self, size: int = -1, /) -> bytes:
-        left = self._block.num_bytes - self._at
-        data = self._block.read(self._at, min(size, left) if size >= 0 else left) if left > 0 else b""
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer)
+        data = self._block.read(self._at, max(0, min(len(view), self._block.num_bytes - self._at)))
+        view[: len(data)] = data
         self._at += len(data)
-        return data
+        return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._block.num_bytes}[whence]
