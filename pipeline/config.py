@@ -135,7 +135,7 @@ class TrainerSection(Section):
     global_batch_size: int = Field(ge=1, description="images in one optimizer step over all ranks")
     micro_batch_size: PositiveInt | None = Field(
         None,
-        description="images a rank computes at once at most; more are accumulated, in equal parts. All its share if not set",
+        description="images a rank computes at once at most; more are accumulated, in parts as equal as can be. All its share if not set",
     )
     devices: PositiveInt | Literal["auto"] = Field(
         "auto", description="ranks on one machine when no launcher gives them: all GPUs, or 1"

@@ -11,6 +11,7 @@ from pipeline.data.augment import Decoder
 from pipeline.data.corpus import Corpus, Mixture, UnindexedShards
 from pipeline.data.decode import HOW_TO_BUILD, has_region_decoder
 from pipeline.data.index import load_index, read_class_names
+from pipeline.data.stream import largest_micro_batch
 from pipeline.errors import ConfigError
 from pipeline.models.vit import ViTConfig
 from pipeline.models.zoo import parse_name
@@ -101,7 +102,7 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
         checkpoint_steps=to_steps(config.checkpoint.every, "checkpoint.every"),
         keep_every_steps=None if keep_every is None else to_steps(keep_every, "checkpoint.keep_every"),
         accumulation_steps=accumulation,
-        micro_batch_size=batch // (world_size * accumulation),
+        micro_batch_size=largest_micro_batch(batch, num_ranks=world_size, accumulation_steps=accumulation),
     )
 
 
@@ -166,18 +167,22 @@ def _to_steps(duration: Any, key: str | None, *, global_batch_size: int, num_sam
 
 
 def count_accumulation_steps(config: RunConfig, *, world_size: int) -> int:
-    """Micro-batches in a step.
+    """Micro-batches in a step: as few as `micro_batch_size` allows. Ranks whose shares differ have as many.
 
     Raises:
-        ConfigError: the global batch does not divide into ranks and micro-batches.
+        ConfigError: a rank, or a micro-batch of one, would have no image.
     """
     batch, micro = config.trainer.global_batch_size, config.trainer.micro_batch_size
-    if batch % world_size:
-        below = batch // world_size * world_size
+    if batch < world_size:
         raise ConfigError(
-            f"trainer.global_batch_size={batch} is not divisible by the {world_size} ranks; "
-            f"use {f'{below} or ' if below else ''}{below + world_size}, or another number of ranks"
+            f"trainer.global_batch_size={batch} is less than an image for each of the {world_size} ranks; use {world_size} or "
+            f"more, or fewer ranks"
         )
-    share = batch // world_size
-    at_once = next(n for n in range(min(micro or share, share), 0, -1) if share % n == 0)
-    return share // at_once
+    share = -(-batch // world_size)
+    accumulation = -(-share // min(micro or share, share))
+    if accumulation > batch // world_size:
+        raise ConfigError(
+            f"trainer.micro_batch_size={micro}, but {world_size} ranks do not divide trainer.global_batch_size={batch}: some have "
+            f"{share} images a step, some {share - 1}, which cannot be as many parts of one; use trainer.micro_batch_size=2"
+        )
+    return accumulation

@@ -52,6 +52,7 @@ class PretrainModule(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         logits = self.model(batch["images"])  # (B, C)
-        loss = self.loss(logits, batch["labels"])
+        # The weight makes the mean over micro-batches and ranks the mean over images, where a batch does not divide evenly.
+        loss = self.loss(logits, batch["labels"]) * batch["weight"]
         # Lightning divides "loss" by the micro-batches of a step; callbacks read the undivided one.
         return {"loss": loss, "micro_loss": loss.detach(), "logits": logits.detach()}

@@ -143,7 +143,11 @@ def test_a_missing_value_is_named(tmp_path: Path, write_config: WriteConfig) -> 
 
 
 UNFIT = [
-    (["trainer.global_batch_size=9"], "trainer.global_batch_size=9 is not divisible by the 2 ranks; use 8 or 10"),
+    (
+        ["trainer.global_batch_size=1"],
+        "trainer.global_batch_size=1 is less than an image for each of the 2 ranks; use 2 or more",
+    ),
+    (["trainer.global_batch_size=9", "trainer.micro_batch_size=1"], "some have 5 images a step, some 4, which cannot be"),
     (["model.image_size=30"], "model.image_size=30 is not divisible by the patch size 8 of Ti/8; use 24 or 32"),
     (["model.name=XL/8"], "model.name='XL/8' is not a model"),
     (["model.num_heads=5"], "model.width=32 is not divisible by model.num_heads=5"),
@@ -197,7 +201,7 @@ def test_overrides_and_options_come_in_any_order() -> None:
 
 
 def test_the_command_prints_one_sentence_and_exits_with_2(write_config: WriteConfig) -> None:
-    result = run_command("train", str(write_config()), "trainer.global_batch_size=9")
+    result = run_command("train", str(write_config()), "trainer.global_batch_size=1")
     assert result.returncode == 2
     assert result.stdout.strip().splitlines() == [
         line for line in result.stdout.strip().splitlines() if line.startswith("error: trainer.")
@@ -210,9 +214,11 @@ def test_the_image_size_may_be_smaller_than_a_patch_only_in_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "micro", "expected"), [(2, None, (4, 1)), (2, 3, (2, 2)), (2, 9, (4, 1)), (8, 3, (1, 1)), (1, 3, (2, 4))]
-)
-def test_a_share_is_computed_in_equal_parts_that_fit(
+    ("world_size", "micro", "expected"),
+    [(2, None, (4, 1)), (2, 3, (2, 2)), (2, 9, (4, 1)), (8, 3, (1, 1)), (1, 3, (3, 3)), (3, None, (3, 1)), (3, 2, (2, 2)),
+     (5, None, (2, 1)), (8, 1, (1, 1))],
+)  # fmt: skip
+def test_a_share_is_computed_in_as_few_parts_as_fit(
     write_config: Callable[..., Path], world_size: int, micro: int | None, expected: tuple[int, int]
 ) -> None:
     plan = make_plan(load_config(write_config(trainer={"micro_batch_size": micro})), world_size=world_size)

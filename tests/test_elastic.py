@@ -27,12 +27,12 @@ BF16_STAGES = {name: (stage,) * len(LEGS) for name, stage in (("zero1_bf16", 1),
 def write_scenario(
     folder: Path, values: dict[str, Any], name: str, *, stage: int, precision: str = "fp32", **trainer: Any
 ) -> Path:
-    """A configuration without dropout, whose masks belong to a rank."""
+    """A configuration without dropout, whose masks belong to a rank; batches that only one rank divides."""
     path = folder / f"{name}.yaml"
     path.parent.mkdir(exist_ok=True, parents=True)
     values = {
         **values, "name": name, "model": {**values["model"], "dropout": 0.0}, "checkpoint": {"every": "100 steps"},
-        "trainer": {**values["trainer"], "global_batch_size": 12, "precision": precision, "zero_stage": stage, "duration": f"{STEPS_A_LEG * len(LEGS)} steps", **trainer},
+        "trainer": {**values["trainer"], "global_batch_size": 13, "precision": precision, "zero_stage": stage, "duration": f"{STEPS_A_LEG * len(LEGS)} steps", **trainer},
     }  # fmt: skip
     path.write_text(yaml.safe_dump(values))
     return path

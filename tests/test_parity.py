@@ -28,6 +28,11 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "zero3_fp32": {"zero_stage": 3, "precision": "fp32"},
     "zero0_fp32_accumulated": {"zero_stage": 0, "precision": "fp32", "micro_batch_size": 2},
     "zero2_fp32_accumulated": {"zero_stage": 2, "precision": "fp32", "micro_batch_size": 1},
+    # Shares of 3 and 4 images, in micro-batches of 1 and 2, 2 and 2.
+    "zero0_fp32_uneven": {"zero_stage": 0, "precision": "fp32", "global_batch_size": 7, "micro_batch_size": 2},
+    "zero1_fp32_uneven": {"zero_stage": 1, "precision": "fp32", "global_batch_size": 7, "micro_batch_size": 2},
+    "zero2_fp32_uneven": {"zero_stage": 2, "precision": "fp32", "global_batch_size": 7, "micro_batch_size": 2},
+    "zero3_fp32_uneven": {"zero_stage": 3, "precision": "fp32", "global_batch_size": 7, "micro_batch_size": 2},
     "zero1_bf16": {"zero_stage": 1, "precision": "bf16"},
     "zero2_bf16": {"zero_stage": 2, "precision": "bf16"},
     "zero3_bf16": {"zero_stage": 3, "precision": "bf16"},
@@ -40,7 +45,7 @@ CLIP = 0.5  # below the gradient norms of these runs, so that clipping acts
 
 def train_plainly(config_path: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
     """The same training in thirty lines of torch, fp32, one process: losses, gradient norms, final weights."""
-    config = load_config(config_path)
+    config = load_config(config_path, ["trainer.micro_batch_size=null"])
     plan = make_plan(config, world_size=1)
     stream = build_data.make_stream(plan, world=World.alone(), start_step=0)
     batches = iter(BatchLoader(stream, num_workers=0, prefetch=1, pin_memory=False))
@@ -86,13 +91,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any]) 
 
 
 @pytest.fixture(scope="module")
-def plain(runs: dict[str, RunFolder]) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
-    return train_plainly(runs["zero0_fp32"].config)
+def plain(runs: dict[str, RunFolder]) -> dict[str, tuple[list[float], list[float], dict[str, torch.Tensor]]]:
+    """By batch."""
+    return {batch: train_plainly(runs[f"zero0_fp32{batch}"].config) for batch in ("", "_uneven")}
+
+
+def batch_of(name: str) -> str:
+    return "_uneven" if name.endswith("_uneven") else ""
 
 
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if "fp32" in name])
 def test_fp32_at_every_stage_is_the_plain_loop(name: str, runs: dict[str, RunFolder], plain: Any) -> None:
-    losses, norms, weights = plain
+    losses, norms, weights = plain[batch_of(name)]
     rows = read_metrics(runs[name].metrics)
     assert [row["train/loss"] for row in rows] == pytest.approx(losses, rel=1e-5)
     assert [row["train/gradient_norm"] for row in rows] == pytest.approx(norms, rel=1e-4)  # before clipping
@@ -104,15 +114,15 @@ def test_fp32_at_every_stage_is_the_plain_loop(name: str, runs: dict[str, RunFol
 
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if "bf16" in name])
 def test_bf16_follows_the_plain_loop(name: str, runs: dict[str, RunFolder], plain: Any) -> None:
-    losses, norms, _ = plain
+    losses, norms, _ = plain[batch_of(name)]
     rows = read_metrics(runs[name].metrics)
     assert [row["train/loss"] for row in rows] == pytest.approx(losses, rel=0.02)
     assert [row["train/gradient_norm"] for row in rows] == pytest.approx(norms, rel=0.1)
 
 
 def test_every_scenario_saw_the_same_images(runs: dict[str, RunFolder]) -> None:
-    digests = {name: [row["data/digest"] for row in read_metrics(folder.metrics)] for name, folder in runs.items()}
-    assert len({tuple(values) for values in digests.values()}) == 1
+    digests = {(batch_of(name), *(row["data/digest"] for row in read_metrics(folder.metrics))) for name, folder in runs.items()}
+    assert len(digests) == 2  # one a batch size
 
 
 @pytest.mark.slow

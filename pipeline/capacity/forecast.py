@@ -14,6 +14,7 @@ from pipeline.capacity.storage import Reading, moments_bytes, reading_rates, wei
 from pipeline.config import RunConfig
 from pipeline.data.corpus import Mixture
 from pipeline.data.index import DEFAULT_BLOCK_SAMPLES
+from pipeline.data.stream import largest_micro_batch
 from pipeline.durations import Duration
 from pipeline.errors import ConfigError, DataError
 from pipeline.hardware import DATA_SHEET_BF16_TFLOPS, DATA_SHEET_MEMORY_GIB, find_gpu
@@ -70,7 +71,7 @@ class StageMemory:
     Attributes:
         chosen: the configuration's own stage.
         largest_micro_batch: images that fit at once, 0 if none.
-        usable_micro_batch: the largest that also divides a rank's share, 0 if none.
+        usable_micro_batch: the size of the fewest equal parts of a GPU's share that fit, 0 if none.
     """
 
     stage: Stage
@@ -155,8 +156,8 @@ def make_forecast(config: RunConfig, *, cluster: Cluster, num_samples: int | Non
     )  # fmt: skip
     return Forecast(
         name=config.name, model_name=config.model.name, model=model, num_parameters=sizes.total, cluster=cluster, gpu_name=gpu, num_gpus=num_gpus,
-        memory_bytes=memory_bytes, micro_batch_size=batch // num_gpus // accumulation, accumulation_steps=accumulation,
-        global_batch_size=batch, corpus=corpus,
+        memory_bytes=memory_bytes, micro_batch_size=largest_micro_batch(batch, num_ranks=num_gpus, accumulation_steps=accumulation),
+        accumulation_steps=accumulation, global_batch_size=batch, corpus=corpus,
         memory=tuple(
             _stage_memory(stage, config, model=model, sizes=sizes, kernels=num_kernel_elements, num_gpus=num_gpus,
                           accumulation=accumulation, memory_bytes=memory_bytes)
@@ -270,8 +271,8 @@ def _stage_memory(
 ) -> StageMemory:
     wanted = config.trainer.precision
     precision: Precision = "bf16_autocast" if stage == 0 and wanted == "bf16" else wanted
-    share = config.trainer.global_batch_size // num_gpus
-    micro = share // accumulation
+    batch = config.trainer.global_batch_size
+    share, micro = (largest_micro_batch(batch, num_ranks=num_gpus, accumulation_steps=parts) for parts in (1, accumulation))
     image = saved_bytes_per_image(model, precision=precision) + working_bytes_per_image(model, precision=precision)
     once = saved_bytes_per_pass(kernels, precision=precision)
     state = state_bytes(sizes, stage=stage, precision=precision, num_ranks=num_gpus, accumulation_steps=accumulation)
@@ -280,7 +281,7 @@ def _stage_memory(
     return StageMemory(
         stage=stage, precision=precision, chosen=stage == config.trainer.zero_stage, state=state,
         activations=once + micro * image, total=total, fits=total <= memory_bytes, largest_micro_batch=largest,
-        usable_micro_batch=max((size for size in range(1, min(largest, share) + 1) if share % size == 0), default=0),
+        usable_micro_batch=-(-share // -(-share // largest)) if largest else 0,
     )  # fmt: skip
 
 

@@ -100,8 +100,8 @@ def _memory_advice(forecast: Forecast, chosen: StageMemory) -> str:
         return f"* the configuration's: it fits, with {(forecast.memory_bytes - chosen.total) / GIB:.1f} GiB to spare"
     if chosen.usable_micro_batch:
         return (
-            f"* the configuration's: it does not fit; set trainer.micro_batch_size={chosen.usable_micro_batch}, the largest that "
-            f"does and divides a GPU's share of {forecast.micro_batch_size * forecast.accumulation_steps}"
+            f"* the configuration's: it does not fit; set trainer.micro_batch_size={chosen.usable_micro_batch}, which cuts a GPU's "
+            f"share of a batch into the fewest equal parts that do"
         )
     return "* the configuration's: not even one image fits; another ZeRO stage, a larger GPU or more of them"
 

@@ -35,6 +35,7 @@ class Batch(TypedDict):
     """One rank's part of one micro-batch. Valid until the third one after it is asked for."""
 
     images: Tensor  # (B, 3, S, S) uint8
+    weight: float  # of its mean loss: its images as a part of the mean micro-batch, 1 where all have as many
     labels: Tensor  # (B,) int64
     sample_ids: Tensor  # (B,) int64: number of the sample in the mixture
     positions: Tensor  # (B,) int64: place in the run's order
@@ -103,7 +104,8 @@ class BatchLoader:
                 if len(in_use) == HELD:  # asking for the next one lets its memory be written
                     for wait in in_use.popleft()["when_copied"]:
                         wait()
-                batch = _join([self._take(parts) for _ in range(max(1, self.num_workers))], images[number % len(images)])
+                taken = [self._take(parts) for _ in range(max(1, self.num_workers))]
+                batch = _join(taken, images[number % len(images)], division=self.stream.division)
                 batch["wait_s"] = time.perf_counter() - start
                 in_use.append(batch)
                 number += 1
@@ -167,9 +169,11 @@ def _as_it_is(part: Any) -> Any:
     return part
 
 
-def _join(parts: list[Part], images: Tensor) -> Batch:
+def _join(parts: list[Part], images: Tensor, *, division: Division) -> Batch:
+    num_images = sum(len(part.positions) for part in parts)
     return Batch(
-        images=images,
+        images=images[:num_images],
+        weight=num_images / division.mean_micro_batch_size,
         labels=torch.from_numpy(np.concatenate([part.labels for part in parts])),
         sample_ids=torch.from_numpy(np.concatenate([part.sample_ids for part in parts])),
         positions=torch.from_numpy(np.concatenate([part.positions for part in parts])),

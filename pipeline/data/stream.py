@@ -52,7 +52,7 @@ class Division:
     """How positions are divided: optimizer step s holds positions [s * B, (s + 1) * B).
 
     A step's positions are cut into `world_size` runs of neighbours, one a rank; each of those into
-    `accumulation_steps` micro-batches; each of those into one run a worker.
+    `accumulation_steps` micro-batches; each of those into one run a worker. Parts of a cut differ by one at most.
     """
 
     global_batch_size: int
@@ -62,17 +62,33 @@ class Division:
 
     @property
     def micro_batch_size(self) -> int:
-        return self.global_batch_size // (self.world_size * self.accumulation_steps)
+        """Images of the largest micro-batch of any rank."""
+        return largest_micro_batch(
+            self.global_batch_size, num_ranks=self.world_size, accumulation_steps=self.accumulation_steps
+        )
+
+    @property
+    def mean_micro_batch_size(self) -> float:
+        """Images of a micro-batch over all ranks."""
+        return self.global_batch_size / (self.world_size * self.accumulation_steps)
 
     def positions(self, *, step: int, micro_step: int) -> Int64s:
         """This rank's positions of one micro-batch."""
-        first = step * self.global_batch_size + self.rank * (self.global_batch_size // self.world_size)
-        return first + micro_step * self.micro_batch_size + np.arange(self.micro_batch_size, dtype=np.int64)
+        mine = cut(self.global_batch_size, part=self.rank, num_parts=self.world_size)
+        some = cut(mine.stop - mine.start, part=micro_step, num_parts=self.accumulation_steps)
+        first = step * self.global_batch_size + mine.start
+        return np.arange(first + some.start, first + some.stop, dtype=np.int64)
 
-    def places(self, *, worker: int, num_workers: int) -> slice:
-        """A worker's places in a micro-batch: neighbours, as many as the others' or one more."""
-        edges = [part * self.micro_batch_size // num_workers for part in (worker, worker + 1)]
-        return slice(*edges)
+
+def largest_micro_batch(global_batch_size: int, *, num_ranks: int, accumulation_steps: int) -> int:
+    """Images of the largest micro-batch of any rank."""
+    share = -(-global_batch_size // num_ranks)
+    return -(-share // accumulation_steps)
+
+
+def cut(length: int, *, part: int, num_parts: int) -> slice:
+    """One of `num_parts` runs of neighbours in [0, length), which differ by one at most."""
+    return slice(part * length // num_parts, (part + 1) * length // num_parts)
 
 
 @dataclass(frozen=True)
@@ -149,22 +165,24 @@ class TrainStream:
                 micro-batch is no longer needed when the one R later is asked for.
         """
         readers = self._open_readers(num_workers)
-        places = self.division.places(worker=worker, num_workers=num_workers)
-        window: deque[tuple[Int64s, Located]] = deque()
+        window: deque[tuple[Int64s, Located, slice]] = deque()
         number = 0
-        for positions in self._positions(places):
+        for in_all in self._positions():
+            places = cut(len(in_all), part=worker, num_parts=num_workers)
+            positions = in_all[places]
             located = self.order.locate(positions)
             for corpus, block in zip(located.corpus.tolist(), located.block.tolist(), strict=True):
                 readers[corpus].start(block)
-            window.append((positions, located))
+            window.append((positions, located, places))
             if len(window) > self.read_ahead:
-                yield self._fill(readers, *window.popleft(), slots=images[number % len(images), places])
+                positions, located, places = window.popleft()
+                yield self._fill(readers, positions, located, slots=images[number % len(images), places])
                 number += 1
 
-    def _positions(self, places: slice) -> Iterator[Int64s]:
+    def _positions(self) -> Iterator[Int64s]:
         for step in itertools.count(self.start_step):
             for micro_step in range(self.division.accumulation_steps):
-                yield self.division.positions(step=step, micro_step=micro_step)[places]
+                yield self.division.positions(step=step, micro_step=micro_step)
 
     def _open_readers(self, num_workers: int) -> list[BlockReader]:
         """One a corpus, each with room for the blocks that all streams of this worker play."""

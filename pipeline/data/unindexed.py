@@ -18,7 +18,7 @@ from pipeline.data.corpus import UnindexedShards
 from pipeline.data.counter import Purpose, derive_key
 from pipeline.data.decode import UnreadableImage
 from pipeline.data.reader import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label
-from pipeline.data.stream import DIGEST_MODULUS, Division, Part, Unreadable
+from pipeline.data.stream import DIGEST_MODULUS, Division, Part, Unreadable, cut
 from pipeline.errors import ConfigError, DataError
 
 SHUFFLE_BUFFER = 1000  # encoded samples a worker holds
@@ -49,13 +49,13 @@ class UnindexedStream:
 
     def parts(self, images: Tensor, *, worker: int, num_workers: int) -> Iterator[Part]:
         """Fill this worker's places of micro-batch n in `images[n % R]`: see `TrainStream.parts`."""
-        places = self.division.places(worker=worker, num_workers=num_workers)
         samples = self._samples(worker, num_workers)
         numbers = itertools.count()
         for step in itertools.count(self.start_step):
             for micro_step in range(self.division.accumulation_steps):
-                positions = self.division.positions(step=step, micro_step=micro_step)[places]
-                yield self._fill(images[next(numbers) % len(images), places], positions, samples)
+                positions = self.division.positions(step=step, micro_step=micro_step)
+                places = cut(len(positions), part=worker, num_parts=num_workers)
+                yield self._fill(images[next(numbers) % len(images), places], positions[places], samples)
 
     def _samples(self, worker: int, num_workers: int) -> Iterator[dict[str, Any]]:
         wds: Any = importlib.import_module("webdataset")

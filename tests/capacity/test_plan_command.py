@@ -87,7 +87,7 @@ def test_a_picture_of_the_failures(call: Call, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--nodes", "3", *IN21K), "4096 is not divisible by the 24 ranks"),
+        (("--nodes", "513", *IN21K), "4096 is less than an image for each of the 4104 ranks"),
         (("--nodes", "1"), "--samples"),
         (("--nodes", "1", *IN21K, "--gpu", "h1000"), "h100pcie"),
         (("--nodes", "0", *IN21K), "--nodes 0: must be more than 0"),
