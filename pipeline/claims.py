@@ -4,7 +4,8 @@
     RUN_DIR/lock.json                     the training that this folder belongs to (see `run_lock`)
 
 A claim is a file, created whole or not at all. Its owner touches it while it works, and finds out at the same time
-whether it is still the owner: a claim whose process is gone, or that has not been touched for long, is taken over.
+whether it is still the owner: a claim whose process is gone, or that has not been touched for long, is taken over; so is one
+of an earlier start of this very job, which Slurm has requeued.
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ class Owner:
 
     def is_on_this_host(self) -> bool:
         return self.host == socket.gethostname()
+
+    def is_earlier_start_of_this_job(self) -> bool:
+        """Whether Slurm has requeued the job since, and this process is what it started then."""
+        job, restart = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT")
+        return job is not None and self.slurm_job_id == job and self.slurm_restart != restart
 
     def is_alive_here(self) -> bool:
         """Whether its process exists on this machine."""
@@ -117,8 +123,8 @@ def read_owner(path: Path) -> Owner | None:
 
 
 def is_dead(owner: Owner) -> bool:
-    """Whether its process is known to be gone. Of another machine's nothing is known."""
-    return owner.is_on_this_host() and not owner.is_alive_here()
+    """Whether its process is known to be gone. Of another machine's nothing is known, but that this job was requeued."""
+    return not owner.is_alive_here() if owner.is_on_this_host() else owner.is_earlier_start_of_this_job()
 
 
 def seconds_since_touched(path: Path) -> float:

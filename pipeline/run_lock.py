@@ -77,11 +77,10 @@ def why_dead(path: Path, owner: Owner) -> str | None:
     """Why the owner of a lock does not work any more, in words; None if it does."""
     if owner.is_on_this_host():
         return "its process is gone" if is_dead(owner) else None
-    if owner.slurm_job_id is None:
+    if is_dead(owner):
+        return "it is an earlier start of this job"
+    if owner.slurm_job_id in (None, os.environ.get("SLURM_JOB_ID")):
         return _watch(path)
-    if owner.slurm_job_id == os.environ.get("SLURM_JOB_ID"):
-        is_earlier = owner.slurm_restart != os.environ.get("SLURM_RESTART_COUNT")
-        return "it is an earlier start of this job" if is_earlier else _watch(path)
     state = slurm_state(owner.slurm_job_id)
     if state is None:
         return _watch(path)

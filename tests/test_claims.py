@@ -11,6 +11,8 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pytest
+
 from pipeline.claims import Owner, claim
 
 
@@ -60,6 +62,20 @@ def test_a_silent_claim_from_another_machine_goes_stale(tmp_path: Path) -> None:
     os.utime(path, (time.time() - 61, time.time() - 61))
     with claim(path, stale_after_s=60) as stale:
         assert stale
+
+
+def test_the_claim_of_a_job_before_it_was_requeued_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "step.json"
+    owner = Owner(host="elsewhere", pid=1, process_start=None, slurm_job_id="7", slurm_restart=None, since=time.time())
+    path.write_text(json.dumps(asdict(owner)))
+    for job, restart, expected in (("8", "1", False), ("7", None, False), ("7", "1", True)):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        if restart is not None:
+            monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
+        else:
+            monkeypatch.delenv("SLURM_RESTART_COUNT")
+        with claim(path) as mine:
+            assert mine == expected
 
 
 def test_an_empty_claim_left_by_a_power_cut_goes_stale(tmp_path: Path) -> None:

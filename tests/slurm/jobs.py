@@ -6,13 +6,14 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.checkpoint import RunFolder
 from pipeline.journal import read_json_lines
-from tests.conftest import environment
+from tests.conftest import REPOSITORY, environment
 from tests.slurm.cluster import Cluster
 from tests.slurm.site import TINY
 
@@ -69,14 +70,14 @@ class Job:
             time.sleep(CREDENTIALS_S)
             self.cluster.run("scontrol", "update", f"jobid={self.id}", "StartTime=now")
 
-    def ranks(self) -> list[int]:
-        """Process ids of its ranks, as this machine numbers them."""
+    def ranks(self, command: str = "train") -> list[int]:
+        """Process ids of its ranks, or of another command of the pipeline, as this machine numbers them."""
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 arguments = (path / "cmdline").read_bytes().split(b"\0")
                 if (
-                    b"train" in arguments
+                    command.encode() in arguments
                     and b"pipeline" in arguments
                     and f"SLURM_JOB_ID={self.id}\0".encode() in (path / "environ").read_bytes()
                 ):
@@ -113,6 +114,25 @@ class Desk:
             "sbatch", "--parsable", f"--job-name={name}", *shape, *options, script, *tiny, *overrides, **env
         ).strip()
         return Job(self.cluster, job, folder / f"{job}.log", RunFolder(folder / "runs" / name))
+
+    def set_site(self, *lines: str) -> None:
+        """Settings that take the place of the site file's."""
+        with self.site.open("a") as site:
+            site.write("".join(f"{line}\n" for line in lines))
+
+    @contextmanager
+    def evaluator_of(self, training: Job) -> Iterator[Job]:
+        """The job that a training has submitted. Its logs, which are where the script puts them, are deleted in the end."""
+        name, logs = f"{training.folder.root.name}-eval", REPOSITORY / "slurm" / "logs"
+        try:
+            training.wait(
+                lambda: self.cluster.run("squeue", "--noheader", "--states=all", f"--name={name}") != "", "with evaluator"
+            )
+            job = self.job_named(name)
+            yield replace(job, log=logs / f"{job.id}.log", folder=training.folder)
+        finally:
+            for log in (logs / f"{name}.log", (logs / f"{name}.log").resolve()):
+                log.unlink(missing_ok=True)
 
     def urgent_job(self) -> Job:
         """One that takes all nodes, at once, for a moment."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -86,19 +87,20 @@ def test_preemption_without_grace_time(desk: Desk, reference: RunFolder, record_
     finish(job, reference, record_property)
 
 
-def test_a_node_dies(desk: Desk, reference: RunFolder, record_property: Report) -> None:
+@pytest.mark.parametrize("node", ["n2", "n1"], ids=["another", "the first, which runs the job's script"])
+def test_a_node_dies(node: str, desk: Desk, reference: RunFolder, record_property: Report) -> None:
     """Pulled out of the wall in mid-step. The other rank notices first, Slurm after SlurmdTimeout."""
     job = desk.submit("tiny", WANDB)
     ranks = job.stop_in_step(6, num_ranks=2)
     record_property("steps lost", logged_steps(job.folder)[-1] - job.folder.checkpoint_steps()[-1])
     assert job.show("NodeList") == "n[1-2]"
-    desk.cluster.kill_node("n2")
+    desk.cluster.kill_node(node)
     for pid in ranks:
         if is_halted(pid):  # the survivor
             os.kill(pid, signal.SIGCONT)
     record_property("seconds from power cut to requeue", round(job.wait_for_state("PENDING"), 1))
     finish(job, reference, record_property)
-    assert "n2" not in desk.cluster.run("scontrol", "show", "hostnames", job.show("NodeList")).split()
+    assert node not in desk.cluster.run("scontrol", "show", "hostnames", job.show("NodeList")).split()
 
 
 def test_a_rank_hangs(desk: Desk, reference: RunFolder, record_property: Report) -> None:
@@ -115,6 +117,27 @@ def test_a_rank_hangs(desk: Desk, reference: RunFolder, record_property: Report)
     assert "torch/distributed" in report  # the stack of what it waits in
     assert "[job] broken off with exit code 137; try 1 of 2" in job.text
     finish(job, reference, record_property)
+
+
+def test_an_evaluator_is_preempted(desk: Desk, downstream: dict[str, str], record_property: Report) -> None:
+    """Between two results: it goes on behind what it has written."""
+    sets = f"[{{name: bars, train: {downstream['train']}, test: {downstream['test']}}}]"
+    desk.set_site(f"SITE_EVAL_SETS={shlex.quote(sets)}", "SITE_EVAL_PARTITION=scavenge")
+    training = desk.submit("watched", "checkpoint.every=2 steps", nodes=1)
+    with desk.evaluator_of(training) as evaluator:
+        evaluator.wait(lambda: len(read_json_lines(training.folder.evaluations)) > 0, "at its first result")
+        for pid in evaluator.ranks("evaluate"):
+            os.kill(pid, signal.SIGSTOP)
+        before = len(read_json_lines(training.folder.evaluations))
+        assert training.wait_for_end() == "0:0", training.text
+        desk.urgent_job()
+        record_property("seconds from urgent job to requeue", round(evaluator.wait_for_state("PENDING"), 1))
+        evaluator.start_now()
+        assert evaluator.wait_for_end() == "0:0", evaluator.text
+        assert evaluator.show("Restarts") == "1"
+    rows = [(row["step"], row["protocol"], row["shots"], row["seed"]) for row in read_json_lines(training.folder.evaluations)]
+    assert len(rows) == len(set(rows)) > before
+    assert {step for step, *_ in rows} == {0, 2, 4, 6, 8, 10, 12}
 
 
 def test_a_cancelled_job_stays_so(desk: Desk) -> None:

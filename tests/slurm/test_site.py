@@ -62,11 +62,6 @@ def records(recorder: Path, job: str) -> list[list[str]]:
     return [path.read_text().splitlines() for path in sorted(recorder.parent.glob(f"record.{job}.*"))]
 
 
-def set_site(desk: Desk, *lines: str) -> None:
-    with desk.site.open("a") as site:
-        site.write("".join(f"{line}\n" for line in lines))
-
-
 @pytest.mark.slow
 def test_every_script_would_be_accepted(desk: Desk) -> None:
     for script in PRETRAINING:
@@ -77,8 +72,8 @@ def test_every_script_would_be_accepted(desk: Desk) -> None:
 @pytest.mark.slow
 def test_the_site_file_reaches_every_task(desk: Desk, recorder: Path) -> None:
     """`module` and a container, as a site would have them; account and partition through slurm/submit."""
-    set_site(
-        desk, "SITE_ACCOUNT=vision", "SITE_PARTITION=scavenge", "SITE_MODULES=(cuda/13.0 'python 3')", "SITE_INTERFACE=lo",
+    desk.set_site(
+        "SITE_ACCOUNT=vision", "SITE_PARTITION=scavenge", "SITE_MODULES=(cuda/13.0 'python 3')", "SITE_INTERFACE=lo",
         f"SITE_CONTAINER=({recorder} exec --nv '/images/with space.sif')",
     )  # fmt: skip
     # Lmod and Environment Modules define a function, which sbatch hands on.
@@ -110,7 +105,7 @@ def test_the_site_file_reaches_every_task(desk: Desk, recorder: Path) -> None:
 
 @pytest.mark.slow
 def test_modules_without_a_module_command_are_answered_in_words(desk: Desk) -> None:
-    set_site(desk, "SITE_MODULES=(cuda)")
+    desk.set_site("SITE_MODULES=(cuda)")
     job = desk.submit("no-modules", nodes=1)
     assert job.wait_for_end() == "2:0"
     assert "SITE_MODULES is set, but there is no `module` command on n1" in job.text
@@ -118,7 +113,7 @@ def test_modules_without_a_module_command_are_answered_in_words(desk: Desk) -> N
 
 @pytest.mark.slow
 def test_each_task_may_have_a_gpu_of_its_own(desk: Desk, recorder: Path) -> None:
-    set_site(desk, f"SITE_CONTAINER=({recorder})")
+    desk.set_site(f"SITE_CONTAINER=({recorder})")
     options = ("--gpus-per-node=2", "--gpus-per-task=1")
     job = desk.submit("own", nodes=1, tasks=2, options=options, RECORD=str(recorder.parent / "record"))
     assert job.wait_for_end() == "0:0", job.text
@@ -131,7 +126,7 @@ def test_each_task_may_have_a_gpu_of_its_own(desk: Desk, recorder: Path) -> None
 def test_chains_and_arrays_run_one_after_the_other(desk: Desk) -> None:
     """Jobs of one name never meet in one run folder."""
     turns = desk.site.parent / "turns"
-    set_site(desk, f"SITE_CONTAINER=(bash -c 'echo begin >> {turns}; sleep 1; echo end >> {turns}')")
+    desk.set_site(f"SITE_CONTAINER=(bash -c 'echo begin >> {turns}; sleep 1; echo end >> {turns}')")
     chain = [desk.submit("chain", nodes=1, options=("--gpus-per-node=1",)) for _ in range(2)]
     array = desk.submit("chain", nodes=1, options=("--gpus-per-node=1", "--array=0-1%1"))
     for job in chain:
@@ -143,17 +138,13 @@ def test_chains_and_arrays_run_one_after_the_other(desk: Desk) -> None:
 @pytest.mark.slow
 def test_the_evaluator_is_a_job_of_its_own(desk: Desk, downstream: dict[str, str]) -> None:
     sets = f"[{{name: bars, train: {downstream['train']}, test: {downstream['test']}}}]"
-    set_site(desk, f"SITE_EVAL_SETS={shlex.quote(sets)}", "SITE_EVAL_PARTITION=scavenge")
+    desk.set_site(f"SITE_EVAL_SETS={shlex.quote(sets)}", "SITE_EVAL_PARTITION=scavenge")
     training = desk.submit("beside", nodes=1)
     assert training.wait_for_end() == "0:0", training.text
-    evaluator = desk.job_named("beside-eval")
-    logs = REPOSITORY / "slurm" / "logs"  # where the script itself puts them
-    try:
+    with desk.evaluator_of(training) as evaluator:
         assert evaluator.wait_for_end() == "0:0"
-        assert "[eval] step 12: bars 1-shot" in (logs / "beside-eval.log").read_text()
-    finally:
-        for log in (logs / "beside-eval.log", logs / f"{evaluator.id}.log"):
-            log.unlink(missing_ok=True)
+        assert "[eval] step 12: bars 1-shot" in evaluator.text
+        assert (evaluator.log.parent / "beside-eval.log").resolve() == evaluator.log
     assert evaluator.show("Partition") == "scavenge"
     assert evaluator.show("NumTasks") == "1"
     assert training.folder.evaluations.read_text().count('"step": 12') > 0
