@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from pipeline.console import say
 from pipeline.journal import append_json_lines
 from pipeline.wandb_writer import INIT_TIMEOUT_S, WandbRun, WandbWriter
 
@@ -160,6 +161,6 @@ class MetricsFile(RowLogger):
             append_json_lines(self._path, self._waiting)
         except OSError as error:
             if len(self._waiting) == 1:
-                print(f"[run] metrics wait in memory: {self._path} cannot be written ({error})", flush=True)
+                say(f"[run] metrics wait in memory: {self._path} cannot be written ({error})")
         else:
             self._waiting.clear()

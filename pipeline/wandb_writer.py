@@ -15,6 +15,8 @@ from typing import IO, Any, Literal
 
 import psutil
 
+from pipeline.console import say
+
 INIT_TIMEOUT_S = 90.0
 ANSWER_TIMEOUT_S = 120.0
 FINISH_TIMEOUT_S = 60.0
@@ -132,10 +134,9 @@ class WandbWriter:
             if "off" in answer:
                 self._switch_off(answer["off"])
             elif answer.get("note"):
-                print(
+                say(
                     f"[wandb] no run online ({answer['note']}); it is written offline instead, and "
-                    f"`wandb sync {answer['folder']}` uploads it later",
-                    flush=True,
+                    f"`wandb sync {answer['folder']}` uploads it later"
                 )
             self._finished = self._finished or "finished" in answer
 
@@ -145,10 +146,9 @@ class WandbWriter:
                 return
             self.off = reason
         truth = "metrics.jsonl" if self._run.writer == "train" else "evaluations.jsonl"
-        print(
-            f"\n[wandb] W&B IS SWITCHED OFF for this launch: {reason}. Nothing else is touched: {truth} holds every line, and "
-            f"the next launch sends W&B what it has missed",
-            flush=True,
+        say(
+            f"[wandb] W&B IS SWITCHED OFF for this launch: {reason}. Nothing else is touched: {truth} holds every line, and "
+            f"the next launch sends W&B what it has missed"
         )
         self._outbox.put({"finish": 1})  # ends the feeder
         self._kill()

@@ -38,6 +38,7 @@ from pipeline.checkpoint import (
     write_atomically,
     write_meta,
 )
+from pipeline.console import say
 from pipeline.data.order import ORDER_VERSION
 from pipeline.errors import CheckpointError
 from pipeline.interruption import StopRequest
@@ -222,9 +223,8 @@ class Checkpointing(Callback):
             return [f"rank 0: {error}"]
         total_s = time.perf_counter() - save.begun_at
         size = sum(entry["bytes"] for entry in manifest.values()) / 2**30
-        print(
-            f"[checkpoint] step {save.step}: {size:.3g} GiB in {total_s:.3g} s, of which training waited {save.blocked_s:.3g} s",
-            flush=True,
+        say(
+            f"[checkpoint] step {save.step}: {size:.3g} GiB in {total_s:.3g} s, of which training waited {save.blocked_s:.3g} s"
         )
         self._report_cleaning()
         keep = functools.partial(delete_old, self.folder, newest=save.step, keep_last=self.policy.keep_last, keep_every_steps=self.policy.keep_every_steps)  # fmt: skip
@@ -235,7 +235,7 @@ class Checkpointing(Callback):
         """Wait for the last deletion of old checkpoints. One that fails costs space alone: the next launch clears it up."""
         cleaning, self._cleaning = self._cleaning, None
         if cleaning is not None and isinstance(problem := _outcome(cleaning), str):
-            print(f"[checkpoint] an old checkpoint could not be deleted: {problem}", flush=True)
+            say(f"[checkpoint] an old checkpoint could not be deleted: {problem}")
 
     def _give_up(self, trainer: Trainer, save: Save, problems: list[str], *, on_failure: Literal["go on", "end"]) -> None:
         if trainer.is_global_zero:
@@ -247,7 +247,7 @@ class Checkpointing(Callback):
                 f"{told}, {self._failed_in_a_row} in a row; make room there, then the same command goes on from the last checkpoint"
             ).everywhere()
         if trainer.is_global_zero:
-            print(f"[checkpoint] {told}; training goes on and tries again at the next interval", flush=True)
+            say(f"[checkpoint] {told}; training goes on and tries again at the next interval")
 
     def _meta(self, trainer: Trainer, step: int) -> CheckpointMeta:
         strategy: Any = trainer.strategy

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pipeline.callbacks.steps import is_step_end
+from pipeline.console import say
 from pipeline.errors import TrainingError
 
 
@@ -41,10 +42,9 @@ class FiniteGuard(Callback):
         self._skipped_before = skipped
         self._in_a_row += 1
         shown = ", ".join(map(str, samples[:16])) + (", ..." if len(samples) > 16 else "")
-        print(
+        say(
             f"[guard] step {trainer.global_step}: non-finite gradients, step skipped ({self._in_a_row} in a row); "
-            f"loss on rank {trainer.global_rank}: {float(outputs['micro_loss']):.6g}; its samples: {shown}",
-            flush=True,
+            f"loss on rank {trainer.global_rank}: {float(outputs['micro_loss']):.6g}; its samples: {shown}"
         )
         if self._in_a_row >= self.max_skipped_steps:
             error = TrainingError(

@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from pipeline.alerts import Alert, Watched, observe_line
 from pipeline.callbacks.steps import is_step_end
 from pipeline.checkpoint import RunFolder
+from pipeline.console import say
 from pipeline.interruption import StopRequest
 from pipeline.journal import append_json_line, read_metrics
 from pipeline.secrets import redact
@@ -77,15 +78,15 @@ class Health(Callback):
     def _tell(self, alert: Alert) -> None:
         if alert.change == "raised":
             self._standing[alert.kind] = alert.text
-            print(f"\n[alert] step {alert.step}: {alert.text}", flush=True)
+            say(f"[alert] step {alert.step}: {alert.text}")
             self.send_alert(f"{self.folder.root.name}: {alert.kind}", f"step {alert.step}: {alert.text}")
         else:
             self._standing.pop(alert.kind, None)
-            print(f"\n[alert] step {alert.step}: {alert.kind} is ordinary again", flush=True)
+            say(f"[alert] step {alert.step}: {alert.kind} is ordinary again")
         try:
             append_json_line(self.folder.root / "alerts.jsonl", {"time": round(time.time(), 3), **asdict(alert)})
         except OSError as error:  # it was printed; what matters is metrics.jsonl
-            print(f"[alert] alerts.jsonl cannot be written: {error}", flush=True)
+            say(f"[alert] alerts.jsonl cannot be written: {error}")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._beat(trainer, "starting")

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from pipeline.callbacks.health import Health
 from pipeline.callbacks.steps import is_step_end
 from pipeline.callbacks.stragglers import RankTimes
+from pipeline.console import say
 from pipeline.data.stream import DIGEST_MODULUS
 from pipeline.errors import TrainingError
 
@@ -92,12 +93,9 @@ class TrainingMetrics(Callback):
         self._step_totals += torch.tensor(counts, device=self._step_totals.device)
         self._accuracy.update(outputs["logits"], batch["labels"])
         for item in batch["unreadable"]:
-            print(
-                f"[data] unreadable image {item.key!r} in {item.shard} at position {item.position} replaced: {item.reason}",
-                flush=True,
-            )
+            say(f"[data] unreadable image {item.key!r} in {item.shard} at position {item.position} replaced: {item.reason}")
         for reason, times in Counter(batch["retries"]).items():
-            print(f"[data] {reason.shard}: a read failed {times} times and was made again: {reason.reason}", flush=True)
+            say(f"[data] {reason.shard}: a read failed {times} times and was made again: {reason.reason}")
         if is_step_end(trainer, batch_idx):
             step = trainer.global_step
             dist.all_reduce(self._step_totals)
