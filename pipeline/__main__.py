@@ -28,7 +28,7 @@ EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 
 def train(arguments: argparse.Namespace, stop: StopRequest) -> int:
     """First launch and every relaunch: the same line. Resumes from the newest complete checkpoint by itself."""
-    from pipeline.config import load_config
+    from pipeline.read_config import load_config
     from pipeline.world import World, check_devices, default_num_ranks, die_with_parent, launch_local
 
     world = World.from_environment()
@@ -98,9 +98,9 @@ def evaluate(arguments: argparse.Namespace, stop: StopRequest) -> int:
     """Evaluate every checkpoint of a run that has not been evaluated; with --watch, go on as new ones come."""
     from pipeline.build import make_evaluator
     from pipeline.checkpoint import RunFolder
-    from pipeline.config import load_config
     from pipeline.errors import ConfigError
     from pipeline.evaluation.runner import watch_run
+    from pipeline.read_config import load_config
 
     folder = RunFolder(Path(arguments.run_dir))
     if arguments.watch and not folder.weight_steps():
@@ -137,7 +137,7 @@ def status(arguments: argparse.Namespace, _stop: StopRequest) -> int:
 def samples(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     """Print what a run sees at a step."""
     from pipeline.checkpoint import RunFolder
-    from pipeline.config import load_config
+    from pipeline.read_config import load_config
     from pipeline.samples import list_samples
 
     place = Path(arguments.run)
@@ -150,7 +150,7 @@ def samples(arguments: argparse.Namespace, _stop: StopRequest) -> int:
 
 def show_config(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     """Print the resolved configuration."""
-    from pipeline.config import load_config
+    from pipeline.read_config import load_config
 
     print(load_config(arguments.config, arguments.overrides).to_yaml(), end="")
     return 0
@@ -162,7 +162,7 @@ def plan(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     from pipeline.capacity.forecast import make_forecast
     from pipeline.capacity.plot import draw_simulation, simulate_failures
     from pipeline.capacity.text import to_json, to_text
-    from pipeline.config import load_config
+    from pipeline.read_config import load_config
 
     cluster = read_cluster(arguments)
     config = load_config(arguments.config, arguments.overrides)

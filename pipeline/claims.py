@@ -50,8 +50,9 @@ class Owner:
 
     def is_earlier_start_of_this_job(self) -> bool:
         """Whether Slurm has requeued the job since, and this process is what it started then."""
-        job, restart = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT")
-        return job is not None and self.slurm_job_id == job and self.slurm_restart != restart
+        # Slurm counts from 1, and says nothing before. A process that was not told (srun into a running job) is no later start.
+        mine, others = (int(count or 0) for count in (os.environ.get("SLURM_RESTART_COUNT"), self.slurm_restart))
+        return self.slurm_job_id is not None and self.slurm_job_id == os.environ.get("SLURM_JOB_ID") and others < mine
 
     def is_alive_here(self) -> bool:
         """Whether its process exists on this machine."""

@@ -1,24 +1,20 @@
-"""The configuration: frozen pydantic sections, read from YAML with one `extends` and dotted overrides.
+"""The configuration: frozen pydantic sections. `read_config` reads them.
 
 Only `__main__` and `build` see a whole `RunConfig`; everything else is handed a section or plain values.
 """
 
 from __future__ import annotations
 
-import difflib
-import types
-import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from pipeline.data.augment import Resize
 from pipeline.durations import DurationField
-from pipeline.errors import ConfigError
 from pipeline.functional.schedules import Decay
-from pipeline.secrets import describe_credential, redact
+from pipeline.secrets import describe_credential
 
 
 class Section(BaseModel):
@@ -256,135 +252,3 @@ class RunConfig(Section):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read a YAML file, what it `extends`, and `section.key=value` overrides.
-
-    The run's name is the file's name where the file gives none.
-
-    Raises:
-        ConfigError: in words, with the nearest right name for a wrong key.
-    """
-    values = _read_yaml(Path(path))
-    values.setdefault("name", Path(path).stem)
-    for override in overrides or []:
-        _apply_override(values, override)
-    return parse_config(values, source=str(path))
-
-
-def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
-    """Validate plain values.
-
-    Raises:
-        ConfigError: all problems at once, a line each.
-    """
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        lines = [_explain(problem, values) for problem in error.errors()]
-        text = f"{source}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
-        raise ConfigError(redact(text)) from None  # pydantic's own words repeat the input, credentials and all
-
-
-def _read_yaml(path: Path, *, depth: int = 0) -> dict[str, Any]:
-    if depth > 8:
-        raise ConfigError(f"{path}: `extends` goes in a circle")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise ConfigError(f"config file {path} does not exist{hint}") from error
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must be a mapping of sections, it is {type(values).__name__}")
-    parent = values.pop("extends", None)
-    if parent is None:
-        return values
-    return _merge(_read_yaml(path.parent / str(parent), depth=depth + 1), values)
-
-
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in top.items():
-        below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    dotted, equals, text = override.partition("=")
-    keys = dotted.split(".")
-    if not equals or not all(keys):
-        raise ConfigError(f"override {override!r} is not section.key=value, as trainer.max_steps=100 is")
-    place = values
-    for depth, key in enumerate(keys[:-1]):
-        below = place.get(key)
-        if isinstance(below, list | tuple) or keys[depth + 1].isdigit():
-            whole = ".".join(keys[: depth + 1])
-            raise ConfigError(f"override {override!r}: {whole} is a list, which is replaced whole: {whole}=[...]")
-        place[key] = dict(below) if isinstance(below, dict) else {}
-        place = place[key]
-    try:
-        place[keys[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: its value is not YAML: {error}") from error
-
-
-_EXPECTED = {
-    "tuple_type": "a list, for example [1, 5]",
-    "model_type": "a section: keys and values below it",
-    "model_attributes_type": "a section: keys and values below it",
-    "dict_type": "a section: keys and values below it",
-}
-
-
-def _explain(problem: Any, values: dict[str, Any]) -> str:
-    """One pydantic problem in words."""
-    path = ".".join(str(part) for part in problem["loc"])
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        known = _keys_at(problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
-        elsewhere = [
-            f"{name}.{problem['loc'][-1]}" for name in RunConfig.model_fields if problem["loc"][-1] in _keys_at((name,))
-        ]
-        prefix = "".join(f"{part}." for part in problem["loc"][:-1])
-        hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
-        return f"unknown key {path}; " + (f"did you mean {elsewhere[0]}?" if elsewhere and not near else hint)
-    if problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
-        return f"{'.'.join(str(part) for part in problem['loc'][:-1])}: the list is too short"
-    if problem["type"] == "missing":
-        return f"{path} is not set; add it to the file or as an override {path}=..."
-    if problem["type"] == "string_pattern_mismatch":
-        return (
-            f"{path}={problem['input']!r}: letters, digits, '.', '_' and '-' only, the first a letter or digit: it names a folder"
-            + ("; it is the file's name where the file gives none, so set name=..." if path == "name" else "")
-        )
-    if problem["type"] in _EXPECTED:
-        return f"{path}={problem.get('input')!r}: must be {_EXPECTED[problem['type']]}"
-    given = problem.get("input")
-    shown = "" if isinstance(given, dict) or not path else f"={given!r}"
-    return f"{path}{shown}: {message}" if path else message
-
-
-def _keys_at(location: tuple[Any, ...]) -> list[str]:
-    model: Any = RunConfig
-    for part in location:
-        if isinstance(part, int):
-            continue
-        field = model.model_fields.get(part)
-        if field is None:
-            return []
-        model = _section_in(field.annotation)
-        if model is None:
-            return []
-    return list(model.model_fields)
-
-
-def _section_in(annotation: Any) -> type[Section] | None:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, Section):
-        return annotation
-    return next((found for part in typing.get_args(annotation) if (found := _section_in(part))), None)

@@ -183,6 +183,7 @@ def count_accumulation_steps(config: RunConfig, *, world_size: int) -> int:
     if accumulation > batch // world_size:
         raise ConfigError(
             f"trainer.micro_batch_size={micro}, but {world_size} ranks do not divide trainer.global_batch_size={batch}: some have "
-            f"{share} images a step, some {share - 1}, which cannot be as many parts of one; use trainer.micro_batch_size=2"
+            f"{share} images a step, some {share - 1}, which cannot be as many parts of one; use trainer.micro_batch_size=2, or as "
+            f"many ranks as divide the batch"
         )
     return accumulation

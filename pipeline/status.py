@@ -172,7 +172,7 @@ def judge_state(
         return "never started", None, None
     if heartbeat.get("host") == socket.gethostname() and not _lives(int(heartbeat["pid"])):
         return "died", f"process {heartbeat['pid']} is gone; the same command goes on from the newest checkpoint", since_s
-    is_saving = phase == "saving" or _has_staging(folder)
+    is_saving = _has_staging(folder)
     patience_s = SILENT_IN_LONG_PHASES_S if is_saving or phase == "starting" else max(SILENT_AFTER_S, 10 * step_time_s)
     if since_s > patience_s:
         return "silent", f"while {phase}" if phase else None, since_s

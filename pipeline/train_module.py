@@ -54,5 +54,5 @@ class PretrainModule(LightningModule):
         logits = self.model(batch["images"])  # (B, C)
         # The weight makes the mean over micro-batches and ranks the mean over images, where a batch does not divide evenly.
         loss = self.loss(logits, batch["labels"]) * batch["weight"]
-        # Lightning divides "loss" by the micro-batches of a step; callbacks read the undivided one.
+        # Lightning divides "loss" by the micro-batches of a step; callbacks read what was there before.
         return {"loss": loss, "micro_loss": loss.detach(), "logits": logits.detach()}

@@ -12,10 +12,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pipeline import build
-from pipeline.config import load_config
 from pipeline.interruption import StopRequest
 from pipeline.planning import make_plan
 from pipeline.quiet import quiet_libraries
+from pipeline.read_config import load_config
 from pipeline.run_lock import RunLock
 from pipeline.start import agree_on_start
 from pipeline.world import World, die_with_parent, init_process_group, leave_process_group

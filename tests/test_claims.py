@@ -67,15 +67,23 @@ def test_a_silent_claim_from_another_machine_goes_stale(tmp_path: Path) -> None:
 def test_the_claim_of_a_job_before_it_was_requeued_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "step.json"
     owner = Owner(host="elsewhere", pid=1, process_start=None, slurm_job_id="7", slurm_restart=None, since=time.time())
-    path.write_text(json.dumps(asdict(owner)))
-    for job, restart, expected in (("8", "1", False), ("7", None, False), ("7", "1", True)):
-        monkeypatch.setenv("SLURM_JOB_ID", job)
-        if restart is not None:
-            monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
-        else:
-            monkeypatch.delenv("SLURM_RESTART_COUNT")
-        with claim(path) as mine:
-            assert mine == expected
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    for job, restart, before, expected in (
+        ("8", "1", None, False),
+        ("7", "1", "1", False),
+        ("7", "1", "2", False),  # what a node that Slurm has lost still runs must not take the claim of its successor
+        ("7", None, None, False),
+        ("7", None, "2", False),  # started by hand in the job: srun does not say how often it was requeued
+        ("7", "1", None, True),
+        ("7", "10", "9", True),
+    ):
+        path.write_text(json.dumps(asdict(replace(owner, slurm_restart=before))))
+        with monkeypatch.context() as context:
+            context.setenv("SLURM_JOB_ID", job)
+            if restart is not None:
+                context.setenv("SLURM_RESTART_COUNT", restart)
+            with claim(path) as mine:
+                assert mine == expected, (job, restart, before)
 
 
 def test_an_empty_claim_left_by_a_power_cut_goes_stale(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import ModelSection, load_config
+from pipeline.config import ModelSection
 from pipeline.durations import parse_duration
 from pipeline.errors import ConfigError, DataError
 from pipeline.planning import make_model_config, make_plan
+from pipeline.read_config import load_config
 from tests.conftest import REPOSITORY, Outcome, run_command
 
 WriteConfig = Callable[..., Path]

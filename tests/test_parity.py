@@ -11,11 +11,11 @@ import torch
 from data_tools.__main__ import main as data_tools
 from pipeline import build, build_data
 from pipeline.checkpoint import RunFolder
-from pipeline.config import load_config
 from pipeline.data.loader import BatchLoader
 from pipeline.demo import write_digits
 from pipeline.journal import read_metrics
 from pipeline.planning import make_plan
+from pipeline.read_config import load_config
 from pipeline.weights import load_weights
 from pipeline.world import World
 from tests.conftest import REPOSITORY

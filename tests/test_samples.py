@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from pipeline.build_data import make_stream
-from pipeline.config import load_config
 from pipeline.data.loader import BatchLoader
 from pipeline.planning import make_plan
+from pipeline.read_config import load_config
 from pipeline.world import World
 from tests.conftest import Outcome
 

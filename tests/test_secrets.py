@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_config
 from pipeline.errors import ConfigError
+from pipeline.read_config import load_config
 from pipeline.secrets import find_credential, redact
 from tests.conftest import run_command
 from tests.trainings import WriteConfig

@@ -64,7 +64,7 @@ def test_a_finished_run(reference: RunFolder) -> None:
 STATES = [
     ({"phase": "computing"}, "running"),
     ({"phase": "starting"}, "starting"),
-    ({"phase": "saving", "age_s": 300}, "saving"),
+    ({"phase": "computing", "age_s": 300, "staging": ".saving-step_00000008"}, "saving"),
     ({"phase": "waiting for data", "age_s": 30}, "waiting for data"),
     ({"phase": "computing", "age_s": 3600}, "silent"),
     ({"phase": "computing", "age_s": 3600, "host": "elsewhere", "pid": 1}, "silent"),
@@ -80,6 +80,8 @@ def test_states(run: Path, change: dict[str, Any], state: str) -> None:
     (run / "metrics.jsonl").write_text(  # of an hour ago, by ranks that hardly waited
         "".join(json.dumps({**json.loads(x), "time": 0, "speed/data_wait_fraction": 0.1}) + "\n" for x in lines)
     )
+    if staging := change.get("staging"):
+        (run / "checkpoints" / staging).mkdir()
     beat(run, **{"step": 6, "host": socket.gethostname(), **change})
     status = read_status(run)
     assert status.state == state

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoint import RunFolder, find_latest
-from pipeline.config import load_config
 from pipeline.errors import CheckpointError
 from pipeline.journal import read_metrics
 from pipeline.planning import make_plan
+from pipeline.read_config import load_config
 from pipeline.start import check_continuity
 from pipeline.weights import load_weights
 from tests.conftest import run_command

@@ -16,7 +16,7 @@ import psutil
 
 from pipeline.data.corpus import Corpus, Mixture
 from pipeline.data.index import DEFAULT_BLOCK_SAMPLES, ShardEntry, assemble_index, load_index, save_index
-from pipeline.data.stream import Division
+from pipeline.data.stream import Division, cut
 
 IMAGE_BYTES = 110_000  # of a median ImageNet photo
 STEPS = 64
@@ -75,12 +75,11 @@ def plan_worker(*, folder: str, num_ranks: int, num_workers: int, global_batch_s
     index = load_index(folder)
     order = Mixture((Corpus(index),)).make_order(seed=0, num_streams=global_batch_size)
     division = Division(global_batch_size=global_batch_size, rank=num_ranks - 1, world_size=num_ranks, accumulation_steps=1)
-    order.locate(np.array_split(division.positions(step=0, micro_step=0), num_workers)[0])
+    places = cut(division.micro_batch_size, part=num_workers - 1, num_parts=num_workers)
+    order.locate(division.positions(step=0, micro_step=0)[places])
     start_s = time.perf_counter() - begin
     first_far_step, begin = FAR // global_batch_size, time.perf_counter()
-    steps = [
-        np.array_split(division.positions(step=first_far_step + step, micro_step=0), num_workers)[0] for step in range(STEPS)
-    ]
+    steps = [division.positions(step=first_far_step + step, micro_step=0)[places] for step in range(STEPS)]
     order.locate(steps[0])
     far_s, begin = time.perf_counter() - begin, time.perf_counter()
     blocks = [order.locate(positions).block for positions in steps]

@@ -19,7 +19,7 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -90,6 +90,7 @@ class RankTimes(Callback):
         self._hosts: list[str] = []
         self._wait_s = 0.0
         self._forward_s = 0.0
+        self._weights: list[float] = []  # of the micro-batches: one with more images takes longer, and is no straggler
         self._start: Any = None
         self._events: list[tuple[Any, Any]] = []
 
@@ -100,6 +101,7 @@ class RankTimes(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._wait_s += float(batch["wait_s"])
+        self._weights.append(float(batch["weight"]))
         if "forward" in self.measures:
             self._start = _now(pl_module.device)
 
@@ -122,17 +124,18 @@ class RankTimes(Callback):
         for start, end in self._events:
             end.synchronize()
             self._forward_s += start.elapsed_time(end) / 1e3
-        mine = torch.tensor([self._wait_s / steps, self._forward_s / steps], device=trainer.strategy.root_device)
-        self._wait_s, self._forward_s, self._events = 0.0, 0.0, []
+        forward_s = self._forward_s / mean(self._weights)
+        mine = torch.tensor([self._wait_s / steps, forward_s / steps], device=trainer.strategy.root_device)
+        self._wait_s, self._forward_s, self._events, self._weights = 0.0, 0.0, [], []
         if trainer.world_size == 1:
             return {}
         parts = [torch.empty_like(mine) for _ in range(trainer.world_size)]
         dist.all_gather(parts, mine)
-        wait_s, forward_s = torch.stack(parts).T.tolist()
-        own_s = [wait + forward for wait, forward in zip(wait_s, forward_s, strict=True)]
+        waits_s, forwards_s = torch.stack(parts).T.tolist()
+        own_s = [wait + forward for wait, forward in zip(waits_s, forwards_s, strict=True)]
         slowest = find_slowest(own_s, step_time_s=step_time_s)
         if self.files is not None:
-            nodes = tabulate_nodes(self._hosts, wait_s, own_s)
+            nodes = tabulate_nodes(self._hosts, waits_s, own_s)
             self.files.put(
                 REPORT,
                 {

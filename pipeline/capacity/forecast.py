@@ -71,7 +71,7 @@ class StageMemory:
     Attributes:
         chosen: the configuration's own stage.
         largest_micro_batch: images that fit at once, 0 if none.
-        usable_micro_batch: the size of the fewest equal parts of a GPU's share that fit, 0 if none.
+        usable_micro_batch: the size of the fewest parts, as equal as can be, of a GPU's share that fit, 0 if none.
     """
 
     stage: Stage
@@ -281,8 +281,14 @@ def _stage_memory(
     return StageMemory(
         stage=stage, precision=precision, chosen=stage == config.trainer.zero_stage, state=state,
         activations=once + micro * image, total=total, fits=total <= memory_bytes, largest_micro_batch=largest,
-        usable_micro_batch=-(-share // -(-share // largest)) if largest else 0,
+        usable_micro_batch=_usable_micro_batch(largest, share=share, is_even=batch % num_gpus == 0),
     )  # fmt: skip
+
+
+def _usable_micro_batch(largest: int, *, share: int, is_even: bool) -> int:
+    if largest == 0 or (largest == 1 < share and not is_even):  # shares of 3 and 2 are not as many parts of one
+        return 0
+    return -(-share // -(-share // largest))
 
 
 def _checkpoints(

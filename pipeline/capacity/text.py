@@ -101,7 +101,12 @@ def _memory_advice(forecast: Forecast, chosen: StageMemory) -> str:
     if chosen.usable_micro_batch:
         return (
             f"* the configuration's: it does not fit; set trainer.micro_batch_size={chosen.usable_micro_batch}, which cuts a GPU's "
-            f"share of a batch into the fewest equal parts that do"
+            f"share of a batch into the fewest parts that do"
+        )
+    if chosen.largest_micro_batch:
+        return (
+            f"* the configuration's: one image fits, but {forecast.num_gpus} GPUs do not divide a batch of {forecast.global_batch_size}: "
+            f"their shares are not as many parts of one; take as many GPUs as divide it, another ZeRO stage or a larger GPU"
         )
     return "* the configuration's: not even one image fits; another ZeRO stage, a larger GPU or more of them"
 

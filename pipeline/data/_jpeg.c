@@ -213,7 +213,7 @@ static PyObject *py_crop_resize(PyObject *module, PyObject *args) {
     int failed = 1;
     if (out.len != (Py_ssize_t)3 * size * size)
         snprintf(errors.message, sizeof errors.message, "out holds %zd bytes, not 3 x %d x %d", out.len, size, size);
-    else if (top < 0 || left < 0 || height < 1 || width < 1 || (shrink != 1 && shrink != 2 && shrink != 4 && shrink != 8))
+    else if (size < 1 || top < 0 || left < 0 || height < 1 || width < 1 || (shrink != 1 && shrink != 2 && shrink != 4 && shrink != 8))
         snprintf(errors.message, sizeof errors.message, "no such crop");
     else {
         Py_BEGIN_ALLOW_THREADS

@@ -82,8 +82,7 @@ class Division:
 
 def largest_micro_batch(global_batch_size: int, *, num_ranks: int, accumulation_steps: int) -> int:
     """Images of the largest micro-batch of any rank."""
-    share = -(-global_batch_size // num_ranks)
-    return -(-share // accumulation_steps)
+    return -(-global_batch_size // (num_ranks * accumulation_steps))
 
 
 def cut(length: int, *, part: int, num_parts: int) -> slice:

@@ -69,11 +69,17 @@ def test_the_corpus_is_read_where_it_is(call: Call, write_config: WriteConfig) -
     assert 512 < plan["corpus"]["image_bytes"] < 10_000
 
 
-def test_the_table_says_what_to_set(call: Call) -> None:
-    text = call("plan", recipe("l16_in21k"), "--nodes", "1", *IN21K, "--price", "2").text
-    assert "set trainer.micro_batch_size=256" in text
-    fits = call("plan", recipe("l16_in21k"), "trainer.micro_batch_size=256", "--nodes", "1", *IN21K).text
-    assert "it fits" in fits
+@pytest.mark.parametrize(("nodes", "memory_gib", "size"), [("1", "80", 256), ("3", "8", 19), ("3", "6", 9)])
+def test_the_table_says_what_to_set(nodes: str, memory_gib: str, size: int, call: Call) -> None:
+    command = ("plan", recipe("l16_in21k"), "trainer.zero_stage=1", "--nodes", nodes, "--gpu-memory-gib", memory_gib, *IN21K)
+    assert f"set trainer.micro_batch_size={size}," in call(*command).text
+    assert "it fits" in call(*command, f"trainer.micro_batch_size={size}").text
+
+
+def test_shares_of_one_image_at_a_time_must_be_equal(call: Call) -> None:
+    command = ("plan", recipe("h14_in21k"), "trainer.zero_stage=1", "--gpu-memory-gib", "9", *IN21K)
+    assert "one image fits, but 24 GPUs do not divide a batch of 4096" in call(*command, "--nodes", "3").text
+    assert "set trainer.micro_batch_size=" in call(*command, "--nodes", "4").text
 
 
 def test_a_picture_of_the_failures(call: Call, tmp_path: Path) -> None:

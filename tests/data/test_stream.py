@@ -72,7 +72,17 @@ def joined(batches: list[Batch], key: str) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("world_size", "accumulation", "workers", "start_step"),
-    [(1, 1, 0, 3), (3, 1, 0, 0), (4, 1, 0, 5), (12, 1, 0, 0), (2, 3, 0, 2), (1, 1, 2, 4), (2, 2, 3, 0)],
+    [
+        (1, 1, 0, 3),
+        (3, 1, 0, 0),
+        (4, 1, 0, 5),
+        (12, 1, 0, 0),
+        (2, 3, 0, 2),
+        (1, 1, 2, 4),
+        (2, 2, 3, 0),
+        (5, 1, 0, 1),
+        (1, 5, 2, 0),
+    ],
 )
 def test_the_sequence_is_the_same_for_everyone(
     corpus: Path, world_size: int, accumulation: int, workers: int, start_step: int

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config import load_config
 from pipeline.data.corpus import UnindexedShards
 from pipeline.data.loader import Batch, BatchLoader
 from pipeline.data.stream import Division
 from pipeline.data.unindexed import UnindexedStream
 from pipeline.errors import ConfigError, DataError
 from pipeline.planning import make_plan
+from pipeline.read_config import load_config
 from tests.conftest import Outcome, run_command, write_tar
 from tests.data.test_stream import TRANSFORM, joined, keep
 
@@ -23,7 +23,7 @@ from tests.data.test_stream import TRANSFORM, joined, keep
 def collect(urls: str, *, steps: int, start_step: int = 0, rank: int = 0, workers: int = 0, classes: int = 4) -> list[Batch]:
     stream = UnindexedStream(
         source=UnindexedShards.parse(urls), seed=1, transform=TRANSFORM, num_classes=classes, start_step=start_step,
-        division=Division(global_batch_size=20, rank=rank, world_size=2, accumulation_steps=1),
+        division=Division(global_batch_size=21, rank=rank, world_size=2, accumulation_steps=1),
     )  # fmt: skip
     return [keep(b) for b in islice(BatchLoader(stream, num_workers=workers, prefetch=2, pin_memory=False), steps)]
 
