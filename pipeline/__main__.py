@@ -39,9 +39,7 @@ def train(arguments: argparse.Namespace, stop: StopRequest) -> int:
         devices = config.trainer.devices
         num_ranks = default_num_ranks() if devices == "auto" else devices
         check_devices(num_ranks)
-        make_plan(
-            config, world_size=num_ranks
-        ).mixture.check_shards()  # a wrong configuration fails here, before any rank starts
+        make_plan(config, world_size=num_ranks).mixture.check_shards()  # what is wrong fails here, before any rank starts
         if num_ranks > 1:
             return launch_local(["train", arguments.config, *arguments.overrides], num_ranks=num_ranks)
     if world.launcher == "torchrun":
