@@ -140,7 +140,9 @@ class TrainerSection(Section):
     precision: Literal["bf16", "bf16_autocast", "fp32"] = Field(
         "bf16", description="bf16: bf16 weights with fp32 masters; bf16_autocast: fp32 weights, bf16 products"
     )
-    compile: bool = Field(False, description="torch.compile the model")
+    compile: bool = Field(
+        False, description="torch.compile the model; best where the ranks divide the batch: another size compiles anew"
+    )
     peak_tflops: float | None = Field(None, gt=0, description="of one device, for MFU; looked up or measured if not given")
     max_skipped_steps: int = Field(5, ge=1, description="non-finite steps in a row before the run stops")
     hang_timeout_s: float | None = Field(

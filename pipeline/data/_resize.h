@@ -9,11 +9,12 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(PLAIN_C)
 #pragma GCC target("ssse3") /* every x86-64 processor since 2006 */
 #endif
 
-#ifdef __SSSE3__
+#if defined(__SSSE3__) && !defined(PLAIN_C)
+#define VECTORS
 #include <tmmintrin.h>
 #endif
 
@@ -67,7 +68,7 @@ static inline uint8_t clip(int value) { return (uint8_t)(value < 0 ? 0 : value >
 /* Bytes of a line of `size` pixels between the two passes: whole vectors. */
 static inline size_t line_bytes(int size) { return ((size_t)size * PIXEL + 15) & ~(size_t)15; }
 
-#ifdef __SSSE3__
+#ifdef VECTORS
 static inline __m128i two_weights(const int16_t *weights) {
     int two;
     memcpy(&two, weights, sizeof two);

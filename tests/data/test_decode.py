@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import io
+import itertools
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.data import decode
 from pipeline.data.augment import Box, TrainTransform, resize_box
 from pipeline.data.decode import UnreadableImage, decode_image, decode_jpeg_crop, has_region_decoder, jpeg_size
+from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.skipif(not has_region_decoder(), reason="the region decoder was not built")
 
@@ -117,6 +125,32 @@ def test_damage_inside_the_crop_is_seen_and_left_to_the_whole_decoder() -> None:
         antialias=True,
         out=np.zeros((3, 32, 32), np.uint8),
     )
+
+
+@pytest.fixture
+def plain_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder as it is built for processors other than x86."""
+    source, library = REPOSITORY / "pipeline" / "data" / "_jpeg.c", tmp_path / "_jpeg.so"
+    include = sysconfig.get_paths()["include"]
+    command = ["cc", "-shared", "-fPIC", "-O2", "-DPLAIN_C", f"-I{include}", str(source), "-o", str(library), "-ljpeg", "-lm"]
+    built = subprocess.run(command, text=True, capture_output=True)
+    assert built.returncode == 0, built.stderr
+    spec = importlib.util.spec_from_file_location("_jpeg", library)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(decode, "_jpeg", module)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_processors_without_these_vectors_make_the_same_pixels(plain_c: None) -> None:
+    jpeg, random = make_jpeg(150, 190), np.random.default_rng(0)
+    for flip, antialias, size in itertools.product((False, True), (False, True), (1, 7, 32, 97)):
+        top, left = int(random.integers(100)), int(random.integers(100))
+        box = Box(top, left, int(random.integers(1, 150 - top)), int(random.integers(1, 190 - left)))
+        ours, whole = crop_both_ways(jpeg, box, size=size, flip=flip, antialias=antialias)
+        assert np.array_equal(ours, whole), (box, size)
 
 
 def test_wrong_arguments_are_refused_and_touch_nothing() -> None:
