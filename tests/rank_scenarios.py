@@ -20,7 +20,7 @@ from pipeline.quiet import quiet_libraries
 from pipeline.read_config import load_config
 from pipeline.run_lock import RunLock
 from pipeline.start import agree_on_start
-from pipeline.world import World, die_with_parent, init_process_group
+from pipeline.world import World, die_with_parent, init_process_group, leave_process_group
 
 
 class SaveByDeepSpeed(Callback):
@@ -46,6 +46,7 @@ def main(listing: Path) -> None:
         training.trainer.callbacks.append(SaveByDeepSpeed(plan.config.run_dir / "deepspeed"))  # type: ignore[attr-defined]
         training.run()
         lock.release()
+    leave_process_group()
 
 
 if __name__ == "__main__":

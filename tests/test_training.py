@@ -1,4 +1,4 @@
-"""Real training: two gloo ranks under DeepSpeed, killed, resumed, damaged and refused."""
+"""Real training under DeepSpeed: what it leaves, what stops it, what it refuses."""
 
 from __future__ import annotations
 
@@ -18,12 +18,9 @@ from pipeline.read_config import load_config
 from pipeline.start import check_continuity
 from pipeline.weights import load_weights
 from tests.conftest import run_command
-from tests.trainings import (
-    STEPS,
-    WriteConfig,
-    folder_of,
-    train,
-)
+from tests.trainings import STEPS, WriteConfig, folder_of, train
+
+ONE_RANK = "trainer.devices=1"  # where ranks do not matter: a launch takes half the time
 
 
 def test_a_run_leaves_what_it_promises(reference: RunFolder) -> None:
@@ -56,12 +53,12 @@ def test_a_lost_configuration_and_a_forbidden_place_are_answered_in_words(
 ) -> None:
     folder = RunFolder(Path(shutil.copytree(reference.root, write_config().parent / "runs" / "tiny")))
     folder.config.write_text("")
-    lost = run_command("train", str(write_config()), "trainer.duration=20 steps")
+    lost = run_command("train", str(write_config()), "trainer.duration=20 steps", ONE_RANK)
     assert lost.returncode == 2
     assert "config.yaml cannot be read (it is empty)" in lost.stdout
     place = write_config().parent / "a file"
     place.write_text("")
-    forbidden = run_command("train", str(write_config()), f"output_dir={place}")
+    forbidden = run_command("train", str(write_config()), f"output_dir={place}", ONE_RANK)
     assert forbidden.returncode == 2
     assert "set output_dir to a place that can be written" in forbidden.stdout
     assert "Traceback" not in lost.stdout + forbidden.stdout
@@ -72,7 +69,7 @@ def test_speeds_of_every_launch_are_of_that_launch(write_config: WriteConfig) ->
     steps_before = 0
     for stop_step in (4, 8):
         start = time.perf_counter()
-        train(config, f"trainer.max_steps={stop_step}")
+        train(config, f"trainer.max_steps={stop_step}", ONE_RANK)
         wall_s = time.perf_counter() - start
         rows = [row for row in read_metrics(folder_of(config).metrics) if row["step"] > steps_before]
         assert [row["step"] for row in rows] == list(range(steps_before + 1, stop_step + 1))
@@ -91,14 +88,16 @@ def test_a_relaunch_of_a_complete_run_does_nothing(reference: RunFolder) -> None
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("overrides", "message"),
     [
-        ("seed=4", "cannot go on with this configuration: seed (was 3, now 4)"),
-        ("trainer.global_batch_size=16", "trainer.global_batch_size (was 8, now 16)"),
+        (("seed=4",), "cannot go on with this configuration: seed (was 3, now 4)"),
+        (("trainer.global_batch_size=16", ONE_RANK), "trainer.global_batch_size (was 8, now 16)"),
     ],
 )
-def test_a_relaunch_that_would_corrupt_the_run_is_refused(reference: RunFolder, override: str, message: str) -> None:
-    result = run_command("train", str(reference.root / "config.yaml"), override)
+def test_a_relaunch_that_would_corrupt_the_run_is_refused(
+    reference: RunFolder, overrides: tuple[str, ...], message: str
+) -> None:
+    result = run_command("train", str(reference.root / "config.yaml"), *overrides)
     assert result.returncode == 2
     errors = [line for line in result.stdout.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
@@ -110,7 +109,7 @@ def test_a_relaunch_that_would_corrupt_the_run_is_refused(reference: RunFolder, 
 def test_shards_that_changed_are_refused(reference: RunFolder, tmp_path: Path, write_shards: Callable[..., object]) -> None:
     write_shards(tmp_path / "other", shard_sizes=[83])
     result = run_command(
-        "train", str(reference.root / "config.yaml"), f"data.train={tmp_path / 'other'}", "trainer.duration=20 steps"
+        "train", str(reference.root / "config.yaml"), f"data.train={tmp_path / 'other'}", "trainer.duration=20 steps", ONE_RANK
     )
     assert result.returncode == 2
     assert "are not those this run began with" in result.stdout
@@ -169,7 +168,7 @@ def test_too_many_unreadable_images_stop_the_run(write_config: WriteConfig, tmp_
     (tmp_path / "bad").mkdir()
     write_tar(tmp_path / "bad" / "a.tar", members)
     index_folder(str(tmp_path / "bad"), block_samples=4, num_workers=1)
-    result = run_command("train", str(write_config(data={"train": str(tmp_path / "bad")})))
+    result = run_command("train", str(write_config(data={"train": str(tmp_path / "bad")})), ONE_RANK)
     assert result.returncode == 2, result.stdout
     assert "images could not be read, more than data.unreadable_budget=0.0001 allows" in result.stdout
     assert re.search(r"unreadable image '\d+' in a\.tar at position \d+ replaced: ", result.stdout)

@@ -24,7 +24,7 @@ from pipeline.models.vit import VisionTransformer, ViTConfig
 from pipeline.optim import GuardedAdamW, parameter_groups
 from pipeline.quiet import quiet_libraries
 from pipeline.strategy import deepspeed_config
-from pipeline.world import World, die_with_parent, init_process_group
+from pipeline.world import World, die_with_parent, init_process_group, leave_process_group
 
 
 def storages(tensors: Iterable[Any]) -> dict[int, int]:
@@ -119,6 +119,7 @@ def main(cases: Path, out: Path) -> None:
         measured.append(measure(case, model_config))
     if world.is_first:
         out.write_text(json.dumps(measured))
+    leave_process_group()
 
 
 if __name__ == "__main__":
