@@ -82,8 +82,8 @@ def test_a_broken_newest_checkpoint_is_skipped_aloud(reference: RunFolder, write
     ("number", "target"),
     [
         (signal.SIGUSR1, "rank"),
-        (signal.SIGTERM, "launcher"),
-        (signal.SIGUSR1, "everyone"),
+        pytest.param(signal.SIGTERM, "launcher", marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, "everyone", marks=pytest.mark.slow),
         (signal.SIGTERM, "everyone"),
         (signal.SIGINT, "launcher"),
     ],
