@@ -179,7 +179,7 @@ def count_accumulation_steps(config: RunConfig, *, world_size: int) -> int:
             f"more, or fewer ranks"
         )
     share = -(-batch // world_size)
-    accumulation = -(-share // min(micro or share, share))
+    accumulation = -(-share // (micro or share))
     if accumulation > batch // world_size:
         raise ConfigError(
             f"trainer.micro_batch_size={micro}, but {world_size} ranks do not divide trainer.global_batch_size={batch}: some have "

@@ -79,6 +79,14 @@ class Division:
         first = step * self.global_batch_size + mine.start
         return np.arange(first + some.start, first + some.stop, dtype=np.int64)
 
+    def worker_parts(self, *, start_step: int, worker: int, num_workers: int) -> Iterator[tuple[Int64s, slice]]:
+        """A worker's positions in one micro-batch after the other, and their places there."""
+        for step in itertools.count(start_step):
+            for micro_step in range(self.accumulation_steps):
+                positions = self.positions(step=step, micro_step=micro_step)
+                places = cut(len(positions), part=worker, num_parts=num_workers)
+                yield positions[places], places
+
 
 def largest_micro_batch(global_batch_size: int, *, num_ranks: int, accumulation_steps: int) -> int:
     """Images of the largest micro-batch of any rank."""
@@ -166,22 +174,15 @@ class TrainStream:
         readers = self._open_readers(num_workers)
         window: deque[tuple[Int64s, Located, slice]] = deque()
         number = 0
-        for in_all in self._positions():
-            places = cut(len(in_all), part=worker, num_parts=num_workers)
-            positions = in_all[places]
+        for positions, places in self.division.worker_parts(start_step=self.start_step, worker=worker, num_workers=num_workers):
             located = self.order.locate(positions)
             for corpus, block in zip(located.corpus.tolist(), located.block.tolist(), strict=True):
                 readers[corpus].start(block)
             window.append((positions, located, places))
             if len(window) > self.read_ahead:
-                positions, located, places = window.popleft()
-                yield self._fill(readers, positions, located, slots=images[number % len(images), places])
+                due, found, slots = window.popleft()
+                yield self._fill(readers, due, found, slots=images[number % len(images), slots])
                 number += 1
-
-    def _positions(self) -> Iterator[Int64s]:
-        for step in itertools.count(self.start_step):
-            for micro_step in range(self.division.accumulation_steps):
-                yield self.division.positions(step=step, micro_step=micro_step)
 
     def _open_readers(self, num_workers: int) -> list[BlockReader]:
         """One a corpus, each with room for the blocks that all streams of this worker play."""

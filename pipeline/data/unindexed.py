@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 import random
 import tarfile
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pipeline.data.corpus import UnindexedShards
 from pipeline.data.counter import Purpose, derive_key
 from pipeline.data.decode import UnreadableImage
 from pipeline.data.reader import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label
-from pipeline.data.stream import DIGEST_MODULUS, Division, Part, Unreadable, cut
+from pipeline.data.stream import DIGEST_MODULUS, Division, Part, Unreadable
 from pipeline.errors import ConfigError, DataError
 
 SHUFFLE_BUFFER = 1000  # encoded samples a worker holds
@@ -50,12 +49,9 @@ class UnindexedStream:
     def parts(self, images: Tensor, *, worker: int, num_workers: int) -> Iterator[Part]:
         """Fill this worker's places of micro-batch n in `images[n % R]`: see `TrainStream.parts`."""
         samples = self._samples(worker, num_workers)
-        numbers = itertools.count()
-        for step in itertools.count(self.start_step):
-            for micro_step in range(self.division.accumulation_steps):
-                positions = self.division.positions(step=step, micro_step=micro_step)
-                places = cut(len(positions), part=worker, num_parts=num_workers)
-                yield self._fill(images[next(numbers) % len(images), places], positions[places], samples)
+        parts = self.division.worker_parts(start_step=self.start_step, worker=worker, num_workers=num_workers)
+        for number, (positions, places) in enumerate(parts):
+            yield self._fill(images[number % len(images), places], positions, samples)
 
     def _samples(self, worker: int, num_workers: int) -> Iterator[dict[str, Any]]:
         wds: Any = importlib.import_module("webdataset")
