@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -119,6 +120,11 @@ class Desk:
         """Settings that take the place of the site file's."""
         with self.site.open("a") as site:
             site.write("".join(f"{line}\n" for line in lines))
+
+    def evaluate_on(self, downstream: dict[str, str]) -> None:
+        """Have trainings submit an evaluator, which may be preempted without grace time."""
+        sets = f"[{{name: bars, train: {downstream['train']}, test: {downstream['test']}}}]"
+        self.set_site(f"SITE_EVAL_SETS={shlex.quote(sets)}", "SITE_EVAL_PARTITION=scavenge")
 
     @contextmanager
     def evaluator_of(self, training: Job) -> Iterator[Job]:

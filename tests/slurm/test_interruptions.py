@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -121,8 +120,7 @@ def test_a_rank_hangs(desk: Desk, reference: RunFolder, record_property: Report)
 
 def test_an_evaluator_is_preempted(desk: Desk, downstream: dict[str, str], record_property: Report) -> None:
     """Between two results: it goes on behind what it has written."""
-    sets = f"[{{name: bars, train: {downstream['train']}, test: {downstream['test']}}}]"
-    desk.set_site(f"SITE_EVAL_SETS={shlex.quote(sets)}", "SITE_EVAL_PARTITION=scavenge")
+    desk.evaluate_on(downstream)
     training = desk.submit("watched", "checkpoint.every=2 steps", nodes=1)
     with desk.evaluator_of(training) as evaluator:
         evaluator.wait(lambda: len(read_json_lines(training.folder.evaluations)) > 0, "at its first result")

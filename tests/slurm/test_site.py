@@ -137,8 +137,7 @@ def test_chains_and_arrays_run_one_after_the_other(desk: Desk) -> None:
 
 @pytest.mark.slow
 def test_the_evaluator_is_a_job_of_its_own(desk: Desk, downstream: dict[str, str]) -> None:
-    sets = f"[{{name: bars, train: {downstream['train']}, test: {downstream['test']}}}]"
-    desk.set_site(f"SITE_EVAL_SETS={shlex.quote(sets)}", "SITE_EVAL_PARTITION=scavenge")
+    desk.evaluate_on(downstream)
     training = desk.submit("beside", nodes=1)
     assert training.wait_for_end() == "0:0", training.text
     with desk.evaluator_of(training) as evaluator:
