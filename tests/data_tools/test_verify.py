@@ -4,166 +4,34 @@ from __future__ import annotations
 
 import gzip
 import http.server
-import io
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import fsspec
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image
 
 from data_tools.__main__ import main
 from data_tools.findings import KINDS
-from data_tools.images import inspect_image
 from data_tools.parallel import WorkerKilledError, map_in_processes
 from data_tools.shards import list_shards
 from data_tools.verify import Places, verify_shards
-from pipeline.data.decode import UnreadableImage, decode_image
+from pipeline.data.decode import decode_image
 from pipeline.data.index import load_index
 from pipeline.data.reader import BlockReader
 from pipeline.data.skips import Skip, read_skips, write_skips
 from tests.conftest import REPOSITORY, encode, make_image, write_tar
 from tests.data.test_stream import RangeHandler
+from tests.data_tools.odd_images import JPEG, ODD, PNG, png_of_one_colour, save
 from tests.store import FaultProxy, S3Server, s3_environment
-
-
-def picture(mode: str = "RGB", *, width: int = 80, height: int = 60) -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).convert(mode)
-
-
-def save(image: Image.Image, format: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def png_of_one_colour(width: int, height: int) -> bytes:
-    """A PNG of one bit a pixel, written without holding its pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    packer = zlib.compressobj(1)
-    row = bytes(1 + -(-width // 8))
-    data = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-
-
-def jpeg_claiming(width: int, height: int) -> bytes:
-    data = bytearray(JPEG)
-    start = data.index(b"\xff\xc0") + 5
-    data[start : start + 4] = struct.pack(">HH", height, width)
-    return bytes(data)
-
-
-def rotated(orientation: int) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return save(picture(), "JPEG", exif=exif)
-
-
-def sixteen_bit() -> bytes:
-    return save(Image.fromarray(np.random.default_rng(0).integers(256, 2**16, (60, 80)).astype(np.uint16)), "PNG")
-
-
-JPEG = save(picture(), "JPEG", quality=90)
-PNG = save(picture(), "PNG")
-SCAN = JPEG.index(b"\xff\xda")
-SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-FRAMES = [picture("P"), picture("P").rotate(90), picture("P").rotate(180)]
-
-ODD: dict[str, tuple[str, bytes, set[str]]] = {
-    "plain.jpg": ("jpg", JPEG, set()),
-    "plain.png": ("png", PNG, set()),
-    "grey.jpg": ("jpg", save(picture("L"), "JPEG"), set()),
-    "progressive.jpg": ("jpeg", save(picture(), "JPEG", progressive=True), set()),
-    "restarts.jpg": ("jpg", save(picture(), "JPEG", restart_marker_blocks=1), set()),
-    "a JPEG inside a JPEG": ("jpg", save(picture(), "JPEG", comment=JPEG), set()),
-    "bilevel.png": ("png", save(picture("1"), "PNG"), set()),
-    "upright.jpg": ("jpg", rotated(1), set()),
-    "no bytes": ("jpg", b"", {"empty"}),
-    "zeros": ("jpg", bytes(4096), {"not_an_image"}),
-    "a web page": ("jpg", b"\n<!DOCTYPE html><html><body>404</body></html>", {"not_an_image"}),
-    "a store's error": ("png", b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>', {"not_an_image"}),
-    "git-lfs": ("jpg", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", {"not_an_image"}),
-    "JSON": ("jpg", b'{"error": "gone"}', {"not_an_image"}),
-    "noise": ("jpg", np.random.default_rng(1).bytes(999), {"unknown_format"}),
-    "bytes in front": ("jpg", b"\r\n" + JPEG, {"unknown_format"}),
-    "half a JPEG": ("jpg", JPEG[: len(JPEG) // 2], {"truncated"}),
-    "no end marker": ("jpg", JPEG[:-2], {"truncated"}),
-    "part of a JPEG's header": ("jpg", JPEG[:100], {"truncated"}),
-    "half a PNG": ("png", PNG[: len(PNG) // 2], {"truncated"}),
-    "part of a PNG's header": ("png", PNG[:20], {"truncated"}),
-    "half a WebP": ("webp", save(picture(), "WEBP")[:500], {"truncated"}),
-    "half a BMP": ("bmp", save(picture(), "BMP")[:500], {"truncated"}),
-    "PNG with damaged pixels": ("png", PNG[:200] + bytes(50) + PNG[250:], {"damaged"}),
-    "PNG with noise for a header": ("png", PNG[:8] + np.random.default_rng(1).bytes(99), {"damaged"}),
-    "bomb, refused by Pillow": ("png", png_of_one_colour(20_000, 20_000), {"bomb"}),
-    "bomb, Pillow only warns": ("png", png_of_one_colour(11_000, 10_000), {"bomb"}),
-    "bomb by its header": ("jpg", jpeg_claiming(60_000, 60_000), {"bomb"}),
-    "CMYK": ("jpg", save(picture("CMYK"), "JPEG"), {"cmyk"}),
-    "16 bits": ("png", sixteen_bit(), {"sixteen_bit"}),
-    "floating point": ("tiff", save(picture("F"), "TIFF"), {"unknown_format"}),
-    "RGBA": ("png", save(picture("RGBA"), "PNG"), {"alpha"}),
-    "LA": ("png", save(picture("LA"), "PNG"), {"alpha"}),
-    "palette": ("png", save(picture("P"), "PNG"), {"palette"}),
-    "palette with a clear colour": ("png", save(picture("P"), "PNG", transparency=3), {"palette", "alpha"}),
-    "animated": ("gif", save(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), {"multi_frame", "palette"}),
-    "upside down": ("jpg", rotated(3), {"exif_orientation"}),
-    "orientation 0": ("jpg", rotated(0), {"exif_orientation"}),
-    "profile": ("jpg", save(picture(), "JPEG", icc_profile=SRGB), {"icc_profile"}),
-    "no profile at all": ("jpg", save(picture(), "JPEG", icc_profile=b"nonsense" * 40), {"icc_profile"}),
-    "PNG named .jpg": ("jpg", PNG, {"other_format"}),
-    "WebP named .jpeg": ("jpeg", save(picture(), "WEBP"), {"other_format"}),
-    "bytes behind": ("jpg", JPEG + b"more", {"trailing_bytes"}),
-    "end marker lost": ("jpg", JPEG[:-2] + bytes(400), {"no_end_marker", "irregular_jpeg"}),
-    "junk between markers": ("jpg", JPEG[:SCAN] + b"junk" + JPEG[SCAN:], {"irregular_jpeg"}),
-    "thin": ("png", save(picture(width=900, height=40), "PNG"), {"extreme_aspect_ratio"}),
-    "small": ("png", save(picture(width=30, height=40), "PNG"), {"tiny"}),
-    "one pixel": ("png", save(picture(width=1, height=1), "PNG"), {"tiny", "one_colour"}),
-    "blank": ("png", save(Image.new("RGB", (64, 64), (9, 8, 7)), "PNG"), {"one_colour"}),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ODD)
-def test_every_kind_is_told_apart(name: str) -> None:
-    extension, data, expected = ODD[name]
-    found = inspect_image(data, extension=extension)
-    assert {finding.kind for finding in found} == expected, found
-
-
-@settings(max_examples=600, deadline=None)
-@given(name=st.sampled_from([n for n in ODD if "bomb" not in n]), data=st.data())
-def test_an_image_is_left_out_exactly_when_training_cannot_decode_it(name: str, data: st.DataObject) -> None:
-    extension, image, _ = ODD[name]
-    damaged = bytearray(image)
-    for _ in range(data.draw(st.integers(0, 3))):
-        if damaged:
-            damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    damaged = damaged[: data.draw(st.integers(0, len(damaged)))] if data.draw(st.booleans()) else damaged
-    found = inspect_image(bytes(damaged), extension=extension)
-    effects = [KINDS[finding.kind].effect for finding in found]
-    try:
-        decode_image(bytes(damaged))
-    except UnreadableImage:
-        assert effects == ["replaced"]
-    else:
-        assert set(effects) <= {"kept"}
 
 
 def write_odd_shard(path: Path) -> None:
