@@ -27,7 +27,7 @@ from data_tools.perceptual_hash import HASH_BYTES, hash_image, middle_square
 from data_tools.shards import Shard
 from pipeline.data.decode import UnreadableImage, decode_image
 from pipeline.data.folder import ShardFolder
-from pipeline.data.reader import IMAGE_EXTENSIONS, find_member
+from pipeline.data.sample import IMAGE_EXTENSIONS, find_member
 from pipeline.errors import PipelineError
 
 DISTANCES = (8, 12, 16, 20, 24, 28)

@@ -13,7 +13,7 @@ from data_tools.parallel import map_in_processes
 from data_tools.perceptual_hash import ImageHashes, hash_image
 from data_tools.shards import Shard, shard_version
 from pipeline.data.decode import UnreadableImage, decode_image
-from pipeline.data.reader import IMAGE_EXTENSIONS, find_member
+from pipeline.data.sample import IMAGE_EXTENSIONS, find_member
 from pipeline.data.tar import TarMember
 from pipeline.errors import DataError
 

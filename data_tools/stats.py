@@ -23,7 +23,7 @@ from data_tools.images import Header, read_header
 from data_tools.parallel import map_in_processes, remember, write_json
 from data_tools.shards import Shard, ShardList, is_whole, read_class_names, shard_version
 from pipeline.data.folder import UnreachableError
-from pipeline.data.reader import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_label
+from pipeline.data.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_label
 from pipeline.data.tar import TarMember, TarSample
 from pipeline.errors import DataError
 

@@ -26,7 +26,7 @@ from data_tools.images import Finding, inspect_image
 from data_tools.parallel import WorkerKilledError, map_in_processes, remember, write_json
 from data_tools.shards import Shard, ShardList, is_whole, read_class_names, shard_version
 from pipeline.data.folder import UnreachableError
-from pipeline.data.reader import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_label
+from pipeline.data.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_label
 from pipeline.data.skips import Skip, read_skips, write_skips
 from pipeline.data.tar import TarSample
 from pipeline.errors import DataError

@@ -19,7 +19,7 @@ from data_tools.parallel import write_json
 from data_tools.reencode import Encoding, reencode
 from data_tools.sources.listing import Listing, Sample
 from pipeline.data.decode import UnreadableImage
-from pipeline.data.reader import IMAGE_EXTENSIONS
+from pipeline.data.sample import IMAGE_EXTENSIONS
 from pipeline.errors import DataError
 
 MAX_OPEN_FILES = 128

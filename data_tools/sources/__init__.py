@@ -25,7 +25,7 @@ from data_tools.sources.listing import Listing
 from data_tools.sources.unpack import stamp_files
 from data_tools.sources.webdataset_tars import LabelUse, list_webdataset
 from pipeline.data.folder import ShardFolder
-from pipeline.data.reader import IMAGE_EXTENSIONS, LABEL_EXTENSIONS
+from pipeline.data.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS
 from pipeline.data.tar import scan_samples
 from pipeline.errors import DataError
 

@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 from data_tools.sources.listing import Listing, ListingBuilder, Member
 from data_tools.sources.parts import list_parts
-from pipeline.data.reader import IMAGE_EXTENSIONS
+from pipeline.data.sample import IMAGE_EXTENSIONS
 from pipeline.data.tar import scan_samples
 from pipeline.errors import DataError
 

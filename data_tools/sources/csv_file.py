@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools.sources.listing import MAX_LABEL, Listing, ListingBuilder, Member
-from pipeline.data.reader import IMAGE_EXTENSIONS
+from pipeline.data.sample import IMAGE_EXTENSIONS
 from pipeline.errors import DataError
 
 CSV_SUFFIXES = (".csv", ".tsv")

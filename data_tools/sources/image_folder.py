@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from data_tools.sources.listing import Listing, ListingBuilder, Member
 from data_tools.sources.parts import list_parts
-from pipeline.data.reader import IMAGE_EXTENSIONS
+from pipeline.data.sample import IMAGE_EXTENSIONS
 from pipeline.errors import DataError
 
 

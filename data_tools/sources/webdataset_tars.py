@@ -14,7 +14,7 @@ import numpy as np
 from data_tools.sources.listing import MAX_LABEL, Listing, ListingBuilder, Member
 from data_tools.sources.parts import list_parts
 from pipeline.data.index import CLASSES_NAME
-from pipeline.data.reader import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label
+from pipeline.data.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label
 from pipeline.data.tar import scan_samples
 from pipeline.errors import DataError
 

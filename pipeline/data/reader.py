@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,11 +12,10 @@ from pipeline.data.blocks import BlockBytes, FileBlock, OpenFile
 from pipeline.data.folder import is_remote
 from pipeline.data.index import ShardIndex
 from pipeline.data.remote import RemoteOptions, RemoteSource, Retry
-from pipeline.data.tar import TarMember, TarSample, scan_samples
+from pipeline.data.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_label
+from pipeline.data.tar import TarSample, scan_samples
 from pipeline.errors import DataError
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")
-LABEL_EXTENSIONS = ("cls", "json")
 MAX_OPEN_SHARDS = 128
 
 
@@ -162,23 +160,3 @@ def _raw_sample(sample: TarSample, data: BlockBytes, *, shard: str) -> RawSample
         key=sample.key, shard=shard, label=parse_label(text, shard=shard, key=sample.key), image_start=image.start,
         image_length=image.length, block=data,
     )  # fmt: skip
-
-
-def find_member(sample: TarSample, extensions: tuple[str, ...]) -> TarMember | None:
-    """The member with the first of these extensions that the sample has; `seg.jpg` is not `jpg`."""
-    by_extension = {member.extension: member for member in sample.members}
-    return next((by_extension[extension] for extension in extensions if extension in by_extension), None)
-
-
-def parse_label(text: bytes, *, shard: str, key: str) -> int:
-    """A class number: a number in ASCII, or JSON that is a number or has one under `label`.
-
-    Raises:
-        DataError: anything else.
-    """
-    try:
-        value = json.loads(text)
-        return int(value["label"] if isinstance(value, dict) else value)
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        shown = text[:40].decode(errors="replace")
-        raise DataError(f"{shard}: label of sample {key!r} is {shown!r}, not a class number") from error

@@ -16,7 +16,7 @@ from pipeline.data.augment import TrainTransform
 from pipeline.data.corpus import UnindexedShards
 from pipeline.data.counter import Purpose, derive_key
 from pipeline.data.decode import UnreadableImage
-from pipeline.data.reader import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label
+from pipeline.data.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label
 from pipeline.data.stream import DIGEST_MODULUS, Division, Part, Unreadable
 from pipeline.errors import ConfigError, DataError
 

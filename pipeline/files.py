@@ -1,0 +1,75 @@
+"""Files that are there whole or not at all: written aside under a name of their own, flushed, renamed. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+Durability = Literal["flushed", "unflushed"]
+
+
+class Draft:
+    """A file in the making, beside its target: `publish` puts it in the target's place, all else discards it.
+
+    Its name is drawn at random and created exclusively. A process id would repeat across machines and containers.
+
+    Args:
+        target: the file to be written.
+        durability: `flushed` survives a power cut; `unflushed` is for what is worth nothing after one.
+    """
+
+    def __init__(self, target: str | Path, *, durability: Durability = "flushed") -> None:
+        self._target = Path(target)
+        self._durability = durability
+        self.path = self._target.with_name(f".{self._target.name}.{uuid.uuid4().hex}.part")
+        self.file: BinaryIO = self.path.open("xb")
+
+    def __enter__(self) -> Draft:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        self.path.unlink(missing_ok=True)  # gone if it was published
+
+    def publish(self) -> None:
+        """Put it in the target's place."""
+        self.file.flush()
+        if self._durability == "flushed":
+            os.fsync(self.file.fileno())
+        self.file.close()
+        os.replace(self.path, self._target)
+        if self._durability == "flushed":
+            sync_folder(self._target.parent)
+
+
+def write_whole(target: str | Path, data: bytes | str, *, durability: Durability = "flushed") -> None:
+    """Write a file that readers see whole, the old one or the new one. Text is written in UTF-8.
+
+    Raises:
+        OSError: it cannot be written; the old file is as it was.
+    """
+    with Draft(target, durability=durability) as draft:
+        draft.file.write(data.encode("utf-8") if isinstance(data, str) else data)
+        draft.publish()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in a folder survive a power cut, where its filesystem can do that."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network filesystems cannot
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what processes that were killed left of their drafts. Only where nobody else writes: under a lock."""
+    for draft in folder.glob(".*.part"):
+        draft.unlink(missing_ok=True)
