@@ -26,13 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from pipeline.data.content import BlockContent
 from pipeline.data.folder import ShardFolder
-from pipeline.data.tar import scan_samples
+from pipeline.data.sample import read_label
+from pipeline.data.tar import TarSample, scan_samples
 from pipeline.errors import DataError
 
 INDEX_NAME = "index.safetensors"
 CLASSES_NAME = "classes.txt"
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "3"
 DEFAULT_BLOCK_SAMPLES = 32
 MAX_BLOCK_SAMPLES = 2**16 - 1
 READ_ERRORS = (OSError, EOFError, KeyError, ValueError, TypeError)
@@ -58,6 +60,9 @@ class ShardEntry:
     skipped_block: NDArray[np.int64]  # block in the shard, and place in its bytes, of each sample inside a block to leave out
     skipped_place: NDArray[np.uint16]
     num_skipped: int  # those between blocks too
+    block_content: NDArray[np.uint64]  # of each block, its samples' keys, members' sizes and labels: see `content`
+    max_label: int | None  # the largest class; None if no sample has a usable label
+    num_unlabelled: int  # samples without a usable label
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,9 @@ class ShardIndex:
     first_sample: NDArray[np.int64]  # (num_blocks + 1,) id of each block's first sample; the last is the total
     skipped_block: NDArray[np.int64]  # (num_skipped,) ascending: samples in a block's bytes that are no part of the corpus
     skipped_place: NDArray[np.uint16]  # (num_skipped,) place of each among the samples in its block's bytes
+    block_content: NDArray[np.uint64]  # (num_blocks,) keys, members' sizes and labels of its samples: see `content`
+    max_label: int | None  # the largest class of any sample; None if none has a usable label
+    num_unlabelled: int  # samples without a usable label
     file: str | None = None  # what the arrays are mapped from
 
     @property
@@ -86,9 +94,17 @@ class ShardIndex:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of everything the sample order depends on. The folder's place is not part of it."""
+        """Hash of everything the sample order depends on, and of all keys and labels. The folder's place is not part of it."""
+        return self._hash(ARRAYS)
+
+    @functools.cached_property
+    def order_fingerprint(self) -> str:
+        """Hash of what the sample order depends on alone: the fingerprint of indexes of format 2, which knew no labels."""
+        return self._hash(ORDER_ARRAYS)
+
+    def _hash(self, arrays: tuple[str, ...]) -> str:
         digest = hashlib.blake2b("\n".join(self.shard_names).encode(), digest_size=16)
-        for name in ARRAYS:
+        for name in arrays:
             digest.update(np.ascontiguousarray(getattr(self, name)).data)
         return digest.hexdigest()
 
@@ -113,10 +129,11 @@ class ShardIndex:
         return (ShardIndex, values) if self.file is None else (_map_index, (self.file, self.folder))
 
 
-ARRAYS = (
+ORDER_ARRAYS = (
     "shard_bytes", "shard_first_block", "block_offset", "block_bytes", "block_samples", "first_sample", "skipped_block",
     "skipped_place",
 )  # fmt: skip
+ARRAYS = (*ORDER_ARRAYS, "block_content")
 
 
 def assemble_index(folder: str, shards: list[ShardEntry]) -> ShardIndex:
@@ -141,13 +158,16 @@ def assemble_index(folder: str, shards: list[ShardEntry]) -> ShardIndex:
         first_sample=np.concatenate([[0], np.cumsum(block_samples, dtype=np.int64)]),
         skipped_block=np.concatenate([shard.skipped_block + first for shard, first in zip(shards, first_block, strict=False)]),
         skipped_place=np.concatenate([shard.skipped_place for shard in shards]),
+        block_content=np.concatenate([shard.block_content for shard in shards]),
+        max_label=max((shard.max_label for shard in shards if shard.max_label is not None), default=None),
+        num_unlabelled=sum(shard.num_unlabelled for shard in shards),
     )
 
 
 def scan_shard(
     file: BinaryIO, *, name: str, num_bytes: int, block_samples: int, skip: Collection[str] = frozenset()
 ) -> ShardEntry:
-    """Read a tar's headers and cut it into blocks of `block_samples` samples; the last block may have fewer.
+    """Read a tar's headers and labels, and cut it into blocks of `block_samples` samples; the last block may have fewer.
 
     Args:
         skip: keys of samples to leave out.
@@ -160,6 +180,9 @@ def scan_shard(
     ends: list[int] = []
     counts: list[int] = []
     last_places: list[int] = []  # of the last sample kept
+    contents: list[BlockContent] = []
+    max_label: int | None = None
+    num_unlabelled = 0
     skipped: list[tuple[int, int]] = []
     seen: set[str] = set()
     place = 0  # among the samples since the current block's start
@@ -176,10 +199,17 @@ def scan_shard(
             ends.append(sample.end)
             counts.append(0)
             last_places.append(0)
+            contents.append(BlockContent())
             place = 0
         if is_kept:
             counts[-1] += 1
             ends[-1], last_places[-1] = sample.end, place
+            label = _usable_label(file, sample, name=name)
+            contents[-1].add(sample, label)
+            if label is None or label < 0:
+                num_unlabelled += 1
+            else:
+                max_label = max(label, max_label or 0)
         elif counts:
             skipped.append((len(counts) - 1, place))
         place += 1
@@ -204,15 +234,36 @@ def scan_shard(
         skipped_block=np.array([block for block, _ in inside], np.int64),
         skipped_place=np.array([place for _, place in inside], np.uint16),
         num_skipped=len(skip),
+        block_content=np.array([content.digest for content in contents], np.uint64),
+        max_label=max_label,
+        num_unlabelled=num_unlabelled,
     )
+
+
+def _usable_label(file: BinaryIO, sample: TarSample, *, name: str) -> int | None:
+    """A sample's class; None if it has none. `verify` says which those are, and a training refuses them."""
+
+    def read(start: int, length: int) -> bytes:
+        file.seek(start)
+        return file.read(length)
+
+    try:
+        return read_label(sample, read, shard=name)
+    except DataError:
+        return None
 
 
 def save_index(index: ShardIndex) -> None:
     """Write the index file beside the shards; whole or not at all."""
     arrays = {name: np.ascontiguousarray(getattr(index, name)) for name in ARRAYS}
     names = np.frombuffer("\n".join(index.shard_names).encode(), np.uint8)
-    data = save({**arrays, "shard_names": names}, metadata={"format": FORMAT_VERSION, "fingerprint": index.fingerprint})
+    data = save({**arrays, "shard_names": names}, metadata=_facts(index))
     ShardFolder(index.folder).write(INDEX_NAME, data)
+
+
+def _facts(index: ShardIndex) -> dict[str, str]:
+    labels = {"max_label": json.dumps(index.max_label), "num_unlabelled": json.dumps(index.num_unlabelled)}
+    return {"format": FORMAT_VERSION, "fingerprint": index.fingerprint, **labels}
 
 
 def load_index(path: str) -> ShardIndex:
@@ -256,18 +307,31 @@ def _map_index(file: str, folder: str) -> ShardIndex:
             data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         start = 8 + int.from_bytes(data[:8], "little")
         header = json.loads(data[8:start])
-        version = header.pop("__metadata__").get("format")
-        if version != FORMAT_VERSION:
-            raise DataError(f"{file}: index format {version}, this software reads {FORMAT_VERSION}; index the folder again")
+        facts = header.pop("__metadata__")
+        if facts.get("format") != FORMAT_VERSION:
+            raise DataError(_other_format(file, folder, facts.get("format")))
         arrays = {name: _map_array(data, start, entry) for name, entry in header.items()}
         names = arrays.pop("shard_names").tobytes().decode().split("\n")
-        return ShardIndex(folder=folder, shard_names=tuple(names), file=file, **{name: arrays[name] for name in ARRAYS})
+        return ShardIndex(
+            folder=folder, shard_names=tuple(names), file=file, max_label=json.loads(facts["max_label"]),
+            num_unlabelled=int(facts["num_unlabelled"]), **{name: arrays[name] for name in ARRAYS},
+        )  # fmt: skip
     except READ_ERRORS as error:
         raise DataError(f"{file} is damaged ({error}); make it anew with `python -m data_tools index {folder}`") from error
 
 
+def _other_format(file: str, folder: str, version: str | None) -> str:
+    again = f"`python -m data_tools index {folder}`"
+    if version is not None and version.isdigit() and int(version) > int(FORMAT_VERSION):
+        return f"{file}: index format {version} of a newer version; this one reads {FORMAT_VERSION}: update it, or run {again}"
+    return (
+        f"{file}: index format {version}; this software reads {FORMAT_VERSION}, which knows the labels too. Run {again} once "
+        f"more, with the --skip lists that it was made with; runs in progress go on with it"
+    )
+
+
 def _map_array(data: mmap.mmap, start: int, entry: dict[str, Any]) -> NDArray[Any]:
-    dtype = {"I64": np.int64, "U16": np.uint16, "U8": np.uint8}[entry["dtype"]]
+    dtype = {"I64": np.int64, "U16": np.uint16, "U8": np.uint8, "U64": np.uint64}[entry["dtype"]]
     first, last = entry["data_offsets"]
     return np.frombuffer(data, dtype, count=(last - first) // np.dtype(dtype).itemsize, offset=start + first)
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.data.blocks import BlockBytes, FileBlock, OpenFile
+from pipeline.data.content import BlockContent, describe_difference
 from pipeline.data.folder import is_remote
 from pipeline.data.index import ShardIndex
 from pipeline.data.remote import RemoteOptions, RemoteSource, Retry
-from pipeline.data.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_label
+from pipeline.data.sample import IMAGE_EXTENSIONS, describe_missing, find_member, read_label
 from pipeline.data.tar import TarSample, scan_samples
 from pipeline.errors import DataError
 
@@ -140,23 +141,30 @@ class BlockReader:
             stored = list(scan_samples(data.open(), name=shard))
         except DataError as error:
             raise DataError(f"{index.describe_block(block)}: {error}; index the folder again if its shards changed") from error
-        samples = [_raw_sample(sample, data, shard=shard) for place, sample in enumerate(stored) if place not in skipped]
-        if len(samples) != index.block_samples[block]:
+        kept = [sample for place, sample in enumerate(stored) if place not in skipped]
+        if len(kept) != index.block_samples[block]:
             raise DataError(
-                f"{index.describe_block(block)}: {len(samples)} samples, the index says {index.block_samples[block]}; "
+                f"{index.describe_block(block)}: {len(kept)} samples, the index says {index.block_samples[block]}; "
                 f"index the folder again if its shards changed"
+            )
+        samples = [_raw_sample(sample, data, shard=shard) for sample in kept]
+        content = BlockContent()
+        for sample, raw in zip(kept, samples, strict=True):
+            content.add(sample, raw.label)
+        if content.digest != index.block_content[block]:
+            raise DataError(
+                f"{index.describe_block(block)}: {describe_difference(int(index.block_content[block]), content.digest)} of its "
+                f"samples differ from the index: the shard was rewritten at the same size. Restore it, or index the folder again "
+                f"with `python -m data_tools index {index.folder}`"
             )
         return samples
 
 
 def _raw_sample(sample: TarSample, data: BlockBytes, *, shard: str) -> RawSample:
-    image, label = find_member(sample, IMAGE_EXTENSIONS), find_member(sample, LABEL_EXTENSIONS)
-    if image is None or label is None:
-        wanted, looked = ("image", IMAGE_EXTENSIONS) if image is None else ("label", LABEL_EXTENSIONS)
-        found = ", ".join(member.extension for member in sample.members)
-        raise DataError(f"{shard}: sample {sample.key!r} has no {wanted} (looked for {', '.join(looked)}; it has {found})")
-    text = data.read(label.start, label.length)
+    image = find_member(sample, IMAGE_EXTENSIONS)
+    if image is None:
+        raise DataError(describe_missing(sample, "image", IMAGE_EXTENSIONS, shard=shard))
     return RawSample(
-        key=sample.key, shard=shard, label=parse_label(text, shard=shard, key=sample.key), image_start=image.start,
+        key=sample.key, shard=shard, label=read_label(sample, data.read, shard=shard), image_start=image.start,
         image_length=image.length, block=data,
     )  # fmt: skip

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 from pipeline.data.tar import TarMember, TarSample
 from pipeline.errors import DataError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")
 LABEL_EXTENSIONS = ("cls", "json")
+MAX_LABEL_BYTES = 1 << 20  # a longer member is no label
 
 
 def find_member(sample: TarSample, extensions: tuple[str, ...]) -> TarMember | None:
@@ -29,3 +31,26 @@ def parse_label(text: bytes, *, shard: str, key: str) -> int:
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         shown = text[:40].decode(errors="replace")
         raise DataError(f"{shard}: label of sample {key!r} is {shown!r}, not a class number") from error
+
+
+def read_label(sample: TarSample, read: Callable[[int, int], bytes], *, shard: str) -> int:
+    """The class of a sample.
+
+    Args:
+        read: bytes of the tar from a start, of a length.
+
+    Raises:
+        DataError: no label, or one that is no class number.
+    """
+    member = find_member(sample, LABEL_EXTENSIONS)
+    if member is None:
+        raise DataError(describe_missing(sample, "label", LABEL_EXTENSIONS, shard=shard))
+    if member.length > MAX_LABEL_BYTES:
+        raise DataError(f"{shard}: label of sample {sample.key!r} has {member.length} bytes; a class number is short")
+    return parse_label(read(member.start, member.length), shard=shard, key=sample.key)
+
+
+def describe_missing(sample: TarSample, what: str, extensions: tuple[str, ...], *, shard: str) -> str:
+    """What a sample lacks, in words."""
+    found = ", ".join(member.extension for member in sample.members)
+    return f"{shard}: sample {sample.key!r} has no {what} (looked for {', '.join(extensions)}; it has {found})"

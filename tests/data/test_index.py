@@ -1,0 +1,90 @@
+"""The index knows keys and labels: what it keeps of them, and what is refused when they change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_tools.index import index_folder
+from pipeline.data.index import ShardIndex, load_index
+from pipeline.data.reader import BlockReader
+from pipeline.errors import DataError
+from tests.conftest import encode, make_image, write_tar
+
+PICTURES = [encode(make_image(number, num_classes=3, size=12), format="PNG") for number in range(10)]
+Member = tuple[str, bytes]
+
+
+def members(labels: list[str], *, key: Callable[[int], str] = str) -> list[Member]:
+    return [
+        member
+        for number, label in enumerate(labels)
+        for member in ((f"{key(number)}.png", PICTURES[number]), (f"{key(number)}.cls", label.encode()))
+    ]
+
+
+def index(folder: Path, shard: list[Member] | None = None) -> ShardIndex:
+    if shard is not None:
+        folder.mkdir(exist_ok=True)
+        write_tar(folder / "000.tar", shard)
+    index_folder(str(folder), block_samples=4, num_workers=1)
+    return load_index(str(folder))
+
+
+def read_all(index: ShardIndex) -> list[int]:
+    reader = BlockReader(index, capacity=1)
+    return [sample.label for block in range(index.num_blocks) for sample in reader.read(block)]
+
+
+def test_it_keeps_the_largest_label_and_counts_samples_without_one(tmp_path: Path) -> None:
+    made = index(tmp_path / "a", members(["3", "0", "11", "2"]))
+    assert (made.max_label, made.num_unlabelled) == (11, 0)
+    made = index(tmp_path / "b", members(["3", "cat", "-4", "0"]))
+    assert (made.max_label, made.num_unlabelled) == (3, 2)
+    made = index(tmp_path / "c", [("a.png", PICTURES[0]), ("b.png", PICTURES[1])])
+    assert (made.max_label, made.num_unlabelled) == (None, 2)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        members(["1", "0", "2", "0", "1", "2"]),  # two labels exchanged: every size and the number of each class are the same
+        members(["0", "1", "2", "0", "1", "1"]),
+        members(["0", "1", "2", "0", "1", "2"], key=lambda number: str((number + 1) % 6)),
+    ],
+)
+def test_labels_and_keys_are_in_the_fingerprint(changed: list[Member], tmp_path: Path) -> None:
+    before = index(tmp_path, members(["0", "1", "2", "0", "1", "2"]))
+    assert read_all(before) == [0, 1, 2, 0, 1, 2]
+    size = (tmp_path / "000.tar").stat().st_size
+    fingerprint, order = before.fingerprint, before.order_fingerprint
+    assert index(tmp_path).fingerprint == fingerprint  # made again of the same shards: the same
+    write_tar(tmp_path / "000.tar", changed)
+    assert (tmp_path / "000.tar").stat().st_size == size
+    with pytest.raises(
+        DataError, match=r"000\.tar bytes .*differ from the index: the shard was rewritten at the same size.*index"
+    ):
+        read_all(load_index(str(tmp_path)))
+    after = index(tmp_path)
+    assert after.fingerprint != fingerprint
+    assert after.order_fingerprint == order
+
+
+def test_the_text_of_a_label_does_not_matter_but_its_number(tmp_path: Path) -> None:
+    one = index(tmp_path / "a", members(["1\n", "2 "]))
+    other = index(tmp_path / "b", members([" 1", "2\n"]))
+    assert one.fingerprint == other.fingerprint
+
+
+def test_an_index_of_the_old_format_is_refused_with_the_command_that_mends_it(tmp_path: Path) -> None:
+    made = index(tmp_path, members(["0", "1"]))
+    assert made.file is not None
+    place = Path(made.file)
+    place.write_bytes(place.read_bytes().replace(b'"format":"3"', b'"format":"2"'))
+    with pytest.raises(DataError, match=r"index format 2.*`python -m data_tools index .*` once more.*--skip lists"):
+        load_index(str(tmp_path))
+    place.write_bytes(place.read_bytes().replace(b'"format":"2"', b'"format":"9"'))
+    with pytest.raises(DataError, match="index format 9 of a newer version"):
+        load_index(str(tmp_path))
