@@ -85,7 +85,7 @@ def _fit(plan: Plan, world: World, stop: StopRequest) -> bool:
             if world.is_first:
                 print(f"[run] nothing to do: step {start.step} of {plan.stop_step} is reached", flush=True)
             return False
-        training = build.make_training(plan, world=world, stop=stop, start=start)
+        training = build.make_training(plan.with_precision(start.precision), world=world, stop=stop, start=start)
         training.run()
         return training.checkpointing.stopped_by_signal
     finally:

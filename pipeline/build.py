@@ -144,12 +144,12 @@ def _make_checkpointing(plan: Plan, *, stop: StopRequest, start: Start) -> Check
 
 def _make_metrics(plan: Plan, *, world: World, rank_times: RankTimes, health: Health) -> TrainingMetrics:
     config = plan.config
-    dtype = torch.float32 if config.trainer.precision == "fp32" else torch.bfloat16
+    dtype = torch.float32 if plan.precision == "fp32" else torch.bfloat16
     peak = config.trainer.peak_tflops * 1e12 if config.trainer.peak_tflops else peak_flops(device_of(world), dtype=dtype)
     return TrainingMetrics(
         num_classes=config.model.num_classes, global_batch_size=config.trainer.global_batch_size,
         epochs_per_image=plan.mixture.epochs_per_image(num_streams=plan.num_streams), total_steps=plan.stop_step, log_every=config.tracking.log_every,
-        flops_per_image=training_flops_per_image(plan.model), peak_flops=peak * world.size,
+        flops_per_image=training_flops_per_image(plan.model), peak_flops=None if peak is None else peak * world.size,
         unreadable_budget=config.data.unreadable_budget, rank_times=rank_times, health=health,
     )  # fmt: skip
 
@@ -193,10 +193,10 @@ def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Chec
     rank_times = RankTimes(zero_stage=config.trainer.zero_stage, files=files)
     strategy = ZeroStrategy(
         config=deepspeed_config(
-            zero_stage=config.trainer.zero_stage, precision=config.trainer.precision,
+            zero_stage=config.trainer.zero_stage, precision=plan.precision,
             micro_batch_size=plan.micro_batch_size, clip_norm=config.optimizer.clip_norm,
         ),
-        precision=config.trainer.precision,
+        precision=plan.precision,
         clip_norm=config.optimizer.clip_norm,
     )  # fmt: skip
     trainer = Trainer(

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from pipeline.data.augment import Resize
 from pipeline.durations import DurationField
 from pipeline.functional.schedules import Decay
+from pipeline.precision import EvaluationPrecision, TrainingPrecision
 from pipeline.secrets import describe_credential
 
 
@@ -137,13 +138,17 @@ class TrainerSection(Section):
         "auto", description="ranks on one machine when no launcher gives them: all GPUs, or 1"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
-    precision: Literal["bf16", "bf16_autocast", "fp32"] = Field(
-        "bf16", description="bf16: bf16 weights with fp32 masters; bf16_autocast: fp32 weights, bf16 products"
+    precision: Literal["auto"] | TrainingPrecision = Field(
+        "auto",
+        description="bf16: bf16 weights with fp32 masters; bf16_autocast: fp32 weights, bf16 products; auto: bf16 where every "
+        "rank's device computes it fast, else fp32",
     )
     compile: bool = Field(
         False, description="torch.compile the model; best where the ranks divide the batch: another size compiles anew"
     )
-    peak_tflops: float | None = Field(None, gt=0, description="of one device, for MFU; looked up or measured if not given")
+    peak_tflops: float | None = Field(
+        None, gt=0, description="of one device, for MFU; looked up or measured on a GPU, and no MFU on a CPU, if not given"
+    )
     max_skipped_steps: int = Field(5, ge=1, description="non-finite steps in a row before the run stops")
     hang_timeout_s: float | None = Field(
         900.0,
@@ -180,8 +185,10 @@ class EvaluationSection(Section):
     shots: tuple[PositiveInt, ...] = Field((1, 5, 10, 25), description="images a class")
     seeds: tuple[NonNegativeInt, ...] = Field((0, 1, 2), description="draws of the few-shot support set")
     short_side: int | None = Field(None, ge=1, description="resize before the centre crop; image size * 256 / 224 if not given")
-    precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="of the forward pass (autocast); features and probes are fp32 and fp64"
+    precision: Literal["auto"] | EvaluationPrecision = Field(
+        "auto",
+        description="of the forward pass (autocast); features and probes are fp32 and fp64. auto: that of the run's earlier "
+        "results, else bf16 where the device computes it fast",
     )
     batch_size: int = Field(64, ge=1)
     num_workers: int = Field(2, ge=0, description="decoding processes; 0 decodes in the evaluator itself")

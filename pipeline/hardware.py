@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 
 from pipeline.errors import ConfigError
+from pipeline.precision import measure_matmul_flops
 
 # Dense bf16 tensor-core rates in TFLOP/s from the vendors' data sheets, by a part of the device's name.
 DATA_SHEET_BF16_TFLOPS = {
@@ -37,30 +36,16 @@ def find_gpu(name: str) -> str:
     return plain[wanted]
 
 
-def peak_flops(device: torch.device, *, dtype: torch.dtype) -> float:
-    """Operations per second of one device: the data sheet's bf16 rate, or a short measurement where there is none.
+def peak_flops(device: torch.device, *, dtype: torch.dtype) -> float | None:
+    """Operations per second of one device: the data sheet's bf16 rate, or a short measurement of a GPU that is not listed.
 
-    On a CPU the measurement uses this process's threads, so it is the peak of one rank.
+    None on a CPU: what a rank can compute depends on what else runs there at the moment, so a ratio to it says nothing.
     """
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        # The longest match first: "H100 PCIe" before "H100", "L40S" before "L4".
-        for part in sorted(DATA_SHEET_BF16_TFLOPS, key=len, reverse=True):
-            if part in name:
-                return DATA_SHEET_BF16_TFLOPS[part] * 1e12
-    return measure_matmul_flops(device, dtype=dtype)
-
-
-def measure_matmul_flops(device: torch.device, *, dtype: torch.dtype, repeats: int = 5) -> float:
-    """Best rate of a square matrix product over a few tries, in operations per second."""
-    size = 8192 if device.type == "cuda" else 1024
-    left = torch.randn(size, size, device=device).to(dtype)
-    right = torch.randn(size, size, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(repeats + 1):  # the first is warm-up, and never the best
-        start = time.perf_counter()
-        torch.mm(left, right)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    # The longest match first: "H100 PCIe" before "H100", "L40S" before "L4".
+    for part in sorted(DATA_SHEET_BF16_TFLOPS, key=len, reverse=True):
+        if part in name:
+            return DATA_SHEET_BF16_TFLOPS[part] * 1e12
+    return measure_matmul_flops(device, dtype=dtype, size=8192, repeats=5)

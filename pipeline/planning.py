@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pipeline.config import DataSection, ModelSection, RunConfig
@@ -15,6 +15,7 @@ from pipeline.data.stream import largest_micro_batch
 from pipeline.errors import ConfigError
 from pipeline.models.vit import ViTConfig
 from pipeline.models.zoo import parse_name
+from pipeline.precision import TrainingPrecision
 
 SIGMOID_HEAD_BIAS = -10.0  # google-research/vision_transformer, issue #34
 
@@ -35,6 +36,17 @@ class Plan:
     keep_every_steps: int | None
     accumulation_steps: int
     micro_batch_size: int
+
+    @property
+    def precision(self) -> TrainingPrecision:
+        """Of the launch, which is chosen when the ranks know each other's devices."""
+        assert self.config.trainer.precision != "auto", "asked before the start was agreed on"
+        return self.config.trainer.precision
+
+    def with_precision(self, precision: TrainingPrecision) -> Plan:
+        """The same plan, its precision chosen."""
+        trainer = self.config.trainer.model_copy(update={"precision": precision})
+        return replace(self, config=self.config.model_copy(update={"trainer": trainer}))
 
 
 def make_model_config(section: ModelSection, *, head_bias: float = 0.0) -> ViTConfig:

@@ -41,8 +41,13 @@ def summarise_training(metrics: Rows) -> str:
     speeds = sorted(row["speed/images_per_s"] for row in metrics)
     return (
         f"step {last['step']}, {last['images_seen']} images seen, loss {first['train/loss']:.4g} -> {last['train/loss']:.4g}, "
-        f"median {speeds[len(speeds) // 2]:.4g} images/s, MFU {100 * last['speed/mfu']:.1f} %, unreadable images {last['data/unreadable']}"
+        f"median {speeds[len(speeds) // 2]:.4g} images/s, {_mfu(last)}unreadable images {last['data/unreadable']}"
     )
+
+
+def _mfu(line: dict[str, Any]) -> str:
+    """A CPU has none."""
+    return f"MFU {100 * line['speed/mfu']:.1f} %, " if "speed/mfu" in line else ""
 
 
 def tabulate_evaluations(evaluations: Rows) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
@@ -13,8 +13,9 @@ from pipeline.data.decode import HOW_TO_BUILD
 from pipeline.data.order import ORDER_VERSION
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.planning import Plan
+from pipeline.precision import TrainingPrecision, choose_training_precision, measure_bf16_speedup
 from pipeline.run_lock import RunLock
-from pipeline.world import World, broadcast
+from pipeline.world import World, broadcast, minimum
 
 # Sections whose change would make a resumed run neither the old one nor the new.
 FIXED_KEYS = (
@@ -49,6 +50,7 @@ class Start:
 
     checkpoint: Checkpoint | None
     wandb_id: str
+    precision: TrainingPrecision
     messages: list[str]
 
     @property
@@ -56,11 +58,12 @@ class Start:
         return 0 if self.checkpoint is None else self.checkpoint.meta.step
 
 
-def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock) -> Start:
+def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speedup: float) -> Start:
     """Find the newest complete checkpoint and refuse what would corrupt the run. Rank 0 only.
 
     Args:
         lock: of the run folder; taken before anything is looked at.
+        bf16_speedup: of the slowest rank's device.
 
     Raises:
         CheckpointError: the relaunch differs where it must not, every checkpoint is broken, or another training is at work.
@@ -75,6 +78,11 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock) -> Start:
         raise CheckpointError(
             f"no checkpoint of {folder.root} is whole: {reasons}. Restore one, or start a new run with name=..."
         )
+    choice = choose_training_precision(
+        plan.config.trainer.precision, zero_stage=plan.config.trainer.zero_stage, bf16_speedup=bf16_speedup,
+        recorded=None if found.newest is None else read_recorded_precision(folder),
+    )  # fmt: skip
+    plan = plan.with_precision(choice.precision)
     messages = takeover
     if found.newest is not None:  # a launch that ended before its first checkpoint binds nobody
         messages += compare_with_last_launch(plan, folder)
@@ -90,6 +98,8 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock) -> Start:
         messages.append(
             f"new run in {folder.root}: {plan.total_steps} steps on {plan.mixture.describe(num_streams=plan.num_streams)}"
         )
+    if choice.message is not None:
+        messages.append(choice.message)
     if plan.config.data.decoder == "auto" and plan.decoder == "whole":
         messages.append(f"JPEGs are decoded whole: the faster decoder, of the same pixels, is not built here; {HOW_TO_BUILD}")
     if not plan.config.evaluation.datasets:
@@ -102,7 +112,7 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock) -> Start:
     if found.newest is None or found.newest.meta.step < plan.stop_step:
         folder.complete.unlink(missing_ok=True)  # this launch was asked for more steps
     write_atomically(folder.config, plan.config.to_yaml().encode())
-    return Start(checkpoint=found.newest, wandb_id=keep_wandb_id(folder), messages=messages)
+    return Start(checkpoint=found.newest, wandb_id=keep_wandb_id(folder), precision=choice.precision, messages=messages)
 
 
 def compare_with_last_launch(plan: Plan, folder: RunFolder) -> list[str]:
@@ -111,12 +121,7 @@ def compare_with_last_launch(plan: Plan, folder: RunFolder) -> list[str]:
     Raises:
         CheckpointError: a difference that would mix two runs in one folder.
     """
-    try:
-        last_launch = yaml.safe_load(folder.config.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _unreadable_config(folder, str(error)) from error
-    if not isinstance(last_launch, dict):
-        raise _unreadable_config(folder, "it is empty")
+    last_launch = _read_last_launch(folder)
     before, now = _flatten(last_launch), _flatten(plan.config.model_dump(mode="json"))
     changed = sorted(key for key in before | now if before.get(key) != now.get(key) and not _is_under(key, FREE_KEYS))
     fatal = [key for key in changed if _is_under(key, FIXED_KEYS)]
@@ -127,6 +132,26 @@ def compare_with_last_launch(plan: Plan, folder: RunFolder) -> list[str]:
             f"Set them back, or start a new run with name=..."
         )
     return [f"changed since the last launch: {key} was {before.get(key)}, now {now.get(key)}" for key in changed]
+
+
+def read_recorded_precision(folder: RunFolder) -> TrainingPrecision | None:
+    """What the run has trained in so far; None where its configuration does not say.
+
+    Raises:
+        CheckpointError: the run's configuration cannot be read.
+    """
+    recorded = _flatten(_read_last_launch(folder)).get("trainer.precision")
+    return recorded if recorded in get_args(TrainingPrecision) else None
+
+
+def _read_last_launch(folder: RunFolder) -> dict[str, Any]:
+    try:
+        last_launch = yaml.safe_load(folder.config.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _unreadable_config(folder, str(error)) from error
+    if not isinstance(last_launch, dict):
+        raise _unreadable_config(folder, "it is empty")
+    return last_launch
 
 
 def _unreadable_config(folder: RunFolder, reason: str) -> CheckpointError:
@@ -177,9 +202,10 @@ def _is_under(key: str, prefixes: tuple[str, ...]) -> bool:
 def agree_on_start(plan: Plan, world: World, *, device: torch.device, lock: RunLock) -> Start:
     """Rank 0 takes the lock and prepares the run folder; every rank gets its answer, or its error."""
     outcome: Start | PipelineError | None = None
+    bf16_speedup = minimum(measure_bf16_speedup(device), device=device)
     if world.is_first:
         try:
-            outcome = prepare_run_folder(plan, world_size=world.size, lock=lock)
+            outcome = prepare_run_folder(plan, world_size=world.size, lock=lock, bf16_speedup=bf16_speedup)
         except PipelineError as error:
             outcome = error
         except OSError as error:

@@ -129,7 +129,8 @@ def _speed(status: RunStatus) -> Iterator[tuple[str, str]]:
         return
     parts = [f"{speed['images_per_s']:,.4g} images/s", f"{speed['step_time_s']:.3g} s a step"]
     parts.append(f"{100 * speed['data_wait_fraction']:.1f} % of it waiting for data")
-    parts.append(f"MFU {100 * speed['mfu']:.1f} %")
+    if "mfu" in speed:  # a CPU has none
+        parts.append(f"MFU {100 * speed['mfu']:.1f} %")
     yield "speed", ", ".join(parts)
     straggler = status.stragglers
     if straggler:
@@ -236,7 +237,7 @@ def _cells(status: RunStatus) -> list[str]:
         Path(status.run).name, state, cell(status.step, f"{status.step}"),
         f"{100 * status.step / status.total_steps:.0f} %" if status.total_steps and status.step is not None else "-",
         cell(status.eta_s, duration(status.eta_s or 0)), f"{speed['images_per_s']:.4g}" if speed else "-",
-        f"{100 * speed['mfu']:.1f} %" if speed else "-", cell(loss, f"{loss or 0:.4g}"),
+        f"{100 * speed['mfu']:.1f} %" if "mfu" in speed else "-", cell(loss, f"{loss or 0:.4g}"),
         cell(best, f"{100 * best.best:.1f} % {best.measure}" if best else ""), str(len(status.warnings) or "-"),
     ]  # fmt: skip
 

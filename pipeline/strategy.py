@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
@@ -15,13 +15,12 @@ from torch import Tensor
 from pipeline import train_state
 from pipeline.checkpoint import MODEL_FILE, MOMENTS_FILES, read_meta
 from pipeline.optim import GuardedAdamW
+from pipeline.precision import TrainingPrecision
 from pipeline.weights import TensorFiles
-
-Precision = Literal["bf16", "bf16_autocast", "fp32"]
 
 
 def deepspeed_config(
-    *, zero_stage: int, precision: Precision, micro_batch_size: int, clip_norm: float | None
+    *, zero_stage: int, precision: TrainingPrecision, micro_batch_size: int, clip_norm: float | None
 ) -> dict[str, Any]:
     """DeepSpeed's configuration. Gradients are accumulated and reduced in fp32 whatever the precision."""
     config: dict[str, Any] = {
@@ -62,7 +61,7 @@ class EnginePrecision(DeepSpeedPrecision):
 class ZeroStrategy(DeepSpeedStrategy):
     """`DeepSpeedStrategy` that runs on CPU ranks (gloo) too, joins a process group that exists, and guards steps."""
 
-    def __init__(self, *, config: dict[str, Any], precision: Precision, clip_norm: float | None) -> None:
+    def __init__(self, *, config: dict[str, Any], precision: TrainingPrecision, clip_norm: float | None) -> None:
         self._clip_norm = clip_norm
         super().__init__(
             config=config,

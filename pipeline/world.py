@@ -208,6 +208,13 @@ def broadcast(value: Any, *, device: torch.device) -> Any:
     return box[0]
 
 
+def minimum(value: float, *, device: torch.device) -> float:
+    """The least of the ranks' values. A collective."""
+    tensor = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor, dist.ReduceOp.MIN)
+    return float(tensor)
+
+
 def check_devices(num_ranks: int) -> None:
     """Refuse more ranks on this machine than it has GPUs, where it has any.
 

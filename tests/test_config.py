@@ -89,10 +89,6 @@ BAD = [
     ("model.dropout=1.5", "model.dropout=1.5: Input should be less than 1"),
     ("schedule.warmup=10", "schedule.warmup=10: 10 is not a duration; write a number and a unit"),
     ("schedule.warmup=3 days", "'3 days' is not a duration"),
-    (
-        "trainer.zero_stage=0",
-        "trainer.precision=bf16 keeps its fp32 masters in ZeRO; with trainer.zero_stage=0 use bf16_autocast or fp32",
-    ),
     ("trainer.hang_timeout_s=1200", "trainer.hang_timeout_s=1200 must be below trainer.collective_timeout_s=1200"),
     ("data.read_patience_s=900", "data.read_patience_s=900 must be below trainer.hang_timeout_s=900: a store that is away"),
     ("name=a/b", "name='a/b': letters, digits, '.', '_' and '-' only"),
@@ -116,6 +112,12 @@ def test_a_wrong_setting_is_answered_in_words(write_config: WriteConfig, overrid
     with pytest.raises(ConfigError) as caught:
         load_config(write_config(), [override])
     assert message in str(caught.value)
+
+
+def test_bf16_weights_need_zero(write_config: WriteConfig) -> None:
+    message = "trainer.precision=bf16 keeps its fp32 masters in ZeRO; with trainer.zero_stage=0 use bf16_autocast or fp32"
+    with pytest.raises(ConfigError, match=message):
+        load_config(write_config(), ["trainer.precision=bf16", "trainer.zero_stage=0"])
 
 
 def test_a_run_may_be_named_by_a_number(write_config: WriteConfig) -> None:

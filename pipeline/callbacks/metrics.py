@@ -33,7 +33,7 @@ class TrainingMetrics(Callback):
         total_steps: where the progress bar ends.
         log_every: steps between two lines.
         flops_per_image: training operations, for MFU and exaFLOPs.
-        peak_flops: of all ranks together, per second.
+        peak_flops: of all ranks together, per second; None where nobody knows, and no MFU is logged.
         unreadable_budget: part of the images seen that may be unreadable.
         rank_times: asked for the slowest rank at each line.
         health: shown each line, on rank 0.
@@ -41,7 +41,7 @@ class TrainingMetrics(Callback):
 
     def __init__(
         self, *, num_classes: int, global_batch_size: int, epochs_per_image: dict[str, float], total_steps: int, log_every: int,
-        flops_per_image: float, peak_flops: float, unreadable_budget: float, rank_times: RankTimes, health: Health,
+        flops_per_image: float, peak_flops: float | None, unreadable_budget: float, rank_times: RankTimes, health: Health,
     ) -> None:  # fmt: skip
         self.global_batch_size = global_batch_size
         self.epochs_per_image = epochs_per_image
@@ -136,7 +136,7 @@ class TrainingMetrics(Callback):
             "speed/images_per_s": images_per_s,
             "speed/step_time_s": elapsed_s / steps,
             "speed/data_wait_fraction": min(1.0, means["wait_s"] * micro_batches / elapsed_s),
-            "speed/mfu": images_per_s * self.flops_per_image / self.peak_flops,
+            **({} if self.peak_flops is None else {"speed/mfu": images_per_s * self.flops_per_image / self.peak_flops}),
             "speed/peak_memory_gib": _peak_memory_gib(),
             **self.rank_times.gather(trainer, steps=steps, step_time_s=elapsed_s / steps),
             "data/unreadable": unreadable,

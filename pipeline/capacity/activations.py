@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pipeline.capacity.memory import Precision
 from pipeline.models.vit import ViTConfig
+from pipeline.precision import TrainingPrecision
 
 
-def saved_bytes_per_image(model: ViTConfig, *, precision: Precision, mask_bytes: int = 1) -> int:
+def saved_bytes_per_image(model: ViTConfig, *, precision: TrainingPrecision, mask_bytes: int = 1) -> int:
     """Bytes that autograd saves for one image, with fused attention and without checkpointing (the project has none).
 
     An encoder block saves for each token, in 2-byte elements: its input, the normalised input, q, k, v, the attention's
@@ -32,12 +32,12 @@ def saved_bytes_per_image(model: ViTConfig, *, precision: Precision, mask_bytes:
     return tokens * (model.depth * block + ends) + pixels + representation + loss
 
 
-def saved_bytes_per_pass(num_kernel_elements: int, *, precision: Precision) -> int:
+def saved_bytes_per_pass(num_kernel_elements: int, *, precision: TrainingPrecision) -> int:
     """Bytes saved once, whatever the batch: autocast keeps a bf16 copy of every kernel until the backward pass."""
     return 2 * num_kernel_elements if precision == "bf16_autocast" else 0
 
 
-def working_bytes_per_image(model: ViTConfig, *, precision: Precision) -> int:
+def working_bytes_per_image(model: ViTConfig, *, precision: TrainingPrecision) -> int:
     """Most that one operation of the backward pass takes beyond what was saved: gradients of an MLP's hidden layer before
     and after GELU, and of the residual stream before and after the block; or logits three times over, in fp32."""
     low = 4 if precision == "fp32" else 2

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.capacity.memory import Precision, Stage
+from pipeline.capacity.memory import Stage
+from pipeline.precision import TrainingPrecision
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def run_compute(
 
 
 def step_traffic_bytes(
-    num_parameters: int, *, stage: Stage, precision: Precision, num_nodes: int, accumulation_steps: int
+    num_parameters: int, *, stage: Stage, precision: TrainingPrecision, num_nodes: int, accumulation_steps: int
 ) -> float:
     """Bytes that every node sends to others in a step, by ring algorithms.
 

@@ -9,7 +9,7 @@ import torch
 from pipeline.capacity.activations import saved_bytes_per_image, saved_bytes_per_pass, working_bytes_per_image
 from pipeline.capacity.compute import Compute, run_compute, step_traffic_bytes
 from pipeline.capacity.failures import Interruptions, daly_interval_s, job_mtbf_s, lost_fraction, young_interval_s
-from pipeline.capacity.memory import STAGES, ParameterSizes, Precision, Stage, StateBytes, sizes_of_groups, state_bytes
+from pipeline.capacity.memory import STAGES, ParameterSizes, Stage, StateBytes, sizes_of_groups, state_bytes
 from pipeline.capacity.storage import Reading, moments_bytes, reading_rates, weights_bytes
 from pipeline.config import RunConfig
 from pipeline.data.corpus import Mixture
@@ -22,6 +22,7 @@ from pipeline.models.vit import VisionTransformer, ViTConfig
 from pipeline.models.zoo import training_flops_per_image
 from pipeline.optim import parameter_groups
 from pipeline.planning import count_accumulation_steps, load_mixture, make_model_config
+from pipeline.precision import TrainingPrecision
 
 IMAGE_BYTES = 110_000  # of a median ImageNet photo
 
@@ -75,7 +76,7 @@ class StageMemory:
     """
 
     stage: Stage
-    precision: Precision
+    precision: TrainingPrecision
     chosen: bool
     state: StateBytes
     activations: int
@@ -165,7 +166,7 @@ def make_forecast(config: RunConfig, *, cluster: Cluster, num_samples: int | Non
         ),
         compute=compute,
         traffic_bytes=step_traffic_bytes(
-            sizes.total, stage=config.trainer.zero_stage, precision=config.trainer.precision, num_nodes=cluster.num_nodes,
+            sizes.total, stage=config.trainer.zero_stage, precision=_precision(config, stage=config.trainer.zero_stage), num_nodes=cluster.num_nodes,
             accumulation_steps=accumulation,
         ),
         reading=reading_rates(
@@ -200,6 +201,12 @@ def _peak_flops(config: RunConfig, gpu: str) -> float:
             "trainer.precision=fp32: the rates known here are of bf16; give the GPU's own with trainer.peak_tflops=..."
         )
     return DATA_SHEET_BF16_TFLOPS[gpu] * 1e12
+
+
+def _precision(config: RunConfig, *, stage: Stage) -> TrainingPrecision:
+    """What a stage trains in. `auto` is bf16 on every GPU known here; without ZeRO nothing keeps fp32 masters of bf16 weights."""
+    wanted = "bf16" if config.trainer.precision == "auto" else config.trainer.precision
+    return "bf16_autocast" if stage == 0 and wanted == "bf16" else wanted
 
 
 def _sizes(model: ViTConfig) -> tuple[ParameterSizes, int]:
@@ -269,8 +276,7 @@ def _stage_memory(
     accumulation: int,
     memory_bytes: float,
 ) -> StageMemory:
-    wanted = config.trainer.precision
-    precision: Precision = "bf16_autocast" if stage == 0 and wanted == "bf16" else wanted
+    precision = _precision(config, stage=stage)
     batch = config.trainer.global_batch_size
     share, micro = (largest_micro_batch(batch, num_ranks=num_gpus, accumulation_steps=parts) for parts in (1, accumulation))
     image = saved_bytes_per_image(model, precision=precision) + working_bytes_per_image(model, precision=precision)

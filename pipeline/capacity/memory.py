@@ -13,8 +13,9 @@ from typing import Literal
 
 from torch import nn
 
+from pipeline.precision import TrainingPrecision
+
 Stage = Literal[0, 1, 2, 3]
-Precision = Literal["bf16", "bf16_autocast", "fp32"]
 
 STAGES: tuple[Stage, ...] = (0, 1, 2, 3)
 BUCKET_ELEMENTS = 100_000_000  # reduce_bucket_size in pipeline/strategy.py
@@ -84,7 +85,7 @@ def state_bytes(
     sizes: ParameterSizes,
     *,
     stage: Stage,
-    precision: Precision,
+    precision: TrainingPrecision,
     num_ranks: int,
     accumulation_steps: int = 1,
     bucket_elements: int = BUCKET_ELEMENTS,

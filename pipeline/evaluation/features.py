@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from pipeline.data.evaluation_stream import EvalStream
 from pipeline.data.index import ShardIndex
 from pipeline.data.remote import RemoteOptions
 from pipeline.models.vit import VisionTransformer
+from pipeline.precision import EvaluationPrecision
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Features:
 @torch.no_grad()
 def extract_features(
     model: VisionTransformer, index: ShardIndex, *, transform: EvalTransform, device: torch.device,
-    precision: Literal["bf16", "fp32"], batch_size: int, num_workers: int, description: str,
+    precision: EvaluationPrecision, batch_size: int, num_workers: int, description: str,
     remote: RemoteOptions | None = None,
 ) -> Features:  # fmt: skip
     """Run a frozen model over a split.

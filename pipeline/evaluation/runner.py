@@ -6,7 +6,7 @@ import functools
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -22,6 +22,7 @@ from pipeline.evaluation.few_shot import choose_support, few_shot_accuracy
 from pipeline.evaluation.linear import linear_probe
 from pipeline.interruption import StopRequest
 from pipeline.journal import append_json_line, read_json_lines
+from pipeline.precision import EvaluationPrecision, choose_evaluation_precision, measure_bf16_speedup
 from pipeline.tracking import EvaluationTracker, RunIdentity
 from pipeline.weights import Weights, WeightsHeader, load_weights, read_weights_header
 
@@ -102,6 +103,11 @@ class Evaluator:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(section.cpu_threads)
+        precision, message = choose_evaluation_precision(
+            section.precision, recorded=_recorded_precision(folder), bf16_speedup=measure_bf16_speedup(self.device)
+        )
+        self.precision: EvaluationPrecision = precision
+        print(f"[eval] {message}", flush=True)
         self.failed: dict[int, str] = {}  # step to reason, this process's
         self._tracker: EvaluationTracker | None = None
         self._indices = {dataset.name: _open_dataset(dataset) for dataset in section.datasets}
@@ -173,7 +179,7 @@ class Evaluator:
     def _conditions(self, header: WeightsHeader, dataset: str) -> Conditions:
         return Conditions(
             weights=header.digest, data=self._fingerprints[dataset],
-            short_side=self.section.short_side or round(header.model.image_size * RESIZE_RATIO), precision=self.section.precision,
+            short_side=self.section.short_side or round(header.model.image_size * RESIZE_RATIO), precision=self.precision,
         )  # fmt: skip
 
     def _evaluate_step(self, step: int) -> None:
@@ -214,9 +220,15 @@ class Evaluator:
         section, image_size = self.section, weights.model.config.image_size
         return extract_features(
             weights.model, index, transform=EvalTransform(image_size=image_size, short_side=short_side), device=self.device,
-            precision=section.precision, batch_size=section.batch_size, num_workers=section.num_workers, description=description,
+            precision=self.precision, batch_size=section.batch_size, num_workers=section.num_workers, description=description,
             remote=self.remote,
         )  # fmt: skip
+
+
+def _recorded_precision(folder: RunFolder) -> EvaluationPrecision | None:
+    """Of the run's newest result."""
+    recorded = [row.get("precision") for row in read_json_lines(folder.evaluations)]
+    return next((value for value in reversed(recorded) if value in get_args(EvaluationPrecision)), None)
 
 
 def _open_dataset(dataset: EvalDataset) -> tuple[ShardIndex, ShardIndex]:

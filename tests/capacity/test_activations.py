@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.capacity.activations import saved_bytes_per_image, saved_bytes_per_pass
-from pipeline.capacity.memory import Precision
 from pipeline.config import ModelSection
 from pipeline.functional.losses import one_hot_targets, sigmoid_cross_entropy
 from pipeline.models.vit import VisionTransformer, ViTConfig
 from pipeline.planning import make_model_config
+from pipeline.precision import TrainingPrecision
 
 MODEL = ViTConfig(
     image_size=96, patch_size=16, width=192, depth=4, mlp_dim=768, num_heads=3, num_classes=1000,
@@ -21,7 +21,7 @@ MODEL = ViTConfig(
 )  # fmt: skip
 
 
-def saved_bytes(model: nn.Module, *, batch: int, precision: Precision, size: int) -> int:
+def saved_bytes(model: nn.Module, *, batch: int, precision: TrainingPrecision, size: int) -> int:
     """Bytes that a forward pass leaves for the backward pass, parameters left out."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}
@@ -43,7 +43,7 @@ def saved_bytes(model: nn.Module, *, batch: int, precision: Precision, size: int
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("precision", ["bf16", "bf16_autocast", "fp32"])
-def test_what_autograd_saves(precision: Precision, dropout: float) -> None:
+def test_what_autograd_saves(precision: TrainingPrecision, dropout: float) -> None:
     """Within 0.2 % without autocast. On a CPU bf16's LayerNorm statistics are bf16 and a dropout mask is no boolean."""
     config = replace(MODEL, dropout=dropout)
     model = VisionTransformer(config)
