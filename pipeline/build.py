@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -17,8 +18,9 @@ from pipeline.callbacks.health import Health, Identity
 from pipeline.callbacks.heartbeat import Heartbeat, HeartbeatAfterSaving
 from pipeline.callbacks.metrics import TrainingMetrics
 from pipeline.callbacks.stragglers import RankTimes
-from pipeline.checkpoint import MODEL_FILE, RunFolder, collect_versions, keep_wandb_id
+from pipeline.checkpoint import MODEL_FILE, RunFolder, collect_versions
 from pipeline.config import RunConfig
+from pipeline.console import say
 from pipeline.data.datamodule import StreamDataModule
 from pipeline.evaluation.runner import Evaluator
 from pipeline.functional.losses import one_hot_targets, sigmoid_cross_entropy, softmax_cross_entropy
@@ -29,12 +31,14 @@ from pipeline.journal import read_metrics
 from pipeline.models.vit import VisionTransformer, ViTConfig
 from pipeline.models.zoo import training_flops_per_image
 from pipeline.optim import GuardedAdamW, parameter_groups
-from pipeline.planning import Plan
+from pipeline.planning import Plan, make_model_config
 from pipeline.start import Start
 from pipeline.state_files import StateFiles
 from pipeline.strategy import ZeroStrategy, deepspeed_config
 from pipeline.tracking import MetricsFile, RunIdentity, WandbTracker, make_wandb_logger
 from pipeline.train_module import LossFunction, PretrainModule
+from pipeline.wandb_identity import settle_run
+from pipeline.wandb_settings import read_wandb_environment
 from pipeline.watchdog import Watchdog
 from pipeline.weights import load_tensors
 from pipeline.world import World
@@ -180,8 +184,8 @@ def _watched(callbacks: list[Callback], *, plan: Plan, world: World) -> list[Cal
 def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Checkpointing) -> Trainer:
     config = plan.config
     folder = RunFolder(config.run_dir)
-    record = {**config.model_dump(mode="json"), "versions": collect_versions(), "world_size": world.size,
-              "run_dir": str(folder.root.resolve()), "checkpoints": str(folder.checkpoints.resolve()), "model_resolved": asdict(plan.model)}  # fmt: skip
+    record = {**_describe_run(config, folder, plan.model), "world_size": world.size, "num_nodes": world.num_nodes,
+              "slurm_job_id": world.slurm_job_id}  # fmt: skip
     wandb_logger = None
     if world.is_first:
         history = [row for row in read_metrics(folder.metrics) if row["step"] <= start.step]
@@ -235,11 +239,26 @@ def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Chec
 
 def make_evaluator(folder: RunFolder, config: RunConfig) -> Evaluator:
     """The evaluator of a run folder, which may have moved since the run's configuration was written."""
-    run_id = keep_wandb_id(folder)  # made anew if lost: results still belong into evaluations.jsonl
+    # Made anew if lost: results still belong into evaluations.jsonl.
+    asked_id = None if config.tracking.mode == "disabled" else read_wandb_environment().run_id
+    wandb = settle_run(folder.root, wanted=asked_id, checkpoint_id=None, step=max(folder.weight_steps(), default=0))
+    for message in wandb.messages:
+        say(f"[eval] {message}")
     return Evaluator(
-        folder, section=config.evaluation, identity=make_run_identity(config, run_id=run_id, folder=folder),
+        folder, section=config.evaluation, identity=make_run_identity(config, run_id=wandb.run_id, folder=folder),
+        record={**_describe_run(config, folder, make_model_config(config.model)), "slurm_job_id": World.from_environment().slurm_job_id},
         remote=make_remote_options(config.data),
     )  # fmt: skip
+
+
+def _describe_run(config: RunConfig, folder: RunFolder, model: ViTConfig) -> dict[str, Any]:
+    """What W&B keeps as a run's configuration."""
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in VisionTransformer(model).parameters())
+    return {
+        **config.model_dump(mode="json"), "versions": collect_versions(), "run_dir": str(folder.root.resolve()),
+        "checkpoints": str(folder.checkpoints.resolve()), "model_resolved": asdict(model), "parameters": parameters,
+    }  # fmt: skip
 
 
 def make_run_identity(config: RunConfig, *, run_id: str, folder: RunFolder) -> RunIdentity:

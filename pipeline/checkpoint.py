@@ -22,7 +22,6 @@ import json
 import os
 import re
 import shutil
-import uuid
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -250,13 +249,6 @@ def set_aside(folder: RunFolder, step: int) -> Path:
         shutil.rmtree(place)  # an older wreck of the same step
     folder.checkpoint_of(step).rename(place)
     return place
-
-
-def keep_wandb_id(folder: RunFolder) -> str:
-    """The run's W&B id, made at the first call."""
-    if not folder.wandb_id.exists():
-        write_atomically(folder.wandb_id, uuid.uuid4().hex[:8].encode())
-    return folder.wandb_id.read_text().strip()
 
 
 def clear_leftovers(folder: RunFolder) -> None:

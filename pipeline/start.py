@@ -8,13 +8,15 @@ from typing import Any, get_args
 import torch
 import yaml
 
-from pipeline.checkpoint import Checkpoint, RunFolder, clear_leftovers, find_latest, keep_wandb_id, set_aside, write_atomically
+from pipeline.checkpoint import Checkpoint, RunFolder, clear_leftovers, find_latest, set_aside, write_atomically
 from pipeline.data.decode import HOW_TO_BUILD
 from pipeline.data.order import ORDER_VERSION
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.planning import Plan
 from pipeline.precision import TrainingPrecision, choose_training_precision, measure_bf16_speedup
 from pipeline.run_lock import RunLock
+from pipeline.wandb_identity import settle_run
+from pipeline.wandb_settings import read_wandb_environment
 from pipeline.world import World, broadcast, minimum
 
 # Sections whose change would make a resumed run neither the old one nor the new.
@@ -84,6 +86,8 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speed
     )  # fmt: skip
     plan = plan.with_precision(choice.precision)
     messages = takeover
+    # Here, where an error reaches every rank; a run without W&B need not care what its variables say.
+    asked_id = None if plan.config.tracking.mode == "disabled" else read_wandb_environment().run_id
     if found.newest is not None:  # a launch that ended before its first checkpoint binds nobody
         messages += compare_with_last_launch(plan, folder)
         check_continuity(plan, found.newest)
@@ -112,7 +116,11 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speed
     if found.newest is None or found.newest.meta.step < plan.stop_step:
         folder.complete.unlink(missing_ok=True)  # this launch was asked for more steps
     write_atomically(folder.config, plan.config.to_yaml().encode())
-    return Start(checkpoint=found.newest, wandb_id=keep_wandb_id(folder), precision=choice.precision, messages=messages)
+    meta = None if found.newest is None else found.newest.meta
+    wandb = settle_run(
+        folder.root, wanted=asked_id, checkpoint_id=meta.wandb_id if meta else None, step=meta.step if meta else 0
+    )
+    return Start(checkpoint=found.newest, wandb_id=wandb.run_id, precision=choice.precision, messages=messages + wandb.messages)
 
 
 def compare_with_last_launch(plan: Plan, folder: RunFolder) -> list[str]:

@@ -2,51 +2,37 @@
 
 from __future__ import annotations
 
-import netrc
-import os
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any, Literal
-from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from pipeline.console import say
 from pipeline.journal import append_json_lines
+from pipeline.wandb_identity import Destination, forked_from, settle_destination
+from pipeline.wandb_settings import Choice, Mode, Resolved, WandbEnvironment, choose_mode, read_wandb_environment
 from pipeline.wandb_writer import INIT_TIMEOUT_S, WandbRun, WandbWriter
 
-Mode = Literal["auto", "online", "offline", "disabled"]
 
-
-def resolve_mode(mode: Mode) -> Literal["online", "offline", "disabled"]:
-    """`auto` is online where an API key is in the environment or in netrc, else offline."""
-    if mode != "auto":
-        return mode
-    if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
-        return os.environ["WANDB_MODE"]  # type: ignore[return-value]
-    return "online" if os.environ.get("WANDB_API_KEY") or _key_in_netrc() else "offline"
-
-
-def _key_in_netrc() -> bool:
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+def resolve_mode(mode: Mode) -> Resolved:
+    """The quieter of `tracking.mode` and what the environment says; where neither says, online with a key, else offline."""
+    return choose_mode(mode, read_wandb_environment()).mode
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """Which W&B run to write to, and where its local files go."""
+    """Which W&B run to write to, and where its local files go. A project or entity of None: as the environment says."""
 
     name: str
     run_id: str
     folder: Path
-    project: str
+    project: str | None
     entity: str | None
     mode: Mode
 
@@ -94,18 +80,36 @@ def make_wandb_logger(identity: RunIdentity, *, config: dict[str, Any], history:
 
 
 def _make_writer(
-    identity: RunIdentity, *, writer: Literal["train", "evaluate"], config: dict[str, Any] | None, history: list[dict[str, Any]]
+    identity: RunIdentity, *, writer: Literal["train", "evaluate"], config: dict[str, Any], history: list[dict[str, Any]]
 ) -> WandbWriter | None:
-    mode = resolve_mode(identity.mode)
-    if mode == "disabled":
+    environment = read_wandb_environment()
+    choice = choose_mode(identity.mode, environment)
+    if choice.mode == "disabled":
+        say(f"[wandb] disabled: {choice.reason}")
         return None
+    destination = settle_destination(identity.folder, environment, project=identity.project, entity=identity.entity)
+    say(describe_run(identity, choice, destination, environment))
+    fork = forked_from(identity.folder)
+    copied = f"Copied from {fork['folder']} (run {fork['run_id']}) at step {fork['step']}." if fork else ""
     return WandbWriter(
         WandbRun(
-            writer=writer, mode=mode, name=identity.name, run_id=identity.run_id, folder=str(identity.folder),
-            project=identity.project, entity=identity.entity, config=config, history=history,
-            init_timeout_s=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S)),
+            writer=writer, mode=choice.mode, name=identity.name, run_id=identity.run_id, folder=str(identity.folder),
+            project=destination.project, entity=destination.entity, config={**config, **({"forked_from": fork} if fork else {})},
+            history=history, group=environment.group or identity.name, tags=list(environment.tags),
+            notes=" ".join(text for text in (environment.notes, copied) if text) or None,
+            init_timeout_s=INIT_TIMEOUT_S if environment.init_timeout_s is None else environment.init_timeout_s,
         )
     )  # fmt: skip
+
+
+def describe_run(identity: RunIdentity, choice: Choice, destination: Destination, environment: WandbEnvironment) -> str:
+    """One line: what W&B is given, why, and which variables do not count."""
+    entity = destination.entity or ("that of the key" if choice.mode == "online" else "that of the key at `wandb sync`")
+    ignored = [f"{name} ({why})" for name, why in {**environment.ignored, **destination.ignored}.items()]
+    return (
+        f"[wandb] {choice.mode}: {choice.reason}. Project {destination.project}, entity {entity}, run {identity.run_id}, files in "
+        f"{identity.folder}/wandb{'. Ignored: ' + ', '.join(ignored) if ignored else ''}"
+    )
 
 
 class EvaluationTracker:
@@ -115,14 +119,32 @@ class EvaluationTracker:
     measured before and W&B was not given is sent at the start.
     """
 
-    def __init__(self, identity: RunIdentity, *, history: list[dict[str, Any]]) -> None:
-        self._writer = _make_writer(identity, writer="evaluate", config=None, history=list(_by_step(history)))
+    def __init__(self, identity: RunIdentity, *, config: dict[str, Any], history: list[dict[str, Any]]) -> None:
+        self._identity = identity
+        self._config = config
+        self._rows = history
+        self._writer = self._open()
+
+    def _open(self) -> WandbWriter | None:
+        rows = list(_by_step(self._rows))
+        self._last_step = rows[-1]["step"] if rows else -1
+        return _make_writer(self._identity, writer="evaluate", config=self._config, history=rows)
 
     def log(self, rows: list[dict[str, Any]]) -> None:
         """Log results, few-shot ones as the mean over seeds."""
-        if self._writer is not None:
-            for row in _by_step(rows):
-                self._writer.log(row)
+        new = list(_by_step(rows))
+        if self._writer is None or not new:
+            return
+        steps = {row["step"] for row in new}
+        self._rows = [row for row in self._rows if row["step"] not in steps] + rows
+        if self._writer.mode == "offline" and min(steps) <= self._last_step:
+            # W&B's offline file takes steps in rising order alone: write it again, whole.
+            self._writer.close(exit_code=0)
+            self._writer = self._open()
+            return
+        for row in new:
+            self._writer.log(row)
+        self._last_step = max(self._last_step, *steps)
 
     def close(self) -> None:
         if self._writer is not None:
@@ -130,13 +152,27 @@ class EvaluationTracker:
 
 
 def _by_step(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for step in sorted({row["step"] for row in rows}):
-        here = [row for row in rows if row["step"] == step]
-        values: dict[str, list[float]] = {}
+    """One row a step: accuracy as the mean over seeds, its spread over them (`_std`), and its confidence (`_ci95`).
+
+    `_ci95` is half the width of the 95 % interval over the choice of test images.
+    """
+    measured = [row for row in rows if isinstance(row.get("accuracy"), int | float) and isinstance(row.get("step"), int)]
+    for step in sorted({row["step"] for row in measured}):
+        here = [row for row in measured if row["step"] == step]
+        groups: dict[str, list[dict[str, Any]]] = {}
         for row in here:
             setting = f"_{row['shots']}shot" if row["shots"] is not None else ""
-            values.setdefault(f"eval/{row['dataset']}/{row['protocol']}{setting}", []).append(row["accuracy"])
-        yield {"step": step, "images_seen": here[0]["images_seen"], **{key: sum(v) / len(v) for key, v in values.items()}}
+            groups.setdefault(f"eval/{row['dataset']}/{row['protocol']}{setting}", []).append(row)
+        values: dict[str, float] = {}
+        for key, group in groups.items():
+            accuracies = [row["accuracy"] for row in group]
+            values[key] = mean(accuracies)
+            if len(set(accuracies)) > 1:  # every seed drew the same images: there is no spread
+                values[f"{key}_std"] = stdev(accuracies)
+            widths = [row["ci95"] for row in group if row.get("ci95") is not None]
+            if widths:
+                values[f"{key}_ci95"] = mean(widths)
+        yield {"step": step, "images_seen": here[0]["images_seen"], **values}
 
 
 class MetricsFile(RowLogger):

@@ -5,10 +5,12 @@ Whatever becomes of W&B's client, its service or the network happens here, not i
 
     RUN_DIR/wandb_sent_train.jsonl      the steps that W&B was given online; what the next launch sends are the others
     RUN_DIR/wandb_sent_evaluate.jsonl   the same of the evaluators
+    RUN_DIR/wandb/superseded/           offline runs of earlier launches: the newest holds all that they hold
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -16,13 +18,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, Literal, TextIO
 
 from pipeline.interruption import SIGNALS
 from pipeline.journal import append_json_lines, read_json_lines
 
-STEP_KEY = "step"  # our own: W&B drops whatever is logged at a lower internal step than its last
+STEP_KEY = "step"
+# Online several writers share a run, W&B counts its own steps, and so the axis is a hidden metric of ours. Offline there is
+# one writer, W&B's step is the training's, and no second one is needed.
+AXES = {"shared": STEP_KEY, "offline": "_step"}
 METRIC_GROUPS = ("train", "speed", "data", "eval")
+DIGEST_KEY = "data/digest"  # identifies the samples seen: nothing to draw
 SETTLE_S = 60.0  # W&B confirms nothing: a row given to it this long ago, without an error since, counts as sent
 
 
@@ -38,7 +44,7 @@ def main() -> int:
     try:
         serve(spec, answers)
     except Exception as error:  # W&B raises almost anything; the writer prints it
-        _answer(answers, off=f"{type(error).__name__}: {error}".strip().splitlines()[0])
+        _answer(answers, off=_in_one_line(error))
         os._exit(1)  # its exit hooks wait for a service that may be gone
     return 0
 
@@ -46,23 +52,26 @@ def main() -> int:
 def serve(spec: dict[str, Any], answers: TextIO) -> None:
     """Open the run, log what it lacks, then whatever comes; finish it when the input ends."""
     run, note = open_run_or_fall_back(spec)
-    sent = SentSteps(Path(spec["folder"]) / f"wandb_sent_{spec['writer']}.jsonl")
+    log = RunLog(run, SentSteps(Path(spec["folder"]) / f"wandb_sent_{spec['writer']}.jsonl"))
+    folder = Path(run.settings.sync_dir)
     for row in spec["history"]:
-        if run.offline or row[STEP_KEY] not in sent.known:
-            _log(run, row, sent)
-    _answer(answers, opened="offline" if run.offline else "online", note=note, folder=str(Path(run.settings.sync_dir)))
-    exit_code = 1  # unless told otherwise: an input that merely ends is a writer that died
-    for message in _messages():
-        if "row" in message:
-            _log(run, message["row"], sent)
-        elif "alert" in message:
-            run.alert(level="WARN", **message["alert"])
-        else:
-            exit_code = int(message["finish"])
-            break
-        _answer(answers, done=1)
-    run.finish(exit_code=exit_code)
-    sent.settle(min_age_s=0.0)
+        log.add(row, "all" if run.offline else "unsent")
+    with (folder / "writer.lock").open("w") as lock:
+        _try_lock(lock)
+        if run.offline:
+            set_superseded_aside(folder, run_id=run.id)
+        _answer(answers, opened="offline" if run.offline else "online", note=note, folder=str(folder))
+        exit_code = 1  # unless told otherwise: an input that merely ends is a writer that died
+        for message in _messages():
+            if "row" in message:
+                log.add(message["row"], "all")
+            elif "alert" in message:
+                run.alert(level="WARN", **message["alert"])
+            else:
+                exit_code = int(message["finish"])
+                break
+            _answer(answers, done=1)
+        log.finish(exit_code=exit_code)
     _answer(answers, finished=1)
 
 
@@ -75,7 +84,7 @@ def open_run_or_fall_back(spec: dict[str, Any]) -> tuple[Any, str | None]:
     try:
         return open_run(spec, mode="shared"), None
     except Exception as error:  # no network, a wrong key, a server that does not answer
-        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        reason = _in_one_line(error)
         wandb.teardown(exit_code=1)  # its service would say that the run's id is in use
         return open_run(spec, mode="offline"), reason
 
@@ -89,20 +98,83 @@ def open_run(spec: dict[str, Any], *, mode: str) -> Any:
     import wandb
 
     online, is_training = mode == "shared", spec["writer"] == "train"
+    owns = is_training or not online
     apart = "" if online or is_training else "-eval"
     run = wandb.init(
-        project=spec["project"], entity=spec["entity"], dir=spec["folder"], group=spec["name"], job_type=spec["writer"],
-        name=f"{spec['name']}{apart}", id=f"{spec['run_id']}{apart}", config=spec["config"], mode=mode,  # type: ignore[arg-type]
-        resume="allow" if online else None,
+        project=spec["project"], entity=spec["entity"], dir=spec["folder"], group=spec["group"], job_type=spec["writer"],
+        name=f"{spec['name']}{apart}", id=f"{spec['run_id']}{apart}", config=spec["config"] if owns else None, mode=mode,  # type: ignore[arg-type]
+        resume="allow" if online else None, tags=spec["tags"] if owns else None, notes=spec["notes"] if owns else None,
         settings=wandb.Settings(
-            x_primary=is_training or not online, x_label=spec["writer"], x_update_finish_state=is_training or not online,
+            x_primary=owns, x_label=spec["writer"], x_update_finish_state=owns, program=f"python -m pipeline {spec['writer']}",
             silent=not online, console="off", init_timeout=spec["init_timeout_s"], x_stats_pid=spec["pid"], disable_code=True,
         ),
     )  # fmt: skip
-    run.define_metric(STEP_KEY, hidden=True)
+    if online:
+        run.define_metric(STEP_KEY, hidden=True)
     for group in METRIC_GROUPS:
-        run.define_metric(f"{group}/*", step_metric=STEP_KEY)
+        run.define_metric(f"{group}/*", step_metric=AXES[mode], step_sync=online)
     return run
+
+
+def set_superseded_aside(newest: Path, *, run_id: str) -> None:
+    """Move this run's older offline folders, and those that came with a copy of another run's folder, into `superseded/`.
+
+    `wandb sync` would upload each of them under one id, and the last to arrive would count. A folder whose writer is alive
+    holds a lock and stays.
+    """
+    own = {run_id, run_id.removesuffix("-eval"), f"{run_id}-eval"}
+    for folder in sorted(newest.parent.glob("offline-run-*")):
+        of = next((path.stem.removeprefix("run-") for path in folder.glob("run-*.wandb")), None)
+        if folder == newest or of is None or (of in own and of != run_id):
+            continue
+        with (folder / "writer.lock").open("a") as lock:
+            if _try_lock(lock):
+                (newest.parent / "superseded").mkdir(exist_ok=True)
+                folder.rename(newest.parent / "superseded" / folder.name)
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another's, or a file system without locks
+        return False
+    return True
+
+
+class RunLog:
+    """Writes rows to a W&B run: the training step is the axis of every metric."""
+
+    def __init__(self, run: Any, sent: SentSteps) -> None:
+        self._run = run
+        self._sent = sent
+        self._axis = AXES["offline" if run.offline else "shared"]
+        self._defined: set[str] = set()
+        self._digest: Any = None
+
+    def add(self, row: dict[str, Any], which: Literal["all", "unsent"]) -> None:
+        """Log a row with a `step`; `unsent` passes over those that W&B has."""
+        step = row[STEP_KEY]
+        if which == "unsent" and step in self._sent.known:
+            return
+        self._digest = row.get(DIGEST_KEY, self._digest)
+        values = {key: value for key, value in row.items() if value is not None and key not in (STEP_KEY, DIGEST_KEY, "time")}
+        for key in values.keys() - self._defined:
+            if key.partition("/")[0] not in METRIC_GROUPS:
+                self._run.define_metric(key, step_metric=self._axis, step_sync=not self._run.offline)
+            self._defined.add(key)
+        if row.get("time") is not None:  # of a row that was measured earlier
+            values["_timestamp"] = row["time"]
+        if self._run.offline:
+            self._run.log(values, step=step)
+        else:
+            self._run.log({STEP_KEY: step, **values})
+            self._sent.add(step)
+
+    def finish(self, *, exit_code: int) -> None:
+        if self._digest is not None:
+            self._run.summary[DIGEST_KEY] = str(self._digest)  # a number of 16 digits would be drawn, and rounded
+        self._run.finish(exit_code=exit_code)
+        self._sent.settle(min_age_s=0.0)
 
 
 class SentSteps:
@@ -127,10 +199,10 @@ class SentSteps:
             append_json_lines(self._path, [{STEP_KEY: step} for step in settled])
 
 
-def _log(run: Any, row: dict[str, Any], sent: SentSteps) -> None:
-    run.log({key: value for key, value in row.items() if value is not None})
-    if not run.offline:
-        sent.add(row[STEP_KEY])
+def _in_one_line(error: Exception) -> str:
+    """An error as part of a message; of W&B's longest ones the first lines."""
+    lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines()]
+    return " ".join(line for line in lines if line)[:400]
 
 
 def _messages() -> Iterator[dict[str, Any]]:

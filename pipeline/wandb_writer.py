@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any, Literal
 
 import psutil
 
 from pipeline.console import say
+from pipeline.wandb_settings import client_environment
 
 INIT_TIMEOUT_S = 90.0
 ANSWER_TIMEOUT_S = 120.0
@@ -38,8 +40,11 @@ class WandbRun:
     folder: str
     project: str
     entity: str | None
-    config: dict[str, Any] | None
+    config: dict[str, Any]
     history: list[dict[str, Any]]
+    group: str | None = None
+    tags: list[str] | None = None
+    notes: str | None = None
     init_timeout_s: float = INIT_TIMEOUT_S
 
 
@@ -54,12 +59,21 @@ class WandbWriter:
         self._answer_timeout_s = answer_timeout_s
         self._lock = threading.Lock()
         self.off: str | None = None  # why
+        self.mode: Literal["online", "offline"] = run.mode  # as opened: offline where W&B cannot be reached
         self._closed = False
         self._finished = False
         self._unanswered = 1  # the opening
         self._waiting_since = time.monotonic() + run.init_timeout_s
-        # A client started earlier in this process tells its children to share its service.
-        environment = {name: value for name, value in os.environ.items() if "WANDB_SERVICE" not in name}
+        environment = client_environment(os.environ, cache=Path(run.folder).resolve() / "wandb" / "cache")
+        if "WANDB_SWEEP_ID" in environment:  # of a sweep's run the client takes these from the environment alone
+            if run.writer == "train":
+                environment |= {
+                    "WANDB_RUN_ID": run.run_id,
+                    "WANDB_PROJECT": run.project,
+                    **({"WANDB_ENTITY": run.entity} if run.entity else {}),
+                }
+            else:
+                del environment["WANDB_SWEEP_ID"]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.wandb_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=environment, start_new_session=True,  # a terminal's Ctrl-C is for the training
@@ -131,6 +145,7 @@ class WandbWriter:
             with self._lock:
                 self._unanswered -= 1
                 self._waiting_since = time.monotonic()
+            self.mode = answer.get("opened", self.mode)
             if "off" in answer:
                 self._switch_off(answer["off"])
             elif answer.get("note"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import struct
 import threading
@@ -14,11 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
+from pipeline.checkpoint import RunFolder
 from pipeline.interruption import EXIT_INTERRUPTED
 from pipeline.journal import append_json_line, read_json, read_json_lines, read_metrics
-from pipeline.tracking import EvaluationTracker, MetricsFile, RunIdentity, make_wandb_logger, resolve_mode
+from pipeline.tracking import EvaluationTracker, MetricsFile, RunIdentity, make_wandb_logger
 from pipeline.wandb_process import SentSteps
 from pipeline.wandb_writer import WandbRun, WandbWriter
+from pipeline.weights import load_weights
 from tests.trainings import WriteConfig, folder_of, reached, train, training, wait_until
 
 
@@ -47,29 +50,6 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
     assert read_json_lines(tmp_path / "x.jsonl") == [{"a": None, "b": None, "c": 1.0}]
 
 
-@pytest.mark.parametrize(
-    ("variables", "netrc_line", "expected"),
-    [
-        ({}, "", "offline"),
-        ({"WANDB_API_KEY": "k"}, "", "online"),
-        ({}, "machine api.wandb.ai login user password k", "online"),
-        ({}, "machine elsewhere login user password k", "offline"),
-        ({"WANDB_API_KEY": "k", "WANDB_MODE": "disabled"}, "", "disabled"),
-    ],
-)
-def test_without_a_key_runs_are_offline(
-    variables: dict[str, str], netrc_line: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "netrc").write_text(netrc_line)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert resolve_mode("auto") == expected
-    assert resolve_mode("offline") == "offline"
-
-
 def identity(folder: Path) -> RunIdentity:
     return RunIdentity(name="tiny", run_id="abc123", folder=folder, project="p", entity=None, mode="offline")
 
@@ -94,18 +74,31 @@ def records_of(path: Path) -> list[bytes]:
     return records
 
 
-def stored_history(folder: Path, run_id: str) -> list[dict[str, str]]:
-    """What the newest offline file of a run holds."""
+def stored(folder: Path, run_id: str, kind: str) -> list[Any]:
+    """The records of a kind in a run's offline file. There is one such file: older ones are set aside."""
     from wandb.proto import wandb_internal_pb2
 
-    newest = sorted((folder / "wandb").glob(f"offline-run-*-{run_id}"), key=lambda path: path.stat().st_mtime_ns)[-1]
-    rows = []
-    for data in records_of(next(newest.glob("*.wandb"))):
+    (only,) = (folder / "wandb").glob(f"offline-run-*-{run_id}")
+    found = []
+    for data in records_of(next(only.glob("*.wandb"))):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            rows.append({"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item})
-    return rows
+        if record.WhichOneof("record_type") == kind:
+            found.append(getattr(record, kind))
+    return found
+
+
+def stored_history(folder: Path, run_id: str) -> list[dict[str, Any]]:
+    """Rows by key."""
+    return [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in history.item}
+        for history in stored(folder, run_id, "history")
+    ]
+
+
+def stored_config(folder: Path, run_id: str) -> dict[str, Any]:
+    (run,) = stored(folder, run_id, "run")
+    return {item.key: json.loads(item.value_json) for item in run.config.update}
 
 
 def test_a_relaunch_writes_the_whole_history_under_the_same_id(tmp_path: Path) -> None:
@@ -119,28 +112,89 @@ def test_a_relaunch_writes_the_whole_history_under_the_same_id(tmp_path: Path) -
     assert second is not None
     second.log_metrics({"step": 2, "train/loss": 0.4})
     second.finalize("success")
-    assert [(row["step"], row["train/loss"]) for row in stored_history(tmp_path, "abc123")] == [("1", "0.5"), ("2", "0.4")]
+    assert [(row["_step"], row["train/loss"]) for row in stored_history(tmp_path, "abc123")] == [(1, 0.5), (2, 0.4)]
+    assert len(list((tmp_path / "wandb" / "superseded").glob("offline-run-*-abc123"))) == 1  # `wandb sync` finds one run
 
 
-def test_evaluations_are_logged_by_training_step_as_means_over_seeds(tmp_path: Path) -> None:
-    def row(step: int, seed: int | None, accuracy: float) -> dict[str, Any]:
-        protocol, shots = ("linear", None) if seed is None else ("few_shot", 5)
-        return {
-            "step": step,
-            "images_seen": 8 * step,
-            "dataset": "d",
-            "protocol": protocol,
-            "shots": shots,
-            "seed": seed,
-            "accuracy": accuracy,
-        }
+def result(step: int, seed: int | None, accuracy: float, **more: Any) -> dict[str, Any]:
+    """A line of evaluations.jsonl."""
+    protocol, shots = ("linear", None) if seed is None else ("few_shot", 5)
+    return {
+        "step": step, "images_seen": 8 * step, "dataset": "d", "protocol": protocol, "shots": shots, "seed": seed,
+        "accuracy": accuracy, **more,
+    }  # fmt: skip
 
-    tracker = EvaluationTracker(identity(tmp_path), history=[row(0, None, 0.25)])
-    tracker.log([row(4, 0, 0.5), row(4, 1, 0.7), row(4, None, 0.9)])
+
+def test_evaluations_are_logged_by_training_step_with_spread_and_confidence(tmp_path: Path) -> None:
+    tracker = EvaluationTracker(identity(tmp_path), config={"seed": 7}, history=[result(4, None, 0.25)])
+    tracker.log(
+        [result(8, 0, 0.5, ci95=0.02), result(8, 1, 0.7, ci95=0.04), result(8, None, 0.9), {"step": 8, "accuracy": None}]
+    )
+    tracker.log([result(0, None, 0.1)])  # weights that were evaluated late: W&B would drop a lower step
     tracker.close()
     rows = stored_history(tmp_path, "abc123-eval")
-    assert [(r["step"], r["eval/d/linear"]) for r in rows] == [("0", "0.25"), ("4", "0.9")]
-    assert float(rows[1]["eval/d/few_shot_5shot"]) == pytest.approx(0.6)
+    assert [(r["_step"], r["images_seen"], r["eval/d/linear"]) for r in rows] == [(0, 0, 0.1), (4, 32, 0.25), (8, 64, 0.9)]
+    few_shot = {key.removeprefix("eval/d/few_shot_5shot"): value for key, value in rows[2].items() if "few_shot" in key}
+    assert few_shot == {"": pytest.approx(0.6), "_std": pytest.approx(0.02**0.5), "_ci95": pytest.approx(0.03)}
+    assert not [key for key in rows[0] if "_std" in key]
+    assert stored_config(tmp_path, "abc123-eval")["seed"] == 7
+
+
+def test_an_offline_run_shows_metrics_alone_over_the_training_step(reference: RunFolder) -> None:
+    run_id = reference.wandb_id.read_text()
+    rows = stored_history(reference.root, run_id)
+    assert [row["_step"] for row in rows] == list(range(1, 13))
+    assert not {"step", "time", "data/digest"} & {key for row in rows for key in row}
+    axes = {metric.name or metric.glob_name: metric.step_metric for metric in stored(reference.root, run_id, "metric")}
+    shown = {key for row in rows for key in row if not key.startswith("_")}
+    assert {"epoch", "images_seen", "exaflops", "train/loss"} <= shown
+    assert {axes.get(key) or axes.get(f"{key.partition('/')[0]}/*") for key in shown} == {"_step"}
+    last = read_metrics(reference.metrics)[-1]
+    summary = {
+        item.key: json.loads(item.value_json) for part in stored(reference.root, run_id, "summary") for item in part.update
+    }
+    assert summary["data/digest"] == str(last["data/digest"])
+    config = stored_config(reference.root, run_id)
+    model = load_weights(reference.weights_of(12)).model
+    assert config["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert {"slurm_job_id", "world_size", "num_nodes", "versions"} <= config.keys()
+    (program,) = {record.program for record in stored(reference.root, run_id, "environment") if record.program}
+    assert program == "python -m pipeline train"
+
+
+def test_one_line_says_where_the_numbers_go_and_which_variables_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_DIR", "/somewhere")
+    monkeypatch.setenv("WANDB_PROJECT", "other")
+    monkeypatch.setenv("WANDB_TAGS", "a,, b ")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "g")
+    monkeypatch.setenv("WANDB_RESUME", "must")
+    monkeypatch.delenv("HOME")
+    tracker = make_wandb_logger(identity(tmp_path), config={}, history=[])
+    assert tracker is not None
+    tracker.finalize("success")
+    captured = capsys.readouterr()
+    (line,) = captured.out.splitlines()
+    assert line.startswith("[wandb] offline: tracking.mode=offline. Project p, entity ")
+    assert f"run abc123, files in {tmp_path}/wandb. Ignored: " in line
+    for part in ("WANDB_DIR (", "WANDB_RESUME (", "WANDB_PROJECT (tracking.project=p)"):
+        assert part in line
+    (run,) = stored(tmp_path, "abc123", "run")
+    assert (run.project, run.run_group, list(run.tags)) == ("p", "g", ["a", "b"])
+
+
+def test_wandbs_service_needs_no_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for home in (None, "/proc/1/nowhere"):
+        monkeypatch.delenv("HOME", raising=False)
+        if home is not None:
+            monkeypatch.setenv("HOME", home)
+        writer = WandbWriter(make_writer(tmp_path))
+        writer.close(exit_code=0)
+        assert writer.off is None
+    assert capfd.readouterr().err == ""
 
 
 def service_of(launcher: int) -> list[psutil.Process]:
@@ -171,8 +225,8 @@ def test_a_training_outlives_wandbs_service(write_config: WriteConfig) -> None:
     done = read_metrics(folder.metrics)[-1]["step"]
     train(config, f"trainer.max_steps={done + 2}")
     assert [row["step"] for row in read_metrics(folder.metrics)] == list(range(1, done + 3))
-    stored = stored_history(folder.root, folder.wandb_id.read_text())
-    assert [int(row["step"]) for row in stored] == list(range(1, done + 3))  # the next launch has filled the gap
+    history = stored_history(folder.root, folder.wandb_id.read_text())
+    assert [row["_step"] for row in history] == list(range(1, done + 3))  # the next launch has filled the gap
 
 
 def make_writer(folder: Path, **changes: Any) -> WandbRun:
@@ -226,7 +280,7 @@ def test_a_wrong_key_makes_the_run_offline(
     tracker.finalize("success")
     server.shutdown()
     server.server_close()
-    assert [row["step"] for row in stored_history(tmp_path, "abc123")] == ["1", "2", "3"]
+    assert [row["_step"] for row in stored_history(tmp_path, "abc123")] == [1, 2, 3]
     said = capsys.readouterr().out
     assert "no run online (" in said
     assert "401" in said

@@ -83,13 +83,22 @@ def watch_run(evaluator: Evaluator, *, watch: bool, stop: StopRequest, poll_s: f
 class Evaluator:
     """Evaluates one run's weights.
 
+    Args:
+        record: what W&B is to keep as the run's configuration.
+
     Raises:
         ConfigError: no evaluation sets.
         DataError: an evaluation set that is missing or damaged.
     """
 
     def __init__(
-        self, folder: RunFolder, *, section: EvaluationSection, identity: RunIdentity, remote: RemoteOptions | None = None
+        self,
+        folder: RunFolder,
+        *,
+        section: EvaluationSection,
+        identity: RunIdentity,
+        record: dict[str, Any] | None = None,
+        remote: RemoteOptions | None = None,
     ) -> None:
         if not section.datasets:
             raise ConfigError(
@@ -98,6 +107,7 @@ class Evaluator:
         self.folder = folder
         self.section = section
         self.identity = identity
+        self.record = record or {}
         self.remote = remote
         self.tasks = list_tasks(section)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -148,7 +158,9 @@ class Evaluator:
         """Send all that is known of a step, also what was measured before a crash."""
         rows = read_json_lines(self.folder.evaluations)
         if self._tracker is None:  # opened by the first result
-            self._tracker = EvaluationTracker(self.identity, history=[row for row in rows if row["step"] != step])
+            self._tracker = EvaluationTracker(
+                self.identity, config=self.record, history=[row for row in rows if row["step"] != step]
+            )
         self._tracker.log([row for row in rows if row["step"] == step])
 
     def is_complete(self) -> bool:
