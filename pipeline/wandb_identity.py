@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console import say
+from pipeline.files import write_whole
 from pipeline.journal import read_json, replace_json
 from pipeline.wandb_settings import Said, WandbEnvironment, check_project
 
@@ -163,9 +164,7 @@ def _forget_sent(root: Path) -> None:
 def _write(root: Path, run_id: str | None, record: dict[str, Any]) -> None:
     try:
         if run_id is not None and _read_id(root) != run_id:
-            temporary = root / f".{ID_FILE}.{os.getpid()}.part"
-            temporary.write_text(run_id)
-            temporary.replace(root / ID_FILE)
+            write_whole(root / ID_FILE, run_id)
             record["place"] = _place(root)  # of the new file
         if read_json(root / RECORD) != record:
             replace_json(root / RECORD, record)
