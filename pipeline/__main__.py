@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.capacity.arguments import add_plan_arguments
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, StoppedError
 from pipeline.interruption import EXIT_INTERRUPTED, StopRequest
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _fit(plan: Plan, world: World, stop: StopRequest) -> bool:
     from pipeline.run_lock import RunLock
     from pipeline.start import agree_on_start
 
-    lock = RunLock(plan.config.run_dir)
+    lock = RunLock(plan.config.run_dir, should_stop=lambda: stop.is_set, tell=lambda text: print(f"[run] {text}", flush=True))
     try:
         start = agree_on_start(plan, world, device=build.device_of(world), lock=lock)
         if world.is_first:
@@ -326,6 +326,9 @@ def main(argv: list[str] | None = None) -> int:
         stop.install()
     try:
         return arguments.function(arguments, stop)
+    except StoppedError as error:
+        _print_error(error)
+        return EXIT_INTERRUPTED
     except PipelineError as error:
         _print_error(error)
         return EXIT_ERROR
@@ -339,11 +342,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _print_error(error: PipelineError) -> None:
     """Once: an error that all ranks share by the first of them, any other by the rank that met it."""
+    from pipeline.launcher_environment import ALONE, read_ranks
     from pipeline.secrets import redact
-    from pipeline.world import World
 
-    world = World.from_environment()
-    if world.is_first or not error.on_all_ranks:
+    try:
+        world = read_ranks()
+    except PipelineError:  # which is what is being told, by every rank
+        world = ALONE
+    if world.rank == 0 or not error.on_all_ranks:
         rank = f" (rank {world.rank})" if world.size > 1 and not error.on_all_ranks else ""
         # A line of its own, below a progress bar that may be open.
         print(f"{os.linesep if world.size > 1 else ''}error{rank}: {redact(str(error))}", file=sys.stderr, flush=True)

@@ -1,18 +1,19 @@
-"""Claims: who works on something in a run folder, so that nobody else does; and what becomes of the claims of the dead.
+"""Claims: who works on something in a shared folder, so that nobody else does; and what becomes of the claims of the dead.
 
     RUN_DIR/claims/step_00001000.json     the evaluator at work on these weights
     RUN_DIR/lock.json                     the training that this folder belongs to (see `run_lock`)
 
-A claim is a file, created whole or not at all. Its owner touches it while it works, and finds out at the same time
-whether it is still the owner: a claim whose process is gone, or that has not been touched for long, is taken over; so is one
-of an earlier start of this very job, which Slurm has requeued.
+A claim is a file, created whole or not at all. Its owner touches it while it works, and finds out at the same time whether it
+is still the owner. A claim is taken over from an owner that is known to be dead: its process is gone from this machine and
+container, or Slurm has requeued the very job since. Of any other owner nothing is known, and its claim is watched: clocks of two
+machines are never compared, what counts is whether the file changes while this process looks. Imports nothing heavy.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import socket
 import threading
 import time
 import uuid
@@ -20,120 +21,185 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-STALE_AFTER_S = 300.0
-TOUCH_EVERY_S = 30.0
+from pipeline.errors import CheckpointError
+from pipeline.launcher_environment import SlurmJob
+from pipeline.processes import Process
+
+TOUCH_EVERY_S = 10.0
+SILENT_AFTER_S = 45.0  # four touches missed: what a file server or a busy machine may hold up is shorter
+# What link(2) answers where there are no hard links: FAT, SMB, gcsfuse and other FUSE mounts, too many links, another mount.
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EACCES}
 
 
 @dataclass(frozen=True)
 class Owner:
     """The process that holds a claim."""
 
-    host: str
-    pid: int
-    process_start: str | None  # tells two processes apart that had the same number; None where the system does not say
-    slurm_job_id: str | None
-    slurm_restart: str | None  # how often the job was requeued before
-    since: float  # seconds since 1970
+    process: Process
+    slurm: SlurmJob | None
+    since: float  # seconds since 1970 by its own clock, for people
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @staticmethod
     def myself() -> Owner:
-        pid = os.getpid()
+        return Owner(process=Process.myself(), slurm=SlurmJob.from_environment(), since=time.time())
+
+    @staticmethod
+    def described_by(values: dict[str, Any]) -> Owner:
+        """From a file's values; an older version's, or one that lacks some, names an owner of which less is known."""
+        since, token = values.get("since"), values.get("token")
         return Owner(
-            host=socket.gethostname(), pid=pid, process_start=process_start(pid), slurm_job_id=os.environ.get("SLURM_JOB_ID"),
-            slurm_restart=os.environ.get("SLURM_RESTART_COUNT"), since=time.time(),
+            process=Process.described_by(values), slurm=SlurmJob.described_by(values),
+            since=since if isinstance(since, int | float) else 0.0, token=token if isinstance(token, str) else "",
         )  # fmt: skip
 
-    def is_on_this_host(self) -> bool:
-        return self.host == socket.gethostname()
+    def to_json(self) -> str:
+        slurm = {} if self.slurm is None else self.slurm.to_values()
+        return json.dumps({**asdict(self.process), **slurm, "since": self.since, "token": self.token})
 
-    def is_earlier_start_of_this_job(self) -> bool:
-        """Whether Slurm has requeued the job since, and this process is what it started then."""
-        # Slurm counts from 1, and says nothing before. A process that was not told (srun into a running job) is no later start.
-        mine, others = (int(count or 0) for count in (os.environ.get("SLURM_RESTART_COUNT"), self.slurm_restart))
-        return self.slurm_job_id is not None and self.slurm_job_id == os.environ.get("SLURM_JOB_ID") and others < mine
-
-    def is_alive_here(self) -> bool:
-        """Whether its process exists on this machine."""
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:  # another user's
-            pass
-        return self.process_start is None or process_start(self.pid) == self.process_start
-
-
-def process_start(pid: int) -> str | None:
-    """When a process began, in clock ticks since the boot (field 22 of /proc/PID/stat, proc(5)).
-
-    None if it is unknown, or the process has ended and its parent has not asked for its exit code yet.
-    """
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    def why_dead(self) -> str | None:
+        """Why it is known not to work any more, in words; None if it lives, or nothing is known."""
+        life = self.process.life()
+        if life == "dead":
+            return "its process is gone"
+        job = SlurmJob.from_environment()
+        if life == "unknown" and self.slurm is not None and job is not None and job.is_later_start_of(self.slurm):
+            return "it is an earlier start of this job"
         return None
-    return None if state in ("Z", "X") else fields[18]
+
+    def __str__(self) -> str:
+        job = f"Slurm job {self.slurm.id} on " if self.slurm else ""
+        since = f", since {time.strftime('%Y-%m-%d %H:%M', time.localtime(self.since))}" if self.since else ""
+        return f"{job}host {self.process.host or 'unknown'} (process {self.process.pid or 'unknown'}{since})"
 
 
-@contextmanager
-def claim(path: Path, *, stale_after_s: float = STALE_AFTER_S) -> Iterator[bool]:
-    """Try to claim; yields whether it worked. The claim is given up at the end of the block.
+class Sightings:
+    """How long claims have not changed, by this process's own clock."""
 
-    Should two ever both believe that they hold one, the worst must be work done twice.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    owner = read_owner(path)
-    if owner is not None and (is_dead(owner) or seconds_since_touched(path) > stale_after_s):
-        remove(path, owner)
-    mine = Owner.myself()
-    if not create(path, mine):
-        yield False
-        return
-    stop = keep_touching(path, mine, every_s=TOUCH_EVERY_S, on_loss=lambda: None)
-    try:
-        yield True
-    finally:
-        stop()
-        give_up(path, mine)
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[object, float]] = {}
+
+    def silent_s(self, path: Path) -> float:
+        """Seconds since this process first saw the claim as it is now; 0 if it is new, has changed, or is gone."""
+        mark, now = _mark(path), time.monotonic()
+        known = self._seen.get(path)
+        if mark is None or known is None or known[0] != mark:
+            self._seen[path] = (mark, now)
+            return 0.0
+        return now - known[1]
+
+
+class Claims:
+    """The claims in one folder, as one process sees them."""
+
+    def __init__(self, folder: Path, *, touch_every_s: float = TOUCH_EVERY_S, silent_after_s: float = SILENT_AFTER_S) -> None:
+        self.folder = folder
+        self._touch_every_s = touch_every_s
+        self._silent_after_s = silent_after_s
+        self._sightings = Sightings()
+        self._met: set[Path] = set()
+        self._doubts: set[Path] = set()
+
+    @contextmanager
+    def take(self, name: str) -> Iterator[bool]:
+        """Try to claim; yields whether it worked, at once. The claim is given up at the end of the block.
+
+        Should two ever both believe that they hold one, the worst must be work done twice.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        path = self.folder / name
+        self._let_go_of_the_dead(path)
+        mine = Owner.myself()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            created = create(path, mine)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder}: no claim can be written ({error.strerror or error}); whoever works on a run must be able to "
+                f"write to its folder"
+            ) from error
+        if not created:
+            yield False
+            return
+        self._doubts.discard(path)
+        stop = keep_touching(path, mine, every_s=self._touch_every_s, on_loss=lambda: None)
+        try:
+            yield True
+        finally:
+            stop()
+            give_up(path, mine)
+
+    def are_in_doubt(self) -> bool:
+        """Whether some claim was met of which it is not known yet if its owner lives: it pays to try again soon."""
+        return bool(self._doubts)
+
+    def _let_go_of_the_dead(self, path: Path) -> None:
+        owner = read_owner(path)
+        if owner is None:
+            self._doubts.discard(path)
+            return
+        is_new = path not in self._met
+        self._met.add(path)
+        silent_s = self._sightings.silent_s(path)
+        if owner.why_dead() is not None or silent_s > self._silent_after_s:
+            self._doubts.discard(path)
+            self._met.discard(path)
+            remove(path, owner)
+        elif owner.process.life() == "alive" or (silent_s == 0.0 and not is_new):
+            self._doubts.discard(path)  # it has changed while we looked
+        elif is_new:
+            self._doubts.add(path)
 
 
 def create(path: Path, owner: Owner) -> bool:
     """Make a claim; whether there was none."""
-    # Linked into place whole: an exclusive create could be seen empty, and a reader would take it for damaged.
     draft = path.with_name(f".{path.name}.{owner.token}")
-    draft.write_text(json.dumps(asdict(owner)))
     try:
-        os.link(draft, path)
+        draft.write_text(owner.to_json())
+        return place(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def place(draft: Path, path: Path) -> bool:
+    """Give a file's contents a name that nobody has taken; whether it worked. The draft stays."""
+    try:
+        os.link(draft, path)  # whole or not at all
     except FileExistsError:
         return False
-    finally:
-        draft.unlink()
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return _create_exclusively(path, draft.read_bytes())
+    return True
+
+
+def _create_exclusively(path: Path, content: bytes) -> bool:
+    """For want of hard links. Who reads it before it is written sees an owner of whom nothing is known, and watches it."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     return True
 
 
 def read_owner(path: Path) -> Owner | None:
     """Who holds a claim; None if nobody does."""
     try:
-        return Owner(**json.loads(path.read_text()))
-    except FileNotFoundError:
+        values = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError):  # emptied by a power cut, or another version's: nobody's, and stale in its time
-        return Owner(host="", pid=0, process_start=None, slurm_job_id=None, slurm_restart=None, since=0.0, token="")
-
-
-def is_dead(owner: Owner) -> bool:
-    """Whether its process is known to be gone. Of another machine's nothing is known, but that this job was requeued."""
-    return not owner.is_alive_here() if owner.is_on_this_host() else owner.is_earlier_start_of_this_job()
-
-
-def seconds_since_touched(path: Path) -> float:
-    """By this machine's clock; 0 if the claim is gone."""
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+    except ValueError:  # being written, emptied by a power cut, or another program's: an owner of whom nothing is known
+        values = {}
+    return Owner.described_by(values if isinstance(values, dict) else {})
 
 
 def remove(path: Path, owner: Owner) -> None:
@@ -143,18 +209,18 @@ def remove(path: Path, owner: Owner) -> None:
         path.rename(grave)
     except FileNotFoundError:
         return
-    if read_owner(grave) != owner:  # put back what is not the claim we judged
-        try:
-            os.link(grave, path)
-        except FileExistsError:
-            pass  # somebody has claimed it since: theirs stands
+    if read_owner(grave) != owner:  # put back what is not the claim we judged; if somebody has claimed it since, theirs holds
+        place(grave, path)
     grave.unlink()
 
 
 def give_up(path: Path, owner: Owner) -> None:
     """Remove a claim if it is still this owner's."""
-    if read_owner(path) == owner:
-        path.unlink(missing_ok=True)
+    try:
+        if read_owner(path) == owner:
+            path.unlink(missing_ok=True)
+    except OSError:
+        return  # the folder is gone or read-only by now: whoever comes next finds this process dead
 
 
 def keep_touching(path: Path, owner: Owner, *, every_s: float, on_loss: Callable[[], None]) -> Callable[[], None]:
@@ -165,22 +231,53 @@ def keep_touching(path: Path, owner: Owner, *, every_s: float, on_loss: Callable
     """
     done = threading.Event()
 
-    def touch() -> None:
+    def work() -> None:
         while not done.wait(every_s):
             try:
-                found = read_owner(path)
-                if found is not None and found.token not in ("", owner.token):
+                if touch(path, owner) == "lost":
                     on_loss()
                     return
-                os.utime(path)
             except OSError:
                 continue  # the folder does not answer just now: whoever works there finds out if that lasts
 
-    thread = threading.Thread(target=touch, daemon=True)
+    thread = threading.Thread(target=work, daemon=True, name="claim")
     thread.start()
 
     def stop() -> None:
         done.set()
-        thread.join()
+        thread.join(timeout=every_s)  # a file server that hangs must not hold the end up
 
     return stop
+
+
+def touch(path: Path, owner: Owner) -> Literal["kept", "lost"]:
+    """Change the claim's file, which others see; "lost" if it is another's."""
+    with path.open("r+b") as file:
+        content = file.read()
+        try:
+            found = Owner.described_by(json.loads(content))
+        except (ValueError, AttributeError):
+            found = None  # torn: nobody else's
+        if found is not None and found.token not in ("", owner.token):
+            return "lost"
+        # The same bytes in the same file: unlike utime this works on mounts that keep no times of their own, and it cannot
+        # change a file that has taken this one's place since.
+        try:
+            file.seek(0)
+            file.write(owner.to_json().encode())
+            file.flush()
+        except OSError:  # a full disk that copies what is written (ZFS, btrfs)
+            os.utime(file.fileno())
+    return "kept"
+
+
+def _mark(path: Path) -> object | None:
+    """What changes when a claim is touched; None if it is gone."""
+    try:
+        with path.open(
+            "rb"
+        ) as file:  # opening makes a network file system ask its server, a stat alone may be answered from memory
+            stat = os.fstat(file.fileno())
+            return stat.st_mtime_ns, stat.st_size, file.read()
+    except OSError:
+        return None

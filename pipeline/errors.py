@@ -32,3 +32,7 @@ class CheckpointError(PipelineError):
 
 class TrainingError(PipelineError):
     """A run that must not go on: non-finite losses in a row, a rank lost, an exhausted budget."""
+
+
+class StoppedError(PipelineError):
+    """Told to stop before there was anything to save. Exit code 75, as after a stop that has saved."""

@@ -1,48 +1,59 @@
-"""A run folder belongs to one training at a time: the second that is started on it refuses, and names the first.
+"""A folder belongs to one program at a time: the second that is started on it refuses, and names the first.
 
-The lock is a claim (see `claims`) that rank 0 holds. It is taken over from an owner that is known to be dead: its
-process on this machine, or its Slurm job, is gone; it is an earlier start of this very job, requeued; or it has not
-touched its lock for a while.
+The lock is a claim (see `claims`). It is taken over from an owner that is known to be dead: its process on this machine, or its
+Slurm job, is gone, or it is an earlier start of this very job, requeued. Of any other owner nothing is known; it is watched,
+and taken for dead if it does not touch its lock for a while and Slurm does not say that its job runs. Imports nothing heavy.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 
-from pipeline.claims import Owner, create, give_up, is_dead, keep_touching, read_owner, remove, seconds_since_touched
-from pipeline.errors import CheckpointError
+from pipeline.claims import Owner, Sightings, create, give_up, keep_touching, read_owner, remove
+from pipeline.errors import CheckpointError, PipelineError, StoppedError
+from pipeline.launcher_environment import SlurmJob
+from pipeline.slurm_queue import ask_after_job
 
 LOCK_NAME = "lock.json"
 TOUCH_EVERY_S = 10.0
 WATCH_S = 45.0  # how long an owner of which nothing is known is watched for a sign of life
+POLL_S = 0.5
 EXIT_LOST_LOCK = 70  # EX_SOFTWARE of sysexits.h
-# Of squeue(1): the job runs, or its processes are being ended.
-LIVE_STATES = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "CONFIGURING", "RESIZING"}
 
 
-class RunLock:
-    """The lock of one run folder, for one training."""
+class FolderLock:
+    """The lock of one folder.
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LOCK_NAME
+    Args:
+        path: the lock's file; the folder is made.
+        refuse: the error for an owner that lives, or may live, given in words what is known of it.
+        should_stop: asked while an owner is watched.
+        tell: prints what is being waited for.
+    """
+
+    def __init__(
+        self, path: Path, *, refuse: Callable[[Owner, str], PipelineError], should_stop: Callable[[], bool] = lambda: False,
+        tell: Callable[[str], None] = lambda _text: None,
+    ) -> None:  # fmt: skip
+        self.path = path
+        self._refuse = refuse
+        self._should_stop = should_stop
+        self._tell = tell
         self._stop: Callable[[], None] | None = None
         self._mine: Owner | None = None
 
     def take(self) -> list[str]:
-        """Take the lock. Rank 0 only.
+        """Take the lock.
 
         Returns:
             Messages: whose lock was taken over.
 
         Raises:
-            CheckpointError: another training holds it.
+            PipelineError: another program holds it, or this one was told to stop while it watched.
         """
         messages: list[str] = []
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,10 +62,10 @@ class RunLock:
             owner = read_owner(self.path)
             if owner is None:
                 continue  # given up just now
-            why = why_dead(self.path, owner)
+            why = owner.why_dead() or self._judge(owner)
             if why is None:
-                raise CheckpointError(_refuse(self.path.parent, owner))
-            messages.append(f"took over the run folder from {_describe(owner)}: {why}")
+                continue  # given up, or another's by now
+            messages.append(f"took over the folder from {owner}: {why}")
             remove(self.path, owner)
         self._mine = mine
         self._stop = keep_touching(self.path, mine, every_s=TOUCH_EVERY_S, on_loss=self._end_at_once)
@@ -67,60 +78,76 @@ class RunLock:
             give_up(self.path, self._mine)
         self._stop = self._mine = None
 
+    def _judge(self, owner: Owner) -> str | None:
+        """Why an owner that is not known to be dead may be taken for dead; None if the lock has changed hands.
+
+        Raises:
+            PipelineError: it lives, or may live.
+        """
+        if owner.process.life() == "alive":
+            raise self._refuse(owner, "")
+        here, job = SlurmJob.from_environment(), owner.slurm
+        # A number is a job's on one cluster alone; of its own job a process knows more than the queue.
+        can_ask = job is not None and not (here is not None and (here.id == job.id or here.is_of_another_cluster_than(job)))
+        life = ask_after_job(job.id) if job is not None and can_ask else "unknown"
+        if life == "over":
+            return "its job is over"
+        self._tell(f"{self.path} is held by {owner}: looking for a sign of life, {WATCH_S:.0f} s at most")
+        silent = self._watch(owner)
+        if silent and life == "alive":
+            raise self._refuse(
+                owner, f"Slurm says that the job still runs, though it has not touched its lock for {WATCH_S:.0f} s"
+            )
+        return f"no sign of life for {WATCH_S:.0f} seconds" if silent else None
+
+    def _watch(self, owner: Owner) -> bool:
+        """Whether a lock stays as it is for as long as one is watched; False if it is gone or another's.
+
+        Clocks of two machines may differ: a file that changes is a sign of life, whatever time it bears.
+
+        Raises:
+            PipelineError: its owner has touched it, or this process was told to stop.
+        """
+        sightings, end = Sightings(), time.monotonic() + WATCH_S
+        sightings.silent_s(self.path)
+        while time.monotonic() < end:
+            time.sleep(POLL_S)
+            if self._should_stop():
+                raise StoppedError(f"told to stop while watching {self.path}")
+            if sightings.silent_s(self.path) > 0.0:
+                continue
+            found = read_owner(self.path)
+            if found is None:
+                return False
+            if not found.token:  # being written just now
+                time.sleep(POLL_S)
+                found = read_owner(self.path) or found
+            raise self._refuse(found, "")
+        return read_owner(self.path) == owner
+
     def _end_at_once(self) -> None:
         # This process stood still for so long that another took over. Whatever it wrote now would harm that one.
-        print(f"error: {self.path} was taken over by another training; this one ends at once", file=sys.stderr, flush=True)
-        os._exit(EXIT_LOST_LOCK)
-
-
-def why_dead(path: Path, owner: Owner) -> str | None:
-    """Why the owner of a lock does not work any more, in words; None if it does."""
-    if owner.is_on_this_host():
-        return "its process is gone" if is_dead(owner) else None
-    if is_dead(owner):
-        return "it is an earlier start of this job"
-    if owner.slurm_job_id in (None, os.environ.get("SLURM_JOB_ID")):
-        return _watch(path)
-    state = slurm_state(owner.slurm_job_id)
-    if state is None:
-        return _watch(path)
-    return None if state in LIVE_STATES else f"its job is {state.lower() or 'over'}"
-
-
-def slurm_state(job_id: str) -> str | None:
-    """A job's state; "" if Slurm does not know it any more, None if Slurm cannot be asked."""
-    if shutil.which("squeue") is None:
-        return None
-    asked = subprocess.run(
-        ["squeue", "--noheader", f"--jobs={job_id}", "--format=%T"], capture_output=True, text=True, timeout=60
-    )
-    if asked.returncode != 0 and "Invalid job id" not in asked.stderr:
-        return None
-    return asked.stdout.strip()
-
-
-def _watch(path: Path) -> str | None:
-    """Look for a sign of life: clocks of two machines may differ, a time that changes is one."""
-    if seconds_since_touched(path) > 20 * TOUCH_EVERY_S:
-        return f"no sign of life for {seconds_since_touched(path) / 60:.0f} minutes"
-    before, end = path.stat().st_mtime_ns, time.monotonic() + WATCH_S
-    while time.monotonic() < end:
-        time.sleep(1.0)
         try:
-            if path.stat().st_mtime_ns != before:
-                return None
-        except FileNotFoundError:
-            return "it gave up"
-    return f"no sign of life for {WATCH_S:.0f} seconds"
+            print(f"error: {self.path} was taken over by another program; this one ends at once", file=sys.stderr, flush=True)
+        finally:
+            os._exit(EXIT_LOST_LOCK)
 
 
-def _describe(owner: Owner) -> str:
-    job = f"Slurm job {owner.slurm_job_id} on " if owner.slurm_job_id else ""
-    return (
-        f"{job}host {owner.host or 'unknown'} (process {owner.pid}, since {datetime.fromtimestamp(owner.since):%Y-%m-%d %H:%M})"
-    )
+class RunLock(FolderLock):
+    """The lock of a run folder, for one training. Rank 0 takes it."""
+
+    def __init__(
+        self, folder: Path, *, should_stop: Callable[[], bool] = lambda: False, tell: Callable[[str], None] = lambda _text: None
+    ) -> None:
+        super().__init__(folder / LOCK_NAME, refuse=_refuse_second_training(folder), should_stop=should_stop, tell=tell)
 
 
-def _refuse(folder: Path, owner: Owner) -> str:
-    end = f"end it (scancel {owner.slurm_job_id})" if owner.slurm_job_id else "end it"
-    return f"{folder} is being trained by {_describe(owner)}; wait for it, {end}, or start another run with name=..."
+def _refuse_second_training(folder: Path) -> Callable[[Owner, str], CheckpointError]:
+    def refuse(owner: Owner, known: str) -> CheckpointError:
+        end = f"end it (scancel {owner.slurm.id})" if owner.slurm else "end it"
+        return CheckpointError(
+            f"{folder} is being trained by {owner}{f'; {known}' if known else ''}; wait for it, {end}, or start another run with "
+            f"name=..."
+        )
+
+    return refuse

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import Any, Literal
 
 from pipeline.errors import ConfigError
 from pipeline.journal import read_json, read_json_lines
+from pipeline.processes import Process
 
 State = Literal[
     "running", "starting", "saving", "waiting for data", "stopped by signal", "failed", "died", "silent", "finished",
@@ -170,7 +169,7 @@ def judge_state(
         return "failed", heartbeat.get("by"), since_s
     if since_s is None:
         return "never started", None, None
-    if heartbeat.get("host") == socket.gethostname() and not _lives(int(heartbeat["pid"])):
+    if Process.described_by(heartbeat).life() == "dead":
         return "died", f"process {heartbeat['pid']} is gone; the same command goes on from the newest checkpoint", since_s
     is_saving = _has_staging(folder)
     patience_s = SILENT_IN_LONG_PHASES_S if is_saving or phase == "starting" else max(SILENT_AFTER_S, 10 * step_time_s)
@@ -184,16 +183,6 @@ def judge_state(
     if stuck or line.get("speed/data_wait_fraction", 0.0) >= WAITING_FRACTION:
         return "waiting for data", None, since_s
     return "running", None, since_s
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _has_staging(folder: Path) -> bool:

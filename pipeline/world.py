@@ -1,23 +1,22 @@
-"""Who this process is among all ranks: the only reader of the launcher's and Slurm's environment."""
+"""Who this process is among all ranks, and how the ranks join. What launchers say is read by `launcher_environment`."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import re
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from pipeline.errors import ConfigError
 from pipeline.interruption import EXIT_INTERRUPTED
+from pipeline.launcher_environment import Launcher, SlurmJob, read_ranks
 
-Launcher = Literal["slurm", "torchrun", "none"]
 SHUTDOWN_TIMEOUT_S = 600
 PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # torchrun's own list lacks the last, a warning that time is short
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -34,6 +33,7 @@ class World:
     node: int
     num_nodes: int
     launcher: Launcher
+    master: tuple[str, int] | None = None
 
     @property
     def is_first(self) -> bool:
@@ -42,27 +42,19 @@ class World:
     @property
     def slurm_job_id(self) -> str | None:
         """The job this process belongs to, if any."""
-        return os.environ.get("SLURM_JOB_ID")
+        job = SlurmJob.from_environment()
+        return None if job is None else job.id
 
     @staticmethod
     def from_environment() -> World:
-        """Read srun's or torchrun's variables; without either this process is a world of one."""
-        env = os.environ
-        if "RANK" in env and "WORLD_SIZE" in env:
-            size, local_size = int(env["WORLD_SIZE"]), int(env.get("LOCAL_WORLD_SIZE", env["WORLD_SIZE"]))
-            rank = int(env["RANK"])
-            return World(
-                rank=rank, size=size, local_rank=int(env.get("LOCAL_RANK", rank % local_size)), local_size=local_size,
-                node=rank // local_size, num_nodes=size // local_size, launcher="torchrun",
-            )  # fmt: skip
-        if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and env["SLURM_STEP_ID"] not in _BATCH_STEPS:
-            world = World(
-                rank=int(env["SLURM_PROCID"]), size=int(env["SLURM_NTASKS"]), local_rank=int(env["SLURM_LOCALID"]),
-                local_size=_tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", env["SLURM_TASKS_PER_NODE"])),
-                node=int(env["SLURM_NODEID"]), num_nodes=int(env["SLURM_NNODES"]), launcher="slurm",
-            )  # fmt: skip
-            return world.on_devices(torch.cuda.device_count())
-        return World.alone()
+        """Read the launcher's variables; without any this process is a world of one.
+
+        Raises:
+            ConfigError: they contradict one another.
+        """
+        ranks = read_ranks()
+        world = World(**{field.name: getattr(ranks, field.name) for field in fields(ranks)})
+        return world.on_devices(torch.cuda.device_count()) if world.launcher == "slurm" else world
 
     @staticmethod
     def alone() -> World:
@@ -89,42 +81,17 @@ class World:
 
     def export(self) -> None:
         """Set the variables that torch.distributed, DeepSpeed and Lightning read, whatever launched us."""
+        host, port = self.master or ("127.0.0.1", _free_port())
         values = {
             "RANK": self.rank,
             "WORLD_SIZE": self.size,
             "LOCAL_RANK": self.local_rank,
             "LOCAL_WORLD_SIZE": self.local_size,
+            "GROUP_RANK": self.node,
+            "MASTER_ADDR": host,
+            "MASTER_PORT": port,
         }
-        os.environ.update({name: str(value) for name, value in values.items()}, GROUP_RANK=str(self.node))
-        if self.launcher == "slurm":
-            os.environ.update(_slurm_rendezvous())
-        elif self.launcher == "none":
-            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
-
-
-# Slurm numbers these steps for the batch script, its extern step and interactive shells: no rank runs there.
-_BATCH_STEPS = {"4294967291", "4294967292", "4294967290", "batch", "extern"}
-
-
-def _tasks_per_node(listing: str) -> int:
-    """Slurm's listing, as `8(x4)` or `8`, which must name one number for all nodes.
-
-    Raises:
-        ConfigError: nodes with different numbers of tasks, as `3,1`.
-    """
-    if found := re.fullmatch(r"(\d+)(\(x\d+\))?", listing):
-        return int(found.group(1))
-    raise ConfigError(f"Slurm has put {listing} tasks on the nodes, which must all have as many: ask with --ntasks-per-node")
-
-
-def _slurm_rendezvous() -> dict[str, str]:
-    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-
-    try:
-        environment = SLURMEnvironment(auto_requeue=False)
-    except RuntimeError as error:
-        raise ConfigError(f"Slurm's settings: {error}") from error
-    return {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port)}
+        os.environ.update({name: str(value) for name, value in values.items()})
 
 
 def _free_port() -> int:

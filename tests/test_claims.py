@@ -2,113 +2,271 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.claims import Owner, claim
+from pipeline import claims
+from pipeline.claims import Claims, Owner, create, give_up, read_owner, remove, touch
+from pipeline.errors import CheckpointError
+from pipeline.launcher_environment import SlurmJob
+from pipeline.processes import Process
+
+NAME = "step_00000001.json"
+SILENT_S = 0.3
+
+
+@pytest.fixture(params=["links", "no links"], autouse=True)
+def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test on a file system with hard links, and on one that answers link(2) as FAT does."""
+
+    def refuse(source: object, target: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(source), None, str(target))
+
+    if request.param == "no links":
+        monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.fixture
+def fat(tmp_path: Path) -> Iterator[Path]:
+    """A FAT file system."""
+    image, mount = tmp_path / "fat.img", tmp_path / "fat"
+    mount.mkdir()
+    with image.open("wb") as file:
+        file.truncate(8 * 2**20)
+    try:
+        subprocess.run(["mkfs.vfat", image], check=True, capture_output=True)
+        subprocess.run(["mount", "-o", "loop", image, mount], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no FAT file system can be mounted here: {error}")
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
+def elsewhere(**slurm: object) -> Owner:
+    """An owner on another machine."""
+    process = Process(host="elsewhere", pid=1, machine="another boot", pid_namespace="pid:[1]", process_start="1")
+    return Owner(process=process, slurm=SlurmJob(**slurm) if slurm else None, since=0.0)  # type: ignore[arg-type]
 
 
 def test_a_claim_is_exclusive_and_given_up_at_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "claims" / "step.json"
-    with claim(path) as first, claim(path) as second:
+    folder = tmp_path / "claims"
+    with Claims(folder).take(NAME) as first, Claims(folder).take(NAME) as second:
         assert first
         assert not second
-    assert not path.exists()
-    with claim(path) as third:
+    with Claims(folder).take(NAME) as third:
         assert third
-    assert list(path.parent.iterdir()) == []  # nothing is left lying about
+    assert list(folder.iterdir()) == []  # nothing is left lying about
 
 
 def test_a_claim_is_given_up_when_the_work_fails(tmp_path: Path) -> None:
-    path = tmp_path / "step.json"
-    try:
-        with claim(path):
-            raise RuntimeError("work failed")
-    except RuntimeError:
-        pass
-    with claim(path) as again:
+    with pytest.raises(RuntimeError, match="work failed"), Claims(tmp_path).take(NAME):
+        raise RuntimeError("work failed")
+    with Claims(tmp_path).take(NAME) as again:
         assert again
 
 
+def test_a_real_fat_file_system_will_do(fat: Path) -> None:
+    with Claims(fat).take(NAME) as first, Claims(fat).take(NAME) as second:
+        assert first
+        assert not second
+        owner = read_owner(fat / NAME)
+        assert owner is not None
+        assert touch(fat / NAME, owner) == "kept"
+        assert touch(fat / NAME, elsewhere()) == "lost"
+    assert list(fat.iterdir()) == []
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipeline.claims import Claims
+with Claims(Path(sys.argv[1])).take(sys.argv[2]) as mine:
+    print("held" if mine else "refused", flush=True)
+    time.sleep(60)
+"""
+
+
 def test_a_killed_evaluators_claim_is_taken_over(tmp_path: Path) -> None:
-    path = tmp_path / "step.json"
-    code = f"import time; from pathlib import Path; from pipeline.claims import claim\nwith claim(Path({str(path)!r})): time.sleep(60)"
-    holder = subprocess.Popen([sys.executable, "-c", code])
-    while not path.exists():
-        assert holder.poll() is None
-        time.sleep(0.02)
-    with claim(path) as while_alive:
-        assert not while_alive
-    holder.kill()
-    holder.wait()
-    with claim(path) as after_death:
-        assert after_death
+    ours = Claims(tmp_path)
+    command = [sys.executable, "-c", HOLD, str(tmp_path), NAME]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with ours.take(NAME) as while_alive:
+            assert not while_alive
+        assert not ours.are_in_doubt()  # it is known to live
+        holder.kill()
+        holder.wait()
+        with ours.take(NAME) as after_death:
+            assert after_death
 
 
-def test_a_silent_claim_from_another_machine_goes_stale(tmp_path: Path) -> None:
-    path = tmp_path / "step.json"
-    owner = Owner(host="elsewhere", pid=1, process_start=None, slurm_job_id=None, slurm_restart=None, since=0.0)
-    path.write_text(json.dumps(asdict(owner)))
-    with claim(path, stale_after_s=60) as fresh:
+@pytest.mark.parametrize("clock_s", [0, -600, 600, -1e9])
+def test_a_silent_claim_goes_stale_and_a_touched_one_does_not_whatever_its_clock(tmp_path: Path, clock_s: float) -> None:
+    """The owner's clock, or the file server's, may be minutes or decades off."""
+    path, owner, ours = tmp_path / NAME, elsewhere(), Claims(tmp_path, silent_after_s=SILENT_S)
+    path.write_text(owner.to_json())
+    begin = time.monotonic()
+    for beat in range(8):
+        stamp = time.time() + clock_s + beat
+        os.utime(path, (stamp, stamp))
+        with ours.take(NAME) as taken:
+            assert not taken
+        time.sleep(SILENT_S / 4)
+    assert time.monotonic() - begin > 1.5 * SILENT_S
+    assert not ours.are_in_doubt()
+    time.sleep(1.2 * SILENT_S)
+    with ours.take(NAME) as stale:
+        assert stale
+
+
+def test_doubt_lasts_until_the_claim_changes_or_has_been_silent(tmp_path: Path) -> None:
+    path, ours = tmp_path / NAME, Claims(tmp_path, silent_after_s=SILENT_S)
+    path.write_text(elsewhere().to_json())
+    with ours.take(NAME) as first:
+        assert not first
+    assert ours.are_in_doubt()
+    time.sleep(1.2 * SILENT_S)
+    with ours.take(NAME) as second:
+        assert second
+    assert not ours.are_in_doubt()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"host": 5, "pid": "x", "token": null}', "\0" * 40, '{"host": "old"}']
+)
+def test_a_claim_that_names_nobody_is_watched_and_goes_stale(tmp_path: Path, content: str) -> None:
+    ours = Claims(tmp_path, silent_after_s=SILENT_S)
+    (tmp_path / NAME).write_text(content)
+    with ours.take(NAME) as fresh:
         assert not fresh
-    os.utime(path, (time.time() - 61, time.time() - 61))
-    with claim(path, stale_after_s=60) as stale:
+    time.sleep(1.2 * SILENT_S)
+    with ours.take(NAME) as stale:
         assert stale
 
 
 def test_the_claim_of_a_job_before_it_was_requeued_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "step.json"
-    owner = Owner(host="elsewhere", pid=1, process_start=None, slurm_job_id="7", slurm_restart=None, since=time.time())
-    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
-    for job, restart, before, expected in (
-        ("8", "1", None, False),
-        ("7", "1", "1", False),
-        ("7", "1", "2", False),  # what a node that Slurm has lost still runs must not take the claim of its successor
-        ("7", None, None, False),
-        ("7", None, "2", False),  # started by hand in the job: srun does not say how often it was requeued
-        ("7", "1", None, True),
-        ("7", "10", "9", True),
+    for job, cluster, restart, before, expected in (
+        ("8", None, "1", 0, False),
+        ("7", None, "1", 1, False),
+        ("7", None, "1", 2, False),  # what a node that Slurm has lost still runs must not take the claim of its successor
+        ("7", None, None, 0, False),
+        ("7", None, None, 2, False),  # started by hand in the job: srun does not say how often it was requeued
+        ("7", None, "1", 0, True),
+        ("7", None, "10", 9, True),
+        ("7", "theirs", "10", 9, True),
+        ("7", "ours", "10", 9, False),  # another cluster's job of that number
     ):
-        path.write_text(json.dumps(asdict(replace(owner, slurm_restart=before))))
+        (tmp_path / NAME).write_text(elsewhere(id="7", restart=before, cluster="theirs").to_json())
         with monkeypatch.context() as context:
             context.setenv("SLURM_JOB_ID", job)
-            if restart is not None:
-                context.setenv("SLURM_RESTART_COUNT", restart)
-            with claim(path) as mine:
-                assert mine == expected, (job, restart, before)
+            for name, value in (("SLURM_RESTART_COUNT", restart), ("SLURM_CLUSTER_NAME", cluster)):
+                context.delenv(name, raising=False)
+                if value is not None:
+                    context.setenv(name, value)
+            with Claims(tmp_path).take(NAME) as mine:
+                assert mine == expected, (job, cluster, restart, before)
 
 
-def test_an_empty_claim_left_by_a_power_cut_goes_stale(tmp_path: Path) -> None:
-    path = tmp_path / "step.json"
-    path.touch()
-    with claim(path) as fresh:
-        assert not fresh
-    os.utime(path, (0, 0))
-    with claim(path) as stale:
-        assert stale
+def test_processes_of_the_same_number_and_host_are_told_apart() -> None:
+    """Host names and process ids repeat in containers, process ids in time."""
+    mine = Process.myself()
+    assert mine.life() == "alive"
+    assert replace(mine, process_start="1").life() == "dead"
+    assert replace(mine, machine="another boot").life() == "unknown"
+    assert replace(mine, pid_namespace="pid:[1]").life() == "unknown"
+    assert replace(mine, machine=None).life() == "unknown"
 
 
-def try_claim(path: str, start: float) -> bool:
+def test_another_container_on_this_machine_is_not_taken_for_dead() -> None:
+    """A process namespace of its own: the same host name, and a number that is another process here."""
+    code = "from dataclasses import asdict; import json; from pipeline.processes import Process; print(json.dumps(asdict(Process.myself())))"
+    inside = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code], capture_output=True, text=True
+    )
+    if inside.returncode:
+        pytest.skip(f"no namespaces here: {inside.stderr}")
+    other = Process.described_by(json.loads(inside.stdout))
+    assert (other.host, other.machine) == (Process.myself().host, Process.myself().machine)
+    assert other.life() == "unknown"
+
+
+def try_claim(folder: str, start: float, links: str) -> bool:
+    if links == "no links":
+        os.link = lambda *_: (_ for _ in ()).throw(OSError(errno.EOPNOTSUPP, "not supported"))  # type: ignore[assignment]
     time.sleep(max(0.0, start - time.time()))
-    with claim(Path(path)) as mine:
+    with Claims(Path(folder)).take(NAME) as mine:
         time.sleep(0.5)
         return mine
 
 
-def test_of_many_that_see_a_dead_claim_one_takes_it(tmp_path: Path) -> None:
-    path = tmp_path / "step.json"
+def test_of_many_that_see_a_dead_claim_one_takes_it(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    links = request.node.callspec.params["links"]
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
+    owner = replace(Owner.myself(), process=replace(Process.myself(), pid=dead.pid))
     with multiprocessing.get_context("spawn").Pool(6) as pool:
         for _ in range(5):
-            path.write_text(json.dumps(asdict(replace(Owner.myself(), pid=dead.pid))))
-            taken = pool.starmap(try_claim, [(str(path), time.time() + 0.3)] * 6, chunksize=1)
+            (tmp_path / NAME).write_text(owner.to_json())
+            taken = pool.starmap(try_claim, [(str(tmp_path), time.time() + 0.3, links)] * 6, chunksize=1)
             assert sum(taken) == 1
+
+
+def test_a_claim_that_is_not_the_one_judged_is_put_back(tmp_path: Path) -> None:
+    path, living = tmp_path / NAME, elsewhere()
+    create(path, living)
+    remove(path, elsewhere())
+    assert read_owner(path) == living
+    give_up(path, elsewhere())
+    assert read_owner(path) == living
+    assert [entry.name for entry in tmp_path.iterdir()] == [NAME]
+
+
+@pytest.mark.parametrize("number", sorted(claims.NO_LINKS))
+def test_every_answer_of_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert create(tmp_path / NAME, Owner.myself())
+    assert not create(tmp_path / NAME, Owner.myself())
+
+
+def test_a_folder_that_cannot_be_written_is_answered_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "write_text", read_only)
+        with (
+            pytest.raises(CheckpointError, match=r"no claim can be written \(Read-only file system\)"),
+            Claims(tmp_path).take(NAME),
+        ):
+            pass
+
+
+def test_a_touch_changes_the_file_and_finds_a_loss(tmp_path: Path) -> None:
+    path, mine = tmp_path / NAME, Owner.myself()
+    create(path, mine)
+    marks: list[object] = []
+    look: Callable[[], None] = lambda: marks.append((path.stat().st_mtime_ns, path.read_text()))  # noqa: E731
+    look()
+    time.sleep(0.02)
+    assert touch(path, mine) == "kept"
+    look()
+    assert marks[0][0] < marks[1][0]  # type: ignore[index]
+    assert marks[0][1] == marks[1][1]  # type: ignore[index]
+    path.write_text(elsewhere().to_json())
+    assert touch(path, mine) == "lost"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 
 from pipeline.checkpoint import RunFolder
 from pipeline.journal import append_json_line, read_json, replace_json
+from pipeline.processes import Process
 from pipeline.status import find_runs, newest_history, read_status
 from pipeline.status_text import ASCII_BLOCKS, BLOCKS, Style, describe, duration, sparkline
 from tests.conftest import REPOSITORY, Outcome
@@ -35,7 +35,7 @@ def beat(folder: Path, *, age_s: float = 0.0, **changes: Any) -> None:
     """Change the run's heartbeat as a training's next one would, some time ago."""
     before = read_json(folder / "heartbeat.json")
     assert before is not None
-    replace_json(folder / "heartbeat.json", {**before, "time": time.time() - age_s, "pid": os.getpid(), **changes})
+    replace_json(folder / "heartbeat.json", {**before, "time": time.time() - age_s, **asdict(Process.myself()), **changes})
 
 
 def test_it_imports_nothing_heavy(reference: RunFolder) -> None:
@@ -67,7 +67,7 @@ STATES = [
     ({"phase": "computing", "age_s": 300, "staging": ".saving-step_00000008"}, "saving"),
     ({"phase": "waiting for data", "age_s": 30}, "waiting for data"),
     ({"phase": "computing", "age_s": 3600}, "silent"),
-    ({"phase": "computing", "age_s": 3600, "host": "elsewhere", "pid": 1}, "silent"),
+    ({"phase": "computing", "age_s": 3600, "machine": "another boot", "pid": 1}, "silent"),
     ({"phase": "stopped", "by": "SIGUSR1"}, "stopped by signal"),
     ({"phase": "failed", "by": "TrainingError: x"}, "failed"),
 ]
@@ -82,7 +82,7 @@ def test_states(run: Path, change: dict[str, Any], state: str) -> None:
     )
     if staging := change.get("staging"):
         (run / "checkpoints" / staging).mkdir()
-    beat(run, **{"step": 6, "host": socket.gethostname(), **change})
+    beat(run, **{"step": 6, **change})
     status = read_status(run)
     assert status.state == state
     assert status.step == 6
@@ -93,10 +93,13 @@ def test_a_process_that_is_gone_is_told_from_one_that_hangs(run: Path) -> None:
     (run / "complete.json").unlink()
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    beat(run, phase="computing", pid=gone.pid, host=socket.gethostname())
+    beat(run, phase="computing", pid=gone.pid)
     assert read_status(run).state == "died"
-    beat(run, phase="computing", pid=gone.pid, host="elsewhere")  # who knows
-    assert read_status(run).state != "died"
+    beat(run, phase="computing", process_start="1")  # another process has the number by now
+    assert read_status(run).state == "died"
+    for elsewhere in ({"machine": "another boot"}, {"pid_namespace": "pid:[1]"}):  # who knows
+        beat(run, phase="computing", pid=gone.pid, **elsewhere)
+        assert read_status(run).state != "died"
 
 
 def test_a_run_that_never_started(tmp_path: Path) -> None:

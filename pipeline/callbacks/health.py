@@ -6,8 +6,6 @@ RUN_DIR/alerts.jsonl       one line when an alert is raised, one when it is clea
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,6 +19,7 @@ from pipeline.checkpoint import RunFolder
 from pipeline.console import say
 from pipeline.interruption import StopRequest
 from pipeline.journal import append_json_line, read_metrics
+from pipeline.processes import Process
 from pipeline.secrets import redact
 from pipeline.state_files import StateFiles
 
@@ -66,7 +65,7 @@ class Health(Callback):
         self._watched = Watched()
         self._standing: dict[str, str] = {}
         self._facts = {
-            "started": round(time.time(), 3), **asdict(identity), "host": socket.gethostname(), "pid": os.getpid()
+            "started": round(time.time(), 3), **asdict(identity), **asdict(Process.myself())
         }  # fmt: skip
 
     def observe(self, line: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import torch
 
 from pipeline.checkpoint import RunFolder
-from pipeline.claims import claim
+from pipeline.claims import Claims
 from pipeline.config import EvalDataset, EvaluationSection
 from pipeline.data.augment import EvalTransform
 from pipeline.data.index import ShardIndex, check_shards, load_index, read_class_names
@@ -71,7 +71,7 @@ def watch_run(evaluator: Evaluator, *, watch: bool, stop: StopRequest, poll_s: f
     try:
         while not stop.is_set:
             evaluator.evaluate_pending()
-            if not watch or evaluator.is_complete():
+            if evaluator.is_complete() if watch else not evaluator.claims.are_in_doubt():
                 break
             time.sleep(poll_s)
     finally:
@@ -109,6 +109,7 @@ class Evaluator:
         self.identity = identity
         self.record = record or {}
         self.remote = remote
+        self.claims = Claims(folder.root / "claims")
         self.tasks = list_tasks(section)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cpu":
@@ -129,7 +130,7 @@ class Evaluator:
     def evaluate_pending(self) -> None:
         """One pass over all weights."""
         for step in self._pending_steps():
-            with claim(self.folder.root / "claims" / f"step_{step:08d}.json") as mine:
+            with self.claims.take(f"step_{step:08d}.json") as mine:
                 if mine:
                     self._try_step(step)
 
