@@ -252,22 +252,21 @@ def keep_touching(path: Path, owner: Owner, *, every_s: float, on_loss: Callable
 
 def touch(path: Path, owner: Owner) -> Literal["kept", "lost"]:
     """Change the claim's file, which others see; "lost" if it is another's."""
-    with path.open("r+b") as file:
-        content = file.read()
-        try:
-            found = Owner.described_by(json.loads(content))
-        except (ValueError, AttributeError):
-            found = None  # torn: nobody else's
-        if found is not None and found.token not in ("", owner.token):
-            return "lost"
-        # The same bytes in the same file: unlike utime this works on mounts that keep no times of their own, and it cannot
-        # change a file that has taken this one's place since.
-        try:
-            file.seek(0)
+    content = path.read_bytes()
+    try:
+        values = json.loads(content)
+    except ValueError:
+        values = None  # torn: nobody else's
+    if isinstance(values, dict) and values.get("token") not in (None, "", owner.token):
+        return "lost"
+    try:
+        # The same bytes in the same file: this also changes it on mounts that keep no times of their own.
+        with path.open("r+b") as file:
             file.write(owner.to_json().encode())
-            file.flush()
-        except OSError:  # a full disk that copies what is written (ZFS, btrfs)
-            os.utime(file.fileno())
+    except FileNotFoundError:
+        raise
+    except OSError:  # a mount without random writes, or a full disk that copies what is written
+        os.utime(path)
     return "kept"
 
 
