@@ -54,6 +54,9 @@ class DataSection(Section):
         description="folder or URL of indexed shards; a mixture: a list of {path, weight, first_class}; or tars without an index "
         "(`pipe:COMMAND`, `URL-{000..999}.tar`, `-`), in approximate order"
     )
+    accept: str | None = Field(
+        None, description="fingerprint of other shards that a resumed run may go on with; the refusal names it"
+    )
     num_workers: int = Field(4, ge=0, description="decoding processes a rank; 0 decodes in the training process")
     prefetch: int = Field(2, ge=1, description="micro-batches a worker prepares ahead")
     read_ahead: int = Field(8, ge=0, description="micro-batches whose shard blocks are asked for before they are needed")

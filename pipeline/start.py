@@ -11,6 +11,7 @@ import yaml
 from pipeline.checkpoint import Checkpoint, RunFolder, clear_leftovers, find_latest, set_aside, write_atomically
 from pipeline.data.decode import HOW_TO_BUILD
 from pipeline.data.order import ORDER_VERSION
+from pipeline.data_record import Continuity, check_data, write_record
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.planning import Plan
 from pipeline.precision import TrainingPrecision, choose_training_precision, measure_bf16_speedup
@@ -35,6 +36,7 @@ FREE_KEYS = (
     "data.read_patience_s",
     "data.cache_dir",
     "data.cache_gib",
+    "data.accept",
     "trainer.devices",
     "trainer.hang_timeout_s",
     "trainer.collective_timeout_s",
@@ -85,12 +87,17 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speed
         recorded=None if found.newest is None else read_recorded_precision(folder),
     )  # fmt: skip
     plan = plan.with_precision(choice.precision)
-    messages = takeover
+    messages, continuity = takeover, Continuity([])
     # Here, where an error reaches every rank; a run without W&B need not care what its variables say.
     asked_id = None if plan.config.tracking.mode == "disabled" else read_wandb_environment().run_id
     if found.newest is not None:  # a launch that ended before its first checkpoint binds nobody
         messages += compare_with_last_launch(plan, folder)
-        check_continuity(plan, found.newest)
+        check_order_version(found.newest)
+        continuity = check_data(
+            folder.root, plan.mixture, before=found.newest.meta.data_fingerprint, step=found.newest.meta.step,
+            accept=plan.config.data.accept,
+        )  # fmt: skip
+        messages += continuity.messages
     # Nothing is touched before this line.
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder)
@@ -115,6 +122,7 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speed
         messages.append(f"this launch ends at step {plan.stop_step} (trainer.max_steps)")
     if found.newest is None or found.newest.meta.step < plan.stop_step:
         folder.complete.unlink(missing_ok=True)  # this launch was asked for more steps
+    write_record(folder.root, plan.mixture, continuity.accepted)
     write_atomically(folder.config, plan.config.to_yaml().encode())
     meta = None if found.newest is None else found.newest.meta
     wandb = settle_run(
@@ -169,21 +177,16 @@ def _unreadable_config(folder: RunFolder, reason: str) -> CheckpointError:
     )
 
 
-def check_continuity(plan: Plan, checkpoint: Checkpoint) -> None:
-    """Whether a checkpoint can be gone on from with these shards.
+def check_order_version(checkpoint: Checkpoint) -> None:
+    """Whether this software orders samples as the checkpoint's did.
 
     Raises:
-        CheckpointError: other shards, or another order of their samples.
+        CheckpointError: it does not.
     """
     if checkpoint.meta.order_version != ORDER_VERSION:
         raise CheckpointError(
             f"{checkpoint.path} was saved under version {checkpoint.meta.order_version} of the sample order, this software has "
             f"version {ORDER_VERSION}; go on with the software it began with, or start a new run with name=..."
-        )
-    if checkpoint.meta.data_fingerprint != plan.mixture.fingerprint:
-        raise CheckpointError(
-            "the shards of data.train are not those this run began with (their "
-            "index, or the mixture, differs), so its sample order cannot go on; restore them, or start a new run with name=..."
         )
 
 

@@ -45,10 +45,18 @@ class Mixture:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of everything the sample order depends on."""
+        """Hash of everything the sample order depends on, and of all keys and labels."""
+        return self._join([corpus.index.fingerprint for corpus in self.corpora])
+
+    @property
+    def order_fingerprint(self) -> str:
+        """Hash of what the sample order depends on alone, as runs have it that began before indexes knew labels."""
+        return self._join([corpus.index.order_fingerprint for corpus in self.corpora])
+
+    def _join(self, fingerprints: list[str]) -> str:
         if self.is_one_corpus and self.corpora[0].first_class == 0:
-            return self.corpora[0].index.fingerprint
-        parts = [f"{c.index.fingerprint} {c.weight!r} {c.first_class}" for c in self.corpora]
+            return fingerprints[0]
+        parts = [f"{print_} {c.weight!r} {c.first_class}" for print_, c in zip(fingerprints, self.corpora, strict=True)]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
     def make_order(self, *, seed: int, num_streams: int) -> RunOrder:

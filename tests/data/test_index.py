@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.index import index_folder
-from pipeline.data.index import ShardIndex, load_index
+from pipeline.data.index import ShardIndex, assemble_index, load_index, save_index, scan_shard
 from pipeline.data.reader import BlockReader
 from pipeline.errors import DataError
 from tests.conftest import encode, make_image, write_tar
@@ -29,7 +28,11 @@ def index(folder: Path, shard: list[Member] | None = None) -> ShardIndex:
     if shard is not None:
         folder.mkdir(exist_ok=True)
         write_tar(folder / "000.tar", shard)
-    index_folder(str(folder), block_samples=4, num_workers=1)
+    entries = []
+    for path in sorted(folder.glob("*.tar")):  # as `data_tools index` does, in this process
+        with path.open("rb") as file:
+            entries.append(scan_shard(file, name=path.name, num_bytes=path.stat().st_size, block_samples=4))
+    save_index(assemble_index(str(folder), entries))
     return load_index(str(folder))
 
 
