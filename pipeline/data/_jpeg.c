@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include <jpeglib.h>
+#include <jerror.h>
 
 #include "_resize.h"
 
@@ -37,7 +38,9 @@ typedef struct {
 } Scratch;
 
 /* Kept from call to call, up to a size: fresh memory costs more page faults than the work on it. */
+#ifndef KEPT_BYTES /* the fuzzer keeps none: a sanitizer sees a read behind a buffer's end, not one inside a larger buffer */
 #define KEPT_BYTES ((size_t)32 << 20)
+#endif
 static __thread Scratch decoded, narrowed, filters;
 
 static void *reserve(Scratch *scratch, size_t size) {
@@ -57,6 +60,12 @@ static void release_large(Scratch *scratch) {
     }
 }
 
+static void release_all(void) {
+    release_large(&decoded);
+    release_large(&narrowed);
+    release_large(&filters);
+}
+
 static void on_message(j_common_ptr info) {
     Errors *errors = (Errors *)info->err;
     errors->manager.format_message(info, errors->message);
@@ -64,7 +73,15 @@ static void on_message(j_common_ptr info) {
 }
 
 static void on_level(j_common_ptr info, int level) {
-    if (level < 0) on_message(info); /* a warning: the data is damaged */
+    /* A warning: the data is damaged. A lone marker in a header: legal, but not every decoder takes it. */
+    if (level < 0 || info->err->msg_code == JTRC_PARMLESS_MARKER) on_message(info);
+}
+
+/* As if libjpeg had found it. */
+static void fail(struct jpeg_decompress_struct *info, const char *message) {
+    Errors *errors = (Errors *)info->err;
+    snprintf(errors->message, sizeof errors->message, "%s", message);
+    longjmp(errors->escape, 1);
 }
 
 static void set_errors(struct jpeg_decompress_struct *info, Errors *errors) {
@@ -97,6 +114,32 @@ static int read_size(const uint8_t *data, size_t length, Errors *errors, int *he
     return 0;
 }
 
+/* Whether all scans of a progressive image came. libjpeg smooths the blocks of one that lacks some, from neighbours that
+   a cut image does not have. */
+static int has_all_scans(const struct jpeg_decompress_struct *info) {
+    if (info->coef_bits == NULL) return 1; /* not progressive */
+    for (int component = 0; component < info->num_components; component++)
+        for (int k = 0; k < DCTSIZE2; k++)
+            if (info->coef_bits[component][k] != 0) return 0;
+    return 1;
+}
+
+/* Whether what was not decoded is one scan's data and then the end: another marker there is damage, which a decoder of the
+   whole image would meet. Bits are not looked at. */
+static int ends_well(struct jpeg_decompress_struct *info) {
+    if (jpeg_input_complete(info)) return 1; /* several scans: all were read before the first pixel */
+    const uint8_t *place = info->src->next_input_byte, *end = place + info->src->bytes_in_buffer;
+    int marker = info->unread_marker; /* the bit reader is ahead of the decoder */
+    while (marker == 0 || (marker >= JPEG_RST0 && marker <= JPEG_RST0 + 7)) {
+        place = place < end ? memchr(place, 0xFF, (size_t)(end - place)) : NULL;
+        if (place == NULL) return 0;
+        while (place < end && *place == 0xFF) place++; /* filling */
+        if (place == end) return 0;
+        marker = *place++;
+    }
+    return marker == JPEG_EOI;
+}
+
 /* Decode the pixels of `wanted` (its pixels are set here). 0, or -1 with a message. */
 static int decode_region(const uint8_t *data, size_t length, int shrink, Region *wanted, Errors *errors) {
     struct jpeg_decompress_struct info;
@@ -108,15 +151,14 @@ static int decode_region(const uint8_t *data, size_t length, int shrink, Region 
     }
     open_image(&info, data, length);
     if (wanted->left + wanted->width > (int)(info.image_width + (unsigned)shrink - 1) / shrink ||
-        wanted->top + wanted->height > (int)(info.image_height + (unsigned)shrink - 1) / shrink) {
-        snprintf(errors->message, sizeof errors->message, "no such crop");
-        longjmp(errors->escape, 1);
-    }
+        wanted->top + wanted->height > (int)(info.image_height + (unsigned)shrink - 1) / shrink)
+        fail(&info, "no such crop");
     info.out_color_space = JCS_EXT_RGBX;
     info.scale_num = 1;
     info.scale_denom = (unsigned)shrink;
     info.dct_method = JDCT_ISLOW;
     jpeg_start_decompress(&info);
+    if (!has_all_scans(&info)) fail(&info, "scans are missing");
     /* One block more on either side: upsampled chroma looks at its neighbours, which at a cut edge are not there. */
     int margin = info.max_h_samp_factor * DCTSIZE;
     int right = wanted->left + wanted->width + margin;
@@ -131,16 +173,14 @@ static int decode_region(const uint8_t *data, size_t length, int shrink, Region 
     wanted->height = bottom - wanted->top;
     size_t row_bytes = (size_t)width * PIXEL;
     wanted->pixels = reserve(&decoded, row_bytes * (size_t)wanted->height + 16);
-    if (wanted->pixels == NULL) {
-        snprintf(errors->message, sizeof errors->message, "out of memory");
-        longjmp(errors->escape, 1);
-    }
+    if (wanted->pixels == NULL) fail(&info, "out of memory");
     if (wanted->top > 0) jpeg_skip_scanlines(&info, (JDIMENSION)wanted->top);
     while ((int)info.output_scanline < bottom) {
         JSAMPROW row = wanted->pixels + row_bytes * (size_t)((int)info.output_scanline - wanted->top);
         jpeg_read_scanlines(&info, &row, 1);
     }
-    jpeg_abort_decompress(&info); /* nothing below the crop is looked at */
+    if (!ends_well(&info)) fail(&info, "damaged below the crop");
+    jpeg_abort_decompress(&info); /* nothing below the crop is decoded */
     jpeg_destroy_decompress(&info);
     return 0;
 }
@@ -168,12 +208,16 @@ static int crop_resize(
     double x0 = (double)left / shrink, y0 = (double)top / shrink, w = (double)width / shrink, h = (double)height / shrink;
     int low_x = (int)floor(x0), low_y = (int)floor(y0), high_x = (int)ceil(x0 + w), high_y = (int)ceil(y0 + h);
     Region region = {NULL, low_x, low_y, high_x - low_x, high_y - low_y};
-    if (decode_region(data, length, shrink, &region, errors)) return -1;
+    if (decode_region(data, length, shrink, &region, errors)) {
+        release_all();
+        return -1;
+    }
     int taps_x = taps_of(w, size, antialias), taps_y = taps_of(h, size, antialias);
     uint8_t *memory = reserve(&filters, filter_bytes(size, taps_x) + filter_bytes(size, taps_y));
     uint8_t *middle = reserve(&narrowed, (size_t)region.height * line_bytes(size));
     if (memory == NULL || middle == NULL) {
         snprintf(errors->message, sizeof errors->message, "out of memory");
+        release_all();
         return -1;
     }
     Filter columns, rows;
@@ -185,8 +229,7 @@ static int crop_resize(
     make_filter(&rows, size, y0, h, region.top, low_y, high_y, antialias);
     narrow(region.pixels, region.height, region.width, middle, size, &columns);
     shorten(middle, out, size, &rows, flip);
-    release_large(&decoded);
-    release_large(&narrowed);
+    release_all();
     return 0;
 }
 

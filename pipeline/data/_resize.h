@@ -34,9 +34,10 @@ static void make_filter(Filter *filter, int size, double start, double length, i
     double scale = length / size;
     double support = antialias && scale > 1.0 ? scale : 1.0;
     double inverse = antialias && scale > 1.0 ? 1.0 / scale : 1.0;
-    double row[filter->max_taps], largest = 0.0;
+    double largest = 0.0;
     for (int i = 0; i < size; i++) {
         double centre = start + scale * (i + 0.5), total = 0.0;
+        double *row = filter->exact + (size_t)i * (size_t)filter->max_taps;
         int first = (int)(centre - support + 0.5), last = (int)(centre + support + 0.5);
         if (first < low) first = low;
         if (last > high) last = high;
@@ -47,9 +48,8 @@ static void make_filter(Filter *filter, int size, double start, double length, i
             total += row[k];
         }
         for (int k = 0; k < filter->max_taps; k++) {
-            double weight = k < last - first && total != 0.0 ? row[k] / total : 0.0;
-            filter->exact[i * filter->max_taps + k] = weight;
-            if (weight > largest) largest = weight;
+            row[k] = k < last - first && total != 0.0 ? row[k] / total : 0.0;
+            if (row[k] > largest) largest = row[k];
         }
         filter->first[i] = first - origin;
         filter->count[i] = last - first;

@@ -127,6 +127,76 @@ def test_damage_inside_the_crop_is_seen_and_left_to_the_whole_decoder() -> None:
     )
 
 
+def every_crop_agrees(data: bytes, height: int, width: int) -> bool:
+    """Assert that each row's crop has the pixels of the whole image or is left to it; whether any crop was taken."""
+    taken = 0
+    for top in range(height):
+        ours = np.zeros((3, 8, 8), np.uint8)
+        if decode_jpeg_crop(data, top=top, left=1, height=1, width=width - 1, shrink=1, flip=False, antialias=True, out=ours):
+            whole = resize_box(decode_image(data), Box(top, 1, 1, width - 1), size=(8, 8), resize="bilinear_antialias")
+            assert np.array_equal(ours, whole.numpy()), top
+            taken += 1
+    return taken > 0
+
+
+@pytest.mark.parametrize("marker", [b"\xff\xd8", b"\xff\xc4\x00\x03\x00", b"\xff\xda\x00\x02"], ids=["start", "table", "scan"])
+def test_a_marker_below_the_crop_is_damage_to_a_crop_too(marker: bytes) -> None:
+    jpeg = make_jpeg(120, 80)
+    place = len(jpeg) - 60
+    place += jpeg[place - 1] == 0xFF
+    damaged = jpeg[:place] + marker + jpeg[place:]
+    with pytest.raises(UnreadableImage):
+        decode_image(damaged)
+    out = np.zeros((3, 8, 8), np.uint8)
+    crop = {"top": 0, "left": 0, "height": 8, "width": 8, "shrink": 1, "flip": False, "antialias": True}
+    assert decode_jpeg_crop(jpeg, **crop, out=out)  # type: ignore[arg-type]
+    assert not decode_jpeg_crop(damaged, **crop, out=out)  # type: ignore[arg-type]
+
+
+def test_a_progressive_image_without_its_last_scans_has_the_same_pixels_in_a_crop() -> None:
+    """Libraries smooth its blocks, and do so from neighbours."""
+    jpeg = make_jpeg(48, 48, progressive=True)
+    assert every_crop_agrees(jpeg, 48, 48)
+    scans = [place for place in range(len(jpeg) - 2) if jpeg[place : place + 3] == b"\xff\xda\x00"]
+    for kept in range(1, len(scans)):
+        assert not every_crop_agrees(jpeg[: scans[kept]] + b"\xff\xd9", 48, 48)
+
+
+def test_restart_markers_are_no_damage() -> None:
+    assert every_crop_agrees(make_jpeg(64, 64, restart_marker_blocks=2), 64, 64)
+
+
+def test_thousands_of_scans_are_not_decoded() -> None:
+    """Ten thousand scans of a large image fit into a few megabytes and take minutes."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (3000, 3000), (9, 99, 199)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last = data.rindex(b"\xff\xda")
+    assert decode_image(data).shape == (3000, 3000, 3)
+    bomb = data[:last] + data[last:-2] * 1000 + b"\xff\xd9"
+    assert jpeg_size(bomb) is None
+    with pytest.raises(UnreadableImage, match="scans of 3000 x 3000"):
+        decode_image(bomb)
+
+
+@pytest.fixture
+def sampled_4_1_1_on_its_side(tmp_path: Path) -> bytes:
+    """A JPEG whose chroma has a quarter of the rows: libjpeg reads it, and neither Pillow nor simplejpeg writes it."""
+    program = tmp_path / "encode_jpeg"
+    source = REPOSITORY / "tests" / "fuzz" / "encode_jpeg.c"
+    built = subprocess.run(["cc", str(source), "-o", str(program), "-ljpeg"], text=True, capture_output=True)
+    assert built.returncode == 0, built.stderr
+    words = ("40", "64", "3", "1", "4", "0", "0", "0")
+    return subprocess.run([str(program), *words], capture_output=True, check=True).stdout
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_chroma_sampling_without_a_name_is_read(sampled_4_1_1_on_its_side: bytes) -> None:
+    expected = np.asarray(Image.open(io.BytesIO(sampled_4_1_1_on_its_side)))
+    assert np.array_equal(decode_image(sampled_4_1_1_on_its_side), expected)
+    assert every_crop_agrees(sampled_4_1_1_on_its_side, 64, 40)
+
+
 @pytest.fixture
 def plain_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The decoder as it is built for processors other than x86."""

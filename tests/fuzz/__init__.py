@@ -1,0 +1,1 @@
+"""Every reader of foreign bytes against damaged ones: see docs/fuzzing.md."""
