@@ -18,7 +18,6 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
-from tqdm import tqdm
 
 from data_tools.hamming import HammingIndex, Pairs
 from data_tools.hash_store import open_set, tabulate
@@ -29,6 +28,7 @@ from pipeline.data.decode import UnreadableImage, decode_image
 from pipeline.data.folder import ShardFolder
 from pipeline.data.sample import IMAGE_EXTENSIONS, find_member
 from pipeline.errors import PipelineError
+from pipeline.progress import track
 
 DISTANCES = (8, 12, 16, 20, 24, 28)
 
@@ -115,7 +115,7 @@ def plant_copies(images: Sequence[Image.Image], *, seed: int) -> PlantedCopies:
     crops = CopyFinder.build(crop_codes(originals, numbers), distance=widest)
     found: dict[str, NDArray[np.int64]] = {}
     false: list[NDArray[np.int64]] = []
-    for name, steps in tqdm(ALTERATIONS.items(), desc="plant copies", unit="alteration"):
+    for name, steps in track(ALTERATIONS.items(), description="plant copies", unit="alteration"):
         altered = _hash_all([_alter(image, steps, seed=(seed, number)) for number, image in enumerate(images)])
         found_in = (
             whole.find(upright_codes(altered, numbers, first_image=after)), crops.find(whole_codes(altered, numbers, first_image=after)),

@@ -15,9 +15,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from pipeline.errors import DataError
+from pipeline.progress import progress
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -53,7 +52,7 @@ def map_in_processes(
     workers: dict[int, BaseProcess] = {}
     with (
         tempfile.TemporaryDirectory(prefix="data-tools-") as notes,
-        tqdm(total=len(tasks), desc=description, unit=unit) as bar,
+        progress(total=len(tasks), description=description, unit=unit) as bar,
         ProcessPoolExecutor(max(1, min(num_workers, len(tasks))), mp_context=context) as pool,
     ):
         try:

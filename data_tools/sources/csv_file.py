@@ -9,11 +9,11 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data_tools.sources.listing import MAX_LABEL, Listing, ListingBuilder, Member
 from pipeline.data.sample import IMAGE_EXTENSIONS
 from pipeline.errors import DataError
+from pipeline.progress import track
 
 CSV_SUFFIXES = (".csv", ".tsv")
 PATH_NAMES = ("path", "file_name", "filename", "file", "filepath", "image_path", "image")
@@ -42,7 +42,7 @@ def list_csv(path: Path, *, image_column: str | None, label_column: str | None, 
             raise DataError(f"{path} is empty")
         is_header = image_column is not None or label_column is not None or _extension(first[1][0]) not in IMAGE_EXTENSIONS
         path_cell, label_cell = _find_columns(path, first[1], image=image_column, label=label_column) if is_header else (0, 1)
-        for line, cells in tqdm(rows if is_header else chain([first], rows), desc="list images", unit="image"):
+        for line, cells in track(rows if is_header else chain([first], rows), description="list images", unit="image"):
             if len(cells) != len(first[1]) or len(cells) < 2:
                 raise DataError(f"{path} line {line}: {len(cells)} cells, not a path and a label as in line 1")
             member = _member(path, line, cells[path_cell])

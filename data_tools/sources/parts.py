@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from data_tools.parallel import map_in_processes
 from data_tools.sources.listing import Listing, concatenate
+from pipeline.progress import track
 
 Task = TypeVar("Task")
 
@@ -22,6 +21,6 @@ def list_parts(
         tasks: at least one, all different.
     """
     if num_workers == 1 or len(tasks) == 1:  # starting a process takes longer than many a listing
-        return concatenate([function(task) for task in tqdm(tasks, desc=description, unit=unit)])
+        return concatenate([function(task) for task in track(tasks, description=description, unit=unit)])
     parts = dict(map_in_processes(function, tasks, num_workers=num_workers, description=description, unit=unit))
     return concatenate([parts.pop(task) for task in tasks])

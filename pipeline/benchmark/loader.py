@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from pipeline.benchmark.contenders import ALONE, CONTENDERS, Settings, make_transform
 from pipeline.data.corpus import Corpus, Mixture
@@ -23,6 +22,7 @@ from pipeline.data.index import load_index
 from pipeline.data.loader import BatchLoader
 from pipeline.data.stream import Division, TrainStream
 from pipeline.errors import DataError
+from pipeline.progress import progress, track
 
 REPOSITORY = Path(__file__).parent.parent.parent
 BASELINE = "Pillow, decode alone"
@@ -137,10 +137,10 @@ def compare_loaders(
     with tempfile.TemporaryDirectory() as converted:
         settings = Settings(folder, converted, num_workers, batch_size, image_size)
         names = [name for name in CONTENDERS if not only or any(part in name for part in only)]
-        contenders = [_Contender(name, settings) for name in tqdm(names, desc="start", unit="loader")]
+        contenders = [_Contender(name, settings) for name in track(names, description="start", unit="loader")]
         try:
             running = [contender for contender in contenders if contender.problem is None]
-            with tqdm(total=num_rounds * len(running), desc="rounds", unit="round") as bar:
+            with progress(total=num_rounds * len(running), description="rounds", unit="round") as bar:
                 for _ in range(num_rounds):
                     for contender in running:
                         if contender.problem is None:

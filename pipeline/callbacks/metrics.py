@@ -11,7 +11,6 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
-from tqdm import tqdm
 
 from pipeline.callbacks.health import Health
 from pipeline.callbacks.steps import is_step_end
@@ -19,6 +18,7 @@ from pipeline.callbacks.stragglers import RankTimes
 from pipeline.console import say
 from pipeline.data.stream import DIGEST_MODULUS
 from pipeline.errors import TrainingError
+from pipeline.progress import Progress, progress
 
 UNREADABLE_GRACE = 10  # unreadable images that never stop a run, however short
 
@@ -58,7 +58,7 @@ class TrainingMetrics(Callback):
         self._step_totals = torch.zeros(3, dtype=torch.int64)
         self._metrics = MetricCollection({"loss": MeanMetric(nan_strategy="disable"), "wait_s": MeanMetric()})
         self._accuracy = MulticlassAccuracy(num_classes=num_classes, average="micro", validate_args=False)
-        self._bar: tqdm[Any] | None = None
+        self._bar: Progress | None = None
         self._interval_start: float | None = None  # set by the first batch of this launch
         self._interval_step = 0
 
@@ -73,10 +73,7 @@ class TrainingMetrics(Callback):
         self._metrics.to(pl_module.device)
         self._accuracy.to(pl_module.device)
         if trainer.is_global_zero:
-            # Into a file (a cluster's log) a line a minute is enough.
-            self._bar = tqdm(total=self.total_steps, initial=trainer.global_step, unit="step", desc="train", dynamic_ncols=True)
-            if not self._bar.fp.isatty():
-                self._bar.mininterval, self._bar.miniters = 60.0, 1
+            self._bar = progress(total=self.total_steps, initial=trainer.global_step, unit="step", description="train")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Not in on_train_start: writing the weights of step 0 is not part of the first step, waiting for its batch is.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from pipeline.data.augment import EvalTransform
 from pipeline.data.evaluation_stream import EvalStream
@@ -15,6 +14,7 @@ from pipeline.data.index import ShardIndex
 from pipeline.data.remote import RemoteOptions
 from pipeline.models.vit import VisionTransformer
 from pipeline.precision import EvaluationPrecision
+from pipeline.progress import progress
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def extract_features(
     values: list[Tensor] = []
     labels: list[Tensor] = []
     unreadable = 0
-    with tqdm(total=index.num_samples, desc=description, unit="image", leave=False, disable=None) as bar:  # not into a log
+    with progress(total=index.num_samples, description=description, unit="image", leave=False) as bar:
         for item in loader:
             for images in item.images.split(batch_size):
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
