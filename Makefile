@@ -5,7 +5,7 @@ RUN = $(VENV)/bin/python -m
 LOCK = requirements.lock
 PIP = $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint $(LOCK)
 
-.PHONY: demo test test-slow faults lint install peers slurm-shell clean
+.PHONY: demo test test-slow faults fuzz lint install peers slurm-shell clean
 
 demo: $(VENV)/.demo
 	$(RUN) pipeline demo
@@ -19,6 +19,10 @@ test-slow: $(VENV)/.dev .reference/.installed
 # A hundred random faults over small trainings, each of which must end bit for bit as if nothing had happened.
 faults: $(VENV)/.dev
 	$(RUN) tests.faults --faults 100
+
+# Every reader of foreign bytes against a million and more damaged files. As root it installs a compiler where there is none.
+fuzz: $(VENV)/.dev
+	$(RUN) tests.fuzz
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
