@@ -42,7 +42,7 @@ def main(listing: Path) -> None:
         plan = make_plan(load_config(path), world_size=world.size)
         lock = RunLock(plan.config.run_dir)
         start = agree_on_start(plan, world, device=build.device_of(world), lock=lock)
-        training = build.make_training(plan, world=world, stop=StopRequest(), start=start)
+        training = build.make_training(plan.with_precision(start.precision), world=world, stop=StopRequest(), start=start)
         training.trainer.callbacks.append(SaveByDeepSpeed(plan.config.run_dir / "deepspeed"))  # type: ignore[attr-defined]
         training.run()
         lock.release()

@@ -39,7 +39,7 @@ def main(config_path: str, sleep_s: float) -> None:
     plan = make_plan(load_config(config_path), world_size=world.size)
     lock = RunLock(plan.config.run_dir)
     start = agree_on_start(plan, world, device=build.device_of(world), lock=lock)
-    training = build.make_training(plan, world=world, stop=StopRequest(), start=start)
+    training = build.make_training(plan.with_precision(start.precision), world=world, stop=StopRequest(), start=start)
     if not world.is_first:
         training.trainer.callbacks.append(Sleeper(sleep_s))  # type: ignore[attr-defined]
     training.run()

@@ -8,6 +8,9 @@ does is the time a rank spends before it first waits for others:
   communicated in it. Under ZeRO-3 it gathers parameters, so that all forward passes take equally long: there the wait
   for data alone is measured, and the report says so.
 
+Shares of a batch may differ by an image. A rank's time grows with its images, or with small batches hardly does. So a
+rank is slower by what it is slower by in both readings: as measured, and for an equal share.
+
 A rank that is slow in the backward pass or the optimizer alone is not seen; a slow device is slow in the forward too.
 
     RUN_DIR/stragglers.json     a table by node, of the last line logged
@@ -34,11 +37,11 @@ REPORT = "stragglers.json"
 
 @dataclass(frozen=True)
 class Slowest:
-    """The slowest rank beside the others.
+    """The slowest rank, compared with the others.
 
     Args:
         ratio: its own time to the others' median.
-        cost: what it is slower by, as a part of the step: the others wait that long.
+        cost: what it is slower by, as a part of the step: the others wait that long. 0 if all are equal.
     """
 
     rank: int
@@ -46,12 +49,24 @@ class Slowest:
     cost: float
 
 
-def find_slowest(own_s: Sequence[float], *, step_time_s: float) -> Slowest:
-    """Of at least two ranks' own times a step."""
-    rank = max(range(len(own_s)), key=lambda i: own_s[i])
-    usual = median([*own_s[:rank], *own_s[rank + 1 :]])
-    excess_s = own_s[rank] - usual
-    return Slowest(rank=rank, ratio=own_s[rank] / usual if usual > 0 else 1.0, cost=min(1.0, excess_s / step_time_s))
+def find_slowest(own_s: Sequence[float], *, weights: Sequence[float], step_time_s: float) -> Slowest:
+    """Of at least two ranks' own times a step.
+
+    Args:
+        weights: each rank's share of the images, 1 if all are equal.
+    """
+    readings = (list(own_s), [time_s / weight for time_s, weight in zip(own_s, weights, strict=True)])
+    excesses_s = [min(_excess(reading, rank)[0] for reading in readings) for rank in range(len(own_s))]
+    rank = max(range(len(own_s)), key=lambda i: excesses_s[i])
+    excess_s, usual = min((_excess(reading, rank) for reading in readings), key=lambda pair: pair[0])
+    excess_s = max(0.0, excess_s)
+    return Slowest(rank=rank, ratio=1 + excess_s / usual if usual > 0 else 1.0, cost=min(1.0, excess_s / step_time_s))
+
+
+def _excess(times_s: Sequence[float], rank: int) -> tuple[float, float]:
+    """What a rank is slower by than the others' median, and that median."""
+    usual = median([*times_s[:rank], *times_s[rank + 1 :]])
+    return times_s[rank] - usual, usual
 
 
 @dataclass(frozen=True)
@@ -124,16 +139,17 @@ class RankTimes(Callback):
         for start, end in self._events:
             end.synchronize()
             self._forward_s += start.elapsed_time(end) / 1e3
-        forward_s = self._forward_s / mean(self._weights)
-        mine = torch.tensor([self._wait_s / steps, forward_s / steps], device=trainer.strategy.root_device)
+        mine = torch.tensor(
+            [self._wait_s / steps, self._forward_s / steps, mean(self._weights)], device=trainer.strategy.root_device
+        )
         self._wait_s, self._forward_s, self._events, self._weights = 0.0, 0.0, [], []
         if trainer.world_size == 1:
             return {}
         parts = [torch.empty_like(mine) for _ in range(trainer.world_size)]
         dist.all_gather(parts, mine)
-        waits_s, forwards_s = torch.stack(parts).T.tolist()
+        waits_s, forwards_s, weights = torch.stack(parts).T.tolist()
         own_s = [wait + forward for wait, forward in zip(waits_s, forwards_s, strict=True)]
-        slowest = find_slowest(own_s, step_time_s=step_time_s)
+        slowest = find_slowest(own_s, weights=weights, step_time_s=step_time_s)
         if self.files is not None:
             nodes = tabulate_nodes(self._hosts, waits_s, own_s)
             self.files.put(
