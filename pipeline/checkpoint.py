@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -28,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError
+from pipeline.run_folder import RunFolder
 
-_STEP = re.compile(r"^step_(\d{8,})$")
 _HASH_CHUNK = 16 * 2**20
 FORMAT = 2  # of the files below a checkpoint folder
 MODEL_FILE = "model.safetensors"
@@ -68,59 +67,6 @@ class Found:
 
     newest: Checkpoint | None
     rejected: dict[int, str]
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Paths of one run."""
-
-    root: Path
-
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
-    def weights(self) -> Path:
-        return self.root / "weights"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def evaluations(self) -> Path:
-        return self.root / "evaluations.jsonl"
-
-    @property
-    def complete(self) -> Path:
-        """Exists once the run has reached its last step."""
-        return self.root / "complete.json"
-
-    @property
-    def wandb_id(self) -> Path:
-        return self.root / "wandb_id"
-
-    def checkpoint_of(self, step: int) -> Path:
-        return self.checkpoints / f"step_{step:08d}"
-
-    def weights_of(self, step: int) -> Path:
-        return self.weights / f"step_{step:08d}.safetensors"
-
-    def weight_steps(self) -> list[int]:
-        """Steps whose weights are there, ascending."""
-        return sorted(int(m.group(1)) for p in self.weights.glob("step_*.safetensors") if (m := _STEP.match(p.stem)))
-
-    def checkpoint_steps(self) -> list[int]:
-        """Steps that have a checkpoint folder (not yet verified), ascending."""
-        return sorted(int(m.group(1)) for p in self.checkpoints.glob("step_*") if (m := _STEP.match(p.name)))
-
-    def staging_of(self, step: int) -> Path:
-        return self.checkpoints / f".saving-step_{step:08d}"
 
 
 def write_atomically(path: Path, data: bytes) -> None:

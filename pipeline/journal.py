@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+Row = dict[str, Any]
+LARGEST_COUNT = 2**53  # what every program reads exactly from JSON
+
 
 def append_json_line(path: Path, values: Mapping[str, Any]) -> None:
     """Append one line in one write. A line that a crash cut short before is closed off first."""
@@ -33,8 +36,12 @@ def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in values.items()}
 
 
-def read_json_lines(path: Path, *, last_bytes: int | None = None) -> list[dict[str, Any]]:
-    """All whole lines of a JSON-lines file, or those of its last bytes; a line that was cut short is passed over."""
+def read_json_lines(path: Path, *, last_bytes: int | None = None) -> list[Row]:
+    """All whole lines of a JSON-lines file, or those of its last bytes; a line that was cut short is passed over.
+
+    Raises:
+        OSError: the file is there and cannot be read.
+    """
     try:
         with path.open("rb") as file:
             if last_bytes is not None:
@@ -43,20 +50,50 @@ def read_json_lines(path: Path, *, last_bytes: int | None = None) -> list[dict[s
     except FileNotFoundError:
         return []
     rows = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             rows.append(row)
     return rows
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The metrics file with one row a step, the last written, in order."""
-    by_step = {row["step"]: row for row in read_json_lines(path)}
-    return [by_step[step] for step in sorted(by_step)]
+def has_step(row: Mapping[str, Any]) -> bool:
+    """Whether a line says which step it is of."""
+    return is_count(row.get("step"))
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number that can count steps or images."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST_COUNT
+
+
+def number(values: Mapping[str, Any], key: str) -> float | None:
+    """A finite number of a line or state; None where it is missing, null or anything else."""
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) < 1e300 else None  # a whole number may be too large for a float
+
+
+def newest_history(rows: Iterable[Row]) -> list[Row]:
+    """The lines that lead to the last one, in order: those of steps that a resume went back over are left out."""
+    kept: list[Row] = []
+    for row in reversed(list(rows)):
+        if has_step(row) and (not kept or row["step"] < kept[-1]["step"]):
+            kept.append(row)
+    return kept[::-1]
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """The lines of the metrics file that lead to its last one, one a step, in order.
+
+    Raises:
+        OSError: the file is there and cannot be read.
+    """
+    return newest_history(read_json_lines(path))
 
 
 def replace_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -66,10 +103,10 @@ def replace_json(path: Path, values: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> Row | None:
     """A JSON file's values; None where there is none, or none that can be read."""
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from pipeline import claims
 from pipeline.errors import ConfigError
-from pipeline.journal import read_json, read_json_lines
-from pipeline.processes import Process
+from pipeline.journal import Row, is_count, number, read_json
+from pipeline.results import group_results, read_results
+from pipeline.run_folder import RunFolder, step_of
+from pipeline.run_state import GOING, RunState, Signs, State, judge, read_claim, read_state
 
-State = Literal[
-    "running", "starting", "saving", "waiting for data", "stopped by signal", "failed", "died", "silent", "finished",
-    "never started",
-]  # fmt: skip
-TAIL_BYTES = 2**20  # of metrics.jsonl: about 1,500 lines
+__all__ = ["RunState", "State", "find_runs", "read_signs", "read_state", "read_status"]
+
 RECENT_LINES = 50  # that speed and the time left are taken from
-SILENT_AFTER_S = 60.0  # and after ten steps, if they are longer
-SILENT_IN_LONG_PHASES_S = 1800.0  # starting (compilation) and saving take their time
-WAITING_FRACTION = 0.5
+DOUBTED_AFTER_S = 300.0  # an evaluator touches its claim every few seconds
 MARKS = ("config.yaml", "metrics.jsonl", "heartbeat.json", "checkpoints")
 
 
 @dataclass(frozen=True)
 class CheckpointStatus:
-    """The newest checkpoint that stands."""
+    """The newest checkpoint that can be resumed from, by its manifest."""
 
     step: int
     age_s: float
@@ -36,13 +35,17 @@ class CheckpointStatus:
 
 @dataclass(frozen=True)
 class EvaluationStatus:
-    """One measure: its best and its newest value, means over seeds, as parts of 1."""
+    """One measure, as parts of 1: means over seeds of the newest checkpoint, and of the one with the highest.
+
+    The highest is a maximum over checkpoints on the set that is reported: it flatters, the more so the more there are.
+    """
 
     measure: str
-    best: float
-    best_step: int
     newest: float
     newest_step: int
+    highest: float
+    highest_step: int
+    num_checkpoints: int
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,17 @@ def find_runs(places: Sequence[str]) -> list[Path]:
     """Run folders named, and those inside folders named.
 
     Raises:
-        ConfigError: a place that is neither.
+        ConfigError: a place that is neither, or cannot be read.
     """
     runs: list[Path] = []
     for place in map(Path, places):
-        if not place.is_dir():
-            raise ConfigError(f"{place} is not a folder; name a run's folder, or one that holds several")
-        inside = [place] if _is_run(place) else sorted(path for path in place.iterdir() if path.is_dir() and _is_run(path))
+        try:
+            if not place.is_dir():
+                raise ConfigError(f"{place} is not a folder; name a run's folder, or one that holds several")
+            os.listdir(place)  # what may not be listed would pass for empty
+            inside = [place] if _is_run(place) else sorted(path for path in place.iterdir() if path.is_dir() and _is_run(path))
+        except OSError as error:
+            raise ConfigError(f"{place} cannot be read: {error.strerror}") from error
         if not inside:
             raise ConfigError(f"{place} is no run folder and holds none; `python -m pipeline train` makes one")
         runs += inside
@@ -88,57 +95,52 @@ def find_runs(places: Sequence[str]) -> list[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / mark).exists() for mark in MARKS)
+    try:
+        return any((folder / mark).exists() for mark in MARKS)
+    except OSError:
+        return False
 
 
-def read_status(folder: Path, *, now: float | None = None) -> RunStatus:
-    """Look at a run folder. `now` is the time ages are counted to."""
+def read_signs(folder: Path) -> Signs:
+    """What the state of a run is judged from."""
+    return Signs.read(folder)
+
+
+def read_status(folder: Path, *, signs: Signs | None = None, now: float | None = None) -> RunStatus:
+    """Look at a run folder. Whatever its files hold, this raises nothing.
+
+    Args:
+        signs: read before; else they are read now.
+        now: the time ages are counted to.
+    """
     now = time.time() if now is None else now
-    lines = newest_history(read_json_lines(folder / "metrics.jsonl", last_bytes=TAIL_BYTES))
-    heartbeat = read_json(folder / "heartbeat.json") or {}
-    complete = read_json(folder / "complete.json")
-    line = lines[-1] if lines else {}
+    signs = signs or Signs.read(folder)
+    found = judge(signs, now=now)
+    lines, line, heartbeat = signs.lines, signs.line, signs.heartbeat
     speed = _recent_speed(lines)
-    step = max(
-        (s for s in (line.get("step"), heartbeat.get("step"), (complete or {}).get("step")) if s is not None), default=None
-    )
-    if heartbeat and heartbeat.get("started", 0) > line.get("time", 0):
-        step = heartbeat["step"]  # a new launch, which began further back than the last one came
-    total = heartbeat.get("total_steps") or (complete or {}).get("step")
-    state, detail, since_s = judge_state(
-        folder,
-        heartbeat=heartbeat,
-        line=line,
-        is_complete=complete is not None,
-        step_time_s=speed.get("step_time_s", 0.0),
-        now=now,
-    )
-    going = state in ("running", "saving", "waiting for data", "starting")
-    batch = heartbeat.get("global_batch_size")
-    left = None if step is None or total is None or not going else total - step
-    measured = _evaluations(read_json_lines(folder / "evaluations.jsonl"))
-    stragglers = read_json(folder / "stragglers.json") or {}
+    going = found.state in GOING
+    left = None if found.step is None or found.total_steps is None or not going else max(0, found.total_steps - found.step)
+    results = read_results(RunFolder(folder))
+    stored = _read_stored(folder, measured={row["step"] for row in results.rows}, now=now)
+    problems = [*signs.problems, *results.passed_over, *stored.problems]
     return RunStatus(
-        run=str(folder), state=state, detail=detail, since_s=since_s, step=step, total_steps=total,
-        images_seen=step * batch if step is not None and batch else line.get("images_seen"),
-        eta_s=left * speed["step_time_s"] if left is not None and "step_time_s" in speed else None,
-        line=line, speed=speed, losses=[row.get("train/loss") for row in lines],
-        loss_steps=(lines[0]["step"], line["step"]) if lines else None, checkpoint=_newest_checkpoint(folder, now=now),
-        evaluations=measured.values, evaluating=_claims(folder), not_evaluated=_count_not_evaluated(folder, measured.steps),
-        heartbeat=heartbeat, stragglers=stragglers, warnings=list(heartbeat.get("alerts", [])) if going or state == "silent" else [],
+        run=str(folder), state=found.state, detail=found.detail, since_s=found.since_s, step=found.step, total_steps=found.total_steps,
+        images_seen=_images_seen(found.step, heartbeat, line), eta_s=left * speed["step_time_s"] if left is not None and "step_time_s" in speed else None,
+        line=line, speed=speed, losses=[number(row, "train/loss") for row in lines],
+        loss_steps=(lines[0]["step"], line["step"]) if lines else None, checkpoint=stored.checkpoint,
+        evaluations=_summarise(results.rows), evaluating=_claims(folder, now=now), not_evaluated=stored.not_evaluated, heartbeat=heartbeat,
+        stragglers=_stragglers(folder), warnings=[*(heartbeat.get("alerts", []) if going or found.state == "silent" else []), *problems],
     )  # fmt: skip
 
 
-def newest_history(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines that lead to the last one, in order: those of steps that a resume went back over are left out."""
-    kept: list[dict[str, Any]] = []
-    for row in reversed(rows):
-        if "step" in row and (not kept or row["step"] < kept[-1]["step"]):
-            kept.append(row)
-    return kept[::-1]
+def _images_seen(step: int | None, heartbeat: Row, line: Row) -> int | None:
+    batch, logged = heartbeat.get("global_batch_size"), line.get("images_seen")
+    if step is not None and batch:
+        return step * batch
+    return logged if is_count(logged) else None
 
 
-def _recent_speed(lines: list[dict[str, Any]]) -> dict[str, float]:
+def _recent_speed(lines: list[Row]) -> dict[str, float]:
     """Means over the last lines, each weighted by its steps. Saves between steps are in them, pauses between launches not."""
     recent = lines[-RECENT_LINES - 1 :]
     weights = [b["step"] - a["step"] for a, b in itertools.pairwise(recent)]
@@ -146,93 +148,100 @@ def _recent_speed(lines: list[dict[str, Any]]) -> dict[str, float]:
     weights = weights or [1] * len(rows)
     speed = {}
     for name in ("images_per_s", "step_time_s", "data_wait_fraction", "mfu"):
-        known = [(row[f"speed/{name}"], weight) for row, weight in zip(rows, weights, strict=True) if f"speed/{name}" in row]
+        values = [(number(row, f"speed/{name}"), weight) for row, weight in zip(rows, weights, strict=True)]
+        known = [(value, weight) for value, weight in values if value is not None]
         if known:
             speed[name] = sum(value * weight for value, weight in known) / sum(weight for _, weight in known)
-    if speed.get("step_time_s") and "images_per_s" in speed:  # a mean of rates would not fit the mean of times
-        speed["images_per_s"] = rows[-1]["speed/images_per_s"] * rows[-1]["speed/step_time_s"] / speed["step_time_s"]
+    last = [number(rows[-1], f"speed/{name}") for name in ("images_per_s", "step_time_s")] if rows else []
+    if speed.get("step_time_s") and None not in last and last:  # a mean of rates would not fit the mean of times
+        speed["images_per_s"] = (last[0] or 0.0) * (last[1] or 0.0) / speed["step_time_s"]
     return speed
 
 
-def judge_state(
-    folder: Path, *, heartbeat: dict[str, Any], line: dict[str, Any], is_complete: bool, step_time_s: float, now: float
-) -> tuple[State, str | None, float | None]:
-    """State, a word on it, and the age of the last sign of life in seconds."""
-    last = max(heartbeat.get("time", 0.0), line.get("time", 0.0))
-    since_s = now - last if last else None
-    phase = heartbeat.get("phase")
-    if phase == "finished" or (is_complete and phase in (None, "stopped", "failed")):
-        return "finished", None, since_s
-    if phase == "stopped":
-        return "stopped by signal", f"{heartbeat.get('by')}; the same command goes on from here", since_s
-    if phase == "failed":
-        return "failed", heartbeat.get("by"), since_s
-    if since_s is None:
-        return "never started", None, None
-    if Process.described_by(heartbeat).life() == "dead":
-        return "died", f"process {heartbeat['pid']} is gone; the same command goes on from the newest checkpoint", since_s
-    is_saving = _has_staging(folder)
-    patience_s = SILENT_IN_LONG_PHASES_S if is_saving or phase == "starting" else max(SILENT_AFTER_S, 10 * step_time_s)
-    if since_s > patience_s:
-        return "silent", f"while {phase}" if phase else None, since_s
-    if phase == "starting":
-        return "starting", None, since_s
-    if is_saving:
-        return "saving", None, since_s
-    stuck = phase == "waiting for data" and since_s > max(10.0, 3 * step_time_s)
-    if stuck or line.get("speed/data_wait_fraction", 0.0) >= WAITING_FRACTION:
-        return "waiting for data", None, since_s
-    return "running", None, since_s
+@dataclass(frozen=True)
+class Stored:
+    """What lies in the run folder, and which of its parts could not be read."""
+
+    checkpoint: CheckpointStatus | None
+    not_evaluated: int
+    problems: list[str]
 
 
-def _has_staging(folder: Path) -> bool:
-    return any((folder / "checkpoints").glob(".saving-*")) or any((folder / "weights").glob(".*.part"))
+def _read_stored(root: Path, *, measured: set[int], now: float) -> Stored:
+    folder, problems = RunFolder(root), []
+    checkpoint, weights = None, set[int]()
+    try:
+        checkpoint = _newest_checkpoint(folder, now=now)
+    except OSError as error:
+        problems.append(f"{folder.checkpoints} cannot be read: {error.strerror}")
+    try:
+        weights = set(folder.weight_steps())
+    except OSError as error:
+        problems.append(f"{folder.weights} cannot be read: {error.strerror}")
+    return Stored(checkpoint, len(weights - measured), problems)
 
 
-def _newest_checkpoint(folder: Path, *, now: float) -> CheckpointStatus | None:
+def _newest_checkpoint(folder: RunFolder, *, now: float) -> CheckpointStatus | None:
     """By its manifest, which is written last and knows every file's size."""
-    found = sorted((folder / "checkpoints").glob("step_*/manifest.json"), key=lambda path: int(path.parent.name.split("_")[1]))
-    for path in reversed(found):
+    for step in reversed(folder.checkpoint_steps()):
+        path = folder.checkpoint_of(step) / "manifest.json"
         manifest = read_json(path)
-        if manifest is not None:
-            size = sum(entry["bytes"] for entry in manifest.values())
-            return CheckpointStatus(int(path.parent.name.split("_")[1]), now - path.stat().st_mtime, size)
+        sizes = [number(entry, "bytes") if isinstance(entry, dict) else None for entry in (manifest or {}).values()]
+        if sizes and None not in sizes:
+            return CheckpointStatus(step, max(0.0, now - path.stat().st_mtime), int(sum(size or 0 for size in sizes)))
     return None
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What has been evaluated."""
-
-    values: list[EvaluationStatus]
-    steps: set[int]
-
-
-def _evaluations(rows: list[dict[str, Any]]) -> Measured:
-    by_measure: dict[str, dict[int, dict[Any, float]]] = {}
-    for row in rows:
-        if row.get("accuracy") is None:
-            continue
-        setting = f"{row['shots']}-shot" if row.get("shots") else row["protocol"]
-        by_measure.setdefault(f"{row['dataset']} {setting}", {}).setdefault(row["step"], {})[row.get("seed")] = row["accuracy"]
+def _summarise(rows: Sequence[Row]) -> list[EvaluationStatus]:
+    """The newest checkpoint's values, and the highest ones."""
     values = []
-    for measure, by_step in by_measure.items():
-        means = {step: sum(seeds.values()) / len(seeds) for step, seeds in by_step.items()}
-        best, newest = max(means, key=lambda step: means[step]), max(means)
-        values.append(EvaluationStatus(measure, means[best], best, means[newest], newest))
-    return Measured(values, {row["step"] for row in rows if "step" in row})
+    for measure, by_step in group_results(rows).items():
+        means = {step: sum(seeds) / len(seeds) for step, seeds in by_step.items()}
+        highest, newest = max(means, key=lambda step: means[step]), max(means)
+        values.append(EvaluationStatus(measure, means[newest], newest, means[highest], highest, len(means)))
+    return values
 
 
-def _claims(folder: Path) -> list[str]:
-    """Who evaluates what at this moment."""
-    claims = []
-    for path in sorted((folder / "claims").glob("step_*.json")):
-        owner = read_json(path)
+def _claims(root: Path, *, now: float) -> list[str]:
+    """Who evaluates what at this moment. It says so of a claim that its owner does not touch any more."""
+    evaluating = []
+    try:
+        names = sorted(os.listdir(RunFolder(root).claims))
+    except OSError:
+        return []
+    for name in names:
+        step, path = step_of(name, suffix=".json"), RunFolder(root).claims / name
+        if step is None:
+            continue
+        owner = read_claim(path)
         if owner is not None:
-            claims.append(f"step {int(path.stem.split('_')[1])} on {owner.get('host') or 'an unknown host'}")
-    return claims
+            evaluating.append(f"step {step} on {owner.process.host}{_doubt(path, owner, now=now)}")
+        elif path.is_file():
+            evaluating.append(f"step {step} on an unknown host")
+    return evaluating
 
 
-def _count_not_evaluated(folder: Path, evaluated: set[int]) -> int:
-    steps = {int(path.stem.split("_")[1]) for path in (folder / "weights").glob("step_*.safetensors")}
-    return len(steps - evaluated)
+def _doubt(path: Path, owner: claims.Owner, *, now: float) -> str:
+    """What speaks against an evaluator being at work, in words."""
+    why_dead = owner.why_dead()
+    if why_dead is not None:
+        return f" ({why_dead}; the next evaluator takes it over)"
+    silent_s = now - path.stat().st_mtime if path.exists() else 0.0
+    alive = owner.process.life() == "alive" or silent_s < DOUBTED_AFTER_S
+    return "" if alive else f" (by this machine's clock not touched for {silent_s / 60:.0f} min)"
+
+
+def _stragglers(root: Path) -> Row:
+    """The comparison of ranks, if all of it is there."""
+    values = read_json(root / "stragglers.json") or {}
+    nodes, measured = values.get("nodes"), values.get("measured")
+    numbers = [number(values, key) for key in ("rank", "ratio", "cost")]
+    if None in numbers or not isinstance(nodes, list) or not isinstance(measured, list):
+        return {}
+    keys = ("median_s", "slowest_rank", "slowest_s", "slowest_data_wait_s")
+    whole = [
+        node
+        for node in nodes
+        if isinstance(node, dict) and isinstance(node.get("host"), str) and all(number(node, key) is not None for key in keys)
+    ]
+    return {**values, "nodes": whole, "measured": [str(what) for what in measured]}

@@ -11,15 +11,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.status import RunStatus, find_runs, read_status
+from pipeline.journal import Row, number
+from pipeline.run_state import watch_for_life
+from pipeline.status import RunStatus, find_runs, read_signs, read_status
 
 BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 SPARK_WIDTH = 48
 BAR_WIDTH = 30
 WATCH_EVERY_S = 2.0
 CLEAR = "\033[H\033[J"  # home, and clear from there
-COLOURS = {"running": 32, "finished": 32, "saving": 36, "starting": 36, "waiting for data": 33, "stopped by signal": 33}
+COLOURS = {
+    "running": 32,
+    "finished": 32,
+    "saving": 36,
+    "starting": 36,
+    "waiting for data": 33,
+    "stopped by signal": 33,
+    "copied": 33,
+}
 RED, BOLD = 31, 1
+ENDED = ("finished", "failed", "died", "stopped by signal", "copied", "never started")  # `--watch` waits for no more
 SHOWN_NODES = 4
 RECENTLY_S = 20.0  # a sign of life this young needs no word
 
@@ -52,11 +63,12 @@ def show(places: Sequence[str], *, output: str, watch: bool, style: Style) -> No
         ConfigError: a place that holds no run.
     """
     while True:
-        statuses = [read_status(folder) for folder in find_runs(places)]
+        signs = watch_for_life([read_signs(folder) for folder in find_runs(places)])
+        statuses = [read_status(found.root, signs=found) for found in signs]
         text = to_json(statuses) if output == "json" else "\n".join(describe(statuses, style=style))
         # On a terminal in place, elsewhere one after the other.
         print((CLEAR if watch and style.colours else "") + text, flush=True)
-        if not watch or all(status.state in ("finished", "failed", "died", "stopped by signal") for status in statuses):
+        if not watch or all(status.state in ENDED for status in statuses):
             return
         time.sleep(WATCH_EVERY_S)
 
@@ -116,7 +128,8 @@ def _progress(status: RunStatus, style: Style) -> Iterator[tuple[str, str]]:
     else:
         yield "step", f"{status.step:,}"
     if status.images_seen is not None:
-        epochs = [f"{name} {value:.2f}" for name, value in status.line.items() if name.startswith("epoch")]
+        passes = {name: number(status.line, name) for name in status.line if name.startswith("epoch")}
+        epochs = [f"{name} {value:.2f}" for name, value in passes.items() if value is not None]
         yield "images seen", ", ".join([f"{status.images_seen:,}", *epochs])
     if status.eta_s is not None:
         end = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + status.eta_s))
@@ -125,13 +138,13 @@ def _progress(status: RunStatus, style: Style) -> Iterator[tuple[str, str]]:
 
 def _speed(status: RunStatus) -> Iterator[tuple[str, str]]:
     speed = status.speed
-    if not speed:
-        return
-    parts = [f"{speed['images_per_s']:,.4g} images/s", f"{speed['step_time_s']:.3g} s a step"]
-    parts.append(f"{100 * speed['data_wait_fraction']:.1f} % of it waiting for data")
-    if "mfu" in speed:  # a CPU has none
-        parts.append(f"MFU {100 * speed['mfu']:.1f} %")
-    yield "speed", ", ".join(parts)
+    texts = {
+        "images_per_s": "{:,.4g} images/s", "step_time_s": "{:.3g} s a step", "data_wait_fraction": "{:.1%} of it waiting for data",
+        "mfu": "MFU {:.1%}",
+    }  # fmt: skip
+    parts = [text.format(speed[name]).replace("%", " %") for name, text in texts.items() if name in speed]
+    if parts:
+        yield "speed", ", ".join(parts)
     straggler = status.stragglers
     if straggler:
         yield (
@@ -157,18 +170,28 @@ def _training(status: RunStatus, style: Style) -> Iterator[tuple[str, str]]:
         return
     assert status.loss_steps is not None
     first, last = status.loss_steps
-    loss = line.get("train/loss")
-    shown = "not finite" if loss is None else f"{loss:.4g}"
-    yield "loss", f"{shown}  {sparkline(status.losses, style=style)}  steps {first:,}-{last:,}"
-    norm = line.get("train/gradient_norm")
+    yield "loss", f"{finite(line, 'train/loss', '.4g')}  {sparkline(status.losses, style=style)}  steps {first:,}-{last:,}"
     yield (
         "",
         (
-            f"learning rate {line.get('train/learning_rate', math.nan):.3g}, "
-            f"gradient norm {'not finite' if norm is None else f'{norm:.3g}'}, skipped steps {line.get('train/skipped_steps', 0)}"
+            f"learning rate {finite(line, 'train/learning_rate', '.3g')}, gradient norm {finite(line, 'train/gradient_norm', '.3g')}, "
+            f"skipped steps {count(line, 'train/skipped_steps')}"
         ),
     )
-    yield "data", f"{line.get('data/unreadable', 0):,} unreadable images, {line.get('data/retries', 0):,} reads made again"
+    yield "data", f"{count(line, 'data/unreadable')} unreadable images, {count(line, 'data/retries')} reads made again"
+
+
+def finite(row: Row, key: str, form: str) -> str:
+    """A number of a line of metrics; `not finite` where it is null, as JSON has no infinities."""
+    value = number(row, key)
+    if value is not None:
+        return format(value, form)
+    return "not finite" if key in row else "unknown"
+
+
+def count(row: Row, key: str) -> str:
+    value = number(row, key)
+    return "unknown" if value is None and key in row else f"{value or 0:,.0f}"
 
 
 def _stored(status: RunStatus) -> Iterator[tuple[str, str]]:
@@ -181,45 +204,46 @@ def _stored(status: RunStatus) -> Iterator[tuple[str, str]]:
 
 def _evaluated(status: RunStatus) -> Iterator[tuple[str, str]]:
     width = max((len(found.measure) for found in status.evaluations), default=0)
-    for number, found in enumerate(status.evaluations):
-        newest = (
-            "" if found.newest_step == found.best_step else f", newest {100 * found.newest:.1f} % (step {found.newest_step:,})"
-        )
-        text = f"{found.measure:<{width}}  best {100 * found.best:.1f} % (step {found.best_step:,}){newest}"
-        yield "" if number else "evaluation", text
+    for place, found in enumerate(status.evaluations):
+        text = f"{found.measure:<{width}}  {100 * found.newest:.1f} % (step {found.newest_step:,})"
+        if found.num_checkpoints > 1:
+            maximum = f"{100 * found.highest:.1f} % (step {found.highest_step:,})"
+            text += f"; max over {found.num_checkpoints} checkpoints, on the test split: {maximum}"
+        yield "" if place else "evaluation", text
     if status.evaluating:
         yield "evaluating", ", ".join(status.evaluating)
     if status.not_evaluated:
-        count = status.not_evaluated
-        yield ("" if status.evaluations else "evaluation"), f"{count} checkpoint{'s' * (count > 1)} without any result"
+        missing = status.not_evaluated
+        yield ("" if status.evaluations else "evaluation"), f"{missing} checkpoint{'s' * (missing > 1)} without any result"
 
 
 def _place(status: RunStatus) -> Iterator[tuple[str, str]]:
     beat = status.heartbeat
-    if beat:
-        job = f", Slurm job {beat['slurm_job_id']}" if beat.get("slurm_job_id") else ""
+    if "host" not in beat:
+        return
+    parts = [f"{beat['host']} (process {beat['pid']})" if "pid" in beat else beat["host"]]
+    if "slurm_job_id" in beat:
+        parts.append(f"Slurm job {beat['slurm_job_id']}")
+    if "world_size" in beat and "num_nodes" in beat:
         ranks, nodes = beat["world_size"], beat["num_nodes"]
-        yield (
-            "where",
-            (
-                f"{beat['host']} (process {beat['pid']}){job}, {ranks} rank{'s' * (ranks > 1)} on {nodes} node{'s' * (nodes > 1)}, "
-                f"launched {ago_of(time.time() - beat['started'])}"
-            ),
-        )
+        parts.append(f"{ranks} rank{'s' * (ranks > 1)} on {nodes} node{'s' * (nodes > 1)}")
+    if "started" in beat:
+        parts.append(f"launched {ago_of(time.time() - beat['started'])}")
+    yield "where", ", ".join(parts)
 
 
 def tabulate(statuses: Sequence[RunStatus], *, style: Style) -> Iterator[str]:
     """A line a run."""
-    header = ["run", "state", "step", "done", "left", "images/s", "MFU", "loss", "best", "alerts"]
+    header = ["run", "state", "step", "done", "left", "images/s", "MFU", "loss", "newest evaluation", "alerts"]
     rows = [header, *(_cells(status) for status in statuses)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    for number, row in enumerate(rows):
+    for line, row in enumerate(rows):
         cells = [
             cell.ljust(width) if i < 2 or i == 8 else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        if number:
-            status = statuses[number - 1]
+        if line:
+            status = statuses[line - 1]
             cells[1] = style.paint(cells[1], COLOURS.get(status.state, RED))
         yield "  ".join(cells).rstrip()
 
@@ -228,17 +252,18 @@ def _cells(status: RunStatus) -> list[str]:
     def cell(value: Any, text: str) -> str:
         return "-" if value is None else text
 
-    best = max(status.evaluations, key=lambda found: found.best, default=None)
-    speed, loss = status.speed, status.line.get("train/loss")
+    newest = max(status.evaluations, key=lambda found: found.newest_step, default=None)
+    speed = status.speed
     state = status.state
     if state in ("silent", "died") and status.since_s is not None:
         state = f"{state} {duration(status.since_s)}"
     return [
         Path(status.run).name, state, cell(status.step, f"{status.step}"),
         f"{100 * status.step / status.total_steps:.0f} %" if status.total_steps and status.step is not None else "-",
-        cell(status.eta_s, duration(status.eta_s or 0)), f"{speed['images_per_s']:.4g}" if speed else "-",
-        f"{100 * speed['mfu']:.1f} %" if "mfu" in speed else "-", cell(loss, f"{loss or 0:.4g}"),
-        cell(best, f"{100 * best.best:.1f} % {best.measure}" if best else ""), str(len(status.warnings) or "-"),
+        cell(status.eta_s, duration(status.eta_s or 0)),
+        f"{speed['images_per_s']:.4g}" if "images_per_s" in speed else "-", f"{100 * speed['mfu']:.1f} %" if "mfu" in speed else "-",
+        finite(status.line, "train/loss", ".4g") if status.line else "-",
+        cell(newest, f"{100 * newest.newest:.1f} % {newest.measure}" if newest else ""), str(len(status.warnings) or "-"),
     ]  # fmt: skip
 
 

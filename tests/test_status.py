@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from pipeline.checkpoint import RunFolder
-from pipeline.journal import append_json_line, read_json, replace_json
+from pipeline.journal import append_json_line, newest_history, read_json, replace_json
 from pipeline.processes import Process
-from pipeline.status import find_runs, newest_history, read_status
+from pipeline.status import find_runs, read_status
 from pipeline.status_text import ASCII_BLOCKS, BLOCKS, Style, describe, duration, sparkline
 from tests.conftest import REPOSITORY, Outcome
 
@@ -35,7 +35,8 @@ def beat(folder: Path, *, age_s: float = 0.0, **changes: Any) -> None:
     """Change the run's heartbeat as a training's next one would, some time ago."""
     before = read_json(folder / "heartbeat.json")
     assert before is not None
-    replace_json(folder / "heartbeat.json", {**before, "time": time.time() - age_s, **asdict(Process.myself()), **changes})
+    who = {**asdict(Process.myself()), "folder_inode": folder.stat().st_ino}
+    replace_json(folder / "heartbeat.json", {**before, "time": time.time() - age_s, **who, **changes})
 
 
 def test_it_imports_nothing_heavy(reference: RunFolder) -> None:
@@ -115,6 +116,7 @@ def test_lines_that_a_resume_went_back_over_do_not_count() -> None:
 
 def test_the_time_left_is_that_of_the_recent_steps(run: Path) -> None:
     (run / "metrics.jsonl").unlink()
+    (run / "complete.json").unlink()
     for step in range(10, 1010, 10):  # slow at first
         append_json_line(
             run / "metrics.jsonl",
@@ -124,19 +126,24 @@ def test_the_time_left_is_that_of_the_recent_steps(run: Path) -> None:
     assert read_status(run).eta_s == pytest.approx(2000)
 
 
-def test_evaluations_are_means_over_seeds_the_best_first(run: Path) -> None:
+def test_evaluations_are_means_over_seeds_and_a_maximum_is_named_as_one(run: Path) -> None:
     for step, accuracies in ((4, (0.2, 0.4)), (8, (0.6, 0.8)), (12, (0.5, 0.5))):
         for seed, accuracy in enumerate(accuracies):
             row = {"step": step, "dataset": "bars", "protocol": "few_shot", "shots": 5, "seed": seed, "accuracy": accuracy}
             append_json_line(run / "evaluations.jsonl", row)
     status = read_status(run)
-    assert [(e.measure, e.best_step, e.newest_step) for e in status.evaluations] == [("bars 5-shot", 8, 12)]
-    assert (status.evaluations[0].best, status.evaluations[0].newest) == (pytest.approx(0.7), pytest.approx(0.5))
+    assert [(e.measure, e.highest_step, e.newest_step, e.num_checkpoints) for e in status.evaluations] == [
+        ("bars 5-shot", 8, 12, 3)
+    ]
+    assert (status.evaluations[0].highest, status.evaluations[0].newest) == (pytest.approx(0.7), pytest.approx(0.5))
     assert status.not_evaluated == 1  # step 0
-    assert "best 70.0 % (step 8), newest 50.0 % (step 12)" in "\n".join(describe([status], style=PLAIN))
+    assert "50.0 % (step 12); max over 3 checkpoints, on the test split: 70.0 % (step 8)" in "\n".join(
+        describe([status], style=PLAIN)
+    )
 
 
 def test_warnings_are_shown_while_it_runs(run: Path) -> None:
+    (run / "complete.json").unlink()
     beat(run, phase="computing", alerts=["steps take 2 s, usually 1 s"])
     assert "  ! steps take 2 s, usually 1 s" in "\n".join(describe([read_status(run)], style=PLAIN))
 

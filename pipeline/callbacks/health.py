@@ -65,7 +65,7 @@ class Health(Callback):
         self._watched = Watched()
         self._standing: dict[str, str] = {}
         self._facts = {
-            "started": round(time.time(), 3), **asdict(identity), **asdict(Process.myself())
+            "started": round(time.time(), 3), **asdict(identity), **asdict(Process.myself()), "folder_inode": _inode(folder),
         }  # fmt: skip
 
     def observe(self, line: dict[str, Any]) -> None:
@@ -132,3 +132,11 @@ class Health(Callback):
         self._beat(trainer, phase, **more)
         if self.files is not None:
             self.files.close()
+
+
+def _inode(folder: RunFolder) -> int | None:
+    """Tells the run folder from a copy of it."""
+    try:
+        return folder.root.stat().st_ino
+    except OSError:
+        return None

@@ -1,0 +1,112 @@
+"""Which lines of evaluations.jsonl are results of the weights that a run has now. Imports nothing heavy.
+
+A line names the digest of the weights it was measured on. Weights are replaced when a run begins again, or goes back to an older
+checkpoint and trains on otherwise; what was measured on those before is superseded.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.journal import Row, has_step, is_count, number, read_json_lines
+from pipeline.run_folder import RunFolder, step_name
+
+SUPERSEDED = "superseded-"
+_MOST_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
+
+
+@dataclass(frozen=True)
+class Results:
+    """Lines that count, in the order they were written, and in words which do not."""
+
+    rows: list[Row]
+    passed_over: list[str]
+
+
+def read_results(folder: RunFolder) -> Results:
+    """The results of a run. What cannot be read is named, and costs itself alone."""
+    try:
+        rows = read_json_lines(folder.evaluations)
+    except OSError as error:
+        return Results([], [f"{folder.evaluations.name} cannot be read: {error.strerror}"])
+    whole = [row for row in rows if is_result(row)]
+    current = [row for row in whole if is_current(folder, row)]
+    passed_over = []
+    if len(whole) < len(rows):
+        passed_over.append(f"{_lines(len(rows) - len(whole))} of {folder.evaluations.name} passed over: not a result")
+    if len(current) < len(whole):
+        superseded = _lines(len(whole) - len(current))
+        passed_over.append(f"{superseded} of {folder.evaluations.name} passed over: of weights that were replaced since")
+    return Results(current, passed_over)
+
+
+def _lines(count: int) -> str:
+    return f"{count} line{'s' * (count > 1)}"
+
+
+def is_result(row: Row) -> bool:
+    """Whether a line has what a result needs. An accuracy that is null stands for a measurement that failed."""
+    named = all(isinstance(row.get(key), str) for key in ("dataset", "protocol"))
+    shots_fit = is_count(row.get("shots")) if row.get("protocol") == "few_shot" else True
+    measured = row.get("accuracy") is None or number(row, "accuracy") is not None
+    return has_step(row) and named and shots_fit and measured and isinstance(row.get("seed"), int | None)
+
+
+def is_current(folder: RunFolder, row: Row) -> bool:
+    """Whether a result is of the weights that the run has at this step, or had before somebody deleted them."""
+    digest = row.get("weights")
+    if not isinstance(digest, str):
+        return True  # a line that does not say
+    now = read_digest(folder.weights_of(row["step"]))
+    if now is not None:
+        return now == digest
+    return read_digest(superseded_weights(folder, row["step"])) != digest
+
+
+def superseded_weights(folder: RunFolder, step: int) -> Path:
+    """Where a launch puts weights of steps that it will train again."""
+    return folder.weights / f"{SUPERSEDED}{step_name(step)}.safetensors"
+
+
+def measure_of(row: Row) -> str:
+    """What a result is called: the set, and how it was measured."""
+    return f"{row['dataset']} {row['shots']}-shot" if row["protocol"] == "few_shot" else f"{row['dataset']} {row['protocol']}"
+
+
+def group_results(rows: Sequence[Row]) -> dict[str, dict[int, list[float]]]:
+    """Measure to step to its values, one a seed. Of a result that was measured twice the later counts; failed ones do not."""
+    unique = {(measure_of(row), row["step"], row.get("seed")): row.get("accuracy") for row in rows}
+    grouped: dict[str, dict[int, list[float]]] = {}
+    for (measure, step, _), accuracy in unique.items():
+        if accuracy is not None:
+            grouped.setdefault(measure, {}).setdefault(step, []).append(accuracy)
+    order = {measure_of(row): (row["dataset"], row["protocol"], row.get("shots") or 0) for row in rows}
+    return {measure: grouped[measure] for measure in sorted(grouped, key=lambda measure: order[measure])}
+
+
+def read_digest(path: Path) -> str | None:
+    """The digest in a weights file's header; None if there is no such file or header."""
+    try:
+        stat = path.stat()
+        return _read_digest(path, stat.st_mtime_ns, stat.st_size)
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_digest(path: Path, _mtime_ns: int, size: int) -> str | None:
+    """Read again only when the file changes. Its first eight bytes say how long the header is, little-endian; then comes JSON."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(_MOST_HEADER_BYTES, size):
+            return None
+        header = json.loads(file.read(length))
+    found = header.get("__metadata__") if isinstance(header, dict) else None
+    digest = found.get("digest") if isinstance(found, dict) else None
+    return digest if isinstance(digest, str) else None

@@ -1,0 +1,112 @@
+"""Names in a run folder: what is the run's own, and what somebody else has put there. Imports nothing heavy.
+
+The run's own checkpoints and weights are named `step_00001000`, with eight digits or more and nothing after them. Every other
+name is passed over: a user's copy (`step_00001000.bak`), a file system's `lost+found`, and what a launch has set aside
+(`broken-step_00001000`, `ruined-...`, `superseded-...`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_STEP = re.compile(r"step_(\d{8,})")
+WEIGHTS_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def weights(self) -> Path:
+        return self.root / "weights"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.root / "evaluations.jsonl"
+
+    @property
+    def complete(self) -> Path:
+        """Exists once the run has reached its last step."""
+        return self.root / "complete.json"
+
+    @property
+    def heartbeat(self) -> Path:
+        return self.root / "heartbeat.json"
+
+    @property
+    def claims(self) -> Path:
+        """One file for each checkpoint that an evaluator works on."""
+        return self.root / "claims"
+
+    @property
+    def wandb_id(self) -> Path:
+        return self.root / "wandb_id"
+
+    def checkpoint_of(self, step: int) -> Path:
+        return self.checkpoints / step_name(step)
+
+    def weights_of(self, step: int) -> Path:
+        return self.weights / f"{step_name(step)}{WEIGHTS_SUFFIX}"
+
+    def weight_steps(self) -> list[int]:
+        """Steps whose weights are there, ascending.
+
+        Raises:
+            OSError: the folder cannot be listed.
+        """
+        files = (entry.name for entry in _entries(self.weights) if not entry.is_dir())
+        return sorted(step for name in files if (step := step_of(name, suffix=WEIGHTS_SUFFIX)) is not None)
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps that have a checkpoint folder (not yet verified), ascending. A link whose target is away counts.
+
+        Raises:
+            OSError: the folder cannot be listed.
+        """
+        folders = (entry.name for entry in _entries(self.checkpoints) if entry.is_dir() or entry.is_symlink())
+        return sorted(step for name in folders if (step := step_of(name)) is not None)
+
+    def staging_of(self, step: int) -> Path:
+        return self.checkpoints / f".saving-{step_name(step)}"
+
+
+def step_name(step: int) -> str:
+    """What the checkpoint and the weights of a step are called."""
+    return f"step_{step:08d}"
+
+
+def step_of(name: str, *, suffix: str = "") -> int | None:
+    """The step that one of the run's own names stands for; None for every other name."""
+    if not name.endswith(suffix):
+        return None
+    stem = name[: len(name) - len(suffix)]
+    found = _STEP.fullmatch(stem)
+    return int(found.group(1)) if found and stem == step_name(int(found.group(1))) else None
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """What a folder holds; nothing where there is no folder. A folder that cannot be listed must not pass for an empty one."""
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except FileNotFoundError:
+        return

@@ -1,0 +1,229 @@
+"""Every reader of a run folder, on whatever its files may hold: null, torn, missing, foreign and superseded entries."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.checkpoint import RunFolder
+from pipeline.claims import Owner
+from pipeline.journal import append_json_line
+from pipeline.processes import Process
+from pipeline.results import read_digest, read_results, superseded_weights
+from pipeline.run_state import Signs, read_state, watch_for_life
+from pipeline.status import read_status
+from pipeline.status_text import BLOCKS, Style, describe, tabulate, to_json
+
+PLAIN = Style(colours=False, blocks=BLOCKS)
+WRONG: tuple[Any, ...] = (None, "x", [], {}, -1, True, 10**400, [[None]], {"bytes": None})
+STATES = ("heartbeat.json", "stragglers.json", "complete.json", "lock.json", "claims/step_00000004.json")
+
+
+@pytest.fixture(scope="module")
+def evaluated(reference: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of a real run, with results and with every file that a run may have."""
+    run = Path(shutil.copytree(reference.root, tmp_path_factory.mktemp("evaluated") / "tiny", symlinks=True))
+    folder = RunFolder(run)
+    for step in (0, 4, 8, 12):
+        for seed in (0, 1):
+            append_json_line(folder.evaluations, result(folder, step, seed=seed))
+    (run / "claims").mkdir(exist_ok=True)
+    owner = {
+        "host": "elsewhere",
+        "machine": "another",
+        "pid": 1,
+        "process_start": "1",
+        "slurm_job_id": "7",
+        "slurm_restart": "0",
+        "since": 0.0,
+        "token": "t",
+    }
+    for name in ("claims/step_00000004.json", "lock.json"):
+        (run / name).write_text(json.dumps(owner))
+    return run
+
+
+def result(folder: RunFolder, step: int, **changes: Any) -> dict[str, Any]:
+    """A line as the evaluator writes it."""
+    digest = read_digest(folder.weights_of(step))
+    return {
+        "step": step, "images_seen": 8 * step, "dataset": "bars", "protocol": "few_shot", "shots": 5, "seed": 0,
+        "accuracy": 0.5, "ci95": 0.1, "test_images": 22, "unreadable": 0, "weights": digest, **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def run(evaluated: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(evaluated, tmp_path / "tiny", symlinks=True))
+
+
+def look(run: Path) -> str:
+    """All that the readers say of a run; none of them may raise."""
+    status = read_status(run)
+    to_json([status])
+    read_state(run)
+    return "\n".join([*describe([status], style=PLAIN), *tabulate([status, status], style=PLAIN)])
+
+
+def places(values: Any) -> Iterator[list[Any]]:
+    """Where in nested values something can be replaced."""
+    for key in values if isinstance(values, dict) else range(len(values)) if isinstance(values, list) else ():
+        yield [key]
+        yield from ([key, *rest] for rest in places(values[key]))
+
+
+def changed(values: Any, place: list[Any], new: Any) -> Any:
+    copy = json.loads(json.dumps(values))
+    inside = copy
+    for key in place[:-1]:
+        inside = inside[key]
+    inside[place[-1]] = new
+    return copy
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_of_the_wrong_kind_costs_itself_alone(run: Path, name: str) -> None:
+    values = json.loads((run / name).read_text())
+    for place in places(values):
+        for wrong in WRONG:
+            (run / name).write_text(json.dumps(changed(values, place, wrong)))
+            assert "bars 5-shot  50.0 % (step 12)" in look(run), (place, wrong)
+    for text in ("", "{", "null", "[]", "\0" * 50, '"x"', "\udcff", "[" * 5000):
+        (run / name).write_bytes(text.encode(errors="surrogateescape"))
+        assert "bars 5-shot  50.0 % (step 12)" in look(run), text
+    (run / name).unlink()
+    (run / name).mkdir()
+    assert "bars 5-shot  50.0 % (step 12)" in look(run)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations.jsonl", "manifest.json"])
+def test_a_line_of_the_wrong_kind_costs_itself_alone(run: Path, name: str) -> None:
+    path = run / "checkpoints" / "step_00000012" / name if name == "manifest.json" else run / name
+    text = path.read_text()
+    last = json.loads(text if name == "manifest.json" else text.splitlines()[-1])
+    for place in places(last):
+        for wrong in WRONG:
+            line = json.dumps(changed(last, place, wrong))
+            path.write_text(line if name == "manifest.json" else text + line + "\n")
+            assert "step 8" in look(run) or "step 12" in look(run), (place, wrong)
+    for torn in ("\0" * 50, '{"step": 13', '"x"', "[" * 5000, "nul", "\u2028"):
+        path.write_text(torn if name == "manifest.json" else text + torn)
+        assert "12 of 12" in look(run)
+
+
+NAMES = (
+    "lost+found",
+    "step_00000012.bak",
+    "step_00000012_good",
+    "step_best",
+    "step_",
+    "step_12",
+    "step_000000012",
+    "broken-step_00000099",
+)
+
+
+def test_names_of_the_users_own_are_passed_over(run: Path) -> None:
+    folder = RunFolder(run)
+    before = look(run)
+    for name in NAMES:
+        shutil.copytree(folder.checkpoint_of(12), folder.checkpoints / name)
+        shutil.copy(folder.weights_of(12), folder.weights / f"{name}.safetensors")
+        shutil.copy(run / "claims" / "step_00000004.json", run / "claims" / f"{name}.json")
+    (folder.checkpoints / "step_00000099").write_text("a file where a folder belongs")
+    (folder.weights / "step_00000099.safetensors").mkdir()
+    (run / "checkpoints" / "notes.txt").write_text("mine")
+    assert folder.checkpoint_steps() == [8, 12]
+    assert folder.weight_steps() == [0, 4, 8, 12]
+    assert look(run) == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations.jsonl", "checkpoints", "weights"])
+def test_what_cannot_be_read_is_named(run: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read through a link that leads to itself: the system refuses that to root too."""
+    shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+    (run / name).symlink_to(name)
+    assert f"{name} cannot be read: Too many levels of symbolic links" in look(run)
+
+
+def test_results_of_weights_that_were_replaced_are_superseded(run: Path) -> None:
+    folder = RunFolder(run)
+    other = result(folder, 4, accuracy=0.9, weights="of another history")
+    append_json_line(folder.evaluations, other)
+    folder.weights_of(8).rename(superseded_weights(folder, 8))  # a launch has gone back to step 4
+    folder.weights_of(12).unlink()  # somebody wanted the room: its results are still the run's
+    found = read_results(folder)
+    assert {row["step"] for row in found.rows} == {0, 4, 12}
+    assert other not in found.rows
+    assert found.passed_over == ["3 lines of evaluations.jsonl passed over: of weights that were replaced since"]
+    assert "! 3 lines of evaluations.jsonl passed over" in look(run)
+
+
+def test_a_copy_of_a_running_run_is_not_taken_for_it(run: Path, tmp_path: Path) -> None:
+    (run / "complete.json").unlink()
+    (run / "lock.json").unlink()
+    heartbeat = json.loads((run / "heartbeat.json").read_text())
+    heartbeat |= {
+        "phase": "computing",
+        "time": os.stat(run).st_mtime,
+        "folder_inode": run.stat().st_ino,
+        "host": "elsewhere",
+        "machine": "another",
+    }
+    (run / "heartbeat.json").write_text(json.dumps(heartbeat))
+    copy = Path(shutil.copytree(run, tmp_path / "copy", symlinks=True))
+    assert read_state(run).state == "running"
+    assert (read_state(copy).state, read_state(copy).outlook) == ("copied", "may go on")
+
+
+def test_a_training_whose_clock_is_behind_is_seen_to_live(run: Path) -> None:
+    for name in ("complete.json", "lock.json"):
+        (run / name).unlink()
+    heartbeat = json.loads((run / "heartbeat.json").read_text())
+    late = {
+        **heartbeat,
+        "phase": "computing",
+        "host": "elsewhere",
+        "machine": "another",
+        "folder_inode": run.stat().st_ino,
+        "time": os.stat(run).st_mtime - 600,
+    }
+    (run / "heartbeat.json").write_text(json.dumps(late))
+    (run / "metrics.jsonl").unlink()
+    assert read_state(run).state == "silent"
+
+    writer = threading.Timer(0.2, lambda: (run / "heartbeat.json").write_text(json.dumps(late)))
+    writer.start()
+    (signs,) = watch_for_life([Signs.read(run)], watch_s=0.6)
+    writer.join()
+    assert read_status(run, signs=signs).state == "running"
+    (signs,) = watch_for_life([Signs.read(run)], watch_s=0.1)
+    assert read_status(run, signs=signs).state == "silent"
+
+
+def test_a_dead_evaluator_is_told_as_such(run: Path) -> None:
+    claim = run / "claims" / "step_00000004.json"
+    assert "step 4 on elsewhere" in look(run)
+    os.utime(claim, (0, 0))
+    assert "step 4 on elsewhere (by this machine's clock not touched for" in look(run)
+    owner = json.loads(claim.read_text())
+    claim.write_text(json.dumps({**owner, **asdict(Process.myself()), "pid": 2**22 - 1}))
+    assert "(its process is gone; the next evaluator takes it over)" in look(run)
+
+
+def test_a_launch_that_has_the_lock_and_no_heartbeat_yet_is_starting(run: Path) -> None:
+    (run / "complete.json").unlink()
+    heartbeat = json.loads((run / "heartbeat.json").read_text())
+    (run / "heartbeat.json").write_text(json.dumps({**heartbeat, "phase": "failed", "by": "TrainingError: x"}))
+    (run / "lock.json").unlink()
+    assert (read_state(run).state, read_state(run).outlook) == ("failed", "over")
+    (run / "lock.json").write_text(Owner.myself().to_json())
+    assert (read_state(run).state, read_state(run).outlook) == ("starting", "going")
