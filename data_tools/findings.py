@@ -28,6 +28,8 @@ KINDS = {
     "no_label": Kind("stops", "no label"),
     "bad_label": Kind("stops", "label is not a number"),
     "label_outside": Kind("stops", "label outside classes.txt"),
+    "repeated_member": Kind("stops", "one key for several samples"),
+    "linked_member": Kind("stops", "link to an earlier member"),
     "empty": Kind("replaced", "image of no bytes"),
     "not_an_image": Kind("replaced", "not an image"),
     "unknown_format": Kind("replaced", "unknown format"),
@@ -67,7 +69,9 @@ class Verification:
 
     Attributes:
         num_readable: samples whose image decodes.
+        num_empty_shards: tars without any member; they are no fault.
         num_passed_over: samples of the skip lists given: not looked at, and not among `num_samples`.
+        num_known_shards: of which everything was known from before.
         counts: samples by kind of defect.
         examples: by kind, the first few.
         broken_shards: what is wrong with them, by name.
@@ -78,9 +82,11 @@ class Verification:
 
     folder: str
     num_shards: int
+    num_empty_shards: int
     num_samples: int
     num_readable: int
     num_passed_over: int
+    num_known_shards: int
     counts: dict[str, int]
     examples: dict[str, list[Skip]]
     broken_shards: dict[str, str]
@@ -99,6 +105,7 @@ def describe(found: Verification, *, skip_list: Path) -> dict[str, Any]:
     return {
         "folder": found.folder,
         "shards": found.num_shards,
+        "shards_without_members": found.num_empty_shards,
         "samples": found.num_samples,
         "readable_images": found.num_readable,
         "samples_of_given_skip_lists": found.num_passed_over,
@@ -134,10 +141,12 @@ def tabulate(found: Verification) -> str:
 
 def summarise(found: Verification) -> str:
     """One line: how much was looked at, how fast."""
-    speed = f", {found.images_per_s:.0f} images/s" if found.images_per_s else " (nothing to do: all known from before)"
+    known = " (nothing to do: all known from before)" if found.num_known_shards == found.num_shards else ""
+    speed = f", {found.images_per_s:.0f} images/s" if found.images_per_s else known
+    empty = f" ({found.num_empty_shards} of them without any member)" if found.num_empty_shards else ""
     passed_over = f", {found.num_passed_over} passed over as the skip lists say" if found.num_passed_over else ""
     return (
-        f"{found.folder}: {found.num_samples} samples in {found.num_shards} {'shard' if found.num_shards == 1 else 'shards'}{passed_over}; "
+        f"{found.folder}: {found.num_samples} samples in {found.num_shards} {'shard' if found.num_shards == 1 else 'shards'}{empty}{passed_over}; "
         f"{found.num_readable} images can be decoded{speed}"
     )
 

@@ -14,7 +14,7 @@ from data_tools.perceptual_hash import ImageHashes, hash_image
 from data_tools.shards import Shard, shard_version
 from pipeline.data.decode import UnreadableImage, decode_image
 from pipeline.data.sample import IMAGE_EXTENSIONS, find_member
-from pipeline.data.tar import TarMember
+from pipeline.data.tar import TarMember, find_defect, refuse_sparse
 from pipeline.errors import DataError
 
 HASHES_VERSION = 1  # of what is hashed and how it is stored; other versions are made anew
@@ -55,6 +55,9 @@ def _read_shard(folder: str, name: str, facts: str) -> HashedShard:
     num_without_image = 0
     with Shard(folder, name) as shard:
         for sample in shard.samples():
+            if (defect := find_defect(sample)) is not None and defect.kind == "repeated_member":
+                raise DataError(f"{name}: sample {sample.key!r} {defect.reason}")
+            refuse_sparse(sample, name)  # pictures of pairs are read by byte ranges
             member = find_member(sample, IMAGE_EXTENSIONS)
             if member is None:
                 num_without_image += 1

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.data.folder import COMPRESSED, ShardFolder, UnreachableError, is_remote
 from pipeline.data.index import CLASSES_NAME
-from pipeline.data.tar import TarMember, TarSample, scan_samples
+from pipeline.data.tar import TarMember, TarSample, is_empty_tar, scan_samples
 from pipeline.errors import DataError
 
 
@@ -118,15 +118,23 @@ class Shard:
         """A member's bytes, or the first of them.
 
         Raises:
+            DataError: a sparse file too large for memory.
             UnreachableError: it cannot be read.
         """
-        length = member.length if num_bytes is None else min(num_bytes, member.length)
+        return member.read(self._read_range, num_bytes)
+
+    def _read_range(self, start: int, length: int) -> bytes:
         with _store_errors(self.name):
-            self._file.seek(member.start)
+            self._file.seek(start)
             data = self._file.read(length)
         if len(data) != length:
             raise UnreachableError(f"{self.name}: could not be read ({len(data)} of {length} bytes came)")
         return data
+
+    def is_empty_tar(self) -> bool:
+        """Whether it holds no member at all."""
+        with _store_errors(self.name):
+            return is_empty_tar(self._file)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from data_tools.parallel import map_in_processes, remember, write_json
 from data_tools.shards import Shard, ShardList, is_whole, read_class_names, shard_version
 from pipeline.data.folder import UnreachableError
 from pipeline.data.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_label
-from pipeline.data.tar import TarMember, TarSample
+from pipeline.data.tar import TarMember, TarSample, find_defect
 from pipeline.errors import DataError
 
 RULES_VERSION = 1  # of what is counted
@@ -132,6 +132,8 @@ def measure_shard(folder: str, name: str, *, seed: int) -> dict[str, Any]:
     with Shard(folder, name) as shard:
         try:
             for sample in shard.samples():
+                if (defect := find_defect(sample)) is not None and defect.kind == "repeated_member":
+                    raise DataError(f"{name}: sample {sample.key!r} {defect.reason}")
                 label = _read_label(shard, sample)
                 image = find_member(sample, IMAGE_EXTENSIONS)
                 totals["samples"] += 1
@@ -152,7 +154,8 @@ def measure_shard(folder: str, name: str, *, seed: int) -> dict[str, Any]:
                 else:
                     _count_header(counters, header)
                 rank = xxhash.xxh3_64_intdigest(f"{seed}|{name}|{sample.key}".encode(errors="surrogateescape"))
-                drawn.append((rank, sample.key, image.start, image.length, label))
+                if image.pieces is None:  # the sheet reads byte ranges; a sparse image does not lie in one
+                    drawn.append((rank, sample.key, image.start, image.length, label))
                 if len(drawn) >= 4 * SHEET_IMAGES:
                     drawn = sorted(drawn)[:SHEET_IMAGES]
         except UnreachableError:

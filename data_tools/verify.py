@@ -28,10 +28,10 @@ from data_tools.shards import Shard, ShardList, is_whole, read_class_names, shar
 from pipeline.data.folder import UnreachableError
 from pipeline.data.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_label
 from pipeline.data.skips import Skip, read_skips, write_skips
-from pipeline.data.tar import TarSample
+from pipeline.data.tar import TarSample, find_defect
 from pipeline.errors import DataError
 
-RULES_VERSION = 1  # of what is looked for: findings of another version are made anew
+RULES_VERSION = 2  # of what is looked for: findings of another version are made anew
 MAX_IMAGE_BYTES = 1 << 30
 EXAMPLES_PER_KIND = 5
 
@@ -109,7 +109,7 @@ def _verify_shard(folder: str, work: Path, num_classes: int | None, task: tuple[
         result = remember(look, place=work / f"{name}.json", facts=facts, is_final=is_whole)
     except UnreachableError as error:  # not remembered: it may be there the next time
         result = _unread(str(error))
-    return {**result, "is_new": bool(looked_at)}
+    return {**result, "is_new": bool(looked_at), "is_known": result["broken"] is None and not looked_at}
 
 
 @dataclass
@@ -119,6 +119,7 @@ class _Tally:
     num_samples: int = 0
     num_readable: int = 0
     num_passed_over: int = 0
+    is_empty: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
     skips: list[tuple[str, str]] = field(default_factory=list)
@@ -135,7 +136,7 @@ class _Tally:
 
 
 def _unread(reason: str) -> dict[str, Any]:
-    return {**_result(_Tally(), broken=reason, seconds=0.0), "is_new": False}
+    return {**_result(_Tally(), broken=reason, seconds=0.0), "is_new": False, "is_known": False}
 
 
 def _result(tally: _Tally, *, broken: str | None, seconds: float) -> dict[str, Any]:
@@ -170,12 +171,15 @@ def check_shard(
                 else:
                     found = list(_check_sample(shard, sample, num_classes))
                     tally.add(sample.key, found)
-                    tally.num_readable += not any(f.kind == "no_image" or KINDS[f.kind].effect == "replaced" for f in found)
+                    tally.num_readable += not any(
+                        f.kind in ("no_image", "repeated_member") or KINDS[f.kind].effect == "replaced" for f in found
+                    )
+            tally.is_empty = not seen and shard.is_empty_tar()
         except UnreachableError:
             raise
         except DataError as error:
             broken = str(error)
-    if broken is None and not seen:
+    if broken is None and not seen and not tally.is_empty:
         broken = f"{name}: no samples; members must be named KEY.EXTENSION, for example 000017.jpg and 000017.cls"
     elif broken is None and repeated:
         broken = (
@@ -213,6 +217,11 @@ def _name_samples(error: WorkerKilledError, work: Path) -> DataError:
 
 
 def _check_sample(shard: Shard, sample: TarSample, num_classes: int | None) -> Iterator[Finding]:
+    defect = find_defect(sample)
+    if defect is not None:  # which of two members is meant is not known
+        yield Finding(defect.kind, f"it {defect.reason}")
+    if defect is not None and defect.kind == "repeated_member":
+        return
     image, label = find_member(sample, IMAGE_EXTENSIONS), find_member(sample, LABEL_EXTENSIONS)
     extensions = [member.extension for member in sample.members]
     if image is None:
@@ -260,6 +269,8 @@ def _summarise(folder: str, results: dict[str, dict[str, Any]], *, elapsed_s: fl
         num_shards=len(results),
         num_samples=sum(result["num_samples"] for result in results.values()),
         num_readable=num_readable,
+        num_empty_shards=sum(result["is_empty"] for result in results.values()),
+        num_known_shards=sum(result["is_known"] for result in results.values()),
         num_passed_over=sum(result["num_passed_over"] for result in results.values()),
         counts={kind: counts[kind] for kind in KINDS if counts[kind]},
         examples={kind: examples[kind] for kind in KINDS if counts[kind]},

@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple, cast
 from data_tools.sources.listing import Listing, ListingBuilder, Member
 from data_tools.sources.parts import list_parts
 from pipeline.data.sample import IMAGE_EXTENSIONS
-from pipeline.data.tar import scan_samples
+from pipeline.data.tar import refuse_sparse, scan_samples
 from pipeline.errors import DataError
 
 
@@ -72,6 +72,7 @@ def _list_tar(tar: ClassTar) -> Listing:
     with open(tar.path, "rb") as file:
         within = file if tar.start is None else cast(BinaryIO, _Window(file, tar.start, tar.length))
         for sample in scan_samples(within, name=tar.path if tar.start is None else f"{tar.path} ({tar.name}.tar in it)"):
+            refuse_sparse(sample, tar.path)
             for member in sample.members:  # WebDataset would join a.1.jpg and a.2.jpg; here each is an image of its own
                 extension = member.extension.rpartition(".")[2]
                 if extension not in IMAGE_EXTENSIONS:

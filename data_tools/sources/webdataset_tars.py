@@ -15,7 +15,7 @@ from data_tools.sources.listing import MAX_LABEL, Listing, ListingBuilder, Membe
 from data_tools.sources.parts import list_parts
 from pipeline.data.index import CLASSES_NAME
 from pipeline.data.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label
-from pipeline.data.tar import scan_samples
+from pipeline.data.tar import refuse_sparse, scan_samples
 from pipeline.errors import DataError
 
 LabelUse = Literal["keep", "read"]
@@ -47,6 +47,7 @@ def _list_tar(label_use: LabelUse, path: str) -> Listing:
     runs = ListingBuilder()
     with open(path, "rb") as file:
         for sample in scan_samples(file, name=path):
+            refuse_sparse(sample, path)
             members = [Member(member.extension, 0, member.start, member.length) for member in sample.members]
             runs.add(sample.key, labels=(), members=members)
     return _finish(runs.build(layout="ranges", files=(path,)), label_use)

@@ -56,7 +56,7 @@ class Mixture:
     def _join(self, fingerprints: list[str]) -> str:
         if self.is_one_corpus and self.corpora[0].first_class == 0:
             return fingerprints[0]
-        parts = [f"{print_} {c.weight!r} {c.first_class}" for print_, c in zip(fingerprints, self.corpora, strict=True)]
+        parts = [f"{text} {c.weight!r} {c.first_class}" for text, c in zip(fingerprints, self.corpora, strict=True)]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
     def make_order(self, *, seed: int, num_streams: int) -> RunOrder:

@@ -29,7 +29,7 @@ from safetensors.numpy import save
 from pipeline.data.content import BlockContent
 from pipeline.data.folder import ShardFolder
 from pipeline.data.sample import read_label
-from pipeline.data.tar import TarSample, scan_samples
+from pipeline.data.tar import TarSample, find_defect, is_empty_tar, scan_samples
 from pipeline.errors import DataError
 
 INDEX_NAME = "index.safetensors"
@@ -173,8 +173,8 @@ def scan_shard(
         skip: keys of samples to leave out.
 
     Raises:
-        DataError: compressed, cut short, not a tar, empty of samples, members of a sample apart from each other, or a
-            key to skip that is not there.
+        DataError: compressed, cut short, not a tar, no samples among its members, members of a sample apart from each other
+            or of one extension, or a key to skip that is not there. A tar without any member is a shard without samples.
     """
     starts: list[int] = []  # of each block, like the three below
     ends: list[int] = []
@@ -194,6 +194,8 @@ def scan_shard(
             )
         seen.add(sample.key)
         is_kept = sample.key not in skip
+        if is_kept and (defect := find_defect(sample)) is not None:
+            raise DataError(f"{name}: sample {sample.key!r} {defect.reason}")
         if is_kept and (not counts or counts[-1] == block_samples):
             starts.append(sample.start)
             ends.append(sample.end)
@@ -217,7 +219,7 @@ def scan_shard(
             raise DataError(
                 f"{name}: cut short: sample {sample.key!r} needs {sample.end} bytes, the file has {num_bytes}; copy it again"
             )
-    if not seen:
+    if not seen and not is_empty_tar(file):
         raise DataError(f"{name}: no samples; members must be named KEY.EXTENSION, for example 000017.jpg and 000017.cls")
     if strangers := sorted(set(skip) - seen):
         raise DataError(

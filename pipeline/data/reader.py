@@ -14,7 +14,7 @@ from pipeline.data.folder import is_remote
 from pipeline.data.index import ShardIndex
 from pipeline.data.remote import RemoteOptions, RemoteSource, Retry
 from pipeline.data.sample import IMAGE_EXTENSIONS, describe_missing, find_member, read_label
-from pipeline.data.tar import TarSample, scan_samples
+from pipeline.data.tar import TarMember, TarSample, find_defect, scan_samples
 from pipeline.errors import DataError
 
 MAX_OPEN_SHARDS = 128
@@ -27,14 +27,13 @@ class RawSample:
     key: str
     shard: str
     label: int
-    image_start: int
-    image_length: int
+    member: TarMember  # the image
     block: BlockBytes
 
     @property
     def image(self) -> bytes:
         """The encoded image, read now."""
-        return self.block.read(self.image_start, self.image_length)
+        return self.member.read(self.block.read)
 
 
 class Source(Protocol):
@@ -138,7 +137,7 @@ class BlockReader:
             )
         skipped = index.skipped_in(block)
         try:
-            stored = list(scan_samples(data.open(), name=shard))
+            stored = list(scan_samples(data.open(), name=shard, links="mark"))
         except DataError as error:
             raise DataError(f"{index.describe_block(block)}: {error}; index the folder again if its shards changed") from error
         kept = [sample for place, sample in enumerate(stored) if place not in skipped]
@@ -164,7 +163,7 @@ def _raw_sample(sample: TarSample, data: BlockBytes, *, shard: str) -> RawSample
     image = find_member(sample, IMAGE_EXTENSIONS)
     if image is None:
         raise DataError(describe_missing(sample, "image", IMAGE_EXTENSIONS, shard=shard))
-    return RawSample(
-        key=sample.key, shard=shard, label=read_label(sample, data.read, shard=shard), image_start=image.start,
-        image_length=image.length, block=data,
-    )  # fmt: skip
+    if (defect := find_defect(sample)) is not None:
+        raise DataError(f"{shard}: sample {sample.key!r} {defect.reason}")
+    label = read_label(sample, data.read, shard=shard)
+    return RawSample(key=sample.key, shard=shard, label=label, member=image, block=data)

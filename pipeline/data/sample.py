@@ -47,7 +47,7 @@ def read_label(sample: TarSample, read: Callable[[int, int], bytes], *, shard: s
         raise DataError(describe_missing(sample, "label", LABEL_EXTENSIONS, shard=shard))
     if member.length > MAX_LABEL_BYTES:
         raise DataError(f"{shard}: label of sample {sample.key!r} has {member.length} bytes; a class number is short")
-    return parse_label(read(member.start, member.length), shard=shard, key=sample.key)
+    return parse_label(member.read(read), shard=shard, key=sample.key)
 
 
 def describe_missing(sample: TarSample, what: str, extensions: tuple[str, ...], *, shard: str) -> str:

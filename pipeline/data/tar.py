@@ -2,30 +2,71 @@
 
 from __future__ import annotations
 
+import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Literal, NamedTuple, cast
 
 from pipeline.errors import DataError
 
 UNIT = tarfile.BLOCKSIZE  # bytes: headers have one, data is filled up to whole ones
 BLANK = bytes(UNIT)
+GNU_MAGIC = b"ustar  \0"
 COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # gzip, bzip2, xz, zstd, lz4
+MAX_EMPTY_BYTES = 1 << 20  # of a tar without members, which is zeros; writers fill up to 10 KiB, seldom more
+MAX_TAR_BYTES = 1 << 62  # a larger offset is damage
+MAX_SPARSE_BYTES = 1 << 30  # a member that is mostly a hole is not filled with zeros beyond
+# Devices, pipes and folders, GNU's volume label, folder of an incremental backup and list of long names, Solaris' attributes.
+TYPES_WITHOUT_DATA_OF_OURS = (
+    tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, b"V", b"D", b"N", b"A", b"E",
+)  # fmt: skip
+
+LinkUse = Literal["follow", "mark"]
 
 
-@dataclass(frozen=True, slots=True)
-class TarMember:
-    """One file of a sample: bytes [start, start + length) of the tar."""
+class Piece(NamedTuple):
+    """Part of a sparse member that the tar holds; between the pieces there are zeros."""
 
-    extension: str  # in lower case, after the first dot of the name
-    start: int
+    place: int  # in the member
+    start: int  # in the tar
     length: int
 
 
 @dataclass(frozen=True, slots=True)
+class TarMember:
+    """One file of a sample: bytes [start, start + length) of the tar, or some pieces of it."""
+
+    extension: str  # in lower case, after the first dot of the name
+    start: int
+    length: int
+    pieces: tuple[Piece, ...] | None = None  # of a sparse file
+    is_link: bool = False  # to an earlier member, whose bytes these are; of no bytes where links are not followed
+
+    def read(self, read_range: Callable[[int, int], bytes], num_bytes: int | None = None) -> bytes:
+        """Its bytes, or the first of them.
+
+        Args:
+            read_range: bytes of the tar from a start, of a length; fewer at the tar's end.
+
+        Raises:
+            DataError: a sparse file too large for memory.
+        """
+        length = self.length if num_bytes is None else min(num_bytes, self.length)
+        if self.pieces is None:
+            return read_range(self.start, length)
+        if length > MAX_SPARSE_BYTES:
+            raise DataError(f"a sparse member .{self.extension} of {length} bytes is more than a GiB")
+        data = bytearray(length)
+        for place, start, size in self.pieces:
+            part = read_range(start, max(0, min(size, length - place)))
+            data[place : place + len(part)] = part
+        return bytes(data)
+
+
+@dataclass(frozen=True, slots=True)
 class TarSample:
-    """Members of one key; with their headers they fill bytes [start, end) of the tar."""
+    """Members of one key; with their headers they fill bytes [start, end) of the tar, but for links to earlier members."""
 
     key: str  # the path up to the first dot of its last part
     start: int
@@ -38,10 +79,53 @@ class _Entry:
     """Whatever has a header."""
 
     name: str
-    is_file: bool
+    kind: Literal["file", "link", "other"]
     data_start: int
     length: int
     end: int  # where the next header begins
+    pieces: tuple[Piece, ...] | None = None
+    target: str = ""  # of a link: a name in the tar
+
+
+class Defect(NamedTuple):
+    """Why a sample cannot be trained on as it lies in its tar."""
+
+    kind: Literal["repeated_member", "linked_member"]
+    reason: str
+
+
+def find_defect(sample: TarSample) -> Defect | None:
+    """What keeps a sample from being read by its byte range; None for nearly all."""
+    seen: set[str] = set()
+    for member in sample.members:
+        if member.extension in seen:
+            return Defect(
+                "repeated_member",
+                f"has two members .{member.extension}: two samples of one key lie next to each other, or their names differ in "
+                f"case alone; give every sample a key of its own",
+            )
+        seen.add(member.extension)
+        if member.is_link:
+            return Defect(
+                "linked_member",
+                f"has a member .{member.extension} that is a link to an earlier member; a training reads parts of a tar: pack it "
+                f"again with `tar --dereference --hard-dereference`, or with `python -m data_tools make`, which copies them",
+            )
+    return None
+
+
+def refuse_sparse(sample: TarSample, tar: str) -> None:
+    """For readers of byte ranges alone.
+
+    Raises:
+        DataError: a member lies in the tar in pieces.
+    """
+    for member in sample.members:
+        if member.pieces is not None:
+            raise DataError(
+                f"{tar}: member {sample.key}.{member.extension} is sparse (`tar -S` wrote it in pieces); unpack the tar and pack it "
+                f"again without -S"
+            )
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -54,33 +138,77 @@ def split_name(name: str) -> tuple[str, str]:
     return (folder + slash + stem, extension) if stem and dot else ("", "")
 
 
-def scan_samples(file: BinaryIO, *, name: str) -> Iterator[TarSample]:
+def scan_samples(file: BinaryIO, *, name: str, links: LinkUse = "follow") -> Iterator[TarSample]:
     """Read a tar's headers, from the place the file stands at.
 
-    Folders, links and names without a dot are no samples; PAX and GNU headers travel with their member. A tar without
-    its end blocks is read to its last member.
+    Folders and names without a dot are no samples; PAX and GNU headers travel with their member. A link is read as the
+    earlier member that it leads to. A tar without its end blocks is read to its last member.
 
     Args:
         name: of the tar, for messages.
+        links: "mark" leaves them without bytes; part of a tar does not hold what they lead to.
 
     Raises:
-        DataError: compressed, cut short inside a member, damaged, several tars joined, or not a tar.
+        DataError: of no bytes, compressed, cut short inside a member, damaged, several tars joined, part of an archive of
+            several volumes, a link to something else than an earlier member, or not a tar.
     """
+    begin = file.tell()
+    targets = _Links(file, name, begin)
     key: str | None = None
     start = end = 0
     members: list[TarMember] = []
     for header_start, entry in _entries(file, name):
+        if links == "follow":
+            targets.pass_by(entry)
         entry_key, extension = split_name(entry.name)
-        if not entry_key or not entry.is_file:
+        if not entry_key or entry.kind == "other":
             continue
+        is_link = entry.kind == "link"
+        found = targets.resolve(entry, header_start) if is_link and links == "follow" else entry
         if entry_key != key:
             if key is not None:
                 yield TarSample(key, start, end, tuple(members))
             key, start, members = entry_key, header_start, []
         end = entry.end
-        members.append(TarMember(extension.lower(), entry.data_start, entry.length))
+        members.append(TarMember(extension.lower(), found.data_start, found.length, found.pieces, is_link))
     if key is not None:
         yield TarSample(key, start, end, tuple(members))
+
+
+class _Links:
+    """Finds what links lead to. Names are kept from the first link on: a tar of a million files rarely has one."""
+
+    def __init__(self, file: BinaryIO, name: str, begin: int) -> None:
+        self._file, self._name, self._begin = file, name, begin
+        self._files: dict[str, _Entry] | None = None
+
+    def pass_by(self, entry: _Entry) -> None:
+        if self._files is not None and entry.kind == "file":
+            self._files[posixpath.normpath(entry.name)] = entry
+
+    def resolve(self, link: _Entry, header_start: int) -> _Entry:
+        if self._files is None:
+            self._files = {}
+            self._file.seek(self._begin)
+            for start, entry in _entries(self._file, self._name):
+                if start >= header_start:
+                    break
+                if entry.kind == "file":
+                    self._files[posixpath.normpath(entry.name)] = entry
+        target = self._files.get(link.target)
+        if target is None:
+            raise DataError(
+                f"{self._name}: member {link.name!r} is a link to {link.target!r}, which is no earlier file of this tar; pack it again "
+                f"with `tar --dereference --hard-dereference`"
+            )
+        self._files[posixpath.normpath(link.name)] = target
+        return target
+
+
+def is_empty_tar(file: BinaryIO) -> bool:
+    """Whether a tar holds no member at all, as writers leave it that were closed before their first sample."""
+    file.seek(0)
+    return file.read(UNIT) == BLANK
 
 
 def _entries(file: BinaryIO, name: str) -> Iterator[tuple[int, _Entry]]:
@@ -88,6 +216,8 @@ def _entries(file: BinaryIO, name: str) -> Iterator[tuple[int, _Entry]]:
     at = file.tell()
     while True:
         header = file.read(UNIT)
+        if at == 0 and not header:
+            raise DataError(f"{name} has 0 bytes: a download or a copy that failed; fetch it again, or remove it")
         if at == 0 and header.startswith(COMPRESSED_STARTS):
             raise _unusable(name, "compressed")
         if len(header) < UNIT and header.strip(b"\0"):
@@ -96,6 +226,8 @@ def _entries(file: BinaryIO, name: str) -> Iterator[tuple[int, _Entry]]:
             _check_end(file, name, at)
             return
         entry = _read_plain(header, at) or _read_pax(file, header, at) or _read_any(file, at, name)
+        if entry.length < 0 or not at < entry.end <= MAX_TAR_BYTES:
+            raise _unusable(name, f"member {entry.name!r} at byte {at} has a size of {entry.length} bytes")
         yield at, entry
         if entry.end > at + UNIT:
             file.seek(entry.end - 1)  # a byte that is there tells a whole member from one that is cut short
@@ -107,7 +239,7 @@ def _entries(file: BinaryIO, name: str) -> Iterator[tuple[int, _Entry]]:
 
 def _read_plain(header: bytes, at: int) -> _Entry | None:
     """An ordinary file's header, which nearly all are; None for any other, or a damaged one. Seven times as fast as tarfile."""
-    if header[156:157] not in (b"0", b"\0") or header[257:262] != b"ustar":
+    if header[156:157] not in (b"0", b"\0") or header[257:262] != b"ustar" or header[135] not in (0, 0x20):
         return None
     try:
         length, checksum = int(header[124:135], 8), int(header[148:155].strip(b"\0 "), 8)
@@ -120,15 +252,19 @@ def _read_plain(header: bytes, at: int) -> _Entry | None:
     whole = (prefix + b"/" + path if prefix else path).decode("utf-8", "surrogateescape")
     if whole.endswith("/"):  # how very old tars mark a folder
         return None
-    return _Entry(whole, True, at + UNIT, length, at + UNIT + -(-length // UNIT) * UNIT)
+    return _Entry(whole, "file", at + UNIT, length, at + UNIT + _filled(length))
+
+
+def _filled(length: int) -> int:
+    return -(-length // UNIT) * UNIT
 
 
 def _read_pax(file: BinaryIO, header: bytes, at: int) -> _Entry | None:
     """An ordinary file behind a PAX header, which Python's writers add for the fractions of a second; None for anything else."""
-    if header[156:157] != b"x" or header[257:262] != b"ustar" or not header[124:135].isdigit():
+    if header[156:157] != b"x" or header[257:262] != b"ustar" or not header[124:135].isdigit() or header[135] not in (0, 0x20):
         return None
     length = int(header[124:135], 8)
-    body = file.read(-(-length // UNIT) * UNIT)
+    body = file.read(_filled(length))
     plain_at = at + UNIT + len(body)
     entry = _read_plain(file.read(UNIT), plain_at)
     records = body[:length]
@@ -138,26 +274,75 @@ def _read_pax(file: BinaryIO, header: bytes, at: int) -> _Entry | None:
 
 
 def _read_any(file: BinaryIO, at: int, name: str) -> _Entry:
-    """A member whatever its kind: long names in PAX or GNU headers, folders, links, large files."""
+    """A member whatever its kind: long names in PAX or GNU headers, folders, links, large and sparse files."""
     file.seek(at)
+    header = file.read(UNIT)
+    file.seek(at)
+    for_all: dict[str, str] = {}  # of a global PAX header
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:", pax_headers=for_all) as tar:
             info = tar.next()
-    except (tarfile.TarError, EOFError) as error:
+            end = tar.offset
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise _unusable(name, f"no header at byte {at}: {error}") from error
     if info is None:
         raise _unusable(name, f"no header at byte {at}")
-    length = info.size if info.isreg() else 0
-    return _Entry(info.name, info.isreg(), info.offset_data, length, info.offset_data + -(-length // UNIT) * UNIT)
+    if told := [key for key in for_all if key in ("path", "size", "linkpath") or key.startswith("GNU.sparse")]:
+        raise DataError(f"{name}: a global PAX header at byte {at} sets {told[0]} for all members; pack the files again")
+    if header[257:265] == GNU_MAGIC and (prefix := header[345:500].partition(b"\0")[0].decode("utf-8", "surrogateescape")):
+        info.name = info.name.removeprefix(f"{prefix}/")  # GNU keeps times there, which tarfile takes for a folder
+    return _describe(file, info, end, name)
+
+
+def _describe(file: BinaryIO, info: tarfile.TarInfo, end: int, name: str) -> _Entry:
+    if info.type == b"M":
+        raise DataError(
+            f"{name}: begins inside member {info.name!r}: it is one volume of an archive of several (`tar -M`); unpack them together "
+            f"and pack the files again"
+        )
+    if (info.islnk() or info.issym()) and not _has_data(file, info):
+        folder = posixpath.dirname(info.name) if info.issym() else ""
+        target = posixpath.normpath(posixpath.join(folder, info.linkname))
+        return _Entry(info.name, "link", info.offset_data, 0, end, target=target)
+    if info.type not in (*tarfile.REGULAR_TYPES, tarfile.LNKTYPE):
+        if info.type not in TYPES_WITHOUT_DATA_OF_OURS and split_name(info.name)[0]:
+            raise DataError(f"{name}: member {info.name!r} is of the unknown type {info.type!r}; pack the files again")
+        return _Entry(info.name, "other", info.offset_data, 0, end)
+    if info.sparse is None:
+        return _Entry(info.name, "file", info.offset_data, info.size, info.offset_data + _filled(info.size))
+    start, pieces = info.offset_data, list[Piece]()
+    for place, length in cast("list[tuple[int, int]]", info.sparse):
+        pieces.append(Piece(place, start, length))
+        start += length
+    return _Entry(info.name, "file", info.offset_data, info.size, max(end, start), tuple(p for p in pieces if p.length))
+
+
+def _has_data(file: BinaryIO, info: tarfile.TarInfo) -> bool:
+    """Whether the bytes of a hard link's file follow it. Some writers repeat them, others only tell their size."""
+    if info.issym() or info.size == 0:
+        return False
+    file.seek(info.offset_data)
+    header = file.read(UNIT)
+    if header in (b"", BLANK):
+        return False
+    try:
+        tarfile.TarInfo.frombuf(header, tarfile.ENCODING, "surrogateescape")
+    except tarfile.HeaderError:
+        return True
+    return False
 
 
 def _check_end(file: BinaryIO, name: str, at: int) -> None:
     """Behind the end of a tar there is nothing but filling."""
+    num_bytes = UNIT
     while part := file.read(1 << 20):
+        num_bytes += len(part)
         if part.strip(b"\0"):
             raise _unusable(
                 name, f"ends at byte {at}, but there is data behind it: tars were joined (`tar -A` joins them rightly)"
             )
+    if at == 0 and num_bytes > MAX_EMPTY_BYTES:
+        raise _unusable(name, f"{num_bytes} bytes of zeros: space that a download or a copy set aside and did not fill")
 
 
 def _unusable(name: str, reason: str) -> DataError:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline.data.index import ShardIndex, assemble_index, load_index, save_index, scan_shard
+from pipeline.data.index import ShardEntry, ShardIndex, assemble_index, load_index, save_index, scan_shard
 from pipeline.data.reader import BlockReader
 from pipeline.errors import DataError
 from tests.conftest import encode, make_image, write_tar
@@ -91,3 +92,43 @@ def test_an_index_of_the_old_format_is_refused_with_the_command_that_mends_it(tm
     place.write_bytes(place.read_bytes().replace(b'"format":"2"', b'"format":"9"'))
     with pytest.raises(DataError, match="index format 9 of a newer version"):
         load_index(str(tmp_path))
+
+
+def write_odd_members(folder: Path) -> None:
+    """A sample that is a link, one of two images, and one whose image has holes, between ordinary ones."""
+    sources = folder.parent / "sources"
+    sources.mkdir()
+    for name, data in members(["0", "1", "2", "0", "1"]):
+        (sources / name).write_bytes(data)
+    (sources / "2.png").unlink()
+    (sources / "2.png").hardlink_to(sources / "0.png")
+    with (sources / "3.png").open("ab") as file:  # behind a PNG's end anything may lie
+        file.truncate(1 << 20)
+    folder.mkdir()
+    order = ["0.png", "0.cls", "1.png", "1.cls", "1.png", "2.png", "2.cls", "3.png", "3.cls", "4.png", "4.cls"]
+    subprocess.run(["tar", "--sparse", "-cf", folder / "000.tar", "-C", sources, *order], check=True)
+
+
+def test_samples_that_cannot_be_read_by_their_range_are_refused_or_left_out_and_the_others_read(tmp_path: Path) -> None:
+    write_odd_members(tmp_path / "x")
+    path = tmp_path / "x" / "000.tar"
+
+    def scan(skip: set[str]) -> ShardEntry:
+        with path.open("rb") as file:
+            return scan_shard(file, name="000.tar", num_bytes=path.stat().st_size, block_samples=8, skip=skip)
+
+    with pytest.raises(DataError, match=r"000\.tar: sample '1' has two members \.png"):
+        scan(set())
+    with pytest.raises(DataError, match=r"000\.tar: sample '2' has a member \.png that is a link"):
+        scan({"1"})
+    save_index(assemble_index(str(tmp_path / "x"), [scan({"1", "2"})]))
+    samples = BlockReader(load_index(str(tmp_path / "x")), capacity=1).read(0)
+    assert [(sample.key, sample.label) for sample in samples] == [("0", 0), ("3", 0), ("4", 1)]
+    assert [len(sample.image) for sample in samples] == [len(PICTURES[0]), 1 << 20, len(PICTURES[4])]
+    assert samples[1].image.rstrip(b"\0") == PICTURES[3].rstrip(b"\0")
+
+
+def test_a_tar_without_members_is_a_shard_without_samples(tmp_path: Path) -> None:
+    index(tmp_path, members(["3", "0"]))
+    write_tar(tmp_path / "00.tar", [])  # first by name
+    assert index(tmp_path).shard_names == ("000.tar",)

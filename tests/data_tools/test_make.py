@@ -339,7 +339,13 @@ BAD_FOLDERS = {
     "x.tar: not a whole, uncompressed tar": lambda folder: (folder / "x.tar").write_bytes(b"hello" * 500),
     "no header at byte 2048": write_damaged,
     "x.tar: cut short|x.tar: not a whole": write_truncated,
-    "x.tar: no samples": lambda folder: write_tar(folder / "x.tar", []),
+    "x.tar: no samples": lambda folder: write_tar(folder / "x.tar", [("readme", b"hello")]),
+    "no samples in its shards": lambda folder: write_tar(folder / "x.tar", []),
+    "x.tar has 0 bytes": lambda folder: (folder / "x.tar").write_bytes(b""),
+    "x.tar: sample 'a' has two members .jpg": lambda folder: write_tar(folder / "x.tar", [("a.jpg", b"x"), ("a.jpg", b"y")]),
+    "or their names differ in case alone": lambda folder: write_tar(
+        folder / "x.tar", [("a.JPG", b"x"), ("a.cls", b"1"), ("a.jpg", b"y")]
+    ),
 }
 
 

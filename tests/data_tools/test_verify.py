@@ -69,9 +69,11 @@ def test_what_is_listed_makes_a_corpus_that_trains(tmp_path: Path, capsys: pytes
     assert main(["verify", str(tmp_path), "--workers", "1"]) == 1
     shown = capsys.readouterr().out
     report = json.loads((tmp_path / "verify.json").read_text())
-    broken = ["cut", "empty", "gone", "hole", "joined", "nothing", "page", "twice", "zipped"]
+    broken = ["cut", "gone", "hole", "joined", "nothing", "page", "twice", "zipped"]
     assert sorted(report["broken_shards"]) == [*(f"{name}.tar" for name in broken), "zipped.tar.gz"]
     assert all(name in shown for name in report["broken_shards"])
+    assert report["shards_without_members"] == 1
+    assert "(1 of them without any member)" in shown
     # Three of twice.tar's samples among them: a broken shard is looked at as far as it goes.
     lacking = {"no_image": 2, "no_label": 3, "bad_label": 2, "label_outside": 2, "several_images": 1, "empty": 1}
     kinds = [kind for *_, kinds in ODD.values() for kind in kinds]
