@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.evaluation.logistic import Convergence, solve_logistic
+
 HELD_OUT = 0.2  # of train, to choose the penalty on
 PENALTIES = tuple(10.0**exponent for exponent in range(-5, 2))  # of the mean loss: 1e-5 to 10
-MAX_ITERATIONS = 300
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class LinearProbe:
     bias: Tensor  # (C,)
     mean: Tensor  # (D,)
     std: Tensor  # (D,)
+    convergence: Convergence
 
     def predict(self, features: Tensor) -> Tensor:
         """(N, D) to class ids (N,)."""
@@ -35,46 +37,31 @@ class LinearProbe:
 
 @dataclass(frozen=True)
 class LinearResult:
-    """Test accuracy and the penalty that the held-out part of train chose."""
+    """Test accuracy, and the penalty that the held-out part of train chose."""
 
     accuracy: float
     penalty: float
     held_out_accuracy: float
+    convergence: Convergence  # of the classifier that was tested
+    not_converged: tuple[float, ...]  # penalties whose classifiers did not reach the tolerance when the penalty was chosen
 
 
 def fit_logistic(
     features: Tensor, labels: Tensor, *, num_classes: int, penalty: float, start: LinearProbe | None = None
 ) -> LinearProbe:
-    """Minimise mean cross-entropy + penalty / 2 * |weight|^2 by full-batch L-BFGS in fp64; the bias is free.
-
-    Features are standardised first. The optimum is unique, so `start`, a probe of the same features under another
-    penalty, changes nothing but the time.
+    """Minimise mean cross-entropy + penalty / 2 * |weight|^2 in fp64; the bias is free. Features are standardised first.
 
     Args:
-        features: (N, D); labels: (N,) int64.
+        features: (N, D); labels: (N,) int64, every class of which has an image.
+        start: a probe of similar features or another penalty. The minimum is unique: it changes nothing but the time.
     """
     x = features.double()
     mean, std = x.mean(dim=0), x.std(dim=0, unbiased=False)
     std = torch.where(std > 1e-12, std, 1.0)  # a constant feature says nothing and must not divide by zero
-    x = (x - mean) / std
-    weight = (
-        torch.zeros(x.shape[1], num_classes, dtype=torch.float64, device=x.device) if start is None else start.weight.clone()
+    solution = solve_logistic(
+        (x - mean) / std, labels, num_classes=num_classes, penalty=penalty, start=(start.weight, start.bias) if start else None
     )
-    bias = torch.zeros(num_classes, dtype=torch.float64, device=x.device) if start is None else start.bias.clone()
-    solver = torch.optim.LBFGS(
-        [weight.requires_grad_(), bias.requires_grad_()], max_iter=MAX_ITERATIONS, history_size=20, tolerance_grad=1e-6,
-        tolerance_change=1e-12, line_search_fn="strong_wolfe",
-    )  # fmt: skip
-
-    def loss() -> Tensor:
-        solver.zero_grad()
-        value = torch.nn.functional.cross_entropy(x @ weight + bias, labels) + 0.5 * penalty * weight.square().sum()
-        value.backward()
-        return value
-
-    with torch.enable_grad():
-        solver.step(loss)  # type: ignore[arg-type]
-    return LinearProbe(weight=weight.detach(), bias=bias.detach(), mean=mean, std=std)
+    return LinearProbe(solution.weight, solution.bias, mean, std, solution.convergence)
 
 
 def split_train(labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
@@ -95,12 +82,18 @@ def linear_probe(
 ) -> LinearResult:
     """Choose the penalty on a part of train, fit on all of train, report on test."""
     fit, choose = (part.to(train_labels.device) for part in split_train(train_labels.cpu(), seed=seed))
-    scores = {}
+    probes: dict[float, LinearProbe] = {}
     probe = None
     for penalty in reversed(PENALTIES):  # from the strongest down, each from the last one's solution: a short way every time
-        probe = fit_logistic(train_features[fit], train_labels[fit], num_classes=num_classes, penalty=penalty, start=probe)
-        scores[penalty] = probe.accuracy(train_features[choose], train_labels[choose])
+        probe = probes[penalty] = fit_logistic(
+            train_features[fit], train_labels[fit], num_classes=num_classes, penalty=penalty, start=probe
+        )
+    scores = {penalty: probe.accuracy(train_features[choose], train_labels[choose]) for penalty, probe in probes.items()}
     best = max(scores.values())
     penalty = max(p for p, score in scores.items() if score == best)  # of equals the strongest
-    probe = fit_logistic(train_features, train_labels, num_classes=num_classes, penalty=penalty)
-    return LinearResult(accuracy=probe.accuracy(test_features, test_labels), penalty=penalty, held_out_accuracy=best)
+    probe = fit_logistic(train_features, train_labels, num_classes=num_classes, penalty=penalty, start=probes[penalty])
+    return LinearResult(
+        accuracy=probe.accuracy(test_features, test_labels), penalty=penalty, held_out_accuracy=best,
+        convergence=probe.convergence,
+        not_converged=tuple(p for p, fitted in probes.items() if not fitted.convergence.converged),
+    )  # fmt: skip

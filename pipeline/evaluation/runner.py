@@ -19,7 +19,7 @@ from pipeline.data.remote import RemoteOptions
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluation.features import Features, extract_features
 from pipeline.evaluation.few_shot import choose_support, few_shot_accuracy
-from pipeline.evaluation.linear import linear_probe
+from pipeline.evaluation.linear import LinearResult, linear_probe
 from pipeline.interruption import StopRequest
 from pipeline.journal import append_json_line, read_json_lines
 from pipeline.precision import EvaluationPrecision, choose_evaluation_precision, measure_bf16_speedup
@@ -212,6 +212,10 @@ class Evaluator:
         for row in new_rows:
             if row.get("short_classes"):
                 print(f"[eval] {row['dataset']}: {row['short_classes']} classes have fewer than {row['shots']} train images")
+            if not row.get("converged", True):
+                print(
+                    f"[eval] {row['dataset']}: WARNING: the linear probe stopped before its optimum: {row['iterations']} iterations, gradient norm {row['gradient_norm']:.2g}"
+                )
         print(f"[eval] step {step}: {_summary(new_rows)} ({time.perf_counter() - start:.1f} s)", flush=True)
 
     def _evaluate_dataset(self, weights: Weights, dataset: EvalDataset, tasks: list[Task]) -> list[dict[str, Any]]:
@@ -278,11 +282,20 @@ def _measure(task: Task, train: Features, test: Features, *, num_classes: int) -
     )  # fmt: skip
     if task.protocol == "linear":
         result = probe()
-        return Measured(result.accuracy, {"penalty": result.penalty, "held_out_accuracy": result.held_out_accuracy})
+        return Measured(result.accuracy, _describe_linear(result))
     assert task.shots is not None
     assert task.seed is not None
     support = choose_support(train.labels.cpu(), shots=task.shots, seed=task.seed)
     return Measured(probe(support=support), {"short_classes": len(support.short_classes)})
+
+
+def _describe_linear(result: LinearResult) -> dict[str, Any]:
+    """What the solver reached: a classifier that is not at its optimum is not the one that the protocol names."""
+    fit = result.convergence
+    return {
+        "penalty": result.penalty, "held_out_accuracy": result.held_out_accuracy, "converged": fit.converged,
+        "iterations": fit.iterations, "gradient_norm": fit.gradient_norm, "not_converged_penalties": list(result.not_converged),
+    }  # fmt: skip
 
 
 def _row(

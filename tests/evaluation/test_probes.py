@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from pipeline.evaluation import logistic
 from pipeline.evaluation.few_shot import BIAS_FEATURE, L2_PENALTY, choose_support, few_shot_accuracy, ridge_weights
 from pipeline.evaluation.linear import PENALTIES, fit_logistic, linear_probe, split_train
 
@@ -78,6 +79,45 @@ def test_logistic_regression_equals_scikit_learns(penalty: float) -> None:
     difference = ours.bias.numpy() - theirs.intercept_  # the softmax does not see a constant added to all
     np.testing.assert_allclose(difference - difference.mean(), 0, atol=2e-4)
     assert ours.accuracy(x, labels) == pytest.approx(theirs.score(standard, labels.numpy()), abs=0.004)
+
+
+def overlapping(count: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Twenty classes that overlap, in features whose scales differ and that depend on each other."""
+    generator = np.random.default_rng(seed)
+    width, classes = 24, 20
+    centres = 0.2 * np.random.default_rng(1).normal(size=(classes, width))
+    mixing = np.arange(1, width + 1)[:, None] ** -0.7 * np.random.default_rng(2).normal(size=(width, width))
+    labels = generator.integers(0, classes, count)
+    return torch.from_numpy((centres[labels] + generator.normal(size=(count, width))) @ mixing).float(), torch.from_numpy(
+        labels
+    )
+
+
+def test_a_weak_penalty_is_solved_to_the_optimum_too() -> None:
+    """First-order solvers stop far from it: L-BFGS needs more than a thousand iterations here."""
+    (x, labels), (test, _) = overlapping(300, seed=1), overlapping(2000, seed=2)
+    ours = fit_logistic(x, labels, num_classes=20, penalty=PENALTIES[0])
+    assert ours.convergence.converged
+    scaler = StandardScaler().fit(x.double().numpy())
+    theirs = LogisticRegression(C=1 / (PENALTIES[0] * len(x)), solver="newton-cholesky", tol=1e-10, max_iter=1000)
+    theirs.fit(scaler.transform(x.double().numpy()), labels.numpy())
+    np.testing.assert_allclose(ours.weight.T.numpy(), theirs.coef_, atol=1e-4 * np.abs(theirs.coef_).max())
+    assert (theirs.predict(scaler.transform(test.double().numpy())) == ours.predict(test).numpy()).all()
+
+
+def test_a_solver_that_stops_early_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = clusters(300, seed=1)
+    data = {"train_features": x, "train_labels": labels, "test_features": x, "test_labels": labels, "num_classes": 5}
+    whole = linear_probe(**data)
+    assert whole.convergence.converged
+    assert not whole.not_converged
+    assert 0 < whole.convergence.gradient_norm < 1e-6
+    monkeypatch.setattr(logistic, "MAX_NEWTON_STEPS", 1)
+    early = linear_probe(**data)
+    assert not early.convergence.converged
+    assert early.convergence.iterations == 1
+    assert PENALTIES[0] in early.not_converged
+    assert early.convergence.gradient_norm > whole.convergence.gradient_norm
 
 
 def test_a_constant_feature_does_no_harm() -> None:
