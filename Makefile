@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python -m
 LOCK = requirements.lock
-PIP = $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint $(LOCK)
+PIP = $(VENV)/bin/pip --disable-pip-version-check install --constraint $(LOCK)
 
 .PHONY: demo test test-slow faults fuzz lint install peers slurm-shell clean
 
@@ -35,6 +35,7 @@ install: $(VENV)/.demo
 # torch first and pinned: DeepSpeed's build looks at it, and any other version would bring another CUDA.
 $(VENV)/.torch: $(LOCK)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo "== installing torch and, after it, some sixty packages into $(VENV): about 1 GB, a minute or two"
 	$(PIP) pip setuptools wheel
 	$(PIP) torch
 	touch $@

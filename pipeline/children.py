@@ -1,0 +1,70 @@
+"""Child processes that do not outlive this one, however it ends. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import psutil
+
+KILL_TIMEOUT_S = 30.0  # the kernel ends a killed process at once, unless it waits for a disk
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def start_child(command: Sequence[str], *, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process of this one's process group, so that Ctrl-C reaches it; Linux kills it when this process dies."""
+    return subprocess.Popen(list(command), env=dict(environment), preexec_fn=_die_with_parent)
+
+
+@contextmanager
+def ended_at_exit(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Kill what is left of a process and its descendants when the block is left."""
+    try:
+        yield process
+    finally:
+        kill_tree(process)
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a process and all its descendants at once, and wait until they have ended."""
+    if process.poll() is not None:
+        return
+    children = psutil.Process(process.pid).children(recursive=True)
+    for member in (process, *children):
+        try:
+            member.kill()  # psutil knows a process by its start time too: an id used again is left alone
+        except psutil.NoSuchProcess:
+            pass
+    process.wait()
+    end = time.monotonic() + KILL_TIMEOUT_S
+    while not all(has_ended(child) for child in children) and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process is gone, or a zombie that its new parent has not asked after yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def exit_on_signals(*numbers: signal.Signals) -> None:
+    """Let these signals unwind the stack, as Ctrl-C does, instead of ending the process at once."""
+
+    def leave(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    for number in numbers:
+        signal.signal(number, leave)
+
+
+def _die_with_parent() -> None:
+    """Between fork and exec: ask for SIGKILL when the parent dies. The request survives exec."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
