@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 from pipeline.data.tar import TarMember, TarSample
@@ -10,6 +11,10 @@ from pipeline.errors import DataError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")
 LABEL_EXTENSIONS = ("cls", "json")
+MAX_LABEL = 2**31 - 1
+MAX_DIGITS = 10  # that a number can have and be below the limit for certain
+WHOLE_NUMBER = re.compile(rb"[-+]?[0-9]{1,18}")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_LABEL_BYTES = 1 << 20  # a longer member is no label
 
 
@@ -20,17 +25,27 @@ def find_member(sample: TarSample, extensions: tuple[str, ...]) -> TarMember | N
 
 
 def parse_label(text: bytes, *, shard: str, key: str) -> int:
-    """A class number: a number in ASCII, or JSON that is a number or has one under `label`.
+    """A class number: a whole number in ASCII (7, 007), or JSON that is one or has one under `label` (7, 7.0, "7").
 
     Raises:
-        DataError: anything else.
+        DataError: anything else: a fraction, a name, nothing.
     """
+    if text.isdigit() and len(text) < MAX_DIGITS:  # the common case
+        return int(text)
     try:
-        value = json.loads(text)
-        return int(value["label"] if isinstance(value, dict) else value)
+        stripped = text.removeprefix(BYTE_ORDER_MARK).strip()
+        value = stripped.decode() if WHOLE_NUMBER.fullmatch(stripped) else json.loads(stripped)
+        if isinstance(value, dict):
+            value = value["label"]
+        if isinstance(value, str) and not WHOLE_NUMBER.fullmatch(value.strip().encode()):
+            raise ValueError(value)
+        number = int(value)
+        if (isinstance(value, float) and number != value) or abs(number) > MAX_LABEL:
+            raise ValueError(value)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         shown = text[:40].decode(errors="replace")
         raise DataError(f"{shard}: label of sample {key!r} is {shown!r}, not a class number") from error
+    return number
 
 
 def read_label(sample: TarSample, read: Callable[[int, int], bytes], *, shard: str) -> int:
