@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from data_tools.sources.labels import read_texts
 from data_tools.sources.listing import MAX_LABEL, Listing
+from data_tools.text_files import printable, read_text, same_name, split_lines
 from pipeline.errors import DataError
 
 Unmapped = Literal["refuse", "drop"]
@@ -32,32 +32,36 @@ class Numbering:
     unmapped: Unmapped = "refuse"
 
 
-def read_class_names(path: str) -> tuple[str, ...]:
-    """Class names, one a line.
+def read_class_names(path: str, *, encoding: str | None = None) -> tuple[str, ...]:
+    """Class names, one a line, in the order of their ids; empty lines at the end are left out.
 
     Raises:
-        DataError: no such file.
+        DataError: no such file, an empty line between names, or a name twice.
     """
-    try:
-        return tuple(Path(path).read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--classes {path}: {error}") from error
+    names = split_lines(read_text(path, encoding=encoding))
+    if not names:
+        raise DataError(f"--classes {path} is empty")
+    lines: dict[str, int] = {}
+    for line, name in enumerate(names, start=1):
+        if not name.strip():
+            raise DataError(f"--classes {path} line {line} is empty, so what class has the id {line - 1} is not said")
+        if lines.setdefault(same_name(name), line) != line:
+            raise DataError(
+                f"--classes {path} line {line}: {name!r} is in line {lines[same_name(name)]} too; each class needs a name of its own "
+                f"(and a folder of its own)"
+            )
+    return tuple(names)
 
 
-def read_class_map(path: str) -> dict[str, str]:
+def read_class_map(path: str, *, encoding: str | None = None) -> dict[str, str]:
     """Source class to target class, two tab-separated columns without a header.
 
     Raises:
         DataError: no such file, another number of columns, or a class that is named twice.
     """
     targets: dict[str, str] = {}
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"--class-map {path}: {error}") from error
-    for line, row in enumerate(rows, start=1):
-        cells = [cell.strip() for cell in row]
+    for line, row in enumerate(split_lines(read_text(path, encoding=encoding)), start=1):
+        cells = [cell.strip(" ") for cell in row.split("\t")]
         if not any(cells):
             continue
         if len(cells) != 2 or not all(cells):
@@ -75,6 +79,7 @@ def number_classes(listing: Listing, numbering: Numbering) -> tuple[Listing, dic
     Raises:
         DataError: classes that are not among the given ones or not in the map, or labels beyond the last class.
     """
+    listing = read_texts(listing, known={*(numbering.names or ()), *(numbering.targets or {})})
     _check_range(listing, listing.classes, "the source's")
     if numbering.targets is not None:
         return _map_classes(listing, numbering.targets, numbering)
@@ -83,11 +88,12 @@ def number_classes(listing: Listing, numbering: Numbering) -> tuple[Listing, dic
     if listing.classes is None:
         _check_range(listing, numbering.names, "the given")
         return replace(listing, classes=numbering.names), {}
-    places = {name: place for place, name in enumerate(numbering.names)}
-    strangers = [name for name in listing.classes if name not in places]
-    if strangers:
+    places = {same_name(name): place for place, name in enumerate(numbering.names)}
+    used = np.unique(listing.labels).tolist()
+    if strangers := [name for name in map(listing.classes.__getitem__, used) if same_name(name) not in places]:
         raise DataError(f"{_some(strangers)} of the source are not among the {len(places)} classes given with --classes")
-    return listing.relabel(np.array([places[name] for name in listing.classes]), numbering.names), {}
+    values = [places.get(same_name(name), NO_TARGET) for name in listing.classes]
+    return listing.relabel(np.array(values), numbering.names), {}
 
 
 def _map_classes(listing: Listing, targets: Mapping[str, str], numbering: Numbering) -> tuple[Listing, dict[str, int]]:
@@ -142,4 +148,4 @@ def _check_range(listing: Listing, classes: Sequence[str] | None, whose: str) ->
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"classes {', '.join(names[:5])}{more}"
+    return f"classes {', '.join(map(printable, names[:5]))}{more}"

@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from data_tools.class_check import check_names
 from data_tools.classes import Numbering, number_classes
 from data_tools.index import index_folder
 from data_tools.make_record import MakeRecord
@@ -65,6 +66,11 @@ class MakeReport:
     num_classes: int | None  # None where the source only numbers them
     samples_of: dict[str, int]  # by split, where there is one
     num_passed_over: int  # files that are no images, samples without one
+    first_passed_over: list[str]  # names of the first of them
+    without_images: list[str]  # folders or tars that hold no image, so are no classes
+    max_label: int | None  # where classes have no names
+    num_labels: int  # different labels that occur
+    class_source: Literal["--classes", "--class-map", "the source"]
     num_several_labels: int
     num_without_label: int
     num_reencoded: int
@@ -121,10 +127,11 @@ def make_shards(source: str, folder: str, *, options: MakeOptions, num_workers: 
         raise DataError(f"{folder} is the source itself or lies in it; give the shards a folder of their own")
     numbering = options.numbering
     is_renumbered = numbering.names is not None or numbering.targets is not None
-    found = find_source(source, options=options.source, label_use="read" if is_renumbered else "keep")
+    known = {*(numbering.names or ()), *(numbering.targets or {})}
+    found = find_source(source, options=options.source, label_use="read" if is_renumbered else "keep", known=known)
     folders = [root] if options.val_fraction is None else [root / "train", root / "val"]
     record = MakeRecord(root, _describe_request(found, options), folders=folders)
-    if found.stamp is not None and (report := _stored_report(record, folders, options)):
+    if record.is_unchanged(found.stamp) and (report := _stored_report(record, folders, options)):
         return report
     try:
         listing = found.list(record.work, num_workers)
@@ -134,21 +141,22 @@ def make_shards(source: str, folder: str, *, options: MakeOptions, num_workers: 
     listing, unmapped = number_classes(listing, numbering)
     if not len(listing):
         raise DataError(f"{source}: none of its samples has a class that the class map names")
+    listing = check_names(listing, source=source, folders=folders, options=options, is_new=record.is_new)
     parts = _plan(listing, folders, options)
-    record.claim(listing.digest())
+    record.claim(listing.digest(), stamp=found.stamp)
     num_written = _write(parts, listing, record, options, num_workers)
     if not num_written and (report := _stored_report(record, folders, options)):
         return report
     facts = {
         "kind": found.kind, "num_unmapped": num_listed - len(listing), "unmapped": unmapped, "num_written": num_written,
-        **_describe_listing(listing),
+        "class_source": _class_source(numbering), **_describe_listing(listing),
     }  # fmt: skip
     return _finish(facts, listing.classes, parts, record, options, num_workers=num_workers)
 
 
 def _describe_request(source: Source, options: MakeOptions) -> dict[str, Any]:
     """Everything the shards depend on that is known before the source is listed."""
-    request = {**asdict(options), "kind": source.kind, "stamp": source.stamp}
+    request = {**asdict(options), "kind": source.kind}
     del request["block_samples"]  # the index alone depends on it
     classes = repr((options.numbering.names, sorted((options.numbering.targets or {}).items())))
     request["numbering"] = [hashlib.blake2b(classes.encode(), digest_size=16).hexdigest(), options.numbering.unmapped]
@@ -226,11 +234,21 @@ def _write(parts: list[_Part], listing: Listing, record: MakeRecord, options: Ma
     return len(todo)
 
 
+def _class_source(numbering: Numbering) -> Literal["--classes", "--class-map", "the source"]:
+    if numbering.names is not None:
+        return "--classes"
+    return "the source" if numbering.targets is None else "--class-map"
+
+
 def _describe_listing(listing: Listing) -> dict[str, Any]:
     """What the report tells of the source."""
     return {
         "num_classes": None if listing.classes is None else len(listing.classes),
         "num_passed_over": listing.passed_over,
+        "first_passed_over": list(listing.first_passed_over),
+        "without_images": list(listing.empty_classes),
+        "num_labels": len(np.unique(listing.labels)),
+        "max_label": int(listing.labels.max()) if listing.classes is None and len(listing.labels) else None,
         "num_several_labels": int(np.sum(np.diff(listing.label_ends, prepend=0) > 1)),
         "num_without_label": count_without_label(listing),
     }

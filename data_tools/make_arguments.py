@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 
 from data_tools.classes import Numbering, read_class_map, read_class_names
 from data_tools.make import MakeOptions, MakeReport, ShardSize
+from data_tools.make_record import RECORD_NAME
 from data_tools.reencode import Encoding
 from data_tools.sources import SourceOptions
+from data_tools.text_files import printable
+from pipeline.data.index import CLASSES_NAME
 from pipeline.errors import DataError
 
 SUMMARY = "pack images into shuffled shards, and index them"
@@ -34,6 +38,7 @@ examples:
   python -m data_tools make /raw/food101/data /data/food101/train --source-split train
   python -m data_tools make labels.csv /data/photos --class-map coarse.tsv --unmapped drop
 """
+SHOWN_NAMES = 5
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
@@ -97,8 +102,9 @@ def _add_image_arguments(group: argparse._ArgumentGroup) -> None:
 
 def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--source-split", metavar="NAME", help="the split to take, where the source holds several: train, test, ..."
-    )
+        "--source-split", metavar="NAME", help="the split to take, where names of folders, files or a column tell several: train, test, ...; "
+        "several with commas between them"
+    )  # fmt: skip
     group.add_argument(
         "--image-column",
         metavar="NAME",
@@ -109,6 +115,17 @@ def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="NAME",
         help="default: what the file's metadata say, or label; for CIFAR-100 coarse_labels is another",
     )
+    group.add_argument(
+        "--label-field", metavar="NAME",
+        help="the field of WebDataset's .json members that is the label, a.b for one in another (default: .cls, or else label or labels)",
+    )  # fmt: skip
+    group.add_argument(
+        "--image-folder", metavar="FOLDER", help="what a CSV's paths are relative to (default: the CSV's own folder)"
+    )  # fmt: skip
+    group.add_argument(
+        "--encoding", metavar="NAME",
+        help="of a CSV, of --classes and --class-map, and of folder names that are not UTF-8: cp1252, latin-1, utf-16, ...",
+    )  # fmt: skip
     group.add_argument(
         "--label-separator", metavar="TEXT",
         help="what stands between the labels of one image in a CSV (default: `;`, and spaces between numbers)",
@@ -131,15 +148,16 @@ def read_options(arguments: argparse.Namespace) -> MakeOptions:
         order="as listed" if arguments.keep_order else "shuffled",
         seed=arguments.seed,
         numbering=Numbering(
-            names=read_class_names(arguments.classes) if arguments.classes else None,
-            targets=read_class_map(arguments.class_map) if arguments.class_map else None,
+            names=read_class_names(arguments.classes, encoding=arguments.encoding) if arguments.classes else None,
+            targets=read_class_map(arguments.class_map, encoding=arguments.encoding) if arguments.class_map else None,
             unmapped=arguments.unmapped,
         ),
         encoding=Encoding(short_side=arguments.short_side, exif=arguments.exif, quality=arguments.quality),
         val_fraction=arguments.split,
         source=SourceOptions(
             image_column=arguments.image_column, label_column=arguments.label_column,
-            label_separator=arguments.label_separator, split=arguments.source_split,
+            label_separator=arguments.label_separator, label_field=arguments.label_field, image_folder=arguments.image_folder,
+            encoding=arguments.encoding, split=arguments.source_split,
         ),
     )  # fmt: skip
 
@@ -150,8 +168,11 @@ def describe(report: MakeReport, folder: str) -> str:
         f"{folder}: {report.num_samples} samples in {report.num_shards} shards "
         f"({report.num_written} written now, {report.num_passed_over} files passed over without an image)"
     ]
-    classes = "" if report.num_classes is None else f", {report.num_classes} classes"
-    lines.append(f"  from {report.kind}: {report.num_bytes / 1e9:.3g} GB{classes}")
+    lines.append(f"  from {report.kind}: {report.num_bytes / 1e9:.3g} GB{_describe_classes(report, folder)}")
+    if report.num_passed_over:
+        lines.append(f"  passed over: {_first(report.first_passed_over, report.num_passed_over)}")
+    if report.without_images:
+        lines.append(f"  no classes, for want of images: {_first(report.without_images, len(report.without_images))}")
     lines += [f"  {name}: {count} samples" for name, count in report.samples_of.items()]
     if report.num_reencoded:
         lines.append(f"  {report.num_reencoded} images re-encoded")
@@ -166,10 +187,26 @@ def describe(report: MakeReport, folder: str) -> str:
     if report.left_out:
         first = report.left_out[0]
         lines.append(
-            f"  {len(report.left_out)} images left out that cannot be decoded, {first['sample']} first ({first['reason']}); "
+            f"  {len(report.left_out)} images left out that cannot be decoded, {printable(first['sample'])} first ({first['reason']}); "
             f"{folder}/make.json names them all"
         )
     return "\n".join(lines)
+
+
+def _describe_classes(report: MakeReport, folder: str) -> str:
+    if report.num_classes is not None:
+        where = f"{folder}/{'train/' if report.samples_of else ''}{CLASSES_NAME}"
+        if report.class_source != "the source":
+            return f", {report.num_classes} classes"
+        return f", {report.num_classes} classes, numbered by this source: give its other splits --classes {where}"
+    if report.max_label is None:
+        return ""
+    return f", class ids up to {report.max_label}, {report.num_labels} of them with samples"
+
+
+def _first(names: Sequence[str], count: int) -> str:
+    more = f" and {count - SHOWN_NAMES} more, see {RECORD_NAME}" if count > SHOWN_NAMES else ""
+    return ", ".join(map(printable, names[:SHOWN_NAMES])) + more
 
 
 def num_bytes(text: str) -> int:

@@ -1,6 +1,7 @@
 """FOLDER/make.json: first what the folder is made from, so that nothing else is mixed in; at the end also the report.
 
-{"request": options and, where it is known before, what the source is,
+{"request": options and what kind of source it is,
+ "stamp": places, sizes and times of the source's files, where reading them is costly,
  "source": digest of the listing,
  "shards": what came of each shard, once all are written,
  "report": the report, once all is done}
@@ -34,6 +35,7 @@ class MakeRecord:
 
     def __init__(self, root: Path, request: dict[str, Any], *, folders: Sequence[Path]) -> None:
         self.work = root / WORK_NAME
+        self.is_new = not (root / RECORD_NAME).exists()
         self._place = root / RECORD_NAME
         self._root = root
         try:
@@ -51,14 +53,19 @@ class MakeRecord:
         """The report, if all was done once."""
         return self._values.get("report")
 
-    def claim(self, source: str) -> None:
+    def is_unchanged(self, stamp: str | None) -> bool:
+        """Whether the source is known to be the same as before without being read."""
+        return stamp is not None and self._values.get("stamp") == stamp
+
+    def claim(self, source: str, *, stamp: str | None) -> None:
         """Record the source's digest, or check that it is the same as before.
 
         Raises:
             DataError: it is another.
         """
         if self._values.setdefault("source", source) != source:
-            raise DataError(f"{self._refusal()} (what differs: the source's files or classes)")
+            raise DataError(f"{self._refusal()} (what differs: the source's files, labels or classes)")
+        self._values["stamp"] = stamp
         write_json(self._place, self._values)
 
     def note_place(self, shard: Path) -> Path:

@@ -60,7 +60,7 @@ def write_shard(task: ShardTask) -> None:
                 except UnreadableImage as error:
                     left_out.append({"sample": sample.name, "reason": str(error)})
                     continue
-                add_sample(tar, make_key(number, sample.name), {**values, **label_member(sample.labels)})
+                add_sample(tar, make_key(number, sample.name), {**values, **label_member(sample.labels, values.get("json"))})
         file.flush()
         os.fsync(file.fileno())
     num_samples = len(task.samples) - len(left_out)
@@ -85,11 +85,18 @@ def make_key(number: int, name: str) -> str:
     return f"{number:09d}-{re.sub(r'[^A-Za-z0-9_-]', '_', stem)}"
 
 
-def label_member(labels: list[int]) -> dict[str, bytes]:
-    """`.cls` for one label, `.json` for several, nothing where a member holds the label."""
-    if not labels:
-        return {}
-    return {"cls": str(labels[0]).encode()} if len(labels) == 1 else {"json": json.dumps({"labels": labels}).encode()}
+def label_member(labels: list[int], stored: bytes | None = None) -> dict[str, bytes]:
+    """`.cls` for one label, `.json` for several, nothing for none.
+
+    Args:
+        stored: the sample's own .json: its other fields stay.
+    """
+    one = {"cls": str(labels[0]).encode()} if len(labels) == 1 else {}
+    value = json.loads(stored) if stored is not None and (b'"labels"' in stored or len(labels) > 1) else {}
+    fields = value if isinstance(value, dict) else {}
+    if len(labels) > 1 or (isinstance(fields.get("labels"), list) and labels):
+        return one | {"json": json.dumps({**fields, "labels": labels}).encode()}
+    return one
 
 
 def _reencode_image(values: dict[str, bytes], encoding: Encoding) -> int:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
-from data_tools.sources.listing import Listing, ListingBuilder, Member
+from data_tools.sources.files import SIGNATURE_BYTES, image_extension, sniff_image
+from data_tools.sources.image_folder import drop_empty_classes, sort_classes
+from data_tools.sources.listing import MAX_NAMED, Listing, ListingBuilder, Member
 from data_tools.sources.parts import list_parts
+from data_tools.splits import parse_split, splits_among_classes
 from pipeline.data.sample import IMAGE_EXTENSIONS
-from pipeline.data.tar import refuse_sparse, scan_samples
+from pipeline.data.tar import TarMember, refuse_sparse, scan_samples
 from pipeline.errors import DataError
+
+WORDNET_ID = re.compile(r"n\d{8}")
+DIGITS = re.compile(r"\d+")
 
 
 class ClassTar(NamedTuple):
@@ -30,18 +38,20 @@ def list_class_tars(paths: list[Path], *, num_workers: int) -> Listing:
     Raises:
         DataError: damaged tars, or no images.
     """
-    tars = sorted((path.stem, str(path)) for path in paths)
-    return _list([ClassTar(path, None, 0, name, label) for label, (name, path) in enumerate(tars)], num_workers)
+    places = {path.stem: str(path) for path in paths}
+    return _list(
+        [ClassTar(places[name], None, 0, name, label) for label, name in enumerate(sort_classes(places))], num_workers
+    )  # fmt: skip
 
 
-def list_outer_tar(path: Path, *, num_workers: int) -> Listing:
+def list_outer_tar(path: Path, *, known: Collection[str], num_workers: int) -> Listing:
     """The same for a tar that holds the classes' tars.
 
     Raises:
-        DataError: damaged tars, two of one name, or no images.
+        DataError: damaged tars, two of one name, names that are no classes, or no images.
     """
     inner: list[tuple[str, int, int]] = []
-    passed_over = 0
+    others: list[str] = []
     with open(path, "rb") as file:
         for sample in scan_samples(file, name=str(path)):
             for member in sample.members:
@@ -49,40 +59,91 @@ def list_outer_tar(path: Path, *, num_workers: int) -> Listing:
                 if extension == "tar":
                     inner.append((name, member.start, member.length))
                 else:
-                    passed_over += 1
-    inner.sort()
-    for (name, *_), (following, *_) in pairwise(inner):
-        if name == following:
-            raise DataError(f"{path}: two inner tars are named {name}.tar, so they cannot be told apart")
-    tars = [ClassTar(str(path), start, length, name, label) for label, (name, start, length) in enumerate(inner)]
+                    others.append(f"{sample.key}.{member.extension}")
+    check_class_tars([name for name, *_ in inner], place=path, known=known)
+    places = {name: (start, length) for name, start, length in inner}
+    if len(places) < len(inner):
+        name = next(name for name, count in Counter(name for name, *_ in inner).items() if count > 1)
+        raise DataError(f"{path}: two inner tars are named {name}.tar, so they cannot be told apart")
+    tars = [
+        ClassTar(str(path), places[name][0], places[name][1], name, label) for label, name in enumerate(sort_classes(places))
+    ]
     listing = _list(tars, num_workers)
-    return replace(listing, passed_over=listing.passed_over + passed_over)
+    return replace(
+        listing, passed_over=listing.passed_over + len(others),
+        first_passed_over=(*others, *listing.first_passed_over)[:MAX_NAMED],
+    )  # fmt: skip
+
+
+def check_class_tars(names: Collection[str], *, place: object, known: Collection[str]) -> None:
+    """Refuse tars whose names are no classes: splits, numbered shards.
+
+    Args:
+        known: names that the user gives as classes: these are classes, whatever they are called.
+
+    Raises:
+        DataError: they are splits or shards.
+    """
+    unknown = sorted(name for name in names if name not in known)
+    if unknown and _are_shards(unknown):
+        raise DataError(
+            f"{place} holds images without labels in tars that are numbered like shards ({unknown[0]}.tar ...). WebDataset samples "
+            f"have a label beside the image (KEY.jpg, KEY.cls); tars of one class each must be named after their class, like "
+            f"n01440764.tar or cat.tar. If these are classes, name them in a --classes file"
+        )
+    if splits := splits_among_classes(unknown):
+        raise DataError(
+            f"{place} holds tars of the splits {', '.join(splits)}, with images and no labels; a split is no class. WebDataset samples "
+            f"have a label next to the image (KEY.jpg, KEY.cls); if they are classes, name them in a --classes file"
+        )
+
+
+def _are_shards(names: Collection[str]) -> bool:
+    """Whether tars are numbered like shards (train-000, part_0001_of_0010), not named like classes.
+
+    Names that differ in nothing but numbers, or hold a split and a number, are shards; so is a single one with a number.
+    """
+    if all(WORDNET_ID.fullmatch(name) for name in names):
+        return False
+    patterns = Counter(DIGITS.sub("#", name) for name in names)
+    return any(
+        "#" in pattern and (count > 1 or len(names) == 1 or parse_split(pattern) is not None)
+        for pattern, count in patterns.items()
+    )
 
 
 def _list(tars: list[ClassTar], num_workers: int) -> Listing:
     listing = list_parts(_list_tar, tars, num_workers=num_workers, description="list class tars", unit="tar")
     if not len(listing):
         raise DataError(f"{tars[0].path}: no images in {len(tars)} class tars (looked for {', '.join(IMAGE_EXTENSIONS)})")
-    return replace(listing, classes=tuple(tar.name for tar in tars))
+    return drop_empty_classes(replace(listing, classes=tuple(tar.name for tar in tars)))
 
 
 def _list_tar(tar: ClassTar) -> Listing:
     builder = ListingBuilder()
-    passed_over = 0
     with open(tar.path, "rb") as file:
         within = file if tar.start is None else cast(BinaryIO, _Window(file, tar.start, tar.length))
         for sample in scan_samples(within, name=tar.path if tar.start is None else f"{tar.path} ({tar.name}.tar in it)"):
             refuse_sparse(sample, tar.path)
             for member in sample.members:  # WebDataset would join a.1.jpg and a.2.jpg; here each is an image of its own
-                extension = member.extension.rpartition(".")[2]
-                if extension not in IMAGE_EXTENSIONS:
-                    passed_over += 1
+                extension = _find_extension(file, member, start=tar.start or 0)
+                if extension is None:
+                    builder.pass_over(f"{tar.name}.tar/{sample.key}.{member.extension}")
                     continue
                 builder.add(
                     f"{tar.name}/{sample.key}.{member.extension}", labels=(tar.label,),
                     members=(Member(extension, 0, (tar.start or 0) + member.start, member.length),),
                 )  # fmt: skip
-    return builder.build(layout="ranges", files=(tar.path,), passed_over=passed_over)
+    return builder.build(layout="ranges", files=(tar.path,))
+
+
+def _find_extension(file: BinaryIO, member: TarMember, *, start: int) -> str | None:
+    """What an image is stored as, by its name or its first bytes; None if it is none."""
+    if (known := image_extension(f"x.{member.extension}")) is not None:
+        return known
+    file.seek(start + member.start)
+    found = sniff_image(file.read(min(SIGNATURE_BYTES, member.length)))
+    return None if found == "tif" else found  # raw files of cameras begin like TIFF files
 
 
 class _Window:

@@ -4,59 +4,160 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
-from data_tools.sources.listing import MAX_LABEL, Listing, ListingBuilder, Member
+from data_tools import splits
+from data_tools.sources.files import find_image_extension, image_extension
+from data_tools.sources.labels import read_number
+from data_tools.sources.listing import Listing, ListingBuilder, Member
+from data_tools.text_files import ADVICE, find_encoding, is_text
 from pipeline.data.sample import IMAGE_EXTENSIONS
 from pipeline.errors import DataError
 from pipeline.progress import track
 
 CSV_SUFFIXES = (".csv", ".tsv")
-PATH_NAMES = ("path", "file_name", "filename", "file", "filepath", "image_path", "image")
+PATH_NAMES = (
+    "path", "file_name", "filename", "file", "filepath", "filepaths", "image_path", "img_path", "image", "image_name", "img", "image_id",
+    "id",
+)  # fmt: skip
 LABEL_NAMES = ("label", "labels", "class", "classes", "class_name", "category", "target", "tags")
+DELIMITERS = (",", ";", "\t", "|")
+MAX_VALUES = splits.MAX_SPLIT_VALUES
 
 Row = tuple[int, list[str]]  # line number, cells
 
 
-def list_csv(path: Path, *, image_column: str | None, label_column: str | None, label_separator: str | None) -> Listing:
+@dataclass(frozen=True)
+class CsvOptions:
+    """What the user says about a CSV file."""
+
+    image_column: str | None = None
+    label_column: str | None = None
+    label_separator: str | None = None
+    image_folder: Path | None = None  # paths are relative to it; the file's own folder if not given
+    encoding: str | None = None
+    wanted_splits: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where in a row what is."""
+
+    width: int
+    has_header: bool
+    names: tuple[str, ...]
+    path: int
+    label: int
+
+
+def list_csv(path: Path, options: CsvOptions) -> Listing:
     """The images that a file names, by paths relative to it.
 
-    The first line is a header if its first cell does not end like an image, or if a column is asked for by name.
-
-    Args:
-        label_separator: what stands between the labels of one image. If not given: `;`, and spaces between numbers (in
-            a class's name a space belongs to it).
+    The first line is a header if its first cell neither is a file nor ends like an image, or if a column is asked for by
+    name. All labels of the file are numbered, those of other splits too, so that its splits agree.
 
     Raises:
-        DataError: naming the line that is not a path and a label, or whose file is not there.
+        DataError: several splits, or naming the line that is not a path and a label, or whose file is not there.
     """
-    builder = ListingBuilder()
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        rows = _rows(path, file)
+    folder = options.image_folder or path.parent
+    with _open(path, options) as rows:
         first = next(rows, None)
         if first is None:
             raise DataError(f"{path} is empty")
-        is_header = image_column is not None or label_column is not None or _extension(first[1][0]) not in IMAGE_EXTENSIONS
-        path_cell, label_cell = _find_columns(path, first[1], image=image_column, label=label_column) if is_header else (0, 1)
-        for line, cells in track(rows if is_header else chain([first], rows), description="list images", unit="image"):
-            if len(cells) != len(first[1]) or len(cells) < 2:
-                raise DataError(f"{path} line {line}: {len(cells)} cells, not a path and a label as in line 1")
-            member = _member(path, line, cells[path_cell])
-            labels = _split_labels(cells[label_cell], label_separator)
+        columns = _find_columns(path, first[1], options, folder=folder)
+        selected = _Selection(path, columns, options, rows if columns.has_header else chain([first], rows))
+    builder = ListingBuilder()
+    with _open(path, options) as rows:
+        if columns.has_header:
+            next(rows)
+        for line, cells in track(rows, description="list images", unit="image"):
+            labels = _split_labels(cells[columns.label], options.label_separator)
+            if not selected.holds(cells):
+                builder.note_labels(labels)
+                continue
             if not labels:
                 raise DataError(f"{path} line {line}: no label")
-            builder.add(cells[path_cell], labels=labels, members=(member,))
+            name, member = _find_image(path, line, cells[columns.path], folder=folder, encoding=options.encoding)
+            builder.add(name, labels=labels, members=(member,))
     if not len(builder):
         raise DataError(f"{path} names no images")
-    return _number(builder.build(layout="files", files=(str(path.parent),)), path)
+    return builder.build(layout="files", files=(str(folder),))
 
 
-def _rows(path: Path, file: Iterator[str]) -> Iterator[Row]:
-    reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+class _Selection:
+    """Which rows are of the wanted split: looks at all rows once, before any image is listed."""
+
+    def __init__(self, path: Path, columns: _Columns, options: CsvOptions, rows: Iterator[Row]) -> None:
+        self._columns = columns
+        self._column: int | None = None
+        others = [i for i in range(columns.width) if i not in (columns.path, columns.label)]
+        values: dict[int, Counter[str]] = {i: Counter() for i in others}
+        in_paths: Counter[splits.SplitName | None] = Counter()
+        for line, cells in rows:
+            if len(cells) != columns.width:
+                raise DataError(f"{path} line {line}: {len(cells)} cells, not a path and a label as in line 1")
+            if not is_text(cells[columns.label]) or "\0" in "".join(cells):
+                raise DataError(f"{path} line {line}: bytes that are no UTF-8; {ADVICE}")
+            for i in others:
+                if len(values[i]) <= MAX_VALUES or cells[i] in values[i]:
+                    values[i][cells[i]] += 1
+            in_paths[splits.parse_path(cells[columns.path])] += 1
+        wanted = options.wanted_splits
+        for i in others:
+            name = columns.names[i] if columns.has_header else f"number {i + 1}"
+            is_named = columns.has_header and splits.is_split_column(name)
+            if len(values[i]) <= MAX_VALUES and (is_named or splits.are_splits(values[i])):
+                self._column = i
+                place, found = f"column {name!r} of {path}", values[i]
+                break
+        else:
+            place, found = str(path), splits.name_counts(in_paths)
+        self.taken = splits.choose(
+            found, wanted, place=place, unit="rows", answer="choose one with --source-split",
+            unmarked="refuse" if self._column is not None else "allow",
+        )  # fmt: skip
+        splits.check_found(wanted, found, place=place)
+
+    def holds(self, cells: list[str]) -> bool:
+        """Whether a row is of the split."""
+        if self.taken is None:
+            return True
+        if self._column is not None:
+            return cells[self._column] in self.taken
+        return splits.path_in(cells[self._columns.path], self.taken)
+
+
+@contextmanager
+def _open(path: Path, options: CsvOptions) -> Iterator[Iterator[Row]]:
+    try:
+        with path.open("rb") as file:
+            start = file.read(1 << 16)
+        encoding = find_encoding(start) or options.encoding or "utf-8"
+        # File names may be bytes of any kind; labels may not, which is checked where they are.
+        errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
+        with path.open(newline="", encoding=encoding, errors=errors) as file:
+            yield _rows(path, file, delimiter=_find_delimiter(path, start.decode(encoding, "replace")))
+    except UnicodeError as error:
+        raise DataError(f"{path}: bytes that are not {options.encoding or 'UTF-8'} ({error}); {ADVICE}") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+
+
+def _find_delimiter(path: Path, start: str) -> str:
+    """Tabs in a .tsv; in a .csv commas, or what else cuts the first line where it has none."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    line = start.partition("\n")[0]
+    return next((delimiter for delimiter in DELIMITERS if delimiter in line), ",")
+
+
+def _rows(path: Path, file: Iterator[str], *, delimiter: str) -> Iterator[Row]:
+    reader = csv.reader(file, delimiter=delimiter)
     while True:
         try:
             cells = next(reader, None)
@@ -64,41 +165,57 @@ def _rows(path: Path, file: Iterator[str]) -> Iterator[Row]:
             raise DataError(f"{path} line {reader.line_num}: {error}") from error
         if cells is None:
             return
-        if cells:
-            yield reader.line_num, [cell.strip() for cell in cells]
+        if any(cells):
+            yield reader.line_num, [cell.strip(" \t\r\n") for cell in cells]
 
 
-def _find_columns(path: Path, header: list[str], *, image: str | None, label: str | None) -> tuple[int, int]:
-    names = [name.lower() for name in header]
+def _find_columns(path: Path, first: list[str], options: CsvOptions, *, folder: Path) -> _Columns:
+    if len(first) < 2:
+        raise DataError(f"{path} line 1: 1 cells, not a path and a label")
+    is_asked = options.image_column is not None or options.label_column is not None
+    looks_like_image = image_extension(first[0]) is not None or os.path.isfile(os.path.join(folder, first[0]))
+    if not is_asked and looks_like_image:
+        return _Columns(len(first), False, tuple(first), 0, 1)
+    names = [name.lower() for name in first]
     places: list[int] = []
-    for asked, known, option in ((image, PATH_NAMES, "--image-column"), (label, LABEL_NAMES, "--label-column")):
+    for asked, known, option in (
+        (options.image_column, PATH_NAMES, "--image-column"), (options.label_column, LABEL_NAMES, "--label-column"),
+    ):  # fmt: skip
         wanted = known if asked is None else (asked.lower(),)
         place = next((names.index(name) for name in wanted if name in names), None)
         if place is None and (asked is not None or len(names) != 2):
             raise DataError(
-                f"{path}: no column {' or '.join(wanted)} among {', '.join(header)} in its header; name it with {option}"
+                f"{path}: no column {' or '.join(wanted)} among {', '.join(first)} in its header; name it with {option}"
             )
         places.append(len(places) if place is None else place)
     if places[0] == places[1]:
         raise DataError(
-            f"{path}: column {header[places[0]]!r} cannot be both path and label; see --image-column, --label-column"
+            f"{path}: column {first[places[0]]!r} cannot be both path and label; see --image-column, --label-column"
         )
-    return places[0], places[1]
+    return _Columns(len(first), True, tuple(first), places[0], places[1])
 
 
-def _extension(name: str) -> str:
-    return os.path.splitext(name)[1].removeprefix(".").lower()
-
-
-def _member(path: Path, line: int, name: str) -> Member:
-    extension = _extension(name)
-    if extension not in IMAGE_EXTENSIONS:
-        raise DataError(f"{path} line {line}: {name!r} does not end like an image ({', '.join(IMAGE_EXTENSIONS)})")
-    place = os.path.join(path.parent, name)
-    try:
-        return Member(extension, 0, 0, os.stat(place).st_size)
-    except OSError as error:
-        raise DataError(f"{path} line {line}: {place}: {error.strerror}; paths are relative to the file") from error
+def _find_image(path: Path, line: int, name: str, *, folder: Path, encoding: str | None) -> tuple[str, Member]:
+    """The file that a cell names: as it is, in the bytes of the file's encoding, or without its ending as in lists of ids."""
+    names = [name]
+    if encoding is not None:
+        names.append(os.fsdecode(name.encode(encoding, "replace")))
+    if image_extension(name) is None:
+        names += [f"{name}.{extension}" for extension in IMAGE_EXTENSIONS]
+    place = os.path.join(folder, name)
+    for candidate in names:
+        candidate_place = os.path.join(folder, candidate)
+        if not os.path.isfile(candidate_place):
+            continue
+        extension = find_image_extension(candidate_place)
+        if extension is None:
+            raise DataError(f"{path} line {line}: {candidate_place} does not end like an image, and does not begin like one")
+        return candidate, Member(extension, 0, 0, os.stat(candidate_place).st_size)
+    reason = "is no file" if os.path.exists(place) else "No such file or directory"
+    raise DataError(
+        f"{path} line {line}: {place}: {reason}; paths are relative to {'the file' if folder == path.parent else folder}, or give "
+        f"their folder with --image-folder"
+    )
 
 
 def _split_labels(text: str, separator: str | None) -> list[str]:
@@ -107,17 +224,6 @@ def _split_labels(text: str, separator: str | None) -> list[str]:
     elif ";" in text:
         parts = text.split(";")
     else:
-        words = text.split()
-        parts = words if all(word.lstrip("-").isdecimal() for word in words) else [text]
-    return [part.strip() for part in parts if part.strip()]
-
-
-def _number(listing: Listing, path: Path) -> Listing:
-    """Labels that are all numbers are class ids, not names."""
-    names = listing.classes or ()
-    if not all(name.lstrip("-").isdecimal() for name in names):
-        return listing
-    values = [int(name) for name in names]
-    if strange := [value for value in values if not 0 <= value <= MAX_LABEL]:
-        raise DataError(f"{path}: label {strange[0]} is no class number; they begin at 0")
-    return listing.relabel(np.array(values), None)
+        words = text.split(" ")
+        parts = words if all(read_number(word.lstrip("-")) is not None for word in words if word) else [text]
+    return [part.strip(" \t\r\n") for part in parts if part.strip(" \t\r\n")]

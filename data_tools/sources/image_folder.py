@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from data_tools.sources.files import find_image_extension, is_junk
 from data_tools.sources.listing import Listing, ListingBuilder, Member
 from data_tools.sources.parts import list_parts
+from data_tools.splits import parse_split, split_of, splits_among_classes
 from pipeline.data.sample import IMAGE_EXTENSIONS
 from pipeline.errors import DataError
 
@@ -22,46 +26,142 @@ class ClassFolder(NamedTuple):
     label: int
 
 
-def list_image_folder(root: Path, *, num_workers: int) -> Listing:
-    """Every image of every class folder; classes are the folders in sorted order.
+class _Look(NamedTuple):
+    """What lies directly in a folder."""
 
-    Names that begin with a dot are no images and no classes. Links to files are followed, links to folders are not.
+    num_folders: int
+    num_images: int
+
+
+def sort_classes(names: Collection[str]) -> list[str]:
+    """Class names in the order of their ids: sorted, and numbers by their value."""
+    are_numbers = all(name.isdecimal() and name.isascii() for name in names)
+    return sorted(names, key=lambda name: (int(name), name)) if are_numbers else sorted(names)
+
+
+def list_image_folder(root: Path, *, num_workers: int) -> Listing:
+    """Every image of every class folder; classes are the folders that hold an image, sorted.
+
+    Hidden names and those that systems leave behind (`__MACOSX`, `Thumbs.db`) are no images and no classes. Links to
+    files are followed, links to folders are not.
 
     Raises:
         DataError: no images.
     """
     with os.scandir(root) as found:
-        entries = [entry for entry in found if not entry.name.startswith(".")]
-    classes = sorted(entry.name for entry in entries if entry.is_dir())
-    tasks = [ClassFolder(name, label) for label, name in enumerate(classes)]
+        entries = sorted((entry for entry in found if not is_junk(entry.name)), key=lambda entry: entry.name)
+    folders = sort_classes([entry.name for entry in entries if entry.is_dir()])
+    tasks = [ClassFolder(name, label) for label, name in enumerate(folders)]
     listing = list_parts(
         partial(_list_class, str(root)), tasks, num_workers=num_workers, description="list classes", unit="class"
     )  # fmt: skip
     if not len(listing):
         raise DataError(
-            f"{root}: no images in its {len(classes)} class folders (looked for {', '.join(IMAGE_EXTENSIONS)}); a folder "
+            f"{root}: no images in its {len(folders)} class folders (looked for {', '.join(IMAGE_EXTENSIONS)}); a folder "
             f"that holds tars, Parquet files or CIFAR batches, or a CSV file, must be given itself"
         )
-    return replace(listing, classes=tuple(classes), passed_over=listing.passed_over + len(entries) - len(classes))
+    files = tuple(entry.name for entry in entries if not entry.is_dir())
+    return drop_empty_classes(replace(
+        listing, classes=tuple(folders), passed_over=listing.passed_over + len(files),
+        first_passed_over=files + listing.first_passed_over,
+    ))  # fmt: skip
+
+
+def drop_empty_classes(listing: Listing) -> Listing:
+    """A folder or tar without an image is no class; the others are numbered without it."""
+    classes = listing.classes or ()
+    counts = np.bincount(listing.labels, minlength=len(classes))
+    kept = [name for name, count in zip(classes, counts, strict=True) if count]
+    empty = tuple(name for name, count in zip(classes, counts, strict=True) if not count)
+    return replace(listing.relabel(np.cumsum(counts > 0) - 1, kept), empty_classes=listing.empty_classes + empty)
+
+
+def check_class_folders(root: Path, *, known: Collection[str]) -> None:
+    """Refuse folders that are splits or only one folder on the way to the classes.
+
+    Args:
+        known: names that the user gives as classes: these are classes, whatever they are called.
+
+    Raises:
+        DataError: naming what to give instead.
+    """
+    with os.scandir(root) as found:
+        names = sort_classes([entry.name for entry in found if entry.is_dir() and not is_junk(entry.name)])
+    unknown = [name for name in names if name not in known]
+    splits = splits_among_classes(unknown) if len(unknown) == len(names) or len(unknown) > 1 else []
+    if not splits:
+        splits = [name for name in unknown if parse_split(name) is not None and _holds_classes(root, name, names)]
+    if splits:
+        looks = {name: _look(root / name) for name in splits}
+        shown = ", ".join(f"{name}/ ({_describe(look)})" for name, look in looks.items())
+        others = f" and {len(names) - len(splits)} other folders" if len(names) > len(splits) else ""
+        raise DataError(
+            f"source '{root}' holds the splits {shown}{others}; splits are no classes. {_advise(root, looks)}. If they are classes, name "
+            f"them in a --classes file"
+        )
+    if len(unknown) == 1 and len(names) == 1:
+        look = _look(root / names[0])
+        if look.num_folders > 1 and not look.num_images:
+            raise DataError(
+                f"source '{root}' holds a single folder, {names[0]}/, with {look.num_folders} folders in it; give {root / names[0]} if "
+                f"these are the classes, or name {names[0]} in a --classes file if it is the only class"
+            )
+
+
+def _holds_classes(root: Path, name: str, names: list[str]) -> bool:
+    """Whether a folder named like a split holds folders alone, unlike those beside it, which hold images or nothing."""
+    look = _look(root / name)
+    others = [_look(root / other) for other in names if other != name]
+    return look.num_folders > 0 and not look.num_images and all(not other.num_folders or other.num_images for other in others)
+
+
+def _look(folder: Path) -> _Look:
+    with os.scandir(folder) as found:
+        entries = [entry for entry in found if not is_junk(entry.name)]
+        num_folders = sum(entry.is_dir() for entry in entries)
+        return _Look(num_folders, sum(entry.is_file() and _extension(entry.path) is not None for entry in entries))
+
+
+def _describe(look: _Look) -> str:
+    return f"{look.num_folders} folders" if look.num_folders else f"{look.num_images} images"
+
+
+def _advise(root: Path, looks: Mapping[str, _Look]) -> str:
+    """What to type instead: one of the folders, or a list where they hold images without classes."""
+    first = next(iter(looks))
+    if any(look.num_folders for look in looks.values()):
+        first = next(name for name, look in looks.items() if look.num_folders)
+        return f"Give one of them, {root / first}, or choose it with --source-split {split_of(first)}"
+    lists = {split_of(path.stem): path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv")}
+    for name in looks:
+        if path := lists.get(split_of(name)):
+            return f"They hold no class folders; if {path.name} lists the images of {name}, give {path} --image-folder {root / name}"
+    return f"They hold no class folders; give a CSV of their images and labels, with --image-folder {root / first}"
 
 
 def _list_class(root: str, folder: ClassFolder) -> Listing:
     builder = ListingBuilder()
-    passed_over = 0
     for name, num_bytes in sorted(_files(os.path.join(root, folder.name), f"{folder.name}/")):
-        extension = os.path.splitext(name)[1].removeprefix(".").lower()
-        if num_bytes is None or extension not in IMAGE_EXTENSIONS:
-            passed_over += 1
+        extension = None if num_bytes is None else _extension(os.path.join(root, name))
+        if num_bytes is None or extension is None:
+            builder.pass_over(name)
         else:
             builder.add(name, labels=(folder.label,), members=(Member(extension, 0, 0, num_bytes),))
-    return builder.build(layout="files", files=(root,), passed_over=passed_over)
+    return builder.build(layout="files", files=(root,))
+
+
+def _extension(path: str) -> str | None:
+    try:
+        return find_image_extension(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
 
 
 def _files(path: str, prefix: str) -> Iterator[tuple[str, int | None]]:
     """Names below the root with their sizes; None where it is no file."""
     with os.scandir(path) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if is_junk(entry.name):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 yield from _files(entry.path, f"{prefix}{entry.name}/")

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from pipeline.errors import DataError
 
 Layout = Literal["files", "ranges"]
+ClassSource = Literal["names", "texts"]
 Int64s = NDArray[np.int64]
 TAR_BLOCK_BYTES = 512
 MAX_LABEL = 2**31 - 1
+MAX_NAMED = 100  # of the files that are passed over
 COPIED_AT_ONCE = 1 << 16  # samples; bounds what copying names takes
 
 
@@ -46,14 +48,18 @@ class Listing:
     """Samples in a fixed order. Values of sample i are those before `ends[i]` and from `ends[i - 1]` on.
 
     With the layout `files` a sample is one whole file, FILES[0]/NAME; with `ranges` its members are byte ranges of the
-    files.
+    files. `classes` are names (of folders, from metadata), or texts that a column or member holds, which may turn out to be
+    numbers.
     """
 
     layout: Layout
     files: tuple[str, ...]
     extensions: tuple[str, ...]
     classes: tuple[str, ...] | None  # by label, where the source tells
+    class_source: ClassSource
     passed_over: int  # files that are not images, or samples without one
+    first_passed_over: tuple[str, ...]  # names of the first of them
+    empty_classes: tuple[str, ...]  # folders or tars without an image, which are no classes
     name_ends: Int64s  # (N,)
     name_bytes: NDArray[np.uint8]
     label_ends: Int64s  # (N,)
@@ -99,7 +105,8 @@ class Listing:
 
     def relabel(self, values: NDArray[np.integer], classes: Sequence[str] | None) -> Listing:
         """Every label l replaced by values[l]."""
-        return replace(self, labels=values[self.labels].astype(np.int32), classes=None if classes is None else tuple(classes))
+        labels = values[self.labels].astype(np.int32) if len(self.labels) else self.labels
+        return replace(self, labels=labels, classes=None if classes is None else tuple(classes))
 
     def tar_bytes(self) -> Int64s:
         """What each sample takes in a tar: (N,)."""
@@ -118,13 +125,13 @@ class Listing:
 
     def save(self, place: Path) -> None:
         """Write it to a file that `load_listing` reads."""
-        texts = {name: np.array(getattr(self, name) or [], np.str_) for name in TEXTS}
-        facts = {"layout": np.array(self.layout), "passed_over": np.array(self.passed_over)}
+        texts = {name: np.array([_storable(text) for text in getattr(self, name) or ()], np.str_) for name in TEXTS}
+        facts = {name: np.array(getattr(self, name)) for name in ("layout", "class_source", "passed_over")}
         with place.open("wb") as file:
             np.savez(file, **facts, **texts, **{name: getattr(self, name) for name in ARRAYS})  # pyright: ignore[reportArgumentType]
 
 
-TEXTS = ("files", "extensions", "classes")
+TEXTS = ("files", "extensions", "classes", "first_passed_over", "empty_classes")
 COLUMNS = ("name_bytes", "labels", "member_start", "member_length")  # those that are joined as they are
 ENDS = ("name_ends", "label_ends", "member_ends")
 ARRAYS = (*COLUMNS, *ENDS, "member_extension", "member_file")
@@ -133,12 +140,23 @@ ARRAYS = (*COLUMNS, *ENDS, "member_extension", "member_file")
 def load_listing(place: Path) -> Listing:
     """What `Listing.save` wrote."""
     with np.load(place, allow_pickle=False) as stored:
-        texts: dict[str, Any] = {name: tuple(stored[name].tolist()) for name in TEXTS}
+        texts: dict[str, Any] = {name: tuple(_restored(text) for text in stored[name].tolist()) for name in TEXTS}
         texts["classes"] = texts["classes"] or None
         layout: Layout = "files" if str(stored["layout"]) == "files" else "ranges"
+        class_source: ClassSource = "texts" if str(stored["class_source"]) == "texts" else "names"
         return Listing(
-            layout=layout, passed_over=int(stored["passed_over"]), **texts, **{name: stored[name] for name in ARRAYS}
+            layout=layout, class_source=class_source, passed_over=int(stored["passed_over"]), **texts,
+            **{name: stored[name] for name in ARRAYS},
         )  # fmt: skip
+
+
+def _storable(text: str) -> str:
+    """numpy cuts zeros off the end of a text and stores no lone surrogates: names of files may hold the latter."""
+    return text.encode("utf-8", "surrogateescape").decode("latin-1") + "."
+
+
+def _restored(text: str) -> str:
+    return text[:-1].encode("latin-1").decode("utf-8", "surrogateescape")
 
 
 class ListingBuilder:
@@ -151,6 +169,9 @@ class ListingBuilder:
         self._start, self._length = array("q"), array("q")
         self._extensions: dict[str, int] = {}
         self._vocabulary: dict[str, int] = {}
+        self._has_numbers = False
+        self._passed_over = 0
+        self._first_passed_over: list[str] = []
 
     def __len__(self) -> int:
         return len(self._name_ends)
@@ -161,6 +182,7 @@ class ListingBuilder:
         self._name_ends.append(len(self._name_bytes))
         for label in dict.fromkeys(labels):
             is_name = isinstance(label, str)
+            self._has_numbers |= not is_name
             self._labels.append(self._vocabulary.setdefault(label, len(self._vocabulary)) if is_name else label)
         self._label_ends.append(len(self._labels))
         for extension, file, start, length in members:
@@ -170,17 +192,33 @@ class ListingBuilder:
             self._length.append(length)
         self._member_ends.append(len(self._length))
 
-    def build(
-        self, *, layout: Layout, files: Sequence[str], classes: Sequence[str] | None = None, passed_over: int = 0
-    ) -> Listing:
+    def note_labels(self, labels: Iterable[int | str]) -> None:
+        """Names that occur in samples of other splits: all splits of a source are numbered alike."""
+        for label in labels:
+            if isinstance(label, str):
+                self._vocabulary.setdefault(label, len(self._vocabulary))
+
+    def pass_over(self, name: str) -> None:
+        """Count a file that is no image, or a sample without one."""
+        self._passed_over += 1
+        if len(self._first_passed_over) < MAX_NAMED:
+            self._first_passed_over.append(name)
+
+    def build(self, *, layout: Layout, files: Sequence[str], classes: Sequence[str] | None = None) -> Listing:
         """All that was added.
 
         Args:
             classes: names by label, where labels were given as numbers.
+
+        Raises:
+            DataError: numbers among names.
         """
+        if self._vocabulary and self._has_numbers:
+            raise DataError(f"{files[0]}: some of its labels are numbers, others are names; make them alike")
         listing = Listing(
-            layout=layout, files=tuple(files), extensions=tuple(self._extensions), passed_over=passed_over,
-            classes=None if classes is None else tuple(classes),
+            layout=layout, files=tuple(files), extensions=tuple(self._extensions), passed_over=self._passed_over,
+            first_passed_over=tuple(self._first_passed_over), empty_classes=(),
+            classes=None if classes is None else tuple(classes), class_source="texts" if self._vocabulary else "names",
             name_ends=np.array(self._name_ends, np.int64), name_bytes=np.frombuffer(bytes(self._name_bytes), np.uint8),
             label_ends=np.array(self._label_ends, np.int64), labels=np.array(self._labels, np.int32),
             member_ends=np.array(self._member_ends, np.int64), member_extension=np.array(self._extension, np.int32),
@@ -201,6 +239,7 @@ def concatenate(parts: Sequence[Listing]) -> Listing:
         DataError: some parts have class names, others only numbers.
     """
     parts = _agree_on_classes(parts)
+    first_passed_over = tuple(name for part in parts for name in part.first_passed_over)[:MAX_NAMED]
     extensions = tuple(dict.fromkeys(extension for part in parts for extension in part.extensions))
     places = {extension: place for place, extension in enumerate(extensions)}
     files = parts[0].files if parts[0].layout == "files" else tuple(file for part in parts for file in part.files)
@@ -217,17 +256,22 @@ def concatenate(parts: Sequence[Listing]) -> Listing:
     ])  # fmt: skip
     return Listing(
         layout=parts[0].layout, files=files, extensions=extensions, classes=parts[0].classes,
-        passed_over=sum(part.passed_over for part in parts), **joined,
+        class_source="texts" if any(part.class_source == "texts" for part in parts) else "names",
+        passed_over=sum(part.passed_over for part in parts), first_passed_over=first_passed_over,
+        empty_classes=tuple(name for part in parts for name in part.empty_classes), **joined,
     )  # fmt: skip
 
 
 def _agree_on_classes(parts: Sequence[Listing]) -> Sequence[Listing]:
-    lists = {part.classes for part in parts}
-    if len(lists) == 1:
-        return parts
+    lists = {part.classes for part in parts if len(part.labels) or part.classes is not None}
+    if len(lists) == 1:  # a part without labels has no say
+        (classes,) = lists
+        return [replace(part, classes=classes) for part in parts]
     if None in lists:
         raise DataError("some files of the source name their classes, others only number them; make them alike")
-    names = sorted({name for classes in lists for name in classes or ()})
+    names = sorted({name for classes in lists for name in classes or ()}) or None
+    if names is None:
+        return parts
     places = {name: place for place, name in enumerate(names)}
     return [part.relabel(np.array([places[name] for name in part.classes or ()], np.int32), names) for part in parts]
 

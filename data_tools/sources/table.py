@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import xxhash
 
-from data_tools.sources.listing import MAX_LABEL, Listing
+from data_tools import splits
+from data_tools.sources.listing import MAX_LABEL, Listing, ListingBuilder, concatenate
 from data_tools.sources.unpack import Entry, unpack_files
 from pipeline.errors import DataError
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 TABLE_SUFFIXES = (".parquet", ".arrow")
 ROWS_AT_ONCE = 64
 READ_BUFFER_BYTES = 1 << 20
-SPLIT_NAME = re.compile(r"(.+)-\d{5}-of-\d{5}|(train|validation|valid|val|test|dev)(?![a-zA-Z])")
+SAMPLE_ROWS = 256  # that tell whether a column of texts may be one of splits
 
 
 class Columns(NamedTuple):
@@ -33,34 +34,123 @@ class Columns(NamedTuple):
     classes: tuple[str, ...] | None
 
 
-def find_splits(paths: list[Path]) -> dict[str, list[Path]]:
-    """Files by the split in their name (train-00000-of-00294.parquet, test.parquet); all others under ""."""
-    splits: dict[str, list[Path]] = {}
-    for path in paths:
-        match = SPLIT_NAME.match(path.name)
-        splits.setdefault((match[1] or match[2]) if match else "", []).append(path)
-    return splits
-
-
 def list_tables(
-    paths: list[Path], scratch: Path, num_workers: int, *, stamp: str, image_column: str | None, label_column: str | None
-) -> Listing:
+    paths: list[Path], scratch: Path, num_workers: int, *, stamp: str, image_column: str | None, label_column: str | None,
+    wanted_splits: tuple[str, ...] | None = None, others: Sequence[Path] = (), file_splits: Collection[str] = (),
+) -> Listing:  # fmt: skip
     """The rows of these files, their images copied to `scratch`.
 
     Args:
         stamp: tells these files and options from others.
         image_column: bytes, or a struct of `bytes` and `path`; the one that is said to hold images if not given.
         label_column: a number, a name, or a list of either; the one that is said to hold classes if not given.
+        wanted_splits: values of a column of splits to take, unless they are among `file_splits`.
+        others: files of other splits, whose names of classes are numbered too.
 
     Raises:
-        DataError: pyarrow is missing, a file is damaged, or has no such columns.
+        DataError: pyarrow is missing, a file is damaged, or has no such columns, or several splits.
     """
-    columns = [choose_columns(path, image=image_column, label=label_column) for path in paths]
-    if others := [path for path, found in zip(paths, columns, strict=True) if found != columns[0]]:
-        raise DataError(f"{paths[0]} and {others[0]} differ in their columns or in their class names, so they are not one set")
-    read = partial(_read_rows, columns[0])
-    classes = columns[0].classes
-    return unpack_files(read, paths, scratch=scratch, stamp=stamp, classes=classes, num_workers=num_workers)
+    filled = [path for path in paths if _count_rows(str(path))]
+    if not filled:
+        raise DataError(f"{paths[0]}: no rows in {len(paths)} files")
+    columns = [choose_columns(path, image=image_column, label=label_column) for path in filled]
+    if strangers := [path for path, found in zip(filled, columns, strict=True) if found != columns[0]]:
+        raise DataError(
+            f"{filled[0]} and {strangers[0]} differ in their columns or in their class names, so they are not one set"
+        )
+    selection = _select_rows(filled, columns[0], wanted_splits, file_splits)
+    read = partial(_read_rows, columns[0], selection)
+    listing = unpack_files(read, filled, scratch=scratch, stamp=stamp, classes=columns[0].classes, num_workers=num_workers)
+    return _note_names(listing, others, columns[0])
+
+
+def _note_names(listing: Listing, others: Sequence[Path], columns: Columns) -> Listing:
+    """Names of classes that occur in other splits' files are numbered too, so that all splits agree."""
+    if listing.class_source == "names" or listing.classes is None:
+        return listing
+    builder = ListingBuilder()
+    for path in others:
+        schema, batches = _open(str(path))
+        if columns.label in schema.names:
+            for batch in batches([columns.label]):
+                for label in batch.column(columns.label).to_pylist():
+                    builder.note_labels(one for one in (label if isinstance(label, list) else [label]) if isinstance(one, str))
+    return concatenate([listing, builder.build(layout="ranges", files=())])
+
+
+class Selection(NamedTuple):
+    """Rows of which values of a column to take."""
+
+    column: str
+    values: frozenset[Any]
+
+
+def _select_rows(
+    paths: Sequence[Path], columns: Columns, wanted: tuple[str, ...] | None, file_splits: Collection[str]
+) -> Selection | None:
+    """Which rows to take of files with a column of splits; None for all.
+
+    Raises:
+        DataError: several splits and no choice.
+    """
+    for name in _split_columns(paths[0], columns):
+        counts: Counter[Any] = Counter()
+        for path in paths:
+            for batch in _open(str(path))[1]([name]):
+                counts.update(batch.column(name).to_pylist())
+        by_text = {str(value): value for value in counts}
+        if len(counts) > splits.MAX_SPLIT_VALUES or not (splits.is_split_column(name) or splits.are_splits(by_text)):
+            continue
+        place = f"column {name!r} of {paths[0].parent if len(paths) > 1 else paths[0]}"
+        remaining = [word for word in wanted or () if word not in file_splits]
+        taken = splits.choose(
+            {text: counts[value] for text, value in by_text.items()}, remaining or None, place=place, unit="rows",
+            answer="choose one with --source-split",
+        )  # fmt: skip
+        splits.check_found(remaining, by_text, place=place)
+        return None if taken is None else Selection(name, frozenset(by_text[text] for text in taken))
+    splits.check_found(wanted, file_splits, place=paths[0].parent)
+    return None
+
+
+def _split_columns(path: Path, columns: Columns) -> list[str]:
+    """Columns that may say each row's split: by their name first, then those whose first values are nothing but splits."""
+    pa = _pyarrow()
+    schema, batches = _open(str(path))
+    rest = [name for name in schema.names if name not in (columns.image, columns.label)]
+    kinds = {name: schema.field(name).type for name in rest}
+    plain = [name for name in rest if not pa.types.is_nested(kinds[name]) and not pa.types.is_binary(kinds[name])]
+    named = [name for name in plain if splits.is_split_column(name)]
+    texts = [name for name in plain if name not in named and _is_text(kinds[name])]
+    if not texts:
+        return named
+    seen: dict[str, set[str]] = {name: set() for name in texts}
+    num_rows = 0
+    for batch in batches(texts):
+        for name in texts:
+            seen[name].update(str(value) for value in batch.column(name).to_pylist() if value is not None)
+        num_rows += batch.num_rows
+        if num_rows >= SAMPLE_ROWS:
+            break
+    return named + [name for name in texts if seen[name] and all(splits.is_split(value) for value in seen[name])]
+
+
+def _is_text(kind: Any) -> bool:
+    pa = _pyarrow()
+    of_one = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(of_one) or pa.types.is_large_string(of_one) or pa.types.is_string_view(of_one)
+
+
+def _is_number(kind: Any) -> bool:
+    types = _pyarrow().types
+    of_one = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_integer(of_one) or types.is_floating(of_one) or types.is_boolean(of_one)
+
+
+def _count_rows(path: str) -> int:
+    if path.lower().endswith(".parquet"):
+        return _parquet(path).metadata.num_rows
+    return sum(batch.num_rows for batch in _open(path)[1](None))
 
 
 def choose_columns(path: Path, *, image: str | None, label: str | None) -> Columns:
@@ -83,14 +173,15 @@ def choose_columns(path: Path, *, image: str | None, label: str | None) -> Colum
             raise DataError(f"{path} has no column {name!r}; choose one of {', '.join(schema.names)} with {option}")
     kind = schema.field(image).type
     stored_as = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
-    if not (pa.types.is_binary(stored_as) or pa.types.is_large_binary(stored_as)):
+    if not (pa.types.is_binary(stored_as) or pa.types.is_large_binary(stored_as) or pa.types.is_binary_view(stored_as)):
         raise DataError(f"{path}: column {image!r} is {kind}, not the bytes of images; choose one with --image-column")
     kind = schema.field(label).type
-    of_one = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
-    if not (pa.types.is_integer(of_one) or pa.types.is_string(of_one) or pa.types.is_large_string(of_one)):
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    of_one = kind.value_type if is_list else kind
+    if not (_is_number(of_one) or _is_text(of_one)):
         raise DataError(f"{path}: column {label!r} is {kind}, not class numbers or names; choose one with --label-column")
     names = _class_names(features.get(label))
-    return Columns(image, label, tuple(names) if names and pa.types.is_integer(of_one) else None)
+    return Columns(image, label, tuple(names) if names and _is_number(of_one) else None)
 
 
 def _kind(feature: Any) -> str | None:
@@ -110,13 +201,17 @@ def _class_names(feature: Any) -> list[str] | None:
     return feature["names"] if "names" in feature else _class_names(feature.get("feature"))
 
 
-def _read_rows(columns: Columns, path: str) -> Iterator[Entry]:
+def _read_rows(columns: Columns, selection: Selection | None, path: str) -> Iterator[Entry]:
     batches = _open(path)[1]
     row = 0
-    for batch in batches([columns.image, columns.label]):
+    for batch in batches([columns.image, columns.label, *([selection.column] if selection else [])]):
         images, labels = batch.column(columns.image).to_pylist(), batch.column(columns.label).to_pylist()
-        for image, label in zip(images, labels, strict=True):
-            yield _entry(image, label, path=path, row=row)
+        chosen = batch.column(selection.column).to_pylist() if selection else [None] * batch.num_rows
+        for image, label, split in zip(images, labels, chosen, strict=True):
+            if selection is None or split in selection.values:
+                yield _entry(image, label, path=path, row=row)
+            else:
+                yield Entry("", [one for one in (label if isinstance(label, list) else [label]) if isinstance(one, str)], None)
             row += 1
 
 
@@ -126,23 +221,29 @@ def _entry(image: Any, label: Any, *, path: str, row: int) -> Entry:
     if data is None:
         kept = f"; it names the file {stored['path']!r} instead" if stored.get("path") else ""
         raise DataError(f"{path}: row {row} has no image bytes{kept}")
-    labels = label if isinstance(label, list) else [label]
-    if not labels or any(one is None or (isinstance(one, int) and not 0 <= one <= MAX_LABEL) for one in labels):
+    labels = [_plain(one) for one in (label if isinstance(label, list) else [label])]
+    if not labels or any(one is None for one in labels):
         raise DataError(f"{path}: row {row} has the label {label!r}, which is no class; test splits often hold no labels")
     # Not all tables name their images, or each differently: the content says which it is, whatever table it comes to lie in.
     words = [os.path.splitext(stored["path"])[0]] if stored.get("path") else []
-    return Entry("-".join([*words, xxhash.xxh64_hexdigest(data)]), labels, data)
+    return Entry("-".join([*words, xxhash.xxh64_hexdigest(data)]), [one for one in labels if one is not None], data)
+
+
+def _plain(label: Any) -> int | str | None:
+    """A class id or a text; None for what is neither: a fraction, a negative number, an empty text."""
+    if isinstance(label, str):
+        return label.strip(" \t\r\n") or None
+    if label is None or (isinstance(label, float) and not label.is_integer()):
+        return None
+    return int(label) if 0 <= label <= MAX_LABEL else None
 
 
 def _open(path: str) -> tuple[pyarrow.Schema, Any]:
     """A file's schema, and a function from column names to record batches of few rows."""
     pa = _pyarrow()
     try:
-        if path.endswith(".parquet"):
-            from pyarrow import parquet
-
-            # A whole row group may be gigabytes: its pages are read one by one.
-            file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=READ_BUFFER_BYTES)
+        if path.lower().endswith(".parquet"):
+            file = _parquet(path)
             return file.schema_arrow, partial(_parquet_batches, file, path)
         mapped = pa.memory_map(path)
         is_file = mapped.read(6) == b"ARROW1"
@@ -153,15 +254,26 @@ def _open(path: str) -> tuple[pyarrow.Schema, Any]:
     return table.schema, partial(_arrow_batches, table, path)
 
 
+def _parquet(path: str) -> Any:
+    _pyarrow()
+    import pyarrow
+    from pyarrow import parquet
+
+    try:  # a whole row group may be gigabytes: its pages are read one by one
+        return parquet.ParquetFile(path, pre_buffer=False, buffer_size=READ_BUFFER_BYTES)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} is no whole parquet file: {error}") from error
+
+
 def _parquet_batches(file: Any, path: str, columns: list[str]) -> Iterator[pyarrow.RecordBatch]:
     batches = file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns, use_threads=False)
     yield from _checked(batches, path)
 
 
-def _arrow_batches(table: Any, path: str, columns: list[str]) -> Iterator[pyarrow.RecordBatch]:
+def _arrow_batches(table: Any, path: str, columns: list[str] | None) -> Iterator[pyarrow.RecordBatch]:
     stored = iter(table) if hasattr(table, "__iter__") else (table.get_batch(i) for i in range(table.num_record_batches))
     for batch in _checked(stored, path):
-        chosen = batch.select(columns)
+        chosen = batch if columns is None else batch.select(columns)
         for start in range(0, chosen.num_rows, ROWS_AT_ONCE):
             yield chosen.slice(start, ROWS_AT_ONCE)
 

@@ -19,10 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from data_tools.sources.files import sniff_image
 from data_tools.sources.listing import Listing, ListingBuilder, Member, load_listing
 from data_tools.sources.parts import list_parts
 
-SIGNATURES = {b"\xff\xd8": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\x00": "tif", b"MM\x00*": "tif"}
+UNKNOWN = "jpg"  # where the first bytes say nothing: it must be called something
 
 
 class Entry(NamedTuple):
@@ -30,21 +31,24 @@ class Entry(NamedTuple):
 
     name: str
     labels: Sequence[int | str]
-    image: bytes
+    image: bytes | None  # None for a sample of another split: its labels are numbered, and nothing is copied
 
 
 ReadEntries = Callable[[str], Iterator[Entry]]
 
 
 def stamp_files(paths: Sequence[Path], *options: object) -> str:
-    """Hash of the files' names and sizes and of options: tells whether a source is the same without reading it."""
-    facts = [(path.name, path.stat().st_size) for path in paths]
+    """Hash of the files' places, sizes and times, and of options: tells whether a source is the same without reading it.
+
+    The time is among them because a label may be corrected without a change of the size.
+    """
+    facts = [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
     return hashlib.blake2b(repr((facts, options)).encode(), digest_size=16).hexdigest()
 
 
 def unpack_files(
-    read: ReadEntries, paths: Sequence[Path], *, scratch: Path, stamp: str, classes: Sequence[str] | None, num_workers: int
-) -> Listing:
+    read: ReadEntries, paths: Sequence[Path], *, scratch: Path, stamp: str, classes: Sequence[str] | None, num_workers: int,
+) -> Listing:  # fmt: skip
     """Copy the images of all files out and list them.
 
     Args:
@@ -67,7 +71,10 @@ def _unpack(read: ReadEntries, scratch: str, stamp: str, classes: Sequence[str] 
     part = base.with_suffix(".part")
     with part.open("wb") as file:
         for entry in read(path):
-            member = Member(sniff_extension(entry.image), 0, file.tell(), len(entry.image))
+            if entry.image is None:
+                builder.note_labels(entry.labels)
+                continue
+            member = Member(sniff_image(entry.image) or UNKNOWN, 0, file.tell(), len(entry.image))
             builder.add(entry.name, labels=entry.labels, members=(member,))
             file.write(entry.image)
         file.flush()
@@ -77,10 +84,3 @@ def _unpack(read: ReadEntries, scratch: str, stamp: str, classes: Sequence[str] 
     listing.save(part)
     os.replace(part, stored)
     return listing
-
-
-def sniff_extension(data: bytes) -> str:
-    """What an encoded image is to be called; "jpg" where its first bytes say nothing, since it must be called something."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    return next((extension for start, extension in SIGNATURES.items() if data.startswith(start)), "jpg")

@@ -2,64 +2,106 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 
-from data_tools.sources.listing import MAX_LABEL, Listing, ListingBuilder, Member
+from data_tools.sources.files import image_extension
+from data_tools.sources.labels import fields_of, read_member, read_texts
+from data_tools.sources.listing import Listing, ListingBuilder, Member
 from data_tools.sources.parts import list_parts
+from data_tools.text_files import printable, read_text, same_name, split_lines
 from pipeline.data.index import CLASSES_NAME
-from pipeline.data.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label
+from pipeline.data.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, MAX_LABEL_BYTES
 from pipeline.data.tar import refuse_sparse, scan_samples
 from pipeline.errors import DataError
 
 LabelUse = Literal["keep", "read"]
 
 
-def list_webdataset(paths: list[Path], *, label_use: LabelUse, num_workers: int) -> Listing:
+@dataclass(frozen=True)
+class LabelRule:
+    """Where a sample's label is.
+
+    Attributes:
+        use: `read` refuses samples without a label: they cannot be renumbered; `keep` counts them.
+        field: of the .json members; None for .cls, or else `label` or `labels` of the .json.
+    """
+
+    use: LabelUse
+    field: str | None = None
+
+
+def list_webdataset(paths: list[Path], *, rule: LabelRule, num_workers: int) -> Listing:
     """The samples that have an image. Members of a sample that lie apart in their tar are brought together.
 
-    Args:
-        label_use: `keep` leaves the labels to their members; `read` takes them out of `.cls`, or else `.json`, so that
-            they can be changed. A `.cls` is then written anew and outranks the `.json`, which stays as it is unless
-            it holds several labels.
+    A sample's label is its .cls, or else its .json. Whole numbers are ids; where any label is a name, they are numbered
+    like names. The .cls is written again, and outranks the .json, which keeps its other fields.
 
     Raises:
-        DataError: damaged tars, no images, members that cannot be told apart, or (to be read) labels that are none.
+        DataError: damaged tars, no images, members that cannot be told apart, or labels that are none.
     """
     listing = list_parts(
-        partial(_list_tar, label_use), [str(path) for path in paths], num_workers=num_workers, description="list tars", unit="tar"
+        partial(_list_tar, rule), [str(path) for path in paths], num_workers=num_workers, description="list tars", unit="tar"
     )  # fmt: skip
     if not len(listing):
+        ends = ", ".join(printable(name) for name in listing.first_passed_over[:3])
         raise DataError(
-            f"{paths[0]}: no images in its {listing.passed_over} samples (looked for {', '.join(IMAGE_EXTENSIONS)})"
+            f"{paths[0]}: no images in its {listing.passed_over} samples (looked for KEY.{', KEY.'.join(IMAGE_EXTENSIONS)}; it holds "
+            f"{ends} ...)"
         )
-    names = paths[0].parent / CLASSES_NAME
-    return replace(listing, classes=tuple(names.read_text().splitlines())) if names.exists() else listing
+    if not len(listing.labels):
+        _ask_for_field(listing)
+    return _name_classes(listing, paths[0].parent)
 
 
-def _list_tar(label_use: LabelUse, path: str) -> Listing:
+def _name_classes(listing: Listing, folder: Path) -> Listing:
+    """With the class names that lie beside the tars, by id."""
+    if not (folder / CLASSES_NAME).exists():
+        return read_texts(listing, place=str(folder))
+    listing = read_texts(listing, place=str(folder))
+    names = split_lines(read_text(str(folder / CLASSES_NAME), encoding=None))
+    if listing.classes is None:
+        return replace(listing, classes=tuple(names))
+    places = {same_name(name): place for place, name in enumerate(names)}
+    if strangers := [name for name in listing.classes if same_name(name) not in places]:
+        raise DataError(f"label {printable(strangers[0])!r} is not among the {len(names)} names of {folder / CLASSES_NAME}")
+    return listing.relabel(np.array([places[same_name(name)] for name in listing.classes]), names)
+
+
+def _ask_for_field(listing: Listing) -> None:
+    """No sample has a label: refuse where a .json may hold one under another name."""
+    for member in listing.members(0):
+        if member.extension == "json":
+            with open(listing.files[member.file], "rb") as file:
+                file.seek(member.start)
+                fields = fields_of(file.read(member.length))
+            raise DataError(
+                f"{listing.files[0]}: no sample has a .cls, or a .json with the field `label`; its .json has the fields "
+                f"{', '.join(fields) or '(none)'}: name the one that is the label with --label-field"
+            )
+
+
+def _list_tar(rule: LabelRule, path: str) -> Listing:
     runs = ListingBuilder()
     with open(path, "rb") as file:
         for sample in scan_samples(file, name=path):
             refuse_sparse(sample, path)
             members = [Member(member.extension, 0, member.start, member.length) for member in sample.members]
             runs.add(sample.key, labels=(), members=members)
-    return _finish(runs.build(layout="ranges", files=(path,)), label_use)
+    return _finish(runs.build(layout="ranges", files=(path,)), rule)
 
 
-def _finish(runs: Listing, label_use: LabelUse) -> Listing:
+def _finish(runs: Listing, rule: LabelRule) -> Listing:
     """Samples out of runs of consecutive members of one key."""
     path = runs.files[0]
     keys = [runs.name(run) for run in range(len(runs))]
     same = _runs_to_join(runs, keys)
     samples = ListingBuilder()
-    passed_over = 0
     absorbed = {run for others in same.values() for run in others}
     with open(path, "rb") as file:
         for run, key in enumerate(keys):
@@ -69,18 +111,44 @@ def _finish(runs: Listing, label_use: LabelUse) -> Listing:
             name = key.decode("utf-8", "surrogateescape")
             if repeated := [e for e, count in Counter(member.extension for member in members).items() if count > 1]:
                 raise DataError(f"{path}: sample {name!r} has two members .{repeated[0]}; give the samples keys of their own")
+            members = _name_images(members)
             if not any(member.extension in IMAGE_EXTENSIONS for member in members):
-                passed_over += 1
+                samples.pass_over(f"{Path(path).name}/{name}.{members[0].extension}")
                 continue
-            labels: list[int] = []
-            if label_use == "read":
-                member = _label_member(members, path=path, key=name)
-                file.seek(member.start)
-                labels = _parse_labels(file.read(member.length), path=path, key=name)
-                members = [m for m in members if m.extension != "cls" and (m.extension != "json" or len(labels) == 1)]
-            # Keys often begin anew in every tar, so the tar's name is part of the sample's.
-            samples.add(f"{Path(path).stem}/{name}", labels=labels, members=members)
-    return samples.build(layout="ranges", files=(path,), passed_over=passed_over)
+            labels = _read_labels(file, members, rule, path=path, key=name)
+            # Keys often begin again in every tar, so the tar's name is part of the sample's.
+            kept = [member for member in members if member.extension != "cls" or not labels]
+            samples.add(f"{Path(path).stem}/{name}", labels=labels, members=kept)
+    return samples.build(layout="ranges", files=(path,))
+
+
+def _name_images(members: list[Member]) -> list[Member]:
+    """An image whose ending no reader looks for (.jfif, .pgm) gets that of its format, where the sample has no other image."""
+    if any(member.extension in IMAGE_EXTENSIONS for member in members):
+        return members
+    return [member._replace(extension=image_extension(f"x.{member.extension}") or member.extension) for member in members]
+
+
+def _read_labels(file: BinaryIO, members: list[Member], rule: LabelRule, *, path: str, key: str) -> list[str]:
+    """The labels of a sample, as texts."""
+    by_extension = {member.extension: member for member in members}
+    extensions = LABEL_EXTENSIONS if rule.field is None else ("json",)
+    place = f"{path}: sample {key!r}"
+    for extension in extensions:
+        if (member := by_extension.get(extension)) is None:
+            continue
+        if extension == "cls" and member.length > MAX_LABEL_BYTES:
+            raise DataError(f"{place}: its .cls has {member.length} bytes; a label is short")
+        file.seek(member.start)
+        try:
+            labels = read_member(file.read(member.length), extension, field=rule.field)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{place} has a .{extension} that is no label: {error}") from error
+        if labels:
+            return labels
+    if rule.use == "read" or rule.field is not None:
+        raise DataError(f"{place} has no label ({', '.join(extensions)}), so its class cannot be numbered")
+    return []
 
 
 def _runs_to_join(runs: Listing, keys: list[bytes]) -> dict[int, list[int]]:
@@ -107,28 +175,6 @@ def _runs_to_join(runs: Listing, keys: list[bytes]) -> dict[int, list[int]]:
     return joined
 
 
-def _label_member(members: list[Member], *, path: str, key: str) -> Member:
-    by_extension = {member.extension: member for member in members}
-    for extension in LABEL_EXTENSIONS:
-        if extension in by_extension:
-            return by_extension[extension]
-    raise DataError(f"{path}: sample {key!r} has no label ({', '.join(LABEL_EXTENSIONS)}), so its class cannot be renumbered")
-
-
-def _parse_labels(text: bytes, *, path: str, key: str) -> list[int]:
-    """One label as the trainer reads it, or several: {"labels": [...]}."""
-    try:
-        value = json.loads(text)
-        labels = [int(label) for label in value["labels"]]
-    except (ValueError, KeyError, TypeError):
-        labels = [parse_label(text, shard=path, key=key)]
-    if strange := [label for label in labels if not 0 <= label <= MAX_LABEL]:
-        raise DataError(f"{path}: label {strange[0]} of sample {key!r} is no class number; they begin at 0")
-    return labels
-
-
 def count_without_label(listing: Listing) -> int:
-    """Samples without a label of their own or in a member."""
-    kinds = np.array([extension in LABEL_EXTENSIONS for extension in listing.extensions])
-    labels = np.concatenate([[0], np.cumsum(kinds[listing.member_extension])])[listing.member_ends]
-    return int(np.sum((np.diff(labels, prepend=0) == 0) & (np.diff(listing.label_ends, prepend=0) == 0)))
+    """Samples without a label."""
+    return int(np.sum(np.diff(listing.label_ends, prepend=0) == 0))

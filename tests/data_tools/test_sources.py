@@ -125,7 +125,7 @@ def test_tables(tmp_path: Path, images: list[Labelled], suffix: str, form: str) 
     write_table(source / f"train-00000-of-00002{suffix}", images[:7], image="img", label="fine", form=form)
     write_table(source / f"train-00001-of-00002{suffix}", images[7:], image="img", label="fine", form=form)
     write_table(source / f"test-00000-of-00001{suffix}", images[:3], image="img", label="fine", form=form)
-    with pytest.raises(DataError, match="holds the splits test, train; choose one with --source-split"):
+    with pytest.raises(DataError, match=r"holds the splits test \(1 file\), train \(2 files\); choose one with --source-split"):
         list_source(source, tmp_path / "scratch")
     listing = list_source(source, tmp_path / "scratch", split="train")
     assert listing.classes == CLASSES

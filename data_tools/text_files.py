@@ -1,0 +1,79 @@
+"""Text that people and other programs write: its encoding is found out or asked for, and lines end where editors end them."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import unicodedata
+from pathlib import Path
+
+from pipeline.errors import DataError
+
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+LINE_END = re.compile(r"\r\n|\n|\r")  # `str.splitlines` also cuts at U+0085 and U+2028, which names may hold
+ADVICE = "say which encoding it is with --encoding (cp1252 is what Windows writes in western Europe), or convert it to UTF-8"
+
+
+def find_encoding(data: bytes) -> str | None:
+    """The encoding that a byte-order mark tells."""
+    return next((encoding for mark, encoding in MARKS.items() if data.startswith(mark)), None)
+
+
+def check_encoding(name: str) -> None:
+    """Refuse an encoding that Python does not know.
+
+    Raises:
+        DataError: unknown.
+    """
+    try:
+        codecs.lookup(name)
+        "".encode(name)
+    except (LookupError, ValueError, UnicodeError) as error:
+        raise DataError(f"--encoding {name}: no such text encoding; utf-8, cp1252, latin-1 and utf-16 are some") from error
+
+
+def read_text(path: str, *, encoding: str | None) -> str:
+    """A file's text: in the encoding that is given, else that of its byte-order mark, else UTF-8.
+
+    Raises:
+        DataError: no such file, or bytes that are no text in this encoding.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    found = find_encoding(data) or encoding or "utf-8"
+    try:
+        text = data.decode(found)
+    except UnicodeError as error:
+        line = data.count(b"\n", 0, getattr(error, "start", 0)) + 1
+        raise DataError(f"{path} line {line}: bytes that are not {found}; {ADVICE}") from error
+    if "\0" in text:
+        raise DataError(f"{path}: zero bytes, as in UTF-16 without a byte-order mark; {ADVICE}")
+    return text.removeprefix("\ufeff")
+
+
+def split_lines(text: str) -> list[str]:
+    """Lines without their ends; empty ones at the end are left out."""
+    lines = LINE_END.split(text)
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
+
+
+def is_text(name: str) -> bool:
+    """Whether a name is text that can be written, and not bytes of an unknown encoding from a file system."""
+    return not any("\udc80" <= letter <= "\udcff" for letter in name)
+
+
+def printable(name: str) -> str:
+    """For a terminal or a message."""
+    return name if name.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
+def same_name(name: str) -> str:
+    """Names that look the same are the same: systems write accents in two ways."""
+    return unicodedata.normalize("NFC", name)
