@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, PlainSerializer
 
 Unit = Literal["steps", "epochs", "images"]
+MAX_AMOUNT = 1e15  # beyond any training, and small enough to be multiplied
 _PATTERN = re.compile(r"^\s*([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?)\s*([a-z]+)\s*$")
 
 
@@ -31,7 +32,8 @@ class Duration:
         return math.floor(images.get(self.unit, self.amount) / global_batch_size + 0.5)
 
     def __str__(self) -> str:
-        return f"{self.amount:.12g} {self.unit}"
+        short = f"{self.amount:.12g}"
+        return f"{short if float(short) == self.amount else repr(self.amount)} {self.unit}"
 
 
 def parse_duration(text: Any) -> Duration:
@@ -45,8 +47,13 @@ def parse_duration(text: Any) -> Duration:
     match = _PATTERN.match(str(text))
     unit = match.group(2).rstrip("s") + "s" if match else None
     if match is None or unit not in get_args(Unit):
-        raise ValueError(f"{text!r} is not a duration; write a number and a unit: '500 steps', '90 epochs', '1e9 images'")
-    return Duration(amount=float(match.group(1).replace("_", "")), unit=unit)  # type: ignore[arg-type]
+        raise ValueError(
+            f"{repr(text)[:60]} is not a duration; write a number and a unit: '500 steps', '90 epochs', '1e9 images'"
+        )
+    amount = float(match.group(1).replace("_", ""))
+    if amount > MAX_AMOUNT:
+        raise ValueError(f"{repr(text)[:60]} is longer than any training; at most {MAX_AMOUNT:g} {unit}")
+    return Duration(amount=amount, unit=unit)  # type: ignore[arg-type]
 
 
 DurationField = Annotated[Duration, BeforeValidator(parse_duration), PlainSerializer(str)]

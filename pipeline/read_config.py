@@ -8,12 +8,15 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from pipeline.config import RunConfig, Section
 from pipeline.errors import ConfigError
 from pipeline.secrets import redact
+from pipeline.yaml_text import parse_yaml
+
+MAX_SHOWN = 200  # characters of a value, in a message
+MAX_PROBLEMS = 20  # of a configuration, in a message
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
@@ -40,7 +43,10 @@ def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(problem, values) for problem in error.errors()]
+        problems = error.errors()
+        lines = [_explain(problem, values) for problem in problems[:MAX_PROBLEMS]]
+        if len(problems) > MAX_PROBLEMS:
+            lines.append(f"and {len(problems) - MAX_PROBLEMS} more problems")
         text = f"{source}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
         raise ConfigError(redact(text)) from None  # pydantic's own words repeat the input, credentials and all
 
@@ -49,12 +55,12 @@ def _read_yaml(path: Path, *, depth: int = 0) -> dict[str, Any]:
     if depth > 8:
         raise ConfigError(f"{path}: `extends` goes in a circle")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(f"config file {path} does not exist{hint}") from error
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must be a mapping of sections, it is {type(values).__name__}")
@@ -76,19 +82,19 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"override {override!r} is not section.key=value, as trainer.max_steps=100 is")
+        raise ConfigError(f"override {_shorten(override)} is not section.key=value, as trainer.max_steps=100 is")
     place = values
     for depth, key in enumerate(keys[:-1]):
         below = place.get(key)
         if isinstance(below, list | tuple) or keys[depth + 1].isdigit():
             whole = ".".join(keys[: depth + 1])
-            raise ConfigError(f"override {override!r}: {whole} is a list, which is replaced whole: {whole}=[...]")
+            raise ConfigError(f"override {_shorten(override)}: {whole} is a list, which is replaced whole: {whole}=[...]")
         place[key] = dict(below) if isinstance(below, dict) else {}
         place = place[key]
     try:
-        place[keys[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: its value is not YAML: {error}") from error
+        place[keys[-1]] = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"override {_shorten(override)}: its value is not YAML: {error}") from error
 
 
 _EXPECTED = {
@@ -101,7 +107,7 @@ _EXPECTED = {
 
 def _explain(problem: Any, values: dict[str, Any]) -> str:
     """One pydantic problem in words."""
-    path = ".".join(str(part) for part in problem["loc"])
+    path = ".".join(_shorten_text(str(part)) for part in problem["loc"])
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         known = _keys_at(problem["loc"][:-1])
@@ -118,14 +124,25 @@ def _explain(problem: Any, values: dict[str, Any]) -> str:
         return f"{path} is not set; add it to the file or as an override {path}=..."
     if problem["type"] == "string_pattern_mismatch":
         return (
-            f"{path}={problem['input']!r}: letters, digits, '.', '_' and '-' only, the first a letter or digit: it names a folder"
+            f"{path}={_shorten(problem['input'])}: letters, digits, '.', '_' and '-' only, the first a letter or digit: it names a folder"
             + ("; it is the file's name where the file gives none, so set name=..." if path == "name" else "")
         )
     if problem["type"] in _EXPECTED:
-        return f"{path}={problem.get('input')!r}: must be {_EXPECTED[problem['type']]}"
+        return f"{path}={_shorten(problem.get('input'))}: must be {_EXPECTED[problem['type']]}"
     given = problem.get("input")
-    shown = "" if isinstance(given, dict) or not path else f"={given!r}"
+    shown = "" if isinstance(given, dict) or not path else f"={_shorten(given)}"
     return f"{path}{shown}: {message}" if path else message
+
+
+def _shorten(value: Any) -> str:
+    return _shorten_text(repr(value))
+
+
+def _shorten_text(text: str) -> str:
+    """Short enough for a message. Credentials are hidden before: half of one would not be recognised."""
+    if len(text) <= MAX_SHOWN:
+        return text
+    return f"{redact(text[: 10 * MAX_SHOWN])[:MAX_SHOWN]}..."
 
 
 def _keys_at(location: tuple[Any, ...]) -> list[str]:

@@ -226,3 +226,55 @@ def test_a_share_is_computed_in_as_few_parts_as_fit(
 ) -> None:
     plan = make_plan(load_config(write_config(trainer={"micro_batch_size": micro})), world_size=world_size)
     assert (plan.micro_batch_size, plan.accumulation_steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("name: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("name: [&a [x, x, x, x, x, x, x, x, x, x], "
+         + ", ".join(f"&{'abcdefghi'[i]} [{', '.join(['*' + 'abcdefghi'[i - 1]] * 10)}]" for i in range(1, 9)) + "]", "aliases"),
+        ("name: &a [*a]", "contains it"),
+        ("name: 2001-99-99", "not what its form"),
+        ("name: !!bool maybe", "not what its form"),
+        ("name: !!timestamp x", "not what its form"),
+        ("name: !!int ''", "not what its form"),
+        ("name: 1" + "0" * 5000, "not what its form"),
+        ("name: 'a\x01b'", "special characters"),
+        ("name: \udcff", "utf-8"),
+        ("extends: \"a\\0b\"", "null"),
+    ],
+)  # fmt: skip
+def test_yaml_that_python_chokes_on_is_refused_in_words(write_config: WriteConfig, line: str, message: str) -> None:
+    """Deep nesting, aliases of aliases, values that are not what they look like: no foreign exception, and at once."""
+    path = write_config()
+    path.write_bytes(path.read_bytes() + line.encode(errors="surrogateescape") + b"\n")
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path)
+    assert len(str(caught.value)) < 2000
+
+
+def test_a_message_stays_short_whatever_was_given(write_config: WriteConfig) -> None:
+    overrides = [
+        f"model.name={'x' * 10_000}",
+        f"model.name=L/{'9' * 5000}",
+        "model.name=L/²",
+        f"optimizer.betas=[{'2, ' * 5000}]",
+        f"{'y' * 5000}=1",
+        "data.train=[" + "{}," * 500 + "]",
+    ]
+    for given in ([override] for override in overrides):
+        with pytest.raises(ConfigError) as caught:
+            make_model_config(load_config(write_config(), given).model)
+        assert len(str(caught.value)) < 8000, given[0][:40]
+
+
+@pytest.mark.parametrize("text", ["1281167654321.5 images", "0.1234567890123456 epochs", "1e15 images", "3 steps"])
+def test_a_duration_is_written_as_it_was_read(text: str) -> None:
+    assert parse_duration(str(parse_duration(text))) == parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["1e400 steps", "1e300 epochs", "2e15 images"])
+def test_durations_beyond_any_training_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="longer than any training"):
+        parse_duration(text)

@@ -27,6 +27,8 @@ SHAPES = {
     "H": Shape(width=1280, depth=32, mlp_dim=5120, num_heads=16),
 }
 
+MAX_PATCH_DIGITS = 5  # pixels
+
 
 def parse_name(name: str) -> tuple[Shape, int]:
     """Shape and patch size in pixels of a name such as `L/16`.
@@ -35,8 +37,9 @@ def parse_name(name: str) -> tuple[Shape, int]:
         ConfigError: not one of the sizes, or no patch size after the slash.
     """
     size, _, patch = name.partition("/")
-    if size not in SHAPES or not patch.isdigit() or int(patch) == 0:
-        raise ConfigError(f"model.name={name!r} is not a model; write one of {', '.join(SHAPES)} and a patch size: 'L/16'")
+    # isdigit() alone takes digits that int() does not (²), and numbers that are too long for it.
+    if size not in SHAPES or not (patch.isascii() and patch.isdigit()) or len(patch) > MAX_PATCH_DIGITS or int(patch) == 0:
+        raise ConfigError(f"model.name={name[:60]!r} is not a model; write one of {', '.join(SHAPES)} and a patch size: 'L/16'")
     return SHAPES[size], int(patch)
 
 

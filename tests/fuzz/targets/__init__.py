@@ -32,6 +32,7 @@ PLANTED = {
 TARGETS = {
     "jpeg": Target("jpeg", "region_decoder", 1_000_000, sanitized="vectors"),
     "jpeg-plain": Target("jpeg", "region_decoder", 200_000, sanitized="plain"),
+    "config": Target("config", "configurations", 15_000),
 }
 
 
