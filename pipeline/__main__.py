@@ -117,9 +117,13 @@ def evaluate(arguments: argparse.Namespace, stop: StopRequest) -> int:
 
 def report(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     """Print a run's results and draw its curves."""
+    from pipeline.errors import ConfigError
     from pipeline.report import write_report
 
-    print(write_report(Path(arguments.run_dir), Path(arguments.out) if arguments.out else None))
+    written = write_report(Path(arguments.run_dir), Path(arguments.out) if arguments.out else None)
+    print(written.text)
+    if written.error is not None:
+        raise ConfigError(written.error)
     return 0
 
 
@@ -135,14 +139,17 @@ def status(arguments: argparse.Namespace, _stop: StopRequest) -> int:
 def samples(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     """Print what a run sees at a step."""
     from pipeline.checkpoint import RunFolder
+    from pipeline.console import print_lines
     from pipeline.read_config import load_config
     from pipeline.samples import list_samples
 
     place = Path(arguments.run)
     config = load_config(RunFolder(place).config if place.is_dir() else place, arguments.overrides)
     picture = Path(arguments.picture) if arguments.picture else None
-    for line in list_samples(config, step=arguments.step, num_steps=arguments.steps, picture=picture):
-        print(line)
+    print_lines(
+        list_samples(config, step=arguments.step, num_steps=arguments.steps, picture=picture),
+        when_unread="stop" if picture is None else "go on",
+    )
     return 0
 
 
@@ -242,7 +249,11 @@ def make_parser() -> argparse.ArgumentParser:
         "report", report, "print a run's results and draw its curves", "example:\n  python -m pipeline report runs/demo"
     )
     command.add_argument("run_dir")
-    command.add_argument("--out", help="picture to write (default: RUN_DIR/report.png)")
+    command.add_argument(
+        "--out",
+        metavar="FILE|FOLDER",
+        help="picture to write (default: RUN_DIR/report.png), or an existing folder: FOLDER/NAME_OF_THE_RUN.png",
+    )
     command = add(
         "status", status, "what a run is doing, from its files alone: from any machine that sees the folder",
         "examples:\n  python -m pipeline status runs/l16_in21k --watch\n  python -m pipeline status runs        # a line a run\n"
@@ -263,7 +274,11 @@ def make_parser() -> argparse.ArgumentParser:
     add_config(command, "run", "folder of a run, or a YAML file")
     command.add_argument("--step", type=int, required=True, help="step as in metrics.jsonl; the first is 1")
     command.add_argument("--steps", type=int, default=1, help="how many steps from there (default: 1)")
-    command.add_argument("--picture", metavar="FILE", help="contact sheet of what the model sees")
+    command.add_argument(
+        "--picture",
+        metavar="FILE|FOLDER",
+        help="contact sheet of what the model sees; into an existing folder as NAME_OF_THE_RUN-step-N.png",
+    )
     command = add(
         "show-config", show_config, "print the resolved configuration",
         "example:\n  python -m pipeline show-config configs/h14_in21k.yaml trainer.zero_stage=3",
@@ -325,7 +340,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command == "train":
         stop.install()
     try:
-        return arguments.function(arguments, stop)
+        code = arguments.function(arguments, stop)
+        if sys.__stdout__ is not None:  # else whoever started this closed it
+            sys.stdout.flush()  # here, where a reader that has gone is answered
+        return code
     except StoppedError as error:
         _print_error(error)
         return EXIT_INTERRUPTED

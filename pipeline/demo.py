@@ -16,8 +16,9 @@ from PIL import Image
 from pipeline.checkpoint import RunFolder
 from pipeline.children import ended_at_exit, exit_on_signals, kill_tree, start_child
 from pipeline.errors import PipelineError, TrainingError
-from pipeline.journal import read_json_lines, read_metrics
-from pipeline.report import group_evaluations, write_report
+from pipeline.journal import read_metrics
+from pipeline.report import write_report
+from pipeline.results import group_results, read_results
 
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
 PRETRAINING_DIGITS = range(6)  # 6-9 are never seen in pretraining
@@ -62,7 +63,7 @@ def run_demo(out: Path) -> None:
         _wait(command, "training")
         _check(evaluator.wait(timeout=600), "evaluation")
     _say("5/5  results")
-    print(write_report(folder.root))
+    print(write_report(folder.root).text)
     print(_before_and_after(folder))
     print(f"W&B run, offline (upload with `wandb sync`): {sorted((folder.root / 'wandb').glob('offline-run-*'))[-1]}")
     print(f"done in {time.perf_counter() - start:.0f} s")
@@ -124,7 +125,7 @@ def _check(code: int, what: str) -> None:
 
 
 def _before_and_after(folder: RunFolder) -> str:
-    grouped = group_evaluations(read_json_lines(folder.evaluations))
+    grouped = group_results(read_results(folder).rows)
     lines = ["", "digits 6-9, never seen in pretraining (mean over the seeds; chance is 25 %):"]
     for label, by_step in grouped.items():
         first, last = min(by_step), max(by_step)

@@ -30,8 +30,12 @@ class Draft:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    def discard(self) -> None:
+        """Leave nothing of it. One that was published is published."""
         self.file.close()
-        self.path.unlink(missing_ok=True)  # gone if it was published
+        self.path.unlink(missing_ok=True)
 
     def publish(self) -> None:
         """Put it in the target's place."""

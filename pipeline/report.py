@@ -2,82 +2,128 @@
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import RunFolder
 from pipeline.errors import ConfigError
-from pipeline.journal import read_json_lines, read_metrics
+from pipeline.files import write_whole
+from pipeline.journal import Row, number, read_metrics
+from pipeline.results import group_results, measure_of, read_results
+from pipeline.run_state import read_state
 
-Rows = list[dict[str, Any]]
+PICTURE_NAME = "report.png"
+FEW_POINTS = 30  # a line through fewer would hide single ones
 
 
-def write_report(run_dir: Path, picture: Path | None = None) -> str:
-    """Draw the curves and return the table.
+@dataclass(frozen=True)
+class Report:
+    """What there is to print.
+
+    Args:
+        error: why the picture that was asked for could not be written.
+    """
+
+    text: str
+    error: str | None = None
+
+
+def write_report(run_dir: Path, out: Path | None = None) -> Report:
+    """Draw the curves and return the table. A picture that cannot be written does not keep the table from being seen.
+
+    Args:
+        out: file of the picture, or an existing folder, where the picture is named after the run.
 
     Raises:
-        ConfigError: not a run folder, or one without a single line of metrics.
+        ConfigError: not a run folder, or one without a single line of metrics or results.
     """
     if not run_dir.is_dir():
         raise ConfigError(f"run folder {run_dir} does not exist")
-    folder = RunFolder(run_dir)
-    metrics, evaluations = read_metrics(folder.metrics), read_json_lines(folder.evaluations)
-    if not metrics and not evaluations:
-        raise ConfigError(f"{run_dir} has no line of metrics.jsonl or evaluations.jsonl yet; nothing to report")
-    target = picture or run_dir / "report.png"
+    folder, problems = RunFolder(run_dir), list[str]()
     try:
-        draw(metrics, evaluations, target, title=run_dir.name)
-    except (OSError, ValueError) as error:  # matplotlib's word for a format it does not know
-        raise ConfigError(f"picture {target} cannot be written: {error}") from error
-    return f"{summarise_training(metrics)}\n\n{tabulate_evaluations(evaluations)}\n\npicture: {target}"
+        metrics = read_metrics(folder.metrics)
+    except OSError as error:
+        metrics = []
+        problems.append(f"{folder.metrics.name} cannot be read: {error.strerror}")
+    results = read_results(folder)
+    problems += results.passed_over
+    if not metrics and not results.rows:
+        found = f" ({'; '.join(problems)})" if problems else ""
+        raise ConfigError(f"{run_dir} has no line of metrics.jsonl or evaluations.jsonl yet; nothing to report{found}")
+    text = [_summarise_state(run_dir), summarise_training(metrics), "", tabulate_results(results.rows), ""]
+    text += [f"! {problem}" for problem in [*problems, *_name_failures(results.rows)]]
+    target = _place(run_dir, out)
+    try:
+        write_whole(target, draw(metrics, results.rows, title=run_dir.resolve().name, format=target.suffix[1:] or "png"))
+    except (OSError, ValueError) as error:  # ValueError: matplotlib does not know the format
+        reason = f"picture {target} cannot be written: {getattr(error, 'strerror', None) or error}"
+        if out is None:
+            return Report("\n".join([*text, f"{reason}; --out FILE puts it elsewhere"]))
+        return Report("\n".join(text).rstrip(), error=reason)
+    return Report("\n".join([*text, f"picture: {target}"]))
 
 
-def summarise_training(metrics: Rows) -> str:
+def _place(run_dir: Path, out: Path | None) -> Path:
+    if out is None:
+        return run_dir / PICTURE_NAME
+    return out / f"{run_dir.resolve().name}.png" if out.is_dir() else out
+
+
+def _summarise_state(run_dir: Path) -> str:
+    found = read_state(run_dir)
+    return f"{run_dir}: {found.state}{f' ({found.detail})' if found.detail else ''}"
+
+
+def summarise_training(metrics: Sequence[Row]) -> str:
     """One line: how far, how well, how fast."""
     if not metrics:
         return "no training metrics"
-    first, last = metrics[0], metrics[-1]
-    speeds = sorted(row["speed/images_per_s"] for row in metrics)
-    return (
-        f"step {last['step']}, {last['images_seen']} images seen, loss {first['train/loss']:.4g} -> {last['train/loss']:.4g}, "
-        f"median {speeds[len(speeds) // 2]:.4g} images/s, {_mfu(last)}unreadable images {last['data/unreadable']}"
-    )
+    last = metrics[-1]
+    images, unreadable, mfu = (number(last, key) for key in ("images_seen", "data/unreadable", "speed/mfu"))
+    speeds = sorted(speed for row in metrics if (speed := number(row, "speed/images_per_s")) is not None)
+    parts = [
+        f"step {last['step']}",
+        None if images is None else f"{images:.0f} images seen",
+        _summarise_loss(metrics),
+        f"median {speeds[len(speeds) // 2]:.4g} images/s" if speeds else None,
+        None if mfu is None else f"MFU {100 * mfu:.1f} %",  # a CPU has none
+        None if unreadable is None else f"unreadable images {unreadable:.0f}",
+    ]
+    return ", ".join(part for part in parts if part is not None)
 
 
-def _mfu(line: dict[str, Any]) -> str:
-    """A CPU has none."""
-    return f"MFU {100 * line['speed/mfu']:.1f} %, " if "speed/mfu" in line else ""
+def _summarise_loss(metrics: Sequence[Row]) -> str | None:
+    losses = [(row["step"], loss) for row in metrics if (loss := number(row, "train/loss")) is not None]
+    if not any("train/loss" in row for row in metrics):
+        return None
+    if not losses:
+        return "loss not finite"
+    (_, first), (step, last) = losses[0], losses[-1]
+    if step < metrics[-1]["step"]:
+        return f"loss {first:.4g} -> {last:.4g} at step {step}, not finite since"
+    return f"loss {first:.4g}" if len(metrics) == 1 else f"loss {first:.4g} -> {last:.4g}"
 
 
-def tabulate_evaluations(evaluations: Rows) -> str:
+def tabulate_results(rows: Sequence[Row]) -> str:
     """Accuracy in % by step (columns) and measure (rows); few-shot as mean and standard deviation over seeds."""
-    if not evaluations:
+    if not rows:
         return "no evaluations"
-    steps = sorted({row["step"] for row in evaluations})
-    rows = [["accuracy %", *(f"step {step}" for step in steps)]]
-    for label, by_step in group_evaluations(evaluations).items():
-        rows.append([label, *(_cell(by_step.get(step, [])) for step in steps)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    steps = sorted({row["step"] for row in rows})
+    table = [["accuracy %", *(f"step {step}" for step in steps)]]
+    for label, by_step in group_results(rows).items():
+        table.append([label, *(_cell(by_step.get(step, [])) for step in steps)])
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = [
         "  ".join(
             cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        for row in rows
+        for row in table
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def group_evaluations(evaluations: Rows) -> dict[str, dict[int, list[float]]]:
-    """Measure to step to its values, one a seed; a repeated result counts once."""
-    unique = {(r["dataset"], r["protocol"], r["shots"] or 0, r["step"], r["seed"]): r["accuracy"] for r in evaluations}
-    grouped: dict[str, dict[int, list[float]]] = {}
-    for (dataset, protocol, shots, step, _), accuracy in sorted(
-        unique.items(), key=lambda item: str(item[0][:2]) + f"{item[0][2]:04d}"
-    ):
-        label = f"{dataset} {shots}-shot" if protocol == "few_shot" else f"{dataset} {protocol}"
-        grouped.setdefault(label, {}).setdefault(step, []).append(accuracy)
-    return grouped
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -90,31 +136,57 @@ def _cell(values: Sequence[float]) -> str:
     return f"{100 * mean:.1f} ± {100 * spread:.1f}"
 
 
-def draw(metrics: Rows, evaluations: Rows, target: Path, *, title: str) -> None:
-    """Loss, images/s, few-shot and linear accuracy by step, as a PNG."""
+def _name_failures(rows: Sequence[Row]) -> list[str]:
+    """Measures that were tried and have no value, each with its newest step."""
+    newest = {measure_of(row): row for row in rows}
+    return [
+        f"{measure} has no result at step {row['step']}{f': {reason}' if (reason := row.get('error')) else ''}"
+        for measure, row in newest.items()
+        if row.get("accuracy") is None
+    ]
+
+
+def draw(metrics: Sequence[Row], rows: Sequence[Row], *, title: str, format: str) -> bytes:
+    """Loss, images/s, few-shot and linear accuracy by step, as a picture.
+
+    Raises:
+        ValueError: matplotlib does not know the format.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained")
-    steps = [row["step"] for row in metrics]
-    axes[0, 0].plot(steps, [row["train/loss"] for row in metrics], color="tab:blue")
+    _draw_metric(axes[0, 0], metrics, "train/loss", color="tab:blue")
     axes[0, 0].set(title="Training loss", ylabel="cross-entropy")
-    axes[0, 1].plot(steps, [row["speed/images_per_s"] for row in metrics], color="tab:green")
+    _draw_metric(axes[0, 1], metrics, "speed/images_per_s", color="tab:green")
     axes[0, 1].set(title="Throughput", ylabel="images/s", ylim=(0, None))
-    grouped = group_evaluations(evaluations)
+    grouped = group_results(rows)
     few_shot = {label: values for label, values in grouped.items() if label.endswith("-shot")}
-    linear = {label: values for label, values in grouped.items() if label.endswith("linear")}
+    others = {label: values for label, values in grouped.items() if label not in few_shot}
     _draw_accuracy(axes[1, 0], few_shot, title="Few-shot accuracy (mean and range over seeds)")
-    _draw_accuracy(axes[1, 1], linear, title="Linear probe accuracy")
+    _draw_accuracy(axes[1, 1], others, title="Linear probe accuracy")
     for axis in axes.flat:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    figure.suptitle(title)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=110)
-    pyplot.close(figure)
+    figure.suptitle(title, parse_math=False)
+    picture = io.BytesIO()
+    try:
+        figure.savefig(picture, dpi=110, format=format)
+    finally:
+        pyplot.close(figure)
+    return picture.getvalue()
+
+
+def _draw_metric(axis: Any, metrics: Sequence[Row], key: str, *, color: str) -> None:
+    values = [math.nan if (value := number(row, key)) is None else value for row in metrics]
+    marker = "o" if sum(map(math.isfinite, values)) < FEW_POINTS else None
+    axis.plot([row["step"] for row in metrics], values, color=color, marker=marker, markersize=3)
+    lost = [row["step"] for row, value in zip(metrics, values, strict=True) if key in row and math.isnan(value)]
+    if lost:
+        axis.axvspan(lost[0], lost[-1], color="tab:red", alpha=0.1, label="not finite")
+        axis.legend(fontsize=7)
 
 
 def _draw_accuracy(axis: Any, curves: dict[str, dict[int, list[float]]], *, title: str) -> None:
@@ -125,5 +197,7 @@ def _draw_accuracy(axis: Any, curves: dict[str, dict[int, list[float]]], *, titl
         axis.fill_between(steps, [min(v) for v in values], [max(v) for v in values], alpha=0.15, color=line.get_color())
     axis.set(title=title, ylabel="accuracy %")
     if curves:
-        beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if len(curves) > 5 else {}  # many would hide the curves
-        axis.legend(fontsize=7, **beside)
+        aside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if len(curves) > 5 else {}  # many would hide the curves
+        axis.legend(fontsize=7, **aside)
+    else:
+        axis.text(0.5, 0.5, "nothing measured", transform=axis.transAxes, ha="center", color="gray")

@@ -18,6 +18,7 @@ from pipeline.data.corpus import Mixture, UnindexedShards
 from pipeline.data.loader import Batch, BatchLoader
 from pipeline.data.reader import BlockReader
 from pipeline.errors import ConfigError
+from pipeline.files import Draft
 from pipeline.planning import make_plan
 from pipeline.world import World
 
@@ -63,10 +64,10 @@ def list_samples(config: RunConfig, *, step: int, num_steps: int, picture: Path 
 
     Args:
         step: as in metrics.jsonl and on the dashboard: step 1 is the first.
-        picture: file for a contact sheet of the augmented images.
+        picture: file for a contact sheet of the augmented images, or an existing folder.
 
     Raises:
-        ConfigError: a step beyond the run's end.
+        ConfigError: a step beyond the run's end, or a picture that cannot be written: told before anything is read.
         DataError: shards that cannot be read.
     """
     plan = make_plan(config, world_size=1)
@@ -75,16 +76,42 @@ def list_samples(config: RunConfig, *, step: int, num_steps: int, picture: Path 
     if not 1 <= step <= plan.total_steps:
         raise ConfigError(f"--step {step}: the run has steps 1 to {plan.total_steps}")
     stream = make_stream(plan, world=World.alone(), start_step=step - 1)
+    target = None if picture is None else _place(picture, name=config.name, step=step)
     names, images = SampleNames(plan.mixture), []
     yield "\t".join(COLUMNS)
     batches = islice(BatchLoader(stream, num_workers=0, prefetch=1, pin_memory=False), num_steps * plan.accumulation_steps)
     for batch in batches:
         for sample in _name(batch, names, global_batch_size=config.trainer.global_batch_size):
             yield sample.line()
-        if picture is not None:
+        if target is not None:
             images += [_captioned(image, position) for image, position in zip(batch["images"], batch["positions"], strict=True)]
-    if picture is not None:
-        _contact_sheet(images).save(picture)
+    if target is not None:
+        _write_picture(_contact_sheet(images), target)
+
+
+def _place(picture: Path, *, name: str, step: int) -> Path:
+    """Where the picture goes; checked to be a place that can be written, and a format that is known."""
+    target = picture / f"{name}-step-{step}.png" if picture.is_dir() else picture
+    if target.suffix.lower() not in Image.registered_extensions():
+        raise ConfigError(f"--picture {picture}: no picture format is called {target.suffix!r}; use .png or .jpg")
+    try:
+        Draft(target, durability="unflushed").discard()
+    except OSError as error:
+        raise _not_written(target, error) from error
+    return target
+
+
+def _write_picture(sheet: Image.Image, target: Path) -> None:
+    try:
+        with Draft(target, durability="unflushed") as draft:
+            sheet.save(draft.file, format=Image.registered_extensions()[target.suffix.lower()])
+            draft.publish()
+    except OSError as error:
+        raise _not_written(target, error) from error
+
+
+def _not_written(target: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"picture {target} cannot be written: {error.strerror or error}; --picture FILE puts it elsewhere")
 
 
 def _name(batch: Batch, names: SampleNames, *, global_batch_size: int) -> Iterator[SeenSample]:

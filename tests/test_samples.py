@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -13,7 +15,7 @@ from pipeline.data.loader import BatchLoader
 from pipeline.planning import make_plan
 from pipeline.read_config import load_config
 from pipeline.world import World
-from tests.conftest import Outcome
+from tests.conftest import REPOSITORY, Outcome, environment
 
 
 def test_a_step_is_listed_and_drawn(write_config: Callable[..., Path], call: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -40,3 +42,24 @@ def test_steps_beyond_the_run_are_words(write_config: Callable[..., Path], call:
     for step in ("0", "13"):
         outcome = call("samples", str(config), "--step", step)
         assert (outcome.code, "the run has steps 1 to 12" in outcome.text) == (2, True)
+
+
+def test_the_picture_is_drawn_though_nobody_reads_the_listing(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    command = ["-m", "pipeline", "samples", str(write_config()), "--step", "1", "--steps", "2", "--picture", str(tmp_path)]
+    shell = subprocess.run(
+        ["bash", "-c", 'set -o pipefail; "$@" | head -n 1', "-", sys.executable, *command],
+        cwd=REPOSITORY, env=environment(), text=True, capture_output=True,
+    )  # fmt: skip
+    assert shell.stdout.startswith("step\tposition")
+    assert shell.stderr == ""
+    assert Image.open(tmp_path / "tiny-step-1.png").size == (4 * 16, 4 * 28)
+
+
+def test_a_picture_that_cannot_be_written_is_told_before_anything_is_read(
+    write_config: Callable[..., Path], call: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    config = write_config()
+    for place, told in (("sheet.docx", "no picture format is called '.docx'"), ("not_there/sheet.png", "No such file")):
+        outcome = call("samples", str(config), "--step", "1", "--picture", str(tmp_path / place))
+        assert (outcome.code, told in outcome.text) == (2, True), outcome.text
+        assert "sample_id" not in outcome.text
