@@ -25,7 +25,8 @@ def index(arguments: argparse.Namespace) -> None:
     from data_tools.index import index_folder
 
     made = index_folder(
-        arguments.folder, block_samples=arguments.block_samples, num_workers=arguments.workers, skip_lists=arguments.skip
+        arguments.folder, block_samples=arguments.block_samples, num_workers=arguments.workers, skip_lists=arguments.skip,
+        split=arguments.source_split,
     )  # fmt: skip
     print(
         f"{arguments.folder}: {made.num_samples} samples in {len(made.shard_names)} shards, {made.num_blocks} blocks, fingerprint {made.fingerprint}"
@@ -109,6 +110,9 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add_block_samples(command)
     command.add_argument("folder", help="folder or URL of .tar files")
+    command.add_argument(
+        "--source-split", metavar="NAME", help="the tars to take, where their names tell several splits: train, validation, ..."
+    )
     command.add_argument(
         "--skip", action="append", default=[], metavar="FILE", help="samples to leave out: a skip list of `verify` or `dedup`; may be repeated"
     )  # fmt: skip

@@ -7,29 +7,36 @@ from collections.abc import Sequence
 from functools import partial
 
 from data_tools.parallel import map_in_processes
+from data_tools.splits import select_shards
 from pipeline.data.folder import ShardFolder
-from pipeline.data.index import ShardEntry, ShardIndex, assemble_index, save_index, scan_shard
+from pipeline.data.index import ShardEntry, ShardIndex, assemble_index, load_index, save_index, scan_shard
 from pipeline.data.skips import read_skips
 from pipeline.errors import DataError
 
 
-def index_folder(folder: str, *, block_samples: int, num_workers: int, skip_lists: Sequence[str] = ()) -> ShardIndex:
+def index_folder(
+    folder: str, *, block_samples: int, num_workers: int, skip_lists: Sequence[str] = (), split: str | None = None
+) -> ShardIndex:
     """Scan every tar of a folder, local or remote, and write its index.
 
     Args:
         skip_lists: files of samples to leave out.
+        split: take the tars of this split alone, by their names.
 
     Raises:
-        DataError: naming the first shard that is damaged, compressed or empty, or a skip list of other shards.
+        DataError: naming the first shard that is damaged, compressed or empty, a skip list of other shards, or several
+            splits among the tars' names.
     """
     names = ShardFolder(folder).list_shards()
+    chosen = select_shards(names, split, place=folder)
+    _keep_other_index(folder, names, chosen)
     skips: dict[str, set[str]] = defaultdict(set)
     for path in skip_lists:
         for skip in read_skips(path):
             if skip.shard not in names:
                 raise DataError(f"skip list {path} names shard {skip.shard!r}, which {folder} does not hold")
             skips[skip.shard].add(skip.key)
-    tasks = [(name, frozenset(skips[name])) for name in names]
+    tasks = [(name, frozenset(skips[name])) for name in chosen]
     scan = partial(_scan_shard, folder, block_samples)
     entries = dict(
         map_in_processes(
@@ -39,6 +46,25 @@ def index_folder(folder: str, *, block_samples: int, num_workers: int, skip_list
     index = assemble_index(folder, list(entries.values()))
     save_index(index)
     return index
+
+
+def _keep_other_index(folder: str, names: Sequence[str], chosen: Sequence[str]) -> None:
+    """Refuse to replace the index of one split by that of another.
+
+    Raises:
+        DataError: there is one.
+    """
+    if len(chosen) == len(names):
+        return
+    try:
+        others = set(load_index(folder).shard_names) & (set(names) - set(chosen))
+    except DataError:  # none, or none that can be read
+        return
+    if others:
+        raise DataError(
+            f"{folder} holds the index of other tars already ({min(others)} ...), and one folder has one index; move the tars of each "
+            f"split to a folder of their own"
+        )
 
 
 def _scan_shard(folder: str, block_samples: int, task: tuple[str, frozenset[str]]) -> ShardEntry:

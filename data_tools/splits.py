@@ -11,7 +11,8 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from pipeline.errors import DataError
 
@@ -38,9 +39,18 @@ COLUMNS = frozenset(
     {"split", "splits", "subset", "partition", "fold", "folds", "usage", "set", "phase", "split_name", "data_split"}
 )
 FLAG = re.compile(r"(?:is|in|for)[_ ]?(.+)")
+UNNAMED = "unnamed"  # what to type for files and rows whose names tell no split
 DIGITS = re.compile(r"\d+")
+NUMBERED_PART = re.compile(
+    r"(?:parts?|shards?|chunks?|batch(?:es)?|buckets?|volumes?|vol|disk|data|images?|imgs?|jpe?gs?|photos?|folds?|splits?|sets?|subsets?|"
+    r"archive|zip|tars?)[-_. ]?\d+",
+    re.IGNORECASE,
+)
 MAX_SPLIT_VALUES = 20
 CACHE_ENTRIES = 1 << 16
+
+
+Unmarked = Literal["refuse", "allow"]
 
 
 @dataclass(frozen=True)
@@ -51,11 +61,13 @@ class SplitName:
         split: what the word means.
         word: as it is written, in lower case.
         family: what else the name says, without numbers and generic words.
+        part: of a path, that holds the name.
     """
 
     split: str
     word: str
     family: tuple[str, ...]
+    part: Literal["folder", "file"] = "file"
 
 
 def parse_split(name: str) -> SplitName | None:
@@ -87,7 +99,8 @@ def _words(name: str) -> list[tuple[str, int]]:
     joined: list[tuple[str, int]] = []
     place = 0
     while place < len(words):
-        pair = PAIRS.get((words[place], words[place + 1])) if place + 1 < len(words) else None
+        two = (words[place], words[place + 1]) if place + 1 < len(words) else ("", "")
+        pair = PAIRS.get(two) or PAIRS.get((SPLITS.get(two[0], ""), SPLITS.get(two[1], "")))
         joined.append((words[place], 1) if pair is None else (pair, 2))
         place += 1 if pair is None else 2
     return joined
@@ -111,6 +124,34 @@ def split_of_file(name: str) -> str:
     return match[1] if (match := OF_MANY.match(name)) else ""
 
 
+def select_shards(names: Sequence[str], split: str | None, *, place: object) -> list[str]:
+    """Those tars of a folder that are to be indexed as one corpus.
+
+    Args:
+        split: what the user asked for; several with commas between them.
+
+    Raises:
+        DataError: several splits and no choice, or a choice of what is not there.
+    """
+    wanted = None if split is None else parse_wanted(split)
+    groups = group_files(names)
+    counts = {found: len(of_split) for found, of_split in groups.items()}
+    taken = choose(
+        counts,
+        wanted,
+        place=place,
+        unit="tars",
+        answer="index one of them with --source-split, or move each to a folder of its own",
+    )
+    check_found(wanted, counts, place=place)
+    return [name for name in names if taken is None or split_of_file(name) in taken]
+
+
+def parse_wanted(text: str) -> tuple[str, ...]:
+    """Splits that a user names, with commas between them."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
 def is_cache(name: str) -> bool:
     """Whether a table is what a `map` of Hugging Face's library left."""
     return CACHE.match(name) is not None
@@ -131,7 +172,7 @@ def choose(
     place: object,
     unit: str,
     answer: str,
-    unmarked: str = "refuse",
+    unmarked: Unmarked = "refuse",
 ) -> set[str] | None:
     """Which of the splits that were found to take; None for all, where that is one split alone.
 
@@ -152,9 +193,7 @@ def choose(
     if len(different) > 1 and wanted:
         check_found(wanted, counts, place=place)
     if len(different) > 1:
-        raise DataError(
-            f"{place} holds the splits {describe(counts, unit)}; {answer}, and pack the others to folders of their own"
-        )
+        raise DataError(f"{place} holds the splits {describe(counts, unit)}; {answer}")
     return None
 
 
@@ -175,6 +214,8 @@ def matches(splits: Collection[str], wanted: Iterable[str]) -> set[str]:
 
 
 def _matches(splits: Collection[str], word: str) -> set[str]:
+    if word.lower() == UNNAMED:
+        return {split for split in splits if not split}
     exact = {split for split in splits if split.lower() == word.lower()}
     return exact or {split for split in splits if split and meaning(split) == meaning(word)}
 
@@ -187,7 +228,7 @@ def describe(counts: Mapping[str, int], unit: str) -> str:
 
 
 def _shown(split: str) -> str:
-    return split or "(none in the name)"
+    return split or UNNAMED
 
 
 def is_split_column(name: str) -> bool:
@@ -226,6 +267,12 @@ def splits_among_classes(names: Sequence[str]) -> list[str]:
     return [name for name, one in found.items() if len(families[one.family]) > 1]
 
 
+def numbered_parts(names: Collection[str]) -> list[str]:
+    """Names that number the parts of something (images_001, fold1, shard-0002); none if they are classes."""
+    found = sorted(name for name in names if NUMBERED_PART.fullmatch(name))
+    return found if len(found) > 1 or len(found) == len(names) else []
+
+
 def parse_path(path: str) -> SplitName | None:
     """The split that a path's folders tell, the outermost first, or else its file's name: `train_0001.jpg`, `x_val_17.png`.
 
@@ -235,7 +282,7 @@ def parse_path(path: str) -> SplitName | None:
     for folder in folders:
         found = _parse_cached(folder)
         if found is not None and not found.family:
-            return found
+            return replace(found, part="folder")
     stem = name.partition(".")[0]
     return _parse_stem(DIGITS.sub("0", stem)) if stem[-1:].isdigit() else None
 
@@ -260,6 +307,12 @@ def name_counts(found: Mapping[SplitName | None, int]) -> Counter[str]:
         is_split = one is not None and (len(families[one.family]) > 1 or not one.family)
         counts[one.word if one is not None and is_split else ""] += count
     return counts
+
+
+def unmarked_rule(found: Iterable[SplitName | None]) -> Unmarked:
+    """What paths without a split are next to those with one: a folder `test` among them sets its files apart from the rest."""
+    is_apart = any(one is not None and one.part == "folder" and one.split != "train" for one in found)
+    return "refuse" if is_apart else "allow"
 
 
 def path_in(path: str, taken: Collection[str]) -> bool:

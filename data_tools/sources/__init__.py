@@ -36,7 +36,7 @@ from pipeline.data.folder import COMPRESSED
 from pipeline.errors import DataError
 
 Kind = Literal["image folder", "class tars", "WebDataset tars", "Parquet or Arrow files", "CSV", "CIFAR"]
-CHOOSE = "choose one with --source-split"
+CHOOSE = "choose one with --source-split, and pack the others to folders of their own"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class SourceOptions:
 
     @property
     def wanted_splits(self) -> tuple[str, ...] | None:
-        return None if self.split is None else tuple(word.strip() for word in self.split.split(",") if word.strip())
+        return None if self.split is None else splits.parse_wanted(self.split)
 
 
 OPTIONS_OF = {
@@ -193,7 +193,7 @@ def _take_split(listing: Listing, options: SourceOptions, *, place: Path, skip_p
     wanted = options.wanted_splits
     found = Counter(map(splits.parse_path, _inner_names(listing, skip_parts)))
     counts = splits.name_counts(found)
-    taken = splits.choose(counts, wanted, place=place, unit="samples", answer=CHOOSE, unmarked="allow")
+    taken = splits.choose(counts, wanted, place=place, unit="samples", answer=CHOOSE, unmarked=splits.unmarked_rule(found))
     splits.check_found(wanted, counts, place=place)
     if taken is None:
         return listing
@@ -232,7 +232,7 @@ def _table(paths: list[Path], options: SourceOptions) -> Source:
     stamp = stamp_files([*chosen, *others], "table", options.image_column, options.label_column, options.wanted_splits)
     return Source("Parquet or Arrow files", stamp, partial(
         table.list_tables, chosen, stamp=stamp, image_column=options.image_column, label_column=options.label_column,
-        wanted_splits=options.wanted_splits, others=others, file_splits=tuple(split for split in groups if split),
+        wanted_splits=options.wanted_splits, others=others, file_splits=tuple(groups),
     ))  # fmt: skip
 
 
@@ -274,9 +274,8 @@ def _tars(root: Path, paths: list[Path], options: SourceOptions, label_use: Labe
 def _webdataset(root: Path, paths: list[Path], options: SourceOptions, rule: LabelRule) -> Source:
     groups = splits.group_files(path.name for path in paths)
     wanted = options.wanted_splits
-    taken = splits.choose(
-        {split: len(names) for split, names in groups.items()}, wanted, place=root, unit="tars", answer=CHOOSE, unmarked="allow"
-    )  # fmt: skip
+    counts = {split: len(names) for split, names in groups.items()}
+    taken = splits.choose(counts, wanted, place=root, unit="tars", answer=CHOOSE)
     chosen = [path for path in paths if taken is None or splits.split_of_file(path.name) in taken]
     rest = [word for word in wanted or () if not splits.matches(groups, [word])]
     inner = replace(options, split=",".join(rest) or None)

@@ -119,7 +119,7 @@ class _Selection:
             place, found = str(path), splits.name_counts(in_paths)
         self.taken = splits.choose(
             found, wanted, place=place, unit="rows", answer="choose one with --source-split",
-            unmarked="refuse" if self._column is not None else "allow",
+            unmarked="refuse" if self._column is not None else splits.unmarked_rule(in_paths),
         )  # fmt: skip
         splits.check_found(wanted, found, place=place)
 

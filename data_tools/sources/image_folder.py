@@ -14,9 +14,11 @@ import numpy as np
 from data_tools.sources.files import find_image_extension, is_junk
 from data_tools.sources.listing import Listing, ListingBuilder, Member
 from data_tools.sources.parts import list_parts
-from data_tools.splits import parse_split, split_of, splits_among_classes
+from data_tools.splits import numbered_parts, parse_split, split_of, splits_among_classes
 from pipeline.data.sample import IMAGE_EXTENSIONS
 from pipeline.errors import DataError
+
+PACKED = (".tar", ".parquet", ".arrow")
 
 
 class ClassFolder(NamedTuple):
@@ -31,6 +33,7 @@ class _Look(NamedTuple):
 
     num_folders: int
     num_images: int
+    num_packed: int  # tars and tables
 
 
 def sort_classes(names: Collection[str]) -> list[str]:
@@ -53,7 +56,7 @@ def list_image_folder(root: Path, *, num_workers: int) -> Listing:
     folders = sort_classes([entry.name for entry in entries if entry.is_dir()])
     tasks = [ClassFolder(name, label) for label, name in enumerate(folders)]
     listing = list_parts(
-        partial(_list_class, str(root)), tasks, num_workers=num_workers, description="list classes", unit="class"
+        partial(_list_class, str(root)), tasks, num_workers=num_workers, description="list class folders", unit="folder"
     )  # fmt: skip
     if not len(listing):
         raise DataError(
@@ -99,6 +102,11 @@ def check_class_folders(root: Path, *, known: Collection[str]) -> None:
             f"source '{root}' holds the splits {shown}{others}; splits are no classes. {_advise(root, looks)}. If they are classes, name "
             f"them in a --classes file"
         )
+    if parts := numbered_parts(unknown):
+        raise DataError(
+            f"source '{root}' holds numbered parts, {parts[0]}/ and others, which are no classes: put what they hold together, or give a "
+            f"CSV of their images and labels. If they are classes, name them in a --classes file"
+        )
     if len(unknown) == 1 and len(names) == 1:
         look = _look(root / names[0])
         if look.num_folders > 1 and not look.num_images:
@@ -119,18 +127,21 @@ def _look(folder: Path) -> _Look:
     with os.scandir(folder) as found:
         entries = [entry for entry in found if not is_junk(entry.name)]
         num_folders = sum(entry.is_dir() for entry in entries)
-        return _Look(num_folders, sum(entry.is_file() and _extension(entry.path) is not None for entry in entries))
+        files = [entry.path for entry in entries if entry.is_file()]
+    num_packed = sum(path.lower().endswith(PACKED) for path in files)
+    return _Look(num_folders, sum(_extension(path) is not None for path in files), num_packed)
 
 
 def _describe(look: _Look) -> str:
-    return f"{look.num_folders} folders" if look.num_folders else f"{look.num_images} images"
+    number, unit = next(((n, u) for n, u in zip(look, ("folder", "image", "file"), strict=True) if n), (0, "image"))
+    return f"{number} {unit if number == 1 else f'{unit}s'}"
 
 
 def _advise(root: Path, looks: Mapping[str, _Look]) -> str:
     """What to type instead: one of the folders, or a list where they hold images without classes."""
     first = next(iter(looks))
-    if any(look.num_folders for look in looks.values()):
-        first = next(name for name, look in looks.items() if look.num_folders)
+    if full := [name for name, look in looks.items() if look.num_folders or look.num_packed]:
+        first = full[0]
         return f"Give one of them, {root / first}, or choose it with --source-split {split_of(first)}"
     lists = {split_of(path.stem): path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv")}
     for name in looks:
