@@ -15,33 +15,34 @@ from pipeline.errors import PipelineError
 
 def make(arguments: argparse.Namespace) -> None:
     from data_tools.make import make_shards
+    from data_tools.shards import describe_hidden
+    from pipeline.data.folder import ShardFolder
 
     options = make_arguments.read_options(arguments)
     report = make_shards(arguments.source, arguments.folder, options=options, num_workers=arguments.workers)
-    print(make_arguments.describe(report, arguments.folder))
+    hidden = ShardFolder(arguments.source).hidden_tars() if os.path.isdir(arguments.source) else []
+    print(f"{describe_hidden(hidden)}{make_arguments.describe(report, arguments.folder)}")
 
 
 def index(arguments: argparse.Namespace) -> None:
-    from data_tools.index import index_folder
+    from data_tools.index import describe, index_folder
 
     made = index_folder(
         arguments.folder, block_samples=arguments.block_samples, num_workers=arguments.workers, skip_lists=arguments.skip,
         split=arguments.source_split,
     )  # fmt: skip
-    print(
-        f"{arguments.folder}: {made.num_samples} samples in {len(made.shard_names)} shards, {made.num_blocks} blocks, fingerprint {made.fingerprint}"
-    )
+    print(describe(made))
 
 
 def verify(arguments: argparse.Namespace) -> int:
     from data_tools.findings import next_step, summarise, tabulate
-    from data_tools.shards import list_shards
+    from data_tools.shards import describe_hidden, list_shards
     from data_tools.verify import choose_places, verify_shards
 
     shards = list_shards(arguments.folder)
     places = choose_places(shards, skip_list=arguments.skip_list, report=arguments.report, work=arguments.work)
     found = verify_shards(shards, places=places, num_workers=arguments.workers, skip_lists=arguments.skip)
-    print(summarise(found))
+    print(f"{describe_hidden(shards.hidden)}{summarise(found)}")
     print(tabulate(found) or "nothing wrong with any of them")
     given = f", {found.num_passed_over} of them given" if found.num_passed_over else ""
     print(f"\nreport:    {places.report}")
@@ -52,7 +53,7 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def stats(arguments: argparse.Namespace) -> None:
     from data_tools.parallel import write_json
-    from data_tools.shards import list_shards
+    from data_tools.shards import describe_hidden, list_shards
     from data_tools.stats import describe, measure_folder, tabulate
     from data_tools.stats_page import write_page
 
@@ -62,7 +63,7 @@ def stats(arguments: argparse.Namespace) -> None:
     report, page = describe(measured), out / f"{shards.output_prefix}stats.html"
     write_json(page.with_suffix(".json"), report)
     write_page(measured, report, page)
-    print(f"{tabulate(report)}\n\nfigures: {page.with_suffix('.json')}\npage:    {page}")
+    print(f"{describe_hidden(shards.hidden)}{tabulate(report)}\n\nfigures: {page.with_suffix('.json')}\npage:    {page}")
 
 
 def dedup(arguments: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ from data_tools.perceptual_hash import NUM_CROPS, NUM_FRAMES, VIEW_BYTES, ImageH
 from data_tools.shards import list_shards
 from pipeline.data.folder import is_remote
 from pipeline.errors import DataError
+from pipeline.files import write_whole
 
 WORK_NAME = ".dedup"
 HASH_ARRAYS = ("frames", "mirrored", "crops", "detail")
@@ -110,11 +111,9 @@ def save_shard(work: Path, shard: HashedShard) -> None:
     """
     arrays: dict[str, NDArray[Any]] = {name: getattr(shard.hashes, name) for name in HASH_ARRAYS}
     about = json.dumps({name: getattr(shard, name) for name in ("facts", "keys", "undecodable", "num_without_image")})
-    place = _hashes_place(work, shard.name)
-    part = place.with_name(f"{place.name}.{os.getpid()}.part")
+    data = save({**arrays, "place": shard.place, "size": shard.size}, metadata={"about": about})
     try:
-        part.write_bytes(save({**arrays, "place": shard.place, "size": shard.size}, metadata={"about": about}))
-        os.replace(part, place)
+        write_whole(_hashes_place(work, shard.name), data, durability="unflushed")
     except OSError as error:
         raise DataError(f"hashes cannot be written to {work} ({error}); name another folder with --work") from error
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from data_tools.parallel import map_in_processes
+from data_tools.shards import describe_hidden
 from data_tools.splits import select_shards
 from pipeline.data.folder import ShardFolder
 from pipeline.data.index import ShardEntry, ShardIndex, assemble_index, load_index, save_index, scan_shard
@@ -14,9 +16,18 @@ from pipeline.data.skips import read_skips
 from pipeline.errors import DataError
 
 
+@dataclass(frozen=True)
+class Indexed:
+    """An index that was made, and what of the folder is not in it."""
+
+    index: ShardIndex
+    empty: tuple[str, ...]  # tars without any member, or whose samples are all skipped
+    hidden: tuple[str, ...]  # files that begin with a dot
+
+
 def index_folder(
     folder: str, *, block_samples: int, num_workers: int, skip_lists: Sequence[str] = (), split: str | None = None
-) -> ShardIndex:
+) -> Indexed:
     """Scan every tar of a folder, local or remote, and write its index.
 
     Args:
@@ -45,7 +56,18 @@ def index_folder(
     )
     index = assemble_index(folder, list(entries.values()))
     save_index(index)
-    return index
+    empty = tuple(sorted(entry.name for entry in entries.values() if not len(entry.block_samples)))
+    return Indexed(index, empty=empty, hidden=tuple(ShardFolder(folder).hidden_tars()))
+
+
+def describe(made: Indexed) -> str:
+    """What was made, in lines."""
+    index = made.index
+    empty = f", {len(made.empty)} without samples ({made.empty[0]} first)" if made.empty else ""
+    return (
+        f"{describe_hidden(made.hidden)}{index.folder}: {index.num_samples} samples in {len(index.shard_names)} shards{empty}, "
+        f"{index.num_blocks} blocks, fingerprint {index.fingerprint}"
+    )
 
 
 def _keep_other_index(folder: str, names: Sequence[str], chosen: Sequence[str]) -> None:

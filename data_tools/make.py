@@ -268,7 +268,7 @@ def _finish(
             raise DataError(f"{part.folder}: none of its {len(part.samples)} images can be decoded")
         if classes is not None:
             (part.folder / CLASSES_NAME).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
-        index = index_folder(str(part.folder), block_samples=options.block_samples, num_workers=num_workers)
+        index = index_folder(str(part.folder), block_samples=options.block_samples, num_workers=num_workers).index
         if index.num_samples != expected:
             raise DataError(
                 f"{part.folder}: {index.num_samples} samples in the shards, {expected} were written; empty it and start again"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import DataError
+from pipeline.files import write_whole
 from pipeline.progress import progress
 
 Task = TypeVar("Task")
@@ -135,10 +136,8 @@ def write_json(place: Path, value: Any) -> None:
     Raises:
         DataError: it cannot be written.
     """
-    part = place.with_name(f"{place.name}.{os.getpid()}.part")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, place)
+        write_whole(place, json.dumps(value, indent=1) + "\n")
     except OSError as error:
         raise DataError(f"{place} cannot be written: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ class ShardList:
     names: tuple[str, ...]
     compressed: tuple[str, ...]  # tars that must be unpacked before anything can read them
     is_single: bool  # one tar was named, not its folder
+    hidden: tuple[str, ...] = ()  # passed over: their names begin with a dot
 
     @property
     def output_folder(self) -> Path:
@@ -48,12 +49,20 @@ def list_shards(path: str) -> ShardList:
         names, is_single = [name], True
     else:
         folder, is_single = ShardFolder(path), False
-        names = folder.list_names()
+        names = [name for name in folder.list_names() if not name.startswith(".")]
     shards = tuple(name for name in names if name.endswith(".tar"))
     compressed = tuple(name for name in names if name.endswith(COMPRESSED))
     if not shards and not compressed:
         raise DataError(f"shard folder {path!r} does not exist or holds no .tar files")
-    return ShardList(folder=folder.path, names=shards, compressed=compressed, is_single=is_single)
+    hidden = () if is_single else tuple(folder.hidden_tars())
+    return ShardList(folder=folder.path, names=shards, compressed=compressed, is_single=is_single, hidden=hidden)
+
+
+def describe_hidden(names: Sequence[str]) -> str:
+    """A line for the terminal; empty if there are none."""
+    if not names:
+        return ""
+    return f"passed over: {len(names)} hidden files, {names[0]} first (names that begin with a dot; macOS leaves such files beside others)\n"
 
 
 def read_class_names(folder: str) -> list[str] | None:

@@ -107,12 +107,12 @@ class ShardFolder:
         return self._call(lambda: str(self.filesystem.info(self.place(name))))  # `ukey` of a web server knows the URL alone
 
     def list_shards(self) -> list[str]:
-        """Names of the folder's tars, sorted.
+        """Names of the folder's tars, sorted. Hidden ones are none: see `hidden_tars`.
 
         Raises:
             DataError: no folder, no tars in it, or compressed ones.
         """
-        names = self.list_names()
+        names = [name for name in self.list_names() if not name.startswith(".")]
         compressed = [name for name in names if name.endswith(COMPRESSED)]
         if compressed:
             raise DataError(
@@ -122,6 +122,10 @@ class ShardFolder:
         if not shards:
             raise DataError(f"shard folder {self.path!r} does not exist or holds no .tar files")
         return shards
+
+    def hidden_tars(self) -> list[str]:
+        """Tars that are passed over because their names begin with a dot, as the files do that macOS leaves beside others."""
+        return [name for name in self.list_names() if name.startswith(".") and name.endswith((".tar", *COMPRESSED))]
 
     def open(self, name: str) -> BinaryIO:
         """A file of the folder, to be read mostly forwards. Requests to a store are made again when they fail.

@@ -31,6 +31,7 @@ from pipeline.data.folder import ShardFolder
 from pipeline.data.sample import read_label
 from pipeline.data.tar import TarSample, find_defect, is_empty_tar, scan_samples
 from pipeline.errors import DataError
+from pipeline.files import write_whole
 
 INDEX_NAME = "index.safetensors"
 CLASSES_NAME = "classes.txt"
@@ -296,9 +297,7 @@ def _download(folder: ShardFolder) -> str:
         raise DataError(f"{copies} belongs to another user; remove it, or set TMPDIR to a folder of your own")
     copy = copies / f"{version}.safetensors"
     if not copy.exists():
-        part = copies / f"{version}.{os.getpid()}.part"
-        part.write_bytes(folder.read(INDEX_NAME))
-        os.replace(part, copy)
+        write_whole(copy, folder.read(INDEX_NAME), durability="unflushed")
     return str(copy)
 
 

@@ -6,7 +6,6 @@ again, after random waits that grow, until `patience_s` has passed since its fir
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from pipeline.data.folder import ShardFolder
 from pipeline.data.index import BlockPlace, ShardIndex
 from pipeline.data.retry import PERMANENT, call_again
 from pipeline.errors import DataError
+from pipeline.files import write_whole
 
 CONCURRENT_READS = 16
 CHECKSUM_BYTES = 8
@@ -101,11 +101,9 @@ class BlockCache:
         place = self.place(block)
         if place is None:
             return
-        part = place.with_name(f"{block}.{os.getpid()}.part")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(data + xxhash.xxh3_64_digest(data))
-            os.replace(part, place)
+            write_whole(place, data + xxhash.xxh3_64_digest(data), durability="unflushed")
         except OSError as error:
             raise DataError(
                 f"block cache {self._folder}: {error}; make room or choose another place (data.cache_dir), or less of it "

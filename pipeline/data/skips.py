@@ -6,12 +6,13 @@ A tab-separated file with the header line `shard key reason`; written by `verify
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import DataError
+from pipeline.files import write_whole
 
 COLUMNS = ("shard", "key", "reason")
 
@@ -26,12 +27,11 @@ class Skip(NamedTuple):
 
 def write_skips(path: str | Path, skips: Iterable[Skip]) -> None:
     """Write a skip list, whole or not at all, sorted so that the same findings give the same file."""
-    part = Path(f"{path}.part")
-    with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # tars hold names that are not UTF-8
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(sorted(skips))
-    os.replace(part, path)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(sorted(skips))
+    write_whole(path, text.getvalue().encode("utf-8", "surrogateescape"))  # tars hold names that are not UTF-8
 
 
 def read_skips(path: str | Path) -> list[Skip]:
@@ -41,8 +41,9 @@ def read_skips(path: str | Path) -> list[Skip]:
         DataError: no such file, or a line that is not one of a skip list.
     """
     try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = list(csv.reader(file, delimiter="\t"))
+        # Spreadsheets and editors on Windows add a byte-order mark and end lines with CR LF.
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            rows = [row for row in csv.reader(file, delimiter="\t") if row]
     except (OSError, csv.Error) as error:
         raise DataError(f"skip list {path}: {error}") from error
     if not rows or tuple(rows[0]) != COLUMNS:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -255,6 +255,30 @@ def test_one_tar_has_findings_of_its_own(tmp_path: Path, capsys: pytest.CaptureF
     assert "none.tar' does not exist" in errors
     assert "holds no .tar files" in errors
     assert "/proc/no/about.json cannot be written" in errors
+
+
+def test_hidden_files_are_passed_over_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    write_tar(corpus / "a.tar", [(f"{n}.{kind}", data) for n in range(3) for kind, data in (("jpg", JPEG), ("cls", b"0"))])
+    (corpus / "._a.tar").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(60))  # AppleDouble
+    (corpus / ".b.tar.gz").write_bytes(b"")
+    for command in ("index", "verify", "stats"):
+        assert main([command, str(corpus), "--workers", "1"]) == 0
+        assert "passed over: 2 hidden files, ._a.tar first" in capsys.readouterr().out
+    assert main(["make", str(corpus), str(tmp_path / "made"), "--workers", "1"]) == 0
+    assert "passed over: 2 hidden files, ._a.tar first" in capsys.readouterr().out
+    assert load_index(str(corpus)).num_samples == load_index(str(tmp_path / "made")).num_samples == 3
+
+
+@pytest.mark.parametrize(
+    "change", [lambda text: "\ufeff" + text, lambda text: text.replace("\n", "\r\n"), lambda text: text + "\n\n"]
+)
+def test_a_skip_list_that_an_editor_has_touched_is_read(change: Callable[[str], str], tmp_path: Path) -> None:
+    skips = [Skip("a.tar", "ü", "one"), Skip("b.tar", "1", 'two "quoted"')]
+    write_skips(tmp_path / "skip.tsv", skips)
+    (tmp_path / "skip.tsv").write_bytes(change((tmp_path / "skip.tsv").read_text("utf-8")).encode("utf-8"))
+    assert read_skips(tmp_path / "skip.tsv") == skips
 
 
 def test_want_of_memory_says_nothing_of_an_image(tmp_path: Path) -> None:
