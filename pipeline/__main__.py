@@ -11,16 +11,11 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from pipeline.capacity.arguments import add_plan_arguments
 from pipeline.errors import PipelineError, StoppedError
-from pipeline.interruption import EXIT_INTERRUPTED, StopRequest
-
-if TYPE_CHECKING:
-    from pipeline.config import RunConfig
-    from pipeline.planning import Plan
-    from pipeline.world import World
+from pipeline.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
 
 EXIT_ERROR = 2
 EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
@@ -28,72 +23,18 @@ EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 
 def train(arguments: argparse.Namespace, stop: StopRequest) -> int:
     """First launch and every relaunch: the same line. Resumes from the newest complete checkpoint by itself."""
-    from pipeline.read_config import load_config
-    from pipeline.world import World, check_devices, default_num_ranks, die_with_parent, launch_local
+    from pipeline.train_command import run_training
 
-    world = World.from_environment()
-    config = load_config(arguments.config, arguments.overrides)
-    if world.launcher == "none":
-        from pipeline.planning import make_plan
-
-        devices = config.trainer.devices
-        num_ranks = default_num_ranks() if devices == "auto" else devices
-        check_devices(num_ranks)
-        make_plan(config, world_size=num_ranks).mixture.check_shards()  # what is wrong fails here, before any rank starts
-        if num_ranks > 1:
-            return launch_local(["train", arguments.config, *arguments.overrides], num_ranks=num_ranks)
-    if world.launcher == "torchrun":
-        die_with_parent()
-    return _train_as_rank(config, world, stop)
-
-
-def _train_as_rank(config: RunConfig, world: World, stop: StopRequest) -> int:
-    from pipeline.planning import make_plan
-    from pipeline.quiet import quiet_libraries
-    from pipeline.world import init_process_group, leave_process_group
-
-    quiet_libraries(is_first=world.is_first)
-    plan = make_plan(config, world_size=world.size)
-    init_process_group(world, timeout_s=config.trainer.collective_timeout_s)
-    try:
-        stopped = _fit(plan, world, stop)
-    except PipelineError as error:
-        if error.on_all_ranks:
-            leave_process_group()
-        raise
-    leave_process_group()
-    if not stopped:
-        return 0
-    if world.is_first:
-        print(f"[run] stopped by {'/'.join(stop.received) or 'another rank'}; the same command goes on from here", flush=True)
-    return EXIT_INTERRUPTED
-
-
-def _fit(plan: Plan, world: World, stop: StopRequest) -> bool:
-    """Train from where the run folder stands; whether a signal ended it early."""
-    from pipeline import build
-    from pipeline.run_lock import RunLock
-    from pipeline.start import agree_on_start
-
-    lock = RunLock(plan.config.run_dir, should_stop=lambda: stop.is_set, tell=lambda text: print(f"[run] {text}", flush=True))
-    try:
-        start = agree_on_start(plan, world, device=build.device_of(world), lock=lock)
-        if world.is_first:
-            for message in start.messages:
-                print(f"[run] {message}", flush=True)
-        if start.step >= plan.stop_step:
-            if world.is_first:
-                print(f"[run] nothing to do: step {start.step} of {plan.stop_step} is reached", flush=True)
-            return False
-        training = build.make_training(plan.with_precision(start.precision), world=world, stop=stop, start=start)
-        training.run()
-        return training.checkpointing.stopped_by_signal
-    finally:
-        lock.release()
+    return run_training(arguments.config, arguments.overrides, stop)
 
 
 def evaluate(arguments: argparse.Namespace, stop: StopRequest) -> int:
     """Evaluate every checkpoint of a run that has not been evaluated; with --watch, go on as new ones come."""
+    from pipeline.outlets import keep_output_in
+
+    keep_output_in(Path(arguments.run_dir))
+    print(f"[eval] evaluating {arguments.run_dir}; loading torch", flush=True)
+    from pipeline.allotment import Torch, check_visible
     from pipeline.build import make_evaluator
     from pipeline.checkpoint import RunFolder
     from pipeline.errors import ConfigError
@@ -110,7 +51,10 @@ def evaluate(arguments: argparse.Namespace, stop: StopRequest) -> int:
     foreign = [text for text in arguments.overrides if text.partition(".")[0] not in ("evaluation", "tracking")]
     if foreign:
         raise ConfigError(f"{foreign[0]}: `evaluate` takes evaluation.* and tracking.* alone; the rest is the run's own")
-    evaluator = make_evaluator(folder, load_config(folder.config, arguments.overrides))
+    config = load_config(folder.config, arguments.overrides)
+    if config.evaluation.hardware == "allotted":
+        check_visible(os.environ, Torch.look(), setting="evaluation.hardware=found")
+    evaluator = make_evaluator(folder, config)
     watch_run(evaluator, watch=arguments.watch, stop=stop, poll_s=arguments.poll_seconds)
     return 0
 
@@ -229,7 +173,8 @@ def make_parser() -> argparse.ArgumentParser:
         "examples:\n  python -m pipeline train configs/l16_in21k.yaml data.train=/data/in21k\n"
         "  python -m pipeline train configs/demo.yaml trainer.devices=2\n\n"
         "One machine: starts trainer.devices ranks by itself. Under srun or torchrun: is one of their ranks.\n"
-        "Ctrl-C, SIGTERM and SIGUSR1 save at the end of the step; a second Ctrl-C does not wait.\n"
+        "Ctrl-C, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 save at the end of the step; a second Ctrl-C does not wait. A terminal or\n"
+        "pipe that closes does not end a training; what it prints then goes to RUN_DIR/output.log.\n"
         "Exit codes: 0 done, 2 a named error, 70 no step ended for trainer.hang_timeout_s (RUN_DIR/hangs says where), 75 told to\n"
         "stop and saved (the same command goes on).",
     )  # fmt: skip
@@ -239,7 +184,8 @@ def make_parser() -> argparse.ArgumentParser:
         "examples:\n  python -m pipeline evaluate runs/l16_in21k --watch\n"
         "  python -m pipeline evaluate runs/demo evaluation.shots=[10]\n\n"
         "Reads weights/ only and appends to evaluations.jsonl; what stands there is not computed again.\n"
-        "Several may run at once. With --watch it ends when the run's last step is evaluated.",
+        "Several may run at once. With --watch it ends when the run's last step is evaluated. Told to stop it ends at once, with exit\n"
+        "code 75: the same command goes on.",
     )  # fmt: skip
     command.add_argument("run_dir", help="folder of a run, for example runs/l16_in21k")
     command.add_argument("overrides", nargs="*", metavar="evaluation.key=value", help="settings that replace the run's")
@@ -333,29 +279,51 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, *, process: Literal["own", "shared"] = "own") -> int:
+    """Run a command. Returns the exit code.
+
+    Args:
+        process: "shared" leaves signals and streams as they are, for callers that go on afterwards.
+    """
     stop = StopRequest()
+    if process == "own":
+        _prepare(_command(argv), stop)
     arguments = parse_arguments(argv)
     os.umask(os.umask(0o077) | 0o002)  # whatever a shell or a scheduler left: nothing of ours may be writable by everybody
-    if arguments.command == "train":
-        stop.install()
     try:
         code = arguments.function(arguments, stop)
         if sys.__stdout__ is not None:  # else whoever started this closed it
             sys.stdout.flush()  # here, where a reader that has gone is answered
         return code
     except StoppedError as error:
-        _print_error(error)
+        if not error.on_all_ranks or os.environ.get("RANK", "0") == "0":
+            print(f"[run] {error}", flush=True)
         return EXIT_INTERRUPTED
     except PipelineError as error:
         _print_error(error)
         return EXIT_ERROR
+    except Interrupted as signal:
+        print(f"[{arguments.command}] stopped by {signal}; the same command goes on from here", flush=True)
+        return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `| head` has seen enough; nothing more can be written, at exit neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+
+
+def _prepare(command: str, stop: StopRequest) -> None:
+    """Before anything else: a signal may come at once, and the output's reader may go."""
+    if command in ("train", "evaluate"):
+        (stop.install if command == "train" else stop.install_everywhere)()
+        from pipeline.outlets import open_outlets
+
+        open_outlets()
+
+
+def _command(argv: list[str] | None) -> str:
+    return next((text for text in (sys.argv[1:] if argv is None else argv) if not text.startswith("-")), "")
 
 
 def _print_error(error: PipelineError) -> None:

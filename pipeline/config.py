@@ -140,6 +140,9 @@ class TrainerSection(Section):
     devices: PositiveInt | Literal["auto"] = Field(
         "auto", description="ranks on one machine when no launcher gives them: all GPUs, or 1"
     )
+    hardware: Literal["allotted", "found"] = Field(
+        "allotted", description="allotted: GPUs and nodes that were set aside must be used; found: whatever is found will do"
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
     precision: Literal["auto"] | TrainingPrecision = Field(
         "auto",
@@ -192,6 +195,9 @@ class EvaluationSection(Section):
         "auto",
         description="of the forward pass (autocast); features and probes are fp32 and fp64. auto: that of the run's earlier "
         "results, else bf16 where the device computes it fast",
+    )
+    hardware: Literal["allotted", "found"] = Field(
+        "allotted", description="allotted: a GPU that was set aside must be used; found: the CPU will do where torch sees none"
     )
     batch_size: int = Field(64, ge=1)
     num_workers: int = Field(2, ge=0, description="decoding processes; 0 decodes in the evaluator itself")

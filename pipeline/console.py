@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 def say(text: str) -> None:
-    """Print a line of its own; a progress bar that is being drawn is drawn anew below it."""
+    """Print a line of its own; a progress bar that is being drawn is drawn again below it."""
     tqdm.write(text)
     sys.stdout.flush()
 

@@ -91,7 +91,10 @@ def write_digits(root: Path) -> None:
 
 def _overrides(out: Path) -> list[str]:
     sets = f"[{{name: digits6-9, train: {out}/data/transfer-train, test: {out}/data/transfer-test}}]"
-    return ["tracking.mode=offline", f"data.train={out}/data/pretrain", f"output_dir={out}/runs", f"evaluation.datasets={sets}"]
+    return [
+        "tracking.mode=offline", f"data.train={out}/data/pretrain", f"output_dir={out}/runs", f"evaluation.datasets={sets}",
+        "trainer.hardware=found", "evaluation.hardware=found",  # on the CPU, whatever a scheduler has set aside
+    ]  # fmt: skip
 
 
 def _environment() -> dict[str, str]:

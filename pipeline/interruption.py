@@ -1,36 +1,145 @@
 """Being asked to stop: a signal only sets a flag, the ranks agree at a step's end.
 
 A handler that saves by itself deadlocks when another rank is inside another collective (Lightning issues #20806 and
-#21406). Imports nothing heavy: it is installed before torch is loaded, or an early signal would kill the rank.
+#21406). The signals are blocked in all threads, and in all processes that are started, and one thread waits for them: so none is
+lost while the main thread is inside a library, none breaks a library's call off, and a child that has not begun to listen yet
+keeps them pending. Imports nothing heavy: it is installed before torch is loaded.
 """
 
 from __future__ import annotations
 
+import _thread
+import os
 import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Literal
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on where this one stopped
 EXIT_HANGING = 70  # EX_SOFTWARE of sysexits.h: no step has ended for too long
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+EXIT_NOW = 130  # as a shell reports SIGINT
+# What shells and schedulers send to have a program stop: preemption, Ctrl-C, a supervisor's or a shell's end, Ctrl-\, warnings of
+# a time limit.
+SIGNALS = (
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
+)  # fmt: skip
+SAME_KEYSTROKE_S = 1.0  # a Ctrl-C may arrive twice: from the terminal, and handed on by a process between
+GIVE_UP_S = 5.0  # what a second Ctrl-C leaves the main thread
+
+
+class Interrupted(KeyboardInterrupt):
+    """Told to stop, in a command that stops wherever it is. The message is the signal's name."""
 
 
 @dataclass
 class StopRequest:
-    """Whether this rank was told to stop, and by which signal."""
+    """Whether this process was told to stop, and by which signals."""
 
     received: list[str] = field(default_factory=list)
+    second_interrupt: Literal["abort", "ignore"] = "abort"  # of SIGINT; the ranks of `local_launch` leave it to their launcher
+    _at: dict[str, float] = field(default_factory=dict)
+    _listeners: list[Callable[[str], None]] = field(default_factory=list)
+    _had_terminal: bool = False
 
     def install(self) -> None:
-        """Take over SIGTERM (preemption), SIGUSR1 (time limit near) and SIGINT (Ctrl-C; a second one is not waited for)."""
-        for number in SIGNALS:
-            signal.signal(number, self._note)
+        """Listen from here on. A second SIGINT, a second later or more, is not waited for."""
+        self._had_terminal = has_terminal()
+        # A background job whose terminal has `stty tostop` set would be halted by its first line of output.
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        # `nohup` has SIGHUP ignored, and it stays so; SIGINT is ignored by shells in background jobs, where only `kill` sends it.
+        numbers = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+        for number in numbers:
+            signal.signal(number, self._handle)  # for threads that were there before
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        threading.Thread(target=self._listen, args=(numbers,), daemon=True, name="signals").start()
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and "SIGINT" in self.received:
-            raise KeyboardInterrupt
-        self.received.append(signal.Signals(number).name)
+    def install_everywhere(self) -> None:
+        """Listen from here on, and raise `Interrupted` in the main thread, wherever it is: for commands that may end there."""
+        self._had_terminal = has_terminal()
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._raise)
+
+    def on_request(self, listener: Callable[[str], None]) -> Callable[[], None]:
+        """Have a function called with each signal's name, in another thread; at once if there was one already.
+
+        Returns:
+            What ends it.
+        """
+        self._listeners.append(listener)
+        if self.received:
+            listener(self.received[0])
+        return lambda: self._listeners.remove(listener)
 
     @property
     def is_set(self) -> bool:
         return bool(self.received)
+
+    def note(self, name: str) -> bool:
+        """A signal has come; whether it is a new request."""
+        now = time.monotonic()
+        if name == "SIGHUP" and self._had_terminal and not has_terminal():
+            return False  # the terminal is gone, and nobody has asked for anything: output that nobody reads is dropped
+        last, self._at[name] = self._at.get(name), now
+        if last is not None and now - last < SAME_KEYSTROKE_S:
+            return False
+        self.received.append(name)
+        for listener in list(self._listeners):
+            listener(name)
+        return True
+
+    def _listen(self, numbers: list[signal.Signals]) -> None:
+        while True:
+            name = signal.Signals(signal.sigwait(numbers)).name
+            if self.note(name) and self._is_abort(name):
+                _thread.interrupt_main()
+                time.sleep(GIVE_UP_S)
+                os._exit(EXIT_NOW)  # the main thread waits in a library
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        self.note(name)
+        if self._is_abort(name):
+            raise KeyboardInterrupt
+
+    def _raise(self, number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.note(name):
+            raise KeyboardInterrupt if self._is_abort(name) else Interrupted(name)
+
+    def _is_abort(self, name: str) -> bool:
+        return name == "SIGINT" and self.received.count("SIGINT") > 1 and self.second_interrupt == "abort"
+
+
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def exit_on_request(stop: StopRequest, *, tell: bool) -> Callable[[], None]:
+    """While there is nothing to save and nothing to clean up, a signal ends the process at once, whatever it waits in.
+
+    Args:
+        tell: say so: one of the ranks does.
+
+    Returns:
+        What ends this phase.
+    """
+
+    def leave(name: str) -> None:
+        try:
+            if tell:
+                print(f"[run] stopped by {name} before training began; the same command starts it", file=sys.stderr, flush=True)
+        finally:
+            os._exit(EXIT_INTERRUPTED)
+
+    return stop.on_request(leave)

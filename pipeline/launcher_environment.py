@@ -99,6 +99,11 @@ def read_ranks(environment: Environment | None = None) -> Ranks:
     env = os.environ if environment is None else environment
     if env.get(LOCAL_LAUNCHER) == str(os.getppid()):
         return _read_torch(env, launcher="local")
+    if env.get(LOCAL_LAUNCHER) and "RANK" in env:
+        raise ConfigError(
+            f"{LOCAL_LAUNCHER}={env[LOCAL_LAUNCHER]} in the environment: the launcher of this rank has ended, or its variables were "
+            f"left behind. {_way_out([LOCAL_LAUNCHER, *(name for name in RANK_VARIABLES if name in env)])}"
+        )
     if "TORCHELASTIC_RUN_ID" in env:  # torchrun, also inside srun or mpirun
         return _read_torch(env, launcher="torchrun")
     step = _read_step(env)
@@ -213,11 +218,16 @@ def _read_mpi(env: Environment, names: tuple[str, str, str, str]) -> Ranks:
 # --------------------------------------------------------------------------------------------------------------- Slurm
 
 
+def is_in_step(env: Environment) -> bool:
+    """Whether srun has started this process, or one above it."""
+    return env.get("SLURM_STEP_ID", env.get("SLURM_STEPID", "")) not in ("", *BATCH_STEPS)
+
+
 def _read_step(env: Environment) -> Ranks | None:
     """This process's place in an srun step; None where it is no task of one."""
     if not env.get("SLURM_PROCID"):
         return None
-    if env.get("SLURM_STEP_ID", env.get("SLURM_STEPID", "")) in ("", *BATCH_STEPS):
+    if not is_in_step(env):
         if _number(env, "SLURM_PROCID") > 0:
             raise ConfigError(
                 f"SLURM_PROCID={env['SLURM_PROCID']}, but SLURM_STEP_ID names no step of srun: left behind by another program, or "
@@ -331,16 +341,25 @@ def first_node(listing: str) -> str:
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first.group(0)) if first else listing
 
 
-def count_nodes(listing: str) -> int:
-    """How many names a list of nodes has."""
-    total = 0
-    for name in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", listing.strip()):
-        names = 1
-        for ranges in re.findall(r"\[([^\]]*)\]", name):
-            bounds = [part.partition("-") for part in ranges.split(",")]
-            names *= sum(int(last) - int(first) + 1 if last else 1 for first, _, last in bounds)
-        total += names
-    return total
+def expand_nodes(listing: str) -> list[str]:
+    """The names of a list of nodes."""
+    names: list[str] = []
+    for name in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", listing):
+        found = [""]
+        for piece in re.split(r"(\[[^\]]*\])", name.strip()):
+            choices = _expand_ranges(piece[1:-1]) if piece.startswith("[") else [piece]
+            found = [before + choice for before in found for choice in choices]
+        names += found
+    return names
+
+
+def _expand_ranges(ranges: str) -> list[str]:
+    choices: list[str] = []
+    for part in ranges.split(","):
+        first, _, last = part.partition("-")
+        is_range = first.isdigit() and last.isdigit()
+        choices += [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)] if is_range else [part]
+    return choices
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers

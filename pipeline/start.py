@@ -38,6 +38,7 @@ FREE_KEYS = (
     "data.cache_gib",
     "data.accept",
     "trainer.devices",
+    "trainer.hardware",
     "trainer.hang_timeout_s",
     "trainer.collective_timeout_s",
     "checkpoint.max_failed_saves",

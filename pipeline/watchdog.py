@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import socket
@@ -74,10 +75,13 @@ class Watchdog:
             f"(trainer.hang_timeout_s={self._timeout_s:g}); {now - self._phase_start:.0f} s in this phase: {self._phase}, "
             f"after step {self._step}\n"
         )
-        _dump(sys.stderr.fileno(), head)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f"rank-{self._rank}.txt").open("a") as file:
-            _dump(file.fileno(), head)
+        # A log that nobody reads any more, or a full disk, must not keep the rank from being ended.
+        with contextlib.suppress(OSError, ValueError):
+            _dump(sys.stderr.fileno(), head)
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with (self._folder / f"rank-{self._rank}.txt").open("a") as file:
+                _dump(file.fileno(), head)
 
 
 def _dump(descriptor: int, head: str) -> None:

@@ -6,7 +6,6 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -14,11 +13,8 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import ConfigError
-from pipeline.interruption import EXIT_INTERRUPTED
 from pipeline.launcher_environment import Launcher, SlurmJob, read_ranks
 
-SHUTDOWN_TIMEOUT_S = 600
-PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # torchrun's own list lacks the last, a warning that time is short
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -102,42 +98,10 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when its launcher dies, so that no orphan goes on training."""
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Have Linux signal this process when its launcher dies, so that no orphan goes on training."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def launch_local(arguments: Sequence[str], *, num_ranks: int) -> int:
-    """Run `python -m pipeline <arguments>` as `num_ranks` ranks on this machine, through torchrun.
-
-    Returns:
-        The exit code: that of the first rank that failed, or 0.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import get_args_parser, run
-
-    # Ranks are given time to finish a step and save before torchrun kills them.
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_TIMEOUT_S))
-    options = [
-        "--standalone",
-        f"--signals-to-handle={PASSED_ON}",
-        f"--nproc-per-node={num_ranks}",
-        "--max-restarts=0",
-        "-m",
-        "pipeline",
-        *arguments,
-    ]
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
-    try:
-        run(get_args_parser().parse_args(options))
-    except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        return code if code > 0 else 128 - code
-    except SignalException:
-        return EXIT_INTERRUPTED  # told to stop: torchrun has passed the signal on and waited for the ranks to save
-    return 0
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def init_process_group(world: World, *, timeout_s: float) -> None:
@@ -168,6 +132,13 @@ def leave_process_group() -> None:
         dist.destroy_process_group()
 
 
+def any_rank(fact: bool, *, device: torch.device) -> bool:
+    """Whether it holds on some rank. A collective."""
+    flag = torch.tensor([fact], dtype=torch.int32, device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
 def broadcast(value: Any, *, device: torch.device) -> Any:
     """Rank 0's value, on every rank."""
     box = [value]
@@ -180,22 +151,3 @@ def minimum(value: float, *, device: torch.device) -> float:
     tensor = torch.tensor(value, dtype=torch.float64, device=device)
     dist.all_reduce(tensor, dist.ReduceOp.MIN)
     return float(tensor)
-
-
-def check_devices(num_ranks: int) -> None:
-    """Refuse more ranks on this machine than it has GPUs, where it has any.
-
-    Raises:
-        ConfigError: naming both numbers.
-    """
-    gpus = torch.cuda.device_count()
-    if 0 < gpus < num_ranks:
-        raise ConfigError(
-            f"trainer.devices={num_ranks}, but this machine has {gpus} GPUs; use at most that many, or hide them "
-            f"to train on the CPU: CUDA_VISIBLE_DEVICES= python -m pipeline train ..."
-        )
-
-
-def default_num_ranks() -> int:
-    """Ranks on one machine where nobody says: its GPUs, or one."""
-    return max(1, torch.cuda.device_count())

@@ -8,6 +8,7 @@ cd "$PIPELINE_HOME"
 
 NODE_LOSS_WAIT_S=900 # three times Slurm's default SlurmdTimeout
 PROBE_S=60
+LOOK_EVERY_S=${LOOK_EVERY_S:-60}
 EXIT_INTERRUPTED=75 # of `python -m pipeline train`: told to stop, and saved
 
 # A job's name may hold anything, a run folder's may not; two names that would become one are told apart by a checksum.
@@ -49,12 +50,13 @@ prepare_node() {
 pretrain() {
     local config=$1 name code=0
     shift
+    check_settings "$@"
     name=$(run_name "$SLURM_JOB_NAME")
     prepare_node "$name"
-    submit_evaluator "$name"
+    submit_evaluator "$name" "$SLURM_JOB_NAME"
     # A preempting Slurm may signal this shell too; it has to live until srun ends. (An empty command, not '': what is
     # ignored here would be ignored by srun and by every rank.)
-    trap : TERM USR1
+    trap : TERM USR1 USR2 HUP INT
     # Not --kill-on-bad-exit: ranks that agree to stop, or on an error, end one after the other, and the first would have
     # the rest killed. One that dies alone is followed by the others after this wait.
     srun --kill-on-bad-exit=0 --wait="$SITE_RANK_WAIT_S" "${SITE_CONTAINER[@]}" \
@@ -63,13 +65,64 @@ pretrain() {
     end_job "$code" "$SITE_RUNS/$name"
 }
 
+# sbatch takes its options before the script's name; behind it they would be the script's arguments.
+check_settings() {
+    local word
+    for word in "$@"; do
+        [[ $word != -* ]] || {
+            echo "$word: options of sbatch come before the script (sbatch $word slurm/pretrain_...), settings of the run after it" >&2
+            exit 2
+        }
+    done
+}
+
 # evaluate RUN_DIR [evaluation.key=value ...]: watch a run folder until the run is complete. It may be killed at any time.
+# TRAINING names the training's job where it has submitted this one: when no job of that name is left, there is nothing to wait for.
 evaluate() {
-    local code=0
+    local code=0 watcher watch
+    check_settings "$@"
     prepare_node "$(run_name "$SLURM_JOB_NAME")"
     trap : TERM
-    srun --ntasks=1 "${SITE_CONTAINER[@]}" python -m pipeline evaluate "$@" --watch || code=$?
+    srun --ntasks=1 "${SITE_CONTAINER[@]}" python -m pipeline evaluate "$@" --watch &
+    watcher=$!
+    watch_training "$watcher" &
+    watch=$!
+    await "$watcher" || code=$?
+    kill "$watch" 2>/dev/null || :
+    if wait "$watch"; then # it has ended the evaluator
+        code=0
+        echo "[job] no job ${TRAINING:-} is left: what lacks results is evaluated, and then this ends"
+        srun --ntasks=1 "${SITE_CONTAINER[@]}" python -m pipeline evaluate "$@" || code=$?
+        [ "$code" != "$EXIT_INTERRUPTED" ] || requeue "$code" "stopped"
+        exit "$code"
+    fi
     end_job "$code" "$1"
+}
+
+# await PROCESS: its exit code, however often this shell is signalled meanwhile.
+await() {
+    local code
+    while code=0; wait "$1" || code=$?; [ "$code" -gt 128 ] && kill -0 "$1" 2>/dev/null; do :; done
+    return "$code"
+}
+
+# Whether the training that submitted this evaluator may still go on. A queue that does not answer is no reason to end.
+is_training_queued() {
+    local jobs
+    [ -n "${TRAINING:-}" ] || return 0
+    jobs=$(timeout "$PROBE_S" squeue --me --noheader --name="$TRAINING" --format=%i) || return 0
+    [ -n "$jobs" ]
+}
+
+# watch_training PROCESS: end it when the training's job is gone: cancelled, failed, or out of time. Seen twice in a row: a job that
+# is being requeued may be missing for a moment.
+watch_training() {
+    local unseen=0
+    while sleep "$LOOK_EVERY_S"; do
+        if is_training_queued; then unseen=0; else unseen=$((unseen + 1)); fi
+        [ "$unseen" -lt 2 ] || break
+    done
+    kill -TERM "$1" 2>/dev/null
 }
 
 # end_job CODE RUN_DIR: back into the queue, or out. Slurm itself requeues after a node's failure and after a preemption
@@ -81,6 +134,10 @@ end_job() {
     2) exit "$code" ;; # a named error, which would come again
     "$EXIT_INTERRUPTED") requeue "$code" "stopped and saved" ;;
     esac
+    # Preempted, cancelled or out of time: Slurm has ended the ranks, whatever their code, and it is no try of theirs.
+    local state
+    state=$(job_state)
+    [ "$state" = RUNNING ] || [ -z "$state" ] || requeue "$code" "ended by Slurm"
     await_slurm_if_a_node_is_gone
     # Broken off: a rank lost another or met a bug (1), hung (70), or was killed (128 and the signal's number). srun gives
     # the highest code of all ranks. Another try, but never for ever: so often from one checkpoint.
@@ -105,20 +162,33 @@ await_slurm_if_a_node_is_gone() {
     sleep "$NODE_LOSS_WAIT_S"
 }
 
+job_state() {
+    timeout "$PROBE_S" scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *JobState=\([A-Z_]*\).*/\1/p' || :
+}
+
 # requeue CODE WHY: this job, which goes on with the same number, log and run folder.
 requeue() {
     # A job that was cancelled, or that Slurm is about to requeue by itself, is no longer running.
     local state
-    state=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *JobState=\([A-Z_]*\).*/\1/p') || true
+    state=$(job_state)
     if [ "$state" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"; then
         echo "[job] $2; requeued (restart $((${SLURM_RESTART_COUNT:-0} + 1)))"
     else
         echo "[job] $2; not requeued from here (job state: ${state:-unknown}); sbatch the same line to go on" >&2
+        [ "$state" != CANCELLED ] || cancel_evaluator
     fi
     exit "$1"
 }
 
-# submit_evaluator NAME: one evaluator at work and at most one waiting behind it (singleton): the next takes over where a
+# An evaluator that waits in the queue has nothing to wait for; one at work sees by itself that the training is gone.
+cancel_evaluator() {
+    local name
+    name=$(run_name "$SLURM_JOB_NAME")-eval
+    [ -n "$(squeue --me --noheader --states=PENDING --name="$name")" ] || return 0
+    scancel --user="$(id -un)" --state=PENDING --name="$name" && echo "[job] cancelled; so is the evaluator $name that waited" >&2
+}
+
+# submit_evaluator NAME JOB_NAME: one evaluator at work and at most one waiting behind it (singleton): the next takes over where a
 # time limit ends the first, and ends at once if there is nothing left to do. EVALUATE=0 leaves it out.
 submit_evaluator() {
     local name=$1-eval partition=${SITE_EVAL_PARTITION:-$SITE_PARTITION} variable
@@ -133,7 +203,7 @@ submit_evaluator() {
         for variable in "${!SLURM_@}" "${!SRUN_@}" "${!SBATCH_@}"; do
             [ "$variable" = SLURM_CONF ] || unset "$variable"
         done
-        RUN_DIR=$SITE_RUNS/$1 sbatch --job-name="$name" --dependency=singleton ${SITE_ACCOUNT:+--account="$SITE_ACCOUNT"} \
+        RUN_DIR=$SITE_RUNS/$1 TRAINING=$2 sbatch --job-name="$name" --dependency=singleton ${SITE_ACCOUNT:+--account="$SITE_ACCOUNT"} \
             ${partition:+--partition="$partition"} slurm/evaluate.sh
     ) || echo "could not submit the evaluator; start it by hand: RUN_DIR=$SITE_RUNS/$1 sbatch slurm/evaluate.sh" >&2
 }

@@ -182,7 +182,7 @@ def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
     def run(*arguments: str) -> Outcome:
         capfd.readouterr()
-        code = main(list(arguments))
+        code = main(list(arguments), process="shared")
         captured = capfd.readouterr()
         return Outcome(code, captured.out + captured.err)
 

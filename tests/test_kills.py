@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoint import RunFolder
-from pipeline.interruption import StopRequest
 from tests.trainings import (
     STEPS,
     WriteConfig,
@@ -91,8 +90,8 @@ def test_a_broken_newest_checkpoint_is_skipped_aloud(reference: RunFolder, write
 def test_told_to_stop_it_saves_and_goes_on_later(
     reference: RunFolder, write_config: WriteConfig, number: signal.Signals, target: str
 ) -> None:
-    """Whoever is signalled, both ranks save at the same step. `everyone` includes the decoding workers and W&B's process. A terminal's Ctrl-C
-    reaches the launcher alone: torchrun gives each rank a session of its own."""
+    """Whoever is signalled, both ranks save at the same step. `everyone`, as a terminal's Ctrl-C or a scheduler, includes the decoding workers
+    and W&B's process."""
     alone = {"data": {"num_workers": 1}, "tracking": {"mode": "offline"}}  # the processes that `everyone` adds
     config = write_config(**(alone if target == "everyone" else {}))
     folder = folder_of(config)
@@ -107,14 +106,6 @@ def test_told_to_stop_it_saves_and_goes_on_later(
     assert not folder.complete.exists()
     assert f"step {step} of 12" in train(config)
     assert_same_run(folder, reference)
-
-
-def test_a_second_interrupt_is_not_waited_for() -> None:
-    stop = StopRequest()
-    stop._note(signal.SIGINT, None)
-    assert stop.is_set
-    with pytest.raises(KeyboardInterrupt):
-        stop._note(signal.SIGINT, None)
 
 
 def test_weights_that_a_kill_left_out_are_never_missing(reference: RunFolder, write_config: WriteConfig) -> None:

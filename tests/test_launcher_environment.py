@@ -11,7 +11,7 @@ from pipeline.launcher_environment import (
     ALONE,
     LOCAL_LAUNCHER,
     Ranks,
-    count_nodes,
+    expand_nodes,
     first_node,
     parse_tasks_per_node,
     read_ranks,
@@ -161,7 +161,8 @@ def test_tasks_per_node(listing: str, counts: list[int]) -> None:
     ],
 )  # fmt: skip
 def test_lists_of_nodes(listing: str, first: str, count: int) -> None:
-    assert (first_node(listing), count_nodes(listing)) == (first, count)
+    assert (expand_nodes(listing)[0], len(expand_nodes(listing))) == (first, count)
+    assert first_node(listing) == first
 
 
 def test_ranks_of_a_step_meet_at_one_place_and_steps_at_different_ones() -> None:

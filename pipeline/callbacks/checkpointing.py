@@ -107,7 +107,6 @@ class Checkpointing(Callback):
         self._failed_in_a_row = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.stop.install()  # Lightning put its own handlers in place since
         self._saved_step = trainer.global_step
         if trainer.strategy.broadcast(not self.folder.weights_of(trainer.global_step).exists()):
             self._write_first_weights(trainer, trainer.global_step)

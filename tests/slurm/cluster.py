@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -137,6 +138,9 @@ class Cluster:
         self._spawn(name, ["unshare", "--mount", "--propagation", "private", "--uts", "--pid", "--fork", "--kill-child",
                            "--mount-proc", "bash", "-c", inside])  # fmt: skip
 
+    def is_on(self, name: str) -> bool:
+        return name in self._processes
+
     def kill_node(self, name: str) -> None:
         """Pull a node's power cord: everything on it is gone at once, and nobody is told."""
         process = self._processes.pop(name)
@@ -260,9 +264,56 @@ no CUDA and computes on the CPU. For example:
     tail -F slurm/logs/try.log
     scancel --signal=USR1 JOB                     # what a time limit does: it saves and requeues
     scontrol update jobid=JOB StartTime=now       # a requeued job rests for two minutes; this one does not
+    kill-node n2                                  # pull its power cord
+    start-node n2                                 # switch it on again
 
 Logs of the daemons: {root}/log
 """
+
+
+SWITCH = """\
+#!/bin/sh
+# kill-node NAME, start-node NAME: asks the process that holds the cluster, and waits until it has done so.
+[ -e "{root}/spool/$1" ] || {{ echo "name a node: $(basename "$0") n2" >&2; exit 2; }}
+request="{root}/switches/$(basename "$0").$1"
+touch "$request"
+while [ -e "$request" ]; do sleep 0.1; done
+"""
+
+
+def _shell(cluster: Cluster) -> list[str]:
+    """bash, in which the cluster's commands come first whatever ~/.bashrc makes of PATH."""
+    rc = cluster.root / "bashrc"
+    env = _inside(cluster)
+    rc.write_text(
+        "[ ! -r ~/.bashrc ] || . ~/.bashrc\n"
+        f"export PATH={shlex.quote(env['PATH'])} SLURM_CONF={shlex.quote(env['SLURM_CONF'])}\nPS1='(slurm) '$PS1\n"
+    )
+    return ["bash", "--rcfile", str(rc), "-i"]
+
+
+def _inside(cluster: Cluster) -> dict[str, str]:
+    path = f"{cluster.root}/bin:{Path(sys.executable).parent}:{cluster.environment['PATH']}"
+    return {**cluster.environment, "PATH": path}
+
+
+def _run_with_switches(cluster: Cluster, command: list[str]) -> int:
+    """Run a command in which `kill-node` and `start-node` work."""
+    switches, folder = cluster.root / "switches", cluster.root / "bin"
+    switches.mkdir()
+    folder.mkdir()
+    for name in ("kill-node", "start-node"):
+        (folder / name).write_text(SWITCH.format(root=cluster.root))
+        (folder / name).chmod(0o755)
+    process = subprocess.Popen(command, env=_inside(cluster))
+    while process.poll() is None:
+        for request in switches.iterdir():
+            what, node = request.name.split(".")
+            if (what == "kill-node") == cluster.is_on(node):
+                (cluster.kill_node if what == "kill-node" else cluster.start_node)(node)
+            request.unlink()
+        time.sleep(0.1)
+    return process.returncode
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -277,11 +328,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         with running_cluster(num_nodes=arguments.nodes) as cluster:
-            env = {**cluster.environment, "PATH": f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"}
             if not arguments.command:
                 print(WELCOME.format(num_nodes=arguments.nodes, root=cluster.root))
             signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for what runs in the shell
-            return subprocess.run(arguments.command or [os.environ.get("SHELL", "bash")], env=env).returncode
+            return _run_with_switches(cluster, arguments.command or _shell(cluster))
     except (SlurmUnavailableError, TimeoutError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -133,19 +133,39 @@ def test_an_evaluator_is_preempted(desk: Desk, downstream: dict[str, str], recor
         evaluator.start_now()
         assert evaluator.wait_for_end() == "0:0", evaluator.text
         assert evaluator.show("Restarts") == "1"
+    assert not (training.folder.root / "broken-off.log").exists()  # it has not failed
     rows = [(row["step"], row["protocol"], row["shots"], row["seed"]) for row in read_json_lines(training.folder.evaluations)]
     assert len(rows) == len(set(rows)) > before
     assert {step for step, *_ in rows} == {0, 2, 4, 6, 8, 10, 12}
 
 
-def test_a_cancelled_job_stays_so(desk: Desk) -> None:
-    job = desk.submit("tiny")
-    job.stop_in_step(3, num_ranks=2)
-    desk.cluster.run("scancel", job.id)
-    job.wait_for_state("CANCELLED")
-    time.sleep(3)
-    assert job.state == "CANCELLED"
-    assert job.show("Restarts") == "0"
+def test_a_cancelled_job_stays_so_and_takes_its_waiting_evaluator_along(desk: Desk, downstream: dict[str, str]) -> None:
+    desk.evaluate_on(downstream)
+    job = desk.submit(
+        "cancelled", nodes=desk.cluster.num_nodes, options=("--gpus-per-node=8",)
+    )  # nothing is left for the evaluator
+    with desk.evaluator_of(job) as evaluator:
+        job.stop_in_step(3, num_ranks=desk.cluster.num_nodes)
+        assert evaluator.state == "PENDING"
+        desk.cluster.run("scancel", job.id)
+        job.wait_for_state("CANCELLED")
+        evaluator.wait_for_state("CANCELLED")
+        time.sleep(3)
+        assert job.state == "CANCELLED"
+        assert job.show("Restarts") == "0"
+
+
+def test_an_evaluator_at_work_ends_when_its_training_is_cancelled(desk: Desk, downstream: dict[str, str]) -> None:
+    """With everything measured that is there."""
+    desk.evaluate_on(downstream)
+    training = desk.submit("given-up", "trainer.duration=100000 steps", nodes=1, LOOK_EVERY_S="1")
+    with desk.evaluator_of(training) as evaluator:
+        evaluator.wait(lambda: len(read_json_lines(training.folder.evaluations)) > 0, "at its first result")
+        desk.cluster.run("scancel", training.id)
+        assert evaluator.wait_for_end() == "0:0", evaluator.text
+        assert "[job] no job given-up is left" in evaluator.text
+    measured = {row["step"] for row in read_json_lines(training.folder.evaluations)}
+    assert measured == set(training.folder.weight_steps())
 
 
 def test_what_breaks_off_at_once_is_not_tried_for_ever(desk: Desk) -> None:

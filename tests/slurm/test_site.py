@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -47,6 +48,108 @@ def test_any_job_name_gives_a_run_folder_of_its_own(job: str, pattern: str, tmp_
     name, other = result.stdout.split("\n")
     assert re.fullmatch(pattern, name), result.stdout + result.stderr
     assert name != other
+
+
+def with_commands(folder: Path, **scripts: str) -> dict[str, str]:
+    """An environment in which Slurm's commands are these scripts: what ours make of their answers is asked, not Slurm."""
+    for name, script in scripts.items():
+        path = folder / name
+        path.write_text(f"#!/bin/bash\n{script}\n")
+        path.chmod(0o755)
+    path = f"{folder}:{os.environ['PATH']}"
+    return {**environment(), "PATH": path, "PIPELINE_HOME": str(REPOSITORY), "SITE_ENV": str(write_site(folder))}
+
+
+SCRIPT = "slurm/pretrain_l16.sh"
+SUBMITTED = {
+    "pretrain_l16.sh --nodes=1": ["--nodes=1", SCRIPT],
+    "pretrain_l16.sh": [SCRIPT],
+    "pretrain_l16 -N 2 --exclusive -J x optimizer.learning_rate=5e-4": ["-N", "2", "--exclusive", "-J", "x", SCRIPT, "optimizer.learning_rate=5e-4"],
+    "configs/l16_in21k.yaml name=k --time 1:00 trainer.max_steps=3": ["--time", "1:00", SCRIPT, "name=k", "trainer.max_steps=3"],
+    "slurm/pretrain_l16.sh --nodes=8 -- a.b=c": ["--nodes=8", SCRIPT, "a.b=c"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", SUBMITTED)
+def test_what_is_typed_reaches_sbatch_with_a_separator_or_without(line: str, tmp_path: Path) -> None:
+    env = with_commands(tmp_path, sbatch="printf '%s\\n' \"$@\"")
+    result = subprocess.run(["slurm/submit", *line.split()], cwd=REPOSITORY, env=env, text=True, capture_output=True)
+    assert result.stdout.splitlines() == SUBMITTED[line], result.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("pretrain_l16.sh -- --nodes=1", "--nodes=1 is neither an option of sbatch"),
+        ("pretrain_l16.sh eight", "eight is neither an option of sbatch"),
+        ("pretrain_x.sh", "no script pretrain_x.sh in slurm/; there are pretrain_h14.sh"),
+        ("configs/demo.yaml", "no script of slurm/ trains configs/demo.yaml"),
+    ],
+)
+def test_what_can_be_neither_is_not_ignored(line: str, message: str, tmp_path: Path) -> None:
+    env = with_commands(tmp_path, sbatch="echo submitted")
+    result = subprocess.run(["slurm/submit", *line.split()], cwd=REPOSITORY, env=env, text=True, capture_output=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert message in result.stderr
+
+
+def test_an_option_behind_the_script_ends_the_job_with_a_word(tmp_path: Path) -> None:
+    """`sbatch slurm/pretrain_l16.sh --nodes=1` makes it the script's argument."""
+    env = with_commands(tmp_path, srun="echo trained")
+    result = subprocess.run(
+        ["bash", SCRIPT, "--nodes=1"], cwd=REPOSITORY, env={**env, "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x"}, text=True, capture_output=True
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "options of sbatch come before the script (sbatch --nodes=1 slurm/pretrain_...)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "requeued", "counted", "cancelled"),
+    [
+        (75, "RUNNING", True, False, False),
+        (137, "RUNNING", True, True, False),
+        (137, "PREEMPTED", False, False, False),
+        (143, "COMPLETING", False, False, False),
+        (75, "CANCELLED", False, False, True),
+        (137, "CANCELLED", False, False, True),
+        (2, "RUNNING", False, False, False),
+    ],
+)  # fmt: skip
+def test_what_follows_from_how_a_job_ended(
+    code: int, state: str, requeued: bool, counted: bool, cancelled: bool, tmp_path: Path
+) -> None:
+    """Ranks that Slurm has ended have not failed; a training that is cancelled takes its waiting evaluator along."""
+    env = with_commands(
+        tmp_path, scontrol=f'[ "$1" = requeue ] && echo requeue "$2" >>{tmp_path}/did; echo "   JobState={state} Reason=None"',
+        squeue="echo 8", scancel=f'echo cancel "$@" >>{tmp_path}/did', srun=":",
+    )  # fmt: skip
+    script = f"source slurm/common.sh; SLURM_JOB_ID=7 SLURM_JOB_NAME=x SLURM_NNODES=1; end_job {code} {tmp_path}/run"
+    result = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, env=env, text=True, capture_output=True)
+    assert result.returncode == code, result.stderr
+    did = (tmp_path / "did").read_text() if (tmp_path / "did").exists() else ""
+    assert ("requeue 7" in did) == requeued
+    assert ("cancel" in did and "--state=PENDING --name=x-eval" in did) == cancelled
+    assert (tmp_path / "run" / "broken-off.log").exists() == counted
+
+
+@pytest.mark.parametrize(("queue", "ends"), [("", True), ("echo 7", False), ("exit 1", False)])
+def test_an_evaluator_whose_training_is_gone_measures_what_is_there_and_ends(queue: str, ends: bool, tmp_path: Path) -> None:
+    """Cancelled, failed or out of time. A queue that does not answer is no reason to end."""
+    watching = "[[ $* != *--watch* ]] && exec echo the rest; trap 'exit 75' TERM; for _ in $(seq 40); do sleep 0.1; done; echo complete"
+    env = with_commands(tmp_path, squeue=queue, srun=watching, scontrol="echo JobState=RUNNING")
+    values = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NAME": "x-eval",
+        "TRAINING": "x",
+        "RUN_DIR": str(tmp_path / "run"),
+        "LOOK_EVERY_S": "0.3",
+    }
+    result = subprocess.run(
+        ["bash", "slurm/evaluate.sh"], cwd=REPOSITORY, env={**env, **values}, text=True, capture_output=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert ("the rest" in result.stdout) == ends
+    assert ("complete" in result.stdout) != ends
 
 
 @pytest.fixture
@@ -147,3 +250,17 @@ def test_the_evaluator_is_a_job_of_its_own(desk: Desk, downstream: dict[str, str
     assert evaluator.show("Partition") == "scavenge"
     assert evaluator.show("NumTasks") == "1"
     assert training.folder.evaluations.read_text().count('"step": 12') > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_shell_works_under_any_bashrc_and_cuts_a_nodes_power(tmp_path: Path) -> None:
+    (tmp_path / ".bashrc").write_text("export PATH=/usr/bin:/bin SLURM_CONF=/nowhere\n")
+    typed = "which python; kill-node n2; kill-node n9; until sinfo -h -n n2 | grep -q down; do sleep 0.5; done; start-node n2; until sinfo -h -p gpu | grep -q '2 *idle'; do sleep 0.5; done; echo both\n"  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.slurm.cluster", "--nodes=2"], cwd=REPOSITORY, env={**environment(), "HOME": str(tmp_path)}, text=True,
+        input=typed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert str(Path(sys.executable).parent / "python") in result.stdout, result.stdout
+    assert "name a node: kill-node n2" in result.stdout
+    assert "\nboth\n" in result.stdout
