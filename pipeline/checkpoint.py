@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, DamagedError
+from pipeline.files import sync_folder, write_whole
 from pipeline.run_folder import RunFolder
 
 _HASH_CHUNK = 16 * 2**20
@@ -61,39 +61,10 @@ class Checkpoint:
     meta: CheckpointMeta
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a search for a checkpoint saw: the newest complete one, and by step why newer ones were passed over."""
-
-    newest: Checkpoint | None
-    rejected: dict[int, str]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and durably. Its folder is there, or away: it is not made anew."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make sure that the names in a folder are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def hash_file(path: Path) -> str:
-    """BLAKE2b of a file's bytes, after making sure they are on disk."""
+    """BLAKE2b of a file's bytes."""
     digest = hashlib.blake2b(digest_size=20)
     with path.open("rb") as file:
-        os.fsync(file.fileno())
         while chunk := file.read(_HASH_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -105,13 +76,13 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def describe_files(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
-    """Manifest entries: relative name to size and hash."""
+    """Manifest entries of files that are on disk: relative name to size and hash."""
     return {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "blake2b": hash_file(path)} for path in files}
 
 
 def publish(staging: Path, target: Path, *, manifest: dict[str, dict[str, Any]]) -> None:
     """Complete a staged checkpoint: manifest last, then the rename that makes it visible."""
-    write_atomically(staging / "manifest.json", json.dumps(manifest, indent=1).encode())
+    write_whole(staging / "manifest.json", json.dumps(manifest, indent=1).encode())
     for folder in {path.parent for path in files_of(staging)}:
         sync_folder(folder)
     if target.exists():  # the same step saved before and found broken at resume
@@ -124,49 +95,78 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Verify a checkpoint against its manifest, hash by hash.
 
     Raises:
-        CheckpointError: what is missing or differs.
+        DamagedError: what is missing or differs.
+        CheckpointError: it cannot be read, or another version of this software wrote it.
     """
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        _check_format(path)
+        _verify(path)
+        return Checkpoint(path=path, meta=read_meta(path))
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {error.filename or path} cannot be read: {error.strerror or error}; make it readable to this user here"
+        ) from error
+
+
+def _check_format(path: Path) -> None:
+    """Before anything else is taken for damage: another version may store it otherwise."""
+    try:
+        meta = json.loads((path / "meta.json").read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return  # the manifest will say
+    if isinstance(meta, dict) and isinstance(found := meta.get("format", 1), int) and found != FORMAT:
+        raise _other_version(path, meta, f"has format {found}, this software reads format {FORMAT}")
+
+
+def _verify(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(f"checkpoint {path} cannot be read: it is a link to {path.readlink()}, which is not there")
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
         for name, expected in manifest.items():
             file = path / name
             if file.stat().st_size != expected["bytes"]:
-                raise CheckpointError(f"{file} has {file.stat().st_size} bytes, its manifest says {expected['bytes']}")
+                raise DamagedError(f"{file} has {file.stat().st_size} bytes, its manifest says {expected['bytes']}")
             if hash_file(file) != expected["blake2b"]:
-                raise CheckpointError(f"{file} is damaged: its hash differs from the manifest")
-        return Checkpoint(path=path, meta=read_meta(path))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is incomplete: {Path(error.filename).name} is missing") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path}: manifest or meta.json cannot be read ({error})") from error
+                raise DamagedError(f"{file} is damaged: its hash differs from the manifest")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise DamagedError(f"{path} is incomplete: {Path(error.filename).name} is missing") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{path}: manifest.json cannot be read ({error})") from error
+    missing = {"meta.json", MODEL_FILE} - set(manifest)
+    if missing:
+        raise DamagedError(f"{path}: manifest.json does not name {', '.join(sorted(missing))}")
 
 
 def read_meta(path: Path) -> CheckpointMeta:
-    """A checkpoint's meta.json.
+    """A verified checkpoint's meta.json. What a later version of the same format adds is passed over.
 
     Raises:
-        CheckpointError: it has another format.
-        FileNotFoundError, ValueError, TypeError: it is not there, or damaged.
+        CheckpointError: another version of this software wrote it.
     """
-    meta = json.loads((path / "meta.json").read_text())
-    if meta.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {meta.get('format', 1)}, this software reads format {FORMAT}")
-    return CheckpointMeta(**meta)
+    meta: Any = None
+    try:
+        meta = json.loads((path / "meta.json").read_bytes())
+        known = {field.name for field in fields(CheckpointMeta)}
+        return CheckpointMeta(**{key: value for key, value in meta.items() if key in known})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _other_version(path, meta, f"has a meta.json that this version does not know ({error})") from error
 
 
-def find_latest(folder: RunFolder) -> Found:
-    """The newest checkpoint that verifies. Broken ones are named, never used."""
-    rejected: dict[int, str] = {}
-    for step in reversed(folder.checkpoint_steps()):
-        try:
-            return Found(newest=read_checkpoint(folder.checkpoint_of(step)), rejected=rejected)
-        except CheckpointError as error:
-            rejected[step] = str(error)
-    return Found(newest=None, rejected=rejected)
+def _other_version(path: Path, meta: Any, what: str) -> CheckpointError:
+    import pipeline
+
+    versions = meta.get("versions") if isinstance(meta, dict) else None
+    wrote = versions.get("pipeline") if isinstance(versions, dict) else None
+    by = f"by version {wrote} of this software" if wrote else "by another version of this software"
+    return CheckpointError(
+        f"{path} was written {by} and {what} (version {pipeline.__version__}): it is left as it is; go on with the version that "
+        f"wrote it"
+    )
 
 
 def write_meta(staging: Path, meta: CheckpointMeta) -> None:
-    write_atomically(staging / "meta.json", json.dumps(asdict(meta), indent=1).encode())
+    write_whole(staging / "meta.json", json.dumps(asdict(meta), indent=1).encode())
 
 
 def delete_old(folder: RunFolder, *, newest: int, keep_last: int, keep_every_steps: int | None) -> list[int]:
@@ -186,22 +186,6 @@ def delete_old(folder: RunFolder, *, newest: int, keep_last: int, keep_every_ste
         folder.checkpoint_of(step).rename(grave)
         shutil.rmtree(grave)
     return deleted
-
-
-def set_aside(folder: RunFolder, step: int) -> Path:
-    """Rename a checkpoint that does not verify, so that it neither counts nor stands in the way, and return its place."""
-    place = folder.checkpoints / f"broken-step_{step:08d}"
-    if place.exists():
-        shutil.rmtree(place)  # an older wreck of the same step
-    folder.checkpoint_of(step).rename(place)
-    return place
-
-
-def clear_leftovers(folder: RunFolder) -> None:
-    """Remove what crashed saves and deletions left: names that start with a dot."""
-    for parent in (folder.checkpoints, folder.weights):
-        for path in parent.glob(".*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def collect_versions() -> dict[str, str]:

@@ -30,8 +30,20 @@ class CheckpointError(PipelineError):
     """A run folder or checkpoint that cannot be written, trusted or resumed from."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint whose files are missing or are not what was written."""
+
+
+class RuinedError(CheckpointError):
+    """A checkpoint that is whole, and holds values that are not finite."""
+
+
 class TrainingError(PipelineError):
     """A run that must not go on: non-finite losses in a row, a rank lost, an exhausted budget."""
+
+
+class DivergedError(TrainingError):
+    """A run whose weights or moments are not finite, or give no finite gradients any more."""
 
 
 class StoppedError(PipelineError):

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.files import write_whole
+
 Row = dict[str, Any]
 LARGEST_COUNT = 2**53  # what every program reads exactly from JSON
 
@@ -98,9 +100,7 @@ def read_metrics(path: Path) -> list[Row]:
 
 def replace_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a file that readers see whole, the old one or the new one. Not flushed: it is worth nothing after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps(values, indent=1))
-    temporary.replace(path)
+    write_whole(path, json.dumps(values, indent=1), durability="unflushed")
 
 
 def read_json(path: Path) -> Row | None:

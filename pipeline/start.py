@@ -8,11 +8,13 @@ from typing import Any, get_args
 import torch
 import yaml
 
-from pipeline.checkpoint import Checkpoint, RunFolder, clear_leftovers, find_latest, set_aside, write_atomically
+from pipeline.checkpoint import Checkpoint, RunFolder
+from pipeline.checkpoint_search import clear_leftovers, find_latest, set_aside
 from pipeline.data.decode import HOW_TO_BUILD
 from pipeline.data.order import ORDER_VERSION
 from pipeline.data_record import Continuity, check_data, write_record
 from pipeline.errors import CheckpointError, PipelineError
+from pipeline.files import write_whole
 from pipeline.planning import Plan
 from pipeline.precision import TrainingPrecision, choose_training_precision, measure_bf16_speedup
 from pipeline.run_lock import RunLock
@@ -78,11 +80,6 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speed
     folder = RunFolder(plan.config.run_dir)
     takeover = lock.take()
     found = find_latest(folder)
-    if found.rejected and found.newest is None:
-        reasons = "; ".join(found.rejected.values())
-        raise CheckpointError(
-            f"no checkpoint of {folder.root} is whole: {reasons}. Restore one, or start a new run with name=..."
-        )
     choice = choose_training_precision(
         plan.config.trainer.precision, zero_stage=plan.config.trainer.zero_stage, bf16_speedup=bf16_speedup,
         recorded=None if found.newest is None else read_recorded_precision(folder),
@@ -102,7 +99,10 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speed
     # Nothing is touched before this line.
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder)
-    messages += [f"skipped a broken checkpoint: {why} (now {set_aside(folder, step)})" for step, why in found.rejected.items()]
+    messages += [
+        f"skipped a {item.condition} checkpoint: {item.reason} (now {set_aside(folder, item.step, item.condition)})"
+        for item in found.rejected
+    ]
     if found.newest is not None:
         messages.append(f"resuming from {found.newest.path}: step {found.newest.meta.step} of {plan.total_steps}")
         messages += describe_other_ranks(plan, found.newest, world_size=world_size)
@@ -124,7 +124,7 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speed
     if found.newest is None or found.newest.meta.step < plan.stop_step:
         folder.complete.unlink(missing_ok=True)  # this launch was asked for more steps
     write_record(folder.root, plan.mixture, continuity.accepted)
-    write_atomically(folder.config, plan.config.to_yaml().encode())
+    write_whole(folder.config, plan.config.to_yaml().encode())
     meta = None if found.newest is None else found.newest.meta
     wandb = settle_run(
         folder.root, wanted=asked_id, checkpoint_id=meta.wandb_id if meta else None, step=meta.step if meta else 0

@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pipeline.checkpoint import sync_folder
 from pipeline.errors import CheckpointError
+from pipeline.files import sync_folder
 from pipeline.models.vit import VisionTransformer, ViTConfig
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 
-from pipeline.checkpoint import RunFolder, find_latest
+from pipeline.checkpoint import RunFolder
+from pipeline.checkpoint_search import find_latest
 from pipeline.journal import read_metrics
 from pipeline.train_state import assign_owners
 from pipeline.weights import TensorFiles, load_weights

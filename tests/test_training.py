@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint import RunFolder, find_latest
+from pipeline.checkpoint import RunFolder
+from pipeline.checkpoint_search import find_latest
 from pipeline.errors import CheckpointError
 from pipeline.journal import read_metrics
 from pipeline.start import check_order_version

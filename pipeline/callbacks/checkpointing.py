@@ -35,12 +35,12 @@ from pipeline.checkpoint import (
     delete_old,
     describe_files,
     publish,
-    write_atomically,
     write_meta,
 )
 from pipeline.console import say
 from pipeline.data.order import ORDER_VERSION
 from pipeline.errors import CheckpointError
+from pipeline.files import write_whole
 from pipeline.interruption import StopRequest
 from pipeline.models.vit import ViTConfig
 from pipeline.weights import save_tensors, save_weights
@@ -135,7 +135,7 @@ class Checkpointing(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._report_cleaning()
         if trainer.is_global_zero and trainer.global_step == trainer.max_steps:
-            write_atomically(self.folder.complete, json.dumps({"step": trainer.global_step}).encode())
+            write_whole(self.folder.complete, json.dumps({"step": trainer.global_step}).encode())
 
     def _begin(self, trainer: Trainer, step: int) -> None:
         """Gather, and start to write. A collective."""

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoint import RunFolder, write_atomically
+from pipeline.checkpoint import RunFolder
+from pipeline.files import write_whole
 from pipeline.journal import read_json_lines
 from pipeline.models.vit import VisionTransformer, ViTConfig
 from pipeline.weights import save_weights
@@ -38,8 +39,8 @@ def folder(tmp_path: Path, write_config: object) -> RunFolder:
     assert callable(write_config)
     folder = RunFolder(tmp_path / "runs" / "tiny")
     folder.root.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder.config, write_config().read_bytes())
-    write_atomically(folder.wandb_id, b"abc123")
+    write_whole(folder.config, write_config().read_bytes())
+    write_whole(folder.wandb_id, b"abc123")
     return folder
 
 
@@ -115,7 +116,7 @@ def test_a_watcher_waits_survives_a_kill_and_ends_with_the_run(folder: RunFolder
     add_weights(folder, 4)
     wait_for(lambda: any(row["step"] == 4 for row in read_json_lines(folder.evaluations)), watcher)
     assert watcher.poll() is None  # the run is not complete
-    write_atomically(folder.complete, json.dumps({"step": 4}).encode())
+    write_whole(folder.complete, json.dumps({"step": 4}).encode())
     assert watcher.wait(timeout=60) == 0
     rows = read_json_lines(folder.evaluations)
     assert sorted(row["step"] for row in rows) == [0] * RESULTS_PER_STEP + [4] * RESULTS_PER_STEP
