@@ -213,7 +213,12 @@ class TrackingSection(Section):
         pattern=r"^[^/\\#?%:]+$",
         description="if not given: WANDB_PROJECT, or W&B's settings file, or vit-pretraining",
     )
-    entity: str | None = Field(None, description="if not given: WANDB_ENTITY, or W&B's settings file, or the key's own")
+    entity: str | None = Field(
+        None,
+        max_length=128,
+        pattern=r"^[^/\\#?%:]+$",
+        description="if not given: WANDB_ENTITY, or W&B's settings file, or the key's own",
+    )
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
         "auto",
         description="auto: as WANDB_MODE or W&B's settings file says, else online where a key is found, else offline. "

@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.console import say
 from pipeline.files import write_whole
 from pipeline.journal import read_json, replace_json
-from pipeline.wandb_settings import Said, WandbEnvironment, check_project
+from pipeline.wandb_settings import Said, WandbEnvironment, check_name
 
 ID_FILE = "wandb_id"
 RECORD = "wandb_run.json"
@@ -98,7 +98,8 @@ def settle_destination(root: Path, environment: WandbEnvironment, *, project: st
 
     found = settle("project", project, environment.project) or DEFAULT_PROJECT
     owner = settle("entity", entity, environment.entity)
-    check_project(Said(found, "tracking.project"))
+    check_name("project", Said(found, "tracking.project"))
+    check_name("entity", Said(owner, "tracking.entity") if owner else None)
     if known is not None and (known["project"], known["entity"]) != (found, owner):
         _forget_sent(root)  # the other project has nothing yet
     if known is None or (known["project"], known["entity"]) != (found, owner):

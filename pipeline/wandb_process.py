@@ -5,7 +5,7 @@ Whatever becomes of W&B's client, its service or the network happens here, not i
 
     RUN_DIR/wandb_sent_train.jsonl      the steps that W&B was given online; what the next launch sends are the others
     RUN_DIR/wandb_sent_evaluate.jsonl   the same of the evaluators
-    RUN_DIR/wandb/superseded/           offline runs of earlier launches: the newest holds all that they hold
+    RUN_DIR/wandb/superseded/           offline runs of earlier launches, of which the newest holds everything, and failed openings
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import IO, Any, Literal, TextIO
 
 from pipeline.interruption import SIGNALS
 from pipeline.journal import append_json_lines, read_json_lines
+from pipeline.wandb_file import count_rows
+from pipeline.wandb_settings import shorten_name
 
 STEP_KEY = "step"
 # Online several writers share a run, W&B counts its own steps, and so the axis is a hidden metric of ours. Offline there is
@@ -51,6 +53,8 @@ def main() -> int:
 
 def serve(spec: dict[str, Any], answers: TextIO) -> None:
     """Open the run, log what it lacks, then whatever comes; finish it when the input ends."""
+    for text in drop_unreadable_variables(os.environ):
+        _answer(answers, ignored=text)
     run, note = open_run_or_fall_back(spec)
     log = RunLog(run, SentSteps(Path(spec["folder"]) / f"wandb_sent_{spec['writer']}.jsonl"))
     folder = Path(run.settings.sync_dir)
@@ -72,7 +76,24 @@ def serve(spec: dict[str, Any], answers: TextIO) -> None:
                 break
             _answer(answers, done=1)
         log.finish(exit_code=exit_code)
-    _answer(answers, finished=1)
+    lost = log.rows - count_rows(folder / f"run-{run.id}.wandb") if run.offline else 0
+    _answer(answers, finished=1, lost=lost, rows=log.rows, folder=str(folder))
+
+
+def drop_unreadable_variables(environ: MutableMapping[str, str]) -> list[str]:
+    """Remove W&B's variables whose values its client does not take, for it would end over them. Returns a message for each."""
+    import wandb
+    from pydantic import ValidationError
+    from wandb.errors import UsageError
+
+    messages = []
+    for name in sorted(name for name in environ if name.startswith("WANDB_")):
+        try:
+            wandb.Settings().update_from_env_vars({name: environ[name]})
+        except (ValidationError, ValueError, UsageError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else _in_one_line(error)
+            messages.append(f"{name}={environ.pop(name)} is ignored: {reason}")
+    return messages
 
 
 def open_run_or_fall_back(spec: dict[str, Any]) -> tuple[Any, str | None]:
@@ -81,11 +102,15 @@ def open_run_or_fall_back(spec: dict[str, Any]) -> tuple[Any, str | None]:
 
     if spec["mode"] == "offline":
         return open_run(spec, mode="offline"), None
+    root = Path(spec["folder"]) / "wandb"
+    before = set(root.glob("run-*"))
     try:
         return open_run(spec, mode="shared"), None
     except Exception as error:  # no network, a wrong key, a server that does not answer
         reason = _in_one_line(error)
         wandb.teardown(exit_code=1)  # its service would say that the run's id is in use
+        for folder in set(root.glob("run-*")) - before:  # `wandb sync` would upload an empty run
+            _set_aside(folder)
         return open_run(spec, mode="offline"), reason
 
 
@@ -101,8 +126,8 @@ def open_run(spec: dict[str, Any], *, mode: str) -> Any:
     owns = is_training or not online
     apart = "" if online or is_training else "-eval"
     run = wandb.init(
-        project=spec["project"], entity=spec["entity"], dir=spec["folder"], group=spec["group"], job_type=spec["writer"],
-        name=f"{spec['name']}{apart}", id=f"{spec['run_id']}{apart}", config=spec["config"] if owns else None, mode=mode,  # type: ignore[arg-type]
+        project=spec["project"], entity=spec["entity"], dir=spec["folder"], group=shorten_name(spec["group"]) if spec["group"] else None, job_type=spec["writer"],
+        name=shorten_name(f"{spec['name']}{apart}"), id=f"{spec['run_id']}{apart}", config=spec["config"] if owns else None, mode=mode,  # type: ignore[arg-type]
         resume="allow" if online else None, tags=spec["tags"] if owns else None, notes=spec["notes"] if owns else None,
         settings=wandb.Settings(
             x_primary=owns, x_label=spec["writer"], x_update_finish_state=owns, program=f"python -m pipeline {spec['writer']}",
@@ -129,8 +154,13 @@ def set_superseded_aside(newest: Path, *, run_id: str) -> None:
             continue
         with (folder / "writer.lock").open("a") as lock:
             if _try_lock(lock):
-                (newest.parent / "superseded").mkdir(exist_ok=True)
-                folder.rename(newest.parent / "superseded" / folder.name)
+                _set_aside(folder)
+
+
+def _set_aside(folder: Path) -> None:
+    place = folder.parent / "superseded"
+    place.mkdir(exist_ok=True)
+    folder.rename(place / folder.name)
 
 
 def _try_lock(file: IO[str]) -> bool:
@@ -142,7 +172,7 @@ def _try_lock(file: IO[str]) -> bool:
 
 
 class RunLog:
-    """Writes rows to a W&B run: the training step is the axis of every metric."""
+    """Writes rows to a W&B run: the training step is the axis of every metric. `rows` counts those with a step of their own."""
 
     def __init__(self, run: Any, sent: SentSteps) -> None:
         self._run = run
@@ -150,12 +180,17 @@ class RunLog:
         self._axis = AXES["offline" if run.offline else "shared"]
         self._defined: set[str] = set()
         self._digest: Any = None
+        self._last_step: int | None = None
+        self.rows = 0
 
     def add(self, row: dict[str, Any], which: Literal["all", "unsent"]) -> None:
         """Log a row with a `step`; `unsent` passes over those that W&B has."""
         step = row[STEP_KEY]
         if which == "unsent" and step in self._sent.known:
             return
+        if step != self._last_step:
+            self._last_step = step
+            self.rows += 1
         self._digest = row.get(DIGEST_KEY, self._digest)
         values = {key: value for key, value in row.items() if value is not None and key not in (STEP_KEY, DIGEST_KEY, "time")}
         for key in values.keys() - self._defined:

@@ -7,6 +7,7 @@ before `~/.config/wandb/settings` (or `$WANDB_CONFIG_DIR/settings`). W&B's clien
 from __future__ import annotations
 
 import configparser
+import hashlib
 import netrc
 import os
 import re
@@ -33,7 +34,8 @@ _TRUTH = {
 _HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # two names of W&B's own server, older and newer clients' default
 _KEY = re.compile(r"([^-]+-)?[\w-]{40,}|[\w-]+\.[\w-]+\.[\w-]+")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_NOT_IN_PROJECT = set("/\\#?%:")
+_NOT_IN_NAMES = set("/\\#?%:")
+_MAX_NAME = 128  # of a project, a run or a group
 _MAX_TAG = 64
 # What a launch decides for itself, and why.
 _IGNORED = {
@@ -112,7 +114,8 @@ def read_wandb_environment(environ: Mapping[str, str] | None = None, *, folder: 
         ignored["WANDB_TAGS"] = f"in part: a tag has at most {_MAX_TAG} characters"
     return WandbEnvironment(
         mode=_check_mode(_one_of(values, "WANDB_MODE", files, "mode")), is_disabled=_check_disabled(values), key=key, no_key=no_key,
-        project=check_project(_one_of(values, "WANDB_PROJECT", files, "project")), entity=_one_of(values, "WANDB_ENTITY", files, "entity"),
+        project=check_name("project", _one_of(values, "WANDB_PROJECT", files, "project")),
+        entity=check_name("entity", _one_of(values, "WANDB_ENTITY", files, "entity")),
         run_id=_check_run_id(values), group=values.get("WANDB_RUN_GROUP"), notes=values.get("WANDB_NOTES"),
         tags=tuple(tag for tag in tags if len(tag) <= _MAX_TAG), init_timeout_s=_check_timeout(values), ignored=ignored,
     )  # fmt: skip
@@ -154,6 +157,8 @@ def client_environment(environ: Mapping[str, str], *, cache: Path) -> dict[str, 
         kept[name] = kept[name].strip()
         if not kept[name]:
             del kept[name]
+    if "HOME" not in kept and os.path.expanduser("~") == "~":  # in a container, a user without an entry in the password file
+        kept["HOME"] = str(cache)
     return {
         **kept,
         "XDG_CACHE_HOME": str(cache),
@@ -162,30 +167,38 @@ def client_environment(environ: Mapping[str, str], *, cache: Path) -> dict[str, 
     }
 
 
-def check_project(project: Said | None) -> Said | None:
-    """The project, if W&B takes such a name.
+def check_name(of: Literal["project", "entity"], said: Said | None) -> Said | None:
+    """A project's or an entity's name, if W&B takes it.
 
     Raises:
         ConfigError: it does not.
     """
-    if project is None or (len(project.value) <= 128 and not _NOT_IN_PROJECT & set(project.value)):
-        return project
+    if said is None or (len(said.value) <= _MAX_NAME and not _NOT_IN_NAMES & set(said.value)):
+        return said
     raise ConfigError(
-        f"{project.source}={project.value!r} is no name of a W&B project: it may have 128 characters and none of / \\ # ? % :"
+        f"{said.source}={said.value!r} cannot be the name of a W&B {of}: it may have {_MAX_NAME} characters and none of / \\ # ? % :"
     )
+
+
+def shorten_name(name: str) -> str:
+    """A run's or a group's name as W&B's server takes it. Two long names stay two."""
+    if len(name) <= _MAX_NAME:
+        return name
+    return f"{name[: _MAX_NAME - 9]}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
 
 
 def _read_settings_files(values: Mapping[str, str], folder: Path) -> dict[str, Said]:
     """Settings by name; those of a later file count more, as with W&B."""
-    home = Path(values.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
-    places = [home / "settings"]
-    for root in dict.fromkeys([folder, Path(values.get("WANDB_DIR", folder)).expanduser()]):
-        places.append(root / (".wandb" if (root / ".wandb").exists() else "wandb") / "settings")
+    places = [_expand_user(values.get("WANDB_CONFIG_DIR", "~/.config/wandb")) / "settings"]
+    for root in dict.fromkeys([folder, _expand_user(values.get("WANDB_DIR", str(folder)))]):
+        places.append(root / (".wandb" if os.path.exists(root / ".wandb") else "wandb") / "settings")
     settings: dict[str, Said] = {}
     for place in places:
+        if not os.path.exists(place):  # or in a folder that is closed to this user, whose word it is not
+            continue
         parser = configparser.ConfigParser(interpolation=None)
         try:
-            parser.read(place)
+            parser.read_string(place.read_text())
         except (OSError, UnicodeDecodeError, configparser.Error) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"W&B's settings file {place} cannot be read ({reason}); mend it, or move it away") from error
@@ -252,7 +265,8 @@ def _find_key(values: Mapping[str, str], files: Mapping[str, Said], *, host: str
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
         if name in values:
             return name, ""
-    path = next((place for place in _netrc_places(values) if place.exists()), _netrc_places(values)[0])
+    places = [_expand_user(name) for name in ([values["NETRC"]] if "NETRC" in values else ["~/.netrc", "~/_netrc"])]
+    path = next((place for place in places if os.path.exists(place)), places[0])
     problem = ""
     try:
         entries = netrc.netrc(str(path)).hosts
@@ -271,6 +285,6 @@ def _find_key(values: Mapping[str, str], files: Mapping[str, Said], *, host: str
     return None, f"no key for {host} in WANDB_API_KEY or {path}{problem}"
 
 
-def _netrc_places(values: Mapping[str, str]) -> list[Path]:
-    named = values.get("NETRC")
-    return [Path(name).expanduser() for name in ([named] if named else ["~/.netrc", "~/_netrc"])]
+def _expand_user(name: str) -> Path:
+    """As it stands where there is no home: HOME is unset and the user has no entry in the password file."""
+    return Path(os.path.expanduser(name))

@@ -62,6 +62,7 @@ class WandbWriter:
         self.mode: Literal["online", "offline"] = run.mode  # as opened: offline where W&B cannot be reached
         self._closed = False
         self._finished = False
+        self._process: subprocess.Popen[str] | None
         self._unanswered = 1  # the opening
         self._waiting_since = time.monotonic() + run.init_timeout_s
         environment = client_environment(os.environ, cache=Path(run.folder).resolve() / "wandb" / "cache")
@@ -74,13 +75,18 @@ class WandbWriter:
                 }
             else:
                 del environment["WANDB_SWEEP_ID"]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.wandb_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=environment, start_new_session=True,  # a terminal's Ctrl-C is for the training
-        )  # fmt: skip
         self._outbox: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._outbox.put({**asdict(run), "pid": os.getpid()})
         self._listener = threading.Thread(target=self._listen, daemon=True, name="W&B answers")
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.wandb_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                env=environment, start_new_session=True,  # a terminal's Ctrl-C is for the training
+            )  # fmt: skip
+        except OSError as error:  # no memory, too many processes
+            self._process = None
+            self._switch_off(f"its process cannot be started ({error})")
+            return
         self._listener.start()
         threading.Thread(target=self._feed, daemon=True, name="W&B rows").start()
 
@@ -94,7 +100,7 @@ class WandbWriter:
 
     def close(self, *, exit_code: int) -> None:
         """Finish the run, waiting up to a minute for what is still under way."""
-        if self._closed:
+        if self._closed or self._process is None:
             return
         self._closed = True
         self._send({"finish": exit_code})
@@ -121,6 +127,7 @@ class WandbWriter:
 
     def _feed(self) -> None:
         """Runs in a thread, for a full pipe blocks."""
+        assert self._process is not None
         assert self._process.stdin is not None
         try:
             with self._process.stdin as pipe:
@@ -133,6 +140,7 @@ class WandbWriter:
 
     def _listen(self) -> None:
         """Runs in a thread."""
+        assert self._process is not None
         assert self._process.stdout is not None
         with self._process.stdout as answers:
             self._hear(answers)
@@ -142,6 +150,9 @@ class WandbWriter:
     def _hear(self, answers: IO[str]) -> None:
         for line in answers:
             answer = json.loads(line)
+            if "ignored" in answer:  # an answer to nothing
+                say(f"[wandb] {answer['ignored']}")
+                continue
             with self._lock:
                 self._unanswered -= 1
                 self._waiting_since = time.monotonic()
@@ -153,6 +164,11 @@ class WandbWriter:
                     f"[wandb] no run online ({answer['note']}); it is written offline instead, and "
                     f"`wandb sync {answer['folder']}` uploads it later"
                 )
+            if answer.get("lost", 0) > 0:
+                say(
+                    f"[wandb] {answer['lost']} of {answer['rows']} lines are missing in {answer['folder']}, which is cut short: is the disk full? "
+                    f"{self._truth()} holds every line, and the next launch writes them all again"
+                )
             self._finished = self._finished or "finished" in answer
 
     def _switch_off(self, reason: str) -> None:
@@ -160,16 +176,20 @@ class WandbWriter:
             if self.off is not None:
                 return
             self.off = reason
-        truth = "metrics.jsonl" if self._run.writer == "train" else "evaluations.jsonl"
         say(
-            f"[wandb] W&B IS SWITCHED OFF for this launch: {reason}. Nothing else is touched: {truth} holds every line, and "
+            f"[wandb] W&B IS SWITCHED OFF for this launch: {reason}. Nothing else is touched: {self._truth()} holds every line, and "
             f"the next launch sends W&B what it has missed"
         )
         self._outbox.put({"finish": 1})  # ends the feeder
         self._kill()
 
+    def _truth(self) -> str:
+        return "metrics.jsonl" if self._run.writer == "train" else "evaluations.jsonl"
+
     def _kill(self) -> None:
         """The process and W&B's service, which has a session of its own."""
+        if self._process is None:
+            return
         try:
             process = psutil.Process(self._process.pid)
             family = [process, *process.children(recursive=True)]

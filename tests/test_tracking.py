@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import struct
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +18,7 @@ from pipeline.checkpoint import RunFolder
 from pipeline.interruption import EXIT_INTERRUPTED
 from pipeline.journal import append_json_line, read_json, read_json_lines, read_metrics
 from pipeline.tracking import EvaluationTracker, MetricsFile, RunIdentity, make_wandb_logger
+from pipeline.wandb_file import count_rows, read_records
 from pipeline.wandb_process import SentSteps
 from pipeline.wandb_writer import WandbRun, WandbWriter
 from pipeline.weights import load_weights
@@ -54,33 +54,13 @@ def identity(folder: Path) -> RunIdentity:
     return RunIdentity(name="tiny", run_id="abc123", folder=folder, project="p", entity=None, mode="offline")
 
 
-BLOCK = 32768  # W&B's file is a LevelDB log: blocks of records, each with crc, length and kind
-
-
-def records_of(path: Path) -> list[bytes]:
-    data = path.read_bytes()
-    assert data[:4] == b":W&B"
-    place, records, partial = 7, [], b""
-    while place + 7 <= len(data):
-        if BLOCK - place % BLOCK < 7:  # too little left for a header: padding
-            place += BLOCK - place % BLOCK
-            continue
-        _crc, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        partial += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            records.append(partial)
-            partial = b""
-    return records
-
-
 def stored(folder: Path, run_id: str, kind: str) -> list[Any]:
     """The records of a kind in a run's offline file. There is one such file: older ones are set aside."""
     from wandb.proto import wandb_internal_pb2
 
     (only,) = (folder / "wandb").glob(f"offline-run-*-{run_id}")
     found = []
-    for data in records_of(next(only.glob("*.wandb"))):
+    for data in read_records(next(only.glob("*.wandb"))):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == kind:
@@ -197,6 +177,56 @@ def test_wandbs_service_needs_no_home(
     assert capfd.readouterr().err == ""
 
 
+def test_an_offline_file_that_is_cut_short_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a full disk, of which W&B's client says nothing: here a file may have 200 KB."""
+    tracker = make_wandb_logger(identity(tmp_path), config={}, history=[])
+    assert tracker is not None
+    assert tracker.writer._process is not None
+    wait_until(lambda: any((tmp_path / "wandb").glob("offline-run-*/*.wandb")), tracker.writer._process)
+    for process in psutil.Process().children(recursive=True):
+        process.rlimit(psutil.RLIMIT_FSIZE, (200_000, 200_000))
+    for step in range(1, 1001):
+        tracker.log_metrics({"step": step, **{f"train/{key}": step + key / 7 for key in range(30)}})
+    tracker.finalize("success")
+    (path,) = (tmp_path / "wandb").glob("offline-run-*-abc123/*.wandb")
+    missing = 1000 - count_rows(path)
+    assert 0 < missing < 1000
+    assert (
+        f"[wandb] {missing} of 1000 lines are missing in {path.parent}, which is cut short: is the disk full?"
+        in capsys.readouterr().out
+    )
+
+
+def test_variables_that_wandbs_client_does_not_take_are_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"WANDB_QUIET": "maybe", "WANDB_CONSOLE": "no", "WANDB_HTTP_TIMEOUT": "long"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WANDB_RUN_GROUP", "g" * 200)
+    long = dataclasses.replace(identity(tmp_path), name="n" * 200)
+    tracker = EvaluationTracker(long, config={}, history=[result(4, None, 0.25)])
+    tracker.close()
+    said = capsys.readouterr().out
+    assert "WANDB_QUIET=maybe is ignored: Input should be a valid boolean" in said
+    assert said.count(" is ignored: Input should be") == 3
+    assert "SWITCHED OFF" not in said
+    (run,) = stored(tmp_path, "abc123-eval", "run")
+    assert (len(run.display_name), len(run.run_group)) == (128, 128)  # the server refuses longer ones
+
+
+def test_a_client_that_cannot_be_started_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path))
+    tracker = make_wandb_logger(identity(tmp_path), config={}, history=[])
+    assert tracker is not None
+    tracker.log_metrics({"step": 1, "train/loss": 0.5})
+    tracker.finalize("success")
+    assert capsys.readouterr().out.count("its process cannot be started (") == 1
+
+
 def service_of(launcher: int) -> list[psutil.Process]:
     """W&B's service among the processes that a training started."""
     return [child for child in psutil.Process(launcher).children(recursive=True) if child.name() == "wandb-core"]
@@ -238,6 +268,7 @@ def make_writer(folder: Path, **changes: Any) -> WandbRun:
 
 def test_a_wandb_that_stalls_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     writer = WandbWriter(make_writer(tmp_path, init_timeout_s=0.0), answer_timeout_s=0.5)
+    assert writer._process is not None
     process = psutil.Process(writer._process.pid)
     process.suspend()
     slowest_s = 0.0

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.wandb_settings import Mode, choose_mode, client_environment, read_wandb_environment
+from tests.conftest import REPOSITORY
 
 KEY = {"WANDB_API_KEY": "k" * 40}
 
@@ -58,8 +62,9 @@ def test_the_reason_names_who_was_overruled(tmp_path: Path) -> None:
     [
         ({"WANDB_MODE": "ofline"}, "WANDB_MODE='ofline' is no mode of W&B; the known ones are disabled, dryrun, offline"),
         ({"WANDB_DISABLED": "maybe"}, "neither true nor false"),
-        ({"WANDB_PROJECT": "a/b"}, "WANDB_PROJECT='a/b' is no name of a W&B project"),
+        ({"WANDB_PROJECT": "a/b"}, "WANDB_PROJECT='a/b' cannot be the name of a W&B project"),
         ({"WANDB_PROJECT": "x" * 129}, "128 characters"),
+        ({"WANDB_ENTITY": "team/project"}, "WANDB_ENTITY='team/project' cannot be the name of a W&B entity"),
         ({"WANDB_RUN_ID": "team/run"}, "WANDB_RUN_ID='team/run' cannot be a run's id"),
         ({"WANDB_INIT_TIMEOUT": "long"}, "no number of seconds"),
         ({"WANDB_BASE_URL": "wandb.example.org"}, "write it as https://"),
@@ -125,3 +130,20 @@ def test_wandbs_client_is_given_nothing_that_speaks_against_the_run(tmp_path: Pa
     assert {name: value for name, value in environment.items() if not value.startswith(str(tmp_path))} == {
         "PATH": "/bin", "WANDB_API_KEY": "k" * 40, "WANDB_HTTP_TIMEOUT": "30", "https_proxy": "http://proxy:3128",
     }  # fmt: skip
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user whom nobody knows")
+def test_no_home_is_needed(tmp_path: Path) -> None:
+    """HOME is unset and the password file does not know the user, as in containers; or the home is closed to this user."""
+    script = (
+        "import os, sys; os.setgroups([]); os.setgid(54321); os.setuid(54321)\n"
+        "from pathlib import Path; from pipeline.wandb_settings import *\n"
+        "print(choose_mode('auto', read_wandb_environment(folder=Path('/'))).mode, client_environment({}, cache=Path('/c')).get('HOME'))"
+    )
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    for home, given in ((None, "/c"), (str(closed), None)):
+        environment = {"PYTHONPATH": str(REPOSITORY), **({"HOME": home} if home else {})}
+        command = [sys.executable, "-c", f"import pipeline.wandb_settings, pipeline.secrets\n{script}"]
+        outcome = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert outcome.stdout.split() == ["offline", str(given)]

@@ -1,0 +1,60 @@
+"""Reads the file that W&B's client writes for a run, `run-ID.wandb`: what is in it is what `wandb sync` uploads.
+
+The file is a LevelDB log: after a header of 7 bytes blocks of 32 KiB, in them chunks with checksum, length and kind, and a
+record is one whole chunk or several. Its records are protocol buffers of W&B's. On a full disk the client cuts the file
+short and says nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+_MAGIC = b":W&B"
+_HEADER = 7  # of the file, and of a chunk
+_BLOCK = 32768
+_WHOLE, _LAST = 1, 4  # kinds of chunks that end a record
+
+
+def read_records(path: Path) -> Iterator[bytes]:
+    """The records up to the first one that is cut short.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no file of W&B's.
+    """
+    data = path.read_bytes()
+    if data[:4] != _MAGIC:
+        raise ValueError(f"{path} is no file of W&B's client")
+    place, record = _HEADER, b""
+    while place + _HEADER <= len(data):
+        room = _BLOCK - place % _BLOCK
+        if room < _HEADER:  # too little for a chunk: padding
+            place += room
+            continue
+        _checksum, length, kind = struct.unpack_from("<IHB", data, place)
+        end = place + _HEADER + length
+        if kind == 0 or end > len(data):
+            return
+        record += data[place + _HEADER : end]
+        place = end
+        if kind in (_WHOLE, _LAST):
+            yield record
+            record = b""
+
+
+def count_rows(path: Path) -> int:
+    """Lines of metrics in the file. 0 if it cannot be read."""
+    from google.protobuf.message import DecodeError
+    from wandb.proto import wandb_internal_pb2
+
+    rows = 0
+    try:
+        for data in read_records(path):
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+            record.ParseFromString(data)
+            rows += record.WhichOneof("record_type") == "history"
+    except (OSError, ValueError, DecodeError):
+        pass
+    return rows
