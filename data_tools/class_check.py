@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from data_tools import splits
 from data_tools.sources.files import is_junk
 from data_tools.sources.listing import Listing
-from data_tools.text_files import LINE_END, is_text, printable, read_text, same_name, split_lines
+from data_tools.text_files import is_text, printable, read_text, same_name
+from pipeline.data.class_names import LINE_END, split_lines
 from pipeline.data.index import CLASSES_NAME
 from pipeline.errors import DataError
 
@@ -43,18 +44,18 @@ def check_names(listing: Listing, *, source: str, folders: Sequence[Path], optio
 def _as_text(name: str, encoding: str | None) -> str:
     """A name from a file system whose bytes are no UTF-8, in the encoding that is given."""
     if LINE_END.search(name):
-        raise DataError(f"class {printable(name)!r} holds a line end, which {CLASSES_NAME} cannot store; rename it")
+        raise DataError(f"class '{printable(name)}' holds a line end, which {CLASSES_NAME} cannot store; rename it")
     if is_text(name):
         return name
     if encoding is None:
         raise DataError(
-            f"class {printable(name)!r} has a name that is not UTF-8; say which encoding it is with --encoding (latin-1, cp1252), or "
+            f"class '{printable(name)}' has a name that is not UTF-8; say which encoding it is with --encoding (latin-1, cp1252), or "
             f"rename it (`convmv` does that for whole trees)"
         )
     try:
         return os.fsencode(name).decode(encoding)
     except UnicodeError as error:
-        raise DataError(f"class {printable(name)!r} has a name that is not {encoding}; choose another --encoding") from error
+        raise DataError(f"class '{printable(name)}' has a name that is not {encoding}; choose another --encoding") from error
 
 
 def _check_stored(place: Path, classes: Sequence[str]) -> None:

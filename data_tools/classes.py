@@ -10,7 +10,8 @@ import numpy as np
 
 from data_tools.sources.labels import read_texts
 from data_tools.sources.listing import MAX_LABEL, Listing
-from data_tools.text_files import printable, read_text, same_name, split_lines
+from data_tools.text_files import printable, read_text, same_name
+from pipeline.data.class_names import split_lines
 from pipeline.errors import DataError
 
 Unmapped = Literal["refuse", "drop"]

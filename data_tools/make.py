@@ -20,7 +20,7 @@ from data_tools.parallel import map_in_processes
 from data_tools.reencode import Encoding
 from data_tools.sources import Source, SourceOptions, find_source
 from data_tools.sources.listing import Listing
-from data_tools.sources.webdataset_tars import count_without_label
+from data_tools.sources.webdataset_tars import count_without_label, fields_without_label
 from data_tools.write_shard import ShardTask, write_shard
 from pipeline.data.counter import Purpose, derive_key, permutation
 from pipeline.data.folder import is_remote
@@ -66,8 +66,6 @@ class MakeReport:
     num_classes: int | None  # None where the source only numbers them
     samples_of: dict[str, int]  # by split, where there is one
     num_passed_over: int  # files that are no images, samples without one
-    first_passed_over: list[str]  # names of the first of them
-    without_images: list[str]  # folders or tars that hold no image, so are no classes
     max_label: int | None  # where classes have no names
     num_labels: int  # different labels that occur
     class_source: Literal["--classes", "--class-map", "the source"]
@@ -80,6 +78,10 @@ class MakeReport:
     left_out: list[dict[str, str]]  # samples whose image had to be re-encoded and cannot be decoded
     num_shards: int
     num_written: int = 0  # shards written by this call; the rest was there from a call before
+    # Reports of older versions lack these.
+    first_passed_over: list[str] = field(default_factory=list)  # names of the first files that were passed over
+    without_images: list[str] = field(default_factory=list)  # folders or tars that hold no image, so are no classes
+    json_fields: list[str] = field(default_factory=list)  # of the first sample without a label, if it has a .json
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def make_shards(source: str, folder: str, *, options: MakeOptions, num_workers: 
         raise DataError(f"{source}: none of its samples has a class that the class map names")
     listing = check_names(listing, source=source, folders=folders, options=options, is_new=record.is_new)
     parts = _plan(listing, folders, options)
-    record.claim(listing.digest(), stamp=found.stamp)
+    record.claim(listing.digest(), times=listing.times, stamp=found.stamp)
     num_written = _write(parts, listing, record, options, num_workers)
     if not num_written and (report := _stored_report(record, folders, options)):
         return report
@@ -251,6 +253,7 @@ def _describe_listing(listing: Listing) -> dict[str, Any]:
         "max_label": int(listing.labels.max()) if listing.classes is None and len(listing.labels) else None,
         "num_several_labels": int(np.sum(np.diff(listing.label_ends, prepend=0) > 1)),
         "num_without_label": count_without_label(listing),
+        "json_fields": fields_without_label(listing),
     }
 
 

@@ -180,6 +180,9 @@ def describe(report: MakeReport, folder: str) -> str:
         lines.append(f"  {report.num_several_labels} samples have several labels, which the trainer does not read yet")
     if report.num_without_label:
         lines.append(f"  {report.num_without_label} samples have no label (.cls or .json); training refuses them")
+        if report.json_fields:
+            fields = ", ".join(map(printable, report.json_fields))
+            lines.append(f"    if one of the fields of their .json is the label ({fields}), name it with --label-field")
     if report.unmapped:
         lines.append(
             f"  {report.num_unmapped} samples left out: the class map does not name {len(report.unmapped)} of the source's classes"

@@ -3,6 +3,7 @@
 {"request": options and what kind of source it is,
  "stamp": places, sizes and times of the source's files, where reading them is costly,
  "source": digest of the listing,
+ "times": hash of when the source's files were written, where the stamp does not tell,
  "shards": what came of each shard, once all are written,
  "report": the report, once all is done}
 """
@@ -45,7 +46,9 @@ class MakeRecord:
         request = json.loads(json.dumps(request))  # as it reads when it comes back
         self._values = self._read(folders)
         stored = self._values.setdefault("request", request)
-        if differing := [name for name in request if not isinstance(stored, dict) or stored.get(name) != request[name]]:
+        if differing := [
+            name for name in request if not isinstance(stored, dict) or _given(stored.get(name)) != _given(request[name])
+        ]:
             raise DataError(f"{self._refusal()} (what differs: {', '.join(differing)})")
 
     @property
@@ -57,14 +60,19 @@ class MakeRecord:
         """Whether the source is known to be the same as before without being read."""
         return stamp is not None and self._values.get("stamp") == stamp
 
-    def claim(self, source: str, *, stamp: str | None) -> None:
-        """Record the source's digest, or check that it is the same as before.
+    def claim(self, source: str, *, times: int, stamp: str | None) -> None:
+        """Record the source's digest and its files' times, or check that they are the same as before.
 
         Raises:
             DataError: it is another.
         """
         if self._values.setdefault("source", source) != source:
             raise DataError(f"{self._refusal()} (what differs: the source's files, labels or classes)")
+        if self._values.setdefault("times", f"{times:x}") != f"{times:x}":
+            raise DataError(
+                f"{self._refusal()} (what differs: when the source's files were written, so one may have been replaced by another of "
+                f"its size)"
+            )
         self._values["stamp"] = stamp
         write_json(self._place, self._values)
 
@@ -105,3 +113,8 @@ class MakeRecord:
 
     def _refusal(self) -> str:
         return f"{self._root} holds shards made from another source or with other options; empty it or choose another folder"
+
+
+def _given(value: Any) -> Any:
+    """What was asked for, without the options that were not given: other versions have more of them, or fewer."""
+    return {name: _given(one) for name, one in value.items() if one is not None} if isinstance(value, dict) else value

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.class_names import parse_class_names
 from pipeline.data.folder import COMPRESSED, ShardFolder, UnreachableError, is_remote
 from pipeline.data.index import CLASSES_NAME
 from pipeline.data.tar import TarMember, TarSample, is_empty_tar, scan_samples
@@ -72,10 +73,9 @@ def read_class_names(folder: str) -> list[str] | None:
         DataError: a file that is not text in UTF-8, or cannot be reached.
     """
     shards = ShardFolder(folder)
-    try:
-        return shards.read(CLASSES_NAME).decode().splitlines() if shards.exists(CLASSES_NAME) else None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{folder}/{CLASSES_NAME}: {error}") from error
+    if not shards.exists(CLASSES_NAME):
+        return None
+    return parse_class_names(shards.read(CLASSES_NAME), place=f"{folder}/{CLASSES_NAME}")
 
 
 def shard_version(folder: str, name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import re
 import unicodedata
 from pathlib import Path
 
@@ -13,7 +12,6 @@ MARKS = {
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
-LINE_END = re.compile(r"\r\n|\n|\r")  # `str.splitlines` also cuts at U+0085 and U+2028, which names may hold
 ADVICE = "say which encoding it is with --encoding (cp1252 is what Windows writes in western Europe), or convert it to UTF-8"
 
 
@@ -54,14 +52,6 @@ def read_text(path: str, *, encoding: str | None) -> str:
     if "\0" in text:
         raise DataError(f"{path}: zero bytes, as in UTF-16 without a byte-order mark; {ADVICE}")
     return text.removeprefix("\ufeff")
-
-
-def split_lines(text: str) -> list[str]:
-    """Lines without their ends; empty ones at the end are left out."""
-    lines = LINE_END.split(text)
-    while lines and not lines[-1].strip():
-        lines.pop()
-    return lines
 
 
 def is_text(name: str) -> bool:

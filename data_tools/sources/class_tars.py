@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
-from data_tools.sources.files import SIGNATURE_BYTES, image_extension, sniff_image
+from data_tools.sources.files import SIGNATURE_BYTES, image_extension, is_junk, is_unfinished, sniff_named
 from data_tools.sources.image_folder import drop_empty_classes, sort_classes
 from data_tools.sources.listing import MAX_NAMED, Listing, ListingBuilder, Member
 from data_tools.sources.parts import list_parts
 from data_tools.splits import parse_split, splits_among_classes
 from pipeline.data.sample import IMAGE_EXTENSIONS
-from pipeline.data.tar import TarMember, refuse_sparse, scan_samples
+from pipeline.data.tar import TarFile, refuse_sparse, scan_files, split_name
 from pipeline.errors import DataError
 
 WORDNET_ID = re.compile(r"n\d{8}")
@@ -53,13 +54,12 @@ def list_outer_tar(path: Path, *, known: Collection[str], num_workers: int) -> L
     inner: list[tuple[str, int, int]] = []
     others: list[str] = []
     with open(path, "rb") as file:
-        for sample in scan_samples(file, name=str(path)):
-            for member in sample.members:
-                name, _, extension = f"{sample.key.rpartition('/')[2]}.{member.extension}".rpartition(".")
-                if extension == "tar":
-                    inner.append((name, member.start, member.length))
-                else:
-                    others.append(f"{sample.key}.{member.extension}")
+        for member in _visible_files(file, str(path)):
+            stem, _, extension = member.name.rpartition("/")[2].rpartition(".")
+            if extension.lower() == "tar" and stem:
+                inner.append((stem, member.start, member.length))
+            else:
+                others.append(member.name)
     check_class_tars([name for name, *_ in inner], place=path, known=known)
     places = {name: (start, length) for name, start, length in inner}
     if len(places) < len(inner):
@@ -122,28 +122,41 @@ def _list(tars: list[ClassTar], num_workers: int) -> Listing:
 def _list_tar(tar: ClassTar) -> Listing:
     builder = ListingBuilder()
     with open(tar.path, "rb") as file:
+        builder.note_time(tar.name, os.fstat(file.fileno()).st_mtime_ns)
         within = file if tar.start is None else cast(BinaryIO, _Window(file, tar.start, tar.length))
-        for sample in scan_samples(within, name=tar.path if tar.start is None else f"{tar.path} ({tar.name}.tar in it)"):
-            refuse_sparse(sample, tar.path)
-            for member in sample.members:  # WebDataset would join a.1.jpg and a.2.jpg; here each is an image of its own
-                extension = _find_extension(file, member, start=tar.start or 0)
-                if extension is None:
-                    builder.pass_over(f"{tar.name}.tar/{sample.key}.{member.extension}")
-                    continue
-                builder.add(
-                    f"{tar.name}/{sample.key}.{member.extension}", labels=(tar.label,),
-                    members=(Member(extension, 0, (tar.start or 0) + member.start, member.length),),
-                )  # fmt: skip
+        place = tar.path if tar.start is None else f"{tar.path} ({tar.name}.tar in it)"
+        # WebDataset would join a.1.jpg and a.2.jpg; here each is an image of its own.
+        for member in _visible_files(within, place):
+            key, ending = split_name(member.name)
+            name = f"{tar.name}/{key}.{ending.lower()}" if key else f"{tar.name}/{member.name}"
+            extension = _find_extension(file, member, start=tar.start or 0)
+            if extension is None:
+                builder.pass_over(name.replace("/", ".tar/", 1))
+                continue
+            builder.add(
+                name, labels=(tar.label,), members=(Member(extension, 0, (tar.start or 0) + member.start, member.length),)
+            )  # fmt: skip
     return builder.build(layout="ranges", files=(tar.path,))
 
 
-def _find_extension(file: BinaryIO, member: TarMember, *, start: int) -> str | None:
+def _visible_files(file: BinaryIO, place: str) -> Iterator[TarFile]:
+    """The files of a tar without those that systems leave behind.
+
+    Raises:
+        DataError: damaged, or sparse.
+    """
+    for member in scan_files(file, name=place):
+        if not any(is_junk(part) for part in member.name.removeprefix("./").split("/")):
+            refuse_sparse(member, place)
+            yield member
+
+
+def _find_extension(file: BinaryIO, member: TarFile, *, start: int) -> str | None:
     """What an image is stored as, by its name or its first bytes; None if it is none."""
-    if (known := image_extension(f"x.{member.extension}")) is not None:
+    if (known := image_extension(member.name)) is not None or is_unfinished(member.name):
         return known
     file.seek(start + member.start)
-    found = sniff_image(file.read(min(SIGNATURE_BYTES, member.length)))
-    return None if found == "tif" else found  # raw files of cameras begin like TIFF files
+    return sniff_named(file.read(min(SIGNATURE_BYTES, member.length)), member.name)
 
 
 class _Window:

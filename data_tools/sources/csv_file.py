@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from data_tools import splits
 from data_tools.sources.files import find_image_extension, image_extension
@@ -55,6 +56,14 @@ class _Columns:
     label: int
 
 
+class _Image(NamedTuple):
+    """A file that a row names."""
+
+    name: str
+    extension: str
+    stat: os.stat_result
+
+
 def list_csv(path: Path, options: CsvOptions) -> Listing:
     """The images that a file names, by paths relative to it.
 
@@ -82,8 +91,9 @@ def list_csv(path: Path, options: CsvOptions) -> Listing:
                 continue
             if not labels:
                 raise DataError(f"{path} line {line}: no label")
-            name, member = _find_image(path, line, cells[columns.path], folder=folder, encoding=options.encoding)
-            builder.add(name, labels=labels, members=(member,))
+            image = _find_image(path, line, cells[columns.path], folder=folder, encoding=options.encoding)
+            builder.add(image.name, labels=labels, members=(Member(image.extension, 0, 0, image.stat.st_size),))
+            builder.note_time(image.name, image.stat.st_mtime_ns)
     if not len(builder):
         raise DataError(f"{path} names no images")
     return builder.build(layout="files", files=(str(folder),))
@@ -195,7 +205,7 @@ def _find_columns(path: Path, first: list[str], options: CsvOptions, *, folder: 
     return _Columns(len(first), True, tuple(first), places[0], places[1])
 
 
-def _find_image(path: Path, line: int, name: str, *, folder: Path, encoding: str | None) -> tuple[str, Member]:
+def _find_image(path: Path, line: int, name: str, *, folder: Path, encoding: str | None) -> _Image:
     """The file that a cell names: as it is, in the bytes of the file's encoding, or without its ending as in lists of ids."""
     names = [name]
     if encoding is not None:
@@ -210,7 +220,7 @@ def _find_image(path: Path, line: int, name: str, *, folder: Path, encoding: str
         extension = find_image_extension(candidate_place)
         if extension is None:
             raise DataError(f"{path} line {line}: {candidate_place} does not end like an image, and does not begin like one")
-        return candidate, Member(extension, 0, 0, os.stat(candidate_place).st_size)
+        return _Image(candidate, extension, os.stat(candidate_place))
     reason = "is no file" if os.path.exists(place) else "No such file or directory"
     raise DataError(
         f"{path} line {line}: {place}: {reason}; paths are relative to {'the file' if folder == path.parent else folder}, or give "

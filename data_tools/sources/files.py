@@ -47,12 +47,21 @@ def find_image_extension(path: str) -> str | None:
     Raises:
         OSError: it cannot be read.
     """
-    if (known := image_extension(path)) is not None or path.lower().endswith(UNFINISHED):
+    if (known := image_extension(path)) is not None or is_unfinished(path):
         return known
     with open(path, "rb") as file:
-        found = sniff_image(file.read(SIGNATURE_BYTES))
-    # Raw files of cameras begin like TIFF files.
-    return None if found == "tif" and extension_of(path) else found
+        return sniff_named(file.read(SIGNATURE_BYTES), path)
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file's name ends like those of downloads in progress and backups."""
+    return name.lower().endswith(UNFINISHED)
+
+
+def sniff_named(data: bytes, name: str) -> str | None:
+    """What an image is to be called by its first bytes, where its name does not tell. Raw files of cameras begin like TIFF files."""
+    found = sniff_image(data)
+    return None if found == "tif" and extension_of(name) else found
 
 
 def sniff_image(data: bytes) -> str | None:

@@ -152,12 +152,13 @@ def _advise(root: Path, looks: Mapping[str, _Look]) -> str:
 
 def _list_class(root: str, folder: ClassFolder) -> Listing:
     builder = ListingBuilder()
-    for name, num_bytes in sorted(_files(os.path.join(root, folder.name), f"{folder.name}/")):
-        extension = None if num_bytes is None else _extension(os.path.join(root, name))
-        if num_bytes is None or extension is None:
+    for name, stat in sorted(_files(os.path.join(root, folder.name), f"{folder.name}/"), key=lambda file: file[0]):
+        extension = None if stat is None else _extension(os.path.join(root, name))
+        if stat is None or extension is None:
             builder.pass_over(name)
         else:
-            builder.add(name, labels=(folder.label,), members=(Member(extension, 0, 0, num_bytes),))
+            builder.add(name, labels=(folder.label,), members=(Member(extension, 0, 0, stat.st_size),))
+            builder.note_time(name, stat.st_mtime_ns)
     return builder.build(layout="files", files=(root,))
 
 
@@ -168,8 +169,8 @@ def _extension(path: str) -> str | None:
         raise DataError(f"{path}: {error.strerror}") from error
 
 
-def _files(path: str, prefix: str) -> Iterator[tuple[str, int | None]]:
-    """Names below the root with their sizes; None where it is no file."""
+def _files(path: str, prefix: str) -> Iterator[tuple[str, os.stat_result | None]]:
+    """Names below the root with their sizes and times; None where it is no file."""
     with os.scandir(path) as entries:
         for entry in entries:
             if is_junk(entry.name):
@@ -177,6 +178,6 @@ def _files(path: str, prefix: str) -> Iterator[tuple[str, int | None]]:
             if entry.is_dir(follow_symlinks=False):
                 yield from _files(entry.path, f"{prefix}{entry.name}/")
             elif entry.is_file():
-                yield prefix + entry.name, entry.stat().st_size
+                yield prefix + entry.name, entry.stat()
             else:
                 yield prefix + entry.name, None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError
@@ -22,6 +23,7 @@ ClassSource = Literal["names", "texts"]
 Int64s = NDArray[np.int64]
 TAR_BLOCK_BYTES = 512
 MAX_LABEL = 2**31 - 1
+TIMES_MODULUS = 2**64
 MAX_NAMED = 100  # of the files that are passed over
 COPIED_AT_ONCE = 1 << 16  # samples; bounds what copying names takes
 
@@ -60,6 +62,7 @@ class Listing:
     passed_over: int  # files that are not images, or samples without one
     first_passed_over: tuple[str, ...]  # names of the first of them
     empty_classes: tuple[str, ...]  # folders or tars without an image, which are no classes
+    times: int  # of the files' last changes and their names, in a hash that does not depend on their order
     name_ends: Int64s  # (N,)
     name_bytes: NDArray[np.uint8]
     label_ends: Int64s  # (N,)
@@ -127,6 +130,7 @@ class Listing:
         """Write it to a file that `load_listing` reads."""
         texts = {name: np.array([_storable(text) for text in getattr(self, name) or ()], np.str_) for name in TEXTS}
         facts = {name: np.array(getattr(self, name)) for name in ("layout", "class_source", "passed_over")}
+        facts["times"] = np.array(self.times, np.uint64)
         with place.open("wb") as file:
             np.savez(file, **facts, **texts, **{name: getattr(self, name) for name in ARRAYS})  # pyright: ignore[reportArgumentType]
 
@@ -145,7 +149,8 @@ def load_listing(place: Path) -> Listing:
         layout: Layout = "files" if str(stored["layout"]) == "files" else "ranges"
         class_source: ClassSource = "texts" if str(stored["class_source"]) == "texts" else "names"
         return Listing(
-            layout=layout, class_source=class_source, passed_over=int(stored["passed_over"]), **texts,
+            layout=layout, class_source=class_source, passed_over=int(stored["passed_over"]),
+            times=int(stored["times"]), **texts,
             **{name: stored[name] for name in ARRAYS},
         )  # fmt: skip
 
@@ -172,6 +177,7 @@ class ListingBuilder:
         self._has_numbers = False
         self._passed_over = 0
         self._first_passed_over: list[str] = []
+        self._times = 0
 
     def __len__(self) -> int:
         return len(self._name_ends)
@@ -198,6 +204,11 @@ class ListingBuilder:
             if isinstance(label, str):
                 self._vocabulary.setdefault(label, len(self._vocabulary))
 
+    def note_time(self, name: str, time_ns: int) -> None:
+        """When a file was last changed: a file that is replaced may have the size that it had before."""
+        text = f"{name} {time_ns}".encode("utf-8", "surrogateescape")
+        self._times = (self._times + xxhash.xxh3_64_intdigest(text)) % TIMES_MODULUS
+
     def pass_over(self, name: str) -> None:
         """Count a file that is no image, or a sample without one."""
         self._passed_over += 1
@@ -217,7 +228,7 @@ class ListingBuilder:
             raise DataError(f"{files[0]}: some of its labels are numbers, others are names; make them alike")
         listing = Listing(
             layout=layout, files=tuple(files), extensions=tuple(self._extensions), passed_over=self._passed_over,
-            first_passed_over=tuple(self._first_passed_over), empty_classes=(),
+            first_passed_over=tuple(self._first_passed_over), empty_classes=(), times=self._times,
             classes=None if classes is None else tuple(classes), class_source="texts" if self._vocabulary else "names",
             name_ends=np.array(self._name_ends, np.int64), name_bytes=np.frombuffer(bytes(self._name_bytes), np.uint8),
             label_ends=np.array(self._label_ends, np.int64), labels=np.array(self._labels, np.int32),
@@ -258,7 +269,8 @@ def concatenate(parts: Sequence[Listing]) -> Listing:
         layout=parts[0].layout, files=files, extensions=extensions, classes=parts[0].classes,
         class_source="texts" if any(part.class_source == "texts" for part in parts) else "names",
         passed_over=sum(part.passed_over for part in parts), first_passed_over=first_passed_over,
-        empty_classes=tuple(name for part in parts for name in part.empty_classes), **joined,
+        empty_classes=tuple(name for part in parts for name in part.empty_classes),
+        times=sum(part.times for part in parts) % TIMES_MODULUS, **joined,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +15,8 @@ from data_tools.sources.files import image_extension
 from data_tools.sources.labels import fields_of, read_member, read_texts
 from data_tools.sources.listing import Listing, ListingBuilder, Member
 from data_tools.sources.parts import list_parts
-from data_tools.text_files import printable, read_text, same_name, split_lines
+from data_tools.text_files import printable, read_text, same_name
+from pipeline.data.class_names import split_lines
 from pipeline.data.index import CLASSES_NAME
 from pipeline.data.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, MAX_LABEL_BYTES
 from pipeline.data.tar import refuse_sparse, scan_samples
@@ -54,8 +56,6 @@ def list_webdataset(paths: list[Path], *, rule: LabelRule, num_workers: int) -> 
             f"{paths[0]}: no images in its {listing.passed_over} samples (looked for KEY.{', KEY.'.join(IMAGE_EXTENSIONS)}; it holds "
             f"{ends} ...)"
         )
-    if not len(listing.labels):
-        _ask_for_field(listing)
     return _name_classes(listing, paths[0].parent)
 
 
@@ -69,21 +69,18 @@ def _name_classes(listing: Listing, folder: Path) -> Listing:
         return replace(listing, classes=tuple(names))
     places = {same_name(name): place for place, name in enumerate(names)}
     if strangers := [name for name in listing.classes if same_name(name) not in places]:
-        raise DataError(f"label {printable(strangers[0])!r} is not among the {len(names)} names of {folder / CLASSES_NAME}")
+        raise DataError(f"label '{printable(strangers[0])}' is not among the {len(names)} names of {folder / CLASSES_NAME}")
     return listing.relabel(np.array([places[same_name(name)] for name in listing.classes]), names)
 
 
-def _ask_for_field(listing: Listing) -> None:
-    """No sample has a label: refuse where a .json may hold one under another name."""
-    for member in listing.members(0):
-        if member.extension == "json":
-            with open(listing.files[member.file], "rb") as file:
-                file.seek(member.start)
-                fields = fields_of(file.read(member.length))
-            raise DataError(
-                f"{listing.files[0]}: no sample has a .cls, or a .json with the field `label`; its .json has the fields "
-                f"{', '.join(fields) or '(none)'}: name the one that is the label with --label-field"
-            )
+def fields_without_label(listing: Listing) -> list[str]:
+    """The fields of the .json of the first sample without a label: one of them may be the label."""
+    for sample in np.flatnonzero(np.diff(listing.label_ends, prepend=0) == 0)[:1].tolist():
+        for member in listing.members(sample):
+            if member.extension == "json":
+                with open(listing.files[member.file], "rb") as file:
+                    return fields_of(os.pread(file.fileno(), member.length, member.start))
+    return []
 
 
 def _list_tar(rule: LabelRule, path: str) -> Listing:
@@ -104,6 +101,7 @@ def _finish(runs: Listing, rule: LabelRule) -> Listing:
     samples = ListingBuilder()
     absorbed = {run for others in same.values() for run in others}
     with open(path, "rb") as file:
+        samples.note_time(Path(path).name, os.fstat(file.fileno()).st_mtime_ns)
         for run, key in enumerate(keys):
             if run in absorbed:
                 continue

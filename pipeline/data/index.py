@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from pipeline.data.class_names import parse_class_names
 from pipeline.data.content import BlockContent
 from pipeline.data.folder import ShardFolder
 from pipeline.data.sample import read_label
@@ -340,7 +341,9 @@ def _map_array(data: mmap.mmap, start: int, entry: dict[str, Any]) -> NDArray[An
 def read_class_names(index: ShardIndex) -> list[str] | None:
     """Class names by id, or None where the folder does not say."""
     folder = ShardFolder(index.folder)
-    return folder.read(CLASSES_NAME).decode().splitlines() if folder.exists(CLASSES_NAME) else None
+    if not folder.exists(CLASSES_NAME):
+        return None
+    return parse_class_names(folder.read(CLASSES_NAME), place=f"{index.folder}/{CLASSES_NAME}")
 
 
 def check_shards(index: ShardIndex) -> None:

@@ -75,6 +75,16 @@ class TarSample:
 
 
 @dataclass(frozen=True, slots=True)
+class TarFile:
+    """A file of a tar, whatever its name is: bytes [start, start + length), or some pieces of it."""
+
+    name: str
+    start: int
+    length: int
+    pieces: tuple[Piece, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Entry:
     """Whatever has a header."""
 
@@ -114,18 +124,20 @@ def find_defect(sample: TarSample) -> Defect | None:
     return None
 
 
-def refuse_sparse(sample: TarSample, tar: str) -> None:
+def refuse_sparse(found: TarSample | TarFile, tar: str) -> None:
     """For readers of byte ranges alone.
 
     Raises:
         DataError: a member lies in the tar in pieces.
     """
-    for member in sample.members:
-        if member.pieces is not None:
-            raise DataError(
-                f"{tar}: member {sample.key}.{member.extension} is sparse (`tar -S` wrote it in pieces); unpack the tar and pack it "
-                f"again without -S"
-            )
+    if isinstance(found, TarFile):
+        names = [found.name] if found.pieces is not None else []
+    else:
+        names = [f"{found.key}.{member.extension}" for member in found.members if member.pieces is not None]
+    if names:
+        raise DataError(
+            f"{tar}: member {names[0]} is sparse (`tar -S` wrote it in pieces); unpack the tar and pack it again without -S"
+        )
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -173,6 +185,20 @@ def scan_samples(file: BinaryIO, *, name: str, links: LinkUse = "follow") -> Ite
         members.append(TarMember(extension.lower(), found.data_start, found.length, found.pieces, is_link))
     if key is not None:
         yield TarSample(key, start, end, tuple(members))
+
+
+def scan_files(file: BinaryIO, *, name: str) -> Iterator[TarFile]:
+    """Every file of a tar, those too that are part of no sample; a link is the earlier file that it leads to.
+
+    Raises:
+        DataError: like `scan_samples`.
+    """
+    targets = _Links(file, name, file.tell())
+    for header_start, entry in _entries(file, name):
+        targets.pass_by(entry)
+        if entry.kind != "other":
+            found = targets.resolve(entry, header_start) if entry.kind == "link" else entry
+            yield TarFile(entry.name, found.data_start, found.length, found.pieces)
 
 
 class _Links:

@@ -1,0 +1,30 @@
+"""classes.txt: the names of classes, one a line in the order of their ids."""
+
+from __future__ import annotations
+
+import codecs
+import re
+
+from pipeline.errors import DataError
+
+LINE_END = re.compile(r"\r\n|\n|\r")  # `str.splitlines` also cuts at U+0085 and U+2028, which names may hold
+
+
+def split_lines(text: str) -> list[str]:
+    """Lines without their ends; empty ones at the end are left out."""
+    lines = LINE_END.split(text)
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
+
+
+def parse_class_names(data: bytes, *, place: str) -> list[str]:
+    """The names that a classes.txt holds, with a byte-order mark or without, whatever its lines end with.
+
+    Raises:
+        DataError: not UTF-8.
+    """
+    try:
+        return split_lines(data.removeprefix(codecs.BOM_UTF8).decode())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place} is not text in UTF-8 ({error.reason} at byte {error.start}); convert it") from error
