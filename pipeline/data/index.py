@@ -33,6 +33,7 @@ from pipeline.data.sample import read_label
 from pipeline.data.tar import TarSample, find_defect, is_empty_tar, scan_samples
 from pipeline.errors import DataError
 from pipeline.files import write_whole
+from pipeline.json_text import parse_json
 
 INDEX_NAME = "index.safetensors"
 CLASSES_NAME = "classes.txt"
@@ -308,14 +309,14 @@ def _map_index(file: str, folder: str) -> ShardIndex:
         with open(file, "rb") as opened:
             data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         start = 8 + int.from_bytes(data[:8], "little")
-        header = json.loads(data[8:start])
+        header = parse_json(data[8:start])
         facts = header.pop("__metadata__")
         if facts.get("format") != FORMAT_VERSION:
             raise DataError(_other_format(file, folder, facts.get("format")))
         arrays = {name: _map_array(data, start, entry) for name, entry in header.items()}
         names = arrays.pop("shard_names").tobytes().decode().split("\n")
         return ShardIndex(
-            folder=folder, shard_names=tuple(names), file=file, max_label=json.loads(facts["max_label"]),
+            folder=folder, shard_names=tuple(names), file=file, max_label=parse_json(facts["max_label"]),
             num_unlabelled=int(facts["num_unlabelled"]), **{name: arrays[name] for name in ARRAYS},
         )  # fmt: skip
     except READ_ERRORS as error:
