@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+from data_tools.folder_lock import lock_folder
 from data_tools.parallel import map_in_processes
 from data_tools.shards import describe_hidden
 from data_tools.splits import select_shards
-from pipeline.data.folder import ShardFolder
-from pipeline.data.index import ShardEntry, ShardIndex, assemble_index, load_index, save_index, scan_shard
+from pipeline.data.folder import ShardFolder, is_remote
+from pipeline.data.index import ShardIndex, assemble_index, find_index, identify, load_index, read_owner, save_index
+from pipeline.data.scan_shard import ShardEntry, scan_shard
 from pipeline.data.skips import read_skips
 from pipeline.errors import DataError
 
@@ -26,13 +30,15 @@ class Indexed:
 
 
 def index_folder(
-    folder: str, *, block_samples: int, num_workers: int, skip_lists: Sequence[str] = (), split: str | None = None
-) -> Indexed:
+    folder: str, *, block_samples: int, num_workers: int, skip_lists: Sequence[str] = (), split: str | None = None,
+    out: str | None = None,
+) -> Indexed:  # fmt: skip
     """Scan every tar of a folder, local or remote, and write its index.
 
     Args:
         skip_lists: files of samples to leave out.
         split: take the tars of this split alone, by their names.
+        out: folder or file where the index goes, for shards beside which nothing can be written.
 
     Raises:
         DataError: naming the first shard that is damaged, compressed or empty, a skip list of other shards, or several
@@ -40,7 +46,7 @@ def index_folder(
     """
     names = ShardFolder(folder).list_shards()
     chosen = select_shards(names, split, place=folder)
-    _keep_other_index(folder, names, chosen)
+    _keep_other_index(folder, names, chosen, out)
     skips: dict[str, set[str]] = defaultdict(set)
     for path in skip_lists:
         for skip in read_skips(path):
@@ -55,7 +61,7 @@ def index_folder(
         )
     )
     index = assemble_index(folder, list(entries.values()))
-    save_index(index)
+    save_index(index, out)
     empty = tuple(sorted(entry.name for entry in entries.values() if not len(entry.block_samples)))
     return Indexed(index, empty=empty, hidden=tuple(ShardFolder(folder).hidden_tars()))
 
@@ -70,7 +76,49 @@ def describe(made: Indexed) -> str:
     )
 
 
-def _keep_other_index(folder: str, names: Sequence[str], chosen: Sequence[str]) -> None:
+def describe_use(folder: str, out: str) -> str:
+    """How an index elsewhere is used."""
+    return f"a training reads both with data.train='{{url: {folder}, index: {out}}}'"
+
+
+@contextmanager
+def lock_place(folder: str, out: str | None) -> Iterator[None]:
+    """Hold the place of an index, and find out that it can be written before anything is read.
+
+    Raises:
+        DataError: another command writes there, nothing can be written there, or it holds the index of another folder.
+    """
+    place, _ = find_index(folder, out)
+    advice = (
+        f"`--out PLACE` puts the index elsewhere, and data.train='{{url: {folder}, index: PLACE}}' reads it there"
+        if out is None
+        else "choose another place with --out"
+    )
+    if not is_remote(place):
+        if out is None and not Path(place).is_dir():  # `list_shards` says so
+            yield
+            return
+        with lock_folder(Path(place), advice=advice):
+            _check_owner(folder, out)
+            yield
+        return
+    if (reason := ShardFolder(place).why_unwritable()) is not None:
+        raise DataError(f"{place}: no index can be written there ({reason}); {advice}")
+    _check_owner(folder, out)
+    yield
+
+
+def _check_owner(folder: str, out: str | None) -> None:
+    """Raises DataError: the index of another folder would be replaced."""
+    if out is None:
+        return
+    place, name = find_index(folder, out)
+    owner = read_owner(place, name)
+    if owner not in (None, identify(folder)):
+        raise DataError(f"{place} holds the index of {owner}; choose another place with --out")
+
+
+def _keep_other_index(folder: str, names: Sequence[str], chosen: Sequence[str], out: str | None) -> None:
     """Refuse to replace the index of one split by that of another.
 
     Raises:
@@ -79,13 +127,13 @@ def _keep_other_index(folder: str, names: Sequence[str], chosen: Sequence[str]) 
     if len(chosen) == len(names):
         return
     try:
-        others = set(load_index(folder).shard_names) & (set(names) - set(chosen))
+        others = set(load_index(folder, out).shard_names) & (set(names) - set(chosen))
     except DataError:  # none, or none that can be read
         return
     if others:
         raise DataError(
             f"{folder} holds the index of other tars already ({min(others)} ...), and one folder has one index; move the tars of each "
-            f"split to a folder of their own"
+            f"split to a folder of their own, or keep their indexes elsewhere with --out"
         )
 
 

@@ -6,10 +6,21 @@ Only `__main__` and `build` see a whole `RunConfig`; everything else is handed a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)  # fmt: skip
 
 from pipeline.data.augment import Resize
 from pipeline.durations import DurationField
@@ -39,20 +50,43 @@ class ModelSection(Section):
     num_heads: int | None = Field(None, ge=1, description="overrides the size's number of heads")
 
 
-class CorpusSection(Section):
+class ShardsSection(Section):
+    """Where shards lie: a path alone, or `{url: ..., index: ...}` where their index is kept elsewhere."""
+
+    path: str = Field(validation_alias=AliasChoices("path", "url"), description="folder or URL of indexed shards")
+    index: str | None = Field(None, description="folder or file of their index, where it does not lie beside them")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_path_alone(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _give_path_alone(self, handler: SerializerFunctionWrapHandler) -> Any:
+        values = handler(self)
+        if self.index is None:
+            del values["index"]
+        return values["path"] if list(values) == ["path"] else values
+
+
+class CorpusSection(ShardsSection):
     """One corpus of a mixture."""
 
-    path: str = Field(description="folder or URL of indexed shards")
-    weight: float = Field(gt=0, description="share of the images; the weights' sum does not matter")
+    weight: float = Field(1.0, gt=0, description="share of the images; the weights' sum does not matter")
     first_class: int = Field(0, ge=0, description="added to its labels, where corpora have classes of their own")
+
+
+def _list_one_corpus(value: Any) -> Any:
+    """`{url: ..., index: ...}` is a mixture of one."""
+    return [value] if isinstance(value, dict) else value
 
 
 class DataSection(Section):
     """The pretraining corpus and what happens to each image."""
 
-    train: str | tuple[CorpusSection, ...] = Field(
-        description="folder or URL of indexed shards; a mixture: a list of {path, weight, first_class}; or tars without an index "
-        "(`pipe:COMMAND`, `URL-{000..999}.tar`, `-`), in approximate order"
+    train: Annotated[str | tuple[CorpusSection, ...], BeforeValidator(_list_one_corpus)] = Field(
+        description="folder or URL of indexed shards; {url, index} where their index is kept elsewhere; a mixture: a list of {path, "
+        "weight, first_class, index}; or tars without an index (`pipe:COMMAND`, `URL-{000..999}.tar`, `-`), in approximate order"
     )
     accept: str | None = Field(
         None, description="fingerprint of other shards that a resumed run may go on with; the refusal names it"
@@ -179,8 +213,8 @@ class EvalDataset(Section):
     """One downstream set: shards of its train and test splits."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    train: str
-    test: str
+    train: ShardsSection
+    test: ShardsSection
 
 
 class EvaluationSection(Section):

@@ -131,7 +131,7 @@ def load_mixture(section: DataSection) -> Mixture | UnindexedShards:
         return Mixture((Corpus(load_index(section.train)),))
     if not section.train:
         raise ConfigError("data.train is an empty list; name at least one {path: FOLDER, weight: NUMBER}")
-    return Mixture(tuple(Corpus(load_index(part.path), part.weight, part.first_class) for part in section.train))
+    return Mixture(tuple(Corpus(load_index(part.path, part.index), part.weight, part.first_class) for part in section.train))
 
 
 def _check_classes(mixture: Mixture, *, num_classes: int) -> None:

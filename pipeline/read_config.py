@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,25 @@ def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        problems = error.errors()
+        problems = _without_branches(error.errors())
         lines = [_explain(problem, values) for problem in problems[:MAX_PROBLEMS]]
         if len(problems) > MAX_PROBLEMS:
             lines.append(f"and {len(problems) - MAX_PROBLEMS} more problems")
         text = f"{source}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
         raise ConfigError(redact(text)) from None  # pydantic's own words repeat the input, credentials and all
+
+
+def _without_branches(problems: Sequence[Any]) -> list[dict[str, Any]]:
+    """Problems of values that may be a text or a list: of the form that was meant alone, and without its name in the place."""
+    found: list[dict[str, Any]] = []
+    for problem in problems:
+        location = problem["loc"]
+        branches = [part for part in location if part == "str" or str(part).startswith("tuple[")]
+        is_list = isinstance(problem.get("input"), list | tuple | dict)
+        if branches and location[-1] == branches[-1] and is_list == (branches[-1] == "str"):
+            continue
+        found.append({**problem, "loc": tuple(part for part in location if part not in branches)})
+    return found
 
 
 def _read_yaml(path: Path, *, depth: int = 0) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pipeline.config import ModelSection
 from pipeline.durations import parse_duration
 from pipeline.errors import ConfigError, DataError
 from pipeline.planning import make_model_config, make_plan
-from pipeline.read_config import load_config
+from pipeline.read_config import load_config, parse_config
 from tests.conftest import REPOSITORY, Outcome, run_command
 
 WriteConfig = Callable[..., Path]
@@ -178,7 +178,7 @@ def test_missing_shards_are_answered_in_words(tmp_path: Path, write_config: Writ
     with pytest.raises(DataError, match=r"holds no index; make one with `python -m data_tools index"):
         make_plan(load_config(write_config(), [f"data.train={tmp_path}"]), world_size=2)
     (tmp_path / "index.safetensors").write_bytes(b"cut short")
-    with pytest.raises(DataError, match=r"index\.safetensors is damaged .*; make it anew with `python -m data_tools index"):
+    with pytest.raises(DataError, match=r"index\.safetensors is damaged .*; make it again with `python -m data_tools index"):
         make_plan(load_config(write_config(), [f"data.train={tmp_path}"]), world_size=2)
     with pytest.raises(DataError, match=r"data folder 'foo://bar'.*foo"):
         make_plan(load_config(write_config(), ["data.train=foo://bar"]), world_size=2)
@@ -278,3 +278,20 @@ def test_a_duration_is_written_as_it_was_read(text: str) -> None:
 def test_durations_beyond_any_training_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="longer than any training"):
         parse_duration(text)
+
+
+def test_an_index_may_lie_elsewhere_than_its_shards(corpus: Path, tmp_path: Path, write_config: WriteConfig) -> None:
+    folder = Path(shutil.copytree(corpus, tmp_path / "shards"))
+    (folder / "index.safetensors").rename(tmp_path / "kept.safetensors")
+    place = f"{{url: {folder}, index: {tmp_path / 'kept.safetensors'}}}"
+    config = load_config(
+        write_config(), [f"data.train={place}", f"evaluation.datasets=[{{name: a, train: {place}, test: {folder}}}]"]
+    )
+    assert make_plan(config, world_size=2).total_steps > 0
+    written = config.model_dump(mode="json")
+    assert parse_config(written, source="what it wrote") == config
+    assert written["evaluation"]["datasets"] == [
+        {"name": "a", "train": {"path": str(folder), "index": str(tmp_path / "kept.safetensors")}, "test": str(folder)}
+    ]
+    with pytest.raises(ConfigError, match=r"unknown key data\.train\.0\.indx; did you mean data\.train\.0\.index\?"):
+        load_config(write_config(), [f"data.train={{url: {folder}, indx: x}}"])

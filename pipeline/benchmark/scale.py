@@ -15,7 +15,8 @@ import numpy as np
 import psutil
 
 from pipeline.data.corpus import Corpus, Mixture
-from pipeline.data.index import DEFAULT_BLOCK_SAMPLES, ShardEntry, assemble_index, load_index, save_index
+from pipeline.data.index import DEFAULT_BLOCK_SAMPLES, assemble_index, load_index, save_index
+from pipeline.data.scan_shard import ShardEntry
 from pipeline.data.stream import Division, cut
 
 IMAGE_BYTES = 110_000  # of a median ImageNet photo

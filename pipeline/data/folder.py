@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import functools
 import io
-import os
+import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from fsspec.core import url_to_fs
 
 from pipeline.data.block_file import BlockFile
 from pipeline.data.retry import call_again
+from pipeline.data.web import check_listing, client_options, is_web, look_at
 from pipeline.errors import DataError
+from pipeline.files import Draft, write_whole
 
 Result = TypeVar("Result")
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".tar.lz4")
 READ_AHEAD_BYTES = 4 << 20
 PATIENCE_S = 30.0  # with listings and small files, before anything has begun
+CONCURRENT_QUESTIONS = 16
+READ_ONLY = {
+    "http": "a web server",
+    "https": "a web server",
+    "hf": "the Hugging Face hub",
+}  # protocols; nothing is written there
 
 
 def is_remote(path: str) -> bool:
@@ -43,7 +53,8 @@ class ShardFolder:
         if self.is_remote and "@" in path.partition("://")[2].partition("/")[0]:
             raise DataError("a shard URL must hold no user or password; credentials come from the environment alone")
         try:
-            self.filesystem, self.root = cast("tuple[Any, str]", url_to_fs(self.path))
+            options = client_options(self.path.partition("://")[0]) if is_web(self.path) else {}
+            self.filesystem, self.root = cast("tuple[Any, str]", url_to_fs(self.path, **options))
         except ImportError as error:
             raise DataError(f"data folder {path!r}: {error} (`pip install` the package it names)") from error
         except (OSError, ValueError) as error:
@@ -63,6 +74,8 @@ class ShardFolder:
 
     def _list(self) -> list[dict[str, Any]]:
         def list_now() -> list[dict[str, Any]]:
+            if is_web(self.path):
+                check_listing(self.filesystem, self.root)
             return self.filesystem.ls(self.root, detail=True, refresh=True) if self.filesystem.isdir(self.root) else []
 
         try:
@@ -93,18 +106,43 @@ class ShardFolder:
         return self._call(lambda: self.filesystem.cat_file(self.place(name)))
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file, whole or not at all."""
+        """Write a file, whole or not at all.
+
+        Raises:
+            DataError: it cannot be written.
+        """
         if self.is_remote:  # object stores show a file once it is whole
             self._call(lambda: self.filesystem.pipe_file(self.place(name), data))
             return
-        part = f"{self.place(name)}.part"
-        with open(part, "wb") as file:
-            file.write(data)
-        os.replace(part, self.place(name))
+        try:
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+            write_whole(self.place(name), data)
+        except OSError as error:
+            raise DataError(f"{self.place(name)} cannot be written: {error.strerror or error}") from error
+
+    def why_unwritable(self) -> str | None:
+        """Why no file can be written there, found out by writing one; None if it can. A local folder is made."""
+        protocol = self.path.partition("://")[0] if self.is_remote else ""
+        if protocol in READ_ONLY:
+            return f"{READ_ONLY[protocol]} takes no files"
+        name = f".can-be-written-{uuid.uuid4().hex}"
+        try:
+            if self.is_remote:
+                self._call(lambda: self.filesystem.pipe_file(self.place(name), b"x"))
+                self._call(lambda: self.filesystem.rm_file(self.place(name)))
+            else:
+                Path(self.root).mkdir(parents=True, exist_ok=True)
+                with Draft(self.place(name), durability="unflushed") as draft:
+                    draft.file.write(b"x")
+        except (OSError, DataError) as error:
+            return str(getattr(error, "strerror", None) or error)
+        return None
 
     def version(self, name: str) -> str:
         """What tells a file from one written later under its name: size, times and checksums, as far as they are told."""
-        return self._call(lambda: str(self.filesystem.info(self.place(name))))  # `ukey` of a web server knows the URL alone
+        if is_web(self.path):  # what fsspec tells of a file there includes the URL behind redirects, which is signed each time
+            return self._call(lambda: look_at(self.filesystem, self.place(name)).version)
+        return self._call(lambda: str(self.filesystem.info(self.place(name))))
 
     def list_shards(self) -> list[str]:
         """Names of the folder's tars, sorted. Hidden ones are none: see `hidden_tars`.
@@ -144,6 +182,8 @@ class ShardFolder:
 
         def read() -> bytes:
             data = self.filesystem.cat_file(self.place(name), start=start, end=end)
+            if len(data) > end - start:
+                raise DataError(f"{self.path}/{name}: {len(data)} bytes came where {end - start} were asked for")
             if len(data) != end - start:
                 raise OSError(f"{len(data)} of {end - start} bytes came")
             return data
@@ -157,6 +197,8 @@ class ShardFolder:
             FileNotFoundError: no such file.
             DataError: a server that does not tell.
         """
+        if is_web(self.path):
+            return self._call(lambda: look_at(self.filesystem, self.place(name)).num_bytes)
         size = self._call(lambda: self.filesystem.size(self.place(name)))
         if size is None:
             raise DataError(f"{self.path}/{name}: the server does not tell its size, so it serves no byte ranges")
@@ -168,11 +210,14 @@ class ShardFolder:
         Raises:
             DataError: the folder cannot be reached.
         """
-        listed = {str(entry["name"]).rpartition("/")[2]: entry.get("size") for entry in self._list()}
-        sizes: dict[str, int] = {}
-        for name in names:
-            try:  # asked singly where it is not listed, as on web servers, or listed without its size
-                sizes[name] = int(listed.get(name) or self.size(name))
+        entries = [] if is_web(self.path) else self._list()  # web servers list no sizes, and need not list anything
+        listed = {str(entry["name"]).rpartition("/")[2]: entry.get("size") for entry in entries}
+
+        def ask(name: str) -> int | None:
+            try:
+                return int(listed.get(name) or self.size(name))
             except FileNotFoundError:
-                pass
-        return sizes
+                return None
+
+        with ThreadPoolExecutor(CONCURRENT_QUESTIONS) as pool:
+            return {name: size for name, size in zip(names, pool.map(ask, names), strict=True) if size is not None}

@@ -2,7 +2,7 @@
 
     FOLDER/
       shard-000000.tar ...    plain WebDataset tars
-      index.safetensors       written by `python -m data_tools index FOLDER`
+      index.safetensors       written by `python -m data_tools index FOLDER`; `--out` puts it elsewhere
       classes.txt             class names in the order of their ids, where `python -m data_tools make` knew them
 
 A block's bytes are whole tar members, so they are themselves a tar. The file is mapped, not read: all processes of a
@@ -17,29 +17,27 @@ import json
 import mmap
 import os
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from pipeline.data.class_names import parse_class_names
-from pipeline.data.content import BlockContent
-from pipeline.data.folder import ShardFolder
-from pipeline.data.sample import read_label
-from pipeline.data.tar import TarSample, find_defect, is_empty_tar, scan_samples
+from pipeline.data.folder import ShardFolder, is_remote
+from pipeline.data.scan_shard import ShardEntry
 from pipeline.errors import DataError
 from pipeline.files import write_whole
-from pipeline.json_text import parse_json
 
 INDEX_NAME = "index.safetensors"
 CLASSES_NAME = "classes.txt"
 FORMAT_VERSION = "3"
 DEFAULT_BLOCK_SAMPLES = 32
 MAX_BLOCK_SAMPLES = 2**16 - 1
+MAX_HEADER_BYTES = 1 << 20
 READ_ERRORS = (OSError, EOFError, KeyError, ValueError, TypeError)
 
 
@@ -49,23 +47,6 @@ class BlockPlace(NamedTuple):
     shard: str
     offset: int
     num_bytes: int
-
-
-@dataclass(frozen=True)
-class ShardEntry:
-    """One tar: its name in the folder, its size, and its blocks' byte ranges and sample counts."""
-
-    name: str
-    num_bytes: int
-    block_offset: NDArray[np.int64]
-    block_bytes: NDArray[np.int64]
-    block_samples: NDArray[np.uint16]  # without the skipped ones
-    skipped_block: NDArray[np.int64]  # block in the shard, and place in its bytes, of each sample inside a block to leave out
-    skipped_place: NDArray[np.uint16]
-    num_skipped: int  # those between blocks too
-    block_content: NDArray[np.uint64]  # of each block, its samples' keys, members' sizes and labels: see `content`
-    max_label: int | None  # the largest class; None if no sample has a usable label
-    num_unlabelled: int  # samples without a usable label
 
 
 @dataclass(frozen=True)
@@ -86,6 +67,7 @@ class ShardIndex:
     max_label: int | None  # the largest class of any sample; None if none has a usable label
     num_unlabelled: int  # samples without a usable label
     file: str | None = None  # what the arrays are mapped from
+    kept_in: str | None = None  # folder of the index, where it does not lie beside the shards
 
     @property
     def num_samples(self) -> int:
@@ -129,7 +111,7 @@ class ShardIndex:
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker process maps the file again instead of being sent a copy.
         values = tuple(getattr(self, field.name) for field in fields(self))
-        return (ShardIndex, values) if self.file is None else (_map_index, (self.file, self.folder))
+        return (ShardIndex, values) if self.file is None else (_map_index, (self.file, self.folder, self.kept_in))
 
 
 ORDER_ARRAYS = (
@@ -167,103 +149,34 @@ def assemble_index(folder: str, shards: list[ShardEntry]) -> ShardIndex:
     )
 
 
-def scan_shard(
-    file: BinaryIO, *, name: str, num_bytes: int, block_samples: int, skip: Collection[str] = frozenset()
-) -> ShardEntry:
-    """Read a tar's headers and labels, and cut it into blocks of `block_samples` samples; the last block may have fewer.
+def find_index(folder: str, index: str | None) -> tuple[str, str]:
+    """Where an index lies: folder and name of its file.
 
     Args:
-        skip: keys of samples to leave out.
+        folder: of the shards.
+        index: another folder, or a file; None for beside the shards.
+    """
+    if index is None:
+        return folder, INDEX_NAME
+    if not index.endswith(".safetensors"):
+        return index, INDEX_NAME
+    head, _, name = index.rpartition("/")
+    return head or ("/" if index.startswith("/") else "."), name
+
+
+def save_index(index: ShardIndex, out: str | None = None) -> None:
+    """Write the index file beside the shards, or elsewhere; whole or not at all.
 
     Raises:
-        DataError: compressed, cut short, not a tar, no samples among its members, members of a sample apart from each other
-            or of one extension, or a key to skip that is not there. A tar without any member is a shard without samples.
+        DataError: it cannot be written.
     """
-    starts: list[int] = []  # of each block, like the three below
-    ends: list[int] = []
-    counts: list[int] = []
-    last_places: list[int] = []  # of the last sample kept
-    contents: list[BlockContent] = []
-    max_label: int | None = None
-    num_unlabelled = 0
-    skipped: list[tuple[int, int]] = []
-    seen: set[str] = set()
-    place = 0  # among the samples since the current block's start
-    for sample in scan_samples(file, name=name):
-        if sample.key in seen:
-            raise DataError(
-                f"{name}: the members of sample {sample.key!r} do not lie next to each other, or two samples have this key; "
-                f"`python -m data_tools make` packs such tars anew"
-            )
-        seen.add(sample.key)
-        is_kept = sample.key not in skip
-        if is_kept and (defect := find_defect(sample)) is not None:
-            raise DataError(f"{name}: sample {sample.key!r} {defect.reason}")
-        if is_kept and (not counts or counts[-1] == block_samples):
-            starts.append(sample.start)
-            ends.append(sample.end)
-            counts.append(0)
-            last_places.append(0)
-            contents.append(BlockContent())
-            place = 0
-        if is_kept:
-            counts[-1] += 1
-            ends[-1], last_places[-1] = sample.end, place
-            label = _usable_label(file, sample, name=name)
-            contents[-1].add(sample, label)
-            if label is None or label < 0:
-                num_unlabelled += 1
-            else:
-                max_label = max(label, max_label or 0)
-        elif counts:
-            skipped.append((len(counts) - 1, place))
-        place += 1
-        if sample.end > num_bytes:
-            raise DataError(
-                f"{name}: cut short: sample {sample.key!r} needs {sample.end} bytes, the file has {num_bytes}; copy it again"
-            )
-    if not seen and not is_empty_tar(file):
-        raise DataError(f"{name}: no samples; members must be named KEY.EXTENSION, for example 000017.jpg and 000017.cls")
-    if strangers := sorted(set(skip) - seen):
-        raise DataError(
-            f"{name}: {len(strangers)} samples to skip are not in it, {strangers[0]!r} first; make the skip list anew"
-        )
-    # What was skipped behind a block's last sample lies outside its bytes.
-    inside = [(block, place) for block, place in skipped if place < last_places[block]]
-    return ShardEntry(
-        name=name,
-        num_bytes=num_bytes,
-        block_offset=np.array(starts, np.int64),
-        block_bytes=np.array(ends, np.int64) - np.array(starts, np.int64),
-        block_samples=np.array(counts, np.uint16),
-        skipped_block=np.array([block for block, _ in inside], np.int64),
-        skipped_place=np.array([place for _, place in inside], np.uint16),
-        num_skipped=len(skip),
-        block_content=np.array([content.digest for content in contents], np.uint64),
-        max_label=max_label,
-        num_unlabelled=num_unlabelled,
-    )
-
-
-def _usable_label(file: BinaryIO, sample: TarSample, *, name: str) -> int | None:
-    """A sample's class; None if it has none. `verify` says which those are, and a training refuses them."""
-
-    def read(start: int, length: int) -> bytes:
-        file.seek(start)
-        return file.read(length)
-
-    try:
-        return read_label(sample, read, shard=name)
-    except DataError:
-        return None
-
-
-def save_index(index: ShardIndex) -> None:
-    """Write the index file beside the shards; whole or not at all."""
     arrays = {name: np.ascontiguousarray(getattr(index, name)) for name in ARRAYS}
     names = np.frombuffer("\n".join(index.shard_names).encode(), np.uint8)
-    data = save({**arrays, "shard_names": names}, metadata=_facts(index))
-    ShardFolder(index.folder).write(INDEX_NAME, data)
+    # An index elsewhere says whose it is, so that that of another folder does not replace it.
+    whose = {} if out is None else {"shards": identify(index.folder)}
+    data = save({**arrays, "shard_names": names}, metadata={**_facts(index), **whose})
+    folder, name = find_index(index.folder, out)
+    ShardFolder(folder).write(name, data)
 
 
 def _facts(index: ShardIndex) -> dict[str, str]:
@@ -271,60 +184,103 @@ def _facts(index: ShardIndex) -> dict[str, str]:
     return {"format": FORMAT_VERSION, "fingerprint": index.fingerprint, **labels}
 
 
-def load_index(path: str) -> ShardIndex:
+def identify(folder: str) -> str:
+    """A folder's name, the same from wherever it is called."""
+    return folder.rstrip("/") if is_remote(folder) else os.path.realpath(folder)
+
+
+def read_owner(place: str, name: str) -> str | None:
+    """Whose index a file is: the folder of its shards; None if there is no such file.
+
+    Raises:
+        DataError: a file that is no index of its own place.
+    """
+    folder = ShardFolder(place)
+    if not folder.exists(name):
+        return None
+    try:
+        with open(_local_file(folder, name), "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            return str(json.loads(file.read(min(size, MAX_HEADER_BYTES)))["__metadata__"]["shards"])
+    except READ_ERRORS as error:
+        raise DataError(
+            f"{folder.place(name)} is there already, and no index that `--out` wrote; choose another place"
+        ) from error
+
+
+def load_index(path: str, index: str | None = None) -> ShardIndex:
     """The index of a shard folder, given the folder or its index file; local or any fsspec URL.
+
+    Args:
+        index: folder or file of the index, where it does not lie beside the shards.
 
     Raises:
         DataError: no such folder, no index in it, or an index of another format.
     """
     folder = ShardFolder(path.removesuffix(INDEX_NAME).rstrip("/") or ".")
+    if index is not None:
+        place, name = find_index(folder.path, index)
+        kept_in = ShardFolder(place)
+        if not kept_in.exists(name):
+            raise DataError(
+                f"no index at {kept_in.place(name)}; make it with `python -m data_tools index {folder.path} --out {index}`"
+            )
+        return _map_index(_local_file(kept_in, name), folder.path, kept_in.path)
     if not folder.exists(INDEX_NAME):
         if any(name.endswith(".tar") for name in folder.list_names()):
             raise DataError(
-                f"data folder {folder.path!r} holds no index; make one with `python -m data_tools index {folder.path}`"
+                f"data folder {folder.path!r} holds no index; make one with `python -m data_tools index {folder.path}`, with "
+                f"`--out PLACE` where nothing can be written there: {{url: {folder.path}, index: PLACE}} then names both"
             )
         raise DataError(
             f"data folder {folder.path!r} does not exist or holds no shards; check the path, or make shards with "
             f"`python -m data_tools make IMAGES {folder.path}`"
         )
-    return _map_index(_download(folder) if folder.is_remote else folder.place(INDEX_NAME), folder.path)
+    return _map_index(_local_file(folder, INDEX_NAME), folder.path, None)
 
 
-def _download(folder: ShardFolder) -> str:
-    """A local copy of a remote index, named after the URL and the version of the object, made once a machine."""
-    version = hashlib.blake2b(f"{folder.path} {folder.version(INDEX_NAME)}".encode(), digest_size=16).hexdigest()
+def _local_file(folder: ShardFolder, name: str) -> str:
+    """The index file, or a local copy of a remote one, named after the URL and the version of the object, made once a machine."""
+    if not folder.is_remote:
+        return folder.place(name)
+    version = hashlib.blake2b(f"{folder.place(name)} {folder.version(name)}".encode(), digest_size=16).hexdigest()
     copies = Path(tempfile.gettempdir()) / f"shard-indexes-{os.getuid()}"
     copies.mkdir(mode=0o700, exist_ok=True)
     if copies.stat().st_uid != os.getuid():
         raise DataError(f"{copies} belongs to another user; remove it, or set TMPDIR to a folder of your own")
     copy = copies / f"{version}.safetensors"
     if not copy.exists():
-        write_whole(copy, folder.read(INDEX_NAME), durability="unflushed")
+        write_whole(copy, folder.read(name), durability="unflushed")
     return str(copy)
 
 
-def _map_index(file: str, folder: str) -> ShardIndex:
+def _map_index(file: str, folder: str, kept_in: str | None) -> ShardIndex:
     """Map a safetensors file: eight bytes of header length, the header in JSON, then the arrays."""
     try:
         with open(file, "rb") as opened:
             data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         start = 8 + int.from_bytes(data[:8], "little")
-        header = parse_json(data[8:start])
+        header = json.loads(data[8:start])
         facts = header.pop("__metadata__")
         if facts.get("format") != FORMAT_VERSION:
-            raise DataError(_other_format(file, folder, facts.get("format")))
+            raise DataError(_other_format(file, folder, facts.get("format"), kept_in))
         arrays = {name: _map_array(data, start, entry) for name, entry in header.items()}
         names = arrays.pop("shard_names").tobytes().decode().split("\n")
         return ShardIndex(
-            folder=folder, shard_names=tuple(names), file=file, max_label=parse_json(facts["max_label"]),
+            folder=folder, shard_names=tuple(names), file=file, kept_in=kept_in, max_label=json.loads(facts["max_label"]),
             num_unlabelled=int(facts["num_unlabelled"]), **{name: arrays[name] for name in ARRAYS},
         )  # fmt: skip
     except READ_ERRORS as error:
-        raise DataError(f"{file} is damaged ({error}); make it anew with `python -m data_tools index {folder}`") from error
+        raise DataError(f"{file} is damaged ({error}); make it again with {_command(folder, kept_in)}") from error
 
 
-def _other_format(file: str, folder: str, version: str | None) -> str:
-    again = f"`python -m data_tools index {folder}`"
+def _command(folder: str, kept_in: str | None) -> str:
+    """How an index is made."""
+    return f"`python -m data_tools index {folder}{'' if kept_in is None else f' --out {kept_in}'}`"
+
+
+def _other_format(file: str, folder: str, version: str | None, kept_in: str | None) -> str:
+    again = _command(folder, kept_in)
     if version is not None and version.isdigit() and int(version) > int(FORMAT_VERSION):
         return f"{file}: index format {version} of a newer version; this one reads {FORMAT_VERSION}: update it, or run {again}"
     return (
@@ -341,10 +297,9 @@ def _map_array(data: mmap.mmap, start: int, entry: dict[str, Any]) -> NDArray[An
 
 def read_class_names(index: ShardIndex) -> list[str] | None:
     """Class names by id, or None where the folder does not say."""
-    folder = ShardFolder(index.folder)
-    if not folder.exists(CLASSES_NAME):
-        return None
-    return parse_class_names(folder.read(CLASSES_NAME), place=f"{index.folder}/{CLASSES_NAME}")
+    folders = [ShardFolder(place) for place in (index.kept_in, index.folder) if place is not None]
+    found = next((folder for folder in folders if folder.exists(CLASSES_NAME)), None)
+    return None if found is None else parse_class_names(found.read(CLASSES_NAME), place=found.place(CLASSES_NAME))
 
 
 def check_shards(index: ShardIndex) -> None:

@@ -22,7 +22,7 @@ from fsspec.asyn import AsyncFileSystem, sync
 from pipeline.data.blocks import BlockBytes, FileBlock, MemoryBlock, OpenFile
 from pipeline.data.folder import ShardFolder
 from pipeline.data.index import BlockPlace, ShardIndex
-from pipeline.data.retry import PERMANENT, call_again
+from pipeline.data.retry import call_again, is_permanent
 from pipeline.errors import DataError
 from pipeline.files import write_whole
 
@@ -176,6 +176,10 @@ class RemoteSource:
             data: Any = sync(filesystem.loop, filesystem._cat_file, path, start=place.offset, end=end, timeout=timeout_s)
         else:
             data = filesystem.cat_file(path, start=place.offset, end=end)
+        if len(data) > place.num_bytes:
+            raise ValueError(
+                f"{len(data)} bytes came where {place.num_bytes} were asked for: the server sends no parts of files"
+            )
         if len(data) != place.num_bytes:
             raise EOFError(f"{len(data)} bytes came of {place.num_bytes}")
         return data
@@ -187,7 +191,7 @@ class RemoteSource:
             return DataError(f"{shard} is missing; restore it, or index the folder again")
         if isinstance(error, EOFError):
             return DataError(f"{where}: only part of it comes ({error}); the shard is cut short, or its index is another's")
-        if isinstance(error, PERMANENT):
+        if is_permanent(error):
             return DataError(f"{where} cannot be read: {type(error).__name__}: {error}")
         return DataError(
             f"{where} could not be read for {elapsed_s:.0f} s ({type(error).__name__}: {error}); the run goes on from its last "

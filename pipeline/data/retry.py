@@ -7,12 +7,28 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from pipeline.errors import PipelineError
+
 Result = TypeVar("Result")
 
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 20.0
 # What no second try mends. Everything else may be the network's or the server's mood: libraries raise almost anything.
-PERMANENT = (FileNotFoundError, PermissionError, NotImplementedError, ImportError, TypeError, AttributeError, ValueError)
+PERMANENT = (
+    FileNotFoundError, PermissionError, NotImplementedError, ImportError, TypeError, AttributeError, ValueError, PipelineError,
+)  # fmt: skip
+PASSING = (
+    408,
+    425,
+    429,
+)  # of the answers from 300 to 499, which say that the request is wrong, those that a later try may mend
+
+
+def is_permanent(error: Exception) -> bool:
+    """Whether no second try mends it."""
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    is_refusal = isinstance(status, int) and 300 <= status < 500 and status not in PASSING
+    return is_refusal or isinstance(error, PERMANENT)
 
 
 def call_again(
@@ -25,16 +41,16 @@ def call_again(
         on_failure: told each error that is followed by another try.
 
     Raises:
-        what the function raises: at once if it is `PERMANENT`.
+        what the function raises: at once if it is permanent.
     """
     first_failure: float | None = None
     longest_wait_s = FIRST_WAIT_S
     while True:
         try:
             return function()
-        except PERMANENT:
-            raise
         except Exception as error:
+            if is_permanent(error):
+                raise
             first_failure = first_failure or time.monotonic()
             if time.monotonic() - first_failure > patience_s:
                 raise

@@ -251,7 +251,7 @@ def _recorded_precision(folder: RunFolder) -> EvaluationPrecision | None:
 def _open_dataset(dataset: EvalDataset) -> tuple[ShardIndex, ShardIndex]:
     """Train and test split, whose class ids must mean the same."""
     try:
-        train, test = load_index(dataset.train), load_index(dataset.test)
+        train, test = load_index(dataset.train.path, dataset.train.index), load_index(dataset.test.path, dataset.test.index)
         check_shards(train)
         check_shards(test)
     except DataError as error:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.index import ShardEntry, ShardIndex, assemble_index, load_index, save_index, scan_shard
+from pipeline.data.index import ShardIndex, assemble_index, load_index, save_index
 from pipeline.data.reader import BlockReader
+from pipeline.data.scan_shard import ShardEntry, scan_shard
 from pipeline.errors import DataError
 from tests.conftest import encode, make_image, write_tar
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from pipeline.data.augment import TrainTransform
 from pipeline.data.corpus import Corpus, Mixture
-from pipeline.data.index import ShardIndex, assemble_index, load_index, save_index, scan_shard
+from pipeline.data.index import ShardIndex, assemble_index, load_index, save_index
 from pipeline.data.order import RunOrder, share_streams
+from pipeline.data.scan_shard import scan_shard
 from pipeline.data.stream import DIGEST_MODULUS, Division, TrainStream
 from pipeline.errors import ConfigError
 from tests.conftest import encode, make_image, write_tar

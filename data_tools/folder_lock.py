@@ -1,0 +1,50 @@
+"""One command at a time writes into a folder: a second one is refused, and names the first."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.claims import Owner
+from pipeline.errors import DataError
+from pipeline.run_lock import FolderLock
+
+LOCK_NAME = ".data-tools.lock"
+
+
+@contextmanager
+def lock_folder(folder: Path, *, advice: str) -> Iterator[None]:
+    """Hold the lock of a folder, which is made if need be. A lock of a process that was killed is taken over.
+
+    Args:
+        advice: what to do where nothing can be written there: the option that names another place.
+
+    Raises:
+        DataError: another command works there, or nothing can be written there.
+    """
+    lock = FolderLock(folder / LOCK_NAME, refuse=_refuse(folder), tell=_tell)
+    try:
+        messages = lock.take()
+    except OSError as error:
+        raise DataError(f"{folder}: nothing can be written there ({error.strerror or error}); {advice}") from error
+    for message in messages:
+        _tell(message)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _refuse(folder: Path) -> Callable[[Owner, str], DataError]:
+    def refuse(owner: Owner, known: str) -> DataError:
+        return DataError(
+            f"{folder} is being written by another command, of {owner}{f'; {known}' if known else ''}; wait for it, or end it"
+        )
+
+    return refuse
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
