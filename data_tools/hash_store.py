@@ -25,6 +25,7 @@ from data_tools.shards import list_shards
 from pipeline.data.folder import is_remote
 from pipeline.errors import DataError
 from pipeline.files import write_whole
+from pipeline.json_text import parse_json
 
 WORK_NAME = ".dedup"
 HASH_ARRAYS = ("frames", "mirrored", "crops", "detail")
@@ -122,7 +123,7 @@ def stored_facts(work: Path, name: str) -> str | None:
     """What the hashes that are kept of a shard depend on; None if there are none."""
     try:
         with safe_open(_hashes_place(work, name), framework="numpy") as file:
-            return json.loads(file.metadata()["about"])["facts"]
+            return parse_json(file.metadata()["about"])["facts"]
     except (FileNotFoundError, SafetensorError, TypeError, KeyError):  # never made, or a file that another program wrote
         return None
 
@@ -131,7 +132,7 @@ def load_shard(images: ImageSet, name: str) -> HashedShard:
     """What was found in a shard that is hashed."""
     with safe_open(_hashes_place(images.work, name), framework="numpy") as file:
         arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dictionary)
-        about = json.loads(file.metadata()["about"])
+        about = parse_json(file.metadata()["about"])
     return HashedShard(
         name=name,
         facts=about["facts"],

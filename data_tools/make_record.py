@@ -18,6 +18,7 @@ from typing import Any
 
 from data_tools.parallel import write_json
 from pipeline.errors import DataError
+from pipeline.json_text import parse_json
 
 RECORD_NAME = "make.json"
 WORK_NAME = ".make"  # while it works: notes of finished shards, images copied out of tables
@@ -84,7 +85,7 @@ class MakeRecord:
         """What came of a shard; None if it is still to be written."""
         kept = self._values.get("shards", {}).get(str(shard.relative_to(self._root)))
         place = self.note_place(shard)
-        note = json.loads(place.read_text()) if place.exists() else kept
+        note = parse_json(place.read_text()) if place.exists() else kept
         return note if note is not None and (shard.exists() or not note["num_samples"]) else None
 
     def finish(self, report: dict[str, Any], notes: dict[Path, dict[str, Any]]) -> None:
@@ -106,7 +107,7 @@ class MakeRecord:
                 )
             return {}
         try:
-            values = json.loads(self._place.read_text())
+            values = parse_json(self._place.read_text())
         except ValueError as error:
             raise DataError(f"{self._place} is damaged ({error}); empty {self._root} and start again") from error
         return values if isinstance(values, dict) else {}

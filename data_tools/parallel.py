@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from pipeline.errors import DataError
 from pipeline.files import write_whole
+from pipeline.json_text import parse_json
 from pipeline.progress import progress
 
 Task = TypeVar("Task")
@@ -119,7 +120,7 @@ def remember(
     """
     key = hashlib.blake2b(repr(tuple(facts)).encode(), digest_size=16).hexdigest()
     try:
-        stored = json.loads(place.read_text())
+        stored = parse_json(place.read_text())
     except (FileNotFoundError, ValueError):  # never made, or a file that another program wrote
         stored = {}
     if isinstance(stored, dict) and stored.get("key") == key:

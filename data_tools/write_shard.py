@@ -21,6 +21,7 @@ from data_tools.sources.listing import Listing, Sample
 from pipeline.data.decode import UnreadableImage
 from pipeline.data.sample import IMAGE_EXTENSIONS
 from pipeline.errors import DataError
+from pipeline.json_text import parse_json
 
 MAX_OPEN_FILES = 128
 
@@ -92,7 +93,7 @@ def label_member(labels: list[int], stored: bytes | None = None) -> dict[str, by
         stored: the sample's own .json: its other fields stay.
     """
     one = {"cls": str(labels[0]).encode()} if len(labels) == 1 else {}
-    value = json.loads(stored) if stored is not None and (b'"labels"' in stored or len(labels) > 1) else {}
+    value = parse_json(stored) if stored is not None and (b'"labels"' in stored or len(labels) > 1) else {}
     fields = value if isinstance(value, dict) else {}
     if len(labels) > 1 or (isinstance(fields.get("labels"), list) and labels):
         return one | {"json": json.dumps({**fields, "labels": labels}).encode()}

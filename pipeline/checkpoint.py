@@ -27,12 +27,14 @@ from typing import Any
 
 from pipeline.errors import CheckpointError, DamagedError
 from pipeline.files import sync_folder, write_whole
+from pipeline.json_text import parse_json
 from pipeline.run_folder import RunFolder
 
 _HASH_CHUNK = 16 * 2**20
 FORMAT = 2  # of the files below a checkpoint folder
 MODEL_FILE = "model.safetensors"
 MOMENTS_FILES = "moments-*.safetensors"
+_META_TYPES = {"int": int, "str": str}  # the others are mappings
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _check_format(path: Path) -> None:
     """Before anything else is taken for damage: another version may store it otherwise."""
     try:
-        meta = json.loads((path / "meta.json").read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
+        meta = parse_json((path / "meta.json").read_bytes())
+    except (FileNotFoundError, ValueError):
         return  # the manifest will say
     if isinstance(meta, dict) and isinstance(found := meta.get("format", 1), int) and found != FORMAT:
         raise _other_version(path, meta, f"has format {found}, this software reads format {FORMAT}")
@@ -122,16 +124,18 @@ def _verify(path: Path) -> None:
     if path.is_symlink() and not path.exists():
         raise CheckpointError(f"checkpoint {path} cannot be read: it is a link to {path.readlink()}, which is not there")
     try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
+        manifest = parse_json((path / "manifest.json").read_bytes())
         for name, expected in manifest.items():
             file = path / name
+            if ".." in Path(name).parts or path not in file.parents:
+                raise DamagedError(f"{path}: manifest.json names {name[:80]!r}, which is outside of the folder")
             if file.stat().st_size != expected["bytes"]:
                 raise DamagedError(f"{file} has {file.stat().st_size} bytes, its manifest says {expected['bytes']}")
             if hash_file(file) != expected["blake2b"]:
                 raise DamagedError(f"{file} is damaged: its hash differs from the manifest")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DamagedError(f"{path} is incomplete: {Path(error.filename).name} is missing") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedError(f"{path}: manifest.json cannot be read ({error})") from error
     missing = {"meta.json", MODEL_FILE} - set(manifest)
     if missing:
@@ -146,11 +150,19 @@ def read_meta(path: Path) -> CheckpointMeta:
     """
     meta: Any = None
     try:
-        meta = json.loads((path / "meta.json").read_bytes())
-        known = {field.name for field in fields(CheckpointMeta)}
-        return CheckpointMeta(**{key: value for key, value in meta.items() if key in known})
+        meta = parse_json((path / "meta.json").read_bytes())
+        names = {field.name for field in fields(CheckpointMeta)}
+        _check_types(known := CheckpointMeta(**{key: value for key, value in meta.items() if key in names}))
+        return known
     except (ValueError, TypeError, AttributeError) as error:
         raise _other_version(path, meta, f"has a meta.json that this version does not know ({error})") from error
+
+
+def _check_types(meta: CheckpointMeta) -> None:
+    for field in fields(meta):
+        value, wanted = getattr(meta, field.name), _META_TYPES.get(str(field.type), dict)
+        if type(value) is not wanted or (wanted is int and value < 0):
+            raise ValueError(f"{field.name} is {str(value)[:40]!r}")
 
 
 def _other_version(path: Path, meta: Any, what: str) -> CheckpointError:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import CheckpointError
+from pipeline.json_text import parse_json
 from pipeline.launcher_environment import SlurmJob
 from pipeline.processes import Process
 
@@ -194,7 +195,7 @@ def _create_exclusively(path: Path, content: bytes) -> bool:
 def read_owner(path: Path) -> Owner | None:
     """Who holds a claim; None if nobody does."""
     try:
-        values = json.loads(path.read_bytes())
+        values = parse_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:  # being written, emptied by a power cut, or another program's: an owner of whom nothing is known
@@ -254,7 +255,7 @@ def touch(path: Path, owner: Owner) -> Literal["kept", "lost"]:
     """Change the claim's file, which others see; "lost" if it is another's."""
     content = path.read_bytes()
     try:
-        values = json.loads(content)
+        values = parse_json(content)
     except ValueError:
         values = None  # torn: nobody else's
     if isinstance(values, dict) and values.get("token") not in (None, "", owner.token):

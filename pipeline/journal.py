@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import write_whole
+from pipeline.json_text import parse_json
 
 Row = dict[str, Any]
 LARGEST_COUNT = 2**53  # what every program reads exactly from JSON
@@ -54,8 +55,8 @@ def read_json_lines(path: Path, *, last_bytes: int | None = None) -> list[Row]:
     rows = []
     for line in text.split("\n"):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = parse_json(line)
+        except ValueError:
             continue
         if isinstance(row, dict):
             rows.append(row)
@@ -106,7 +107,7 @@ def replace_json(path: Path, values: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> Row | None:
     """A JSON file's values; None where there is none, or none that can be read."""
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        values = parse_json(path.read_text())
+    except (OSError, ValueError):
         return None
     return values if isinstance(values, dict) else None

@@ -7,13 +7,13 @@ checkpoint and trains on otherwise; what was measured on those before is superse
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.journal import Row, has_step, is_count, number, read_json_lines
+from pipeline.json_text import parse_json
 from pipeline.run_folder import RunFolder, step_name
 
 SUPERSEDED = "superseded-"
@@ -94,7 +94,7 @@ def read_digest(path: Path) -> str | None:
     try:
         stat = path.stat()
         return _read_digest(path, stat.st_mtime_ns, stat.st_size)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return None
 
 
@@ -106,7 +106,7 @@ def _read_digest(path: Path, _mtime_ns: int, size: int) -> str | None:
         length = int.from_bytes(file.read(8), "little")
         if length > min(_MOST_HEADER_BYTES, size):
             return None
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(length))
     found = header.get("__metadata__") if isinstance(header, dict) else None
     digest = found.get("digest") if isinstance(found, dict) else None
     return digest if isinstance(digest, str) else None

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.errors import CheckpointError
 from pipeline.files import sync_folder
+from pipeline.json_text import parse_json
 from pipeline.models.vit import VisionTransformer, ViTConfig
 
 
@@ -97,13 +98,19 @@ def read_weights_header(path: Path) -> WeightsHeader:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
         return WeightsHeader(
-            digest=header["digest"], model=ViTConfig(**json.loads(header["model"])), step=int(header["step"]),
-            images_seen=int(header["images_seen"]),
+            digest=header["digest"], model=ViTConfig.from_dict(parse_json(header["model"])), step=_count(header["step"]),
+            images_seen=_count(header["images_seen"]),
         )  # fmt: skip
     except FileNotFoundError as error:
         raise CheckpointError(f"weights file {path} does not exist") from error
-    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} is not a weights file of this software, or is damaged: {error}") from error
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{text[:40]!r} is no count")
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -121,8 +128,11 @@ def load_weights(path: Path) -> Weights:
         CheckpointError: missing, damaged, or not a file this software wrote.
     """
     header = read_weights_header(path)
+    _check_shapes(path, header.model)  # before a model is made: a damaged header may describe one of any size
     model = VisionTransformer(header.model)
     load_tensors(model, path)
+    if digest_tensors(model.state_dict()) != header.digest:
+        raise CheckpointError(f"{path} is damaged: its tensors differ from the digest in its header")
     return Weights(model=model.eval(), header=header)
 
 
@@ -134,5 +144,20 @@ def load_tensors(model: VisionTransformer, path: Path) -> None:
     """
     try:
         model.load_state_dict(safetensors.torch.load_file(path))
-    except (RuntimeError, safetensors.SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged, or of another model: {error}") from error
+
+
+def _check_shapes(path: Path, config: ViTConfig) -> None:
+    with safe_open(path, framework="pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (not a dictionary)
+    reason = f"{path} is damaged, or of another model: its tensors are not those of the model in its header"
+    if config.depth > len(found):  # a block has several
+        raise CheckpointError(reason)
+    try:
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in VisionTransformer(config).state_dict().items()}
+    except RuntimeError as error:  # more elements than a tensor can have
+        raise CheckpointError(reason) from error
+    if found != expected:
+        raise CheckpointError(reason)

@@ -12,6 +12,7 @@ import numpy as np
 
 from data_tools.sources.listing import MAX_LABEL, Listing
 from pipeline.errors import DataError
+from pipeline.json_text import parse_json
 
 WHOLE_NUMBER = re.compile(r"\+?[0-9]{1,18}(\.0*)?")
 NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?(nan|inf)", re.IGNORECASE)
@@ -61,7 +62,7 @@ def read_member(data: bytes, extension: str, *, field: str | None) -> list[str]:
     """
     text = data.removeprefix(BYTE_ORDER_MARK).strip().decode("utf-8")
     is_json = extension == "json" or text.startswith(("[", "{", '"')) or NUMBER.fullmatch(text) is not None
-    value = text if not is_json or WHOLE_NUMBER.fullmatch(text) else json.loads(text)
+    value = text if not is_json or WHOLE_NUMBER.fullmatch(text) else parse_json(text)
     if field is not None:
         return _to_texts(_find_field(value, field))
     if not isinstance(value, dict):
@@ -80,7 +81,7 @@ def read_member(data: bytes, extension: str, *, field: str | None) -> list[str]:
 def fields_of(data: bytes) -> list[str]:
     """The fields of a .json member, for messages."""
     try:
-        value = json.loads(data)
+        value = parse_json(data)
     except ValueError:
         return []
     return list(value) if isinstance(value, dict) else []

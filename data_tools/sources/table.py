@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -16,6 +15,7 @@ from data_tools import splits
 from data_tools.sources.listing import MAX_LABEL, Listing, ListingBuilder, concatenate
 from data_tools.sources.unpack import Entry, unpack_files
 from pipeline.errors import DataError
+from pipeline.json_text import parse_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -162,7 +162,7 @@ def choose_columns(path: Path, *, image: str | None, label: str | None) -> Colum
     pa = _pyarrow()
     schema = _open(str(path))[0]
     try:
-        stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        stored = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         features: dict[str, Any] = (stored.get("info") or {}).get("features") or {}
     except ValueError as error:
         raise DataError(f"{path}: its Hugging Face metadata are damaged ({error})") from error

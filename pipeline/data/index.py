@@ -31,6 +31,7 @@ from pipeline.data.folder import ShardFolder, is_remote
 from pipeline.data.scan_shard import ShardEntry
 from pipeline.errors import DataError
 from pipeline.files import write_whole
+from pipeline.json_text import parse_json
 
 INDEX_NAME = "index.safetensors"
 CLASSES_NAME = "classes.txt"
@@ -201,7 +202,7 @@ def read_owner(place: str, name: str) -> str | None:
     try:
         with open(_local_file(folder, name), "rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            return str(json.loads(file.read(min(size, MAX_HEADER_BYTES)))["__metadata__"]["shards"])
+            return str(parse_json(file.read(min(size, MAX_HEADER_BYTES)))["__metadata__"]["shards"])
     except READ_ERRORS as error:
         raise DataError(
             f"{folder.place(name)} is there already, and no index that `--out` wrote; choose another place"
@@ -260,14 +261,14 @@ def _map_index(file: str, folder: str, kept_in: str | None) -> ShardIndex:
         with open(file, "rb") as opened:
             data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         start = 8 + int.from_bytes(data[:8], "little")
-        header = json.loads(data[8:start])
+        header = parse_json(data[8:start])
         facts = header.pop("__metadata__")
         if facts.get("format") != FORMAT_VERSION:
             raise DataError(_other_format(file, folder, facts.get("format"), kept_in))
         arrays = {name: _map_array(data, start, entry) for name, entry in header.items()}
         names = arrays.pop("shard_names").tobytes().decode().split("\n")
         return ShardIndex(
-            folder=folder, shard_names=tuple(names), file=file, kept_in=kept_in, max_label=json.loads(facts["max_label"]),
+            folder=folder, shard_names=tuple(names), file=file, kept_in=kept_in, max_label=parse_json(facts["max_label"]),
             num_unlabelled=int(facts["num_unlabelled"]), **{name: arrays[name] for name in ARRAYS},
         )  # fmt: skip
     except READ_ERRORS as error:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 
 from pipeline.data.tar import TarMember, TarSample
 from pipeline.errors import DataError
+from pipeline.json_text import parse_json
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")
 LABEL_EXTENSIONS = ("cls", "json")
@@ -34,7 +34,7 @@ def parse_label(text: bytes, *, shard: str, key: str) -> int:
         return int(text)
     try:
         stripped = text.removeprefix(BYTE_ORDER_MARK).strip()
-        value = stripped.decode() if WHOLE_NUMBER.fullmatch(stripped) else json.loads(stripped)
+        value = stripped.decode() if WHOLE_NUMBER.fullmatch(stripped) else parse_json(stripped)
         if isinstance(value, dict):
             value = value["label"]
         if isinstance(value, str) and not WHOLE_NUMBER.fullmatch(value.strip().encode()):
@@ -42,7 +42,7 @@ def parse_label(text: bytes, *, shard: str, key: str) -> int:
         number = int(value)
         if (isinstance(value, float) and number != value) or abs(number) > MAX_LABEL:
             raise ValueError(value)
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         shown = text[:40].decode(errors="replace")
         raise DataError(f"{shard}: label of sample {key!r} is {shown!r}, not a class number") from error
     return number

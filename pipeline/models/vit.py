@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from pipeline.models.layers import LAYER_NORM_EPS, EncoderBlock
 
 POSITION_STD = 0.02  # N(0, 0.02) for position embeddings (authors' code)
 MLP_BIAS_STD = 1e-6  # MLP biases (authors' code)
+LARGEST_SIZE = 2**31 - 1  # of a width, a depth, ... that is read from a file
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,28 @@ class ViTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Any) -> ViTConfig:
+        """The config that `to_dict` wrote, after a way through a file.
+
+        Raises:
+            ValueError: it is none.
+        """
+        known = {field.name for field in fields(ViTConfig)}
+        if not isinstance(values, dict) or values.keys() != known:
+            raise ValueError(f"the model's description is not the keys {', '.join(sorted(known))}")
+        optional = {"representation_size"} if values["representation_size"] is None else set()
+        for name in sorted(known - {"dropout", "head_bias"} - optional):
+            if type(values[name]) is not int or not 1 <= values[name] <= LARGEST_SIZE:
+                raise ValueError(f"the model's {name} is {str(values[name])[:40]}")
+        for name in ("dropout", "head_bias"):
+            if type(values[name]) not in (int, float) or not math.isfinite(values[name]):
+                raise ValueError(f"the model's {name} is {str(values[name])[:40]}")
+        config = ViTConfig(**values)
+        if config.image_size % config.patch_size or config.width % config.num_heads or not 0 <= config.dropout < 1:
+            raise ValueError("the model's sizes do not divide, or its dropout is not in [0, 1)")
+        return config
 
 
 class VisionTransformer(nn.Module):

@@ -33,6 +33,8 @@ TARGETS = {
     "jpeg": Target("jpeg", "region_decoder", 1_000_000, sanitized="vectors"),
     "jpeg-plain": Target("jpeg", "region_decoder", 200_000, sanitized="plain"),
     "config": Target("config", "configurations", 15_000),
+    "weights": Target("weights", "weights_files", 30_000),
+    "run-folder": Target("run_folder", "run_folders", 30_000),
 }
 
 
