@@ -38,13 +38,23 @@ def index(arguments: argparse.Namespace) -> None:
 
 
 def verify(arguments: argparse.Namespace) -> int:
+    from data_tools.earlier import check_report, check_skip_list
     from data_tools.findings import next_step, summarise, tabulate
+    from data_tools.folder_lock import lock_folder
     from data_tools.shards import describe_hidden, list_shards
     from data_tools.verify import choose_places, verify_shards
 
     shards = list_shards(arguments.folder)
     places = choose_places(shards, skip_list=arguments.skip_list, report=arguments.report, work=arguments.work)
-    found = verify_shards(shards, places=places, num_workers=arguments.workers, skip_lists=arguments.skip)
+    with lock_folder(
+        places.report.parent,
+        name=f".{places.report.name}.lock",
+        advice="name other places with --report, --skip-list and --work",
+    ):
+        is_ours = places.report.exists()
+        check_report(places.report, folder=shards.folder, advice="name other places with --report, --skip-list and --work")
+        check_skip_list(places.skip_list, is_ours=is_ours, given=arguments.skip, advice="name another place with --skip-list")
+        found = verify_shards(shards, places=places, num_workers=arguments.workers, skip_lists=arguments.skip)
     print(f"{describe_hidden(shards.hidden)}{summarise(found)}")
     print(tabulate(found) or "nothing wrong with any of them")
     given = f", {found.num_passed_over} of them given" if found.num_passed_over else ""
@@ -55,6 +65,8 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def stats(arguments: argparse.Namespace) -> None:
+    from data_tools.earlier import check_report
+    from data_tools.folder_lock import lock_folder
     from data_tools.parallel import write_json
     from data_tools.shards import describe_hidden, list_shards
     from data_tools.stats import describe, measure_folder, tabulate
@@ -62,23 +74,31 @@ def stats(arguments: argparse.Namespace) -> None:
 
     shards = list_shards(arguments.folder)
     out = Path(arguments.out) if arguments.out else shards.output_folder
-    measured = measure_folder(shards, work=out / ".stats", num_workers=arguments.workers, seed=arguments.seed)
-    report, page = describe(measured), out / f"{shards.output_prefix}stats.html"
-    write_json(page.with_suffix(".json"), report)
-    write_page(measured, report, page)
+    page = out / f"{shards.output_prefix}stats.html"
+    with lock_folder(out, name=f".{page.name}.lock", advice="name another folder with --out"):
+        check_report(page.with_suffix(".json"), folder=shards.folder, advice="name another folder with --out")
+        measured = measure_folder(shards, work=out / ".stats", num_workers=arguments.workers, seed=arguments.seed)
+        report = describe(measured)
+        write_json(page.with_suffix(".json"), report)
+        write_page(measured, report, page)
     print(f"{describe_hidden(shards.hidden)}{tabulate(report)}\n\nfigures: {page.with_suffix('.json')}\npage:    {page}")
 
 
 def dedup(arguments: argparse.Namespace) -> None:
     from data_tools.dedup import find_copies
     from data_tools.dedup_report import choose_places, next_step, tabulate, write_findings
+    from data_tools.earlier import check_search
+    from data_tools.folder_lock import lock_folder
 
-    found = find_copies(
-        arguments.corpus, against=arguments.against, inside="searched" if arguments.within else "left alone",
-        distance=arguments.distance, work=arguments.work, num_workers=arguments.workers,
-    )  # fmt: skip
     places = choose_places(arguments.corpus, out=arguments.out)
-    write_findings(found, places)
+    inside = "searched" if arguments.within else "left alone"
+    with lock_folder(places.report.parent, name=f".{places.report.name}.lock", advice="name a folder with --out"):
+        check_search(places.report, corpus=arguments.corpus, against=arguments.against, inside=inside)
+        found = find_copies(
+            arguments.corpus, against=arguments.against, inside=inside, distance=arguments.distance, work=arguments.work,
+            num_workers=arguments.workers,
+        )  # fmt: skip
+        write_findings(found, places)
     print(f"{tabulate(found)}\n\n{next_step(found, places)}")
 
 

@@ -14,6 +14,7 @@ from data_tools.catalogue import Catalogue, ImagePlace
 from data_tools.dedup import Copy, Found
 from data_tools.parallel import write_json
 from data_tools.perceptual_hash import HASH_BYTES
+from data_tools.shards import list_shards
 from pipeline.data.decode import decode_image
 from pipeline.data.folder import ShardFolder, is_remote
 from pipeline.data.skips import Skip, write_skips
@@ -39,10 +40,10 @@ class Places:
 
 def choose_places(corpus: str, *, out: str | None) -> Places:
     """Beside the shards, or for a URL in the current folder, unless told otherwise."""
-    folder = Path(out) if out else Path() if is_remote(corpus) else Path(corpus)
-    if folder.suffix == ".tar":
-        folder = folder.parent
-    return Places(folder / "copies.tsv", folder / "dedup.json", folder / "dedup-against.jpg", folder / "dedup-within.jpg")
+    shards = list_shards(corpus)
+    folder, prefix = Path(out) if out else shards.output_folder, shards.output_prefix
+    names = ("copies.tsv", "dedup.json", "dedup-against.jpg", "dedup-within.jpg")
+    return Places(*(folder / f"{prefix}{name}" for name in names))
 
 
 def write_findings(found: Found, places: Places) -> None:

@@ -15,16 +15,17 @@ LOCK_NAME = ".data-tools.lock"
 
 
 @contextmanager
-def lock_folder(folder: Path, *, advice: str) -> Iterator[None]:
+def lock_folder(folder: Path, *, advice: str, name: str = LOCK_NAME) -> Iterator[None]:
     """Hold the lock of a folder, which is made if need be. A lock of a process that was killed is taken over.
 
     Args:
+        name: of the lock's file; commands that write different files into a folder have locks of their own.
         advice: what to do where nothing can be written there: the option that names another place.
 
     Raises:
         DataError: another command works there, or nothing can be written there.
     """
-    lock = FolderLock(folder / LOCK_NAME, refuse=_refuse(folder), tell=_tell)
+    lock = FolderLock(folder / name, refuse=_refuse(folder), tell=_tell)
     try:
         messages = lock.take()
     except OSError as error:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from data_tools.class_check import check_names
 from data_tools.classes import Numbering, number_classes
+from data_tools.folder_lock import lock_folder
 from data_tools.index import index_folder
 from data_tools.make_record import MakeRecord
 from data_tools.parallel import map_in_processes
@@ -21,11 +22,12 @@ from data_tools.reencode import Encoding
 from data_tools.sources import Source, SourceOptions, find_source
 from data_tools.sources.listing import Listing
 from data_tools.sources.webdataset_tars import count_without_label, fields_without_label
-from data_tools.write_shard import ShardTask, write_shard
+from data_tools.write_shard import ShardTask, is_intact, write_shard
 from pipeline.data.counter import Purpose, derive_key, permutation
 from pipeline.data.folder import is_remote
 from pipeline.data.index import CLASSES_NAME, DEFAULT_BLOCK_SAMPLES, INDEX_NAME
 from pipeline.errors import DataError
+from pipeline.files import remove_drafts
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,15 @@ def make_shards(source: str, folder: str, *, options: MakeOptions, num_workers: 
     known = {*(numbering.names or ()), *(numbering.targets or {})}
     found = find_source(source, options=options.source, label_use="read" if is_renumbered else "keep", known=known)
     folders = [root] if options.val_fraction is None else [root / "train", root / "val"]
+    with lock_folder(root, advice="name another folder"):
+        for place in folders:
+            remove_drafts(place)
+        return _make(found, source, folders, options, num_workers=num_workers)
+
+
+def _make(found: Source, source: str, folders: list[Path], options: MakeOptions, *, num_workers: int) -> MakeReport:
+    """The same, while nobody else writes into the folder."""
+    root = folders[0] if options.val_fraction is None else folders[0].parent
     record = MakeRecord(root, _describe_request(found, options), folders=folders)
     if record.is_unchanged(found.stamp) and (report := _stored_report(record, folders, options)):
         return report
@@ -140,7 +151,7 @@ def make_shards(source: str, folder: str, *, options: MakeOptions, num_workers: 
     except OSError as error:
         raise DataError(f"source {source!r} cannot be listed: {error}") from error
     num_listed = len(listing)
-    listing, unmapped = number_classes(listing, numbering)
+    listing, unmapped = number_classes(listing, options.numbering)
     if not len(listing):
         raise DataError(f"{source}: none of its samples has a class that the class map names")
     listing = check_names(listing, source=source, folders=folders, options=options, is_new=record.is_new)
@@ -151,7 +162,7 @@ def make_shards(source: str, folder: str, *, options: MakeOptions, num_workers: 
         return report
     facts = {
         "kind": found.kind, "num_unmapped": num_listed - len(listing), "unmapped": unmapped, "num_written": num_written,
-        "class_source": _class_source(numbering), **_describe_listing(listing),
+        "class_source": _class_source(options.numbering), **_describe_listing(listing),
     }  # fmt: skip
     return _finish(facts, listing.classes, parts, record, options, num_workers=num_workers)
 
@@ -175,7 +186,7 @@ def _stored_report(record: MakeRecord, folders: list[Path], options: MakeOptions
         return None
     are_indexed = all((folder / INDEX_NAME).exists() for folder in folders)
     num_shards = sum(len(list(folder.glob("shard-*.tar"))) for folder in folders)
-    if not are_indexed or num_shards != stored["num_shards"]:
+    if not are_indexed or num_shards != stored["num_shards"] or not record.are_shards_there():
         return None
     record.clean()
     return MakeReport(**stored)
@@ -226,7 +237,8 @@ def _write(parts: list[_Part], listing: Listing, record: MakeRecord, options: Ma
     for part in parts:
         part.folder.mkdir(exist_ok=True)
     shards = [shard for part in parts for shard in part.shards()]
-    todo = [shard for shard in shards if record.note(shard[0]) is None]
+    damaged = _find_damaged([path for path, _ in shards], record, num_workers)
+    todo = [shard for shard in shards if record.note(shard[0]) is None or shard[0] in damaged]
     tasks = _Tasks(todo, listing=listing, record=record, encoding=options.encoding)
     try:
         for _ in map_in_processes(write_shard, tasks, num_workers=num_workers, description="write shards", unit="shard"):
@@ -234,6 +246,15 @@ def _write(parts: list[_Part], listing: Listing, record: MakeRecord, options: Ma
     except OSError as error:
         raise DataError(f"shards cannot be written: {error}; the same command goes on where it stopped") from error
     return len(todo)
+
+
+def _find_damaged(shards: Sequence[Path], record: MakeRecord, num_workers: int) -> set[Path]:
+    """Shards of a call that was cut off that do not hold what their notes say."""
+    unchecked = [(path, digest) for path in shards if (digest := record.unchecked_digest(path)) is not None]
+    if not unchecked:
+        return set()
+    checked = map_in_processes(is_intact, unchecked, num_workers=num_workers, description="check shards", unit="shard")
+    return {path for (path, _), intact in checked if not intact}
 
 
 def _class_source(numbering: Numbering) -> Literal["--classes", "--class-map", "the source"]:

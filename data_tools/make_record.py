@@ -83,10 +83,22 @@ class MakeRecord:
 
     def note(self, shard: Path) -> dict[str, Any] | None:
         """What came of a shard; None if it is still to be written."""
-        kept = self._values.get("shards", {}).get(str(shard.relative_to(self._root)))
         place = self.note_place(shard)
-        note = parse_json(place.read_text()) if place.exists() else kept
-        return note if note is not None and (shard.exists() or not note["num_samples"]) else None
+        note = parse_json(place.read_text()) if place.exists() else self._stored_notes.get(str(shard.relative_to(self._root)))
+        return note if note is not None and _is_there(shard, note) else None
+
+    def unchecked_digest(self, shard: Path) -> str | None:
+        """The digest of a shard that a call wrote which did not finish: it may have been cut off by a crash of the machine."""
+        note = self.note(shard) if self.note_place(shard).exists() else None
+        return note.get("digest") if note is not None and note["num_samples"] else None
+
+    def are_shards_there(self) -> bool:
+        """Whether every shard that was finished is still there, in its size."""
+        return all(_is_there(self._root / name, note) for name, note in self._stored_notes.items())
+
+    @property
+    def _stored_notes(self) -> dict[str, dict[str, Any]]:
+        return self._values.get("shards", {})
 
     def finish(self, report: dict[str, Any], notes: dict[Path, dict[str, Any]]) -> None:
         """Record the report, the last step."""
@@ -114,6 +126,13 @@ class MakeRecord:
 
     def _refusal(self) -> str:
         return f"{self._root} holds shards made from another source or with other options; empty it or choose another folder"
+
+
+def _is_there(shard: Path, note: dict[str, Any]) -> bool:
+    """Whether a shard lies there as its note says, as far as its size tells. Notes of older versions lack that."""
+    if not note["num_samples"]:
+        return True
+    return shard.exists() and shard.stat().st_size == note.get("num_bytes", shard.stat().st_size)
 
 
 def _given(value: Any) -> Any:

@@ -33,7 +33,7 @@ class ShardList:
     @property
     def output_prefix(self) -> str:
         """Begins the names of findings: those on one tar of a folder are not those on the folder."""
-        return f"{self.names[0].removesuffix('.tar')}." if self.is_single and self.names else ""
+        return f"{(*self.names, *self.compressed)[0].removesuffix('.tar')}." if self.is_single else ""
 
 
 def list_shards(path: str) -> ShardList:

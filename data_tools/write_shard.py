@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from data_tools.parallel import write_json
@@ -21,6 +23,7 @@ from data_tools.sources.listing import Listing, Sample
 from pipeline.data.decode import UnreadableImage
 from pipeline.data.sample import IMAGE_EXTENSIONS
 from pipeline.errors import DataError
+from pipeline.files import Draft
 from pipeline.json_text import parse_json
 
 MAX_OPEN_FILES = 128
@@ -50,9 +53,8 @@ def write_shard(task: ShardTask) -> None:
     """
     left_out: list[dict[str, str]] = []
     num_reencoded = 0
-    part = task.target.with_name(f"{task.target.name}.part")
-    with part.open("wb") as file, SourceFiles(task.samples) as source:
-        with tarfile.open(fileobj=file, mode="w") as tar:
+    with Draft(task.target) as draft, SourceFiles(task.samples) as source:
+        with tarfile.open(fileobj=draft.file, mode="w") as tar:
             for place, number in enumerate(task.numbers.tolist()):
                 sample = task.samples.sample(place)
                 values = source.read(sample)
@@ -62,14 +64,24 @@ def write_shard(task: ShardTask) -> None:
                     left_out.append({"sample": sample.name, "reason": str(error)})
                     continue
                 add_sample(tar, make_key(number, sample.name), {**values, **label_member(sample.labels, values.get("json"))})
-        file.flush()
-        os.fsync(file.fileno())
-    num_samples = len(task.samples) - len(left_out)
-    write_json(task.note, {"num_samples": num_samples, "num_reencoded": num_reencoded, "left_out": left_out})
-    if num_samples:
-        os.replace(part, task.target)
-    else:
-        part.unlink()
+        draft.file.flush()
+        num_samples = len(task.samples) - len(left_out)
+        content = {"num_bytes": draft.path.stat().st_size, "digest": digest_file(draft.path)}
+        write_json(task.note, {"num_samples": num_samples, "num_reencoded": num_reencoded, "left_out": left_out, **content})
+        if num_samples:
+            draft.publish()
+
+
+def digest_file(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+
+def is_intact(shard: tuple[Path, str]) -> bool:
+    """Whether a shard holds what its note says, given the note's digest."""
+    path, digest = shard
+    return digest_file(path) == digest
 
 
 def add_sample(tar: tarfile.TarFile, key: str, values: dict[str, bytes]) -> None:
