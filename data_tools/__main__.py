@@ -67,6 +67,7 @@ def verify(arguments: argparse.Namespace) -> int:
 def stats(arguments: argparse.Namespace) -> None:
     from data_tools.earlier import check_report
     from data_tools.folder_lock import lock_folder
+    from data_tools.kept_samples import find_index_of
     from data_tools.parallel import write_json
     from data_tools.shards import describe_hidden, list_shards
     from data_tools.stats import describe, measure_folder, tabulate
@@ -77,7 +78,8 @@ def stats(arguments: argparse.Namespace) -> None:
     page = out / f"{shards.output_prefix}stats.html"
     with lock_folder(out, name=f".{page.name}.lock", advice="name another folder with --out"):
         check_report(page.with_suffix(".json"), folder=shards.folder, advice="name another folder with --out")
-        measured = measure_folder(shards, work=out / ".stats", num_workers=arguments.workers, seed=arguments.seed)
+        index = find_index_of(shards.folder, arguments.index)
+        measured = measure_folder(shards, work=out / ".stats", num_workers=arguments.workers, seed=arguments.seed, index=index)
         report = describe(measured)
         write_json(page.with_suffix(".json"), report)
         write_page(measured, report, page)
@@ -170,7 +172,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command = add(
         "stats", stats, "count classes, image sizes, formats and bytes, and draw a page with a contact sheet",
-        "Reads the images' headers alone. Writes stats.json, and stats.html: one page with everything inside. FOLDER is\n"
+        "Reads the images' headers alone, without the samples that the folder's index leaves out. Writes stats.json, and stats.html: one page with everything inside. FOLDER is\n"
         "a folder or URL of WebDataset tars, indexed or not, or one .tar. Run it again after a crash: it goes on.\n\n"
         "examples:\n  python -m data_tools stats /data/imagenet          # then open /data/imagenet/stats.html\n"
         "  python -m data_tools stats s3://bucket/imagenet --out imagenet-stats",
@@ -179,6 +181,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--out", metavar="FOLDER", help="where the page goes (default: beside the shards; for a URL, the current folder)"
     )  # fmt: skip
+    command.add_argument("--index", metavar="PLACE", help="index of the shards, where it does not lie beside them")
     command.add_argument("--seed", type=_natural, default=0, help="of the samples on the contact sheet (default: %(default)s)")
     command = add(
         "dedup", dedup, "find copies of test images in a corpus, and copies inside it, and list what to leave out",

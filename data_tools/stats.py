@@ -20,19 +20,30 @@ import xxhash
 
 from data_tools.histogram import bin_value, effective_number, log_bin, percentiles
 from data_tools.images import Header, read_header
+from data_tools.kept_samples import KeptSamples, kept_in_shard
 from data_tools.parallel import map_in_processes, remember, write_json
 from data_tools.shards import Shard, ShardList, is_whole, read_class_names, shard_version
 from pipeline.data.folder import UnreachableError
+from pipeline.data.index import ShardIndex
 from pipeline.data.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_label
 from pipeline.data.tar import TarMember, TarSample, find_defect
 from pipeline.errors import DataError
 
-RULES_VERSION = 1  # of what is counted
+RULES_VERSION = 2  # of what is counted
 HEAD_BYTES = 32 << 10  # nearly all headers end within; the rest is read where they do not
 SHEET_IMAGES = 48
 SIZE_BINS_PER_OCTAVE = 8  # of the joint histogram of width and height
 COUNTERS = ("labels", "widths", "heights", "short_sides", "areas", "aspect_ratios", "image_bytes", "sizes", "formats", "modes")
-TOTALS = ("samples", "images", "total_image_bytes", "without_image", "without_label", "unreadable_headers")
+TOTALS = (
+    "samples",
+    "left_out_by_index",
+    "counted_in_spite_of_index",
+    "images",
+    "total_image_bytes",
+    "without_image",
+    "without_label",
+    "unreadable_headers",
+)
 
 
 class Drawn(NamedTuple):
@@ -77,10 +88,13 @@ class Measured:
         return self.class_names[label] if self.class_names and 0 <= label < len(self.class_names) else f"class {label}"
 
 
-def measure_folder(shards: ShardList, *, work: Path, num_workers: int, seed: int = 0) -> Measured:
-    """Count everything in some shards.
+def measure_folder(
+    shards: ShardList, *, work: Path, num_workers: int, seed: int = 0, index: ShardIndex | None = None
+) -> Measured:
+    """Count everything in some shards that a training would see.
 
     Args:
+        index: says which samples are left out; None counts them all.
         work: keeps what was counted in each shard.
         seed: of the contact sheet's samples.
 
@@ -88,7 +102,7 @@ def measure_folder(shards: ShardList, *, work: Path, num_workers: int, seed: int
         DataError: `work` cannot be written.
     """
     write_json(work / "about.json", {"folder": shards.folder, "is": "what `stats` counted; may be deleted"})
-    measure = partial(_measure_shard, shards.folder, work, seed)
+    measure = partial(_measure_shard, shards.folder, work, seed, index)
     done = map_in_processes(measure, shards.names, num_workers=num_workers, description="measure shards", unit="shard")
     counters: dict[str, Counter[Any]] = {name: Counter() for name in COUNTERS}
     totals: Counter[str] = Counter()
@@ -109,18 +123,24 @@ def measure_folder(shards: ShardList, *, work: Path, num_workers: int, seed: int
     )  # fmt: skip
 
 
-def _measure_shard(folder: str, work: Path, seed: int, name: str) -> dict[str, Any]:
+def _measure_shard(folder: str, work: Path, seed: int, index: ShardIndex | None, name: str) -> dict[str, Any]:
     """What one shard holds, counted now or remembered."""
+    kept = None if index is None else kept_in_shard(index, name)
     try:
-        facts = (RULES_VERSION, PIL.__version__, shard_version(folder, name), seed)
-        measure = partial(measure_shard, folder, name, seed=seed)
+        facts = (
+            RULES_VERSION, PIL.__version__, shard_version(folder, name), seed, None if kept is None else kept.version,
+        )  # fmt: skip
+        measure = partial(measure_shard, folder, name, seed=seed, kept=kept)
         return remember(measure, place=work / f"{name}.json", facts=facts, is_final=is_whole)
     except UnreachableError as error:  # not remembered: it may be there the next time
         return {"counters": {}, "totals": {}, "shard_bytes": 0, "drawn": [], "broken": str(error)}
 
 
-def measure_shard(folder: str, name: str, *, seed: int) -> dict[str, Any]:
+def measure_shard(folder: str, name: str, *, seed: int, kept: KeptSamples | None = None) -> dict[str, Any]:
     """Count what a shard holds.
+
+    Args:
+        kept: the samples to count; None for all. One of an index of another shard, by its size, is not heeded.
 
     Raises:
         UnreachableError: it cannot be read.
@@ -130,8 +150,15 @@ def measure_shard(folder: str, name: str, *, seed: int) -> dict[str, Any]:
     drawn: list[tuple[Any, ...]] = []
     broken = None
     with Shard(folder, name) as shard:
+        is_stale = kept is not None and kept.num_bytes not in (None, shard.num_bytes)
         try:
-            for sample in shard.samples():
+            samples = shard.samples()
+            marked = ((sample, True) for sample in samples) if kept is None or is_stale else kept.mark(samples)
+            for sample, is_kept in marked:
+                if not is_kept:
+                    totals["left_out_by_index"] += 1
+                    continue
+                totals["counted_in_spite_of_index"] += is_stale
                 if (defect := find_defect(sample)) is not None and defect.kind == "repeated_member":
                     raise DataError(f"{name}: sample {sample.key!r} {defect.reason}")
                 label = _read_label(shard, sample)
@@ -255,6 +282,12 @@ def tabulate(report: Mapping[str, Any]) -> str:
         *(_percentile_line(title, {k: shown(v * scale) for k, v in report[name].items() if k in SHOWN})
           for name, (title, scale) in MEASURES.items() if report[name].get("median")),
     ]  # fmt: skip
+    if report["left_out_by_index"]:
+        lines.append(f"not counted: {report['left_out_by_index']} samples that the index leaves out, as a training does")
+    if report["counted_in_spite_of_index"]:
+        lines.append(
+            f"{report['counted_in_spite_of_index']} of them lie in shards that have changed since they were indexed: run `index` again"
+        )
     missing = {
         "without_image": "without image",
         "without_label": "without usable label",

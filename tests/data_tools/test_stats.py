@@ -25,8 +25,11 @@ from scipy.stats import entropy
 
 from data_tools.__main__ import main
 from data_tools.histogram import PERCENTILES, bin_value, effective_number, log_bin, percentiles
-from data_tools.shards import list_shards
+from data_tools.index import index_folder
+from data_tools.kept_samples import kept_in_shard
+from data_tools.shards import Shard, list_shards
 from data_tools.stats import SHEET_IMAGES, measure_folder, measure_shard
+from pipeline.data.skips import Skip, write_skips
 from tests.conftest import REPOSITORY, encode, write_tar
 
 
@@ -172,3 +175,28 @@ def test_what_is_amiss_is_counted_and_shown(tmp_path: Path, capsys: pytest.Captu
     assert main(["stats", str(tmp_path / "c.tar.gz"), "--workers", "1"]) == 0  # nothing to count, and nothing that falls over
     seen = webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False, empty_check=False)
     assert report["samples"] == len(list(seen)) + 1
+
+
+def test_what_the_index_leaves_out_is_not_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_corpus(tmp_path / "shards")
+    folder = str(tmp_path / "shards")
+    # The first and last of a shard, the ends of blocks, a whole block, single ones, and a whole shard.
+    numbers = [0, 3, 8, 9, 10, 11, 17, 18, 39]
+    left_out = [Skip("0.tar", f"{number:03d}", "") for number in numbers] + [Skip("2.tar", f"{n:03d}", "") for n in range(40)]
+    write_skips(tmp_path / "skip.tsv", left_out)
+    index = index_folder(folder, block_samples=4, num_workers=1, skip_lists=[str(tmp_path / "skip.tsv")]).index
+    assert main(["stats", folder, "--workers", "1"]) == 0
+    report = json.loads((tmp_path / "shards" / "stats.json").read_text())
+    assert report["samples"] == index.num_samples == 120 - len(left_out)
+    assert report["left_out_by_index"] == len(left_out)
+    assert "not counted: 49 samples that the index leaves out" in capsys.readouterr().out
+    kept = kept_in_shard(index, "0.tar")
+    with Shard(folder, "0.tar") as shard:
+        assert [int(sample.key) for sample, is_kept in kept.mark(shard.samples()) if not is_kept] == numbers
+    index_folder(folder, block_samples=4, num_workers=1)
+    assert main(["stats", folder, "--workers", "1"]) == 0
+    assert json.loads((tmp_path / "shards" / "stats.json").read_text())["samples"] == 120
+    with (tmp_path / "shards" / "1.tar").open("ab") as file:
+        file.write(bytes(10240))
+    assert main(["stats", folder, "--workers", "1"]) == 0
+    assert "40 of them lie in shards that have changed since they were indexed: run `index` again" in capsys.readouterr().out
