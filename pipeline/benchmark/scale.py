@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ import numpy as np
 import psutil
 
 from pipeline.data.corpus import Corpus, Mixture
-from pipeline.data.index import DEFAULT_BLOCK_SAMPLES, assemble_index, load_index, save_index
+from pipeline.data.index import DEFAULT_BLOCK_SAMPLES, ShardIndex, assemble_index, load_index, save_index
 from pipeline.data.scan_shard import ShardEntry
 from pipeline.data.stream import Division, cut
 
@@ -73,8 +74,9 @@ def _entry(number: int, samples: int) -> ShardEntry:
 def plan_worker(*, folder: str, num_ranks: int, num_workers: int, global_batch_size: int) -> dict[str, float]:
     """What one worker process of the last rank does before and while it reads."""
     np.argsort(np.arange(10))  # what numpy loads at first use is not the order's cost
+    sent = pickle.dumps(load_index(folder))  # the process that starts the workers has checked it
     before, begin = psutil.Process().memory_full_info().uss, time.perf_counter()
-    index = load_index(folder)
+    index: ShardIndex = pickle.loads(sent)
     order = Mixture((Corpus(index),)).make_order(seed=0, num_streams=global_batch_size)
     division = Division(global_batch_size=global_batch_size, rank=num_ranks - 1, world_size=num_ranks, accumulation_steps=1)
     places = cut(division.micro_batch_size, part=num_workers - 1, num_parts=num_workers)

@@ -39,7 +39,7 @@ FORMAT_VERSION = "3"
 DEFAULT_BLOCK_SAMPLES = 32
 MAX_BLOCK_SAMPLES = 2**16 - 1
 MAX_HEADER_BYTES = 1 << 20
-READ_ERRORS = (OSError, EOFError, KeyError, ValueError, TypeError)
+READ_ERRORS = (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
 
 
 class BlockPlace(NamedTuple):
@@ -69,6 +69,7 @@ class ShardIndex:
     num_unlabelled: int  # samples without a usable label
     file: str | None = None  # what the arrays are mapped from
     kept_in: str | None = None  # folder of the index, where it does not lie beside the shards
+    stored_fingerprint: str | None = None  # as the file says
 
     @property
     def num_samples(self) -> int:
@@ -120,6 +121,8 @@ ORDER_ARRAYS = (
     "skipped_place",
 )  # fmt: skip
 ARRAYS = (*ORDER_ARRAYS, "block_content")
+DTYPES = dict.fromkeys(ARRAYS, np.int64) | {"block_samples": np.uint16, "skipped_place": np.uint16, "block_content": np.uint64}
+STORED_AS = {np.int64: "I64", np.uint16: "U16", np.uint8: "U8", np.uint64: "U64"}
 
 
 def assemble_index(folder: str, shards: list[ShardEntry]) -> ShardIndex:
@@ -216,7 +219,7 @@ def load_index(path: str, index: str | None = None) -> ShardIndex:
         index: folder or file of the index, where it does not lie beside the shards.
 
     Raises:
-        DataError: no such folder, no index in it, or an index of another format.
+        DataError: no such folder, no index in it, or an index of another format or that is damaged.
     """
     folder = ShardFolder(path.removesuffix(INDEX_NAME).rstrip("/") or ".")
     if index is not None:
@@ -226,7 +229,7 @@ def load_index(path: str, index: str | None = None) -> ShardIndex:
             raise DataError(
                 f"no index at {kept_in.place(name)}; make it with `python -m data_tools index {folder.path} --out {index}`"
             )
-        return _map_index(_local_file(kept_in, name), folder.path, kept_in.path)
+        return _load(_local_file(kept_in, name), folder.path, kept_in.path)
     if not folder.exists(INDEX_NAME):
         if any(name.endswith(".tar") for name in folder.list_names()):
             raise DataError(
@@ -237,7 +240,15 @@ def load_index(path: str, index: str | None = None) -> ShardIndex:
             f"data folder {folder.path!r} does not exist or holds no shards; check the path, or make shards with "
             f"`python -m data_tools make IMAGES {folder.path}`"
         )
-    return _map_index(_local_file(folder, INDEX_NAME), folder.path, None)
+    return _load(_local_file(folder, INDEX_NAME), folder.path, None)
+
+
+def _load(file: str, folder: str, kept_in: str | None) -> ShardIndex:
+    """Map an index and compare it with its fingerprint, once: a worker, which maps it again, takes it as it is."""
+    index = _map_index(file, folder, kept_in)
+    if index.stored_fingerprint != index.fingerprint:
+        raise _damaged(file, folder, kept_in, "its arrays are not those that were written")
+    return index
 
 
 def _local_file(folder: ShardFolder, name: str) -> str:
@@ -265,14 +276,22 @@ def _map_index(file: str, folder: str, kept_in: str | None) -> ShardIndex:
         facts = header.pop("__metadata__")
         if facts.get("format") != FORMAT_VERSION:
             raise DataError(_other_format(file, folder, facts.get("format"), kept_in))
-        arrays = {name: _map_array(data, start, entry) for name, entry in header.items()}
-        names = arrays.pop("shard_names").tobytes().decode().split("\n")
-        return ShardIndex(
-            folder=folder, shard_names=tuple(names), file=file, kept_in=kept_in, max_label=parse_json(facts["max_label"]),
-            num_unlabelled=int(facts["num_unlabelled"]), **{name: arrays[name] for name in ARRAYS},
+        names = tuple(_map_array(data, start, header["shard_names"], np.uint8).tobytes().decode().split("\n"))
+        max_label, num_unlabelled = parse_json(facts["max_label"]), parse_json(facts["num_unlabelled"])
+        if not (max_label is None or type(max_label) is int) or type(num_unlabelled) is not int:
+            raise ValueError("its largest label is no number")
+        index = ShardIndex(
+            folder=folder, shard_names=names, file=file, kept_in=kept_in, max_label=max_label, num_unlabelled=num_unlabelled,
+            stored_fingerprint=facts["fingerprint"], **{name: _map_array(data, start, header[name], DTYPES[name]) for name in ARRAYS},
         )  # fmt: skip
+        _check_lengths(index)
+        return index
     except READ_ERRORS as error:
-        raise DataError(f"{file} is damaged ({error}); make it again with {_command(folder, kept_in)}") from error
+        raise _damaged(file, folder, kept_in, error) from error
+
+
+def _damaged(file: str, folder: str, kept_in: str | None, reason: object) -> DataError:
+    return DataError(f"{file} is damaged ({str(reason)[:200]}); make it again with {_command(folder, kept_in)}")
 
 
 def _command(folder: str, kept_in: str | None) -> str:
@@ -290,10 +309,22 @@ def _other_format(file: str, folder: str, version: str | None, kept_in: str | No
     )
 
 
-def _map_array(data: mmap.mmap, start: int, entry: dict[str, Any]) -> NDArray[Any]:
-    dtype = {"I64": np.int64, "U16": np.uint16, "U8": np.uint8, "U64": np.uint64}[entry["dtype"]]
+def _map_array(data: mmap.mmap, start: int, entry: dict[str, Any], dtype: type[np.generic]) -> NDArray[Any]:
     first, last = entry["data_offsets"]
+    if entry["dtype"] != STORED_AS[dtype] or not 0 <= first <= last <= len(data) - start:
+        raise ValueError("its header is not that of an index")
     return np.frombuffer(data, dtype, count=(last - first) // np.dtype(dtype).itemsize, offset=start + first)
+
+
+def _check_lengths(index: ShardIndex) -> None:
+    num_shards, num_blocks = len(index.shard_names), index.num_blocks
+    pairs = (
+        (index.shard_bytes, num_shards), (index.shard_first_block, num_shards + 1), (index.block_bytes, num_blocks),
+        (index.block_samples, num_blocks), (index.first_sample, num_blocks + 1), (index.block_content, num_blocks),
+        (index.skipped_place, len(index.skipped_block)),
+    )  # fmt: skip
+    if num_blocks == 0 or any(len(array) != length for array, length in pairs):
+        raise ValueError("its arrays do not fit together")
 
 
 def read_class_names(index: ShardIndex) -> list[str] | None:

@@ -133,3 +133,15 @@ def test_a_tar_without_members_is_a_shard_without_samples(tmp_path: Path) -> Non
     index(tmp_path, members(["3", "0"]))
     write_tar(tmp_path / "00.tar", [])  # first by name
     assert index(tmp_path).shard_names == ("000.tar",)
+
+
+@pytest.mark.parametrize("place", [-1, -200, 300])
+def test_an_index_with_a_byte_changed_is_refused(place: int, tmp_path: Path) -> None:
+    made = index(tmp_path, members(["0", "1", "2", "0", "1"]))
+    assert made.file is not None
+    data = bytearray(Path(made.file).read_bytes())
+    data[place] ^= 1
+    Path(made.file).unlink()
+    Path(made.file).write_bytes(data)
+    with pytest.raises(DataError, match=r"index\.safetensors is damaged .*`python -m data_tools index"):
+        load_index(str(tmp_path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -250,11 +250,11 @@ def _order(segments: Segments, seeds: Sequence[Segments], random: Random) -> Non
     if kind == 0 and len(segments) > 3:
         del segments[place]
     elif kind == 1:
-        segments.insert(other, segments[place])
+        segments.insert(other, replace(segments[place]))
     elif kind == 2:
         segments[place], segments[other] = segments[other], segments[place]
     elif kind == 3:
-        segments.insert(place, random.choice(random.choice(seeds)))
+        segments.insert(place, replace(random.choice(random.choice(seeds))))  # a copy: later mutations may change it
     else:
         segments[place].length_error = random.choice((-3, -2, -1, 1, 2, 100, 0x7FFF))
 

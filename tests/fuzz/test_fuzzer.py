@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, encode, make_image
+from tests.fuzz import jpeg_files
 from tests.fuzz.campaign import KEPT_INPUTS, campaign
 from tests.fuzz.fuzzer import random_of
 from tests.fuzz.sanitizers import NoSanitizerError, ensure_tools
 from tests.fuzz.targets import PLANTED, TARGETS
+from tests.fuzz.worker import build
 
 SHORT_SHARE = 0.002  # of the long form's executions
 FAULTS = {
@@ -48,6 +50,21 @@ def test_a_sound_reader_has_no_findings(tmp_path: Path) -> None:
     assert (result.executions, result.taken + result.refused) == (40, 40)
     assert not result.faults
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.sanitized is None])
+def test_an_input_does_not_depend_on_those_made_before(name: str, tmp_path: Path) -> None:
+    fuzzer = build(TARGETS[name], tmp_path)
+    first = [fuzzer.make(random_of(0, number)) for number in range(200)]
+    assert [fuzzer.make(random_of(0, number)) for number in range(200)] == first
+
+
+def test_mutations_of_a_jpeg_leave_the_seeds_as_they_are() -> None:
+    seeds = [jpeg_files.parse(encode(make_image(number, num_classes=3, size=24), format="JPEG")) for number in range(4)]
+    before = [jpeg_files.encode(seed) for seed in seeds]
+    for number in range(3000):
+        jpeg_files.mutate(seeds, random_of(0, number))
+    assert [jpeg_files.encode(seed) for seed in seeds] == before
 
 
 def fuzz(names: list[str], out: Path) -> str:
