@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import struct
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,10 +17,17 @@ GNU_MAGIC = b"ustar  \0"
 COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # gzip, bzip2, xz, zstd, lz4
 MAX_EMPTY_BYTES = 1 << 20  # of a tar without members, which is zeros; writers fill up to 10 KiB, seldom more
 MAX_TAR_BYTES = 1 << 62  # a larger offset is damage
-MAX_SPARSE_BYTES = 1 << 30  # a member that is mostly a hole is not filled with zeros beyond
+MAX_SPARSE_BYTES = 1 << 28  # a member that is mostly a hole is not filled with zeros beyond
 # Devices, pipes and folders, GNU's volume label, folder of an incremental backup and list of long names, Solaris' attributes.
 TYPES_WITHOUT_DATA_OF_OURS = (
     tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, b"V", b"D", b"N", b"A", b"E",
+)  # fmt: skip
+
+MAX_HEADER_BYTES = 1 << 24  # of an extended header; names and sparse maps are shorter
+# What `tarfile` raises for damaged headers; some of these are not documented.
+TAR_ERRORS = (
+    tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError, IndexError, KeyError, TypeError, AttributeError,
+    struct.error,
 )  # fmt: skip
 
 LinkUse = Literal["follow", "mark"]
@@ -56,7 +64,7 @@ class TarMember:
         if self.pieces is None:
             return read_range(self.start, length)
         if length > MAX_SPARSE_BYTES:
-            raise DataError(f"a sparse member .{self.extension} of {length} bytes is more than a GiB")
+            raise DataError(f"a sparse member .{self.extension} of {length} bytes is more than 256 MiB")
         data = bytearray(length)
         for place, start, size in self.pieces:
             part = read_range(start, max(0, min(size, length - place)))
@@ -290,11 +298,17 @@ def _read_pax(file: BinaryIO, header: bytes, at: int) -> _Entry | None:
     if header[156:157] != b"x" or header[257:262] != b"ustar" or not header[124:135].isdigit() or header[135] not in (0, 0x20):
         return None
     length = int(header[124:135], 8)
+    if length > MAX_HEADER_BYTES:
+        return None
     body = file.read(_filled(length))
     plain_at = at + UNIT + len(body)
     entry = _read_plain(file.read(UNIT), plain_at)
     records = body[:length]
-    if entry is None or any(word in records for word in (b" path=", b" size=", b"GNU.sparse", b"charset=")):
+    if (
+        entry is None
+        or records[-1:] not in (b"", b"\n")
+        or any(word in records for word in (b" path=", b" size=", b"GNU.sparse", b"charset="))
+    ):
         return None
     return entry
 
@@ -306,10 +320,10 @@ def _read_any(file: BinaryIO, at: int, name: str) -> _Entry:
     file.seek(at)
     for_all: dict[str, str] = {}  # of a global PAX header
     try:
-        with tarfile.open(fileobj=file, mode="r:", pax_headers=for_all) as tar:
+        with tarfile.open(fileobj=cast("BinaryIO", _HeaderReader(file)), mode="r:", pax_headers=for_all) as tar:
             info = tar.next()
             end = tar.offset
-    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
+    except TAR_ERRORS as error:
         raise _unusable(name, f"no header at byte {at}: {error}") from error
     if info is None:
         raise _unusable(name, f"no header at byte {at}")
@@ -318,6 +332,18 @@ def _read_any(file: BinaryIO, at: int, name: str) -> _Entry:
     if header[257:265] == GNU_MAGIC and (prefix := header[345:500].partition(b"\0")[0].decode("utf-8", "surrogateescape")):
         info.name = info.name.removeprefix(f"{prefix}/")  # GNU keeps times there, which tarfile takes for a folder
     return _describe(file, info, end, name)
+
+
+class _HeaderReader:
+    """A tar as `tarfile` may read it: headers claim any size, and it asks for as many bytes at once."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, num_bytes: int) -> bytes:
+        if num_bytes > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"an extended header of {num_bytes} bytes")
+        return self._file.read(num_bytes)
 
 
 def _describe(file: BinaryIO, info: tarfile.TarInfo, end: int, name: str) -> _Entry:
@@ -336,11 +362,17 @@ def _describe(file: BinaryIO, info: tarfile.TarInfo, end: int, name: str) -> _En
         return _Entry(info.name, "other", info.offset_data, 0, end)
     if info.sparse is None:
         return _Entry(info.name, "file", info.offset_data, info.size, info.offset_data + _filled(info.size))
-    start, pieces = info.offset_data, list[Piece]()
+    start, filled, pieces = info.offset_data, 0, list[Piece]()
     for place, length in cast("list[tuple[int, int]]", info.sparse):
+        if length == 0:  # of no use, and old formats fill their maps up with such
+            continue
+        if length < 0 or not filled <= place <= info.size - length:
+            raise _unusable(name, f"the map of sparse member {info.name!r} is damaged")
         pieces.append(Piece(place, start, length))
-        start += length
-    return _Entry(info.name, "file", info.offset_data, info.size, max(end, start), tuple(p for p in pieces if p.length))
+        start, filled = start + length, place + length
+    if not start <= end < start + UNIT:
+        raise _unusable(name, f"the map of sparse member {info.name!r} does not fit its size in the tar")
+    return _Entry(info.name, "file", info.offset_data, info.size, end, tuple(pieces))
 
 
 def _has_data(file: BinaryIO, info: tarfile.TarInfo) -> bool:

@@ -7,6 +7,7 @@ import io
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 from hypothesis import given, settings
@@ -59,7 +60,7 @@ def test_it_finds_what_tarfile_finds(members: list[tuple[str, int, bytes, float]
         for i in infos
         if i.isreg() and base_plus_ext(i.name)[0] is not None
     ]
-    samples = list(scan_samples(io.BytesIO(data[:last] if end == "bare" and members else data), name="x.tar"))
+    samples = list(scan_samples(io.BytesIO(data[:last] if end == "bare" and infos else data), name="x.tar"))
     found = [(s.key, m.extension, m.start, m.length) for s in samples for m in s.members]
     assert found == [(key, extension, start, size) for key, extension, _, start, size in expected]
     firsts = [e for i, e in enumerate(expected) if i == 0 or expected[i - 1][0] != e[0]]
@@ -149,8 +150,44 @@ def test_sparse_members_are_read_as_they_were_before_they_were_packed(
 
 def test_a_hole_is_not_filled_beyond_a_bound() -> None:
     member = TarMember("bmp", 512, 1 << 40, pieces=())
-    with pytest.raises(DataError, match="more than a GiB"):
+    with pytest.raises(DataError, match="more than 256 MiB"):
         member.read(lambda _start, _length: b"")
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K", b"X"])
+def test_an_extended_header_of_gigabytes_is_refused_before_it_is_read(kind: bytes, tmp_path: Path) -> None:
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, 6 << 30
+    data = header.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+    (tmp_path / "x.tar").write_bytes(data)
+    asked: list[int] = []
+
+    class Watched(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            asked.append(size)
+            return super().read(size)
+
+    with (
+        Watched(str(tmp_path / "x.tar")) as file,
+        pytest.raises(DataError, match=r"x\.tar: .*extended header of 6442450944 bytes"),
+    ):
+        list(scan_samples(cast("BinaryIO", file), name="x.tar"))
+    assert max(asked) <= 1 << 20
+
+
+def test_a_sparse_map_that_does_not_fit_is_refused(folder: Path) -> None:
+    with (folder / "a.bmp").open("wb") as file:
+        file.write(b"first")
+        file.truncate(1 << 20)
+        file.seek(0, 2)
+        file.write(b"last")
+    data = bytearray(pack(folder, "--sparse", "--format=gnu"))
+    first, second = 386, 386 + 24  # places of the pieces in the old format's header
+    data[first : first + 12], data[second : second + 12] = data[second : second + 12], data[first : first + 12]
+    at = 148
+    data[at : at + 8] = b"%06o\0 " % (sum(data[:512]) - sum(data[at : at + 8]) + 8 * 32)
+    with pytest.raises(DataError, match=r"x\.tar: .*the map of sparse member 'a\.bmp' is damaged"):
+        list(scan_samples(io.BytesIO(data), name="x.tar"))
 
 
 def test_links_are_the_earlier_members_they_lead_to(folder: Path) -> None:

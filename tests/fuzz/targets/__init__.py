@@ -34,6 +34,7 @@ TARGETS = {
     "jpeg-plain": Target("jpeg", "region_decoder", 200_000, sanitized="plain"),
     "config": Target("config", "configurations", 15_000),
     "weights": Target("weights", "weights_files", 30_000),
+    "tar": Target("tar", "tars", 200_000),
     "index": Target("index", "index_files", 100_000),
     "run-folder": Target("run_folder", "run_folders", 30_000),
 }
