@@ -65,7 +65,7 @@ class ShardsSection(Section):
     def _give_path_alone(self, handler: SerializerFunctionWrapHandler) -> Any:
         values = handler(self)
         if self.index is None:
-            del values["index"]
+            values.pop("index", None)  # not there where defaults are left out
         return values["path"] if list(values) == ["path"] else values
 
 

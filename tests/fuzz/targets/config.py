@@ -9,7 +9,8 @@ from random import Random
 import numpy as np
 import yaml
 
-from pipeline.data.index import ShardEntry, assemble_index, save_index
+from pipeline.data.index import assemble_index, save_index
+from pipeline.data.scan_shard import ShardEntry
 from pipeline.errors import PipelineError
 from pipeline.planning import make_plan
 from pipeline.read_config import load_config

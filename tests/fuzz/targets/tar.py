@@ -6,7 +6,7 @@ import io
 import zlib
 from pathlib import Path
 
-from pipeline.data.index import scan_shard
+from pipeline.data.scan_shard import scan_shard
 from pipeline.data.tar import TarSample, find_defect, scan_samples, split_name
 from pipeline.errors import DataError
 from tests.fuzz import tar_files
