@@ -36,7 +36,7 @@ FIRST_TEST_IMAGE = 1 << 40  # test images are numbered from here on, beyond any 
 SEARCHED_NAME = "searched.npy"
 # Hashes of whole images are asked for whole images and parts of them, hashes of parts for whole images.
 ASKED_WITH: dict[str, MakeCodes] = {"whole": upright_codes, "crops": whole_codes}
-RULES_VERSION = 2  # of what makes a copy: pairs found by other rules are looked for anew
+RULES_VERSION = 3  # of what makes a copy: pairs found by other rules are looked for anew
 
 
 def find_against(corpus: Catalogue, targets: Sequence[Catalogue], starts: Ints, *, distance: int, num_workers: int) -> Copies:

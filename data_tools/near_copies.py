@@ -23,6 +23,7 @@ CROPPED, MIRRORED = 1, 2  # add up to a place in HOW
 DEFAULT_DISTANCE = 20  # of 144 bits; see docs/data-tools.md
 MAX_DISTANCE = 32  # beyond it unrelated images match in numbers
 MAX_COLOUR_DISTANCE = 10.0  # of 256 levels; measured like the distance
+MAX_GREY_DISTANCE = 6.0  # of pairs that are compared in grey: a third of the values say less, and simple pictures agree in them
 MAX_GREY_SPREAD = 4.0  # levels between the channels of an image without colour: JPEG and rounding leave some
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's mode L has it
 
@@ -124,17 +125,27 @@ def colour_distance(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDAr
     Where one of the two has no colour, the other one's is taken away: copies are made grey more often than tinted.
     """
     one, other = first.astype(np.float64).reshape(-1, 9, 3), second.astype(np.float64).reshape(-1, 9, 3)
-    has_grey = (np.minimum(np.ptp(one, axis=2).max(axis=1), np.ptp(other, axis=2).max(axis=1)) <= MAX_GREY_SPREAD)[
-        :, None, None
-    ]
+    has_grey = _has_grey(first, second)[:, None, None]
     one, other = (np.where(has_grey, (side @ LUMA)[:, :, None], side).reshape(first.shape) for side in (one, other))
     # |a / s - b * s|^2 with s^2 = |a| / |b| is 2 (|a| |b| - a.b)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     return np.sqrt(2 * np.maximum(0, lengths - (one * other).sum(axis=1)) / first.shape[1])
 
 
+def _has_grey(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether one of two has no colour, (N, 27) each."""
+    spreads = [np.ptp(side.astype(np.float64).reshape(-1, 9, 3), axis=2).max(axis=1) for side in (first, second)]
+    return np.minimum(*spreads) <= MAX_GREY_SPREAD
+
+
+def have_like_colours(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether the colours of a copy, (N, 27) each, could be these."""
+    limit = np.where(_has_grey(first, second), MAX_GREY_DISTANCE, MAX_COLOUR_DISTANCE)
+    return colour_distance(first, second) <= limit
+
+
 class CopyFinder:
-    """Finds images of which a view is alike: its bits within a distance, and its colours within `MAX_COLOUR_DISTANCE`."""
+    """Finds images of which a view is alike: its bits within a distance, and its colours like: see `have_like_colours`."""
 
     def __init__(self, index: HammingIndex, codes: Codes) -> None:
         self._index, self._codes = index, codes
@@ -161,7 +172,7 @@ class CopyFinder:
         query, entry = pairs.query, pairs.entry
         colours = queries.views[query, HASH_BYTES:], self._codes.views[entry, HASH_BYTES:]
         is_other = queries.image[query] != self._codes.image[entry]
-        alike = np.flatnonzero(is_other & (colour_distance(*colours) <= MAX_COLOUR_DISTANCE))
+        alike = np.flatnonzero(is_other & have_like_colours(*colours))
         query, entry = query[alike], entry[alike]
         how = (queries.how[query] | self._codes.how[entry]).astype(np.int64)
         return join_copies([Copies(queries.image[query], self._codes.image[entry], pairs.distance[alike], how)])
@@ -181,7 +192,7 @@ def group_identical(views: Views, *, rank: Ints) -> Ints:
     _, group = np.unique(views[:, :HASH_BYTES], axis=0, return_inverse=True)
     order = np.lexsort((rank, group))
     leader = order[np.unique(group[order], return_index=True)[1]][group].astype(np.int64)
-    alike = colour_distance(views[:, HASH_BYTES:], views[leader, HASH_BYTES:]) <= MAX_COLOUR_DISTANCE
+    alike = have_like_colours(views[:, HASH_BYTES:], views[leader, HASH_BYTES:])
     return np.where(alike, leader, np.arange(len(views)))
 
 

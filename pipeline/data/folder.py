@@ -36,6 +36,11 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def takes_files(path: str) -> bool:
+    """Whether a path is of a kind that files can be written to."""
+    return path.partition("://")[0] not in READ_ONLY or not is_remote(path)
+
+
 class UnreachableError(DataError):
     """A file or store that cannot be read: unlike damaged data it may be there the next time."""
 

@@ -182,3 +182,17 @@ def test_pictures_of_other_colours_are_no_copies() -> None:
     twin = replace(first, image=np.full_like(first.image, 7))
     assert len(CopyFinder.build(first, distance=20).find(twin)) == 1
     assert len(CopyFinder.build(first, distance=20).find(second)) == 0
+
+
+def test_grey_pictures_that_are_alike_in_bits_alone_are_no_copies() -> None:
+    """A grey nail on white and a nail on yellow had the same bits, and their fields differed by nine levels in grey."""
+    tile = Image.fromarray(np.asarray(photo_tiles()[0]))
+    coloured, grey = (tabulate([hash_image(np.asarray(image))]) for image in (tile, tile.convert("L").convert("RGB")))
+    ours = whole_codes(coloured, np.array([0]))
+    for table, is_found in ((coloured, (True, True)), (grey, (True, False))):
+        query = whole_codes(table, np.array([0]), first_image=7)
+        assert (len(CopyFinder.build(ours, distance=20).find(query)) == 1) is is_found[0]
+        other = query.views.copy()
+        shift = np.resize(np.repeat([7, -7], 3), 27)  # each field brighter or darker, in all channels
+        other[:, HASH_BYTES:] = np.clip(other[:, HASH_BYTES:].astype(int) + shift, 0, 255).astype(np.uint8)
+        assert (len(CopyFinder.build(ours, distance=20).find(replace(query, views=other))) == 1) is is_found[1]
