@@ -16,7 +16,7 @@ from data_tools.parallel import write_json
 from data_tools.perceptual_hash import HASH_BYTES
 from data_tools.shards import list_shards
 from pipeline.data.decode import decode_image
-from pipeline.data.folder import ShardFolder, is_remote, takes_files
+from pipeline.data.folder import ShardFolder, describe_read_only, is_remote
 from pipeline.data.skips import Skip, write_skips
 from pipeline.errors import DataError
 
@@ -162,7 +162,9 @@ def next_step(found: Found, places: Places) -> str:
     folder = found.corpus.images.folder
     verified = Path(folder) / SKIP_NAME  # an index that leaves out copies must go on leaving out what cannot be used
     skip_lists = [*([verified] if not is_remote(folder) and verified.exists() else []), places.skip_list]
-    options = " ".join(f"--skip {place}" for place in skip_lists) + ("" if takes_files(folder) else " --out PLACE")
+    options = " ".join(f"--skip {place}" for place in skip_lists) + (
+        "" if describe_read_only(folder) is None else " --out PLACE"
+    )
     return "\n".join([*lines, f"next:      python -m data_tools index {folder} {options}"])
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pipeline.data.folder import takes_files
+from pipeline.data.folder import describe_read_only
 from pipeline.data.skips import Skip
 
 Effect = Literal["stops", "replaced", "kept"]
@@ -158,7 +158,7 @@ def next_step(found: Verification, *, skip_list: Path) -> str:
         return "no sample would be left: there is nothing to index until this is mended"
     first = "mend or remove the broken shards, then " if found.broken_shards else ""
     skips = f" --skip {shlex.quote(str(skip_list))}" if found.skips or found.num_passed_over else ""
-    out = "" if takes_files(found.folder) else " --out PLACE"
+    out = "" if describe_read_only(found.folder) is None else " --out PLACE"
     return f"{first}python -m data_tools index {shlex.quote(found.folder)}{skips}{out}"
 
 

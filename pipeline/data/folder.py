@@ -25,10 +25,11 @@ READ_AHEAD_BYTES = 4 << 20
 PATIENCE_S = 30.0  # with listings and small files, before anything has begun
 CONCURRENT_QUESTIONS = 16
 READ_ONLY = {
-    "http": "a web server",
-    "https": "a web server",
-    "hf": "the Hugging Face hub",
-}  # protocols; nothing is written there
+    "http://": "a web server",
+    "https://": "a web server",
+    "hf://": "a repository on the Hugging Face hub",
+}  # nothing is written there
+WRITABLE = "hf://buckets/"
 
 
 def is_remote(path: str) -> bool:
@@ -36,9 +37,10 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def takes_files(path: str) -> bool:
-    """Whether a path is of a kind that files can be written to."""
-    return path.partition("://")[0] not in READ_ONLY or not is_remote(path)
+def describe_read_only(path: str) -> str | None:
+    """What kind of place a path is if no file can be written to any of that kind; None for all others."""
+    kind = next((kind for begin, kind in READ_ONLY.items() if path.startswith(begin)), None)
+    return None if path.startswith(WRITABLE) else kind
 
 
 class UnreachableError(DataError):
@@ -127,9 +129,8 @@ class ShardFolder:
 
     def why_unwritable(self) -> str | None:
         """Why no file can be written there, found out by writing one; None if it can. A local folder is made."""
-        protocol = self.path.partition("://")[0] if self.is_remote else ""
-        if protocol in READ_ONLY:
-            return f"{READ_ONLY[protocol]} takes no files"
+        if (kind := describe_read_only(self.path)) is not None:
+            return f"{kind} takes no files"
         name = f".can-be-written-{uuid.uuid4().hex}"
         try:
             if self.is_remote:

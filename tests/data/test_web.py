@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.index import index_folder, lock_place
-from pipeline.data.folder import ShardFolder
+from pipeline.data.folder import ShardFolder, describe_read_only
 from pipeline.data.index import check_shards, load_index, read_class_names
 from pipeline.data.reader import BlockReader
 from pipeline.data.scan_shard import scan_shard
@@ -91,6 +91,12 @@ def test_shards_of_a_public_store_are_indexed_elsewhere_and_read(root: Path, tmp
             pass
     with pytest.raises(DataError, match=f"no index at .*; make it with `python -m data_tools index {public} --out nowhere`"):
         load_index(public, "nowhere")
+
+
+def test_repositories_of_the_hub_take_no_files_but_its_buckets_do() -> None:
+    assert describe_read_only("hf://datasets/timm/imagenet-1k-wds") == "a repository on the Hugging Face hub"
+    assert describe_read_only("hf://buckets/owner/shards") is None
+    assert describe_read_only("s3://bucket/shards") is describe_read_only("/data/http") is None
 
 
 def test_a_store_that_refuses_is_asked_for_a_place_first(tmp_path: Path, root: Path) -> None:
