@@ -16,6 +16,7 @@ from pipeline.errors import DataError
 
 Unmapped = Literal["refuse", "drop"]
 NO_TARGET = -1
+MAX_DIGITS = 18  # of a target, leading zeros included
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ def _number_targets(targets: Mapping[str, str], given: Sequence[str] | None) -> 
     """Class names by id, if known, and the id of every target: numbers are ids, names are numbered as given or sorted."""
     wanted = sorted(set(targets.values()))
     if all(target.isdecimal() for target in wanted):
+        if too_long := [target for target in wanted if len(target) > MAX_DIGITS]:
+            raise DataError(f"the class map has the target {too_long[0][:MAX_DIGITS]}..., which is no class number")
         last = max(int(target) for target in wanted)
         if last > (MAX_LABEL if given is None else len(given) - 1):
             raise DataError(f"the class map has the target {last}, but {len(given or ())} classes were given with --classes")

@@ -124,22 +124,50 @@ def stored_facts(work: Path, name: str) -> str | None:
     try:
         with safe_open(_hashes_place(work, name), framework="numpy") as file:
             return parse_json(file.metadata()["about"])["facts"]
-    except (FileNotFoundError, SafetensorError, TypeError, KeyError):  # never made, or a file that another program wrote
+    except (
+        FileNotFoundError,
+        SafetensorError,
+        TypeError,
+        KeyError,
+        ValueError,
+        AttributeError,
+    ):  # never made, or a file that another program wrote
         return None
 
 
 def load_shard(images: ImageSet, name: str) -> HashedShard:
-    """What was found in a shard that is hashed."""
-    with safe_open(_hashes_place(images.work, name), framework="numpy") as file:
-        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dictionary)
+    """What was found in a shard that is hashed.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    place = _hashes_place(images.work, name)
+    try:
+        return _read_shard(place, name)
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError, AttributeError) as error:
+        raise DataError(f"{place} is damaged ({error}); remove it, and run the same command again") from error
+
+
+def _read_shard(place: Path, name: str) -> HashedShard:
+    with safe_open(place, framework="numpy") as file:
+        arrays = {key: file.get_tensor(key) for key in (*HASH_ARRAYS, "place", "size")}
         about = parse_json(file.metadata()["about"])
+    keys, undecodable = about["keys"], [(str(key), str(reason)) for key, reason in about["undecodable"]]
+    if not isinstance(keys, list) or type(about["num_without_image"]) is not int:
+        raise ValueError("its facts are of other types")
+    for key, (dtype, shape) in _shapes(len(keys)).items():
+        if arrays[key].dtype != dtype or arrays[key].shape != shape:
+            raise ValueError(f"its array {key} does not fit its {len(keys)} images")
     return HashedShard(
-        name=name,
-        facts=about["facts"],
-        keys=about["keys"],
-        place=arrays["place"],
-        size=arrays["size"],
-        hashes=HashTable(**{key: arrays[key] for key in HASH_ARRAYS}),
-        undecodable=[(key, reason) for key, reason in about["undecodable"]],
+        name=name, facts=str(about["facts"]), keys=[str(key) for key in keys], place=arrays["place"], size=arrays["size"],
+        hashes=HashTable(**{key: arrays[key] for key in HASH_ARRAYS}), undecodable=undecodable,
         num_without_image=about["num_without_image"],
-    )
+    )  # fmt: skip
+
+
+def _shapes(num_images: int) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
+    views = (num_images, NUM_FRAMES, VIEW_BYTES)
+    return {
+        "frames": (np.uint8, views), "mirrored": (np.uint8, views), "crops": (np.uint8, (num_images, NUM_CROPS, VIEW_BYTES)),
+        "detail": (np.float32, (num_images,)), "place": (np.int64, (num_images, 2)), "size": (np.int64, (num_images, 2)),
+    }  # fmt: skip

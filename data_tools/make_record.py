@@ -84,7 +84,7 @@ class MakeRecord:
     def note(self, shard: Path) -> dict[str, Any] | None:
         """What came of a shard; None if it is still to be written."""
         place = self.note_place(shard)
-        note = parse_json(place.read_text()) if place.exists() else self._stored_notes.get(str(shard.relative_to(self._root)))
+        note = _read_note(place) if place.exists() else self._stored_notes.get(str(shard.relative_to(self._root)))
         return note if note is not None and _is_there(shard, note) else None
 
     def unchecked_digest(self, shard: Path) -> str | None:
@@ -122,7 +122,11 @@ class MakeRecord:
             values = parse_json(self._place.read_text())
         except ValueError as error:
             raise DataError(f"{self._place} is damaged ({error}); empty {self._root} and start again") from error
-        return values if isinstance(values, dict) else {}
+        report = values.get("report") if isinstance(values, dict) else None
+        notes = values.get("shards", {}) if isinstance(values, dict) else None
+        if not isinstance(notes, dict) or not all(map(_is_note, notes.values())) or not _is_report(report):
+            raise DataError(f"{self._place} is damaged (other types than are written); empty {self._root} and start again")
+        return values
 
     def _refusal(self) -> str:
         return f"{self._root} holds shards made from another source or with other options; empty it or choose another folder"
@@ -138,3 +142,24 @@ def _is_there(shard: Path, note: dict[str, Any]) -> bool:
 def _given(value: Any) -> Any:
     """What was asked for, without the options that were not given: other versions have more of them, or fewer."""
     return {name: _given(one) for name, one in value.items() if one is not None} if isinstance(value, dict) else value
+
+
+def _read_note(place: Path) -> dict[str, Any] | None:
+    """A note; None if it is damaged, and its shard is written again."""
+    try:
+        note = parse_json(place.read_text())
+    except ValueError:
+        return None
+    return note if _is_note(note) else None
+
+
+def _is_note(note: Any) -> bool:
+    """Whether it is what `write_shard` tells of a shard."""
+    wanted = {"num_samples": int, "num_reencoded": int, "left_out": list}
+    return isinstance(note, dict) and all(type(note.get(name)) is kind for name, kind in wanted.items())
+
+
+def _is_report(report: Any) -> bool:
+    """Whether it is what `finish` recorded, or nothing is."""
+    wanted = {"block_samples": int, "num_shards": int, "num_samples": int}
+    return report is None or (isinstance(report, dict) and all(type(report.get(name)) is kind for name, kind in wanted.items()))

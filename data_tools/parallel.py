@@ -123,7 +123,7 @@ def remember(
         stored = parse_json(place.read_text())
     except (FileNotFoundError, ValueError):  # never made, or a file that another program wrote
         stored = {}
-    if isinstance(stored, dict) and stored.get("key") == key:
+    if isinstance(stored, dict) and stored.get("key") == key and isinstance(stored.get("result"), dict):
         return stored["result"]
     result = function()
     if is_final(result):

@@ -6,6 +6,7 @@ Some 70 to 100 bytes a sample, so that fourteen million of them fit into the mem
 from __future__ import annotations
 
 import hashlib
+import json
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +16,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from pipeline.errors import DataError
+from pipeline.json_text import parse_json
 
 Layout = Literal["files", "ranges"]
 ClassSource = Literal["names", "texts"]
@@ -128,40 +132,43 @@ class Listing:
 
     def save(self, place: Path) -> None:
         """Write it to a file that `load_listing` reads."""
-        texts = {name: np.array([_storable(text) for text in getattr(self, name) or ()], np.str_) for name in TEXTS}
-        facts = {name: np.array(getattr(self, name)) for name in ("layout", "class_source", "passed_over")}
-        facts["times"] = np.array(self.times, np.uint64)
-        with place.open("wb") as file:
-            np.savez(file, **facts, **texts, **{name: getattr(self, name) for name in ARRAYS})  # pyright: ignore[reportArgumentType]
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}
+        facts = json.dumps({name: getattr(self, name) for name in FACTS})
+        place.write_bytes(save(arrays, metadata={"facts": facts, "digest": _digest_stored(arrays, facts)}))
 
 
-TEXTS = ("files", "extensions", "classes", "first_passed_over", "empty_classes")
+FACTS = (
+    "layout", "class_source", "passed_over", "times", "files", "extensions", "classes", "first_passed_over", "empty_classes",
+)  # fmt: skip
 COLUMNS = ("name_bytes", "labels", "member_start", "member_length")  # those that are joined as they are
 ENDS = ("name_ends", "label_ends", "member_ends")
 ARRAYS = (*COLUMNS, *ENDS, "member_extension", "member_file")
 
 
 def load_listing(place: Path) -> Listing:
-    """What `Listing.save` wrote."""
-    with np.load(place, allow_pickle=False) as stored:
-        texts: dict[str, Any] = {name: tuple(_restored(text) for text in stored[name].tolist()) for name in TEXTS}
-        texts["classes"] = texts["classes"] or None
-        layout: Layout = "files" if str(stored["layout"]) == "files" else "ranges"
-        class_source: ClassSource = "texts" if str(stored["class_source"]) == "texts" else "names"
-        return Listing(
-            layout=layout, class_source=class_source, passed_over=int(stored["passed_over"]),
-            times=int(stored["times"]), **texts,
-            **{name: stored[name] for name in ARRAYS},
-        )  # fmt: skip
+    """What `Listing.save` wrote.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        with safe_open(place, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in ARRAYS}
+            metadata = file.metadata()
+        if metadata["digest"] != _digest_stored(arrays, metadata["facts"]):
+            raise ValueError("its content is not what was written")
+        facts = {name: tuple(v) if isinstance(v, list) else v for name, v in parse_json(metadata["facts"]).items()}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{place} is damaged ({error}); remove it and start again") from error
+    return Listing(**facts, **arrays)
 
 
-def _storable(text: str) -> str:
-    """numpy cuts zeros off the end of a text and stores no lone surrogates: names of files may hold the latter."""
-    return text.encode("utf-8", "surrogateescape").decode("latin-1") + "."
-
-
-def _restored(text: str) -> str:
-    return text[:-1].encode("latin-1").decode("utf-8", "surrogateescape")
+def _digest_stored(arrays: dict[str, Any], facts: str) -> str:
+    digest = hashlib.blake2b(facts.encode(), digest_size=16)
+    for name in ARRAYS:
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(arrays[name].data)
+    return digest.hexdigest()
 
 
 class ListingBuilder:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from data_tools.sources.files import sniff_image
 from data_tools.sources.listing import Listing, ListingBuilder, Member, load_listing
 from data_tools.sources.parts import list_parts
+from pipeline.errors import DataError
 
 UNKNOWN = "jpg"  # where the first bytes say nothing: it must be called something
 
@@ -66,7 +67,10 @@ def _unpack(read: ReadEntries, scratch: str, stamp: str, classes: Sequence[str] 
     base = Path(scratch) / hashlib.blake2b(f"{stamp} {path}".encode(errors="surrogateescape"), digest_size=16).hexdigest()
     images, stored = base.with_suffix(".bytes"), base.with_suffix(".listing")
     if stored.exists():
-        return replace(load_listing(stored), files=(str(images),))  # the folder may have been moved since
+        try:
+            return replace(load_listing(stored), files=(str(images),))  # the folder may have been moved since
+        except DataError:
+            pass  # damaged, or of an older version: copied out again
     builder = ListingBuilder()
     part = base.with_suffix(".part")
     with part.open("wb") as file:

@@ -362,3 +362,15 @@ def test_bad_sources_are_answered_in_words(tmp_path: Path, message: str) -> None
     prepare(source)
     with pytest.raises(DataError, match=message):
         list_source(source / name, tmp_path / "scratch", **options)
+
+
+@pytest.mark.parametrize("place", [-1, -60, 40])
+def test_a_listing_with_a_byte_changed_is_refused(place: int, tmp_path: Path) -> None:
+    builder = ListingBuilder()
+    builder.add("a", labels=[1], members=[Member("png", 0, 0, 9)])
+    builder.build(layout="ranges", files=("x.tar",)).save(tmp_path / "x")
+    data = bytearray((tmp_path / "x").read_bytes())
+    data[place] ^= 1
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises(DataError, match="x is damaged"):
+        load_listing(tmp_path / "x")

@@ -32,11 +32,13 @@ PLANTED = {
 TARGETS = {
     "jpeg": Target("jpeg", "region_decoder", 1_000_000, sanitized="vectors"),
     "jpeg-plain": Target("jpeg", "region_decoder", 200_000, sanitized="plain"),
-    "config": Target("config", "configurations", 15_000),
-    "weights": Target("weights", "weights_files", 30_000),
-    "tar": Target("tar", "tars", 200_000),
+    "config": Target("config", "configurations", 5_000),
+    "weights": Target("weights", "weights_files", 10_000),
+    "tar": Target("tar", "tars", 100_000),
+    "lists": Target("lists", "lists", 60_000),
+    "stores": Target("stores", "stores", 60_000),
     "index": Target("index", "index_files", 100_000),
-    "run-folder": Target("run_folder", "run_folders", 30_000),
+    "run-folder": Target("run_folder", "run_folders", 10_000),
 }
 
 
