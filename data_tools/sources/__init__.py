@@ -258,7 +258,7 @@ def _tars(root: Path, paths: list[Path], options: SourceOptions, label_use: Labe
         return Source("class tars", None, lambda scratch, workers: _take_split(
             list_outer_tar(root, known=known, num_workers=workers), options, place=root, skip_parts=1
         ))  # fmt: skip
-    if contents == "images":
+    if contents == "images" or all(path.stem in known for path in paths):
         if root.is_file() and root.stem not in known:
             raise DataError(
                 f"{root} holds images without labels. WebDataset samples have a label beside the image (KEY.jpg, "

@@ -13,6 +13,8 @@ from pipeline.errors import DataError
 
 TarContent = Literal["tars", "images", "samples"]
 MAX_LOOKED_INTO = 3  # tars with anything in them
+# Endings of a text about one image, which lies next to it: a caption, or a label that is not named as readers expect.
+TEXT_EXTENSIONS = frozenset({"txt", "text", "caption", "label", "labels", "class", "class_id", "target", "index", "idx", "id"})
 
 
 def look_into_tars(paths: Sequence[Path]) -> TarContent:
@@ -37,7 +39,7 @@ def look_into_tars(paths: Sequence[Path]) -> TarContent:
 def _look_into(path: Path) -> TarContent | None:
     """What a tar holds; None for nothing. Read on until that is plain.
 
-    A label belongs to an image of its key: an info.json among images makes no samples of them.
+    A label or a caption belongs to an image of its key: an info.json among images makes no samples of them.
     """
     with_image: set[str] = set()
     with_label: set[str] = set()
@@ -48,7 +50,7 @@ def _look_into(path: Path) -> TarContent | None:
             extensions = [member.extension.rpartition(".")[2] for member in sample.members]  # input.jpg, output.cls
             if "tar" in extensions:
                 return "tars"
-            has_label = not set(LABEL_EXTENSIONS).isdisjoint(extensions)
+            has_label = not TEXT_EXTENSIONS.union(LABEL_EXTENSIONS).isdisjoint(extensions)
             has_image = any(image_extension(f"x.{extension}") for extension in extensions)
             if (has_label and (has_image or sample.key in with_image)) or (has_image and sample.key in with_label):
                 return "samples"

@@ -215,3 +215,18 @@ def test_a_label_corrected_in_place_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "images" / "a" / "0.jpg").write_bytes(JPEG + b"?")
     with pytest.raises(DataError, match=r"what differs: when the source's files were written"):
         make_shards(str(tmp_path / "images"), str(tmp_path / "b"), options=MakeOptions(), num_workers=1)
+
+
+@pytest.mark.parametrize("kind", ["txt", "label", "index"])
+def test_an_image_with_a_caption_or_an_unknown_label_next_to_it_does_not_make_its_tar_a_class(
+    tmp_path: Path, kind: str
+) -> None:
+    for name in ("pets", "wild"):
+        write_samples(tmp_path / "source" / f"{name}.tar", [b"3", b"4"], kind=kind)
+    listing = list_source(tmp_path / "source", tmp_path / "scratch")
+    assert (labels_of(listing), listing.classes) == ([[]] * 4, None)
+    assert {member.extension for member in listing.members(0)} == {"jpg", kind}
+    named = list_source(
+        tmp_path / "source", tmp_path / "scratch", Numbering(names=("pets", "wild"))
+    )  # the user says that they are
+    assert labels_of(named) == [[0], [0], [1], [1]]
