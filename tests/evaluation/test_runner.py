@@ -71,16 +71,16 @@ def test_a_result_stands_only_for_what_it_was_measured_on(
 ) -> None:
     """Other weights of the same step, other images under the same name, another preprocessing: measured anew."""
     add_weights(folder, 4)
-    call("evaluate", str(folder.root))
+    call("evaluate", str(folder.root), "evaluation.precision=fp32")
     first = read_json_lines(folder.evaluations)
     add_weights(folder, 4, seed=99)
-    call("evaluate", str(folder.root))
+    call("evaluate", str(folder.root))  # auto: as before
     rows = read_json_lines(folder.evaluations)
     assert len(rows) == 2 * len(first)
     assert {row["weights"] for row in first}.isdisjoint(row["weights"] for row in rows[len(first) :])
     write_shards(tmp_path / "other", shard_sizes=[30])
     other = f"evaluation.datasets=[{{name: bars, train: {downstream['train']}, test: {tmp_path / 'other'}}}]"
-    for count, override in enumerate((other, "evaluation.short_side=20", "evaluation.precision=fp32"), start=3):
+    for count, override in enumerate((other, "evaluation.short_side=20", "evaluation.precision=bf16"), start=3):
         for _ in range(2):
             assert call("evaluate", str(folder.root), override).code == 0
             assert len(read_json_lines(folder.evaluations)) == count * len(first)
