@@ -38,7 +38,7 @@ def evaluate(arguments: argparse.Namespace, stop: StopRequest) -> int:
     from pipeline.build import make_evaluator
     from pipeline.checkpoint import RunFolder
     from pipeline.errors import ConfigError
-    from pipeline.evaluation.runner import watch_run
+    from pipeline.evaluation.watch import watch_run
     from pipeline.read_config import load_config
 
     folder = RunFolder(Path(arguments.run_dir))

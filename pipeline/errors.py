@@ -38,6 +38,10 @@ class RuinedError(CheckpointError):
     """A checkpoint that is whole, and holds values that are not finite."""
 
 
+class EvaluationError(PipelineError):
+    """A measurement that cannot be made: of a set that lacks what it needs, or of features that are not finite."""
+
+
 class TrainingError(PipelineError):
     """A run that must not go on: non-finite losses in a row, a rank lost, an exhausted budget."""
 

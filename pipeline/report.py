@@ -130,7 +130,7 @@ def _cell(values: Sequence[float]) -> str:
     if not values:
         return "-"
     mean = sum(values) / len(values)
-    if len(values) == 1:
+    if len(set(values)) == 1:  # one seed, or draws that are all of train: there is no spread
         return f"{100 * mean:.1f}"
     spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
     return f"{100 * mean:.1f} ± {100 * spread:.1f}"

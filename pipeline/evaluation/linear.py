@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.errors import EvaluationError
 from pipeline.evaluation.logistic import Convergence, solve_logistic
 
 HELD_OUT = 0.2  # of train, to choose the penalty on
@@ -42,6 +43,7 @@ class LinearResult:
     accuracy: float
     penalty: float
     held_out_accuracy: float
+    held_out_images: int
     convergence: Convergence  # of the classifier that was tested
     not_converged: tuple[float, ...]  # penalties whose classifiers did not reach the tolerance when the penalty was chosen
 
@@ -80,8 +82,20 @@ def split_train(labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
 def linear_probe(
     *, train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor, num_classes: int, seed: int = 0
 ) -> LinearResult:
-    """Choose the penalty on a part of train, fit on all of train, report on test."""
+    """Choose the penalty on a part of train, fit on all of train, report on test.
+
+    Args:
+        train_labels: every class has an image.
+
+    Raises:
+        EvaluationError: no class has two images in train, so nothing can be held out.
+    """
     fit, choose = (part.to(train_labels.device) for part in split_train(train_labels.cpu(), seed=seed))
+    if not len(choose):
+        raise EvaluationError(
+            f"no class has two images in its train split ({len(train_labels)} images of {num_classes} classes), so none can be held "
+            f"out to choose the penalty of the linear probe; few_shot can be measured"
+        )
     probes: dict[float, LinearProbe] = {}
     probe = None
     for penalty in reversed(PENALTIES):  # from the strongest down, each from the last one's solution: a short way every time
@@ -94,6 +108,7 @@ def linear_probe(
     probe = fit_logistic(train_features, train_labels, num_classes=num_classes, penalty=penalty, start=probes[penalty])
     return LinearResult(
         accuracy=probe.accuracy(test_features, test_labels), penalty=penalty, held_out_accuracy=best,
+        held_out_images=len(choose),
         convergence=probe.convergence,
         not_converged=tuple(p for p, fitted in probes.items() if not fitted.convergence.converged),
     )  # fmt: skip

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pipeline.checkpoint import RunFolder
+from pipeline.evaluation.records import ResultFile
 from pipeline.files import write_whole
 from pipeline.journal import read_json_lines
 from pipeline.models.vit import VisionTransformer, ViTConfig
@@ -117,12 +118,12 @@ def test_a_watcher_waits_survives_a_kill_and_ends_with_the_run(folder: RunFolder
     wait_for(lambda: any(row["step"] == 4 for row in read_json_lines(folder.evaluations)), watcher)
     assert watcher.poll() is None  # the run is not complete
     write_whole(folder.complete, json.dumps({"step": 4}).encode())
-    assert watcher.wait(timeout=60) == 0
+    assert watcher.wait(timeout=240) == 0
     rows = read_json_lines(folder.evaluations)
     assert sorted(row["step"] for row in rows) == [0] * RESULTS_PER_STEP + [4] * RESULTS_PER_STEP
 
 
-def wait_for(condition: object, process: subprocess.Popen[bytes], timeout_s: float = 90) -> None:
+def wait_for(condition: object, process: subprocess.Popen[bytes], timeout_s: float = 240) -> None:
     assert callable(condition)
     end = time.monotonic() + timeout_s
     while not condition():
@@ -173,3 +174,95 @@ def test_a_damaged_weights_file_is_named_and_does_not_hold_up_the_others(folder:
     assert result.code == 2
     assert f"error: not evaluated: {path} is not a weights file of this software, or is damaged" in result.text
     assert [row["step"] for row in read_json_lines(folder.evaluations)] == [8] * RESULTS_PER_STEP
+
+
+def rows_by_dataset(folder: RunFolder) -> dict[str, list[dict[str, object]]]:
+    rows = read_json_lines(folder.evaluations)
+    return {name: [row for row in rows if row["dataset"] == name] for name in {row["dataset"] for row in rows}}
+
+
+def test_what_one_set_or_protocol_lacks_is_recorded_and_the_rest_is_measured(
+    folder: RunFolder, downstream: dict[str, str], tmp_path: Path, write_shards: Callable[..., object], call: Call
+) -> None:
+    add_weights(folder, 4)
+    write_shards(tmp_path / "one", shard_sizes=[4])  # an image a class
+    write_shards(tmp_path / "broken", shard_sizes=[6], format="PNG")
+    shard = tmp_path / "broken" / "shard-000.tar"
+    shard.write_bytes(shard.read_bytes().replace(b"\x89PNG", b"\x89GNP"))
+    train, test = downstream["train"], downstream["test"]
+    sets = (
+        f"evaluation.datasets=[{{name: one, train: {tmp_path}/one, test: {test}}},{{name: away, train: /nowhere, test: {test}}},"
+        f"{{name: broken, train: {train}, test: {tmp_path}/broken}},{{name: fine, train: {train}, test: {test}}}]"
+    )
+    result = call("evaluate", str(folder.root), sets)
+    assert result.code == 2
+    assert "Traceback" not in result.text
+    rows = rows_by_dataset(folder)
+    assert all(row["accuracy"] is not None for row in rows["fine"])
+    assert len(rows["fine"]) == RESULTS_PER_STEP
+    assert {row["protocol"]: row["accuracy"] is None for row in rows["one"]} == {"few_shot": False, "linear": True}
+    reasons = {name: {row.get("error") for row in rows[name] if row["accuracy"] is None} for name in rows}
+    assert reasons["one"] == {
+        "no class has two images in its train split (4 images of 4 classes), so none can be held out to choose the penalty of the "
+        "linear probe; few_shot can be measured"
+    }
+    assert reasons["broken"] == {"none of the 6 images of its test split can be read"}
+    assert next(str(reason) for reason in reasons["away"]).startswith("evaluation set 'away': data folder '/nowhere' does not")
+    assert "error: not evaluated: one linear at step 4: no class has two images" in result.text
+    # The next start tries again what failed, and records the same failure once.
+    before = folder.evaluations.read_bytes()
+    assert call("evaluate", str(folder.root), sets).code == 2
+    assert folder.evaluations.read_bytes() == before
+    assert call("report", str(folder.root)).code == 0
+    assert call("status", str(folder.root)).code == 0
+
+
+def test_weights_that_are_not_finite_have_no_accuracy(folder: RunFolder, call: Call) -> None:
+    model = VisionTransformer(MODEL)
+    model.init_weights(torch.Generator().manual_seed(4))
+    state = model.state_dict()
+    name = next(name for name in state if name.endswith("weight"))
+    state[name].view(-1)[3] = float("nan")
+    save_weights(folder.weights_of(4), state, model=MODEL, step=4, images_seen=32)
+    add_weights(folder, 8)
+    result = call("evaluate", str(folder.root))
+    assert result.code == 2
+    assert (
+        f"the weights of step 4 are not finite (NaN or infinity in 1 tensors, {name} first): training has diverged"
+        in result.text
+    )
+    rows = read_json_lines(folder.evaluations)
+    assert {(row["step"], row["accuracy"] is None) for row in rows} == {(4, True), (8, False)}
+
+
+def test_results_wait_while_they_cannot_be_written(tmp_path: Path) -> None:
+    results = ResultFile(tmp_path / "away" / "evaluations.jsonl")
+    first, second, third = ({"step": step, "accuracy": 0.5} for step in (1, 2, 3))
+    results.add(first)
+    results.add(second)
+    assert results.rows() == [first, second]
+    results.path.parent.mkdir()
+    # What a write that failed half-way has left: a whole line, and a part of one.
+    results.path.write_text(json.dumps(first) + "\n" + json.dumps(second)[:9])
+    results.add(third)
+    assert read_json_lines(results.path) == [first, second, third]
+    assert not results.waiting
+
+
+def test_a_file_that_cannot_grow_keeps_nothing_from_being_measured(folder: RunFolder) -> None:
+    """The limit on a file's size answers as a full disk does, and needs no disk of its own."""
+    add_weights(folder, 4)
+    add_weights(folder, 8)
+    folder.evaluations.write_text("".join(json.dumps({"somebody": "else's"}) + "\n" for _ in range(1000)))
+    size = folder.evaluations.stat().st_size
+    before = folder.evaluations.read_bytes()
+    command = ["prlimit", f"--fsize={size}", sys.executable, "-m", "pipeline", "evaluate", str(folder.root)]
+    ended = subprocess.run(
+        command, cwd=REPOSITORY, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=240
+    )
+    assert ended.returncode == 2, ended.stdout
+    assert "Traceback" not in ended.stdout
+    assert ended.stdout.count("results wait in memory") == 1
+    assert all(f"[eval] step {step}: bars 1-shot" in ended.stdout for step in (4, 8))
+    assert f"{2 * RESULTS_PER_STEP} results are not recorded" in ended.stdout
+    assert folder.evaluations.read_bytes() == before

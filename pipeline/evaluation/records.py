@@ -1,0 +1,119 @@
+"""Lines of evaluations.jsonl: what they hold, how they are summed up, and how none is lost while they cannot be written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluation.features import Features
+from pipeline.evaluation.measure import Measured, Splits
+from pipeline.evaluation.tasks import Conditions, Task, describe
+from pipeline.journal import append_json_lines, read_json_lines
+from pipeline.weights import WeightsHeader
+
+Row = dict[str, Any]
+
+
+def result_row(
+    header: WeightsHeader,
+    task: Task,
+    conditions: Conditions,
+    value: Measured,
+    *,
+    splits: Splits,
+    train: Features,
+    test: Features,
+) -> Row:
+    """A measurement."""
+    count = len(test.labels)
+    return {
+        **describe(header.step, task, conditions), "images_seen": header.images_seen, "accuracy": value.accuracy,
+        # 95 % by the normal approximation, over the choice of test images alone.
+        "ci95": 1.96 * (value.accuracy * (1 - value.accuracy) / count) ** 0.5,
+        "test_images": count, "train_images": len(train.labels), "unreadable": train.num_unreadable + test.num_unreadable,
+        **splits.facts, **value.detail,
+    }  # fmt: skip
+
+
+def failed_row(header: WeightsHeader, task: Task, conditions: Conditions, reason: str) -> Row:
+    """A measurement that could not be made, and why. It has no accuracy; the next start of an evaluator tries again."""
+    return {
+        **describe(header.step, task, conditions), "images_seen": header.images_seen, "accuracy": None, "error": reason,
+    }  # fmt: skip
+
+
+class ResultFile:
+    """Appends to evaluations.jsonl. Lines that cannot be written, because the disk is full for example, wait in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.waiting: list[Row] = []
+        self.problem: str | None = None  # why lines wait
+
+    def add(self, row: Row) -> None:
+        self.waiting.append(row)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, if it can be written now."""
+        if not self.waiting:
+            return
+        try:
+            written = read_json_lines(self.path) if self.problem else []  # a write that failed may have left whole lines
+            append_json_lines(self.path, [row for row in self.waiting if row not in written])
+        except OSError as error:
+            if self.problem is None:
+                print(f"[eval] results wait in memory: {self.path} cannot be written ({error.strerror or error})", flush=True)
+            self.problem = error.strerror or str(error)
+            return
+        if self.problem is not None:
+            print(f"[eval] {self.path} can be written again: {len(self.waiting)} results that waited are in it", flush=True)
+        self.waiting.clear()
+        self.problem = None
+
+    def rows(self) -> list[Row]:
+        """All results, also those that wait."""
+        return read_json_lines(self.path) + self.waiting
+
+
+def summarise(rows: Sequence[Row]) -> str:
+    """Results of one checkpoint, few-shot ones as means over the seeds."""
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        if row["accuracy"] is not None:
+            groups.setdefault(_label(row), []).append(100 * row["accuracy"])
+    failures = sorted({f"{_label(row)} failed" for row in rows if row["accuracy"] is None})
+    return ", ".join([*(f"{label} {sum(values) / len(values):.1f} %" for label, values in groups.items()), *failures])
+
+
+def _label(row: Row) -> str:
+    if row["shots"] is None:
+        return f"{row['dataset']} {row['protocol']}"
+    whole = " (all of train)" if row.get("support") == "all" else ""
+    return f"{row['dataset']} {row['shots']}-shot{whole}"
+
+
+def warnings_of(rows: Iterable[Row]) -> list[str]:
+    """What a reader of the results should know, each once."""
+    found: list[str] = []
+    for row in rows:
+        if row.get("short_classes"):
+            found.append(f"{row['dataset']}: {row['short_classes']} classes have fewer than {row['shots']} train images")
+        if row.get("support") == "all":
+            found.append(
+                f"{row['dataset']} {row['shots']}-shot: no class has more images, so it takes all {row['support_images']} of train: no spread over seeds"
+            )
+        if row.get("converged") is False:
+            found.append(
+                f"WARNING: {row['dataset']} linear: the solver stopped before the optimum ({row['iterations']} iterations, gradient "
+                f"norm {row['gradient_norm']:.2g}); the accuracy is of the classifier it had reached"
+            )
+        if row.get("not_converged_penalties"):
+            found.append(
+                f"WARNING: {row['dataset']} linear: the solver stopped before the optimum at penalties "
+                f"{', '.join(f'{p:g}' for p in row['not_converged_penalties'])}, which may have changed the choice of the penalty"
+            )
+        if row.get("unreadable"):
+            found.append(f"{row['dataset']}: {row['unreadable']} images are unreadable and left out")
+    return list(dict.fromkeys(found))

@@ -1,0 +1,107 @@
+"""Splits that lack what a protocol needs: refused with the reason, or counted."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.errors import EvaluationError
+from pipeline.evaluation.features import Features
+from pipeline.evaluation.measure import Splits, measure, prepare_splits
+from pipeline.evaluation.tasks import Task
+
+WIDTH = 6
+LINEAR = Task("x", "linear", None, None)
+
+
+def features(labels: list[int], *, seed: int = 0, unreadable: int = 0) -> Features:
+    """Around a centre for each class."""
+    generator = np.random.default_rng(seed)
+    centres = {label: np.random.default_rng(label).normal(size=WIDTH) for label in labels}
+    values = np.array([centres[label] + 0.1 * generator.normal(size=WIDTH) for label in labels]).reshape(-1, WIDTH)
+    return Features(torch.from_numpy(values).float(), torch.tensor(labels, dtype=torch.int64), unreadable)
+
+
+def few_shot(shots: int, seed: int = 0) -> Task:
+    return Task("x", "few_shot", shots, seed)
+
+
+def changed(split: Features, *, at: tuple[int, int], value: float) -> Features:
+    values: Tensor = split.values.clone()
+    values[at] = value
+    return Features(values, split.labels, split.num_unreadable)
+
+
+FOUR_EACH = [0, 1, 2] * 4
+
+REFUSED = [
+    (features(FOUR_EACH), features([], unreadable=7), "none of the 7 images of its test split can be read"),
+    (features([], unreadable=3), features(FOUR_EACH), "none of the 3 images of its train split can be read"),
+    (features([5] * 8), features([5, 5]), "all 8 images of its train split are of class 5"),
+    (features(FOUR_EACH), features([7, 8, 9]), "no image of its test split is of a class that its train split has"),
+    (changed(features(FOUR_EACH), at=(2, 1), value=math.nan), features(FOUR_EACH), "features of 1 of 12 images of its train split"),
+    (features(FOUR_EACH), changed(features(FOUR_EACH), at=(0, 0), value=-math.inf), "features of 1 of 12 images of its test split"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("train", "test", "reason"), REFUSED, ids=[reason[:40] for _, _, reason in REFUSED])
+def test_what_says_nothing_is_refused_with_its_reason(train: Features, test: Features, reason: str) -> None:
+    with pytest.raises(EvaluationError, match=reason):
+        prepare_splits(train, test)
+
+
+def test_one_image_a_class_has_a_few_shot_accuracy_and_no_linear_probe() -> None:
+    splits = prepare_splits(features([0, 1, 2]), features(FOUR_EACH, seed=1))
+    assert measure(few_shot(1), splits).accuracy == 1.0
+    with pytest.raises(EvaluationError, match=r"no class has two images in its train split \(3 images of 3 classes\)"):
+        measure(LINEAR, splits)
+
+
+def test_fewer_images_than_classes_of_the_test_split() -> None:
+    """Classes that train does not have cannot be recognised, and count."""
+    splits = prepare_splits(features([0, 0, 4, 4]), features([0, 1, 2, 3, 4] * 2, seed=1))
+    assert splits.facts["test_images_of_unknown_class"] == 6
+    assert measure(few_shot(1), splits).accuracy == pytest.approx(0.4)
+    assert measure(LINEAR, splits).accuracy == pytest.approx(0.4)
+    assert "6 of 10 test images are of classes that train does not have; they count as wrong" in splits.notes
+
+
+def test_gaps_between_class_ids_change_nothing() -> None:
+    """A class nobody has would have a bias that falls for ever, and a million of them no place in memory."""
+    train, test = features(FOUR_EACH), features(FOUR_EACH, seed=1)
+    plain = prepare_splits(train, test)
+    ids = torch.tensor([3, 70_000, 2_000_000_000])
+    gaps = prepare_splits(Features(train.values, ids[train.labels], 0), Features(test.values, ids[test.labels], 0))
+    assert gaps.num_classes == 3
+    for task in (few_shot(1), few_shot(4), LINEAR):
+        assert measure(task, gaps) == measure(task, plain)
+    assert measure(LINEAR, gaps).detail["converged"]
+
+
+def test_classes_that_are_missing_in_test_are_counted() -> None:
+    splits = prepare_splits(features(FOUR_EACH), features([0, 2]))
+    assert splits.facts == {"classes_without_test_image": 1}
+
+
+def test_a_collapsed_representation_is_measured_and_said() -> None:
+    train, test = features(FOUR_EACH), features(FOUR_EACH, seed=1)
+    same = Features(torch.full_like(train.values, 0.3), train.labels, 0)
+    splits = prepare_splits(same, test)
+    assert splits.facts == {"constant_features": WIDTH}
+    assert any("the representation has collapsed" in note for note in splits.notes)
+    for task in (few_shot(1), LINEAR):
+        assert measure(task, splits).accuracy == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("shots", "support", "short"), [(1, "drawn", 0), (3, "drawn", 1), (5, "all", 2), (25, "all", 3)])
+def test_support_that_is_all_of_train_is_named_so(shots: int, support: str, short: int) -> None:
+    splits: Splits = prepare_splits(features([0] * 5 + [1] * 4 + [2] * 2), features(FOUR_EACH, seed=1))
+    first, second = (measure(few_shot(shots, seed), splits) for seed in (0, 1))
+    assert (first.detail["support"], first.detail["short_classes"]) == (support, short)
+    assert first.detail["support_images"] == sum(min(shots, count) for count in (5, 4, 2))
+    if support == "all":
+        assert first is second  # measured once
