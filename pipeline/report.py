@@ -13,7 +13,7 @@ from pipeline.checkpoint import RunFolder
 from pipeline.errors import ConfigError
 from pipeline.files import write_whole
 from pipeline.journal import Row, number, read_metrics
-from pipeline.results import group_results, measure_of, read_results
+from pipeline.results import group_results, name_failures, read_results
 from pipeline.run_state import read_state
 
 PICTURE_NAME = "report.png"
@@ -55,7 +55,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Report:
         found = f" ({'; '.join(problems)})" if problems else ""
         raise ConfigError(f"{run_dir} has no line of metrics.jsonl or evaluations.jsonl yet; nothing to report{found}")
     text = [_summarise_state(run_dir), summarise_training(metrics), "", tabulate_results(results.rows), ""]
-    text += [f"! {problem}" for problem in [*problems, *_name_failures(results.rows)]]
+    text += [f"! {problem}" for problem in [*problems, *name_failures(results.rows)]]
     target = _place(run_dir, out)
     try:
         write_whole(target, draw(metrics, results.rows, title=run_dir.resolve().name, format=target.suffix[1:] or "png"))
@@ -134,16 +134,6 @@ def _cell(values: Sequence[float]) -> str:
         return f"{100 * mean:.1f}"
     spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
     return f"{100 * mean:.1f} ± {100 * spread:.1f}"
-
-
-def _name_failures(rows: Sequence[Row]) -> list[str]:
-    """Measures that were tried and have no value, each with its newest step."""
-    newest = {measure_of(row): row for row in rows}
-    return [
-        f"{measure} has no result at step {row['step']}{f': {reason}' if (reason := row.get('error')) else ''}"
-        for measure, row in newest.items()
-        if row.get("accuracy") is None
-    ]
 
 
 def draw(metrics: Sequence[Row], rows: Sequence[Row], *, title: str, format: str) -> bytes:

@@ -89,6 +89,21 @@ def group_results(rows: Sequence[Row]) -> dict[str, dict[int, list[float]]]:
     return {measure: grouped[measure] for measure in sorted(grouped, key=lambda measure: order[measure])}
 
 
+def name_failures(rows: Sequence[Row]) -> list[str]:
+    """Measures whose newest step was tried and has no value, and why: a line for a set and a reason."""
+    newest = {measure_of(row): row for row in rows}
+    groups: dict[tuple[str, object, int], list[str]] = {}
+    for measure, row in newest.items():
+        if row.get("accuracy") is None:
+            setting = measure.removeprefix(f"{row['dataset']} ")
+            groups.setdefault((row["dataset"], row.get("error"), row["step"]), []).append(setting)
+    return [
+        f"{dataset} {', '.join(settings)} {'has' if len(settings) == 1 else 'have'} no result at step {step}"
+        f"{f': {reason}' if isinstance(reason, str) and reason else ''}"
+        for (dataset, reason, step), settings in groups.items()
+    ]
+
+
 def read_digest(path: Path) -> str | None:
     """The digest in a weights file's header; None if there is no such file or header."""
     try:

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline import claims
 from pipeline.errors import ConfigError
 from pipeline.journal import Row, is_count, number, read_json
-from pipeline.results import group_results, read_results
+from pipeline.results import group_results, name_failures, read_results
 from pipeline.run_folder import RunFolder, step_of
 from pipeline.run_state import GOING, RunState, Signs, State, judge, read_claim, read_state
 
@@ -122,7 +122,7 @@ def read_status(folder: Path, *, signs: Signs | None = None, now: float | None =
     left = None if found.step is None or found.total_steps is None or not going else max(0, found.total_steps - found.step)
     results = read_results(RunFolder(folder))
     stored = _read_stored(folder, measured={row["step"] for row in results.rows}, now=now)
-    problems = [*signs.problems, *results.passed_over, *stored.problems]
+    problems = [*signs.problems, *results.passed_over, *name_failures(results.rows), *stored.problems]
     return RunStatus(
         run=str(folder), state=found.state, detail=found.detail, since_s=found.since_s, step=found.step, total_steps=found.total_steps,
         images_seen=_images_seen(found.step, heartbeat, line), eta_s=left * speed["step_time_s"] if left is not None and "step_time_s" in speed else None,

@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -106,24 +107,46 @@ def test_a_line_cut_by_a_crash_is_measured_again(folder: RunFolder, call: Call) 
     assert read_json_lines(folder.evaluations) == rows
 
 
+@contextmanager
+def watching(folder: RunFolder, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+    """An evaluator that watches a run, in a process of its own; it is gone at the end."""
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "pipeline",
+        "evaluate",
+        str(folder.root),
+        "--watch",
+        "--poll-seconds",
+        "0.2",
+        *overrides,
+    ]
+    with (folder.root / "watcher.log").open("a") as log:
+        watcher = subprocess.Popen(command, cwd=REPOSITORY, env=environment(), text=True, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            yield watcher
+        finally:
+            watcher.kill()
+            watcher.wait()
+
+
 def test_a_watcher_waits_survives_a_kill_and_ends_with_the_run(folder: RunFolder) -> None:
-    command = [sys.executable, "-m", "pipeline", "evaluate", str(folder.root), "--watch", "--poll-seconds", "0.2"]
-    watcher = subprocess.Popen(command, cwd=REPOSITORY, env=environment())
     add_weights(folder, 0)
-    wait_for(lambda: len(read_json_lines(folder.evaluations)) >= 1, watcher)
-    watcher.kill()  # most likely in the middle of step 0
-    watcher.wait()
-    watcher = subprocess.Popen(command, cwd=REPOSITORY, env=environment())
-    add_weights(folder, 4)
-    wait_for(lambda: any(row["step"] == 4 for row in read_json_lines(folder.evaluations)), watcher)
-    assert watcher.poll() is None  # the run is not complete
-    write_whole(folder.complete, json.dumps({"step": 4}).encode())
-    assert watcher.wait(timeout=240) == 0
+    with watching(folder) as watcher:
+        wait_for(lambda: len(read_json_lines(folder.evaluations)) >= 1, watcher)
+        watcher.kill()  # most likely in the middle of step 0
+    with watching(folder) as watcher:
+        add_weights(folder, 4)
+        wait_for(lambda: any(row["step"] == 4 for row in read_json_lines(folder.evaluations)), watcher)
+        assert watcher.poll() is None  # the run is not complete
+        write_whole(folder.complete, json.dumps({"step": 4}).encode())
+        assert watcher.wait(timeout=240) == 0
     rows = read_json_lines(folder.evaluations)
     assert sorted(row["step"] for row in rows) == [0] * RESULTS_PER_STEP + [4] * RESULTS_PER_STEP
 
 
-def wait_for(condition: object, process: subprocess.Popen[bytes], timeout_s: float = 240) -> None:
+def wait_for(condition: object, process: subprocess.Popen[str], timeout_s: float = 240) -> None:
     assert callable(condition)
     end = time.monotonic() + timeout_s
     while not condition():
