@@ -13,7 +13,7 @@ from data_tools.folder_lock import lock_folder
 from data_tools.parallel import map_in_processes
 from data_tools.shards import describe_hidden
 from data_tools.splits import select_shards
-from pipeline.data.folder import ShardFolder, is_remote
+from pipeline.data.folder import ShardFolder, describe_read_only, is_remote
 from pipeline.data.index import ShardIndex, assemble_index, find_index, identify, load_index, read_owner, save_index
 from pipeline.data.scan_shard import ShardEntry, scan_shard
 from pipeline.data.skips import read_skips
@@ -102,6 +102,8 @@ def lock_place(folder: str, out: str | None) -> Iterator[None]:
             _check_owner(folder, out)
             yield
         return
+    if describe_read_only(place) is None:
+        ShardFolder(folder).list_shards()  # credentials that are wrong are said first: they are no reason for another place
     if (reason := ShardFolder(place).why_unwritable()) is not None:
         raise DataError(f"{place}: no index can be written there ({reason}); {advice}")
     _check_owner(folder, out)

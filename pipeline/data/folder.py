@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.core import url_to_fs
 
 from pipeline.data.block_file import BlockFile
@@ -134,15 +135,24 @@ class ShardFolder:
         name = f".can-be-written-{uuid.uuid4().hex}"
         try:
             if self.is_remote:
-                self._call(lambda: self.filesystem.pipe_file(self.place(name), b"x"))
+                self._put_once(name)
                 self._call(lambda: self.filesystem.rm_file(self.place(name)))
             else:
                 Path(self.root).mkdir(parents=True, exist_ok=True)
                 with Draft(self.place(name), durability="unflushed") as draft:
                     draft.file.write(b"x")
-        except (OSError, DataError) as error:
-            return str(getattr(error, "strerror", None) or error)
+        except TimeoutError:
+            return f"a byte could not be written within {PATIENCE_S:.0f} s"
+        except Exception as error:  # stores' libraries have errors of their own
+            return str(getattr(error, "strerror", None) or error) or type(error).__name__
         return None
+
+    def _put_once(self, name: str) -> None:
+        """Write a byte, for a limited time: libraries try for minutes what a store refuses with the wrong code."""
+        if isinstance(self.filesystem, AsyncFileSystem):
+            sync(self.filesystem.loop, self.filesystem._pipe_file, self.place(name), b"x", timeout=PATIENCE_S)
+        else:
+            self.filesystem.pipe_file(self.place(name), b"x")
 
     def version(self, name: str) -> str:
         """What tells a file from one written later under its name: size, times and checksums, as far as they are told."""
