@@ -266,7 +266,7 @@ def _tars(root: Path, paths: list[Path], options: SourceOptions, label_use: Labe
             )
         check_class_tars([path.stem for path in paths], place=root, known=known)
         return Source("class tars", None, lambda scratch, workers: _take_split(
-            list_class_tars(paths, num_workers=workers), options, place=root, skip_parts=1
+            list_class_tars(paths, known=known, num_workers=workers), options, place=root, skip_parts=1
         ))  # fmt: skip
     return _webdataset(root, paths, options, LabelRule(label_use, options.label_field))
 

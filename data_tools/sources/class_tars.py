@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
@@ -14,7 +14,8 @@ from data_tools.sources.files import SIGNATURE_BYTES, image_extension, is_junk, 
 from data_tools.sources.image_folder import drop_empty_classes, sort_classes
 from data_tools.sources.listing import MAX_NAMED, Listing, ListingBuilder, Member
 from data_tools.sources.parts import list_parts
-from data_tools.splits import parse_split, splits_among_classes
+from data_tools.splits import is_split, parse_split, splits_among_classes
+from data_tools.text_files import printable
 from pipeline.data.sample import IMAGE_EXTENSIONS
 from pipeline.data.tar import TarFile, refuse_sparse, scan_files, split_name
 from pipeline.errors import DataError
@@ -33,16 +34,15 @@ class ClassTar(NamedTuple):
     label: int
 
 
-def list_class_tars(paths: list[Path], *, num_workers: int) -> Listing:
+def list_class_tars(paths: list[Path], *, known: Collection[str], num_workers: int) -> Listing:
     """The images of tars that are each named after their class; classes are numbered in sorted order.
 
     Raises:
-        DataError: damaged tars, or no images.
+        DataError: damaged tars, no images, or tars whose folders are the classes.
     """
     places = {path.stem: str(path) for path in paths}
-    return _list(
-        [ClassTar(places[name], None, 0, name, label) for label, name in enumerate(sort_classes(places))], num_workers
-    )  # fmt: skip
+    tars = [ClassTar(places[name], None, 0, name, label) for label, name in enumerate(sort_classes(places))]
+    return _list(tars, known, num_workers)
 
 
 def list_outer_tar(path: Path, *, known: Collection[str], num_workers: int) -> Listing:
@@ -68,7 +68,7 @@ def list_outer_tar(path: Path, *, known: Collection[str], num_workers: int) -> L
     tars = [
         ClassTar(str(path), places[name][0], places[name][1], name, label) for label, name in enumerate(sort_classes(places))
     ]
-    listing = _list(tars, num_workers)
+    listing = _list(tars, known, num_workers)
     return replace(
         listing, passed_over=listing.passed_over + len(others),
         first_passed_over=(*others, *listing.first_passed_over)[:MAX_NAMED],
@@ -112,10 +112,33 @@ def _are_shards(names: Collection[str]) -> bool:
     )
 
 
-def _list(tars: list[ClassTar], num_workers: int) -> Listing:
+def _check_folders(listing: Listing, tars: Sequence[ClassTar], known: Collection[str]) -> None:
+    """Refuse tars that hold folders of the same names: these are the classes, as in ImageNet-C's blur.tar, noise.tar.
+
+    Raises:
+        DataError: two tars share two folders or more.
+    """
+    folders: dict[str, set[str]] = {}
+    for sample in range(len(listing)):
+        tar, *parts, _ = listing.name(sample).decode("utf-8", "surrogateescape").split("/")
+        if parts and tar not in known:
+            folders.setdefault(tar, set()).add(parts[-1])
+    tars_of = Counter(folder for found in folders.values() for folder in found if not is_split(folder))
+    for tar, found in folders.items():
+        shared = sorted(folder for folder in found if tars_of[folder] > 1)
+        if len(shared) > 1:
+            raise DataError(
+                f"{tars[0].path} and the other tars hold folders of the same names ({printable(shared[0])}, {printable(shared[1])} ... "
+                f"in {tar}.tar), so the folders look like the classes, not the tars: unpack them and give the folder. If each tar is a "
+                f"class, name them in a --classes file"
+            )
+
+
+def _list(tars: list[ClassTar], known: Collection[str], num_workers: int) -> Listing:
     listing = list_parts(_list_tar, tars, num_workers=num_workers, description="list class tars", unit="tar")
     if not len(listing):
         raise DataError(f"{tars[0].path}: no images in {len(tars)} class tars (looked for {', '.join(IMAGE_EXTENSIONS)})")
+    _check_folders(listing, tars, known)
     return drop_empty_classes(replace(listing, classes=tuple(tar.name for tar in tars)))
 
 

@@ -82,6 +82,24 @@ def test_empty_class_tars_are_no_classes_wherever_they_lie(tmp_path: Path) -> No
     assert listing.first_passed_over == ("n01443537.tar/info.json", "n01443537.tar/readme.md")
 
 
+def test_tars_that_share_folders_are_no_classes(tmp_path: Path) -> None:
+    """ImageNet-C comes as blur.tar, noise.tar ..., and the classes are folders in them."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("blur", "noise"):
+        write_tar(source / f"{name}.tar", [(f"{name}/{wnid}/0.JPEG", JPEG) for wnid in ("n01440764", "n01443537")])
+    with pytest.raises(DataError, match=r"n01440764, n01443537 \.\.\. in blur\.tar\), so the folders look like the classes"):
+        list_source(source, tmp_path / "scratch")
+    assert list_source(source, tmp_path / "scratch", known=("blur", "noise")).classes == ("blur", "noise")
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("cat", "dog"):  # folders of a class's own, and one that all have
+        write_tar(
+            other / f"{name}.tar", [(f"images/{name}-{part}/{part}.jpg", JPEG) for part in range(2)] + [("images/x.jpg", JPEG)]
+        )
+    assert list_source(other, tmp_path / "scratch").classes == ("cat", "dog")
+
+
 def test_empty_tars_among_shards_are_passed_over_and_those_of_no_bytes_are_refused(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
