@@ -12,13 +12,14 @@ import argparse
 import os
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from tests.fuzz.campaign import Campaign, Result, campaign
 from tests.fuzz.sanitizers import NoSanitizerError, build_module
 from tests.fuzz.targets import TARGETS
 
+PROGRESS_S = 15.0  # between lines that say how far it is
 MEMORY = Path("/dev/shm")  # files there cost a tenth of those on a disk, and an input is a file or several
 
 
@@ -64,15 +65,27 @@ def plan(names: list[str], *, seed: int, share: float, folder: Path, out: Path) 
 
 def run(campaigns: list[Campaign], *, jobs: int, limit_s: float | None) -> list[Result]:
     print(f"{'target':<16}{'executions':>12}{'a second':>10}{'taken':>10}{'refused':>10}{'findings':>10}", flush=True)
-    results = []
+    results: list[Result] = []
     with ThreadPoolExecutor(jobs) as pool:
-        for future in as_completed([pool.submit(one.run, limit_s=limit_s) for one in campaigns]):
-            result = future.result()
-            results.append(result)
-            numbers = (result.executions, round(result.executions / max(result.seconds, 1e-9)), result.taken, result.refused)
-            print(f"{result.target:<16}{numbers[0]:>12,}{numbers[1]:>10,}{numbers[2]:>10,}{numbers[3]:>10,}"
-                  f"{result.faults.total():>10,}", flush=True)  # fmt: skip
+        running = {pool.submit(one.run, limit_s=limit_s): one for one in campaigns}
+        while running:
+            done, _ = wait(running, timeout=PROGRESS_S, return_when=FIRST_COMPLETED)
+            for future in done:
+                del running[future]
+                results.append(future.result())
+                print_row(results[-1])
+            if not done:
+                begun = [one for one in running.values() if one.number_now()]
+                print(
+                    "  at " + ", ".join(f"{one.name} {one.number_now():,} of {one.executions:,}" for one in begun), flush=True
+                )
     return results
+
+
+def print_row(result: Result) -> None:
+    a_second = round(result.executions / max(result.seconds, 1e-9))
+    print(f"{result.target:<16}{result.executions:>12,}{a_second:>10,}{result.taken:>10,}{result.refused:>10,}"
+          f"{result.faults.total():>10,}", flush=True)  # fmt: skip
 
 
 def print_faults(results: list[Result]) -> None:

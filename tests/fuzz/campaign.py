@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -76,6 +77,13 @@ class Campaign:
                 break
         result.seconds = time.monotonic() - began
         return result
+
+    def number_now(self) -> int:
+        """Of the input that is tried now; 0 before the first."""
+        try:
+            return max(0, PROGRESS.unpack((self.scratch / "progress").read_bytes())[0])
+        except (FileNotFoundError, struct.error):  # it has not begun, or its file is being written
+            return 0
 
     def _run_process(self, result: Result, *, until: float | None) -> str | None:
         progress, findings, report = (self.scratch / name for name in ("progress", "findings.jsonl", "report.txt"))
