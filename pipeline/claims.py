@@ -28,6 +28,7 @@ from pipeline.json_text import parse_json
 from pipeline.launcher_environment import SlurmJob
 from pipeline.processes import Process
 
+LATEST = 2.0**35  # seconds since 1970; a later time is damage, and no calendar shows it
 TOUCH_EVERY_S = 10.0
 SILENT_AFTER_S = 45.0  # four touches missed: what a file server or a busy machine may hold up is shorter
 # What link(2) answers where there are no hard links: FAT, SMB, gcsfuse and other FUSE mounts, too many links, another mount.
@@ -53,7 +54,7 @@ class Owner:
         since, token = values.get("since"), values.get("token")
         return Owner(
             process=Process.described_by(values), slurm=SlurmJob.described_by(values),
-            since=since if isinstance(since, int | float) else 0.0, token=token if isinstance(token, str) else "",
+            since=since if isinstance(since, int | float) and 0 <= since < LATEST else 0.0, token=token if isinstance(token, str) else "",
         )  # fmt: skip
 
     def to_json(self) -> str:

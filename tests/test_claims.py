@@ -289,3 +289,9 @@ def test_a_touch_changes_the_file_and_finds_a_loss(tmp_path: Path) -> None:
     assert marks[0][1] == marks[1][1]  # type: ignore[index]
     path.write_text(elsewhere().to_json())
     assert touch(path, mine) == "lost"
+
+
+@pytest.mark.parametrize("since", ["1e400", "NaN", "-1", "1e18", "null", "true"])
+def test_a_claim_with_an_impossible_time_is_described(since: str, tmp_path: Path) -> None:
+    (tmp_path / "lock.json").write_text(f'{{"host": "node1", "pid": 7, "since": {since}}}')
+    assert "host node1 (process 7" in str(read_owner(tmp_path / "lock.json"))

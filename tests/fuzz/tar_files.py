@@ -214,8 +214,9 @@ def reference(data: bytes) -> list[tuple[str, bytes]] | None:
                 if info.isfile() or info.islnk() or info.issym():
                     file = tar.extractfile(info)
                     found.append((info.name, b"" if file is None else file.read()))
-            if len({name for name, _ in found}) < len(found) and any(not info.isreg() for info in tar):
-                return None  # a link to a name that comes twice: here the last of all counts, in our reader the last before it
+            infos = tar.getmembers()
+            if len({info.name for info in infos}) < len(infos) and any(not info.isreg() for info in infos):
+                return None  # a link to a name that comes twice, a folder's perhaps: here the last counts, in our reader the last file before it
             at = tar.offset  # where it stopped: at a header that is damaged it does so without a word
             return found if not data[at : at + UNIT].strip(b"\0") else None
     except (tarfile.TarError, ValueError, KeyError, EOFError, OverflowError, RecursionError, OSError, MemoryError):
