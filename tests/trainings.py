@@ -36,7 +36,7 @@ def train(config: Path, *overrides: str) -> str:
 def run_ranks(module: str, *arguments: str, num_ranks: int = 2, timeout_s: float = 900) -> str:
     """Run a module of the tests as ranks of one launch. Returns what they printed."""
     result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}", "-m", module, *arguments],
+        [sys.executable, "-m", "tests.forked_ranks", str(num_ranks), module, *arguments],
         cwd=REPOSITORY, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout_s,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout
