@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python -m
 LOCK = requirements.lock
+WORKERS ?= 2
 PIP = $(VENV)/bin/pip --disable-pip-version-check install --constraint $(LOCK)
 
 .PHONY: demo test test-slow faults fuzz lint install peers slurm-shell clean
@@ -10,11 +11,12 @@ PIP = $(VENV)/bin/pip --disable-pip-version-check install --constraint $(LOCK)
 demo: $(VENV)/.demo
 	$(RUN) pipeline demo
 
+# Tests in two processes; files are never divided between them. WORKERS=0: in one, to debug.
 test: $(VENV)/.dev .reference/.installed
-	$(RUN) pytest
+	$(RUN) pytest --numprocesses $(WORKERS)
 
 test-slow: $(VENV)/.dev .reference/.installed
-	$(RUN) pytest -m slow
+	$(RUN) pytest --numprocesses $(WORKERS) -m slow
 
 # A hundred random faults over small trainings, each of which must end bit for bit as if nothing had happened.
 faults: $(VENV)/.dev
@@ -50,11 +52,11 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) --no-build-isolation --editable '.[dev]'
 	touch $@
 
-# What results are compared with, in a folder that trainings do not see: torchmetrics imports what it finds of scipy and
+# What results are compared with, in folders that trainings do not see: torchmetrics imports what it finds of scipy and
 # transformers, which costs each rank seconds, and torchvision, which timm imports, breaks Lightning where torch is a CPU build.
 .reference/.installed: $(VENV)/.torch Makefile
-	$(PIP) --upgrade --target .reference imagehash scikit-learn transformers
 	$(PIP) --no-deps --upgrade --target .reference timm torchvision
+	$(PIP) --upgrade --target .reference/scientific imagehash scikit-learn transformers
 	touch $@
 
 # Other loaders, for `python -m pipeline benchmark loader`, apart from our own packages: their pins would contradict ours.

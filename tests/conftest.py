@@ -32,9 +32,18 @@ torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
 REPOSITORY = Path(__file__).parent.parent
 REFERENCE = REPOSITORY / ".reference"  # timm and torchvision, kept apart: see the Makefile
+sys.path.append(str(REFERENCE / "scientific"))  # scikit-learn, transformers, imagehash; behind our own environment's versions
 
 WriteShards = Callable[..., ShardIndex]
 EXIT_TIMEOUT_S = 60
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes, those of a file share one, for they share fixtures; so do all that need the Slurm cluster."""
+    for item in items:
+        of_cluster = "running" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("the Slurm cluster" if of_cluster else item.nodeid.partition("::")[0]))
 
 
 def pytest_unconfigure() -> None:

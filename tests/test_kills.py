@@ -24,6 +24,53 @@ from tests.trainings import (
 )
 
 
+def test_one_death_after_another_changes_nothing(reference: RunFolder, write_config: WriteConfig) -> None:
+    """Told to stop by a scheduler, told by a terminal, killed, killed inside a save, robbed of its newest checkpoint."""
+    config = write_config(data={"num_workers": 1}, tracking={"mode": "offline"})
+    folder = folder_of(config)
+    with training(config) as process:
+        wait_until(lambda: reached(folder, 1), process)
+        os.kill(ranks_of(process)[1], signal.SIGUSR1)
+        assert process.wait(timeout=60) == 75
+    step = folder.checkpoint_steps()[-1]
+    assert 1 <= step < STEPS
+    assert not folder.complete.exists()
+
+    with training(config) as process:
+        wait_until(lambda: reached(folder, step + 1), process)
+        for pid in tree_of(process.pid):  # decoding workers and W&B's process as well
+            os.kill(pid, signal.SIGTERM)
+        assert process.wait(timeout=60) == 75
+    assert folder.checkpoint_steps()[-1] > step
+
+    with training(config) as process:
+        wait_until(lambda: folder.staging_of(8).exists() or folder.checkpoint_of(8).exists(), process, poll_s=0.0005)
+        ranks = ranks_of(process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert len(ranks) == 2
+    wait_gone(ranks)  # no orphan goes on training
+
+    newest = folder.checkpoint_steps()[-1]
+    flip_a_bit(folder, newest)
+    output = train(config)
+    assert f"skipped a broken checkpoint: {folder.checkpoint_of(newest)}" in output
+    assert "resuming from" in output
+    assert not folder.staging_of(8).exists()
+    assert_same_run(folder, reference)
+    assert len({path.name.split("-")[-1] for path in (folder.root / "wandb").glob("offline-run-*")}) == 1  # one W&B run
+
+
+def flip_a_bit(folder: RunFolder, step: int) -> Path:
+    """Damage the largest file of a checkpoint. Returns its path."""
+    victim = max(folder.checkpoint_of(step).rglob("*.safetensors"), key=lambda path: path.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(bytes(data))
+    return victim
+
+
+@pytest.mark.slow
 def test_killed_between_checkpoints_it_ends_the_same(reference: RunFolder, write_config: WriteConfig) -> None:
     config = write_config(tracking={"mode": "offline"})
     folder = folder_of(config)
@@ -48,6 +95,7 @@ def wait_gone(pids: list[int]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay_s", [0.0, 0.03])
 def test_killed_inside_a_save_it_ends_the_same(reference: RunFolder, write_config: WriteConfig, delay_s: float) -> None:
     config = write_config()
@@ -63,26 +111,25 @@ def test_killed_inside_a_save_it_ends_the_same(reference: RunFolder, write_confi
     assert_same_run(folder, reference)
 
 
+@pytest.mark.slow
 def test_a_broken_newest_checkpoint_is_skipped_aloud(reference: RunFolder, write_config: WriteConfig) -> None:
     config = write_config()
     folder = folder_of(config)
     train(config, "trainer.max_steps=8")
-    victim = max(folder.checkpoint_of(8).rglob("*.safetensors"), key=lambda path: path.stat().st_size)
-    data = bytearray(victim.read_bytes())
-    data[len(data) // 2] ^= 1  # one bit
-    victim.write_bytes(bytes(data))
+    victim = flip_a_bit(folder, 8)
     output = train(config)
     assert f"skipped a broken checkpoint: {victim} is damaged: its hash differs from the manifest" in output
     assert "step 4 of 12" in output
     assert_same_run(folder, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "target"),
     [
         (signal.SIGUSR1, "rank"),
-        pytest.param(signal.SIGTERM, "launcher", marks=pytest.mark.slow),
-        pytest.param(signal.SIGUSR1, "everyone", marks=pytest.mark.slow),
+        (signal.SIGTERM, "launcher"),
+        (signal.SIGUSR1, "everyone"),
         (signal.SIGTERM, "everyone"),
         (signal.SIGINT, "launcher"),
     ],
@@ -108,6 +155,7 @@ def test_told_to_stop_it_saves_and_goes_on_later(
     assert_same_run(folder, reference)
 
 
+@pytest.mark.slow
 def test_weights_that_a_kill_left_out_are_never_missing(reference: RunFolder, write_config: WriteConfig) -> None:
     """A checkpoint that exists has its weights, whenever the run is killed."""
     config = write_config()

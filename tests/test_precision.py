@@ -79,6 +79,7 @@ def test_a_library_that_may_not_use_the_instructions_is_slow() -> None:
     assert float(result.stdout) < 0.5
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_own(write_config: WriteConfig) -> None:
     """Chosen once, printed, recorded as chosen, and the same again however fast the next machine is."""
     config = write_config("auto", trainer={"precision": "auto", "duration": "4 steps", "devices": 1})

@@ -81,7 +81,7 @@ def check(case: Case, found: dict[str, int], *, slack: float) -> None:
 
 def test_engines_hold_what_is_predicted(tmp_path: Path) -> None:
     for case, found in zip(FOUR_STAGES, measure(FOUR_STAGES, tmp_path), strict=True):
-        check(case, found, slack=1.25)
+        check(case, found, slack=1.35)
 
 
 @pytest.mark.slow

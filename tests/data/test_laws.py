@@ -99,9 +99,20 @@ def play(
     return steps  # type: ignore[return-value]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(run=runs(), data=st.data())
 def test_ranks_workers_kills_and_elastic_resumes_change_nothing(run: Run, data: st.DataObject) -> None:
+    check_laws(run, data)
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None)
+@given(run=runs(), data=st.data())
+def test_of_many_corpora_too(run: Run, data: st.DataObject) -> None:
+    check_laws(run, data)
+
+
+def check_laws(run: Run, data: st.DataObject) -> None:
     whole = play(run, first=0, last=run.steps, world_size=1, accumulation=1, workers=0)
     pairs = sorted(pair for step, _ in whole for pair in step)
     assert [position for position, _ in pairs] == list(range(run.steps * run.batch))
