@@ -207,6 +207,8 @@ def read_owner(path: Path) -> Owner | None:
 def remove(path: Path, owner: Owner) -> None:
     """Take away the claim of an owner that is dead. Of several that try, one does."""
     grave = path.with_name(f".{path.name}.stale-{uuid.uuid4().hex}")
+    if read_owner(path) != owner:  # another was first; whoever renames a living claim leaves its name free for a moment
+        return
     try:
         path.rename(grave)
     except FileNotFoundError:
