@@ -38,14 +38,6 @@ WriteShards = Callable[..., ShardIndex]
 EXIT_TIMEOUT_S = 60
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those of a file share one, for they share fixtures; so do all that need the Slurm cluster."""
-    for item in items:
-        of_cluster = "running" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("the Slurm cluster" if of_cluster else item.nodeid.partition("::")[0]))
-
-
 def pytest_unconfigure() -> None:
     """A process or thread that something left behind must fail the tests, and say where it waits, not hold them for ever."""
     faulthandler.dump_traceback_later(EXIT_TIMEOUT_S, exit=True, file=sys.__stderr__)
