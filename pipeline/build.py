@@ -12,11 +12,12 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from pipeline.build_data import make_remote_options, make_stream
-from pipeline.callbacks.checkpointing import Checkpointing, CheckpointPolicy, RunFacts
+from pipeline.callbacks.checkpointing import Checkpointing, CheckpointPolicy
 from pipeline.callbacks.guard import FiniteGuard
 from pipeline.callbacks.health import Health, Identity
 from pipeline.callbacks.heartbeat import Heartbeat, HeartbeatAfterSaving
 from pipeline.callbacks.metrics import TrainingMetrics
+from pipeline.callbacks.snapshots import RunFacts
 from pipeline.callbacks.stragglers import RankTimes
 from pipeline.checkpoint import MODEL_FILE, RunFolder, collect_versions
 from pipeline.config import RunConfig
@@ -142,7 +143,7 @@ def _make_checkpointing(plan: Plan, *, stop: StopRequest, start: Start) -> Check
             model=plan.model, global_batch_size=config.trainer.global_batch_size, zero_stage=config.trainer.zero_stage,
             wandb_id=start.wandb_id, data_fingerprint=plan.mixture.fingerprint,
         ),
-        stop=stop,
+        stop=stop, start=start.checkpoint,
     )  # fmt: skip
 
 

@@ -28,13 +28,13 @@ from typing import Any
 from pipeline.errors import CheckpointError, DamagedError
 from pipeline.files import sync_folder, write_whole
 from pipeline.json_text import parse_json
-from pipeline.run_folder import RunFolder
+from pipeline.run_folder import RunFolder, step_name
 
 _HASH_CHUNK = 16 * 2**20
 FORMAT = 2  # of the files below a checkpoint folder
 MODEL_FILE = "model.safetensors"
 MOMENTS_FILES = "moments-*.safetensors"
-_META_TYPES = {"int": int, "str": str}  # the others are mappings
+_META_TYPES = {"bool": bool, "int": int, "str": str}  # the others are mappings
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class CheckpointMeta:
     data_fingerprint: str
     order_version: int
     versions: dict[str, str]
+    proven: bool = True  # it was published after a step that began from it was taken; a run's last one is not
 
 
 @dataclass(frozen=True)
@@ -181,20 +182,29 @@ def write_meta(staging: Path, meta: CheckpointMeta) -> None:
     write_whole(staging / "meta.json", json.dumps(asdict(meta), indent=1).encode())
 
 
-def delete_old(folder: RunFolder, *, newest: int, keep_last: int, keep_every_steps: int | None) -> list[int]:
-    """Delete checkpoints beyond the last `keep_last` up to step `newest` and the multiples of `keep_every_steps`.
+def delete_old(
+    folder: RunFolder, *, newest: int, keep_last: int, keep_every_steps: int | None, sound: int | None = None
+) -> list[int]:
+    """Delete checkpoints beyond the last `keep_last` up to step `newest`, but for the first one of every `keep_every_steps`.
 
-    `newest` is the step just saved. Weights stay: they are what a run is for.
+    Weights stay: they are what a run is for.
+
+    Args:
+        newest: the step just saved.
+        sound: a step that is kept: the newest one from which training is known to go on.
 
     Returns:
         The steps deleted.
     """
     steps = [step for step in folder.checkpoint_steps() if step <= newest]
-    keep = set(steps[-keep_last:]) | {s for s in steps if keep_every_steps and s % keep_every_steps == 0}
+    keep = {*steps[-keep_last:], sound}
+    if keep_every_steps is not None:  # a save may miss the very step: it was refused, or the intervals do not divide
+        first = {step // keep_every_steps: step for step in reversed(steps)}
+        keep |= {step for multiple, step in first.items() if multiple > 0}
     deleted = [step for step in steps if step not in keep]
     for step in deleted:
         # Out of sight first: a half-deleted folder must not look like a checkpoint.
-        grave = folder.checkpoints / f".deleting-step_{step:08d}"
+        grave = folder.checkpoints / f".deleting-{step_name(step)}"
         folder.checkpoint_of(step).rename(grave)
         shutil.rmtree(grave)
     return deleted

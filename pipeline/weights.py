@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +44,14 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], *, header: dict[str, st
     Raises:
         OSError: they cannot be written, for example because the disk is full.
     """
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)  # what the umask gives: the library's files are their owner's alone
     try:
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=header)
     except safetensors.SafetensorError as error:  # what it makes of an error of the system
         raise OSError(f"{path}: {error}") from error
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

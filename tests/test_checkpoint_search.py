@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline.checkpoint import FORMAT, RunFolder
+from pipeline.checkpoint import FORMAT, RunFolder, delete_old
 from pipeline.checkpoint_search import clear_leftovers, find_latest, is_finite, set_aside
 from pipeline.errors import CheckpointError
 from tests.run_folders import rewrite_manifest, write_checkpoint
@@ -198,3 +200,24 @@ def test_only_the_runs_own_leftovers_are_removed(run: RunFolder) -> None:
     assert sorted(path.name for path in run.checkpoints.glob(".*")) == sorted(theirs)
     assert not list(run.weights.glob(".*"))
     assert not list(run.root.glob(".*"))
+
+
+def test_retention_keeps_the_last_sound_one_and_the_first_of_every_interval(run: RunFolder) -> None:
+    for step in (16, 22, 24):
+        write_checkpoint(run, step)
+    assert delete_old(run, newest=24, keep_last=1, keep_every_steps=10, sound=16) == [8]
+    assert run.checkpoint_steps() == [12, 16, 22, 24]  # 12 and 22: the first from 10 and from 20 on
+    assert delete_old(run, newest=22, keep_last=1, keep_every_steps=None, sound=None) == [12, 16]
+    assert run.checkpoint_steps() == [22, 24]  # what is newer than the step just saved is not touched
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_files_of_tensors_have_the_mode_that_the_umask_gives(tmp_path: Path, umask: int, mode: int) -> None:
+    """A group that may read the run folder can evaluate its weights and go on from its checkpoints."""
+    before = os.umask(umask)
+    try:
+        run = RunFolder(tmp_path / "shared")
+        files = [run.weights_of(8), *write_checkpoint(run, 8).glob("*.safetensors")]
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {mode}

@@ -131,12 +131,18 @@ def test_non_finite_gradients_skip_the_step_then_stop_the_run(write_config: Writ
     config = write_config(
         optimizer={"learning_rate": 1e30, "clip_norm": None},
         trainer={"zero_stage": stage, "precision": precision, "max_skipped_steps": 3},
+        checkpoint={"every": "1 steps"},
     )
     result = run_command("train", str(config))
     assert result.returncode == 2, result.stdout
     assert "gradients were not finite for 3 steps in a row" in result.stdout
     assert result.stdout.count("non-finite gradients, step skipped (2 in a row)") == 2  # each rank names its samples
     assert "its samples: " in result.stdout
+    # The last step that was taken left weights that give no gradient: a checkpoint of it would displace a sound one.
+    refused = int(re.findall(r"step (\d+): non-finite gradients, step skipped \(1 in a row\)", result.stdout)[-1])
+    steps = folder_of(config).checkpoint_steps()
+    assert all(step < refused - 1 for step in steps)
+    assert folder_of(config).weight_steps() == [0, *steps]
 
 
 def test_an_error_on_one_rank_is_told_by_that_rank(write_config: WriteConfig, tmp_path: Path) -> None:

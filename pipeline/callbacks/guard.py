@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pipeline.callbacks.steps import is_step_end
 from pipeline.console import say
-from pipeline.errors import TrainingError
+from pipeline.errors import DivergedError
 
 
 class FiniteGuard(Callback):
@@ -47,7 +47,7 @@ class FiniteGuard(Callback):
             f"loss on rank {trainer.global_rank}: {float(outputs['micro_loss']):.6g}; its samples: {shown}"
         )
         if self._in_a_row >= self.max_skipped_steps:
-            error = TrainingError(
+            error = DivergedError(
                 f"gradients were not finite for {self._in_a_row} steps in a row (up to step {trainer.global_step}); "
                 f"lower optimizer.learning_rate, set optimizer.clip_norm, or look at the samples named above"
             )
