@@ -73,6 +73,18 @@ def superseded_weights(folder: RunFolder, step: int) -> Path:
     return folder.weights / f"{SUPERSEDED}{step_name(step)}.safetensors"
 
 
+def set_weights_aside(folder: RunFolder, *, after: int) -> list[int]:
+    """Give weights of steps after `after` names that no reader takes for the run's. A launch that begins there trains those steps again.
+
+    Returns:
+        The steps.
+    """
+    steps = [step for step in folder.weight_steps() if step > after]
+    for step in steps:
+        folder.weights_of(step).replace(superseded_weights(folder, step))
+    return steps
+
+
 def measure_of(row: Row) -> str:
     """What a result is called: the set, and how it was measured."""
     return f"{row['dataset']} {row['shots']}-shot" if row["protocol"] == "few_shot" else f"{row['dataset']} {row['protocol']}"

@@ -17,6 +17,7 @@ from pipeline.errors import CheckpointError, PipelineError
 from pipeline.files import write_whole
 from pipeline.planning import Plan
 from pipeline.precision import TrainingPrecision, choose_training_precision, measure_bf16_speedup
+from pipeline.results import set_weights_aside, superseded_weights
 from pipeline.run_lock import RunLock
 from pipeline.wandb_identity import settle_run
 from pipeline.wandb_settings import read_wandb_environment
@@ -103,6 +104,7 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speed
         f"skipped a {item.condition} checkpoint: {item.reason} (now {set_aside(folder, item.step, item.condition)})"
         for item in found.rejected
     ]
+    messages += _set_weights_aside(folder, after=-1 if found.newest is None else found.newest.meta.step)
     if found.newest is not None:
         messages.append(f"resuming from {found.newest.path}: step {found.newest.meta.step} of {plan.total_steps}")
         messages += describe_other_ranks(plan, found.newest, world_size=world_size)
@@ -130,6 +132,17 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speed
         folder.root, wanted=asked_id, checkpoint_id=meta.wandb_id if meta else None, step=meta.step if meta else 0
     )
     return Start(checkpoint=found.newest, wandb_id=wandb.run_id, precision=choice.precision, messages=messages + wandb.messages)
+
+
+def _set_weights_aside(folder: RunFolder, *, after: int) -> list[str]:
+    """Weights that an abandoned start or a later checkpoint has left: nothing says that this launch trains to the same ones."""
+    steps = set_weights_aside(folder, after=after)
+    if not steps:
+        return []
+    names = ", ".join(superseded_weights(folder, step).name for step in steps[:3]) + (", ..." if len(steps) > 3 else "")
+    return [
+        f"weights of {len(steps)} step{'s' * (len(steps) > 1)} that this launch trains again are set aside: {folder.weights}/{names}"
+    ]
 
 
 def compare_with_last_launch(plan: Plan, folder: RunFolder) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from tests.conftest import encode, make_image, write_tar
 TRANSFORM = TrainTransform(
     image_size=4, min_area=0.2, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3, flip=True, resize="bilinear", decoder="whole"
 )
+PREFIX = f"laws-{os.getpid()}-"  # of this process's folders alone
 PICTURES = [encode(make_image(number, num_classes=4, size=8), format="JPEG") for number in range(50)]
 
 
@@ -58,7 +60,7 @@ def write_corpus(folder: Path, shard_sizes: list[int], *, block_samples: int) ->
 
 @st.composite
 def runs(draw: st.DrawFn) -> Run:
-    folder = Path(tempfile.mkdtemp(prefix="laws-"))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     sizes = st.lists(st.integers(1, 23), min_size=1, max_size=5)
     num_corpora = draw(st.sampled_from([1, 1, 2, 3]))
     corpora = tuple(
@@ -178,5 +180,5 @@ def _clean() -> Iterator[None]:
     yield
     import shutil
 
-    for folder in Path(tempfile.gettempdir()).glob("laws-*"):
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         shutil.rmtree(folder)
