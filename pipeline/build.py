@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,14 +24,13 @@ from pipeline.console import say
 from pipeline.data.datamodule import StreamDataModule
 from pipeline.evaluation.runner import Evaluator
 from pipeline.functional.losses import one_hot_targets, sigmoid_cross_entropy, softmax_cross_entropy
-from pipeline.functional.schedules import learning_rate
 from pipeline.hardware import peak_flops
 from pipeline.interruption import StopRequest
 from pipeline.journal import read_metrics
 from pipeline.models.vit import VisionTransformer, ViTConfig
 from pipeline.models.zoo import training_flops_per_image
 from pipeline.optim import GuardedAdamW, parameter_groups
-from pipeline.planning import Plan, make_model_config
+from pipeline.planning import Plan, make_model_config, make_schedule
 from pipeline.start import Start
 from pipeline.state_files import StateFiles
 from pipeline.strategy import ZeroStrategy, deepspeed_config
@@ -52,15 +50,6 @@ def make_loss(config: RunConfig) -> LossFunction:
         one_hot_targets, num_classes=config.model.num_classes, label_smoothing=config.loss.label_smoothing
     )
     return lambda logits, labels: function(logits, targets(labels))
-
-
-def make_schedule(plan: Plan) -> Callable[[int], float]:
-    """Optimizer step to learning rate."""
-    schedule = plan.config.schedule
-    return functools.partial(
-        learning_rate, peak=plan.config.optimizer.learning_rate, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps,
-        decay=schedule.decay, end=min(schedule.end, plan.config.optimizer.learning_rate),
-    )  # fmt: skip
 
 
 def make_optimizer(model: torch.nn.Module, config: RunConfig) -> GuardedAdamW:
@@ -115,7 +104,7 @@ def make_training(plan: Plan, *, world: World, stop: StopRequest, start: Start) 
         model.compile()
     module = PretrainModule(
         model=model, loss=make_loss(config), make_optimizer=lambda m: make_optimizer(m, config),
-        schedule=make_schedule(plan), seed=config.seed,
+        schedule=make_schedule(config, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps), seed=config.seed,
     )  # fmt: skip
     checkpointing = _make_checkpointing(plan, stop=stop, start=start)
     return Training(

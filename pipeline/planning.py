@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from pipeline.data.decode import HOW_TO_BUILD, has_region_decoder
 from pipeline.data.index import load_index, read_class_names
 from pipeline.data.stream import largest_micro_batch
 from pipeline.errors import ConfigError
+from pipeline.functional.schedules import learning_rate
 from pipeline.models.vit import ViTConfig
 from pipeline.models.zoo import parse_name
 from pipeline.precision import TrainingPrecision
@@ -88,17 +90,17 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
     """
     model = make_model_config(config.model, head_bias=SIGMOID_HEAD_BIAS if config.loss.name == "sigmoid" else 0.0)
     mixture = load_mixture(config.data)
-    num_samples = None
     if isinstance(mixture, Mixture):
         _check_classes(mixture, num_classes=config.model.num_classes)
-        num_samples = mixture.num_samples if mixture.is_one_corpus else None
+    num_samples = samples_of_epoch(mixture)
     batch = config.trainer.global_batch_size
     to_steps = functools.partial(_to_steps, global_batch_size=batch, num_samples=num_samples)
-    total, warmup = to_steps(config.trainer.duration, "trainer.duration"), to_steps(config.schedule.warmup, None)
-    if warmup >= total:
+    total, warmup = count_schedule_steps(config, num_samples=num_samples)
+    max_steps = config.trainer.max_steps
+    if max_steps is not None and max_steps > total:
         raise ConfigError(
-            f"schedule.warmup={config.schedule.warmup} is {warmup} steps, but the whole run ({config.trainer.duration}"
-            f"{f' of {num_samples} images' if num_samples else ''} in batches of {batch}) has {total}; shorten schedule.warmup or lengthen trainer.duration"
+            f"trainer.max_steps={max_steps} ends a launch early, but the whole run (trainer.duration={config.trainer.duration}) has "
+            f"{total}; lengthen trainer.duration, or leave max_steps out"
         )
     accumulation = count_accumulation_steps(config, world_size=world_size)
     keep_every = config.checkpoint.keep_every
@@ -110,12 +112,47 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
         num_streams=_choose_num_streams(config),
         total_steps=total,
         warmup_steps=warmup,
-        stop_step=min(total, config.trainer.max_steps or total),
+        stop_step=max_steps or total,
         checkpoint_steps=to_steps(config.checkpoint.every, "checkpoint.every"),
         keep_every_steps=None if keep_every is None else to_steps(keep_every, "checkpoint.keep_every"),
         accumulation_steps=accumulation,
         micro_batch_size=largest_micro_batch(batch, num_ranks=world_size, accumulation_steps=accumulation),
     )
+
+
+def samples_of_epoch(mixture: Mixture | UnindexedShards) -> int | None:
+    """None where no epoch has a known length: several corpora, or shards without an index."""
+    return mixture.num_samples if isinstance(mixture, Mixture) and mixture.is_one_corpus else None
+
+
+def make_schedule(config: RunConfig, *, total_steps: int, warmup_steps: int) -> Callable[[int], float]:
+    """Optimizer step to learning rate."""
+    schedule, peak = config.schedule, config.optimizer.learning_rate
+    return functools.partial(
+        learning_rate, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps, decay=schedule.decay,
+        end=min(schedule.end, peak),
+    )  # fmt: skip
+
+
+def count_schedule_steps(config: RunConfig, *, num_samples: int | None) -> tuple[int, int]:
+    """Steps of the whole run and of its warmup.
+
+    Args:
+        num_samples: of an epoch; None where epochs have no known length.
+
+    Raises:
+        ConfigError: no step is left after the warmup, or a duration in epochs of unknown length.
+    """
+    batch = config.trainer.global_batch_size
+    to_steps = functools.partial(_to_steps, global_batch_size=batch, num_samples=num_samples)
+    total, warmup = to_steps(config.trainer.duration, "trainer.duration"), to_steps(config.schedule.warmup, None)
+    if warmup >= total:
+        raise ConfigError(
+            f"schedule.warmup={config.schedule.warmup}{_in_steps(config.schedule.warmup, warmup)} must be shorter than the whole run, "
+            f"trainer.duration={config.trainer.duration}{_in_steps(config.trainer.duration, total)}; shorten schedule.warmup or lengthen "
+            f"trainer.duration"
+        )
+    return total, warmup
 
 
 def load_mixture(section: DataSection) -> Mixture | UnindexedShards:
@@ -165,6 +202,11 @@ def choose_decoder(wanted: Literal["auto", "region", "whole"]) -> Decoder:
     if wanted == "region" and not has_region_decoder():
         raise ConfigError(f"data.decoder=region, but it is not built here; {HOW_TO_BUILD}, or set data.decoder=auto")
     return "region" if wanted != "whole" and has_region_decoder() else "whole"
+
+
+def _in_steps(duration: Any, steps: int) -> str:
+    """How many steps that is, where a duration does not say so itself."""
+    return "" if duration.unit == "steps" else f" ({steps} step{'s' * (steps != 1)})"
 
 
 def _to_steps(duration: Any, key: str | None, *, global_batch_size: int, num_samples: int | None) -> int:

@@ -7,15 +7,17 @@ from typing import Any, get_args
 
 import torch
 import yaml
+from pydantic import ValidationError
 
 from pipeline.checkpoint import Checkpoint, RunFolder
 from pipeline.checkpoint_search import clear_leftovers, find_latest, set_aside
+from pipeline.config import RunConfig
 from pipeline.data.decode import HOW_TO_BUILD
 from pipeline.data.order import ORDER_VERSION
 from pipeline.data_record import Continuity, check_data, write_record
-from pipeline.errors import CheckpointError, PipelineError
+from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.files import write_whole
-from pipeline.planning import Plan
+from pipeline.planning import Plan, count_schedule_steps, make_schedule, samples_of_epoch
 from pipeline.precision import TrainingPrecision, choose_training_precision, measure_bf16_speedup
 from pipeline.results import set_weights_aside, superseded_weights
 from pipeline.run_lock import RunLock
@@ -91,6 +93,7 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speed
     asked_id = None if plan.config.tracking.mode == "disabled" else read_wandb_environment().run_id
     if found.newest is not None:  # a launch that ended before its first checkpoint binds nobody
         messages += compare_with_last_launch(plan, folder)
+        messages += compare_learning_rates(plan, _read_last_launch(folder), step=found.newest.meta.step)
         check_order_version(found.newest)
         continuity = check_data(
             folder.root, plan.mixture, before=found.newest.meta.data_fingerprint, step=found.newest.meta.step,
@@ -162,6 +165,28 @@ def compare_with_last_launch(plan: Plan, folder: RunFolder) -> list[str]:
             f"Set them back, or start a new run with name=..."
         )
     return [f"changed since the last launch: {key} was {before.get(key)}, now {now.get(key)}" for key in changed]
+
+
+def compare_learning_rates(plan: Plan, last_launch: dict[str, Any], *, step: int) -> list[str]:
+    """What a changed schedule does to the learning rate of the next step, in words; nothing where it stays.
+
+    Args:
+        last_launch: the configuration of the last launch.
+        step: where this launch begins.
+    """
+    try:
+        before = RunConfig.model_validate({**last_launch, "data": plan.config.data.model_dump(mode="json")})
+        total, warmup = count_schedule_steps(before, num_samples=samples_of_epoch(plan.mixture))
+    except (ValidationError, ConfigError):
+        return ["the last launch's configuration is of another version: its learning rate is not compared with this one's"]
+    old = make_schedule(before, total_steps=total, warmup_steps=warmup)
+    new = make_schedule(plan.config, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps)
+    if old(step) == new(step):
+        return []
+    past = f", which ended at step {total}," if step >= total else ""
+    return [
+        f"the learning rate of the next step is {new(step):.3g}; by the last launch's schedule{past} it would be {old(step):.3g}"
+    ]
 
 
 def read_recorded_precision(folder: RunFolder) -> TrainingPrecision | None:

@@ -142,6 +142,8 @@ def _train_as_rank(
 def _fit(plan: Plan, world: World, stop: StopRequest, *, voice: Voice) -> bool:
     """Train from where the run folder stands; whether a signal ended it early."""
     from pipeline import build
+    from pipeline.callbacks.checkpointing import mark_complete
+    from pipeline.checkpoint import RunFolder
     from pipeline.run_lock import RunLock
     from pipeline.start import agree_on_start
     from pipeline.world import any_rank
@@ -155,6 +157,9 @@ def _fit(plan: Plan, world: World, stop: StopRequest, *, voice: Voice) -> bool:
             voice.say(message)
         if start.step >= plan.stop_step:
             voice.say(f"nothing to do: step {start.step} of {plan.stop_step} is reached")
+            folder = RunFolder(plan.config.run_dir)
+            if world.is_first and not folder.complete.exists():  # a kill came before it was written
+                mark_complete(folder, start.step)
             return False
         if any_rank(stop.is_set, device=device):
             names = "/".join(stop.received) or "a signal to another rank"

@@ -156,7 +156,7 @@ UNFIT = [
     (["model.num_heads=5"], "model.width=32 is not divisible by model.num_heads=5"),
     (
         ["schedule.warmup=12 steps"],
-        "schedule.warmup=12 steps is 12 steps, but the whole run (12 steps of 83 images in batches of 8) has 12",
+        "schedule.warmup=12 steps must be shorter than the whole run, trainer.duration=12 steps; shorten",
     ),
     (["checkpoint.every=2 images"], "checkpoint.every=2 images is less than one step of 8 images"),
 ]

@@ -14,7 +14,7 @@ from pipeline.checkpoint import RunFolder
 from pipeline.data.loader import BatchLoader
 from pipeline.demo import write_digits
 from pipeline.journal import read_metrics
-from pipeline.planning import make_plan
+from pipeline.planning import make_plan, make_schedule
 from pipeline.read_config import load_config
 from pipeline.weights import load_weights
 from pipeline.world import World
@@ -49,7 +49,8 @@ def train_plainly(config_path: Path) -> tuple[list[float], list[float], dict[str
     plan = make_plan(config, world_size=1)
     stream = build_data.make_stream(plan, world=World.alone(), start_step=0)
     batches = iter(BatchLoader(stream, num_workers=0, prefetch=1, pin_memory=False))
-    model, loss, schedule = build.make_model(plan.model, seed=config.seed), build.make_loss(config), build.make_schedule(plan)
+    model, loss = build.make_model(plan.model, seed=config.seed), build.make_loss(config)
+    schedule = make_schedule(config, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps)
     kernels = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
     others = [p for p in model.parameters() if not any(p is kernel for kernel in kernels)]
     optimizer = torch.optim.AdamW(

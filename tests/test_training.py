@@ -12,9 +12,11 @@ import pytest
 
 from pipeline.checkpoint import RunFolder
 from pipeline.checkpoint_search import find_latest
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.journal import read_metrics
-from pipeline.start import check_order_version
+from pipeline.planning import make_plan
+from pipeline.read_config import load_config
+from pipeline.start import check_order_version, compare_learning_rates
 from pipeline.weights import load_weights
 from tests.conftest import run_command
 from tests.trainings import STEPS, WriteConfig, folder_of, train
@@ -80,7 +82,8 @@ def test_speeds_of_every_launch_are_of_that_launch(write_config: WriteConfig) ->
 
 def test_a_relaunch_of_a_complete_run_does_nothing(reference: RunFolder) -> None:
     before = reference.metrics.read_bytes()
-    result = run_command("train", str(reference.root / "config.yaml"))
+    reference.complete.unlink()  # as after a kill between the last checkpoint and this file
+    result = run_command("train", str(reference.root / "config.yaml"), ONE_RANK)
     assert result.returncode == 0
     assert "nothing to do: step 12 of 12 is reached" in result.stdout
     assert reference.metrics.read_bytes() == before
@@ -104,6 +107,24 @@ def test_a_relaunch_that_would_corrupt_the_run_is_refused(
     assert message in errors[0]
     assert "Traceback" not in result.stdout
     assert reference.complete.exists()  # a refused launch touches nothing
+
+
+def test_what_a_longer_run_does_to_the_learning_rate_is_said(write_config: WriteConfig) -> None:
+    path = write_config()
+    before = load_config(path).model_dump(mode="json")
+    longer, same = (make_plan(load_config(path, overrides), world_size=1) for overrides in (["trainer.duration=32 steps"], []))
+    assert compare_learning_rates(same, before, step=12) == []
+    (line,) = compare_learning_rates(longer, before, step=12)
+    assert line == (
+        "the learning rate of the next step is 0.00134; by the last launch's schedule, which ended at step 12, it would be 1e-05"
+    )
+    assert "is not compared" in compare_learning_rates(longer, {**before, "model": {"name": "another version's"}}, step=12)[0]
+
+
+def test_an_early_end_after_the_end_is_refused(write_config: WriteConfig) -> None:
+    config = load_config(write_config(), ["trainer.max_steps=13"])
+    with pytest.raises(ConfigError, match=r"trainer\.max_steps=13 .*the whole run \(trainer\.duration=12 steps\) has 12"):
+        make_plan(config, world_size=1)
 
 
 def test_shards_that_changed_are_refused(reference: RunFolder, tmp_path: Path, write_shards: Callable[..., object]) -> None:
