@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -38,14 +37,12 @@ def evaluate(arguments: argparse.Namespace, stop: StopRequest) -> int:
     from pipeline.build import make_evaluator
     from pipeline.checkpoint import RunFolder
     from pipeline.errors import ConfigError
-    from pipeline.evaluation.watch import watch_run
+    from pipeline.evaluation.watch import wait_for_weights, watch_run
     from pipeline.read_config import load_config
 
     folder = RunFolder(Path(arguments.run_dir))
-    if arguments.watch and not folder.weight_steps():
-        print(f"[eval] waiting for the first weights in {folder.weights}", flush=True)
-    while arguments.watch and not folder.weight_steps() and not stop.is_set:
-        time.sleep(arguments.poll_seconds)  # an evaluator submitted beside a training may well start first
+    if arguments.watch:
+        wait_for_weights(folder, stop=stop, poll_s=arguments.poll_seconds)
     if not folder.config.exists():
         raise ConfigError(f"{folder.root} is not a run folder: it has no config.yaml; `python -m pipeline train` makes one")
     foreign = [text for text in arguments.overrides if text.partition(".")[0] not in ("evaluation", "tracking")]
@@ -55,7 +52,7 @@ def evaluate(arguments: argparse.Namespace, stop: StopRequest) -> int:
     if config.evaluation.hardware == "allotted":
         check_visible(os.environ, Torch.look(), setting="evaluation.hardware=found")
     evaluator = make_evaluator(folder, config)
-    watch_run(evaluator, watch=arguments.watch, stop=stop, poll_s=arguments.poll_seconds)
+    watch_run(evaluator, folder, watch=arguments.watch, stop=stop, poll_s=arguments.poll_seconds)
     return 0
 
 
@@ -184,7 +181,7 @@ def make_parser() -> argparse.ArgumentParser:
         "examples:\n  python -m pipeline evaluate runs/l16_in21k --watch\n"
         "  python -m pipeline evaluate runs/demo evaluation.shots=[10]\n\n"
         "Reads weights/ only and appends to evaluations.jsonl; what stands there is not computed again.\n"
-        "Several may run at once. With --watch it ends when the run's last step is evaluated. Told to stop it ends at once, with exit\n"
+        "Several may run at once. With --watch it ends when the run's last step is evaluated, or the run has failed. Told to stop it ends at once, with exit\n"
         "code 75: the same command goes on.",
     )  # fmt: skip
     command.add_argument("run_dir", help="folder of a run, for example runs/l16_in21k")

@@ -15,7 +15,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeInt,
     PositiveInt,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -27,6 +26,9 @@ from pipeline.durations import DurationField
 from pipeline.functional.schedules import Decay
 from pipeline.precision import EvaluationPrecision, TrainingPrecision
 from pipeline.secrets import describe_credential
+
+MAX_SEED = 2**63 - 1  # of numpy and of torch's generators, which take 64 bits with a sign
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 class Section(BaseModel):
@@ -223,7 +225,7 @@ class EvaluationSection(Section):
     datasets: tuple[EvalDataset, ...] = ()
     protocols: tuple[Literal["few_shot", "linear"], ...] = ("few_shot", "linear")
     shots: tuple[PositiveInt, ...] = Field((1, 5, 10, 25), description="images a class")
-    seeds: tuple[NonNegativeInt, ...] = Field((0, 1, 2), description="draws of the few-shot support set")
+    seeds: tuple[Seed, ...] = Field((0, 1, 2), description="draws of the few-shot support set")
     short_side: int | None = Field(None, ge=1, description="resize before the centre crop; image size * 256 / 224 if not given")
     precision: Literal["auto"] | EvaluationPrecision = Field(
         "auto",
@@ -236,6 +238,25 @@ class EvaluationSection(Section):
     batch_size: int = Field(64, ge=1)
     num_workers: int = Field(2, ge=0, description="decoding processes; 0 decodes in the evaluator itself")
     cpu_threads: int = Field(1, ge=1, description="without a GPU; one leaves the rest to a training beside it")
+
+    @model_validator(mode="after")
+    def _nothing_is_named_twice(self) -> Self:
+        first: dict[str, str] = {}
+        for name in (dataset.name for dataset in self.datasets):
+            other = first.setdefault(name.casefold(), name)
+            if (count := sum(dataset.name == name for dataset in self.datasets)) > 1:
+                raise ValueError(
+                    f"datasets: {count} sets are named {name!r}; results are told apart by name, so give each its own"
+                )
+            if other != name:
+                raise ValueError(f"datasets: the names {other!r} and {name!r} differ in case alone; rename one of the sets")
+        for key in ("protocols", "shots", "seeds"):
+            values = getattr(self, key)
+            repeated = next((value for value in values if values.count(value) > 1), None)
+            if repeated is not None:
+                once = ",".join(str(value) for value in dict.fromkeys(values))
+                raise ValueError(f"{key}: {repeated} is there {values.count(repeated)} times; write evaluation.{key}=[{once}]")
+        return self
 
 
 class TrackingSection(Section):
@@ -266,7 +287,7 @@ class RunConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="names the run folder and the W&B run")
     output_dir: str = Field("runs", description="where run folders are made")
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     model: ModelSection
     data: DataSection
     loss: LossSection = LossSection()  # type: ignore[call-arg]

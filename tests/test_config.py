@@ -97,6 +97,22 @@ BAD = [
     ("optimizer.learning_rate=.inf", "optimizer.learning_rate=inf: Input should be a finite number"),
     ("evaluation.shots=[0]", "evaluation.shots.0=0: Input should be greater than 0"),
     ("evaluation.seeds=[-1]", "evaluation.seeds.0=-1: Input should be greater than or equal to 0"),
+    ("evaluation.seeds=[9223372036854775808]", "evaluation.seeds.0=9223372036854775808: Input should be less than or equal to"),
+    ("seed=99999999999999999999", "seed=99999999999999999999: Input should be less than or equal to 9223372036854775807"),
+    ("evaluation.seeds=[0,1,0]", "evaluation: seeds: 0 is there 2 times; write evaluation.seeds=[0,1]"),
+    ("evaluation.shots=[5,5]", "evaluation: shots: 5 is there 2 times; write evaluation.shots=[5]"),
+    (
+        "evaluation.protocols=[linear,linear]",
+        "evaluation: protocols: linear is there 2 times; write evaluation.protocols=[linear]",
+    ),
+    (
+        "evaluation.datasets=[{name: a, train: b, test: c},{name: a, train: d, test: c}]",
+        "evaluation: datasets: 2 sets are named 'a'; results are told apart by name, so give each its own",
+    ),
+    (
+        "evaluation.datasets=[{name: cars, train: b, test: c},{name: Cars, train: d, test: c}]",
+        "evaluation: datasets: the names 'cars' and 'Cars' differ in case alone; rename one of the sets",
+    ),
     ("evaluation.shots=5", "evaluation.shots=5: must be a list, for example [1, 5]"),
     ("trainer=5", "trainer=5: must be a section: keys and values below it"),
     ("optimizer.betas=[0.9]", "optimizer.betas: the list is too short"),

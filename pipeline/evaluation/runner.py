@@ -127,6 +127,10 @@ class Evaluator:
         """Whether any weights lack results."""
         return bool(self._pending_steps())
 
+    def has_doubtful_claims(self) -> bool:
+        """Whether some weights were left to an evaluator that may be gone."""
+        return self.claims.are_in_doubt()
+
     def is_complete(self) -> bool:
         """Whether the run has ended and all its weights are evaluated."""
         return self.folder.complete.exists() and bool(self.folder.weight_steps()) and not self._pending_steps()
