@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Literal
@@ -268,12 +269,25 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Options and key=value overrides may come in any order, which argparse alone does not allow with subcommands."""
     parser = make_parser()
     arguments, rest = parser.parse_known_args(argv)
+    _refuse_dashes(parser, arguments, rest)
     unknown = [text for text in rest if text.startswith("-") or "=" not in text]
     if unknown or (rest and "overrides" not in arguments):
         parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
     if rest:
         arguments.overrides += rest
     return arguments
+
+
+def _refuse_dashes(parser: argparse.ArgumentParser, arguments: argparse.Namespace, rest: list[str]) -> None:
+    """Settings are written without dashes: say how, where somebody wrote `--trainer.devices 2` or `--trainer.devices=2`."""
+    overrides = getattr(arguments, "overrides", [])
+    for word in rest:
+        key, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("-") or not (equals or "." in key) or "overrides" not in arguments:
+            continue
+        if not equals:
+            value = next((text for text in [*overrides, *rest] if "=" not in text and not text.startswith("-")), "VALUE")
+        parser.error(f"{word}: settings are written without dashes; type {shlex.quote(f'{key}={value}')}")
 
 
 def main(argv: list[str] | None = None, *, process: Literal["own", "shared"] = "own") -> int:

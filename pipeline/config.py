@@ -285,7 +285,9 @@ class TrackingSection(Section):
 class RunConfig(Section):
     """One run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="names the run folder and the W&B run")
+    name: str = Field(
+        max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="names the run folder and the W&B run"
+    )
     output_dir: str = Field("runs", description="where run folders are made")
     seed: Seed = 0
     model: ModelSection

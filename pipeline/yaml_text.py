@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -9,10 +10,24 @@ import yaml
 MAX_VALUES = 100_000  # aliases followed: ten lines of aliases of aliases stand for billions
 # PyYAML's constructors raise these beside its own errors: `2001-99-99`, `!!bool maybe`, `!!timestamp x`, an integer of 5,000 digits.
 CONSTRUCTION_ERRORS = (ValueError, KeyError, AttributeError, IndexError, TypeError, OverflowError)
+_READ_AS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp", "null"))
+
+
+@dataclass(frozen=True)
+class Plain:
+    """An unquoted word that YAML reads as something else than text: `007`, `1.10`, `on`, `2024-01-01`, `null`.
+
+    Args:
+        value: what YAML reads; the text where that cannot be made.
+        text: as it was typed.
+    """
+
+    value: Any
+    text: str
 
 
 def parse_yaml(text: str) -> Any:
-    """The values of one YAML document; None for an empty one.
+    """The values of one YAML document, with `Plain` where text was read as something else; None for an empty one.
 
     Raises:
         ValueError: why it is not read.
@@ -25,8 +40,21 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(str(error)) from error
 
 
+class _Loader(yaml.SafeLoader):
+    """Keeps the text of unquoted words."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        is_word = isinstance(node, yaml.ScalarNode) and node.style is None and node.tag in _READ_AS and node.value != ""
+        if not is_word or self.resolve(yaml.ScalarNode, node.value, (True, False)) != node.tag:
+            return super().construct_object(node, deep=deep)
+        try:
+            return Plain(super().construct_object(node, deep=deep), node.value)
+        except CONSTRUCTION_ERRORS:
+            return Plain(node.value, node.value)
+
+
 def _parse(text: str) -> Any:
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         node = loader.get_single_node()
         if node is None:
@@ -51,8 +79,19 @@ def _count_values(node: yaml.Node, counts: dict[int, int | None]) -> int:
     counts[id(node)] = None
     below: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
+        _check_keys(node)
         below = [part for pair in node.value for part in pair]
     elif isinstance(node, yaml.SequenceNode):
         below = node.value
     counts[id(node)] = total = 1 + sum(_count_values(part, counts) for part in below)
     return total
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise ValueError(f"{key.value[:60]!r} is set twice, in lines {lines[key.value]} and {line}; delete one")
+            lines[key.value] = line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,12 @@ BAD = [
     ("data.read_patience_s=900", "data.read_patience_s=900 must be below trainer.hang_timeout_s=900: a store that is away"),
     ("name=a/b", "name='a/b': letters, digits, '.', '_' and '-' only"),
     ("data.min_area=", "data.min_area=None"),
+    ("name=", "name is empty; type a value behind name="),
+    ("seed=010", "seed=010: YAML reads this as octal, which is 8; write seed=10 or seed=8"),
+    ("seed=on", "seed='on': Input should be a valid integer"),
+    ("trainer.zero_stage=on", "trainer.zero_stage='on': Input should be 0, 1, 2 or 3"),
+    ("trainer.global_batch_size=1:30", "trainer.global_batch_size=1:30: YAML reads this as 90"),
+    ("evaluation.datasets=[{name:a,train:b,test:c}]", "name:a is; write a space after the colon"),
     ("trainer.devices=0", "trainer.devices"),
     ("optimizer.learning_rate=.inf", "optimizer.learning_rate=inf: Input should be a finite number"),
     ("evaluation.shots=[0]", "evaluation.shots.0=0: Input should be greater than 0"),
@@ -113,7 +120,7 @@ BAD = [
         "evaluation.datasets=[{name: cars, train: b, test: c},{name: Cars, train: d, test: c}]",
         "evaluation: datasets: the names 'cars' and 'Cars' differ in case alone; rename one of the sets",
     ),
-    ("evaluation.shots=5", "evaluation.shots=5: must be a list, for example [1, 5]"),
+    ("evaluation.shots=5", "evaluation.shots=5: must be a list; type evaluation.shots='[5]'"),
     ("trainer=5", "trainer=5: must be a section: keys and values below it"),
     ("optimizer.betas=[0.9]", "optimizer.betas: the list is too short"),
     ("optimizer.betas.1=0.9", "optimizer.betas is a list, which is replaced whole: optimizer.betas=[...]"),
@@ -136,8 +143,83 @@ def test_bf16_weights_need_zero(write_config: WriteConfig) -> None:
         load_config(write_config(), ["trainer.precision=bf16", "trainer.zero_stage=0"])
 
 
-def test_a_run_may_be_named_by_a_number(write_config: WriteConfig) -> None:
-    assert load_config(write_config(), ["name=42"]).name == "42"
+WORDS = ["42", "007", "1.10", "2024-05-01", "2001-99-99", "1.0e-3", "1e-3", "on", "No", "null", "0x1F", "010", "1_000", ".5e3"]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_name_is_what_was_typed(tmp_path: Path, write_config: WriteConfig, word: str) -> None:
+    """YAML reads these as numbers, dates, booleans and nothing: in a file, on the command line, and in what is written again."""
+    name = word.lstrip(".")
+    path = write_config()
+    typed = load_config(path, [f"name={name}", f"data.train={word}", f"tracking.project={word}"])
+    sets = f"[{{name: {word}, train: {word}, test: {{path: {word}, index: x}}}}]"
+    values = yaml.safe_load(path.read_text())
+    values["tracking"] = {**values.get("tracking", {}), "project": "PLACE"}
+    values["data"]["train"] = values["name"] = "PLACE"
+    values["name"] = "NAME"
+    path.write_text(yaml.safe_dump(values).replace("PLACE", word).replace("NAME", name))
+    written = load_config(path, [f"evaluation.datasets={sets}"])
+    again = tmp_path / "again.yaml"
+    again.write_text(written.to_yaml())
+    for config in (typed, written, load_config(again)):
+        project = None if word == "null" else word
+        assert (config.name, config.data.train, config.tracking.project) == (name, word, project)
+    (dataset,) = load_config(again).evaluation.datasets
+    assert (dataset.name, dataset.train.path, dataset.test.path) == (word, word, word)
+
+
+@pytest.mark.parametrize("text", ["/data/run #3", "pipe: cat {0..9}.tar", "-", "*.tar", "@host", "%x", "a: b: c", "=", "8:30"])
+def test_an_override_loses_nothing_of_what_was_typed(write_config: WriteConfig, text: str) -> None:
+    """A comment, an alias, a list item or a mapping to YAML; a text to whoever typed it."""
+    assert load_config(write_config(), [f"data.train={text}"]).data.train == text
+
+
+ADVICE = [
+    (["lr=0.01"], "optimizer.learning_rate=0.01"),
+    (["learning_rate=1e-3"], "optimizer.learning_rate=1e-3"),
+    (["batch_size=64"], "trainer.global_batch_size=64"),
+    (["epochs=90"], "trainer.duration='90 epochs'"),
+    (["evaluation.shots=5"], "evaluation.shots='[5]'"),
+    (["evaluation.datasets=x"], "evaluation.datasets='[{name: NAME, train: FOLDER, test: FOLDER}]'"),
+    (["evaluation.datasets=[a]"], "evaluation.datasets='[{name: NAME, train: FOLDER, test: FOLDER}]'"),
+    (["evaluation.datasets={name: a, train: b, test: c}"], "evaluation.datasets='[{name: a, train: b, test: c}]'"),
+    (["evaluation.datasets=[{name: a, train: b}]"], "evaluation.datasets='[{name: a, train: b, test: FOLDER}]'"),
+    (["evaluation.datasets=[{name:", "a,", "train:", "b,", "test:", "c}]"], "evaluation.datasets='[{name: a, train: b, test: c}]'"),
+    (["data.train=[{weight: 2}]"], "data.train='[{weight: 2, path: FOLDER}]'"),
+    (["data.train={weight: 2}"], "data.train='[{weight: 2, path: FOLDER}]'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "line"), ADVICE, ids=[" ".join(given) for given, _ in ADVICE])
+def test_the_line_that_a_message_says_to_type_is_taken(write_config: WriteConfig, overrides: list[str], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write_config(), overrides)
+    assert str(caught.value).lower().endswith(f"type {line}".lower())
+    load_config(write_config(), shlex.split(line))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--trainer.devices", "2"], "trainer.devices=2"),
+        (["--trainer.devices=2"], "trainer.devices=2"),
+        (["--seed=3"], "seed=3"),
+    ],
+)
+def test_settings_with_dashes_are_answered_with_the_line_to_type(
+    write_config: WriteConfig, capsys: pytest.CaptureFixture[str], words: list[str], line: str
+) -> None:
+    from pipeline.__main__ import parse_arguments
+
+    with pytest.raises(SystemExit):
+        parse_arguments(["train", "x.yaml", *words])
+    assert f"settings are written without dashes; type {line}\n" in capsys.readouterr().err
+    load_config(write_config(), [line])
+
+
+def test_a_command_without_its_config_is_told_what_comes_first(write_config: WriteConfig) -> None:
+    with pytest.raises(ConfigError, match=r"'seed=1' is a setting, .* type CONFIG\.yaml seed=1"):
+        load_config("seed=1")
 
 
 def test_a_missing_file_suggests_its_neighbour(write_config: WriteConfig) -> None:
@@ -247,17 +329,17 @@ def test_a_share_is_computed_in_as_few_parts_as_fit(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("name: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
-        ("name: [&a [x, x, x, x, x, x, x, x, x, x], "
+        ("spare: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("spare: [&a [x, x, x, x, x, x, x, x, x, x], "
          + ", ".join(f"&{'abcdefghi'[i]} [{', '.join(['*' + 'abcdefghi'[i - 1]] * 10)}]" for i in range(1, 9)) + "]", "aliases"),
-        ("name: &a [*a]", "contains it"),
-        ("name: 2001-99-99", "not what its form"),
-        ("name: !!bool maybe", "not what its form"),
-        ("name: !!timestamp x", "not what its form"),
-        ("name: !!int ''", "not what its form"),
-        ("name: 1" + "0" * 5000, "not what its form"),
-        ("name: 'a\x01b'", "special characters"),
-        ("name: \udcff", "utf-8"),
+        ("spare: &a [*a]", "contains it"),
+        ("spare: !!bool maybe", "not what its form"),
+        ("spare: !!timestamp x", "not what its form"),
+        ("spare: !!int ''", "not what its form"),
+        ("seed: 1" + "0" * 5000, "seed"),
+        ("spare: {mode: auto, mode: offline}", "'mode' is set twice, in lines [0-9]+ and [0-9]+; delete one"),
+        ("spare: 'a\x01b'", "special characters"),
+        ("spare: \udcff", "utf-8"),
         ("extends: \"a\\0b\"", "null"),
     ],
 )  # fmt: skip
