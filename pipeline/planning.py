@@ -181,6 +181,13 @@ def _check_classes(mixture: Mixture, *, num_classes: int) -> None:
                 f"model.num_classes={num_classes}, but {corpus.index.folder}/classes.txt names {needed - corpus.first_class} "
                 f"classes{after}; set model.num_classes={needed}"
             )
+        largest = corpus.index.max_label
+        if largest is not None and corpus.first_class + largest >= num_classes:
+            after = f", and first_class adds {corpus.first_class}" if corpus.first_class else ""
+            raise ConfigError(
+                f"model.num_classes={num_classes}, but the largest label in {corpus.index.folder} is {largest} (counted from 0){after}; "
+                f"set model.num_classes={corpus.first_class + largest + 1} or more"
+            )
 
 
 def _choose_num_streams(config: RunConfig) -> int:

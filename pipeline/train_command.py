@@ -68,6 +68,11 @@ def run_training(config_path: str, overrides: Sequence[str], stop: StopRequest) 
     elif ranks.launcher == "torchrun":
         die_with_parent(signal.SIGTERM)  # it may have died of a signal that its ranks are to heed
     num_ranks = _check_hardware(config, ranks, voice)
+    if ranks.launcher != "local":  # whose launcher has opened them
+        from pipeline.evaluation.datasets import open_dataset
+
+        for dataset in config.evaluation.datasets:
+            open_dataset(dataset)  # the evaluator would be the first to find what is wrong, hours later
     if ranks.launcher == "none":
         from pipeline.planning import make_plan
 

@@ -11,10 +11,13 @@ import pytest
 import yaml
 
 from pipeline.config import ModelSection
+from pipeline.data.index import load_index
 from pipeline.durations import parse_duration
 from pipeline.errors import ConfigError, DataError
+from pipeline.interruption import StopRequest
 from pipeline.planning import make_model_config, make_plan
 from pipeline.read_config import load_config, parse_config
+from pipeline.train_command import run_training
 from tests.conftest import REPOSITORY, Outcome, run_command
 
 WriteConfig = Callable[..., Path]
@@ -289,6 +292,25 @@ def test_classes_the_shards_name_must_fit_the_head(corpus: Path, tmp_path: Path,
         ConfigError, match=r"model\.num_classes=4, but .*/classes\.txt names 7 classes; set model\.num_classes=7"
     ):
         make_plan(load_config(write_config(), [f"data.train={folder}"]), world_size=2)
+
+
+def test_labels_must_fit_the_head(corpus: Path, tmp_path: Path, write_config: WriteConfig) -> None:
+    """Shards without classes.txt: their index knows the largest label."""
+    largest = load_index(str(corpus)).max_label
+    assert largest is not None
+    (folder := tmp_path / "corpus").mkdir()
+    for path in corpus.iterdir():
+        if path.name != "classes.txt":
+            (folder / path.name).symlink_to(path)
+    overrides = [f"data.train={folder}", f"model.num_classes={largest}"]
+    with pytest.raises(ConfigError, match=rf"the largest label in .* is {largest} .*; set model\.num_classes={largest + 1} or"):
+        make_plan(load_config(write_config(), overrides), world_size=2)
+
+
+def test_a_training_opens_its_evaluation_sets_first(corpus: Path, write_config: WriteConfig) -> None:
+    sets = f"evaluation.datasets=[{{name: a, train: {corpus}, test: /nowhere}}]"
+    with pytest.raises(DataError, match=r"evaluation set 'a': data folder '/nowhere' does not exist"):
+        run_training(str(write_config()), [sets, "trainer.devices=1"], StopRequest())
 
 
 def test_overrides_and_options_come_in_any_order() -> None:
