@@ -142,14 +142,15 @@ def test_an_evaluator_is_preempted(desk: Desk, downstream: dict[str, str], recor
 def test_a_cancelled_job_stays_so_and_takes_its_waiting_evaluator_along(desk: Desk, downstream: dict[str, str]) -> None:
     desk.evaluate_on(downstream)
     job = desk.submit(
-        "cancelled", nodes=desk.cluster.num_nodes, options=("--gpus-per-node=8",)
+        "cancelled", nodes=desk.cluster.num_nodes, options=("--gpus-per-node=8",), LOOK_EVERY_S="1"
     )  # nothing is left for the evaluator
     with desk.evaluator_of(job) as evaluator:
         job.stop_in_step(3, num_ranks=desk.cluster.num_nodes)
         assert evaluator.state == "PENDING"
         desk.cluster.run("scancel", job.id)
         job.wait_for_state("CANCELLED")
-        evaluator.wait_for_state("CANCELLED")
+        # It is cancelled while it waits. A node may be free before that: then it starts, finds no training, and ends by itself.
+        evaluator.wait_for_state("CANCELLED", "COMPLETED")
         time.sleep(3)
         assert job.state == "CANCELLED"
         assert job.show("Restarts") == "0"
