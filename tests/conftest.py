@@ -40,7 +40,8 @@ EXIT_TIMEOUT_S = 60
 
 def pytest_unconfigure() -> None:
     """A process or thread that something left behind must fail the tests, and say where it waits, not hold them for ever."""
-    faulthandler.dump_traceback_later(EXIT_TIMEOUT_S, exit=True, file=sys.__stderr__)
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker that is done waits for the others
+        faulthandler.dump_traceback_later(EXIT_TIMEOUT_S, exit=True, file=sys.__stderr__)
 
 
 def make_image(number: int, *, num_classes: int, size: int) -> np.ndarray:
