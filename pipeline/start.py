@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -92,8 +93,9 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speed
     # Here, where an error reaches every rank; a run without W&B need not care what its variables say.
     asked_id = None if plan.config.tracking.mode == "disabled" else read_wandb_environment().run_id
     if found.newest is not None:  # a launch that ended before its first checkpoint binds nobody
-        messages += compare_with_last_launch(plan, folder)
-        messages += compare_learning_rates(plan, _read_last_launch(folder), step=found.newest.meta.step)
+        last_launch = _read_last_launch(folder)
+        messages += compare_with_last_launch(plan, last_launch, root=folder.root)
+        messages += compare_learning_rates(plan, last_launch, step=found.newest.meta.step)
         check_order_version(found.newest)
         continuity = check_data(
             folder.root, plan.mixture, before=found.newest.meta.data_fingerprint, step=found.newest.meta.step,
@@ -148,20 +150,19 @@ def _set_weights_aside(folder: RunFolder, *, after: int) -> list[str]:
     ]
 
 
-def compare_with_last_launch(plan: Plan, folder: RunFolder) -> list[str]:
+def compare_with_last_launch(plan: Plan, last_launch: dict[str, Any], *, root: Path) -> list[str]:
     """What differs from the configuration of the last launch, in words; nothing where this is the first.
 
     Raises:
         CheckpointError: a difference that would mix two runs in one folder.
     """
-    last_launch = _read_last_launch(folder)
     before, now = _flatten(last_launch), _flatten(plan.config.model_dump(mode="json"))
     changed = sorted(key for key in before | now if before.get(key) != now.get(key) and not _is_under(key, FREE_KEYS))
     fatal = [key for key in changed if _is_under(key, FIXED_KEYS)]
     if fatal:
         differences = ", ".join(f"{key} (was {before.get(key)}, now {now.get(key)})" for key in fatal)
         raise CheckpointError(
-            f"{folder.root} holds a run that cannot go on with this configuration: {differences}. "
+            f"{root} holds a run that cannot go on with this configuration: {differences}. "
             f"Set them back, or start a new run with name=..."
         )
     return [f"changed since the last launch: {key} was {before.get(key)}, now {now.get(key)}" for key in changed]
