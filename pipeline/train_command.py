@@ -69,10 +69,11 @@ def run_training(config_path: str, overrides: Sequence[str], stop: StopRequest) 
         die_with_parent(signal.SIGTERM)  # it may have died of a signal that its ranks are to heed
     num_ranks = _check_hardware(config, ranks, voice)
     if ranks.launcher != "local":  # whose launcher has opened them
-        from pipeline.evaluation.datasets import open_dataset
+        from pipeline.evaluation.datasets import examine_dataset
 
-        for dataset in config.evaluation.datasets:
-            open_dataset(dataset)  # the evaluator would be the first to find what is wrong, hours later
+        for dataset in config.evaluation.datasets:  # the evaluator would be the first to find what is wrong, hours later
+            for note in examine_dataset(dataset, config.evaluation):
+                voice.say(note)
     if ranks.launcher == "none":
         from pipeline.planning import make_plan
 

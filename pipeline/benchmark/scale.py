@@ -67,7 +67,7 @@ def _entry(number: int, samples: int) -> ShardEntry:
     return ShardEntry(
         name=f"shard-{number:06d}.tar", num_bytes=int(sizes.sum()), block_offset=np.cumsum(sizes) - sizes, block_bytes=sizes,
         block_samples=counts, skipped_block=np.zeros(0, np.int64), skipped_place=np.zeros(0, np.uint16), num_skipped=0,
-        block_content=np.arange(len(counts), dtype=np.uint64), max_label=0, num_unlabelled=0,
+        block_content=np.arange(len(counts), dtype=np.uint64), images_of={0: int(counts.sum())}, num_unlabelled=0,
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from pipeline.data.class_counts import ClassCounts
 from pipeline.data.class_names import parse_class_names
 from pipeline.data.folder import ShardFolder, is_remote
 from pipeline.data.scan_shard import ShardEntry
@@ -68,6 +69,7 @@ class ShardIndex:
     max_label: int | None  # the largest class of any sample; None if none has a usable label
     num_unlabelled: int  # samples without a usable label
     file: str | None = None  # what the arrays are mapped from
+    class_counts: ClassCounts | None = None  # images of each class; None where an older version made the index
     kept_in: str | None = None  # folder of the index, where it does not lie beside the shards
     stored_fingerprint: str | None = None  # as the file says
 
@@ -122,6 +124,7 @@ ORDER_ARRAYS = (
 )  # fmt: skip
 ARRAYS = (*ORDER_ARRAYS, "block_content")
 DTYPES = dict.fromkeys(ARRAYS, np.int64) | {"block_samples": np.uint16, "skipped_place": np.uint16, "block_content": np.uint64}
+CLASS_IDS, CLASS_IMAGES = "class_ids", "class_images"  # which older indexes of this format lack
 STORED_AS = {np.int64: "I64", np.uint16: "U16", np.uint8: "U8", np.uint64: "U64"}
 
 
@@ -134,6 +137,7 @@ def assemble_index(folder: str, shards: list[ShardEntry]) -> ShardIndex:
     shards = sorted((shard for shard in shards if len(shard.block_samples)), key=lambda shard: shard.name)
     if not shards:
         raise DataError(f"{folder}: no samples in its shards, or all of them skipped; `python -m data_tools make` writes some")
+    class_counts = ClassCounts.join(shard.images_of for shard in shards)
     first_block = np.concatenate([[0], np.cumsum([len(shard.block_samples) for shard in shards])])
     block_samples = np.concatenate([shard.block_samples for shard in shards])
     return ShardIndex(
@@ -148,8 +152,9 @@ def assemble_index(folder: str, shards: list[ShardEntry]) -> ShardIndex:
         skipped_block=np.concatenate([shard.skipped_block + first for shard, first in zip(shards, first_block, strict=False)]),
         skipped_place=np.concatenate([shard.skipped_place for shard in shards]),
         block_content=np.concatenate([shard.block_content for shard in shards]),
-        max_label=max((shard.max_label for shard in shards if shard.max_label is not None), default=None),
+        max_label=int(class_counts.ids[-1]) if len(class_counts.ids) else None,
         num_unlabelled=sum(shard.num_unlabelled for shard in shards),
+        class_counts=class_counts,
     )
 
 
@@ -176,9 +181,11 @@ def save_index(index: ShardIndex, out: str | None = None) -> None:
     """
     arrays = {name: np.ascontiguousarray(getattr(index, name)) for name in ARRAYS}
     names = np.frombuffer("\n".join(index.shard_names).encode(), np.uint8)
+    counts = index.class_counts
+    of_classes = {} if counts is None else {CLASS_IDS: counts.ids, CLASS_IMAGES: counts.images}
     # An index elsewhere says whose it is, so that that of another folder does not replace it.
     whose = {} if out is None else {"shards": identify(index.folder)}
-    data = save({**arrays, "shard_names": names}, metadata={**_facts(index), **whose})
+    data = save({**arrays, **of_classes, "shard_names": names}, metadata={**_facts(index), **whose})
     folder, name = find_index(index.folder, out)
     ShardFolder(folder).write(name, data)
 
@@ -282,9 +289,11 @@ def _map_index(file: str, folder: str, kept_in: str | None) -> ShardIndex:
             raise ValueError("its largest label is no number")
         index = ShardIndex(
             folder=folder, shard_names=names, file=file, kept_in=kept_in, max_label=max_label, num_unlabelled=num_unlabelled,
-            stored_fingerprint=facts["fingerprint"], **{name: _map_array(data, start, header[name], DTYPES[name]) for name in ARRAYS},
+            stored_fingerprint=facts["fingerprint"], class_counts=_map_counts(data, start, header), **{name: _map_array(data, start, header[name], DTYPES[name]) for name in ARRAYS},
         )  # fmt: skip
         _check_lengths(index)
+        if index.class_counts is not None:
+            index.class_counts.check(index.num_samples - index.num_unlabelled)
         return index
     except READ_ERRORS as error:
         raise _damaged(file, folder, kept_in, error) from error
@@ -314,6 +323,12 @@ def _map_array(data: mmap.mmap, start: int, entry: dict[str, Any], dtype: type[n
     if entry["dtype"] != STORED_AS[dtype] or not 0 <= first <= last <= len(data) - start:
         raise ValueError("its header is not that of an index")
     return np.frombuffer(data, dtype, count=(last - first) // np.dtype(dtype).itemsize, offset=start + first)
+
+
+def _map_counts(data: mmap.mmap, start: int, header: dict[str, Any]) -> ClassCounts | None:
+    if CLASS_IDS not in header:
+        return None
+    return ClassCounts(*(_map_array(data, start, header[name], np.int64) for name in (CLASS_IDS, CLASS_IMAGES)))
 
 
 def _check_lengths(index: ShardIndex) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -28,7 +29,7 @@ class ShardEntry:
     skipped_place: NDArray[np.uint16]
     num_skipped: int  # those between blocks too
     block_content: NDArray[np.uint64]  # of each block, its samples' keys, members' sizes and labels: see `content`
-    max_label: int | None  # the largest class; None if no sample has a usable label
+    images_of: Mapping[int, int]  # images by class, of samples with a usable label
     num_unlabelled: int  # samples without a usable label
 
 
@@ -49,7 +50,7 @@ def scan_shard(
     counts: list[int] = []
     last_places: list[int] = []  # of the last sample kept
     contents: list[BlockContent] = []
-    max_label: int | None = None
+    images_of: Counter[int] = Counter()
     num_unlabelled = 0
     skipped: list[tuple[int, int]] = []
     seen: set[str] = set()
@@ -79,7 +80,7 @@ def scan_shard(
             if label is None or label < 0:
                 num_unlabelled += 1
             else:
-                max_label = max(label, max_label or 0)
+                images_of[label] += 1
         elif counts:
             skipped.append((len(counts) - 1, place))
         place += 1
@@ -105,7 +106,7 @@ def scan_shard(
         skipped_place=np.array([place for _, place in inside], np.uint16),
         num_skipped=len(skip),
         block_content=np.array([content.digest for content in contents], np.uint64),
-        max_label=max_label,
+        images_of=images_of,
         num_unlabelled=num_unlabelled,
     )
 

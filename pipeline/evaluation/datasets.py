@@ -1,12 +1,14 @@
-"""Downstream sets: opened and checked before anything is computed."""
+"""Downstream sets: opened, checked, and compared with what is to be measured on them, before anything is computed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.config import EvalDataset
+from pipeline.config import EvalDataset, EvaluationSection
+from pipeline.data.class_counts import ClassCounts
 from pipeline.data.index import ShardIndex, check_shards, load_index, read_class_names
-from pipeline.errors import DataError
+from pipeline.errors import DataError, EvaluationError
+from pipeline.evaluation.requirements import compare_classes, short_classes, takes_all, why_no_linear
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,58 @@ def _check_labels(index: ShardIndex) -> None:
             f"{index.num_unlabelled} of {index.num_samples} samples in {index.folder} have no usable label; an evaluation set "
             f"needs one for each image: `python -m data_tools verify {index.folder}` names them"
         )
+
+
+def examine_dataset(dataset: EvalDataset, section: EvaluationSection) -> list[str]:
+    """Open a set before a run; what its results will lack, by the counts of its indexes.
+
+    Raises:
+        DataError: it cannot be opened.
+        EvaluationError: nothing can be measured on it.
+    """
+    opened = open_dataset(dataset)
+    notes = [*opened.notes]
+    train, test = opened.train.class_counts, opened.test.class_counts
+    if train is not None and test is not None:  # else an older version made an index
+        try:
+            notes += compare_classes(train, test).notes
+        except EvaluationError as error:
+            raise EvaluationError(
+                f"evaluation set {opened.name!r}: {error} Correct its train and test, or leave it out of evaluation.datasets"
+            ) from error
+    if train is not None:
+        notes += _judge_train(opened, train, section)
+    return [f"evaluation set {opened.name!r}: {note}" for note in notes]
+
+
+def _judge_train(opened: EvaluationSet, train: ClassCounts, section: EvaluationSection) -> list[str]:
+    """What the train split has too few images for. What would fail at every checkpoint is refused if nothing else is asked for."""
+    notes: list[str] = []
+    if "linear" in section.protocols and (reason := why_no_linear(train)) is not None:
+        line = "evaluation.protocols='[few_shot]'"
+        if "few_shot" not in section.protocols:
+            raise EvaluationError(f"evaluation set {opened.name!r}: {reason}: type {line}")
+        notes.append(f"linear will fail: {reason}, alone with {line}")
+    if "few_shot" in section.protocols and (short := [shots for shots in section.shots if short_classes(train, shots)]):
+        notes.append(_describe_short(opened, train, short, section.shots))
+    return notes
+
+
+def _describe_short(opened: EvaluationSet, train: ClassCounts, short: list[int], asked: tuple[int, ...]) -> str:
+    smallest = int(train.images.argmin())
+    count, label = int(train.images[smallest]), int(train.ids[smallest])
+    names = read_class_names(opened.train)
+    name = f" ({names[label]})" if names is not None and label < len(names) else ""
+    whole = [shots for shots in short if takes_all(train, shots)]
+    parts = [f"{len(short_classes(train, shots))} of {len(train.ids)} classes at {shots}-shot" for shots in short]
+    seeds = f"; at {', '.join(map(str, whole))} that is all of train, whatever the seed" if whole else ""
+    enough = [shots for shots in asked if shots not in short] or [count]
+    return (
+        f"class {label}{name} has {count} train image{'s' * (count != 1)}, and evaluation.shots asks for {_listed(short)}. A class with "
+        f"fewer gives all that it has ({', '.join(parts)}){seeds}. Shots that every class has: evaluation.shots='[{', '.join(map(str, enough))}]'"
+    )
+
+
+def _listed(numbers: list[int]) -> str:
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} and {last}" if others else last

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data.class_counts import ClassCounts
+from pipeline.evaluation.requirements import short_classes
+
 BIAS_FEATURE = 100.0
 L2_PENALTY = 2.0**10
 STD_EPS = 1e-5
@@ -31,13 +34,11 @@ def choose_support(labels: Tensor, *, shots: int, seed: int) -> Support:
     generator = np.random.default_rng(seed)
     array = labels.numpy()
     chosen: list[np.ndarray] = []
-    short: list[int] = []
     for label in np.unique(array):
         members = generator.permutation(np.flatnonzero(array == label))[:shots]
         chosen.append(members)
-        if len(members) < shots:
-            short.append(int(label))
-    return Support(indices=torch.from_numpy(np.concatenate(chosen)), short_classes=tuple(short))
+    short = short_classes(ClassCounts.of_labels(array), shots)
+    return Support(indices=torch.from_numpy(np.concatenate(chosen)), short_classes=short)
 
 
 def ridge_weights(features: Tensor, targets: Tensor, *, l2: float) -> Tensor:

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data.class_counts import ClassCounts
 from pipeline.errors import EvaluationError
 from pipeline.evaluation.logistic import Convergence, solve_logistic
+from pipeline.evaluation.requirements import why_no_linear
 
 HELD_OUT = 0.2  # of train, to choose the penalty on
 PENALTIES = tuple(10.0**exponent for exponent in range(-5, 2))  # of the mean loss: 1e-5 to 10
@@ -90,12 +92,9 @@ def linear_probe(
     Raises:
         EvaluationError: no class has two images in train, so nothing can be held out.
     """
+    if (reason := why_no_linear(ClassCounts.of_labels(train_labels.cpu()))) is not None:
+        raise EvaluationError(reason)
     fit, choose = (part.to(train_labels.device) for part in split_train(train_labels.cpu(), seed=seed))
-    if not len(choose):
-        raise EvaluationError(
-            f"no class has two images in its train split ({len(train_labels)} images of {num_classes} classes), so none can be held "
-            f"out to choose the penalty of the linear probe; few_shot can be measured"
-        )
     probes: dict[float, LinearProbe] = {}
     probe = None
     for penalty in reversed(PENALTIES):  # from the strongest down, each from the last one's solution: a short way every time

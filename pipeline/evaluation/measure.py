@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.data.class_counts import ClassCounts
 from pipeline.errors import EvaluationError
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.few_shot import choose_support, few_shot_accuracy
 from pipeline.evaluation.linear import LinearResult, linear_probe
+from pipeline.evaluation.requirements import compare_classes, takes_all
 from pipeline.evaluation.tasks import Task
 
 
@@ -52,32 +54,19 @@ def prepare_splits(train: Features, test: Features) -> Splits:
     for name, split in (("train", train), ("test", test)):
         _check_features(split, name=name)
     classes = train.labels.unique()  # sorted
-    if len(classes) < 2:
-        raise EvaluationError(
-            f"all {len(train.labels)} images of its train split are of class {int(classes[0])}: nothing to tell apart"
-        )
-    test_labels = _renumber(test.labels, classes)
-    strange = int((test_labels < 0).sum())
-    if strange == len(test_labels):
-        raise EvaluationError(
-            "no image of its test split is of a class that its train split has; do both number classes alike?"
-        )
-    missing = len(classes) - len(test_labels[test_labels >= 0].unique())
+    compared = compare_classes(*(ClassCounts.of_labels(split.labels.cpu()) for split in (train, test)))
     constant = int((train.values.amax(dim=0) == train.values.amin(dim=0)).sum())
     num_features = train.values.shape[1]
-    notes = []
-    if strange:
-        notes.append(
-            f"{strange} of {len(test_labels)} test images are of classes that train does not have; they count as wrong"
-        )
-    if missing:
-        notes.append(f"{missing} of {len(classes)} classes have no test image")
+    notes = [*compared.notes]
     if constant:
         collapsed = ": the representation has collapsed" if constant == num_features else ""
         notes.append(f"{constant} of {num_features} features have one value for all train images{collapsed}")
-    counts = {"test_images_of_unknown_class": strange, "classes_without_test_image": missing, "constant_features": constant}
+    counts = {
+        "test_images_of_unknown_class": compared.unknown_images, "classes_without_test_image": compared.untested_classes,
+        "constant_features": constant,
+    }  # fmt: skip
     return Splits(
-        train=train.values, train_labels=_renumber(train.labels, classes), test=test.values, test_labels=test_labels,
+        train=train.values, train_labels=_renumber(train.labels, classes), test=test.values, test_labels=_renumber(test.labels, classes),
         num_classes=len(classes), facts={name: count for name, count in counts.items() if count}, notes=tuple(notes),
     )  # fmt: skip
 
@@ -114,8 +103,8 @@ def measure(task: Task, splits: Splits) -> Measured:
 
 def _measure_few_shot(splits: Splits, *, shots: int, seed: int) -> Measured:
     """Where every class has at most `shots` images, all of train is the support, whatever the seed: it is measured once."""
-    takes_all = int(torch.bincount(splits.train_labels).max()) <= shots
-    known = splits.few_shot.get((shots, None if takes_all else seed))
+    is_all = takes_all(ClassCounts.of_labels(splits.train_labels.cpu()), shots)
+    known = splits.few_shot.get((shots, None if is_all else seed))
     if known is not None:
         return known
     support = choose_support(splits.train_labels.cpu(), shots=shots, seed=seed)
@@ -124,10 +113,10 @@ def _measure_few_shot(splits: Splits, *, shots: int, seed: int) -> Measured:
         test_labels=splits.test_labels, support=support, num_classes=splits.num_classes,
     )  # fmt: skip
     detail = {
-        "short_classes": len(support.short_classes), "support": "all" if takes_all else "drawn",
+        "short_classes": len(support.short_classes), "support": "all" if is_all else "drawn",
         "support_images": len(support.indices),
     }  # fmt: skip
-    splits.few_shot[shots, None if takes_all else seed] = result = Measured(accuracy, detail)
+    splits.few_shot[shots, None if is_all else seed] = result = Measured(accuracy, detail)
     return result
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pipeline.data.class_counts import ClassCounts
 from pipeline.data.index import ShardIndex, assemble_index, load_index, save_index
 from pipeline.data.reader import BlockReader
 from pipeline.data.scan_shard import ShardEntry, scan_shard
@@ -50,6 +52,29 @@ def test_it_keeps_the_largest_label_and_counts_samples_without_one(tmp_path: Pat
     assert (made.max_label, made.num_unlabelled) == (3, 2)
     made = index(tmp_path / "c", [("a.png", PICTURES[0]), ("b.png", PICTURES[1])])
     assert (made.max_label, made.num_unlabelled) == (None, 2)
+
+
+def test_it_counts_the_images_of_each_class(tmp_path: Path) -> None:
+    """Of all shards, without samples that have no label; an index without the counts is read as before."""
+    (tmp_path / "a").mkdir()
+    write_tar(tmp_path / "a" / "001.tar", members(["5", "0", "5"]))
+    made = index(tmp_path / "a", members(["2", "0", "cat", "5"]))
+    counts = made.class_counts
+    assert counts is not None
+    assert dict(zip(counts.ids.tolist(), counts.images.tolist(), strict=True)) == {0: 2, 2: 1, 5: 3}
+    save_index(replace(made, class_counts=None))
+    older = load_index(str(tmp_path / "a"))
+    assert older.class_counts is None
+    assert older.fingerprint == made.fingerprint
+
+
+def test_counts_that_are_not_those_of_its_samples_are_damage(tmp_path: Path) -> None:
+    made = index(tmp_path, members(["2", "0", "0"]))
+    assert made.class_counts is not None
+    for counts in (ClassCounts.of_labels([0, 0]), replace(made.class_counts, ids=made.class_counts.ids[::-1])):
+        save_index(replace(made, class_counts=counts))
+        with pytest.raises(DataError, match="damaged"):
+            load_index(str(tmp_path))
 
 
 @pytest.mark.parametrize(

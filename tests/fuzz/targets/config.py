@@ -56,7 +56,7 @@ def _write_index(folder: Path) -> None:
     entry = ShardEntry(
         name="a.tar", num_bytes=1024 * len(blocks), block_offset=1024 * blocks, block_bytes=np.full(len(blocks), 1024),
         block_samples=np.full(len(blocks), 30_000, np.uint16), skipped_block=none, skipped_place=none.astype(np.uint16),
-        num_skipped=0, block_content=blocks.astype(np.uint64), max_label=3, num_unlabelled=0,
+        num_skipped=0, block_content=blocks.astype(np.uint64), images_of={3: 30_000 * len(blocks)}, num_unlabelled=0,
     )  # fmt: skip
     save_index(assemble_index(str(folder), [entry]))
 

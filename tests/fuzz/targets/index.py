@@ -37,11 +37,15 @@ def index_files(scratch: Path) -> Fuzzer:
 
 def _entry(number: int, num_blocks: int, skipped: int) -> ShardEntry:
     blocks = np.arange(num_blocks)
+    samples = (1 + blocks % 3).astype(np.uint16)
+    num_unlabelled = min(number, int(samples.sum()))
+    num_labelled = int(samples.sum()) - num_unlabelled
     return ShardEntry(
         name=f"shard-{number}.tar", num_bytes=4096 * num_blocks, block_offset=4096 * blocks,
-        block_bytes=np.full(num_blocks, 4096), block_samples=(1 + blocks % 3).astype(np.uint16),
+        block_bytes=np.full(num_blocks, 4096), block_samples=samples,
         skipped_block=blocks[:skipped] % num_blocks, skipped_place=np.zeros(min(skipped, num_blocks), np.uint16),
-        num_skipped=skipped, block_content=(blocks + number).astype(np.uint64), max_label=number or None, num_unlabelled=number,
+        num_skipped=skipped, block_content=(blocks + number).astype(np.uint64), num_unlabelled=num_unlabelled,
+        images_of={number: num_labelled} if num_labelled else {},
     )  # fmt: skip
 
 
