@@ -6,6 +6,7 @@ import codecs
 import unicodedata
 from pathlib import Path
 
+from pipeline.data.class_names import BYTE_ORDER_MARK
 from pipeline.errors import DataError
 
 MARKS = {
@@ -51,7 +52,7 @@ def read_text(path: str, *, encoding: str | None) -> str:
         raise DataError(f"{path} line {line}: bytes that are not {found}; {ADVICE}") from error
     if "\0" in text:
         raise DataError(f"{path}: zero bytes, as in UTF-16 without a byte-order mark; {ADVICE}")
-    return text.removeprefix("\ufeff")
+    return text.lstrip(BYTE_ORDER_MARK)
 
 
 def is_text(name: str) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 
 from pipeline.errors import DataError
 
 LINE_END = re.compile(r"\r\n|\n|\r")  # `str.splitlines` also cuts at U+0085 and U+2028, which names may hold
+
+BYTE_ORDER_MARK = "\ufeff"  # two of them where a program has put its own before another's
 
 
 def split_lines(text: str) -> list[str]:
@@ -25,6 +26,6 @@ def parse_class_names(data: bytes, *, place: str) -> list[str]:
         DataError: not UTF-8.
     """
     try:
-        return split_lines(data.removeprefix(codecs.BOM_UTF8).decode())
+        return split_lines(data.decode().lstrip(BYTE_ORDER_MARK))
     except UnicodeDecodeError as error:
         raise DataError(f"{place} is not text in UTF-8 ({error.reason} at byte {error.start}); convert it") from error

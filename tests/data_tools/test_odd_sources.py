@@ -18,6 +18,7 @@ from data_tools.__main__ import main
 from data_tools.classes import Numbering, number_classes, read_class_map, read_class_names
 from data_tools.sources import SourceOptions, find_source
 from data_tools.sources.listing import Listing
+from pipeline.data.class_names import parse_class_names
 from pipeline.data.index import load_index
 from pipeline.data.index import read_class_names as stored_class_names
 from pipeline.data.reader import BlockReader
@@ -199,6 +200,7 @@ def test_names_of_folders_and_files_that_are_not_utf_8(tmp_path: Path, capsys: p
 LISTS: dict[str, tuple[bytes, tuple[str, ...] | str]] = {  # a class list, and its names or what is wrong with it
     "plain": (b"cat\ndog\n", ("cat", "dog")),
     "without a last line end": (b"cat\ndog", ("cat", "dog")),
+    "two byte-order marks": (b"\xef\xbb\xbf\xef\xbb\xbfcat\ndog\n", ("cat", "dog")),
     "byte-order mark and CRLF": (b"\xef\xbb\xbfcat\r\ndog\r\n", ("cat", "dog")),
     "UTF-16": ("cat\ndog\n".encode("utf-16"), ("cat", "dog")),
     "blank lines at the end": (b"cat\ndog\n\n \n", ("cat", "dog")),
@@ -218,6 +220,8 @@ def test_class_lists_are_read_right_or_refused(tmp_path: Path, case: str) -> Non
     (tmp_path / "list.txt").write_bytes(data)
     if isinstance(expected, tuple):
         assert read_class_names(str(tmp_path / "list.txt")) == expected
+        if case != "UTF-16":  # a folder's classes.txt is UTF-8
+            assert tuple(parse_class_names(data, place="classes.txt")) == expected
         return
     with pytest.raises(DataError, match=expected):
         read_class_names(str(tmp_path / "list.txt"))
