@@ -80,6 +80,15 @@ class StopRequest:
     def is_set(self) -> bool:
         return bool(self.received)
 
+    def end_here(self) -> None:
+        """Raise `Interrupted` again if there was a request: Python drops what a handler raises while it deletes an object.
+
+        Raises:
+            Interrupted: told to stop.
+        """
+        if self.received:
+            raise Interrupted(self.received[0])
+
     def note(self, name: str) -> bool:
         """A signal has come; whether it is a new request."""
         now = time.monotonic()

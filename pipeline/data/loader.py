@@ -7,14 +7,10 @@ for it, at most `prefetch` ahead, and R leaves room for the ones still in use.
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
@@ -25,8 +21,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from pipeline.data.augment import TrainTransform
 from pipeline.data.remote import Retry
 from pipeline.data.stream import DIGEST_MODULUS, Division, Part, Unreadable
+from pipeline.data.workers import explained, start_worker, started
 from pipeline.errors import DataError, PipelineError
-from pipeline.interruption import SIGNALS
 
 HELD = 3  # micro-batches the trainer may hold: the one it computes, the one it fetched ahead, the one it is handed
 
@@ -94,9 +90,9 @@ class BatchLoader:
             prefetch_factor=self.prefetch or None,
             # Forking a process that runs gloo's, NCCL's or OpenMP's threads can deadlock.
             multiprocessing_context="spawn" if self.num_workers else None,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
         )
-        with _started(loader) as parts:
+        with started(loader) as parts:
             in_use: deque[Batch] = deque()
             number = 0
             while True:
@@ -112,41 +108,11 @@ class BatchLoader:
                 yield batch
 
     def _take(self, parts: Iterator[Part | PipelineError]) -> Part:
-        try:
+        with explained(remedy="data.num_workers or data.prefetch"):
             part = next(parts)
-        except RuntimeError as error:  # all that `DataLoader` says of a worker that is gone
-            raise DataError(
-                f"a decoding process of this rank ended ({error}): most likely the machine's memory is full (lower "
-                f"data.num_workers or data.prefetch), or an image broke the decoder (`python -m data_tools verify` finds it)"
-            ) from error
         if isinstance(part, PipelineError):
             raise part
         return part
-
-
-@contextmanager
-def _started(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
-    """A loader's iterator whose workers are gone at the end, or when Python exits before.
-
-    Python and torch end them by SIGTERM, which they do not listen to (see `_start_worker`), and wait for them: a process
-    that still held an iterator would never exit.
-    """
-    others = set(multiprocessing.active_children())
-    parts: Any = iter(loader)
-    workers = [child for child in multiprocessing.active_children() if child not in others]
-
-    def end() -> None:
-        if workers:
-            parts._shutdown_workers()  # asks, and waits for five seconds; torch has no public name for it
-        for worker in workers:
-            worker.kill()
-
-    atexit.register(end)
-    try:
-        yield parts
-    finally:
-        atexit.unregister(end)
-        end()
 
 
 class _Filler(IterableDataset[Part | PipelineError]):
@@ -215,10 +181,3 @@ def _pin(images: Tensor) -> None:
 def _unpin(images: Tensor) -> None:
     runtime: Any = torch.cuda.cudart()
     runtime.cudaHostUnregister(images.data_ptr())
-
-
-def _start_worker(_worker: int) -> None:
-    torch.set_num_threads(1)
-    # A scheduler may signal every process of a job. What to do is the ranks' business: they still need their batches.
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

@@ -12,6 +12,7 @@ from pipeline.data.augment import EvalTransform
 from pipeline.data.evaluation_stream import EvalStream
 from pipeline.data.index import ShardIndex
 from pipeline.data.remote import RemoteOptions
+from pipeline.data.workers import explained, start_worker, started
 from pipeline.models.vit import VisionTransformer
 from pipeline.precision import EvaluationPrecision
 from pipeline.progress import progress
@@ -42,13 +43,15 @@ def extract_features(
     """
     loader = DataLoader(
         EvalStream(index=index, transform=transform, remote=remote), batch_size=None, num_workers=num_workers,
-        multiprocessing_context="spawn" if num_workers else None,
+        multiprocessing_context="spawn" if num_workers else None, worker_init_fn=start_worker,
     )  # fmt: skip
     values: list[Tensor] = []
     labels: list[Tensor] = []
     unreadable = 0
-    with progress(total=index.num_samples, description=description, unit="image", leave=False) as bar:
-        for item in loader:
+    bar = progress(total=index.num_samples, description=description, unit="image", leave=False)
+    # torch tells of a worker that is gone wherever this process is at that moment.
+    with bar, explained(remedy="evaluation.num_workers"), started(loader) as items:
+        for item in items:
             for images in item.images.split(batch_size):
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                     values.append(model.forward_representation(images.to(device)).float().cpu())

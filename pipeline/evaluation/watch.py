@@ -76,6 +76,7 @@ def wait_for_weights(folder: RunFolder, *, stop: StopRequest, poll_s: float) -> 
 
     Raises:
         EvaluationError: the run is over without any.
+        Interrupted: told to stop.
     """
     outlook = Outlook(folder, waits_for=f"the first weights in {folder.weights}")
     while not folder.weight_steps() and not stop.is_set:
@@ -84,6 +85,7 @@ def wait_for_weights(folder: RunFolder, *, stop: StopRequest, poll_s: float) -> 
                 f"{folder.weights} holds no weights to evaluate, and none will come: {reason_of(read_state(folder.root))}"
             )
         time.sleep(poll_s)
+    stop.end_here()
 
 
 def watch_run(evaluator: Evaluations, folder: RunFolder, *, watch: bool, stop: StopRequest, poll_s: float) -> None:
@@ -91,6 +93,7 @@ def watch_run(evaluator: Evaluations, folder: RunFolder, *, watch: bool, stop: S
 
     Raises:
         EvaluationError: at the end, naming what could not be measured.
+        Interrupted: told to stop.
     """
     if not watch and not evaluator.has_pending():
         print("[eval] nothing to do: every checkpoint has its results, or there is none", flush=True)
@@ -105,4 +108,5 @@ def watch_run(evaluator: Evaluations, folder: RunFolder, *, watch: bool, stop: S
             time.sleep(poll_s)
     finally:
         evaluator.close()
+    stop.end_here()
     evaluator.check()

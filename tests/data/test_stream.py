@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from pipeline.data.augment import EvalTransform, TrainTransform
 from pipeline.data.corpus import Corpus, Mixture
@@ -24,6 +25,7 @@ from pipeline.data.index import check_shards, load_index
 from pipeline.data.loader import Batch, BatchLoader
 from pipeline.data.reader import LocalSource
 from pipeline.data.stream import Division, TrainStream
+from pipeline.data.workers import explained, start_worker, started
 from pipeline.errors import DataError
 from tests.conftest import REPOSITORY, WriteShards, encode, make_image, write_tar
 
@@ -251,12 +253,19 @@ class RangeHandler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_each_sample_once_in_order(corpus: Path, workers: int) -> None:
-    from torch.utils.data import DataLoader
-
+    """Whatever a scheduler sends to all processes of a job, while they still start or later: their owner decides."""
     stream = EvalStream(index=load_index(str(corpus)), transform=EvalTransform(image_size=16, short_side=18))
-    loader = DataLoader(stream, batch_size=None, num_workers=workers, multiprocessing_context="spawn" if workers else None)
-    labels = torch.cat([item.labels for item in loader])
-    assert labels.tolist() == (np.arange(83) % 4).tolist()
+    loader = DataLoader(
+        stream, batch_size=None, num_workers=workers, multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=start_worker,
+    )  # fmt: skip
+    labels = []
+    with started(loader) as items:
+        for moment in ("while they import torch", "while they decode"):
+            for child in multiprocessing.active_children():
+                os.kill(child.pid or 0, signal.SIGTERM)
+            labels += [item.labels for item in (items if moment == "while they decode" else islice(items, 1))]
+    assert torch.cat(labels).tolist() == (np.arange(83) % 4).tolist()
 
 
 def test_a_killed_worker_is_answered_in_words(corpus: Path) -> None:
@@ -264,8 +273,25 @@ def test_a_killed_worker_is_answered_in_words(corpus: Path) -> None:
     next(loader)
     for child in multiprocessing.active_children():
         os.kill(child.pid or 0, signal.SIGKILL)
-    with pytest.raises(DataError, match=r"a decoding process of this rank ended .*memory is full"):
+    with pytest.raises(DataError, match=r"a decoding process ended .*memory is full"):
         list(islice(loader, 20))
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [("DataLoader worker (pid 812) is killed by signal: Killed. ", "DataLoader worker is killed by signal: Killed"),
+     ("DataLoader worker (pid(s) 812, 9) exited unexpectedly", "DataLoader worker exited unexpectedly")],
+)  # fmt: skip
+def test_the_same_end_of_a_worker_has_the_same_words(said: str, told: str) -> None:
+    """The evaluator's next start would record another failure of the same cause."""
+    words = rf"a decoding process ended \({told}\): .* \(lower evaluation.num_workers\)"
+    with pytest.raises(DataError, match=words), explained(remedy="evaluation.num_workers"):
+        raise RuntimeError(said)
+
+
+def test_other_errors_are_not_taken_for_a_workers_end() -> None:
+    with pytest.raises(RuntimeError, match="shape"), explained(remedy="x"):
+        raise RuntimeError("shape mismatch")
 
 
 def test_a_process_that_still_holds_an_iterator_exits(corpus: Path) -> None:

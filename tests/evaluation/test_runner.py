@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -144,6 +146,30 @@ def test_a_watcher_waits_survives_a_kill_and_ends_with_the_run(folder: RunFolder
         assert watcher.wait(timeout=240) == 0
     rows = read_json_lines(folder.evaluations)
     assert sorted(row["step"] for row in rows) == [0] * RESULTS_PER_STEP + [4] * RESULTS_PER_STEP
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    """Decoding processes: they were spawned, and import torch for a second or two."""
+    found = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], text=True, capture_output=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+@pytest.mark.slow
+def test_a_preempted_evaluation_is_no_failed_one(folder: RunFolder) -> None:
+    """A scheduler signals every process of a job, in any order: the decoding ones before the one that knows what to do."""
+    add_weights(folder, 4)
+    with watching(folder, "evaluation.num_workers=1") as watcher:
+        wait_for(lambda: workers_of(watcher) != [], watcher)
+        for pid in workers_of(watcher):
+            os.kill(pid, signal.SIGTERM)
+        time.sleep(0.5)
+        watcher.send_signal(signal.SIGTERM)
+        assert watcher.wait(timeout=60) == 75
+    text = (folder.root / "watcher.log").read_text()
+    assert "[evaluate] stopped by SIGTERM; the same command goes on from here" in text
+    assert "cannot be measured" not in text
+    assert read_json_lines(folder.evaluations) == []  # it would stand there as tried and failed
+    assert list((folder.root / "claims").iterdir()) == []
 
 
 def wait_for(condition: object, process: subprocess.Popen[str], timeout_s: float = 240) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import EvaluationError
 from pipeline.evaluation.watch import LOOKS_AT_THE_END, wait_for_weights, watch_run
-from pipeline.interruption import StopRequest
+from pipeline.interruption import Interrupted, StopRequest
 from pipeline.run_folder import RunFolder
 
 FAILED = {"phase": "failed", "by": "DivergedError: gradients were not finite", "step": 7, "total_steps": 12}
@@ -76,7 +76,8 @@ def test_a_watcher_goes_on_with_a_run_that_is_started_again(tmp_path: Path, caps
         stops(looks)
 
     evaluator = Measured(then=start_again)
-    watch_run(evaluator, folder, watch=True, stop=stop, poll_s=0)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        watch_run(evaluator, folder, watch=True, stop=stop, poll_s=0)
     assert evaluator.looks == 3 * LOOKS_AT_THE_END
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
         "[eval] no further weights will come", f"[eval] waiting for further weights of a training that is going on in {tmp_path}",
@@ -96,7 +97,8 @@ def test_a_watcher_says_once_what_it_waits_for(
     if heartbeat is not None:
         write_heartbeat(folder, heartbeat)
     stop, stops = stop_at(3 * LOOKS_AT_THE_END)
-    watch_run(Measured(then=stops), folder, watch=True, stop=stop, poll_s=0)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        watch_run(Measured(then=stops), folder, watch=True, stop=stop, poll_s=0)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"[eval] waiting for further weights: {said}")
 
@@ -106,3 +108,13 @@ def test_the_wait_for_first_weights_ends_with_the_run(tmp_path: Path) -> None:
     write_heartbeat(folder, FAILED)
     with pytest.raises(EvaluationError, match=r"no weights to evaluate, and none will come: the training has failed at step 7"):
         wait_for_weights(folder, stop=StopRequest(), poll_s=0)
+
+
+@pytest.mark.parametrize("watch", [True, False])
+def test_a_stop_that_a_handler_could_not_raise_is_no_success(tmp_path: Path, watch: bool) -> None:
+    """Python drops what is raised inside `__del__`: the flag is all that is left of the signal."""
+    folder, (stop, stops) = RunFolder(tmp_path), stop_at(1)
+    with pytest.raises(Interrupted):
+        watch_run(Measured(then=stops), folder, watch=watch, stop=stop, poll_s=0)
+    with pytest.raises(Interrupted):
+        wait_for_weights(folder, stop=stop, poll_s=0)

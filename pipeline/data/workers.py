@@ -1,0 +1,86 @@
+"""Decoding processes: started so that a scheduler's signals do not end them, and ended with whoever started them."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from pipeline.errors import DataError
+from pipeline.interruption import SIGNALS
+
+
+@contextmanager
+def started(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
+    """A loader's iterator whose workers are gone at the end, or when Python exits before. The loader needs `worker_init_fn=start_worker`.
+
+    Python and torch end them by SIGTERM, which they do not listen to (see `start_worker`), and wait for them: a process
+    that still held an iterator would never exit.
+    """
+    others = set(multiprocessing.active_children())
+    with _held_signals():  # a worker inherits that, and is not ended while it imports torch
+        parts: Any = iter(loader)
+    workers = [child for child in multiprocessing.active_children() if child not in others]
+
+    def end() -> None:
+        if workers:
+            parts._shutdown_workers()  # asks, and waits for five seconds; torch has no public name for it
+        for worker in workers:
+            worker.kill()
+
+    atexit.register(end)
+    try:
+        yield parts
+    finally:
+        atexit.unregister(end)
+        end()
+
+
+@contextmanager
+def _held_signals() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        resource_tracker.ensure_running()  # the first spawn would start it, which unblocks SIGTERM and SIGINT
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_worker(_worker: int) -> None:
+    """What a worker does first."""
+    torch.set_num_threads(1)
+    # A scheduler may signal every process of a job. What to do is their owner's business: it still needs what they decode.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def explained(*, remedy: str) -> Iterator[None]:
+    """What asking a loader for its next part may raise, in words.
+
+    Args:
+        remedy: which settings need less memory.
+
+    Raises:
+        DataError: a worker is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        # Without process ids: the same end has the same words.
+        reason = re.sub(r" \(pids?(\(s\))?:? ?[\d, ]+\)", "", str(error).splitlines()[0]).rstrip(". ")
+        raise DataError(
+            f"a decoding process ended ({reason}): most likely the machine's memory is full (lower {remedy}), or an image broke "
+            f"the decoder (`python -m data_tools verify` finds it)"
+        ) from error
