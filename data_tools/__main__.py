@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_tools import make_arguments
 from data_tools.near_copies import DEFAULT_DISTANCE, MAX_DISTANCE
+from pipeline.command_line import Parser
 from pipeline.data.index import DEFAULT_BLOCK_SAMPLES, MAX_BLOCK_SAMPLES
 from pipeline.errors import PipelineError
 
@@ -105,7 +106,10 @@ def dedup(arguments: argparse.Namespace) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data_tools", description="Make and index corpora of WebDataset shards.")
+    parser = Parser(
+        prog="python -m data_tools", description="Make and index corpora of WebDataset shards.",
+        epilog="example:\n  python -m data_tools make /raw/imagenet/train /data/imagenet", formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     cores = os.cpu_count() or 1
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.capacity.arguments import add_plan_arguments
+from pipeline.command_line import Parser
 from pipeline.errors import PipelineError, StoppedError
 from pipeline.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
 
@@ -145,8 +146,11 @@ def benchmark(arguments: argparse.Namespace, _stop: StopRequest) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline", description="Pretrain Vision Transformers on WebDataset shards."
+    parser = Parser(
+        prog="python -m pipeline",
+        description="Pretrain Vision Transformers on WebDataset shards.",
+        epilog="example:\n  python -m pipeline train configs/l16_in21k.yaml data.train=/data/in21k",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -163,7 +167,11 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument(name, help=help)
         example = "trainer.max_steps=100 optimizer.learning_rate=3e-4"
         command.add_argument(
-            "overrides", nargs="*", metavar="section.key=value", help=f"settings that replace the file's, for example {example}"
+            "overrides",
+            nargs="*",
+            default=[],
+            metavar="section.key=value",
+            help=f"settings that replace the file's, for example {example}",
         )
 
     command = add(
@@ -186,7 +194,9 @@ def make_parser() -> argparse.ArgumentParser:
         "code 75: the same command goes on.",
     )  # fmt: skip
     command.add_argument("run_dir", help="folder of a run, for example runs/l16_in21k")
-    command.add_argument("overrides", nargs="*", metavar="evaluation.key=value", help="settings that replace the run's")
+    command.add_argument(
+        "overrides", nargs="*", default=[], metavar="evaluation.key=value", help="settings that replace the run's"
+    )
     command.add_argument("--watch", action="store_true", help="wait for new checkpoints until the run is complete")
     command.add_argument("--poll-seconds", type=float, default=5.0, help="how often to look for new weights (default: 5)")
     command = add(
@@ -274,7 +284,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if unknown or (rest and "overrides" not in arguments):
         parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
     if rest:
-        arguments.overrides += rest
+        arguments.overrides = [*arguments.overrides, *rest]
     return arguments
 
 

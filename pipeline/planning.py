@@ -94,8 +94,9 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
         _check_classes(mixture, num_classes=config.model.num_classes)
     num_samples = samples_of_epoch(mixture)
     batch = config.trainer.global_batch_size
-    to_steps = functools.partial(_to_steps, global_batch_size=batch, num_samples=num_samples)
-    total, warmup = count_schedule_steps(config, num_samples=num_samples)
+    advice = mixture.advice if isinstance(mixture, UnindexedShards) else None
+    to_steps = functools.partial(_to_steps, global_batch_size=batch, num_samples=num_samples, advice=advice)
+    total, warmup = count_schedule_steps(config, num_samples=num_samples, advice=advice)
     max_steps = config.trainer.max_steps
     if max_steps is not None and max_steps > total:
         raise ConfigError(
@@ -134,17 +135,18 @@ def make_schedule(config: RunConfig, *, total_steps: int, warmup_steps: int) -> 
     )  # fmt: skip
 
 
-def count_schedule_steps(config: RunConfig, *, num_samples: int | None) -> tuple[int, int]:
+def count_schedule_steps(config: RunConfig, *, num_samples: int | None, advice: str | None = None) -> tuple[int, int]:
     """Steps of the whole run and of its warmup.
 
     Args:
         num_samples: of an epoch; None where epochs have no known length.
+        advice: how to give them one.
 
     Raises:
         ConfigError: no step is left after the warmup, or a duration in epochs of unknown length.
     """
     batch = config.trainer.global_batch_size
-    to_steps = functools.partial(_to_steps, global_batch_size=batch, num_samples=num_samples)
+    to_steps = functools.partial(_to_steps, global_batch_size=batch, num_samples=num_samples, advice=advice)
     total, warmup = to_steps(config.trainer.duration, "trainer.duration"), to_steps(config.schedule.warmup, None)
     if warmup >= total:
         raise ConfigError(
@@ -216,10 +218,13 @@ def _in_steps(duration: Any, steps: int) -> str:
     return "" if duration.unit == "steps" else f" ({steps} step{'s' * (steps != 1)})"
 
 
-def _to_steps(duration: Any, key: str | None, *, global_batch_size: int, num_samples: int | None) -> int:
+def _to_steps(
+    duration: Any, key: str | None, *, global_batch_size: int, num_samples: int | None, advice: str | None = None
+) -> int:  # fmt: skip
     if num_samples is None and duration.unit == "epochs":
         raise ConfigError(
             f"{key or 'schedule.warmup'}={duration}: only a single indexed corpus has epochs of a known length; count in steps or images"
+            f"{'' if advice is None else f'. The order is approximate too: {advice}'}"
         )
     steps = duration.to_steps(global_batch_size=global_batch_size, num_samples=num_samples or 1)
     if key is not None and steps < 1:

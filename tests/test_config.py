@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import ModelSection
+from pipeline.config import EvalDataset, ModelSection
 from pipeline.data.index import load_index
 from pipeline.durations import parse_duration
 from pipeline.errors import ConfigError, DataError
+from pipeline.evaluation.datasets import open_dataset
 from pipeline.interruption import StopRequest
 from pipeline.planning import make_model_config, make_plan
 from pipeline.read_config import load_config, parse_config
@@ -283,6 +284,36 @@ def test_missing_shards_are_answered_in_words(tmp_path: Path, write_config: Writ
         make_plan(load_config(write_config(), [f"data.train={tmp_path}"]), world_size=2)
     with pytest.raises(DataError, match=r"data folder 'foo://bar'.*foo"):
         make_plan(load_config(write_config(), ["data.train=foo://bar"]), world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("shard-000.tar", r"shard-000\.tar names one tar, not a folder .*{corpus} has an index: give {corpus}$"),
+        ("shard-{000..002}.tar", r"names tars, not a folder .*: give {corpus}$"),
+        ("*.tar", r"names tars, not a folder .*: give {corpus}$"),
+        ("*", r"/\* is a pattern, .*: give the folder of the shards, as {corpus}$"),
+        ("a.csv", r"a\.csv is a file; pack its images with `python -m data_tools make .*a\.csv FOLDER` and give FOLDER$"),
+        ("a.tar.gz", r"a\.tar\.gz is a compressed tar; .*give that folder$"),
+        ("a.zip", r"a\.zip is a file, not a folder of shards; unpack it"),
+        ("other.safetensors", r"other\.safetensors is a file; .*\{{url: FOLDER, index: .*other\.safetensors\}}$"),
+    ],
+)
+def test_a_path_that_is_no_folder_of_shards_has_advice_of_its_own(
+    name: str, said: str, corpus: Path, tmp_path: Path, write_config: WriteConfig
+) -> None:
+    """Of a mixture's part and of an evaluation set; data.train=x.tar by itself names a tar without an index."""
+    folder = Path(shutil.copytree(corpus, tmp_path / "corpus"))
+    for other in ("a.csv", "a.tar.gz", "a.zip", "other.safetensors"):
+        (folder / other).write_bytes(b"x")
+    match = said.format(corpus=folder)
+    with pytest.raises(DataError, match=match):
+        make_plan(load_config(write_config(), [f"data.train=[{{path: '{folder}/{name}'}}]"]), world_size=2)
+    dataset = EvalDataset.model_validate(
+        {"name": "a", "train": str(folder), "test": {"url": f"{folder}/{name}", "index": "zz"}}
+    )
+    with pytest.raises(DataError, match=f"evaluation set 'a': .*{match}"):
+        open_dataset(dataset)
 
 
 def test_classes_the_shards_name_must_fit_the_head(corpus: Path, tmp_path: Path, write_config: WriteConfig) -> None:

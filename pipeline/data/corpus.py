@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 from braceexpand import braceexpand
 
-from pipeline.data.index import ShardIndex, check_shards
+from pipeline.data.folder import is_remote
+from pipeline.data.index import INDEX_NAME, ShardIndex, check_shards
 from pipeline.data.order import RunOrder, share_streams
+from pipeline.data.wrong_place import advise_on_tar
+from pipeline.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -121,13 +124,21 @@ class UnindexedShards:
         """Hash of the URLs; what they hold is not known."""
         return hashlib.blake2b("\n".join(self.urls).encode(), digest_size=16).hexdigest()
 
+    @property
+    def advice(self) -> str:
+        """How to make the order exact, and epochs of a known length."""
+        first = self.urls[0]
+        if first == self.STDIN or first.startswith("pipe:"):
+            return "with plain tars in a folder, `python -m data_tools index FOLDER` and data.train=FOLDER make it exact"
+        return f"an index makes it exact. {advise_on_tar(first, index_name=INDEX_NAME, give='type data.train=')}"
+
     def describe(self, *, num_streams: int) -> str:
         """In words, what is lost without an index."""
         del num_streams  # belongs to an exact order
         return (
             f"{len(self.urls)} tars without an index ({self.urls[0]}, ...). Order is approximate: shards are drawn at random with "
             f"replacement and samples pass a shuffle buffer, so nothing says that each is seen once an epoch, and a resumed "
-            f"run sees other images than one that was never stopped. `python -m data_tools index` makes it exact"
+            f"run sees other images than one that was never stopped: {self.advice}"
         )
 
     def epochs_per_image(self, *, num_streams: int) -> dict[str, float]:
@@ -136,4 +147,14 @@ class UnindexedShards:
         return {}
 
     def check_shards(self) -> None:
-        """Nothing can be checked before it is read."""
+        """What commands and servers give is not known before it is read; files are there or not.
+
+        Raises:
+            DataError: naming the first local tars that are missing.
+        """
+        local = [url for url in self.urls if url != self.STDIN and not url.startswith("pipe:") and not is_remote(url)]
+        if missing := [path for path in local if not Path(path).is_file()]:
+            more = f" and {len(missing) - 1} more of {len(local)} tars" if len(missing) > 1 else ""
+            raise DataError(
+                f"data.train: {missing[0]}{more} does not exist; name the tars as {{000..999}} does, or give their folder"
+            )

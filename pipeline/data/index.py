@@ -30,6 +30,7 @@ from pipeline.data.class_counts import ClassCounts
 from pipeline.data.class_names import parse_class_names
 from pipeline.data.folder import ShardFolder, is_remote
 from pipeline.data.scan_shard import ShardEntry
+from pipeline.data.wrong_place import advise_on_place
 from pipeline.errors import DataError
 from pipeline.files import write_whole
 from pipeline.json_text import parse_json
@@ -228,10 +229,13 @@ def load_index(path: str, index: str | None = None) -> ShardIndex:
     Raises:
         DataError: no such folder, no index in it, or an index of another format or that is damaged.
     """
-    folder = ShardFolder(path.removesuffix(INDEX_NAME).rstrip("/") or ".")
+    place = path.removesuffix(INDEX_NAME).rstrip("/") or ("/" if path.startswith("/") else ".")
+    if (advice := advise_on_place(place, index_name=INDEX_NAME)) is not None:
+        raise DataError(advice)
+    folder = ShardFolder(place)
     if index is not None:
-        place, name = find_index(folder.path, index)
-        kept_in = ShardFolder(place)
+        elsewhere, name = find_index(folder.path, index)
+        kept_in = ShardFolder(elsewhere)
         if not kept_in.exists(name):
             raise DataError(
                 f"no index at {kept_in.place(name)}; make it with `python -m data_tools index {folder.path} --out {index}`"

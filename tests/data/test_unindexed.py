@@ -65,6 +65,24 @@ def test_problems_are_words(
     assert "what a step sees is not known" in call("samples", str(config), "trainer.duration=9 steps", "--step", "1").text
 
 
+def test_tars_that_are_not_there_are_found_before_a_rank_starts(corpus: Path, tmp_path: Path) -> None:
+    UnindexedShards.parse(f"{corpus}/shard-{{000..002}}.tar").check_shards()
+    UnindexedShards.parse(f"pipe:cat {corpus}/shard-{{000..009}}.tar").check_shards()  # the command may have its own ideas
+    with pytest.raises(DataError, match=r"shard-003\.tar and 1 more of 5 tars does not exist"):
+        UnindexedShards.parse(f"{corpus}/shard-{{000..004}}.tar").check_shards()
+    with pytest.raises(DataError, match=r"\*\.tar does not exist; name the tars as \{000\.\.999\} does, or give their folder"):
+        UnindexedShards.parse(f"{tmp_path}/*.tar").check_shards()
+
+
+def test_the_way_to_an_exact_order_is_said(corpus: Path, tmp_path: Path, write_config: Callable[..., Path]) -> None:
+    epochs = {"duration": "3 epochs"}
+    with pytest.raises(ConfigError, match=rf"{corpus} has an index: type data\.train={corpus}$"):
+        make_plan(load_config(write_config(data={"train": f"{corpus}/shard-000.tar"}, trainer=epochs)), world_size=1)
+    (tmp_path / "a.tar").touch()
+    said = UnindexedShards.parse(f"{tmp_path}/a.tar").describe(num_streams=1)
+    assert said.endswith(f"`python -m data_tools index {tmp_path}` makes an index, once; then type data.train={tmp_path}")
+
+
 def test_a_training_says_that_its_order_is_approximate(corpus: Path, write_config: Callable[..., Path]) -> None:
     config = write_config(
         data={"train": f"pipe:cat {corpus}/shard-{{000..002}}.tar"}, trainer={"devices": 1, "duration": "4 steps"}
