@@ -21,6 +21,7 @@ from data_tools.parallel import map_in_processes
 from data_tools.reencode import Encoding
 from data_tools.sources import Source, SourceOptions, find_source
 from data_tools.sources.listing import Listing
+from data_tools.sources.repeats import find_repeats
 from data_tools.sources.webdataset_tars import count_without_label, fields_without_label
 from data_tools.write_shard import ShardTask, is_intact, write_shard
 from pipeline.data.counter import Purpose, derive_key, permutation
@@ -84,6 +85,9 @@ class MakeReport:
     first_passed_over: list[str] = field(default_factory=list)  # names of the first files that were passed over
     without_images: list[str] = field(default_factory=list)  # folders or tars that hold no image, so are no classes
     json_fields: list[str] = field(default_factory=list)  # of the first sample without a label, if it has a .json
+    num_repeated: int = 0  # samples whose image was named before, with the same labels
+    num_contradicting: int = 0  # samples of unnamed images that occur with other labels too
+    first_contradicting: str | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,7 @@ def _make(found: Source, source: str, folders: list[Path], options: MakeOptions,
     listing, unmapped = number_classes(listing, options.numbering)
     if not len(listing):
         raise DataError(f"{source}: none of its samples has a class that the class map names")
+    repeats = find_repeats(listing)
     listing = check_names(listing, source=source, folders=folders, options=options, is_new=record.is_new)
     parts = _plan(listing, folders, options)
     record.claim(listing.digest(), times=listing.times, stamp=found.stamp)
@@ -162,7 +167,8 @@ def _make(found: Source, source: str, folders: list[Path], options: MakeOptions,
         return report
     facts = {
         "kind": found.kind, "num_unmapped": num_listed - len(listing), "unmapped": unmapped, "num_written": num_written,
-        "class_source": _class_source(options.numbering), **_describe_listing(listing),
+        "class_source": _class_source(options.numbering), **_describe_listing(listing), "num_repeated": repeats.alike,
+        "num_contradicting": repeats.contradicting, "first_contradicting": repeats.first,
     }  # fmt: skip
     return _finish(facts, listing.classes, parts, record, options, num_workers=num_workers)
 

@@ -28,7 +28,8 @@ SOURCE may be
 
 Image bytes are kept as they are unless --short-side or --exif apply is given. What is left out is counted, and named in
 FOLDER/make.json. A sample has one label (.cls), or several (a CSV with 3;7 or 3 7, a list in a table), which are stored as
-.json {"labels": [3, 7]}; the trainer reads single labels only, for now. Run it again after a crash: it goes on.
+.json {"labels": [3, 7]}; the trainer reads single labels only, for now. An image that a list or table names twice with
+different labels is refused. Run it again after a crash: it goes on.
 
 examples:
   python -m data_tools make /raw/imagenet/train /data/imagenet
@@ -176,6 +177,13 @@ def describe(report: MakeReport, folder: str) -> str:
     lines += [f"  {name}: {count} samples" for name, count in report.samples_of.items()]
     if report.num_reencoded:
         lines.append(f"  {report.num_reencoded} images re-encoded")
+    if report.num_repeated:
+        lines.append(f"  {report.num_repeated} images are named more than once with the same label, and are as many samples")
+    if report.num_contradicting:
+        lines.append(
+            f"  {report.num_contradicting} images occur with different labels, {report.first_contradicting} first; "
+            f"`python -m data_tools dedup {folder} --within` lists copies to leave out"
+        )
     if report.num_several_labels:
         lines.append(f"  {report.num_several_labels} samples have several labels, which the trainer does not read yet")
     if report.num_without_label:

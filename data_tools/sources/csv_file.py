@@ -92,11 +92,11 @@ def list_csv(path: Path, options: CsvOptions) -> Listing:
             if not labels:
                 raise DataError(f"{path} line {line}: no label")
             image = _find_image(path, line, cells[columns.path], folder=folder, encoding=options.encoding)
-            builder.add(image.name, labels=labels, members=(Member(image.extension, 0, 0, image.stat.st_size),))
+            builder.add(image.name, labels=labels, members=(Member(image.extension, 0, 0, image.stat.st_size),), place=line)
             builder.note_time(image.name, image.stat.st_mtime_ns)
     if not len(builder):
         raise DataError(f"{path} names no images")
-    return builder.build(layout="files", files=(str(folder),))
+    return builder.build(layout="files", files=(str(folder),), origins=(str(path),))
 
 
 class _Selection:

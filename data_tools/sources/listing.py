@@ -55,11 +55,12 @@ class Listing:
 
     With the layout `files` a sample is one whole file, FILES[0]/NAME; with `ranges` its members are byte ranges of the
     files. `classes` are names (of folders, from metadata), or texts that a column or member holds, which may turn out to be
-    numbers.
+    numbers. `places` are lines or rows of the list or table in `origins` that names a sample, where one does.
     """
 
     layout: Layout
     files: tuple[str, ...]
+    origins: tuple[str, ...]  # of each of the files: what its samples were read from; itself in most sources
     extensions: tuple[str, ...]
     classes: tuple[str, ...] | None  # by label, where the source tells
     class_source: ClassSource
@@ -76,6 +77,7 @@ class Listing:
     member_file: NDArray[np.int32]
     member_start: Int64s
     member_length: Int64s
+    places: NDArray[np.int32]  # (N,), or none
 
     def __len__(self) -> int:
         return len(self.name_ends)
@@ -104,6 +106,8 @@ class Listing:
         used, member_file = np.unique(self.member_file[members], return_inverse=True)
         return replace(
             self, files=self.files if self.layout == "files" else tuple(self.files[i] for i in used),
+            origins=self.origins if self.layout == "files" else tuple(self.origins[i] for i in used),
+            places=self.places[samples] if len(self.places) else self.places,
             name_ends=name_ends, name_bytes=name_bytes, label_ends=label_ends, labels=self.labels[labels],
             member_ends=member_ends, member_extension=self.member_extension[members],
             member_file=member_file.astype(np.int32), member_start=self.member_start[members],
@@ -138,9 +142,9 @@ class Listing:
 
 
 FACTS = (
-    "layout", "class_source", "passed_over", "times", "files", "extensions", "classes", "first_passed_over", "empty_classes",
+    "layout", "class_source", "passed_over", "times", "files", "origins", "extensions", "classes", "first_passed_over", "empty_classes",
 )  # fmt: skip
-COLUMNS = ("name_bytes", "labels", "member_start", "member_length")  # those that are joined as they are
+COLUMNS = ("name_bytes", "labels", "member_start", "member_length", "places")  # those that are joined as they are
 ENDS = ("name_ends", "label_ends", "member_ends")
 ARRAYS = (*COLUMNS, *ENDS, "member_extension", "member_file")
 
@@ -179,6 +183,7 @@ class ListingBuilder:
         self._name_ends, self._label_ends, self._member_ends = array("q"), array("q"), array("q")
         self._labels, self._extension, self._file = array("i"), array("i"), array("i")
         self._start, self._length = array("q"), array("q")
+        self._places = array("i")
         self._extensions: dict[str, int] = {}
         self._vocabulary: dict[str, int] = {}
         self._has_numbers = False
@@ -189,8 +194,16 @@ class ListingBuilder:
     def __len__(self) -> int:
         return len(self._name_ends)
 
-    def add(self, name: str, *, labels: Iterable[int | str], members: Iterable[Member]) -> None:
-        """Add a sample behind the others; a label that is given twice counts once."""
+    def add(
+        self, name: str, *, labels: Iterable[int | str], members: Iterable[Member], place: int | None = None
+    ) -> None:  # fmt: skip
+        """Add a sample behind the others; a label that is given twice counts once.
+
+        Args:
+            place: the line or row that names it; of all samples or of none.
+        """
+        if place is not None:
+            self._places.append(place)
         self._name_bytes += name.encode("utf-8", "surrogateescape")
         self._name_ends.append(len(self._name_bytes))
         for label in dict.fromkeys(labels):
@@ -222,10 +235,13 @@ class ListingBuilder:
         if len(self._first_passed_over) < MAX_NAMED:
             self._first_passed_over.append(name)
 
-    def build(self, *, layout: Layout, files: Sequence[str], classes: Sequence[str] | None = None) -> Listing:
+    def build(
+        self, *, layout: Layout, files: Sequence[str], classes: Sequence[str] | None = None, origins: Sequence[str] | None = None
+    ) -> Listing:  # fmt: skip
         """All that was added.
 
         Args:
+            origins: of each file, what its samples were read from, where that is another one.
             classes: names by label, where labels were given as numbers.
 
         Raises:
@@ -234,14 +250,14 @@ class ListingBuilder:
         if self._vocabulary and self._has_numbers:
             raise DataError(f"{files[0]}: some of its labels are numbers, others are names; make them alike")
         listing = Listing(
-            layout=layout, files=tuple(files), extensions=tuple(self._extensions), passed_over=self._passed_over,
+            layout=layout, files=tuple(files), origins=tuple(files if origins is None else origins), extensions=tuple(self._extensions), passed_over=self._passed_over,
             first_passed_over=tuple(self._first_passed_over), empty_classes=(), times=self._times,
             classes=None if classes is None else tuple(classes), class_source="texts" if self._vocabulary else "names",
             name_ends=np.array(self._name_ends, np.int64), name_bytes=np.frombuffer(bytes(self._name_bytes), np.uint8),
             label_ends=np.array(self._label_ends, np.int64), labels=np.array(self._labels, np.int32),
             member_ends=np.array(self._member_ends, np.int64), member_extension=np.array(self._extension, np.int32),
             member_file=np.array(self._file, np.int32), member_start=np.array(self._start, np.int64),
-            member_length=np.array(self._length, np.int64),
+            member_length=np.array(self._length, np.int64), places=np.array(self._places, np.int32),
         )  # fmt: skip
         if not self._vocabulary:
             return listing
@@ -260,7 +276,9 @@ def concatenate(parts: Sequence[Listing]) -> Listing:
     first_passed_over = tuple(name for part in parts for name in part.first_passed_over)[:MAX_NAMED]
     extensions = tuple(dict.fromkeys(extension for part in parts for extension in part.extensions))
     places = {extension: place for place, extension in enumerate(extensions)}
-    files = parts[0].files if parts[0].layout == "files" else tuple(file for part in parts for file in part.files)
+    is_one = parts[0].layout == "files"
+    files = parts[0].files if is_one else tuple(file for part in parts for file in part.files)
+    origins = parts[0].origins if is_one else tuple(origin for part in parts for origin in part.origins)
     first_files = np.cumsum([0, *(len(part.files) if part.layout == "ranges" else 0 for part in parts)])
     joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
     for name, values in zip(ENDS, ("name_bytes", "labels", "member_start"), strict=True):
@@ -273,7 +291,7 @@ def concatenate(parts: Sequence[Listing]) -> Listing:
         (part.member_file + first).astype(np.int32) for part, first in zip(parts, first_files, strict=False)
     ])  # fmt: skip
     return Listing(
-        layout=parts[0].layout, files=files, extensions=extensions, classes=parts[0].classes,
+        layout=parts[0].layout, files=files, origins=origins, extensions=extensions, classes=parts[0].classes,
         class_source="texts" if any(part.class_source == "texts" for part in parts) else "names",
         passed_over=sum(part.passed_over for part in parts), first_passed_over=first_passed_over,
         empty_classes=tuple(name for part in parts for name in part.empty_classes),

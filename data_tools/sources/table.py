@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 TABLE_SUFFIXES = (".parquet", ".arrow")
 ROWS_AT_ONCE = 64
 READ_BUFFER_BYTES = 1 << 20
+UNNAMED = re.compile(rb"[0-9a-f]{16}")  # by its content alone
 SAMPLE_ROWS = 256  # that tell whether a column of texts may be one of splits
 
 
@@ -226,7 +228,12 @@ def _entry(image: Any, label: Any, *, path: str, row: int) -> Entry:
         raise DataError(f"{path}: row {row} has the label {label!r}, which is no class; test splits often hold no labels")
     # Not all tables name their images, or each differently: the content says which it is, whatever table it comes to lie in.
     words = [os.path.splitext(stored["path"])[0]] if stored.get("path") else []
-    return Entry("-".join([*words, xxhash.xxh64_hexdigest(data)]), [one for one in labels if one is not None], data)
+    return Entry("-".join([*words, xxhash.xxh64_hexdigest(data)]), [one for one in labels if one is not None], data, row)
+
+
+def is_named(sample: bytes) -> bool:
+    """Whether the table names the image of a sample: else only its content does."""
+    return UNNAMED.fullmatch(sample) is None
 
 
 def _plain(label: Any) -> int | str | None:

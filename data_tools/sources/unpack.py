@@ -33,6 +33,7 @@ class Entry(NamedTuple):
     name: str
     labels: Sequence[int | str]
     image: bytes | None  # None for a sample of another split: its labels are numbered, and nothing is copied
+    row: int | None = None  # where in the file it is, for messages
 
 
 ReadEntries = Callable[[str], Iterator[Entry]]
@@ -79,12 +80,12 @@ def _unpack(read: ReadEntries, scratch: str, stamp: str, classes: Sequence[str] 
                 builder.note_labels(entry.labels)
                 continue
             member = Member(sniff_image(entry.image) or UNKNOWN, 0, file.tell(), len(entry.image))
-            builder.add(entry.name, labels=entry.labels, members=(member,))
+            builder.add(entry.name, labels=entry.labels, members=(member,), place=entry.row)
             file.write(entry.image)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, images)
-    listing = builder.build(layout="ranges", files=(str(images),), classes=classes)
+    listing = builder.build(layout="ranges", files=(str(images),), classes=classes, origins=(path,))
     listing.save(part)
     os.replace(part, stored)
     return listing
