@@ -34,6 +34,11 @@ def read_results(folder: RunFolder) -> Results:
         rows = read_json_lines(folder.evaluations)
     except OSError as error:
         return Results([], [f"{folder.evaluations.name} cannot be read: {error.strerror}"])
+    return choose_results(folder, rows)
+
+
+def choose_results(folder: RunFolder, rows: Sequence[Row]) -> Results:
+    """Which of the lines are results, of weights that the run has."""
     whole = [row for row in rows if is_result(row)]
     current = [row for row in whole if is_current(folder, row)]
     passed_over = []
@@ -90,13 +95,17 @@ def measure_of(row: Row) -> str:
     return f"{row['dataset']} {row['shots']}-shot" if row["protocol"] == "few_shot" else f"{row['dataset']} {row['protocol']}"
 
 
+def newest_of_each(rows: Sequence[Row]) -> list[Row]:
+    """Of a measurement that was made twice, as under another precision, the later line."""
+    return list({(measure_of(row), row["step"], row.get("seed")): row for row in rows}.values())
+
+
 def group_results(rows: Sequence[Row]) -> dict[str, dict[int, list[float]]]:
     """Measure to step to its values, one a seed. Of a result that was measured twice the later counts; failed ones do not."""
-    unique = {(measure_of(row), row["step"], row.get("seed")): row.get("accuracy") for row in rows}
     grouped: dict[str, dict[int, list[float]]] = {}
-    for (measure, step, _), accuracy in unique.items():
-        if accuracy is not None:
-            grouped.setdefault(measure, {}).setdefault(step, []).append(accuracy)
+    for row in newest_of_each(rows):
+        if row.get("accuracy") is not None:
+            grouped.setdefault(measure_of(row), {}).setdefault(row["step"], []).append(row["accuracy"])
     order = {measure_of(row): (row["dataset"], row["protocol"], row.get("shots") or 0) for row in rows}
     return {measure: grouped[measure] for measure in sorted(grouped, key=lambda measure: order[measure])}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -14,7 +14,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from pipeline.console import say
-from pipeline.journal import append_json_lines
+from pipeline.journal import append_json_lines, number
+from pipeline.results import newest_of_each
 from pipeline.wandb_identity import Destination, forked_from, settle_destination
 from pipeline.wandb_settings import Choice, Mode, Resolved, WandbEnvironment, choose_mode, read_wandb_environment
 from pipeline.wandb_writer import INIT_TIMEOUT_S, WandbRun, WandbWriter
@@ -115,53 +116,61 @@ def describe_run(identity: RunIdentity, choice: Choice, destination: Destination
 class EvaluationTracker:
     """Sends an evaluator's results to W&B, keyed by training step.
 
-    Online they join the training's run. Offline they go to a run of their own, `<id>-eval`, in the same group. What was
+    Online they join the training's run. Offline they go to a run of their own, `<id>-eval`, in the same group, and each
+    evaluator's file holds what all of them have measured: `wandb sync` would let the last file to arrive count. What was
     measured before and W&B was not given is sent at the start.
+
+    Args:
+        history: results that count, in the order in which they were measured.
     """
 
     def __init__(self, identity: RunIdentity, *, config: dict[str, Any], history: list[dict[str, Any]]) -> None:
         self._identity = identity
         self._config = config
-        self._rows = history
-        self._writer = self._open()
+        self._writer = self._open(list(_by_step(history)))
 
-    def _open(self) -> WandbWriter | None:
-        rows = list(_by_step(self._rows))
-        self._last_step = rows[-1]["step"] if rows else -1
+    def _open(self, rows: list[dict[str, Any]]) -> WandbWriter | None:
+        self._given = {row["step"]: row for row in rows}
         return _make_writer(self._identity, writer="evaluate", config=self._config, history=rows)
 
-    def log(self, rows: list[dict[str, Any]]) -> None:
-        """Log results, few-shot ones as the mean over seeds."""
-        new = list(_by_step(rows))
-        if self._writer is None or not new:
+    def log(self, results: list[dict[str, Any]], *, own: Collection[int]) -> None:
+        """Log what is new; few-shot results as the mean over seeds.
+
+        Args:
+            results: all that count now, whoever measured them, in the order in which they were measured.
+            own: steps that this evaluator has measured.
+        """
+        if self._writer is None:
             return
-        steps = {row["step"] for row in new}
-        self._rows = [row for row in self._rows if row["step"] not in steps] + rows
-        if self._writer.mode == "offline" and min(steps) <= self._last_step:
+        offline = self._writer.mode == "offline"
+        rows = list(_by_step(results))
+        new = [row for row in rows if row != self._given.get(row["step"]) and (offline or row["step"] in own)]
+        if offline and new and self._given and new[0]["step"] <= max(self._given):
             # W&B's offline file takes steps in rising order alone: write it again, whole.
             self._writer.close(exit_code=0)
-            self._writer = self._open()
+            self._writer = self._open(rows)
             return
         for row in new:
             self._writer.log(row)
-        self._last_step = max(self._last_step, *steps)
+            self._given[row["step"]] = row
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close(exit_code=0)
 
 
-def _by_step(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _by_step(results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """One row a step: accuracy as the mean over seeds, its spread over them (`_std`), and its confidence (`_ci95`).
 
-    `_ci95` is half the width of the 95 % interval over the choice of test images.
+    `_ci95` is half the width of the 95 % interval over the choice of test images. Of a measurement that was made twice the
+    later one counts.
     """
-    measured = [row for row in rows if isinstance(row.get("accuracy"), int | float) and isinstance(row.get("step"), int)]
+    measured = [row for row in newest_of_each(results) if row["accuracy"] is not None]
     for step in sorted({row["step"] for row in measured}):
         here = [row for row in measured if row["step"] == step]
         groups: dict[str, list[dict[str, Any]]] = {}
         for row in here:
-            setting = f"_{row['shots']}shot" if row["shots"] is not None else ""
+            setting = f"_{row['shots']}shot" if row.get("shots") is not None else ""
             groups.setdefault(f"eval/{row['dataset']}/{row['protocol']}{setting}", []).append(row)
         values: dict[str, float] = {}
         for key, group in groups.items():
@@ -169,10 +178,10 @@ def _by_step(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             values[key] = mean(accuracies)
             if len(set(accuracies)) > 1:  # every seed drew the same images: there is no spread
                 values[f"{key}_std"] = stdev(accuracies)
-            widths = [row["ci95"] for row in group if row.get("ci95") is not None]
+            widths = [width for row in group if (width := number(row, "ci95")) is not None]
             if widths:
                 values[f"{key}_ci95"] = mean(widths)
-        yield {"step": step, "images_seen": here[0]["images_seen"], **values}
+        yield {"step": step, "images_seen": here[0].get("images_seen"), **values}
 
 
 class MetricsFile(RowLogger):

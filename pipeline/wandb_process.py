@@ -53,6 +53,8 @@ def main() -> int:
 
 def serve(spec: dict[str, Any], answers: TextIO) -> None:
     """Open the run, log what it lacks, then whatever comes; finish it when the input ends."""
+    import wandb
+
     for text in drop_unreadable_variables(os.environ):
         _answer(answers, ignored=text)
     run, note = open_run_or_fall_back(spec)
@@ -76,6 +78,9 @@ def serve(spec: dict[str, Any], answers: TextIO) -> None:
                 break
             _answer(answers, done=1)
         log.finish(exit_code=exit_code)
+    wandb.teardown(
+        exit_code=exit_code
+    )  # only the end of its service has the file written: finishing a run does not wait for that
     lost = log.rows - count_rows(folder / f"run-{run.id}.wandb") if run.offline else 0
     _answer(answers, finished=1, lost=lost, rows=log.rows, folder=str(folder))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
+import os
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from pipeline import wandb_process
 from pipeline.checkpoint import RunFolder
 from pipeline.interruption import EXIT_INTERRUPTED
 from pipeline.journal import append_json_line, read_json, read_json_lines, read_metrics
@@ -96,7 +99,7 @@ def test_a_relaunch_writes_the_whole_history_under_the_same_id(tmp_path: Path) -
     assert len(list((tmp_path / "wandb" / "superseded").glob("offline-run-*-abc123"))) == 1  # `wandb sync` finds one run
 
 
-def result(step: int, seed: int | None, accuracy: float, **more: Any) -> dict[str, Any]:
+def result(step: int, seed: int | None, accuracy: float | None, **more: Any) -> dict[str, Any]:
     """A line of evaluations.jsonl."""
     protocol, shots = ("linear", None) if seed is None else ("few_shot", 5)
     return {
@@ -106,18 +109,50 @@ def result(step: int, seed: int | None, accuracy: float, **more: Any) -> dict[st
 
 
 def test_evaluations_are_logged_by_training_step_with_spread_and_confidence(tmp_path: Path) -> None:
-    tracker = EvaluationTracker(identity(tmp_path), config={"seed": 7}, history=[result(4, None, 0.25)])
-    tracker.log(
-        [result(8, 0, 0.5, ci95=0.02), result(8, 1, 0.7, ci95=0.04), result(8, None, 0.9), {"step": 8, "accuracy": None}]
-    )
-    tracker.log([result(0, None, 0.1)])  # weights that were evaluated late: W&B would drop a lower step
+    first = result(4, None, 0.25)
+    tracker = EvaluationTracker(identity(tmp_path), config={"seed": 7}, history=[first])
+    more = [
+        result(8, 0, 0.5, ci95=0.02),
+        result(8, 1, 0.7, ci95=0.04),
+        result(8, None, 0.9),
+        result(8, None, None, dataset="e"),
+    ]
+    tracker.log([first, *more], own={8})
+    late = result(0, None, 0.1)  # weights that were evaluated late: W&B would drop a lower step
+    tracker.log([first, *more, late], own={0, 8})
     tracker.close()
     rows = stored_history(tmp_path, "abc123-eval")
     assert [(r["_step"], r["images_seen"], r["eval/d/linear"]) for r in rows] == [(0, 0, 0.1), (4, 32, 0.25), (8, 64, 0.9)]
     few_shot = {key.removeprefix("eval/d/few_shot_5shot"): value for key, value in rows[2].items() if "few_shot" in key}
     assert few_shot == {"": pytest.approx(0.6), "_std": pytest.approx(0.02**0.5), "_ci95": pytest.approx(0.03)}
+    assert not [key for row in rows for key in row if "eval/e" in key]  # a measurement that failed has no value
     assert not [key for key in rows[0] if "_std" in key]
     assert stored_config(tmp_path, "abc123-eval")["seed"] == 7
+
+
+def test_of_a_measurement_that_was_made_twice_wandb_is_given_the_later(tmp_path: Path) -> None:
+    """As under another precision. A mean over both would be nobody's accuracy, with a spread that no seed has."""
+    twice = [result(4, 0, 0.2), result(4, 1, 0.4), result(4, 0, 0.6), result(4, 1, 0.6)]
+    EvaluationTracker(identity(tmp_path), config={}, history=twice).close()
+    (row,) = stored_history(tmp_path, "abc123-eval")
+    assert {key: value for key, value in row.items() if "eval/" in key} == {"eval/d/few_shot_5shot": pytest.approx(0.6)}
+
+
+def test_lines_are_counted_when_wandbs_service_has_written_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service writes its file when it ends. Counted before, lines are missing that are not lost."""
+    services: list[list[psutil.Process]] = []
+
+    def count(path: Path) -> int:
+        services.append(service_of(os.getpid()))
+        return count_rows(path)
+
+    monkeypatch.setattr(wandb_process, "count_rows", count)
+    history = [{"step": step, "train/loss": 1.0} for step in range(1, 4)]
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"finish": 0}) + "\n"))
+    answers = io.StringIO()
+    wandb_process.serve({**dataclasses.asdict(make_writer(tmp_path, history=history)), "pid": os.getpid()}, answers)
+    assert services == [[]]
+    assert json.loads(answers.getvalue().splitlines()[-1])["lost"] == 0
 
 
 def test_an_offline_run_shows_metrics_alone_over_the_training_step(reference: RunFolder) -> None:

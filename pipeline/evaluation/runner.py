@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -31,6 +31,7 @@ from pipeline.evaluation.records import ResultFile, Row, failed_row, result_row,
 from pipeline.evaluation.tasks import Conditions, Key, Task, key_of, key_of_row, list_tasks
 from pipeline.journal import read_json_lines
 from pipeline.precision import EvaluationPrecision, choose_evaluation_precision, measure_bf16_speedup
+from pipeline.results import choose_results
 from pipeline.tracking import EvaluationTracker, RunIdentity
 from pipeline.weights import Weights, WeightsHeader, load_weights, read_weights_header
 
@@ -93,6 +94,7 @@ class Evaluator:
         self._damaged: dict[int, Damaged] = {}  # this process's
         self._failed: dict[Key, str] = {}  # measurement to reason, this process's
         self._tracker: EvaluationTracker | None = None
+        self._own_steps: set[int] = set()
         self._headers: dict[Path, tuple[Stamp, WeightsHeader]] = {}
 
     def evaluate_pending(self) -> None:
@@ -256,16 +258,22 @@ class Evaluator:
 
     def _track(self, step: int) -> None:
         """Send all that is known of a step, also what was measured before a crash."""
-        rows = self.results.rows()
+        self._own_steps.add(step)
+        rows = self._results_that_count()
         if self._tracker is None:  # opened by the first result
             self._tracker = EvaluationTracker(
-                self.identity, config=self.record, history=[row for row in rows if row.get("step") != step]
+                self.identity, config=self.record, history=[row for row in rows if row["step"] != step]
             )
-        self._tracker.log([row for row in rows if row.get("step") == step])
+        self._tracker.log(rows, own=self._own_steps)
+
+    def _results_that_count(self) -> list[Row]:
+        return choose_results(self.folder, self.results.rows()).rows
 
     def close(self) -> None:
         self.results.flush()
         if self._tracker is not None:
+            with suppress(OSError):  # the folder does not answer any more: then W&B has what it was given
+                self._tracker.log(self._results_that_count(), own=self._own_steps)  # also what others have measured since
             self._tracker.close()
 
     def check(self) -> None:

@@ -16,13 +16,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.build import make_evaluator
 from pipeline.checkpoint import RunFolder
 from pipeline.evaluation.records import ResultFile
 from pipeline.files import write_whole
 from pipeline.journal import read_json_lines
 from pipeline.models.vit import VisionTransformer, ViTConfig
+from pipeline.read_config import load_config
 from pipeline.weights import save_weights
 from tests.conftest import REPOSITORY, Outcome, environment
+from tests.test_tracking import stored_history
 
 Call = Callable[..., Outcome]
 
@@ -107,6 +110,33 @@ def test_a_line_cut_by_a_crash_is_measured_again(folder: RunFolder, call: Call) 
     assert len(read_json_lines(folder.evaluations)) == len(rows) - 1
     call("evaluate", str(folder.root))
     assert read_json_lines(folder.evaluations) == rows
+
+
+def test_lines_that_are_no_results_and_results_of_replaced_weights_reach_nobody(folder: RunFolder, call: Call) -> None:
+    add_weights(folder, 4)
+    strange = [
+        {"step": 4, "accuracy": 0.5},
+        {"step": 4, "dataset": "bars", "protocol": "linear", "accuracy": 1.0, "weights": "others"},
+    ]
+    folder.evaluations.write_text("".join(json.dumps(row) + "\n" for row in strange))
+    result = call("evaluate", str(folder.root), "tracking.mode=offline")
+    assert result.code == 0, result.text
+    rows = read_json_lines(folder.evaluations)
+    assert rows[:2] == strange
+    (row,) = stored_history(folder.root, "abc123-eval")
+    (linear,) = (row["accuracy"] for row in rows[2:] if row["protocol"] == "linear")
+    assert row["eval/bars/linear"] == linear
+
+
+def test_wandb_has_what_several_evaluators_have_measured(folder: RunFolder, call: Call) -> None:
+    """Offline each writes a file of its own under one id, and of several `wandb sync` lets the last count."""
+    add_weights(folder, 0)
+    one = make_evaluator(folder, load_config(folder.config, ["tracking.mode=offline"]))
+    one.evaluate_pending()
+    add_weights(folder, 4)
+    assert call("evaluate", str(folder.root), "tracking.mode=offline").code == 0
+    one.close()
+    assert [row["_step"] for row in stored_history(folder.root, "abc123-eval")] == [0, 4]  # of the only file
 
 
 @contextmanager
