@@ -104,7 +104,7 @@ def _add_image_arguments(group: argparse._ArgumentGroup) -> None:
 def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--source-split", metavar="NAME", help="the split to take, where names of folders, files or a column tell several: train, test, ...; "
-        "several with commas between them"
+        "several with commas between them. COLUMN=VALUE (is_train=0) names the column too"
     )  # fmt: skip
     group.add_argument(
         "--image-column",

@@ -214,6 +214,8 @@ def matches(splits: Collection[str], wanted: Iterable[str]) -> set[str]:
 
 
 def _matches(splits: Collection[str], word: str) -> set[str]:
+    if "=" in word:  # of a column, which names it
+        return set()
     if word.lower() == UNNAMED:
         return {split for split in splits if not split}
     exact = {split for split in splits if split.lower() == word.lower()}

@@ -16,6 +16,7 @@ from data_tools import splits
 from data_tools.sources.files import find_image_extension, image_extension
 from data_tools.sources.labels import read_number
 from data_tools.sources.listing import Listing, ListingBuilder, Member
+from data_tools.split_columns import ANSWER, Survey
 from data_tools.text_files import ADVICE, find_encoding, is_text
 from pipeline.data.sample import IMAGE_EXTENSIONS
 from pipeline.errors import DataError
@@ -28,7 +29,6 @@ PATH_NAMES = (
 )  # fmt: skip
 LABEL_NAMES = ("label", "labels", "class", "classes", "class_name", "category", "target", "tags")
 DELIMITERS = (",", ";", "\t", "|")
-MAX_VALUES = splits.MAX_SPLIT_VALUES
 
 Row = tuple[int, list[str]]  # line number, cells
 
@@ -104,42 +104,33 @@ class _Selection:
 
     def __init__(self, path: Path, columns: _Columns, options: CsvOptions, rows: Iterator[Row]) -> None:
         self._columns = columns
-        self._column: int | None = None
         others = [i for i in range(columns.width) if i not in (columns.path, columns.label)]
-        values: dict[int, Counter[str]] = {i: Counter() for i in others}
+        names = [columns.names[i] if columns.has_header else f"number {i + 1}" for i in others]
+        survey = Survey(names, has_names=columns.has_header, wanted=options.wanted_splits)
         in_paths: Counter[splits.SplitName | None] = Counter()
         for line, cells in rows:
             if len(cells) != columns.width:
                 raise DataError(f"{path} line {line}: {len(cells)} cells, not a path and a label as in line 1")
             if not is_text(cells[columns.label]) or "\0" in "".join(cells):
                 raise DataError(f"{path} line {line}: bytes that are no UTF-8; {ADVICE}")
-            for i in others:
-                if len(values[i]) <= MAX_VALUES or cells[i] in values[i]:
-                    values[i][cells[i]] += 1
+            survey.add([cells[i] for i in others])
             in_paths[splits.parse_path(cells[columns.path])] += 1
-        wanted = options.wanted_splits
-        for i in others:
-            name = columns.names[i] if columns.has_header else f"number {i + 1}"
-            is_named = columns.has_header and splits.is_split_column(name)
-            if len(values[i]) <= MAX_VALUES and (is_named or splits.are_splits(values[i])):
-                self._column = i
-                place, found = f"column {name!r} of {path}", values[i]
-                break
-        else:
-            place, found = str(path), splits.name_counts(in_paths)
-        self.taken = splits.choose(
-            found, wanted, place=place, unit="rows", answer="choose one with --source-split",
-            unmarked="refuse" if self._column is not None else splits.unmarked_rule(in_paths),
-        )  # fmt: skip
-        splits.check_found(wanted, found, place=place)
+        self._chosen = survey.choose(place=path)
+        if self._chosen is not None:
+            teller = self._chosen.teller
+            self._places = [others[names.index(name)] for name in teller.names]
+            return
+        wanted, found = options.wanted_splits, splits.name_counts(in_paths)
+        self._in_paths = splits.choose(
+            found, wanted, place=path, unit="rows", answer=ANSWER, unmarked=splits.unmarked_rule(in_paths)
+        )
+        splits.check_found(wanted, found, place=path)
 
     def holds(self, cells: list[str]) -> bool:
         """Whether a row is of the split."""
-        if self.taken is None:
-            return True
-        if self._column is not None:
-            return cells[self._column] in self.taken
-        return splits.path_in(cells[self._columns.path], self.taken)
+        if self._chosen is not None:
+            return self._chosen.holds([cells[i] for i in self._places])
+        return self._in_paths is None or splits.path_in(cells[self._columns.path], self._in_paths)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import xxhash
 from data_tools import splits
 from data_tools.sources.listing import MAX_LABEL, Listing, ListingBuilder, concatenate
 from data_tools.sources.unpack import Entry, unpack_files
+from data_tools.split_columns import Chosen, Survey, flag_of
 from pipeline.errors import DataError
 from pipeline.json_text import parse_json
 
@@ -80,49 +80,41 @@ def _note_names(listing: Listing, others: Sequence[Path], columns: Columns) -> L
     return concatenate([listing, builder.build(layout="ranges", files=())])
 
 
-class Selection(NamedTuple):
-    """Rows of which values of a column to take."""
-
-    column: str
-    values: frozenset[Any]
-
-
 def _select_rows(
     paths: Sequence[Path], columns: Columns, wanted: tuple[str, ...] | None, file_splits: Collection[str]
-) -> Selection | None:
-    """Which rows to take of files with a column of splits; None for all.
+) -> Chosen | None:
+    """Which rows to take of files with columns of splits; None for all.
 
     Raises:
         DataError: several splits and no choice.
     """
-    for name in _split_columns(paths[0], columns):
-        counts: Counter[Any] = Counter()
-        for path in paths:
-            for batch in _open(str(path))[1]([name]):
-                counts.update(batch.column(name).to_pylist())
-        by_text = {str(value): value for value in counts}
-        if len(counts) > splits.MAX_SPLIT_VALUES or not (splits.is_split_column(name) or splits.are_splits(by_text)):
-            continue
-        place = f"column {name!r} of {paths[0].parent if len(paths) > 1 else paths[0]}"
-        remaining = [word for word in wanted or () if word not in file_splits]
-        taken = splits.choose(
-            {text: counts[value] for text, value in by_text.items()}, remaining or None, place=place, unit="rows",
-            answer="choose one with --source-split",
-        )  # fmt: skip
-        splits.check_found(remaining, by_text, place=place)
-        return None if taken is None else Selection(name, frozenset(by_text[text] for text in taken))
-    splits.check_found(wanted, file_splits, place=paths[0].parent)
-    return None
+    remaining = [word for word in wanted or () if word not in file_splits]
+    names = _split_columns(paths[0], columns, remaining)
+    survey = Survey(names, has_names=True, wanted=remaining)
+    for path in paths if names else ():
+        for batch in _open(str(path))[1](names):
+            for row in _rows_of(batch, names):
+                survey.add(row)
+    chosen = survey.choose(place=paths[0].parent if len(paths) > 1 else paths[0])
+    if chosen is None:
+        splits.check_found(wanted, file_splits, place=paths[0].parent)
+    return chosen if chosen is not None and chosen.taken is not None else None
 
 
-def _split_columns(path: Path, columns: Columns) -> list[str]:
-    """Columns that may say each row's split: by their name first, then those whose first values are nothing but splits."""
+def _rows_of(batch: pyarrow.RecordBatch, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Rows of some columns, as texts."""
+    return zip(*([str(value) for value in batch.column(name).to_pylist()] for name in names), strict=True)
+
+
+def _split_columns(path: Path, columns: Columns, wanted: Sequence[str]) -> list[str]:
+    """Columns that may tell each row's split: by their name, because the user names them, or by their first values."""
     pa = _pyarrow()
     schema, batches = _open(str(path))
     rest = [name for name in schema.names if name not in (columns.image, columns.label)]
     kinds = {name: schema.field(name).type for name in rest}
     plain = [name for name in rest if not pa.types.is_nested(kinds[name]) and not pa.types.is_binary(kinds[name])]
-    named = [name for name in plain if splits.is_split_column(name)]
+    asked = {word.partition("=")[0].strip().lower() for word in wanted if "=" in word}
+    named = [name for name in plain if splits.is_split_column(name) or flag_of(name) is not None or name.lower() in asked]
     texts = [name for name in plain if name not in named and _is_text(kinds[name])]
     if not texts:
         return named
@@ -203,14 +195,15 @@ def _class_names(feature: Any) -> list[str] | None:
     return feature["names"] if "names" in feature else _class_names(feature.get("feature"))
 
 
-def _read_rows(columns: Columns, selection: Selection | None, path: str) -> Iterator[Entry]:
+def _read_rows(columns: Columns, selection: Chosen | None, path: str) -> Iterator[Entry]:
     batches = _open(path)[1]
+    names = selection.teller.names if selection else ()
     row = 0
-    for batch in batches([columns.image, columns.label, *([selection.column] if selection else [])]):
+    for batch in batches([columns.image, columns.label, *names]):
         images, labels = batch.column(columns.image).to_pylist(), batch.column(columns.label).to_pylist()
-        chosen = batch.column(selection.column).to_pylist() if selection else [None] * batch.num_rows
-        for image, label, split in zip(images, labels, chosen, strict=True):
-            if selection is None or split in selection.values:
+        rows = _rows_of(batch, names) if selection else [()] * batch.num_rows
+        for image, label, values in zip(images, labels, rows, strict=True):
+            if selection is None or selection.holds(values):
                 yield _entry(image, label, path=path, row=row)
             else:
                 yield Entry("", [one for one in (label if isinstance(label, list) else [label]) if isinstance(one, str)], None)

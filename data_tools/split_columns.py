@@ -1,0 +1,211 @@
+"""Splits by column: which columns of a list or table tell each row's split, and what they tell of a row.
+
+A column of values (split: train, test) tells it by itself. Columns of yes and no (is_train: 1, 0; or train, val and test,
+of which one is 1) tell it together: `train` where is_train is yes and `not-train` where it is no, for nobody says whether
+those rows are for validation or for test. `--source-split COLUMN=VALUE` names the column too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from data_tools import splits
+from pipeline.errors import DataError
+
+YES, NO = frozenset({"1", "1.0", "true", "t", "yes", "y"}), frozenset({"0", "0.0", "false", "f", "no", "n"})
+ANSWER = "choose one with --source-split"
+
+
+@dataclass(frozen=True)
+class Teller:
+    """Columns that tell each row's split.
+
+    Attributes:
+        names: of the columns.
+        flags: the split that each is about, where they hold yes and no; none if the one column holds splits.
+        counts: rows by split; "" for those that none of several flags names.
+    """
+
+    names: tuple[str, ...]
+    flags: tuple[str, ...]
+    counts: Mapping[str, int]
+
+    def split(self, values: Sequence[str]) -> str:
+        """The split of a row.
+
+        Args:
+            values: of these columns.
+        """
+        return _split(self.flags, [_truth(value) for value in values]) if self.flags else values[0]
+
+    @property
+    def place(self) -> str:
+        named = ", ".join(map(repr, self.names))
+        return f"column {named}" if len(self.names) == 1 else f"columns {named}"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The rows to take.
+
+    Attributes:
+        taken: names of splits, as the teller gives them; None for all.
+    """
+
+    teller: Teller
+    taken: frozenset[str] | None
+
+    def holds(self, values: Sequence[str]) -> bool:
+        """Whether a row is to be taken, by its values in the teller's columns."""
+        return self.taken is None or self.teller.split(values) in self.taken
+
+
+def flag_of(name: str) -> str | None:
+    """The split that a column of yes and no is about, by its name: is_train, for_test, val; None if it is about none."""
+    plain = name.strip().lower()
+    found = splits.FLAG.fullmatch(plain)
+    text = plain if found is None else found[1]
+    return splits.split_of(text) if splits.is_split(text) else None
+
+
+class Survey:
+    """Counts what columns hold, row by row.
+
+    Args:
+        names: of the columns, or "number 3" where a list has no header.
+        has_names: whether those are names.
+        wanted: what the user chose.
+    """
+
+    def __init__(self, names: Sequence[str], *, has_names: bool, wanted: Sequence[str] | None) -> None:
+        self._names, self._has_names = tuple(names), has_names
+        self._explicit = _find_explicit(names, wanted or ())
+        self._wanted = [word for word in wanted or () if self._explicit is None]
+        self._values: list[Counter[str]] = [Counter() for _ in names]
+        self._flags = [i for i, name in enumerate(names) if has_names and flag_of(name) is not None]
+        self._joint: Counter[tuple[bool | None, ...]] = Counter()  # of what those say together
+
+    def add(self, cells: Sequence[str]) -> None:
+        """A row's values in these columns."""
+        for place, (cell, values) in enumerate(zip(cells, self._values, strict=True)):
+            if len(values) <= splits.MAX_SPLIT_VALUES or cell in values or self._is_explicit(place):
+                values[cell] += 1
+        if self._flags:
+            self._joint[tuple(_truth(cells[i]) for i in self._flags)] += 1
+
+    def _is_explicit(self, place: int) -> bool:
+        return self._explicit is not None and self._names[place] == self._explicit[0]
+
+    def choose(self, *, place: object) -> Chosen | None:
+        """The rows to take; None where no column tells splits.
+
+        Raises:
+            DataError: several splits and no choice, a choice of what is not there, or a row of two splits.
+        """
+        if self._explicit is not None:
+            return self._choose_explicit(*self._explicit, place=place)
+        if strange := [word for word in self._wanted if "=" in word]:
+            column = strange[0].partition("=")[0]
+            raise DataError(
+                f"--source-split {strange[0]}: {place} has no column {column!r}{_others(self._names) if self._has_names else ''}"
+            )
+        tellers = self._find_tellers(place)
+        if not tellers:
+            return None
+        found = (teller for teller in tellers if self._wanted and all(_matches(teller, [word]) for word in self._wanted))
+        teller = next(found, tellers[0])
+        where = f"{teller.place} of {place}"
+        if taken := _matches(teller, self._wanted):
+            splits.check_found([word for word in self._wanted if not _matches(teller, [word])], teller.counts, place=where)
+            return Chosen(teller, frozenset(taken))
+        taken = splits.choose(teller.counts, self._wanted or None, place=where, unit="rows", answer=ANSWER)
+        splits.check_found(self._wanted, teller.counts, place=where)
+        return Chosen(teller, None if taken is None else frozenset(taken))
+
+    def _choose_explicit(self, name: str, wanted: Sequence[str], *, place: object) -> Chosen:
+        counts = self._values[self._names.index(name)]
+        taken: set[str] = set()
+        for word in wanted:
+            same = {text for text in counts if text.lower() == word.lower()}
+            if not same and _is_flag(counts) and _truth(word) is not None:
+                same = {text for text in counts if _truth(text) == _truth(word)}
+            if not same:
+                shown = ", ".join(map(str, list(counts)[: splits.MAX_SPLIT_VALUES]))
+                raise DataError(f"column {name!r} of {place} holds no {word!r}; it holds {shown}")
+            taken |= same
+        return Chosen(Teller((name,), (), counts), frozenset(taken))
+
+    def _find_tellers(self, place: object) -> list[Teller]:
+        """Columns that are named so, then those of yes and no, then those whose values are nothing but splits."""
+        flags = [i for i in self._flags if _is_flag(self._values[i])]
+        few = [i for i, values in enumerate(self._values) if i not in flags and len(values) <= splits.MAX_SPLIT_VALUES]
+        named = [i for i in few if self._has_names and splits.is_split_column(self._names[i])]
+        others = [i for i in few if i not in named and splits.are_splits(self._values[i])]
+        found = [Teller((self._names[i],), (), self._values[i]) for i in named]
+        if flags:
+            found.append(self._join(flags, place))
+        return found + [Teller((self._names[i],), (), self._values[i]) for i in others]
+
+    def _join(self, flags: Sequence[int], place: object) -> Teller:
+        of = tuple(flag_of(self._names[i]) or "" for i in flags)
+        names = tuple(self._names[i] for i in flags)
+        counts: Counter[str] = Counter()
+        for truths, count in self._joint.items():
+            row = [truth for i, truth in zip(self._flags, truths, strict=True) if i in flags]
+            if len({split for split, truth in zip(of, row, strict=True) if truth}) > 1:
+                both = [f"{name}=1" for name, truth in zip(names, row, strict=True) if truth]
+                raise DataError(
+                    f"{place}: {count} rows are of several splits at once ({' and '.join(both)}); choose by one column, as "
+                    f"--source-split {both[0]}"
+                )
+            counts[_split(of, row)] += count
+        return Teller(names, of, counts)
+
+
+def _find_explicit(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, list[str]] | None:
+    """The column that a choice names, and its values.
+
+    Raises:
+        DataError: a choice by several columns.
+    """
+    by_name = {name.lower(): name for name in names}
+    found = [(by_name[column.strip().lower()], value.strip()) for column, equals, value in (word.partition("=") for word in wanted)
+             if equals and column.strip().lower() in by_name]  # fmt: skip
+    if not found:
+        return None
+    if len({name for name, _ in found}) > 1 or len(found) < len(wanted):
+        raise DataError(
+            f"--source-split {','.join(wanted)}: rows are chosen by one column alone, as {found[0][0]}={found[0][1]}"
+        )
+    return found[0][0], [value for _, value in found]
+
+
+def _others(names: Sequence[str]) -> str:
+    return f"; it has {', '.join(names)}" if names else ""
+
+
+def _matches(teller: Teller, wanted: Sequence[str]) -> set[str]:
+    """Splits that are wanted; of one flag also by its values: 1, true."""
+    found = splits.matches(teller.counts, wanted)
+    if len(teller.flags) == 1:
+        said = [truth for word in wanted if (truth := _truth(word)) is not None]
+        found |= {split for truth in said if (split := _split(teller.flags, [truth])) in teller.counts}
+    return found
+
+
+def _split(flags: Sequence[str], truths: Sequence[bool | None]) -> str:
+    if len(flags) == 1:
+        return flags[0] if truths[0] else f"not-{flags[0]}"
+    return next((split for split, truth in zip(flags, truths, strict=True) if truth), "")
+
+
+def _truth(text: str) -> bool | None:
+    """What a value of yes and no says; None for other values."""
+    plain = text.strip().lower()
+    return True if plain in YES else False if plain in NO else None
+
+
+def _is_flag(values: Mapping[str, int]) -> bool:
+    return bool(values) and all(_truth(value) is not None for value in values)
