@@ -47,6 +47,11 @@ class Process:
             pid_namespace=text("pid_namespace"), process_start=text("process_start"),
         )  # fmt: skip
 
+    def is_same_as(self, other: Process) -> bool:
+        """Whether both describe one process. A host may change its name."""
+        mine, others = ((p.machine, p.pid_namespace, p.pid, p.process_start) for p in (self, other))
+        return mine == others
+
     def life(self) -> Life:
         """Whether the process lives. Of another machine's, or another container's, nothing is known."""
         if self.machine is None or self.pid <= 0 or (self.machine, self.pid_namespace) != (_machine(), _pid_namespace()):

@@ -55,7 +55,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Report:
         found = f" ({'; '.join(problems)})" if problems else ""
         raise ConfigError(f"{run_dir} has no line of metrics.jsonl or evaluations.jsonl yet; nothing to report{found}")
     text = [_summarise_state(run_dir), summarise_training(metrics), "", tabulate_results(results.rows), ""]
-    text += [f"! {problem}" for problem in [*problems, *name_failures(results.rows)]]
+    text += [f"! {problem}" for problem in [*problems, *name_failures(results.rows, run=run_dir)]]
     target = _place(run_dir, out)
     try:
         write_whole(target, draw(metrics, results.rows, title=run_dir.resolve().name, format=target.suffix[1:] or "png"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,12 +97,17 @@ def measure_of(row: Row) -> str:
 
 
 def newest_of_each(rows: Sequence[Row]) -> list[Row]:
-    """Of a measurement that was made twice, as under another precision, the later line."""
-    return list({(measure_of(row), row["step"], row.get("seed")): row for row in rows}.values())
+    """Of a measurement that was made twice, as under another precision, the later line. A later failure takes no value away."""
+    found: dict[tuple[str, int, object], Row] = {}
+    for row in rows:
+        key = (measure_of(row), row["step"], row.get("seed"))
+        if row.get("accuracy") is not None or found.get(key, row).get("accuracy") is None:
+            found[key] = row
+    return list(found.values())
 
 
 def group_results(rows: Sequence[Row]) -> dict[str, dict[int, list[float]]]:
-    """Measure to step to its values, one a seed. Of a result that was measured twice the later counts; failed ones do not."""
+    """Measure to step to its values, one a seed. Of a result that was measured twice the later value counts."""
     grouped: dict[str, dict[int, list[float]]] = {}
     for row in newest_of_each(rows):
         if row.get("accuracy") is not None:
@@ -110,18 +116,28 @@ def group_results(rows: Sequence[Row]) -> dict[str, dict[int, list[float]]]:
     return {measure: grouped[measure] for measure in sorted(grouped, key=lambda measure: order[measure])}
 
 
-def name_failures(rows: Sequence[Row]) -> list[str]:
-    """Measures whose newest step was tried and has no value, and why: a line for a set and a reason."""
-    newest = {measure_of(row): row for row in rows}
-    groups: dict[tuple[str, object, int], list[str]] = {}
-    for measure, row in newest.items():
+def name_failures(rows: Sequence[Row], *, run: Path) -> list[str]:
+    """What was tried in vain at the newest step it was tried at, and why: a line for a set and a reason; then what to type."""
+    newest: dict[str, int] = {}
+    for row in rows:
+        newest[measure_of(row)] = max(row["step"], newest.get(measure_of(row), 0))
+    last = {(measure_of(row), row.get("seed")): row for row in rows if row["step"] == newest[measure_of(row)]}
+    measured = {(measure, step) for measure, by_step in group_results(rows).items() for step in by_step}
+    groups: dict[tuple[str, object, int, bool], dict[str, None]] = {}
+    for (measure, _), row in last.items():
         if row.get("accuracy") is None:
-            setting = measure.removeprefix(f"{row['dataset']} ")
-            groups.setdefault((row["dataset"], row.get("error"), row["step"]), []).append(setting)
+            key = (row["dataset"], row.get("error"), row["step"], (measure, row["step"]) in measured)
+            groups.setdefault(key, {})[measure.removeprefix(f"{row['dataset']} ")] = None
+    failures = []
+    for (dataset, reason, step, has_value), settings in groups.items():
+        verb = "has" if len(settings) == 1 else "have"
+        what = "was tried once more in vain" if has_value else f"{verb} no result"
+        failures.append(
+            f"{dataset} {', '.join(settings)} {what} at step {step}{f': {reason}' if isinstance(reason, str) and reason else ''}"
+        )
     return [
-        f"{dataset} {', '.join(settings)} {'has' if len(settings) == 1 else 'have'} no result at step {step}"
-        f"{f': {reason}' if isinstance(reason, str) and reason else ''}"
-        for (dataset, reason, step), settings in groups.items()
+        *failures,
+        *([f"`python -m pipeline evaluate {shlex.quote(str(run))}` tries again what failed"] if failures else []),
     ]
 
 

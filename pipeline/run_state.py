@@ -58,13 +58,14 @@ class RunState:
         return "going" if self.state in GOING else "may go on"
 
 
-def read_state(root: Path, *, now: float | None = None) -> RunState:
+def read_state(root: Path, *, now: float | None = None, lock: Literal["counts", "silent"] = "counts") -> RunState:
     """The state of the run in a folder. Whatever its files hold, this raises nothing.
 
     Args:
         now: the time that ages are counted to.
+        lock: silent: its owner was seen not to touch it for long.
     """
-    return judge(Signs.read(root), now=time.time() if now is None else now)
+    return judge(Signs.read(root), now=time.time() if now is None else now, lock=lock)
 
 
 @dataclass(frozen=True)
@@ -113,25 +114,30 @@ def clean_heartbeat(values: Row) -> Row:
     return {**clean, "alerts": [text for text in alerts if isinstance(text, str)]} if isinstance(alerts, list) else clean
 
 
-def judge(signs: Signs, *, now: float) -> RunState:
-    """State, a word on it, and how far the run is."""
+def judge(signs: Signs, *, now: float, lock: Literal["counts", "silent"] = "counts") -> RunState:
+    """State, a word on it, and how far the run is.
+
+    `now` and the times in files may be of two machines: they make ages for people, and the word `silent`, on which nothing is
+    decided (see `watch_for_life`).
+    """
     beat, line = signs.heartbeat, signs.line
     steps = [s for s in (line.get("step"), beat.get("step"), signs.complete_step) if s is not None]
     step = max(steps, default=None)
     if beat.get("started", 0.0) > (number(line, "time") or 0.0) and "step" in beat:
         step = beat["step"]  # a new launch, which began further back than the last one came
-    state, detail, since_s = _judge(signs, now=now)
+    state, detail, since_s = _judge(signs, owner=_lock_owner(signs.root) if lock == "counts" else None, now=now)
     return RunState(state, detail, since_s, step, beat.get("total_steps") or signs.complete_step)
 
 
-def _judge(signs: Signs, *, now: float) -> tuple[State, str | None, float | None]:
+def _judge(signs: Signs, *, owner: claims.Owner | None, now: float) -> tuple[State, str | None, float | None]:
     beat = signs.heartbeat
     phase, is_complete = beat.get("phase"), signs.complete_step is not None
     last = max(beat.get("time", 0.0), number(signs.line, "time") or 0.0)
     since_s = max(0.0, now - last) if last else None
-    owner = _lock_owner(signs.root)
-    if owner is not None and owner.since > last and owner.why_dead() is None and now - owner.since < SILENT_IN_LONG_PHASES_S:
-        return "starting", None, max(0.0, now - owner.since)  # it has not written a heartbeat yet
+    if owner is not None and not owner.process.is_same_as(Process.described_by(beat)) and owner.why_dead() is None:
+        # A launch that has not written a heartbeat yet. It is told by who it is: the last one's clock may be another.
+        held_s = max(0.0, now - owner.since)
+        return ("starting", None, held_s) if held_s < SILENT_IN_LONG_PHASES_S else ("silent", "while starting", held_s)
     if phase == "finished" or is_complete:
         return "finished", None, since_s
     if phase == "stopped":

@@ -20,7 +20,8 @@ from pipeline.run_state import GOING, RunState, Signs, State, judge, read_claim,
 __all__ = ["RunState", "State", "find_runs", "read_signs", "read_state", "read_status"]
 
 RECENT_LINES = 50  # that speed and the time left are taken from
-DOUBTED_AFTER_S = 300.0  # an evaluator touches its claim every few seconds
+CLAIM_WATCH_S = 15.0  # an evaluator touches its claim every ten seconds
+LOOKED_AT_TWICE_S = 300.0
 MARKS = ("config.yaml", "metrics.jsonl", "heartbeat.json", "checkpoints")
 
 
@@ -106,12 +107,15 @@ def read_signs(folder: Path) -> Signs:
     return Signs.read(folder)
 
 
-def read_status(folder: Path, *, signs: Signs | None = None, now: float | None = None) -> RunStatus:
+def read_status(
+    folder: Path, *, signs: Signs | None = None, sightings: claims.Sightings | None = None, now: float | None = None
+) -> RunStatus:
     """Look at a run folder. Whatever its files hold, this raises nothing.
 
     Args:
         signs: read before; else they are read now.
-        now: the time ages are counted to.
+        sightings: what was seen of claims before (see `watch_claims`).
+        now: the time ages are counted to. Of files that another machine wrote they are rough.
     """
     now = time.time() if now is None else now
     signs = signs or Signs.read(folder)
@@ -121,14 +125,14 @@ def read_status(folder: Path, *, signs: Signs | None = None, now: float | None =
     going = found.state in GOING
     left = None if found.step is None or found.total_steps is None or not going else max(0, found.total_steps - found.step)
     results = read_results(RunFolder(folder))
-    stored = _read_stored(folder, measured={row["step"] for row in results.rows}, now=now)
-    problems = [*signs.problems, *results.passed_over, *name_failures(results.rows), *stored.problems]
+    stored = _read_stored(folder, measured={row["step"] for row in results.rows if row.get("accuracy") is not None}, now=now)
+    problems = [*signs.problems, *results.passed_over, *name_failures(results.rows, run=folder), *stored.problems]
     return RunStatus(
         run=str(folder), state=found.state, detail=found.detail, since_s=found.since_s, step=found.step, total_steps=found.total_steps,
         images_seen=_images_seen(found.step, heartbeat, line), eta_s=left * speed["step_time_s"] if left is not None and "step_time_s" in speed else None,
         line=line, speed=speed, losses=[number(row, "train/loss") for row in lines],
         loss_steps=(lines[0]["step"], line["step"]) if lines else None, checkpoint=stored.checkpoint,
-        evaluations=_summarise(results.rows), evaluating=_claims(folder, now=now), not_evaluated=stored.not_evaluated, heartbeat=heartbeat,
+        evaluations=_summarise(results.rows), evaluating=_describe_claims(folder, sightings or claims.Sightings()), not_evaluated=stored.not_evaluated, heartbeat=heartbeat,
         stragglers=_stragglers(folder), warnings=[*(heartbeat.get("alerts", []) if going or found.state == "silent" else []), *problems],
     )  # fmt: skip
 
@@ -202,33 +206,55 @@ def _summarise(rows: Sequence[Row]) -> list[EvaluationStatus]:
     return values
 
 
-def _claims(root: Path, *, now: float) -> list[str]:
+def _describe_claims(root: Path, sightings: claims.Sightings) -> list[str]:
     """Who evaluates what at this moment. It says so of a claim that its owner does not touch any more."""
-    evaluating = []
+    return [
+        f"step {step} on {'an unknown host' if owner is None else owner.process.host + _doubt(path, owner, sightings)}"
+        for step, path, owner in _list_claims(root)
+    ]
+
+
+def _list_claims(root: Path) -> list[tuple[int, Path, claims.Owner | None]]:
+    """Step, file, and who holds it; None where it does not say who."""
     try:
         names = sorted(os.listdir(RunFolder(root).claims))
     except OSError:
         return []
-    for name in names:
-        step, path = step_of(name, suffix=".json"), RunFolder(root).claims / name
-        if step is None:
-            continue
-        owner = read_claim(path)
-        if owner is not None:
-            evaluating.append(f"step {step} on {owner.process.host}{_doubt(path, owner, now=now)}")
-        elif path.is_file():
-            evaluating.append(f"step {step} on an unknown host")
-    return evaluating
+    steps = {RunFolder(root).claims / name: step_of(name, suffix=".json") for name in names}
+    return [(step, path, read_claim(path)) for path, step in steps.items() if step is not None and path.is_file()]
 
 
-def _doubt(path: Path, owner: claims.Owner, *, now: float) -> str:
+def watch_claims(runs: Sequence[Path], sightings: claims.Sightings) -> None:
+    """Look at claims whose owners may be gone, and wait for as long as a living owner needs to touch them.
+
+    By its time a claim is only chosen for a second look: the clock that wrote it may be another.
+    """
+    now = time.time()
+    doubtful = [
+        path for run in runs for _, path, owner in _list_claims(run) if owner is not None and _looks_old(path, owner, now=now)
+    ]
+    for path in doubtful:
+        sightings.silent_s(path)
+    if doubtful:
+        time.sleep(CLAIM_WATCH_S)
+
+
+def _looks_old(path: Path, owner: claims.Owner, *, now: float) -> bool:
+    try:
+        return owner.process.life() == "unknown" and abs(now - path.stat().st_mtime) > LOOKED_AT_TWICE_S
+    except OSError:  # given up just now
+        return False
+
+
+def _doubt(path: Path, owner: claims.Owner, sightings: claims.Sightings) -> str:
     """What speaks against an evaluator being at work, in words."""
     why_dead = owner.why_dead()
     if why_dead is not None:
         return f" ({why_dead}; the next evaluator takes it over)"
-    silent_s = now - path.stat().st_mtime if path.exists() else 0.0
-    alive = owner.process.life() == "alive" or silent_s < DOUBTED_AFTER_S
-    return "" if alive else f" (by this machine's clock not touched for {silent_s / 60:.0f} min)"
+    silent_s = sightings.silent_s(path)
+    if owner.process.life() == "alive" or silent_s < CLAIM_WATCH_S:
+        return ""
+    return f" (not touched while watched for {silent_s:.0f} s: it may be gone; the next evaluator finds out, and takes it over)"
 
 
 def _stragglers(root: Path) -> Row:

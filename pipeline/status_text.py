@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.claims import Sightings
 from pipeline.journal import Row, number
 from pipeline.run_state import watch_for_life
-from pipeline.status import RunStatus, find_runs, read_signs, read_status
+from pipeline.status import RunStatus, find_runs, read_signs, read_status, watch_claims
 
 BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 SPARK_WIDTH = 48
@@ -62,9 +63,13 @@ def show(places: Sequence[str], *, output: str, watch: bool, style: Style) -> No
     Raises:
         ConfigError: a place that holds no run.
     """
+    sightings = Sightings()
     while True:
-        signs = watch_for_life([read_signs(folder) for folder in find_runs(places)])
-        statuses = [read_status(found.root, signs=found) for found in signs]
+        runs = find_runs(places)
+        if not watch:  # else the next looks show it
+            watch_claims(runs, sightings)
+        signs = watch_for_life([read_signs(folder) for folder in runs])
+        statuses = [read_status(found.root, signs=found, sightings=sightings) for found in signs]
         text = to_json(statuses) if output == "json" else "\n".join(describe(statuses, style=style))
         # On a terminal in place, elsewhere one after the other.
         print((CLEAR if watch and style.colours else "") + text, flush=True)

@@ -7,21 +7,23 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline import status
 from pipeline.checkpoint import RunFolder
-from pipeline.claims import Owner
+from pipeline.claims import Owner, Sightings
 from pipeline.journal import append_json_line
 from pipeline.processes import Process
 from pipeline.results import read_digest, read_results, superseded_weights
 from pipeline.run_state import Signs, read_state, watch_for_life
-from pipeline.status import read_status
+from pipeline.status import read_status, watch_claims
 from pipeline.status_text import BLOCKS, Style, describe, tabulate, to_json
+from tests.conftest import Outcome
 
 PLAIN = Style(colours=False, blocks=BLOCKS)
 WRONG: tuple[Any, ...] = (None, "x", [], {}, -1, True, 10**400, [[None]], {"bytes": None})
@@ -68,10 +70,10 @@ def run(evaluated: Path, tmp_path: Path) -> Path:
 
 def look(run: Path) -> str:
     """All that the readers say of a run, but for ages, which grow from look to look; none of them may raise."""
-    status = read_status(run)
-    to_json([status])
+    found = read_status(run)
+    to_json([found])
     read_state(run)
-    text = "\n".join([*describe([status], style=PLAIN), *tabulate([status, status], style=PLAIN)])
+    text = "\n".join([*describe([found], style=PLAIN), *tabulate([found, found], style=PLAIN)])
     return re.sub(r"\d+ (d|h|min|s)( \d+ (h|min|s))? ago", "AGE ago", text)
 
 
@@ -211,14 +213,27 @@ def test_a_training_whose_clock_is_behind_is_seen_to_live(run: Path) -> None:
     assert read_status(run, signs=signs).state == "silent"
 
 
-def test_a_dead_evaluator_is_told_as_such(run: Path) -> None:
+def test_a_dead_evaluator_is_told_as_such(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen, not read off a clock: the machine that wrote the claim may be years behind."""
+    monkeypatch.setattr(status, "CLAIM_WATCH_S", 0.3)
     claim = run / "claims" / "step_00000004.json"
-    assert "step 4 on elsewhere" in look(run)
+
+    def watch() -> str:
+        sightings = Sightings()
+        watch_claims([run], sightings)
+        return "\n".join(describe([read_status(run, sightings=sightings)], style=PLAIN)) + "\n"
+
     os.utime(claim, (0, 0))
-    assert "step 4 on elsewhere (by this machine's clock not touched for" in look(run)
+    assert "step 4 on elsewhere (not touched while watched for 0 s: it may be gone; the next evaluator finds out" in watch()
+    toucher = threading.Timer(0.1, lambda: os.utime(claim, (10, 10)))
+    toucher.start()
+    assert "step 4 on elsewhere\n" in watch()
+    toucher.join()
+    os.utime(claim)
+    assert "step 4 on elsewhere\n" in watch()  # nothing speaks against it
     owner = json.loads(claim.read_text())
     claim.write_text(json.dumps({**owner, **asdict(Process.myself()), "pid": 2**22 - 1}))
-    assert "(its process is gone; the next evaluator takes it over)" in look(run)
+    assert "(its process is gone; the next evaluator takes it over)" in watch()
 
 
 def test_a_launch_that_has_the_lock_and_no_heartbeat_yet_is_starting(run: Path) -> None:
@@ -229,3 +244,45 @@ def test_a_launch_that_has_the_lock_and_no_heartbeat_yet_is_starting(run: Path) 
     assert (read_state(run).state, read_state(run).outlook) == ("failed", "over")
     (run / "lock.json").write_text(Owner.myself().to_json())
     assert (read_state(run).state, read_state(run).outlook) == ("starting", "going")
+    # On a machine whose clock is behind that of the machine on which the last launch failed.
+    behind = {**json.loads(Owner.myself().to_json()), "machine": "another", "since": heartbeat["time"] - 600}
+    (run / "lock.json").write_text(json.dumps(behind))
+    assert (read_state(run).state, read_state(run).outlook) == ("starting", "going")
+    (run / "lock.json").write_text(json.dumps({**behind, "since": 1.0}))
+    assert (read_state(run).state, read_state(run).outlook) == ("silent", "may go on")  # doubt means waiting
+    # A lock that the launch which failed has left behind.
+    (run / "lock.json").write_text(json.dumps({**behind, **asdict(Process.described_by(heartbeat)), "machine": "a third"}))
+    (run / "heartbeat.json").write_text(
+        json.dumps({**heartbeat, "phase": "failed", "by": "TrainingError: x", "machine": "a third"})
+    )
+    assert (read_state(run).state, read_state(run).outlook) == ("failed", "over")
+
+
+def test_what_was_tried_in_vain_is_named_with_what_to_type(run: Path, call: Callable[..., Outcome]) -> None:
+    folder = RunFolder(run)
+    reason = "data folder '/nowhere' does not exist"
+    for measure in ({"protocol": "linear", "shots": None, "seed": None}, {"seed": 0}, {"seed": 1}):
+        failed = result(folder, 12, dataset="away", accuracy=None, error=reason, **measure)
+        append_json_line(folder.evaluations, failed)
+    append_json_line(folder.evaluations, result(folder, 12, seed=0, accuracy=None, error="none can be read", precision="bf16"))
+    append_json_line(folder.evaluations, result(folder, 4, dataset="late", accuracy=None, error="once"))
+    append_json_line(folder.evaluations, result(folder, 8, dataset="late"))
+    told = [
+        "! bars 5-shot was tried once more in vain at step 12: none can be read",
+        f"! away linear, 5-shot have no result at step 12: {reason}",
+        f"! `python -m pipeline evaluate {run}` tries again what failed",
+    ]
+    report = call("report", str(run))
+    assert [line for line in report.text.splitlines() if line.startswith("! ")] == told
+    assert "bars 5-shot    50.0     50.0     50.0     50.0" in report.text  # a failure takes no value away
+    seen = call("status", str(run))
+    assert [line.strip() for line in seen.text.splitlines() if line.startswith("  ! ")] == told
+    assert "bars 5-shot  50.0 % (step 12)" in seen.text
+    assert (report.code, seen.code) == (0, 0)
+
+
+def test_a_checkpoint_of_which_everything_failed_has_no_result(run: Path) -> None:
+    folder = RunFolder(run)
+    folder.evaluations.unlink()
+    append_json_line(folder.evaluations, result(folder, 12, accuracy=None, error="none can be read"))
+    assert "4 checkpoints without any result" in look(run)

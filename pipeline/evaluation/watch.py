@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+from pipeline.claims import SILENT_AFTER_S, Sightings
 from pipeline.errors import EvaluationError
 from pipeline.interruption import StopRequest
 from pipeline.run_folder import RunFolder
-from pipeline.run_state import RunState, read_state
+from pipeline.run_state import LOCK_NAME, RunState, read_state
 
 LOOKS_AT_THE_END = 10  # a training that is started again needs a moment until its folder says so
 
@@ -40,11 +41,14 @@ class Outlook:
         self.folder = folder
         self.waits_for = waits_for
         self._said = ""
+        self._sightings = Sightings()
         self._looks_at_the_end = 0
 
     def is_over(self) -> bool:
         """Look once more: whether the run has been over for some looks."""
-        state = read_state(self.folder.root)
+        # A lock that a lost machine has left would have this wait for ever. Whether it is touched is seen, not read off a clock.
+        is_silent = self._sightings.silent_s(self.folder.root / LOCK_NAME) > SILENT_AFTER_S
+        state = read_state(self.folder.root, lock="silent" if is_silent else "counts")
         self._looks_at_the_end = self._looks_at_the_end + 1 if state.outlook == "over" else 0
         text = self._describe(state)
         if text != self._said:

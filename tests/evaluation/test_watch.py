@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+from pipeline.claims import Owner
 from pipeline.errors import EvaluationError
+from pipeline.evaluation import watch
 from pipeline.evaluation.watch import LOOKS_AT_THE_END, wait_for_weights, watch_run
 from pipeline.interruption import Interrupted, StopRequest
 from pipeline.run_folder import RunFolder
+from pipeline.run_state import LOCK_NAME
 
 FAILED = {"phase": "failed", "by": "DivergedError: gradients were not finite", "step": 7, "total_steps": 12}
 
@@ -82,6 +85,23 @@ def test_a_watcher_goes_on_with_a_run_that_is_started_again(tmp_path: Path, caps
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
         "[eval] no further weights will come", f"[eval] waiting for further weights of a training that is going on in {tmp_path}",
     ]  # fmt: skip
+
+
+def test_a_lock_is_waited_for_while_it_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another machine's launch that has written no heartbeat yet, or was lost before it could."""
+    monkeypatch.setattr(watch, "SILENT_AFTER_S", 0.3)
+    folder = RunFolder(tmp_path)
+    write_heartbeat(folder, FAILED)
+    owner = {**json.loads(Owner.myself().to_json()), "machine": "another"}
+    touches = 3 * LOOKS_AT_THE_END
+
+    def touch(looks: int) -> None:
+        if looks <= touches:
+            (tmp_path / LOCK_NAME).write_text(json.dumps({**owner, "since": time.time() - looks}))
+
+    evaluator = Measured(then=touch)
+    watch_run(evaluator, folder, watch=True, stop=StopRequest(), poll_s=0.02)
+    assert evaluator.looks > touches + LOOKS_AT_THE_END  # and then it ends
 
 
 @pytest.mark.parametrize(
