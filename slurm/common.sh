@@ -10,6 +10,13 @@ NODE_LOSS_WAIT_S=900 # three times Slurm's default SlurmdTimeout
 PROBE_S=60
 LOOK_EVERY_S=${LOOK_EVERY_S:-60}
 EXIT_INTERRUPTED=75 # of `python -m pipeline train`: told to stop, and saved
+# scontrol's name for this job: in an array, the plain number may mean all of its tasks.
+THIS_JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+THIS_JOB=${THIS_JOB:-${SLURM_JOB_ID:-}}
+
+# Slurm may signal this shell too, which has to live until srun has ended and the job is where it belongs. (An empty command,
+# not '': what is ignored here would be ignored by srun and by every rank.)
+trap : TERM USR1 USR2 HUP INT
 
 # A job's name may hold anything, a run folder's may not; two names that would become one are told apart by a checksum.
 run_name() {
@@ -54,9 +61,6 @@ pretrain() {
     name=$(run_name "$SLURM_JOB_NAME")
     prepare_node "$name"
     submit_evaluator "$name" "$SLURM_JOB_NAME"
-    # A preempting Slurm may signal this shell too; it has to live until srun ends. (An empty command, not '': what is
-    # ignored here would be ignored by srun and by every rank.)
-    trap : TERM USR1 USR2 HUP INT
     # Not --kill-on-bad-exit: ranks that agree to stop, or on an error, end one after the other, and the first would have
     # the rest killed. One that dies alone is followed by the others after this wait.
     srun --kill-on-bad-exit=0 --wait="$SITE_RANK_WAIT_S" "${SITE_CONTAINER[@]}" \
@@ -82,7 +86,6 @@ evaluate() {
     local code=0 watcher watch
     check_settings "$@"
     prepare_node "$(run_name "$SLURM_JOB_NAME")"
-    trap : TERM
     srun --ntasks=1 "${SITE_CONTAINER[@]}" python -m pipeline evaluate "$@" --watch &
     watcher=$!
     watch_training "$watcher" &
@@ -93,8 +96,6 @@ evaluate() {
         code=0
         echo "[job] no job ${TRAINING:-} is left: what lacks results is evaluated, and then this ends"
         srun --ntasks=1 "${SITE_CONTAINER[@]}" python -m pipeline evaluate "$@" || code=$?
-        [ "$code" != "$EXIT_INTERRUPTED" ] || requeue "$code" "stopped"
-        exit "$code"
     fi
     end_job "$code" "$1"
 }
@@ -128,22 +129,23 @@ watch_training() {
 # end_job CODE RUN_DIR: back into the queue, or out. Slurm itself requeues after a node's failure and after a preemption
 # that left no time, not after a time limit and not after a preempted job has ended by itself.
 end_job() {
-    local code=$1 run_dir=$2 checkpoint place tries
+    local code=$1 run_dir=$2 checkpoint place tries fate
     case $code in
     0) exit 0 ;;
     2) exit "$code" ;; # a named error, which would come again
     "$EXIT_INTERRUPTED") requeue "$code" "stopped and saved" ;;
+    129 | 138 | 140 | 143 | 152) # HUP, USR1, USR2, TERM, XCPU: Python, or the container, was still starting
+        requeue "$code" "told to stop before it could listen" ;;
     esac
-    # Preempted, cancelled or out of time: Slurm has ended the ranks, whatever their code, and it is no try of theirs.
-    local state
-    state=$(job_state)
-    [ "$state" = RUNNING ] || [ -z "$state" ] || requeue "$code" "ended by Slurm"
+    fate=$(job_fate)
+    # Slurm has ended the ranks, whatever their code, and it is no try of theirs.
+    [ "$fate" = running ] || [ "$fate" = unknown ] || requeue "$code" "ended by Slurm"
     await_slurm_if_a_node_is_gone
     # Broken off: a rank lost another or met a bug (1), hung (70), or was killed (128 and the signal's number). srun gives
     # the highest code of all ranks. Another try, but never for ever: so often from one checkpoint.
     mkdir -p "$run_dir/checkpoints"
     checkpoint=$(find "$run_dir/checkpoints" -maxdepth 1 -name 'step_*' | sort | tail -n 1)
-    place="job $SLURM_JOB_ID from ${checkpoint:-the start}"
+    place="job $THIS_JOB from ${checkpoint:-the start}"
     echo "$place: exit code $code" >>"$run_dir/broken-off.log"
     tries=$(grep -cF "$place: " "$run_dir/broken-off.log")
     if [ "$tries" -gt "$SITE_RETRIES" ]; then
@@ -162,30 +164,44 @@ await_slurm_if_a_node_is_gone() {
     sleep "$NODE_LOSS_WAIT_S"
 }
 
-job_state() {
-    timeout "$PROBE_S" scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *JobState=\([A-Z_]*\).*/\1/p' || :
+# What becomes of this job: running, requeued (by Slurm: preempted, a node failed), over (cancelled, out of time), or unknown where
+# the controller does not answer. Until its script ends, Slurm calls all but the first COMPLETING; one that is requeued has
+# had its restarts counted already.
+job_fate() {
+    local shown state restarts
+    shown=$(timeout "$PROBE_S" scontrol show job "$THIS_JOB") || :
+    state=$(sed -n 's/^ *JobState=\([A-Z_]*\).*/\1/p' <<<"$shown")
+    restarts=$(sed -n 's/.* Restarts=\([0-9]*\).*/\1/p' <<<"$shown")
+    case $state in
+    "") echo unknown ;;
+    RUNNING) echo running ;;
+    *) if [ "${restarts:-0}" -gt "${SLURM_RESTART_COUNT:-0}" ]; then echo requeued; else echo over; fi ;;
+    esac
 }
 
 # requeue CODE WHY: this job, which goes on with the same number, log and run folder.
 requeue() {
-    # A job that was cancelled, or that Slurm is about to requeue by itself, is no longer running.
-    local state
-    state=$(job_state)
-    if [ "$state" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"; then
+    local fate
+    fate=$(job_fate)
+    if [ "$fate" = requeued ]; then
+        echo "[job] $2; requeued by Slurm"
+    elif [ "$fate" = running ] && scontrol requeue "$THIS_JOB"; then
         echo "[job] $2; requeued (restart $((${SLURM_RESTART_COUNT:-0} + 1)))"
     else
-        echo "[job] $2; not requeued from here (job state: ${state:-unknown}); sbatch the same line to go on" >&2
-        [ "$state" != CANCELLED ] || cancel_evaluator
+        echo "[job] $2; not requeued from here (the job is $fate); sbatch the same line to go on" >&2
+        [ "$fate" != over ] || cancel_evaluator
     fi
     exit "$1"
 }
 
-# An evaluator that waits in the queue has nothing to wait for; one at work sees by itself that the training is gone.
+# An evaluator that waits in the queue has nothing to wait for, unless another job of this run is queued; one at work sees by itself
+# that the training is gone.
 cancel_evaluator() {
     local name
     name=$(run_name "$SLURM_JOB_NAME")-eval
+    ! squeue --me --noheader --name="$SLURM_JOB_NAME" --format=%A | grep -qvx "$SLURM_JOB_ID" || return 0
     [ -n "$(squeue --me --noheader --states=PENDING --name="$name")" ] || return 0
-    scancel --user="$(id -un)" --state=PENDING --name="$name" && echo "[job] cancelled; so is the evaluator $name that waited" >&2
+    scancel --user="$(id -un)" --state=PENDING --name="$name" && echo "[job] so is the evaluator $name that waited: cancelled" >&2
 }
 
 # submit_evaluator NAME JOB_NAME: one evaluator at work and at most one waiting behind it (singleton): the next takes over where a

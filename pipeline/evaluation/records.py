@@ -50,6 +50,7 @@ class ResultFile:
         self.path = path
         self.waiting: list[Row] = []
         self.problem: str | None = None  # why lines wait
+        self._is_begun = False  # a write that failed, or was broken off by a signal, may have left whole lines
 
     def add(self, row: Row) -> None:
         self.waiting.append(row)
@@ -60,7 +61,8 @@ class ResultFile:
         if not self.waiting:
             return
         try:
-            written = read_json_lines(self.path) if self.problem else []  # a write that failed may have left whole lines
+            written = read_json_lines(self.path) if self._is_begun else []
+            self._is_begun = True
             append_json_lines(self.path, [row for row in self.waiting if row not in written])
         except OSError as error:
             if self.problem is None:
@@ -70,7 +72,7 @@ class ResultFile:
         if self.problem is not None:
             print(f"[eval] {self.path} can be written again: {len(self.waiting)} results that waited are in it", flush=True)
         self.waiting.clear()
-        self.problem = None
+        self.problem, self._is_begun = None, False
 
     def rows(self) -> list[Row]:
         """All results, also those that wait."""

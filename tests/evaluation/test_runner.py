@@ -18,8 +18,10 @@ import torch
 
 from pipeline.build import make_evaluator
 from pipeline.checkpoint import RunFolder
+from pipeline.evaluation import records
 from pipeline.evaluation.records import ResultFile
 from pipeline.files import write_whole
+from pipeline.interruption import Interrupted
 from pipeline.journal import read_json_lines
 from pipeline.models.vit import VisionTransformer, ViTConfig
 from pipeline.read_config import load_config
@@ -326,6 +328,25 @@ def test_results_wait_while_they_cannot_be_written(tmp_path: Path) -> None:
     results.add(third)
     assert read_json_lines(results.path) == [first, second, third]
     assert not results.waiting
+
+
+def test_a_write_that_a_signal_breaks_off_is_not_made_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler raises when the call returns; what is written by then is written again at the evaluator's end, if nothing is noticed."""
+    results = ResultFile(tmp_path / "evaluations.jsonl")
+    results.add({"step": 1})
+    write = records.append_json_lines
+
+    def write_and_be_told(path: Path, rows: list[records.Row]) -> None:
+        write(path, rows)
+        raise Interrupted("SIGTERM")
+
+    monkeypatch.setattr(records, "append_json_lines", write_and_be_told)
+    with pytest.raises(Interrupted):
+        results.add({"step": 2})
+    monkeypatch.setattr(records, "append_json_lines", write)
+    results.flush()
+    assert read_json_lines(results.path) == [{"step": 1}, {"step": 2}]
+    assert results.waiting == []
 
 
 def test_a_file_that_cannot_grow_keeps_nothing_from_being_measured(folder: RunFolder) -> None:

@@ -118,9 +118,35 @@ def test_a_rank_hangs(desk: Desk, reference: RunFolder, record_property: Report)
     finish(job, reference, record_property)
 
 
-def test_an_evaluator_is_preempted(desk: Desk, downstream: dict[str, str], record_property: Report) -> None:
-    """Between two results: it goes on behind what it has written."""
+def reach_time_limit(evaluator: Job) -> None:
+    minutes, seconds = map(int, evaluator.show("RunTime").split(":")[-2:])
+    limit = (
+        60 * minutes + seconds + 45
+    ) // 60 + 1  # 45 to 105 s from now; the warning comes 60 s ahead, at one of the looks every 30 s
+    evaluator.cluster.run("scontrol", "update", f"jobid={evaluator.id}", f"TimeLimit={limit}")
+
+
+def cut_power(evaluator: Job) -> None:
+    evaluator.cluster.kill_node(evaluator.show("NodeList"))
+
+
+# Partition of the evaluator, and what happens to it.
+NO_FAULTS: dict[str, tuple[str, Callable[[Desk, Job], object]]] = {
+    "preempted": ("scavenge", lambda desk, _: desk.urgent_job()),
+    "preempted with grace time": ("gpu", lambda desk, _: desk.urgent_job()),
+    "time limit": ("gpu", lambda _, evaluator: reach_time_limit(evaluator)),
+    "its node dies": ("gpu", lambda _, evaluator: cut_power(evaluator)),
+}
+
+
+@pytest.mark.parametrize("cause", NO_FAULTS)
+def test_an_evaluator_that_ends_without_its_fault_has_not_failed(
+    cause: str, desk: Desk, downstream: dict[str, str], record_property: Report
+) -> None:
+    """Between two results: it goes on behind what it has written, and no try is counted."""
+    partition, happen = NO_FAULTS[cause]
     desk.evaluate_on(downstream)
+    desk.set_site(f"SITE_EVAL_PARTITION={partition}")
     training = desk.submit("watched", "checkpoint.every=2 steps", nodes=1)
     with desk.evaluator_of(training) as evaluator:
         evaluator.wait(lambda: len(read_json_lines(training.folder.evaluations)) > 0, "at its first result")
@@ -128,32 +154,78 @@ def test_an_evaluator_is_preempted(desk: Desk, downstream: dict[str, str], recor
             os.kill(pid, signal.SIGSTOP)
         before = len(read_json_lines(training.folder.evaluations))
         assert training.wait_for_end() == "0:0", training.text
-        desk.urgent_job()
-        record_property("seconds from urgent job to requeue", round(evaluator.wait_for_state("PENDING"), 1))
+        happen(desk, evaluator)
+        record_property(f"seconds to requeue, {cause}", round(evaluator.wait_for_state("PENDING"), 1))
+        if cause == "time limit":
+            desk.cluster.run("scontrol", "update", f"jobid={evaluator.id}", "TimeLimit=60")
         evaluator.start_now()
         assert evaluator.wait_for_end() == "0:0", evaluator.text
         assert evaluator.show("Restarts") == "1"
-    assert not (training.folder.root / "broken-off.log").exists()  # it has not failed
-    rows = [(row["step"], row["protocol"], row["shots"], row["seed"]) for row in read_json_lines(training.folder.evaluations)]
-    assert len(rows) == len(set(rows)) > before
-    assert {step for step, *_ in rows} == {0, 2, 4, 6, 8, 10, 12}
+    assert not (training.folder.root / "broken-off.log").exists()
+    rows = read_json_lines(training.folder.evaluations)
+    keys = [(row["step"], row["protocol"], row["shots"], row["seed"]) for row in rows]
+    assert len(keys) == len(set(keys)) > before
+    assert all(row["accuracy"] is not None for row in rows)
+    assert {step for step, *_ in keys} == {0, 2, 4, 6, 8, 10, 12}
+
+
+def test_an_evaluator_that_is_killed_is_tried_again_and_counted(desk: Desk, downstream: dict[str, str]) -> None:
+    """By the kernel, for want of memory: nothing tells that from a fault of its own."""
+    desk.evaluate_on(downstream)
+    training = desk.submit("watched", nodes=1)
+    with desk.evaluator_of(training) as evaluator:
+        evaluator.wait(lambda: len(read_json_lines(training.folder.evaluations)) > 0, "at its first result")
+        for pid in evaluator.ranks("evaluate"):
+            os.kill(pid, signal.SIGKILL)
+        evaluator.wait_for_state("PENDING")
+        evaluator.start_now()
+        assert evaluator.wait_for_end() == "0:0", evaluator.text
+        assert re.search(r"\[job\] broken off with exit code 137; try 1 of 2", evaluator.text)
+    tries = (training.folder.root / "broken-off.log").read_text().splitlines()
+    assert [line.partition(" from ")[0] for line in tries] == [f"job {evaluator.id}"]
+
+
+def test_a_cancelled_evaluator_stays_so_and_is_no_try(desk: Desk, downstream: dict[str, str]) -> None:
+    desk.evaluate_on(downstream)
+    training = desk.submit("watched", "trainer.duration=100000 steps", nodes=1)
+    with desk.evaluator_of(training) as evaluator:
+        evaluator.wait(lambda: len(read_json_lines(training.folder.evaluations)) > 0, "at its first result")
+        desk.cluster.run("scancel", evaluator.id)
+        evaluator.wait_for_state("CANCELLED")
+        evaluator.wait(lambda: "[job]" in evaluator.text, "with its last word")
+        assert "not requeued from here (the job is over)" in evaluator.text
+        assert (evaluator.show("Restarts"), training.state) == ("0", "RUNNING")
+    assert not (training.folder.root / "broken-off.log").exists()
+
+
+def test_a_task_of_an_array_is_requeued_alone(desk: Desk) -> None:
+    """The last task's number is also the array's."""
+    desk.set_site("SITE_CONTAINER=(bash -c '[ \"$SLURM_ARRAY_TASK_ID\" = 0 ] || exit 75')")
+    job = desk.submit("links", nodes=1, options=("--gpus-per-node=1", "--array=0-1%1"))
+
+    def restarts(task: int) -> str:
+        text = desk.cluster.run("scontrol", "show", "job", "--oneliner", f"{job.id}_{task}")
+        return " ".join(re.findall(r"JobState=(\S+)|Restarts=(\S+)", text)[number][number] for number in (0, 1))
+
+    job.wait(lambda: restarts(1) == "PENDING 1", "requeued")
+    assert restarts(0) == "COMPLETED 0"
 
 
 def test_a_cancelled_job_stays_so_and_takes_its_waiting_evaluator_along(desk: Desk, downstream: dict[str, str]) -> None:
+    """Though Slurm says COMPLETING until every node has ended its ranks, as it does of a job that it requeues."""
     desk.evaluate_on(downstream)
-    job = desk.submit(
-        "cancelled", nodes=desk.cluster.num_nodes, options=("--gpus-per-node=8",), LOOK_EVERY_S="1"
-    )  # nothing is left for the evaluator
+    job = desk.submit("cancelled", nodes=desk.cluster.num_nodes, options=("--gpus-per-node=8",))
     with desk.evaluator_of(job) as evaluator:
         job.stop_in_step(3, num_ranks=desk.cluster.num_nodes)
         assert evaluator.state == "PENDING"
+        desk.cluster.run("scontrol", "hold", evaluator.id)  # else it might start the moment the first node is free
         desk.cluster.run("scancel", job.id)
         job.wait_for_state("CANCELLED")
-        # It is cancelled while it waits. A node may be free before that: then it starts, finds no training, and ends by itself.
-        evaluator.wait_for_state("CANCELLED", "COMPLETED")
-        time.sleep(3)
+        evaluator.wait_for_state("CANCELLED")
         assert job.state == "CANCELLED"
         assert job.show("Restarts") == "0"
+    assert "so is the evaluator cancelled-eval that waited: cancelled" in job.text
+    assert not (job.folder.root / "broken-off.log").exists()
 
 
 def test_an_evaluator_at_work_ends_when_its_training_is_cancelled(desk: Desk, downstream: dict[str, str]) -> None:

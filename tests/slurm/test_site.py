@@ -104,32 +104,61 @@ def test_an_option_behind_the_script_ends_the_job_with_a_word(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("code", "state", "requeued", "counted", "cancelled"),
+    ("code", "state", "restarts", "requeued", "counted", "cancelled"),
     [
-        (75, "RUNNING", True, False, False),
-        (137, "RUNNING", True, True, False),
-        (137, "PREEMPTED", False, False, False),
-        (143, "COMPLETING", False, False, False),
-        (75, "CANCELLED", False, False, True),
-        (137, "CANCELLED", False, False, True),
-        (2, "RUNNING", False, False, False),
+        (75, "RUNNING", 1, True, False, False),  # a time limit is near, or a preemption with grace time
+        (143, "RUNNING", 1, True, False, False),  # the same, while Python was starting
+        (138, "RUNNING", 1, True, False, False),
+        (137, "RUNNING", 1, True, True, False),  # its own fault, or the kernel's
+        (1, "RUNNING", 1, True, True, False),
+        (137, "COMPLETING", 2, False, False, False),  # preempted, or a node has failed: Slurm has requeued it
+        (143, "COMPLETING", 2, False, False, False),
+        (75, "COMPLETING", 2, False, False, False),
+        (137, "COMPLETING", 1, False, False, True),  # cancelled, or out of time
+        (75, "COMPLETING", 1, False, False, True),
+        (143, "COMPLETING", 1, False, False, True),
+        (2, "RUNNING", 1, False, False, False),
+        (75, "", 1, False, False, False),  # nobody answers
     ],
 )  # fmt: skip
 def test_what_follows_from_how_a_job_ended(
-    code: int, state: str, requeued: bool, counted: bool, cancelled: bool, tmp_path: Path
+    code: int, state: str, restarts: int, requeued: bool, counted: bool, cancelled: bool, tmp_path: Path
 ) -> None:
     """Ranks that Slurm has ended have not failed; a training that is cancelled takes its waiting evaluator along."""
+    shown = (
+        f'echo "   JobState={state} Reason=None"; echo "   Requeue=1 Restarts={restarts} BatchFlag=1"' if state else "exit 1"
+    )
     env = with_commands(
-        tmp_path, scontrol=f'[ "$1" = requeue ] && echo requeue "$2" >>{tmp_path}/did; echo "   JobState={state} Reason=None"',
-        squeue="echo 8", scancel=f'echo cancel "$@" >>{tmp_path}/did', srun=":",
+        tmp_path, scontrol=f'if [ "$1" = requeue ]; then echo requeue "$2" >>{tmp_path}/did; else {shown}; fi',
+        squeue='[[ $* == *--name=x-eval* ]] && echo 8 || echo 7', scancel=f'echo cancel "$@" >>{tmp_path}/did', srun=":",
     )  # fmt: skip
-    script = f"source slurm/common.sh; SLURM_JOB_ID=7 SLURM_JOB_NAME=x SLURM_NNODES=1; end_job {code} {tmp_path}/run"
+    script = f"SLURM_JOB_ID=7 SLURM_JOB_NAME=x SLURM_NNODES=1 SLURM_RESTART_COUNT=1; source slurm/common.sh; end_job {code} {tmp_path}/run"
     result = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, env=env, text=True, capture_output=True)
     assert result.returncode == code, result.stderr
     did = (tmp_path / "did").read_text() if (tmp_path / "did").exists() else ""
     assert ("requeue 7" in did) == requeued
     assert ("cancel" in did and "--state=PENDING --name=x-eval" in did) == cancelled
     assert (tmp_path / "run" / "broken-off.log").exists() == counted
+
+
+def test_a_link_of_a_chain_that_is_cancelled_leaves_the_next_ones_evaluator(tmp_path: Path) -> None:
+    env = with_commands(
+        tmp_path, scontrol="echo JobState=COMPLETING", squeue='[[ $* == *--name=x-eval* ]] && echo 9 || printf "7\n8\n"',
+        scancel=f"touch {tmp_path}/cancelled",
+    )  # fmt: skip
+    script = f"SLURM_JOB_ID=7 SLURM_JOB_NAME=x; source slurm/common.sh; end_job 75 {tmp_path}/run"
+    result = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, env=env, text=True, capture_output=True)
+    assert "not requeued from here (the job is over)" in result.stderr
+    assert not (tmp_path / "cancelled").exists()
+
+
+def test_a_task_of_an_array_speaks_of_itself_alone(tmp_path: Path) -> None:
+    """The last task's number is also the array's: `scontrol requeue` of it would requeue every task."""
+    env = with_commands(tmp_path, scontrol=f'echo "$@" >>{tmp_path}/asked; echo "JobState=RUNNING"')
+    script = f"SLURM_JOB_ID=7 SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=3 SLURM_JOB_NAME=x; source slurm/common.sh; end_job 75 {tmp_path}/run"
+    result = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, env=env, text=True, capture_output=True)
+    assert result.returncode == 75, result.stderr
+    assert set((tmp_path / "asked").read_text().splitlines()) == {"show job 7_3", "requeue 7_3"}
 
 
 @pytest.mark.parametrize(("queue", "ends"), [("", True), ("echo 7", False), ("exit 1", False)])
