@@ -28,12 +28,14 @@ from typing import Any
 from pipeline.errors import CheckpointError, DamagedError
 from pipeline.files import sync_folder, write_whole
 from pipeline.json_text import parse_json
+from pipeline.loss_history import LossHistory, choose_kept
 from pipeline.run_folder import RunFolder, step_name
 
 _HASH_CHUNK = 16 * 2**20
 FORMAT = 2  # of the files below a checkpoint folder
 MODEL_FILE = "model.safetensors"
 MOMENTS_FILES = "moments-*.safetensors"
+METRICS_STATE = "TrainingMetrics"  # key of its state among the callbacks
 _META_TYPES = {"bool": bool, "int": int, "str": str}  # the others are mappings
 
 
@@ -185,7 +187,7 @@ def write_meta(staging: Path, meta: CheckpointMeta) -> None:
 def delete_old(
     folder: RunFolder, *, newest: int, keep_last: int, keep_every_steps: int | None, sound: int | None = None
 ) -> list[int]:
-    """Delete checkpoints beyond the last `keep_last` up to step `newest`, but for the first one of every `keep_every_steps`.
+    """Delete checkpoints up to step `newest`, but for those that `choose_kept` names.
 
     Weights stay: they are what a run is for.
 
@@ -197,10 +199,8 @@ def delete_old(
         The steps deleted.
     """
     steps = [step for step in folder.checkpoint_steps() if step <= newest]
-    keep = {*steps[-keep_last:], sound}
-    if keep_every_steps is not None:  # a save may miss the very step: it was refused, or the intervals do not divide
-        first = {step // keep_every_steps: step for step in reversed(steps)}
-        keep |= {step for multiple, step in first.items() if multiple > 0}
+    lost = frozenset(step for step in steps if is_lost(folder.checkpoint_of(step)))
+    keep = {*choose_kept(steps, lost=lost, keep_last=keep_last, keep_every_steps=keep_every_steps), sound}
     deleted = [step for step in steps if step not in keep]
     for step in deleted:
         # Out of sight first: a half-deleted folder must not look like a checkpoint.
@@ -208,6 +208,21 @@ def delete_old(
         folder.checkpoint_of(step).rename(grave)
         shutil.rmtree(grave)
     return deleted
+
+
+def read_loss_history(path: Path) -> LossHistory | None:
+    """What a checkpoint's meta.json says of the run's loss; None where it says nothing."""
+    try:
+        meta = parse_json((path / "meta.json").read_bytes())
+        return LossHistory.described_by(meta["callbacks"][METRICS_STATE]["loss"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def is_lost(path: Path) -> bool:
+    """Whether a checkpoint was saved after its run had lost what it learnt. One that does not say was not."""
+    history = read_loss_history(path)
+    return history is not None and history.is_lost
 
 
 def collect_versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from pipeline.checkpoint import Checkpoint, RunFolder
+from pipeline.checkpoint import Checkpoint, RunFolder, is_lost, read_loss_history
 from pipeline.checkpoint_search import clear_leftovers, find_latest, set_aside
 from pipeline.config import RunConfig
 from pipeline.data.decode import HOW_TO_BUILD
@@ -113,6 +113,7 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speed
     if found.newest is not None:
         messages.append(f"resuming from {found.newest.path}: step {found.newest.meta.step} of {plan.total_steps}")
         messages += describe_other_ranks(plan, found.newest, world_size=world_size)
+        messages += describe_lost_loss(folder, found.newest)
     else:
         messages.append(
             f"new run in {folder.root}: {plan.total_steps} steps on {plan.mixture.describe(num_streams=plan.num_streams)}"
@@ -237,6 +238,26 @@ def describe_other_ranks(plan: Plan, checkpoint: Checkpoint, *, world_size: int)
         return []
     dropout = "; dropout draws by rank, so its masks differ from here on" if plan.model.dropout > 0 else ""
     return [f"{world_size} ranks go on where {before} stopped: the same samples, sums rounded in another order{dropout}"]
+
+
+def describe_lost_loss(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
+    """That a launch goes on from where the run had lost what it learnt, and from where it might; nothing where it had not."""
+    history = read_loss_history(checkpoint.path)
+    if history is None or not history.is_lost:
+        return []
+    last = "not finite" if history.last is None else f"{history.last:.4g}"
+    text = (
+        f"WARNING: at step {checkpoint.meta.step} the loss was {last}, after {history.lowest:.4g}: the run has lost more than half of "
+        f"what it had learnt since {history.first:.4g}"
+    )
+    kept = [step for step in folder.checkpoint_steps() if step < checkpoint.meta.step]
+    sound = next((step for step in reversed(kept) if not is_lost(folder.checkpoint_of(step))), None)
+    if sound is None:
+        return [text]
+    return [
+        f"{text}. To go on from step {sound}, before that, stop this, move the checkpoints after it out of {folder.checkpoints}, and lower "
+        f"optimizer.learning_rate or set optimizer.clip_norm"
+    ]
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,8 +6,8 @@ publish  once all have written and a step that began from it was taken: weights,
 
 A step that the optimizer refuses saves nothing. Weights that have gone wrong are often finite still, and give gradients that
 are not: a checkpoint is published only after they gave finite ones, so a run that diverges leaves its last sound checkpoint in
-place. The last save of a launch cannot wait for that. It is marked `proven: false`, deletes no proven one, and is set aside if
-the launch that begins from it cannot take a step.
+place. The last save of a launch cannot wait for that. It is marked `proven: false`, stays beside the newest proven one, and is
+set aside if the launch that begins from it cannot take a step. What is finite but has lost what was learnt: see `loss_history`.
 """
 
 from __future__ import annotations

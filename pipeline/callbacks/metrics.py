@@ -15,9 +15,11 @@ from torchmetrics.classification import MulticlassAccuracy
 from pipeline.callbacks.health import Health
 from pipeline.callbacks.steps import is_step_end
 from pipeline.callbacks.stragglers import RankTimes
+from pipeline.checkpoint import METRICS_STATE
 from pipeline.console import say
 from pipeline.data.stream import DIGEST_MODULUS
 from pipeline.errors import TrainingError
+from pipeline.loss_history import LossHistory
 from pipeline.progress import Progress, progress
 
 UNREADABLE_GRACE = 10  # unreadable images that never stop a run, however short
@@ -52,6 +54,7 @@ class TrainingMetrics(Callback):
         self.unreadable_budget = unreadable_budget
         self.rank_times = rank_times
         self.health = health
+        self._loss: LossHistory | None = None  # the same on every rank
         # Over all ranks since the run's start, the same on every rank: digest of everything seen, unreadable images,
         # requests to a store made again.
         self._totals = torch.zeros(3, dtype=torch.int64)
@@ -62,11 +65,16 @@ class TrainingMetrics(Callback):
         self._interval_start: float | None = None  # set by the first batch of this launch
         self._interval_step = 0
 
+    @property
+    def state_key(self) -> str:
+        return METRICS_STATE
+
     def state_dict(self) -> dict[str, Any]:
-        return {"totals": self._totals.tolist()}
+        return {"totals": self._totals.tolist(), "loss": None if self._loss is None else self._loss.to_values()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._totals = torch.tensor(state_dict["totals"], dtype=torch.int64)
+        self._loss = LossHistory.described_by(state_dict.get("loss"))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._totals, self._step_totals = self._totals.to(pl_module.device), self._step_totals.to(pl_module.device)
@@ -115,6 +123,7 @@ class TrainingMetrics(Callback):
         elapsed_s = time.perf_counter() - self._interval_start
         steps = step - self._interval_step
         means = {name: float(value) for name, value in self._metrics.compute().items()}
+        self._loss = self._loss.after(means["loss"]) if self._loss is not None else LossHistory.begin(means["loss"])
         accuracy = float(self._accuracy.compute())
         micro_batches = steps * trainer.accumulate_grad_batches
         digest, unreadable, retries = self._totals.tolist()
