@@ -137,7 +137,10 @@ def _judge(signs: Signs, *, owner: claims.Owner | None, now: float) -> tuple[Sta
     if owner is not None and not owner.process.is_same_as(Process.described_by(beat)) and owner.why_dead() is None:
         # A launch that has not written a heartbeat yet. It is told by who it is: the last one's clock may be another.
         held_s = max(0.0, now - owner.since)
-        return ("starting", None, held_s) if held_s < SILENT_IN_LONG_PHASES_S else ("silent", "while starting", held_s)
+        if held_s < SILENT_IN_LONG_PHASES_S:
+            return "starting", None, held_s
+        if phase != "finished" and not is_complete:
+            return "silent", "while starting", held_s
     if phase == "finished" or is_complete:
         return "finished", None, since_s
     if phase == "stopped":

@@ -250,6 +250,9 @@ def test_a_launch_that_has_the_lock_and_no_heartbeat_yet_is_starting(run: Path) 
     assert (read_state(run).state, read_state(run).outlook) == ("starting", "going")
     (run / "lock.json").write_text(json.dumps({**behind, "since": 1.0}))
     assert (read_state(run).state, read_state(run).outlook) == ("silent", "may go on")  # doubt means waiting
+    (run / "complete.json").write_text('{"step": 12}')
+    assert (read_state(run).state, read_state(run).outlook) == ("finished", "over")
+    (run / "complete.json").unlink()
     # A lock that the launch which failed has left behind.
     (run / "lock.json").write_text(json.dumps({**behind, **asdict(Process.described_by(heartbeat)), "machine": "a third"}))
     (run / "heartbeat.json").write_text(
@@ -274,7 +277,7 @@ def test_what_was_tried_in_vain_is_named_with_what_to_type(run: Path, call: Call
     ]
     report = call("report", str(run))
     assert [line for line in report.text.splitlines() if line.startswith("! ")] == told
-    assert "bars 5-shot    50.0     50.0     50.0     50.0" in report.text  # a failure takes no value away
+    assert "bars 5-shot    50.0    50.0    50.0     50.0" in report.text  # a failure takes no value away
     seen = call("status", str(run))
     assert [line.strip() for line in seen.text.splitlines() if line.startswith("  ! ")] == told
     assert "bars 5-shot  50.0 % (step 12)" in seen.text
