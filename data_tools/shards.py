@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.class_names import parse_class_names
-from pipeline.data.folder import COMPRESSED, ShardFolder, UnreachableError, is_remote
+from pipeline.data.folder import COMPRESSED, ShardFolder, UnreachableError, describe_hub_path, is_remote
 from pipeline.data.index import CLASSES_NAME
 from pipeline.data.tar import TarMember, TarSample, is_empty_tar, scan_samples
 from pipeline.errors import DataError
@@ -54,7 +54,7 @@ def list_shards(path: str) -> ShardList:
     shards = tuple(name for name in names if name.endswith(".tar"))
     compressed = tuple(name for name in names if name.endswith(COMPRESSED))
     if not shards and not compressed:
-        raise DataError(f"shard folder {path!r} does not exist or holds no .tar files")
+        raise DataError(f"shard folder {path!r} does not exist or holds no .tar files{describe_hub_path(str(path))}")
     hidden = () if is_single else tuple(folder.hidden_tars())
     return ShardList(folder=folder.path, names=shards, compressed=compressed, is_single=is_single, hidden=hidden)
 

@@ -14,6 +14,7 @@ from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.core import url_to_fs
 
 from pipeline.data.block_file import BlockFile
+from pipeline.data.ranges import read_range
 from pipeline.data.retry import call_again
 from pipeline.data.web import check_listing, client_options, is_web, look_at
 from pipeline.errors import DataError
@@ -42,6 +43,15 @@ def describe_read_only(path: str) -> str | None:
     """What kind of place a path is if no file can be written to any of that kind; None for all others."""
     kind = next((kind for begin, kind in READ_ONLY.items() if path.startswith(begin)), None)
     return None if path.startswith(WRITABLE) else kind
+
+
+def describe_hub_path(path: str) -> str:
+    """What is often wrong with a path on the Hugging Face hub where nothing is found, for the end of a message."""
+    if not path.startswith("hf://"):
+        return ""
+    if not path.startswith(("hf://datasets/", WRITABLE)):
+        return "; data sets are at hf://datasets/OWNER/NAME"
+    return "; a private or gated repository shows nothing without HF_TOKEN (and without its terms being accepted)"
 
 
 class UnreachableError(DataError):
@@ -84,7 +94,11 @@ class ShardFolder:
         def list_now() -> list[dict[str, Any]]:
             if is_web(self.path):
                 check_listing(self.filesystem, self.root)
-            return self.filesystem.ls(self.root, detail=True, refresh=True) if self.filesystem.isdir(self.root) else []
+            if self.filesystem.isdir(self.root):
+                return self.filesystem.ls(self.root, detail=True, refresh=True)
+            if self.is_remote and not is_web(self.path):
+                self.filesystem.info(self.root)  # raises where the store could not say: `isdir` is no then too
+            return []
 
         try:
             return self._call(list_now)
@@ -174,7 +188,7 @@ class ShardFolder:
             )
         shards = [name for name in names if name.endswith(".tar")]
         if not shards:
-            raise DataError(f"shard folder {self.path!r} does not exist or holds no .tar files")
+            raise DataError(f"shard folder {self.path!r} does not exist or holds no .tar files{describe_hub_path(self.path)}")
         return shards
 
     def hidden_tars(self) -> list[str]:
@@ -197,7 +211,7 @@ class ShardFolder:
         """Bytes [start, end) of a file: all of them."""
 
         def read() -> bytes:
-            data = self.filesystem.cat_file(self.place(name), start=start, end=end)
+            data = read_range(self.filesystem, self.place(name), start=start, end=end)
             if len(data) > end - start:
                 raise DataError(f"{self.path}/{name}: {len(data)} bytes came where {end - start} were asked for")
             if len(data) != end - start:

@@ -28,7 +28,7 @@ from safetensors.numpy import save
 
 from pipeline.data.class_counts import ClassCounts
 from pipeline.data.class_names import parse_class_names
-from pipeline.data.folder import ShardFolder, is_remote
+from pipeline.data.folder import ShardFolder, describe_hub_path, is_remote
 from pipeline.data.scan_shard import ShardEntry
 from pipeline.data.wrong_place import advise_on_place
 from pipeline.errors import DataError
@@ -249,7 +249,7 @@ def load_index(path: str, index: str | None = None) -> ShardIndex:
             )
         raise DataError(
             f"data folder {folder.path!r} does not exist or holds no shards; check the path, or make shards with "
-            f"`python -m data_tools make IMAGES {folder.path}`"
+            f"`python -m data_tools make IMAGES {folder.path}`{describe_hub_path(folder.path)}"
         )
     return _load(_local_file(folder, INDEX_NAME), folder.path, None)
 

@@ -22,6 +22,7 @@ from fsspec.asyn import AsyncFileSystem, sync
 from pipeline.data.blocks import BlockBytes, FileBlock, MemoryBlock, OpenFile
 from pipeline.data.folder import ShardFolder
 from pipeline.data.index import BlockPlace, ShardIndex
+from pipeline.data.ranges import read_range
 from pipeline.data.retry import call_again, is_permanent
 from pipeline.errors import DataError
 from pipeline.files import write_whole
@@ -175,7 +176,7 @@ class RemoteSource:
             timeout_s = self._options.timeout_s
             data: Any = sync(filesystem.loop, filesystem._cat_file, path, start=place.offset, end=end, timeout=timeout_s)
         else:
-            data = filesystem.cat_file(path, start=place.offset, end=end)
+            data = read_range(filesystem, path, start=place.offset, end=end)
         if len(data) > place.num_bytes:
             raise ValueError(
                 f"{len(data)} bytes came where {place.num_bytes} were asked for: the server sends no parts of files"

@@ -17,6 +17,7 @@ LONGEST_WAIT_S = 20.0
 PERMANENT = (
     FileNotFoundError, PermissionError, NotImplementedError, ImportError, TypeError, AttributeError, ValueError, PipelineError,
 )  # fmt: skip
+PERMANENT_NAMES = ("OfflineModeIsEnabled",)  # of errors of libraries that need not be installed
 PASSING = (
     408,
     425,
@@ -28,7 +29,7 @@ def is_permanent(error: Exception) -> bool:
     """Whether no second try mends it."""
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     is_refusal = isinstance(status, int) and 300 <= status < 500 and status not in PASSING
-    return is_refusal or isinstance(error, PERMANENT)
+    return is_refusal or isinstance(error, PERMANENT) or type(error).__name__ in PERMANENT_NAMES
 
 
 def call_again(
