@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 
 from data_tools.histogram import LOG_STEP
 from data_tools.stats import SIZE_BINS_PER_OCTAVE
+from pipeline.figures import house_style, label_of
 
 BLUE, GREY, ORANGE = "#3b6ea5", "#8a8f98", "#d9822b"
 NAMED_CLASSES = 40  # more than this are drawn as a curve, without names
@@ -21,6 +21,7 @@ LOG_FROM_RATIO = 30
 PLOT_BINS = 60
 
 
+@house_style()
 def draw_classes(counts: Sequence[tuple[str, int]]) -> bytes:
     """Samples by class, largest first: bars with names, or a curve where there are many."""
     ordered = sorted(counts, key=lambda item: (-item[1], item[0]))
@@ -50,6 +51,7 @@ def draw_classes(counts: Sequence[tuple[str, int]]) -> bytes:
     return _encode(figure)
 
 
+@house_style()
 def draw_sizes(sizes: Mapping[tuple[int, int], int], short_sides: Mapping[int, int]) -> bytes:
     """Width against height, and the shorter side."""
     figure, (left, right) = _figure(width=10, height=4.4, columns=2, ratios=(1, 1.15))
@@ -70,6 +72,7 @@ def draw_sizes(sizes: Mapping[tuple[int, int], int], short_sides: Mapping[int, i
     return _encode(figure)
 
 
+@house_style()
 def draw_shapes(aspect_ratios: Mapping[int, int], image_bytes: Mapping[int, int]) -> bytes:
     """Aspect ratio, and bytes an image: both from half-percent bins, on logarithmic axes."""
     if len(aspect_ratios) == 1:
@@ -163,7 +166,7 @@ def _thousands(axis: Any) -> None:
 
 
 def _shorten(name: str, length: int = 32) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+    return label_of(name if len(name) <= length else f"{name[: length - 1]}…")
 
 
 def _figure(*, width: float, height: float, columns: int = 1, ratios: Sequence[float] | None = None) -> tuple[Figure, Any]:
@@ -179,7 +182,5 @@ def _figure(*, width: float, height: float, columns: int = 1, ratios: Sequence[f
 
 def _encode(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # of scripts that the font lacks; the page's tables show them
-        figure.savefig(buffer, format="png", dpi=160)
+    figure.savefig(buffer, format="png", dpi=160)
     return buffer.getvalue()

@@ -11,12 +11,14 @@ from typing import Any
 
 from pipeline.checkpoint import RunFolder
 from pipeline.errors import ConfigError
+from pipeline.figures import house_style, label_of
 from pipeline.files import write_whole
 from pipeline.journal import Row, number, read_metrics
 from pipeline.results import group_results, name_failures, read_results
 from pipeline.run_state import read_state
 
 PICTURE_NAME = "report.png"
+MAX_COLUMNS = 8  # of the table: more would not fit on a screen
 FEW_POINTS = 30  # a line through fewer would hide single ones
 
 
@@ -59,7 +61,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Report:
     target = _place(run_dir, out)
     try:
         write_whole(target, draw(metrics, results.rows, title=run_dir.resolve().name, format=target.suffix[1:] or "png"))
-    except (OSError, ValueError) as error:  # ValueError: matplotlib does not know the format
+    except Exception as error:  # matplotlib raises almost anything; a ValueError where it does not know the format
         reason = f"picture {target} cannot be written: {getattr(error, 'strerror', None) or error}"
         if out is None:
             return Report("\n".join([*text, f"{reason}; --out FILE puts it elsewhere"]))
@@ -112,7 +114,8 @@ def tabulate_results(rows: Sequence[Row]) -> str:
     """Accuracy in % by step (columns) and measure (rows); few-shot as mean and standard deviation over seeds."""
     if not rows:
         return "no evaluations"
-    steps = sorted({row["step"] for row in rows})
+    all_steps = sorted({row["step"] for row in rows})
+    steps = _spread(all_steps, MAX_COLUMNS)
     table = [["accuracy %", *(f"step {step}" for step in steps)]]
     for label, by_step in group_results(rows).items():
         table.append([label, *(_cell(by_step.get(step, [])) for step in steps)])
@@ -123,7 +126,19 @@ def tabulate_results(rows: Sequence[Row]) -> str:
         )
         for row in table
     ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    more = (
+        [f"({len(steps)} of {len(all_steps)} checkpoints; evaluations.jsonl has them all)"]
+        if len(steps) < len(all_steps)
+        else []
+    )
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *more])
+
+
+def _spread(values: Sequence[int], count: int) -> list[int]:
+    """At most so many of them: the first, the last, and others at equal distances."""
+    if len(values) <= count:
+        return list(values)
+    return [values[round(place * (len(values) - 1) / (count - 1))] for place in range(count)]
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -136,18 +151,17 @@ def _cell(values: Sequence[float]) -> str:
     return f"{100 * mean:.1f} ± {100 * spread:.1f}"
 
 
+@house_style()
 def draw(metrics: Sequence[Row], rows: Sequence[Row], *, title: str, format: str) -> bytes:
     """Loss, images/s, few-shot and linear accuracy by step, as a picture.
 
     Raises:
         ValueError: matplotlib does not know the format.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained")
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots(2, 2)
     _draw_metric(axes[0, 0], metrics, "train/loss", color="tab:blue")
     axes[0, 0].set(title="Training loss", ylabel="cross-entropy")
     _draw_metric(axes[0, 1], metrics, "speed/images_per_s", color="tab:green")
@@ -160,12 +174,9 @@ def draw(metrics: Sequence[Row], rows: Sequence[Row], *, title: str, format: str
     for axis in axes.flat:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle(label_of(title))
     picture = io.BytesIO()
-    try:
-        figure.savefig(picture, dpi=110, format=format)
-    finally:
-        pyplot.close(figure)
+    figure.savefig(picture, dpi=110, format=format)
     return picture.getvalue()
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 from PIL import Image
 
@@ -47,6 +50,43 @@ def test_the_table_shows_mean_and_deviation_over_seeds_and_counts_repeats_once()
     lines = tabulate_results(rows).splitlines()
     assert lines[2].split() == ["bars", "5-shot", "30.0", "±", "14.1", "-"]
     assert lines[3].split() == ["bars", "linear", "-", "87.5"]
+
+
+def test_a_table_of_many_checkpoints_fits_on_a_screen() -> None:
+    lines = tabulate_results(
+        [result(2500 * number, seed, 0.5 + seed / 10) for number in range(401) for seed in (0, 1)]
+    ).splitlines()
+    steps = [int(text) for text in lines[0].split()[3::2]]
+    assert (steps[0], steps[-1], len(steps)) == (0, 1_000_000, 8)
+    assert all(abs(b - a - 1_000_000 / 7) <= 2500 for a, b in itertools.pairwise(steps))
+    assert lines[-1] == "(8 of 401 checkpoints; evaluations.jsonl has them all)"
+    assert max(map(len, lines)) < 160
+
+
+@pytest.mark.parametrize("name", [b"lat\xe9n", "実験一".encode(), b"$\\frac{$a$"])
+def test_any_folder_and_any_matplotlibrc_will_do(
+    name: bytes, tmp_path: Path, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for setting, value in {"text.usetex": True, "font.family": ["nowhere"], "backend": "module://nowhere"}.items():
+        monkeypatch.setitem(matplotlib.rcParams, setting, value)
+    run = tmp_path / os.fsdecode(name)
+    fill(run, [1.5, 1.4], result(20, None, 0.5))
+    outcome = call("report", str(run))
+    assert outcome.code == 0, outcome.text
+    assert "bars linear     50.0" in outcome.text
+    assert "Warning" not in outcome.text
+    assert colours(run / "report.png") > 10
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_keep_the_table_back(
+    tmp_path: Path, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, [1.5, 1.4], result(20, None, 0.5))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as an installation that is damaged
+    outcome = call("report", str(tmp_path))
+    assert outcome.code == 0, outcome.text
+    assert "bars linear     50.0" in outcome.text
+    assert "report.png cannot be written: import of matplotlib.figure halted" in outcome.text
 
 
 def test_it_draws_a_picture(tmp_path: Path, call: Callable[..., Outcome]) -> None:

@@ -10,6 +10,7 @@ from pipeline.capacity.failures import Simulation, lost_fraction, simulate
 from pipeline.capacity.forecast import Checkpoints, Forecast
 from pipeline.capacity.text import duration
 from pipeline.errors import ConfigError
+from pipeline.figures import house_style
 
 DAYS = 30
 NUM_RUNS = 500
@@ -27,6 +28,7 @@ def simulate_failures(checkpoints: Checkpoints) -> Simulation:
     )  # fmt: skip
 
 
+@house_style()
 def draw_simulation(simulation: Simulation, *, forecast: Forecast, path: Path) -> None:
     """Lost time against checkpoint interval: simulated runs, Daly's cost function, and the intervals to choose from.
 

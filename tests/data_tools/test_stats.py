@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import webdataset
@@ -29,6 +30,7 @@ from data_tools.index import index_folder
 from data_tools.kept_samples import kept_in_shard
 from data_tools.shards import Shard, list_shards
 from data_tools.stats import SHEET_IMAGES, measure_folder, measure_shard
+from data_tools.stats_plots import draw_classes
 from pipeline.data.skips import Skip, write_skips
 from tests.conftest import REPOSITORY, encode, write_tar
 
@@ -200,3 +202,10 @@ def test_what_the_index_leaves_out_is_not_counted(tmp_path: Path, capsys: pytest
         file.write(bytes(10240))
     assert main(["stats", folder, "--workers", "1"]) == 0
     assert "40 of them lie in shards that have changed since they were indexed: run `index` again" in capsys.readouterr().out
+
+
+def test_class_names_are_drawn_as_they_are_whatever_matplotlibrc_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    names = ["$\\nonsense$", "from $5_ to $10_", "t\udce9", "実験", "a"]
+    with Image.open(io.BytesIO(draw_classes([(name, 3) for name in names]))) as image:
+        assert image.width > 1000
