@@ -29,7 +29,7 @@ MPI_VARIABLES = (
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 )  # fmt: skip
-LOOPBACK = ("localhost", "127.", "::1")
+LOOPBACK = ("localhost", "127.", "::1", "[::1]")
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _read_local(env: Environment, *, rank: int, size: int, found: list[str]) -> 
 
 
 def _read_master(env: Environment, *, num_nodes: int) -> tuple[str, int]:
-    host, port = env["MASTER_ADDR"], _number(env, "MASTER_PORT")
+    host, port = env["MASTER_ADDR"].strip("[]"), _number(env, "MASTER_PORT")  # an IPv6 address as it is written in a URL
     if not 0 < port < 65536:
         raise ConfigError(f"MASTER_PORT={port} is no port: set one from 1024 to 65535, the same for all ranks")
     if num_nodes > 1 and host.startswith(LOOPBACK):

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from pipeline.errors import ConfigError
 from pipeline.launcher_environment import Launcher, SlurmJob, read_ranks
+from pipeline.network import check_interfaces, check_master
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -110,11 +111,16 @@ def init_process_group(world: World, *, timeout_s: float) -> None:
     Args:
         timeout_s: how long a collective may wait for a rank before the others give up: gloo raises, NCCL's own watchdog
             aborts the process (torch's default since 2.2, TORCH_NCCL_ASYNC_ERROR_HANDLING=3).
+
+    Raises:
+        ConfigError: the environment names a machine that is not known, or a network interface that is not here.
     """
     from datetime import timedelta
 
     import deepspeed
 
+    if world.master is not None:
+        check_master(*world.master)
     world.export()
     # On CPU DeepSpeed would compile a shared-memory all-reduce for inference at its first start: half a minute, and a
     # C++ compiler, for something training never calls.
@@ -122,6 +128,7 @@ def init_process_group(world: World, *, timeout_s: float) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    check_interfaces(backend)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout_s))
 
 

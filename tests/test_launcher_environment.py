@@ -59,6 +59,9 @@ UNDERSTOOD = {
     "by hand on one machine": (
         {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}, "torchrun", (1, 2, 1, 2, 0, 1),
     ),
+    "an address as it is written in a URL": (
+        {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "[::1]", "MASTER_PORT": "29500"}, "torchrun", (1, 2, 1, 2, 0, 1),
+    ),
     "srun": (SRUN, "slurm", TASK_11),
     "srun, newer variables": (
         {**without(SRUN, "SLURM_NTASKS", "SLURM_TASKS_PER_NODE"), "SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8,8"},
@@ -98,6 +101,7 @@ UNDERSTOOD = {
 def test_what_agrees_is_used(case: str) -> None:
     environment, launcher, expected = UNDERSTOOD[case]
     ranks = read_ranks(environment)
+    assert "[" not in (ranks.master or ("",))[0]  # which no resolver knows
     assert (ranks.launcher, place(ranks)) == (launcher, expected)
 
 

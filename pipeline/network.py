@@ -1,0 +1,66 @@
+"""Through which the ranks meet, as the environment names it: whether it is there, before a backend fails in its own words, or waits."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pipeline.errors import ConfigError
+
+RESOLVE_PATIENCE_S = 60.0  # a name server may be busy while a thousand ranks start
+VARIABLES = {"gloo": "GLOO_SOCKET_IFNAME", "nccl": "NCCL_SOCKET_IFNAME"}
+
+
+def check_interfaces(
+    backend: Literal["gloo", "nccl"], environment: Mapping[str, str] | None = None, found: Sequence[str] | None = None
+) -> None:
+    """Compare what the environment names with what is there.
+
+    Args:
+        found: names of this machine's interfaces.
+
+    Raises:
+        ConfigError: an interface is not there, or none is left.
+    """
+    variable = VARIABLES[backend]
+    value = (os.environ if environment is None else environment).get(variable, "")
+    names = [name for _, name in socket.if_nameindex()] if found is None else list(found)
+    wanted = [name for name in value.lstrip("^=").split(",") if name]
+    if not wanted:
+        return
+    if backend == "gloo":
+        missing = [name for name in value.split(",") if name not in names]  # whole names, and nothing else
+        hint = f" (`^` and prefixes are NCCL's: {VARIABLES['nccl']})" if value.startswith(("^", "=")) else ""
+    else:
+        exact, exclude = value.startswith(("=", "^=")), value.startswith("^")
+        fits = [name for name in names if any(name == other if exact else name.startswith(other) for other in wanted)]
+        left = [name for name in names if name not in fits] if exclude else fits
+        missing, hint = ([] if left else [value]), ""
+    if missing:
+        raise ConfigError(
+            f"{variable}={value}: {socket.gethostname()} has no network interface {', '.join(missing)}; it has {', '.join(names)}. "
+            f"Name one of them{hint}, or unset {variable}; under Slurm it is SITE_INTERFACE in slurm/site.env"
+        )
+
+
+def check_master(host: str, port: int, *, patience_s: float = RESOLVE_PATIENCE_S) -> None:
+    """Whether the name of rank 0's machine is known here. torch would ask again until the collective timeout, with a warning each time.
+
+    Raises:
+        ConfigError: it is not, for as long as `patience_s`.
+    """
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            return
+        except (socket.gaierror, UnicodeError) as error:
+            if time.monotonic() >= end:
+                raise ConfigError(
+                    f"MASTER_ADDR={host}, the machine of rank 0, is not known on {socket.gethostname()} ({error}): set it to a name or an "
+                    f"address that every node knows (`getent hosts {host}` asks)"
+                ) from error
+        time.sleep(1.0)
