@@ -29,7 +29,8 @@ SOURCE may be
 Image bytes are kept as they are unless --short-side or --exif apply is given. What is left out is counted, and named in
 FOLDER/make.json. A sample has one label (.cls), or several (a CSV with 3;7 or 3 7, a list in a table), which are stored as
 .json {"labels": [3, 7]}; the trainer reads single labels only, for now. An image that a list or table names twice with
-different labels is refused. Run it again after a crash: it goes on.
+different labels is refused. Class names that a table gives to two ids are told apart in classes.txt: crane (134), crane (517).
+Run it again after a crash: it goes on.
 
 examples:
   python -m data_tools make /raw/imagenet/train /data/imagenet

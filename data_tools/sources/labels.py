@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from data_tools.sources.listing import MAX_LABEL, Listing
+from data_tools.text_files import same_name
 from pipeline.errors import DataError
 from pipeline.json_text import parse_json
 
@@ -49,6 +51,23 @@ def read_texts(listing: Listing, *, known: Collection[str] = (), place: str = "t
     if max(ids, default=0) > MAX_LABEL:
         raise DataError(f"{place}: label {max(ids)} is no class number; name the classes in a --class-map")
     return named.relabel(np.array(ids, np.int64), None)
+
+
+def tell_apart(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names by id, each different: one that occurs again, as ImageNet's `crane` (a bird and a machine), gets its id.
+
+    A test split that is made with these names would else be refused, or its cranes be numbered as one class.
+    """
+    counts = Counter(map(same_name, names))
+    taken = set(counts)
+    result: list[str] = []
+    for label, name in enumerate(names):
+        own = name if counts[same_name(name)] == 1 else f"{name} ({label})"
+        while own != name and same_name(own) in taken:
+            own += "'"
+        taken.add(same_name(own))
+        result.append(own)
+    return tuple(result)
 
 
 def read_member(data: bytes, extension: str, *, field: str | None) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import xxhash
 
 from data_tools import splits
+from data_tools.sources.labels import tell_apart
 from data_tools.sources.listing import MAX_LABEL, Listing, ListingBuilder, concatenate
 from data_tools.sources.unpack import Entry, unpack_files
 from data_tools.split_columns import Chosen, Survey, flag_of
@@ -175,7 +176,7 @@ def choose_columns(path: Path, *, image: str | None, label: str | None) -> Colum
     if not (_is_number(of_one) or _is_text(of_one)):
         raise DataError(f"{path}: column {label!r} is {kind}, not class numbers or names; choose one with --label-column")
     names = _class_names(features.get(label))
-    return Columns(image, label, tuple(names) if names and _is_number(of_one) else None)
+    return Columns(image, label, tell_apart(names) if names and _is_number(of_one) else None)
 
 
 def _kind(feature: Any) -> str | None:

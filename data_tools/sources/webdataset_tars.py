@@ -12,7 +12,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from data_tools.sources.files import image_extension
-from data_tools.sources.labels import fields_of, read_member, read_texts
+from data_tools.sources.labels import fields_of, read_member, read_texts, tell_apart
 from data_tools.sources.listing import Listing, ListingBuilder, Member
 from data_tools.sources.parts import list_parts
 from data_tools.text_files import printable, read_text, same_name
@@ -64,9 +64,9 @@ def _name_classes(listing: Listing, folder: Path) -> Listing:
     if not (folder / CLASSES_NAME).exists():
         return read_texts(listing, place=str(folder))
     listing = read_texts(listing, place=str(folder))
-    names = split_lines(read_text(str(folder / CLASSES_NAME), encoding=None))
+    names = tell_apart(split_lines(read_text(str(folder / CLASSES_NAME), encoding=None)))
     if listing.classes is None:
-        return replace(listing, classes=tuple(names))
+        return replace(listing, classes=names)
     places = {same_name(name): place for place, name in enumerate(names)}
     if strangers := [name for name in listing.classes if same_name(name) not in places]:
         raise DataError(f"label '{printable(strangers[0])}' is not among the {len(names)} names of {folder / CLASSES_NAME}")
