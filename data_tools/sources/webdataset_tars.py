@@ -18,7 +18,7 @@ from data_tools.sources.parts import list_parts
 from data_tools.text_files import printable, read_text, same_name
 from pipeline.data.class_names import split_lines
 from pipeline.data.index import CLASSES_NAME
-from pipeline.data.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, MAX_LABEL_BYTES
+from pipeline.data.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, MAX_LABEL_BYTES, cut_at_last_dot
 from pipeline.data.tar import refuse_sparse, scan_samples
 from pipeline.errors import DataError
 
@@ -89,8 +89,26 @@ def _list_tar(rule: LabelRule, path: str) -> Listing:
         for sample in scan_samples(file, name=path):
             refuse_sparse(sample, path)
             members = [Member(member.extension, 0, member.start, member.length) for member in sample.members]
-            runs.add(sample.key, labels=(), members=members)
+            for key, own in _separate(sample.key, members):
+                runs.add(key, labels=(), members=own)
     return _finish(runs.build(layout="ranges", files=(path,)), rule)
+
+
+def _separate(key: str, members: list[Member]) -> list[tuple[str, list[Member]]]:
+    """The samples whose keys hold dots (22.05.jpg, 22.05.cls, 22.06.jpg) and that are one when names are cut at the first.
+
+    They are told from one sample of several files (input.jpg, output.cls) by an image in each.
+    """
+    if any(member.extension in IMAGE_EXTENSIONS for member in members):
+        return [(key, members)]
+    groups: dict[str, list[Member]] = {}
+    for member in members:
+        head, last = cut_at_last_dot(member.extension)
+        groups.setdefault(head, []).append(member._replace(extension=last))
+    have_images = all(any(member.extension in IMAGE_EXTENSIONS for member in group) for group in groups.values())
+    if "" in groups or not have_images:
+        return [(key, members)]
+    return [(f"{key}.{head}", group) for head, group in groups.items()]
 
 
 def _finish(runs: Listing, rule: LabelRule) -> Listing:
@@ -107,9 +125,13 @@ def _finish(runs: Listing, rule: LabelRule) -> Listing:
                 continue
             members = [member for part in (run, *same.get(run, ())) for member in runs.members(part)]
             name = key.decode("utf-8", "surrogateescape")
-            if repeated := [e for e, count in Counter(member.extension for member in members).items() if count > 1]:
-                raise DataError(f"{path}: sample {name!r} has two members .{repeated[0]}; give the samples keys of their own")
-            members = _name_images(members)
+            named = _name_images(members)
+            for extensions in ([member.extension for member in members], [member.extension for member in named]):
+                if repeated := [e for e, count in Counter(extensions).items() if count > 1]:
+                    raise DataError(
+                        f"{path}: sample {name!r} has two members .{repeated[0]}; give the samples keys of their own"
+                    )
+            members = named
             if not any(member.extension in IMAGE_EXTENSIONS for member in members):
                 samples.pass_over(f"{Path(path).name}/{name}.{members[0].extension}")
                 continue

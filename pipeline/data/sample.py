@@ -15,6 +15,9 @@ MAX_LABEL = 2**31 - 1
 MAX_DIGITS = 10  # that a number can have and be below the limit for certain
 WHOLE_NUMBER = re.compile(rb"[-+]?[0-9]{1,18}")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+PACK_AGAIN = (
+    "WebDataset cuts names at their first dot, so keys must not hold one: `python -m data_tools make` packs them with others"
+)
 MAX_LABEL_BYTES = 1 << 20  # a longer member is no label
 
 
@@ -68,4 +71,22 @@ def read_label(sample: TarSample, read: Callable[[int, int], bytes], *, shard: s
 def describe_missing(sample: TarSample, what: str, extensions: tuple[str, ...], *, shard: str) -> str:
     """What a sample lacks, in words."""
     found = ", ".join(member.extension for member in sample.members)
-    return f"{shard}: sample {sample.key!r} has no {what} (looked for {', '.join(extensions)}; it has {found})"
+    advice = f"; {PACK_AGAIN}" if any(cut_at_last_dot(member.extension)[1] in extensions for member in sample.members) else ""
+    return f"{shard}: sample {sample.key!r} has no {what} (looked for {', '.join(extensions)}; it has {found}){advice}"
+
+
+def cut_at_last_dot(extension: str) -> tuple[str, str]:
+    """What of an extension belongs to the key where keys hold dots, and what is left: `05.jpg` of 22.05.jpg is `05` and `jpg`."""
+    head, _, last = extension.rpartition(".")
+    return head, last
+
+
+def describe_joined(sample: TarSample, *, shard: str) -> str | None:
+    """Why a sample is several, whose keys hold dots; None if it is one."""
+    extensions = [member.extension for member in sample.members]
+    if any(extension in IMAGE_EXTENSIONS for extension in extensions):
+        return None
+    images = [extension for extension in extensions if cut_at_last_dot(extension)[1] in IMAGE_EXTENSIONS]
+    if len({cut_at_last_dot(extension)[0] for extension in images}) < 2:
+        return None
+    return f"{shard}: sample {sample.key!r} holds {len(images)} images ({', '.join(images[:3])} ...); {PACK_AGAIN}"

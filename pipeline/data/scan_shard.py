@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.content import BlockContent
-from pipeline.data.sample import read_label
+from pipeline.data.sample import describe_joined, read_label
 from pipeline.data.tar import TarSample, find_defect, is_empty_tar, scan_samples
 from pipeline.errors import DataError
 
@@ -65,6 +65,8 @@ def scan_shard(
         is_kept = sample.key not in skip
         if is_kept and (defect := find_defect(sample)) is not None:
             raise DataError(f"{name}: sample {sample.key!r} {defect.reason}")
+        if is_kept and (reason := describe_joined(sample, shard=name)) is not None:
+            raise DataError(reason)
         if is_kept and (not counts or counts[-1] == block_samples):
             starts.append(sample.start)
             ends.append(sample.end)

@@ -16,6 +16,8 @@ from PIL import Image
 
 from data_tools.__main__ import main
 from data_tools.classes import Numbering, number_classes, read_class_map, read_class_names
+from data_tools.index import index_folder
+from data_tools.make import MakeOptions, make_shards
 from data_tools.sources import SourceOptions, find_source
 from data_tools.sources.listing import Listing
 from pipeline.data.class_names import parse_class_names
@@ -313,3 +315,46 @@ def test_a_second_make_of_something_else_is_refused_in_words(tmp_path: Path, cap
         assert make(source, target, *arguments) == 2
         assert "holds shards made from another source or with other options" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
+DOTTED: dict[str, tuple[list[str], list[tuple[str, str | None]]]] = {  # members, and of each sample its name and its label
+    "dates": (["22.05.jpg", "22.05.cls", "22.06.jpg", "22.06.cls"], [("x/22.05", "0"), ("x/22.06", "1")]),
+    "versions": (["a.v1.jpg", "a.v1.cls", "b.v1.jpg", "b.v1.cls"], [("x/a.v1", "0"), ("x/b.v1", "1")]),
+    "several dots": (["a.1.2.jpg", "a.1.2.cls", "a.1.3.jpg", "a.1.3.cls"], [("x/a.1.2", "0"), ("x/a.1.3", "1")]),
+    "dots in folders": (["22.0/a.jpg", "22.0/a.cls", "22.0/b.jpg", "22.0/b.cls"], [("x/22.0/a", "0"), ("x/22.0/b", "1")]),
+    "one sample of several images": (["a.jpg", "a.cls", "a.seg.jpg", "a.depth.png"], [("x/a", "0")]),
+}
+
+
+@pytest.mark.parametrize("case", DOTTED)
+def test_keys_that_hold_dots(tmp_path: Path, case: str) -> None:
+    names, expected = DOTTED[case]
+    labels = iter("0123")
+    write_tar(
+        tmp_path / "x.tar", [(name, next(labels).encode() if name.endswith("cls") else JPEG + name.encode()) for name in names]
+    )
+    listing = list_source(tmp_path / "x.tar", tmp_path / "scratch")
+    samples = [listing.sample(i) for i in range(len(listing))]
+    assert [(s.name, str(s.labels[0]) if s.labels else None) for s in samples] == expected
+    assert all(len({member.extension for member in s.members}) == len(s.members) for s in samples)
+
+
+def test_index_refuses_images_that_become_one_sample_and_make_packs_them(tmp_path: Path) -> None:
+    write_tar(
+        tmp_path / "x.tar",
+        [(f"22.0{i}.{end}", data) for i in range(3) for end, data in (("jpg", JPEG + bytes([i])), ("cls", b"%d" % i))],
+    )
+    with pytest.raises(
+        DataError, match=r"x\.tar: sample '22' holds 3 images \(00\.jpg, 01\.jpg, 02\.jpg \.\.\.\); .* first dot.*make"
+    ):
+        index_folder(str(tmp_path), block_samples=4, num_workers=0)
+    make_shards(str(tmp_path / "x.tar"), str(tmp_path / "made"), options=MakeOptions(), num_workers=1)
+    counts = load_index(str(tmp_path / "made")).class_counts
+    assert counts is not None
+    assert counts.images.tolist() == [1, 1, 1]
+
+
+def test_images_that_would_get_one_name_are_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", [("a.jfif", JPEG), ("a.jpe", JPEG + b"1"), ("a.cls", b"1")])
+    with pytest.raises(DataError, match=r"sample 'a' has two members \.jpg"):
+        list_source(tmp_path / "x.tar", tmp_path / "scratch")
