@@ -10,6 +10,7 @@ from pathlib import Path
 from data_tools import make_arguments
 from data_tools.near_copies import DEFAULT_DISTANCE, MAX_DISTANCE
 from pipeline.command_line import Parser
+from pipeline.cores import usable_cores
 from pipeline.data.index import DEFAULT_BLOCK_SAMPLES, MAX_BLOCK_SAMPLES
 from pipeline.errors import PipelineError
 
@@ -111,14 +112,19 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="example:\n  python -m data_tools make /raw/imagenet/train /data/imagenet", formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
 
     def add(name: str, function: object, help: str, epilog: str) -> argparse.ArgumentParser:
         command = commands.add_parser(
             name, help=help, description=help, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         command.set_defaults(function=function)
-        command.add_argument("--workers", type=_positive, default=cores, help="processes (default: all cores, %(default)s)")
+        command.add_argument(
+            "--workers",
+            type=_positive,
+            default=cores,
+            help="processes (default: all cores that this process may use, %(default)s)",
+        )
         return command
 
     def add_block_samples(command: argparse.ArgumentParser) -> None:

@@ -21,6 +21,7 @@ from pipeline.callbacks.stragglers import RankTimes
 from pipeline.checkpoint import MODEL_FILE, RunFolder, collect_versions
 from pipeline.config import RunConfig
 from pipeline.console import say
+from pipeline.cores import threads_of_a_rank
 from pipeline.data.datamodule import StreamDataModule
 from pipeline.evaluation.runner import Evaluator
 from pipeline.functional.losses import one_hot_targets, sigmoid_cross_entropy, softmax_cross_entropy
@@ -93,7 +94,8 @@ def make_training(plan: Plan, *, world: World, stop: StopRequest, start: Start) 
     """Wire a training up. The process group exists already."""
     config = plan.config
     if "OMP_NUM_THREADS" not in os.environ:  # else torch has taken that
-        torch.set_num_threads(1 if torch.cuda.is_available() else max(1, (os.cpu_count() or 1) // world.local_size))
+        share = threads_of_a_rank(local_size=world.local_size, has_own_cores=world.launcher in ("slurm", "mpi"))
+        torch.set_num_threads(1 if torch.cuda.is_available() else share)
     if not torch.cuda.is_available():
         # The fused attention's bf16 backward is three times slower on CPU than the plain one, which also computes in fp32.
         torch.backends.cuda.enable_flash_sdp(False)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.cores import threads_of_a_rank
 from pipeline.interruption import EXIT_INTERRUPTED, StopRequest
 from pipeline.launcher_environment import LOCAL_LAUNCHER
 
@@ -112,7 +113,7 @@ def _reserve_port() -> socket.socket:
 
 
 def _environment(number: int, num_ranks: int, reserved: socket.socket) -> dict[str, str]:
-    threads = str(max(1, (os.cpu_count() or 1) // num_ranks))
+    threads = str(threads_of_a_rank(local_size=num_ranks, has_own_cores=False))
     ours = {
         "RANK": number, "WORLD_SIZE": num_ranks, "LOCAL_RANK": number, "LOCAL_WORLD_SIZE": num_ranks, "GROUP_RANK": 0,
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": reserved.getsockname()[1], LOCAL_LAUNCHER: os.getpid(),

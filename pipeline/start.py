@@ -82,6 +82,7 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speed
     """
     plan.mixture.check_shards()
     folder = RunFolder(plan.config.run_dir)
+    check_link(folder.root)
     takeover = lock.take()
     found = find_latest(folder)
     choice = choose_training_precision(
@@ -138,6 +139,18 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speed
         folder.root, wanted=asked_id, checkpoint_id=meta.wandb_id if meta else None, step=meta.step if meta else 0
     )
     return Start(checkpoint=found.newest, wandb_id=wandb.run_id, precision=choice.precision, messages=messages + wandb.messages)
+
+
+def check_link(root: Path) -> None:
+    """Whether a run folder that is a link leads anywhere: one to a disk that is not mounted must not look like a new run.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    if root.is_symlink() and not root.exists():
+        raise CheckpointError(
+            f"run folder {root} is a link to {root.readlink()}, which is not there: mount it or make it, or set another output_dir"
+        )
 
 
 def _set_weights_aside(folder: RunFolder, *, after: int) -> list[str]:

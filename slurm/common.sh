@@ -48,6 +48,8 @@ prepare_node() {
     # Since Slurm 22.05 srun does not take --cpus-per-task over from sbatch: each rank would get one core.
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
     export PYTHONUNBUFFERED=1
+    # After `sbatch --export=NONE`, srun would hand on none of this, nor PATH.
+    export SLURM_EXPORT_ENV=ALL
     mkdir -p "$SITE_RUNS"
     # The log under the run's name is that of its newest job.
     [ ! -e "slurm/logs/$SLURM_JOB_ID.log" ] || ln -sfn "$SLURM_JOB_ID.log" "slurm/logs/$1.log"

@@ -255,6 +255,16 @@ def test_each_task_may_have_a_gpu_of_its_own(desk: Desk, recorder: Path) -> None
 
 
 @pytest.mark.slow
+def test_a_job_that_is_given_no_environment_gives_its_own_to_the_ranks(desk: Desk) -> None:
+    """sbatch tells srun to hand on as little as it was told to: `python` would be another one, or none."""
+    desk.set_site("SITE_CONTAINER=(bash -c 'command -v python; env | grep -E \"^(PYTHONUNB|HOME)\"')")
+    job = desk.submit("bare", nodes=1, options=(f"--export=SITE_ENV={desk.site}", "--gpus-per-node=1"))
+    assert job.wait_for_end() == "0:0", job.text
+    assert str(Path(sys.prefix) / "bin" / "python") in job.text.splitlines()
+    assert "PYTHONUNBUFFERED=1" in job.text.splitlines()
+
+
+@pytest.mark.slow
 def test_chains_and_arrays_run_one_after_the_other(desk: Desk) -> None:
     """Jobs of one name never meet in one run folder."""
     turns = desk.site.parent / "turns"

@@ -1,0 +1,68 @@
+"""How many processor cores this process may use: a container or a job is often given fewer than the machine has."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+ROOT = Path("/")
+
+
+def usable_cores(root: Path = ROOT) -> int:
+    """Cores by the process's affinity (taskset, Slurm, docker --cpuset-cpus) and its cgroups' quotas (docker --cpus, Kubernetes).
+
+    More threads than that wait for one another while the kernel holds them up: an OpenMP program with the threads of the whole
+    machine runs a tenth as fast, or worse.
+
+    Args:
+        root: where proc and sys are.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *(int(quota) for quota in _quotas(root))]))
+
+
+def threads_of_a_rank(*, local_size: int, has_own_cores: bool) -> int:
+    """A rank's share of the cores.
+
+    Args:
+        has_own_cores: what may start ranks on cores of their own (srun, mpirun) does not leave all of them to each.
+    """
+    if has_own_cores:
+        return max(1, min(usable_cores(), (os.cpu_count() or 1) // local_size))
+    return max(1, usable_cores() // local_size)
+
+
+def _quotas(root: Path) -> list[float]:
+    """Of this process's cgroups and of those above them, in cores; cgroup v2 and v1."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    found: list[float | None] = []
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        inside = PurePosixPath(path.lstrip("/"))
+        folders = [inside, *inside.parents]  # a container sees its own cgroup at the top
+        if controllers == "":
+            found += [_read_v2(root / "sys/fs/cgroup" / folder / "cpu.max") for folder in folders]
+        elif "cpu" in controllers.split(","):
+            found += [
+                _read_v1(root / "sys/fs/cgroup" / mount / folder) for mount in ("cpu", "cpu,cpuacct") for folder in folders
+            ]
+    return [quota for quota in found if quota is not None]
+
+
+def _read_v2(path: Path) -> float | None:
+    try:
+        quota, period = path.read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # "max": no quota
+        return None
+
+
+def _read_v1(folder: Path) -> float | None:
+    try:
+        quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        return quota / period if quota > 0 else None  # -1: no quota
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
