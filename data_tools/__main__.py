@@ -17,13 +17,14 @@ from pipeline.errors import PipelineError
 
 def make(arguments: argparse.Namespace) -> None:
     from data_tools.make import make_shards
+    from data_tools.shard_names import lines
     from data_tools.shards import describe_hidden
     from pipeline.data.folder import ShardFolder
 
     options = make_arguments.read_options(arguments)
     report = make_shards(arguments.source, arguments.folder, options=options, num_workers=arguments.workers)
     hidden = ShardFolder(arguments.source).hidden_tars() if os.path.isdir(arguments.source) else []
-    print(f"{describe_hidden(hidden)}{make_arguments.describe(report, arguments.folder)}")
+    print(f"{describe_hidden(hidden)}{lines(report.remarks)}{make_arguments.describe(report, arguments.folder)}")
 
 
 def index(arguments: argparse.Namespace) -> None:
@@ -43,6 +44,7 @@ def verify(arguments: argparse.Namespace) -> int:
     from data_tools.earlier import check_report, check_skip_list
     from data_tools.findings import next_step, summarise, tabulate
     from data_tools.folder_lock import lock_folder
+    from data_tools.shard_names import lines
     from data_tools.shards import describe_hidden, list_shards
     from data_tools.verify import choose_places, verify_shards
 
@@ -57,7 +59,7 @@ def verify(arguments: argparse.Namespace) -> int:
         check_report(places.report, folder=shards.folder, advice="name other places with --report, --skip-list and --work")
         check_skip_list(places.skip_list, is_ours=is_ours, given=arguments.skip, advice="name another place with --skip-list")
         found = verify_shards(shards, places=places, num_workers=arguments.workers, skip_lists=arguments.skip)
-    print(f"{describe_hidden(shards.hidden)}{summarise(found)}")
+    print(f"{describe_hidden(shards.hidden)}{lines(shards.remarks)}{summarise(found)}")
     print(tabulate(found) or "nothing wrong with any of them")
     given = f", {found.num_passed_over} of them given" if found.num_passed_over else ""
     print(f"\nreport:    {places.report}")
@@ -71,6 +73,7 @@ def stats(arguments: argparse.Namespace) -> None:
     from data_tools.folder_lock import lock_folder
     from data_tools.kept_samples import find_index_of
     from data_tools.parallel import write_json
+    from data_tools.shard_names import lines
     from data_tools.shards import describe_hidden, list_shards
     from data_tools.stats import describe, measure_folder, tabulate
     from data_tools.stats_page import write_page
@@ -85,7 +88,9 @@ def stats(arguments: argparse.Namespace) -> None:
         report = describe(measured)
         write_json(page.with_suffix(".json"), report)
         write_page(measured, report, page)
-    print(f"{describe_hidden(shards.hidden)}{tabulate(report)}\n\nfigures: {page.with_suffix('.json')}\npage:    {page}")
+    print(
+        f"{describe_hidden(shards.hidden)}{lines(shards.remarks)}{tabulate(report)}\n\nfigures: {page.with_suffix('.json')}\npage:    {page}"
+    )
 
 
 def dedup(arguments: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data_tools.folder_lock import lock_folder
 from data_tools.parallel import map_in_processes
+from data_tools.shard_names import check_finished, lines, remark
 from data_tools.shards import describe_hidden
 from data_tools.splits import select_shards
 from pipeline.data.folder import ShardFolder, describe_read_only, is_remote
@@ -27,6 +28,7 @@ class Indexed:
     index: ShardIndex
     empty: tuple[str, ...]  # tars without any member, or whose samples are all skipped
     hidden: tuple[str, ...]  # files that begin with a dot
+    remarks: tuple[str, ...]  # on what the folder's names say
 
 
 def index_folder(
@@ -46,6 +48,8 @@ def index_folder(
     """
     names = ShardFolder(folder).list_shards()
     chosen = select_shards(names, split, place=folder)
+    all_names = ShardFolder(folder).list_names()
+    check_finished(all_names, place=folder)
     _keep_other_index(folder, names, chosen, out)
     skips: dict[str, set[str]] = defaultdict(set)
     for path in skip_lists:
@@ -63,7 +67,9 @@ def index_folder(
     index = assemble_index(folder, list(entries.values()))
     save_index(index, out)
     empty = tuple(sorted(entry.name for entry in entries.values() if not len(entry.block_samples)))
-    return Indexed(index, empty=empty, hidden=tuple(ShardFolder(folder).hidden_tars()))
+    return Indexed(
+        index, empty=empty, hidden=tuple(ShardFolder(folder).hidden_tars()), remarks=tuple(remark(all_names, chosen))
+    )
 
 
 def describe(made: Indexed) -> str:
@@ -71,7 +77,7 @@ def describe(made: Indexed) -> str:
     index = made.index
     empty = f", {len(made.empty)} without samples ({made.empty[0]} first)" if made.empty else ""
     return (
-        f"{describe_hidden(made.hidden)}{index.folder}: {index.num_samples} samples in {len(index.shard_names)} shards{empty}, "
+        f"{describe_hidden(made.hidden)}{lines(made.remarks)}{index.folder}: {index.num_samples} samples in {len(index.shard_names)} shards{empty}, "
         f"{index.num_blocks} blocks, fingerprint {index.fingerprint}"
     )
 

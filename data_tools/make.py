@@ -85,6 +85,7 @@ class MakeReport:
     first_passed_over: list[str] = field(default_factory=list)  # names of the first files that were passed over
     without_images: list[str] = field(default_factory=list)  # folders or tars that hold no image, so are no classes
     json_fields: list[str] = field(default_factory=list)  # of the first sample without a label, if it has a .json
+    remarks: list[str] = field(default_factory=list)  # on what the names of a folder of tars say
     num_repeated: int = 0  # samples whose image was named before, with the same labels
     num_contradicting: int = 0  # samples of unnamed images that occur with other labels too
     first_contradicting: str | None = None
@@ -168,7 +169,7 @@ def _make(found: Source, source: str, folders: list[Path], options: MakeOptions,
     facts = {
         "kind": found.kind, "num_unmapped": num_listed - len(listing), "unmapped": unmapped, "num_written": num_written,
         "class_source": _class_source(options.numbering), **_describe_listing(listing), "num_repeated": repeats.alike,
-        "num_contradicting": repeats.contradicting, "first_contradicting": repeats.first,
+        "remarks": list(found.remarks), "num_contradicting": repeats.contradicting, "first_contradicting": repeats.first,
     }  # fmt: skip
     return _finish(facts, listing.classes, parts, record, options, num_workers=num_workers)
 

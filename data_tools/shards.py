@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.shard_names import check_finished, remark
 from pipeline.data.class_names import parse_class_names
 from pipeline.data.folder import COMPRESSED, ShardFolder, UnreachableError, describe_hub_path, is_remote
 from pipeline.data.index import CLASSES_NAME
@@ -24,6 +25,7 @@ class ShardList:
     compressed: tuple[str, ...]  # tars that must be unpacked before anything can read them
     is_single: bool  # one tar was named, not its folder
     hidden: tuple[str, ...] = ()  # passed over: their names begin with a dot
+    remarks: tuple[str, ...] = ()  # on what the folder's names say
 
     @property
     def output_folder(self) -> Path:
@@ -50,13 +52,20 @@ def list_shards(path: str) -> ShardList:
         names, is_single = [name], True
     else:
         folder, is_single = ShardFolder(path), False
-        names = [name for name in folder.list_names() if not name.startswith(".")]
+        names = folder.list_names()
+        check_finished(names, place=path)
+    found = (
+        ()
+        if is_single
+        else tuple(remark(names, [name for name in names if name.endswith(".tar") and not name.startswith(".")]))
+    )
+    names = [name for name in names if is_single or not name.startswith(".")]
     shards = tuple(name for name in names if name.endswith(".tar"))
     compressed = tuple(name for name in names if name.endswith(COMPRESSED))
     if not shards and not compressed:
         raise DataError(f"shard folder {path!r} does not exist or holds no .tar files{describe_hub_path(str(path))}")
     hidden = () if is_single else tuple(folder.hidden_tars())
-    return ShardList(folder=folder.path, names=shards, compressed=compressed, is_single=is_single, hidden=hidden)
+    return ShardList(folder=folder.path, names=shards, compressed=compressed, is_single=is_single, hidden=hidden, remarks=found)
 
 
 def describe_hidden(names: Sequence[str]) -> str:

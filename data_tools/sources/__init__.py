@@ -23,6 +23,7 @@ from typing import Literal
 import numpy as np
 
 from data_tools import splits
+from data_tools.shard_names import check_finished, remark
 from data_tools.sources import cifar, csv_file, table
 from data_tools.sources.class_tars import check_class_tars, list_class_tars, list_outer_tar
 from data_tools.sources.files import is_junk
@@ -73,6 +74,7 @@ class Source:
     kind: Kind
     stamp: str | None  # where listing is costly: tells whether the source is the same as before
     list: Callable[[Path, int], Listing]  # scratch folder and number of processes
+    remarks: tuple[str, ...] = ()  # on what the names in a folder say
 
 
 def find_source(path: str, *, options: SourceOptions, label_use: LabelUse, known: Collection[str] = ()) -> Source:
@@ -251,6 +253,15 @@ def _tars(root: Path, paths: list[Path], options: SourceOptions, label_use: Labe
         raise DataError(
             f"{root}: {len(empty)} tars of no bytes, {empty[0]} first, as downloads leave them that failed; fetch or delete them"
         )
+    names = [root.name] if root.is_file() else [child.name for child in root.iterdir()]
+    check_finished(names, place=root)
+    source = _tars_by_content(root, paths, options, label_use, known)
+    return replace(source, remarks=tuple(remark(names, [path.name for path in paths]) if root.is_dir() else ()))
+
+
+def _tars_by_content(
+    root: Path, paths: list[Path], options: SourceOptions, label_use: LabelUse, known: frozenset[str]
+) -> Source:
     contents = look_into_tars(paths)
     if contents == "tars":
         if not root.is_file():
