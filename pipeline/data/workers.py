@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import multiprocessing
+import os
 import re
 import signal
 from collections.abc import Iterator
@@ -17,6 +19,14 @@ from torch.utils.data import DataLoader
 from pipeline.errors import DataError
 from pipeline.interruption import SIGNALS
 
+_LIMITS = {
+    errno.EMFILE: "this process has as many open files as it may have; raise the limit (ulimit -n 65536)",
+    errno.ENFILE: "the machine has as many open files as it may have; raise fs.file-max",
+    errno.ENOSPC: "/dev/shm is full; give the container more (docker --shm-size, or --ipc=host), or remove what crashed programs have left there",
+    errno.EAGAIN: "this user or container has as many processes as it may have; raise the limit (ulimit -u, docker --pids-limit)",
+    errno.ENOMEM: "the machine's memory is full",
+}  # fmt: skip
+
 
 @contextmanager
 def started(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
@@ -24,10 +34,13 @@ def started(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
 
     Python and torch end them by SIGTERM, which they do not listen to (see `start_worker`), and wait for them: a process
     that still held an iterator would never exit.
+
+    Raises:
+        DataError: the system does not let them start.
     """
     others = set(multiprocessing.active_children())
     with _held_signals():  # a worker inherits that, and is not ended while it imports torch
-        parts: Any = iter(loader)
+        parts = _start(loader)
     workers = [child for child in multiprocessing.active_children() if child not in others]
 
     def end() -> None:
@@ -42,6 +55,18 @@ def started(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
     finally:
         atexit.unregister(end)
         end()
+
+
+def _start(loader: DataLoader[Any]) -> Any:
+    try:
+        return iter(loader)
+    except OSError as error:
+        if error.errno not in _LIMITS:
+            raise
+        count = loader.num_workers
+        raise DataError(
+            f"{count} decoding process{'es' * (count > 1)} cannot be started: {_LIMITS[error.errno]}, or lower num_workers"
+        ) from error
 
 
 @contextmanager
@@ -76,6 +101,8 @@ def explained(*, remedy: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if os.strerror(errno.EMFILE) in str(error):
+            raise DataError(f"decoding processes cannot hand their images over: {_LIMITS[errno.EMFILE]}") from error
         if "DataLoader worker" not in str(error):
             raise
         # Without process ids: the same end has the same words.

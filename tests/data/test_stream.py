@@ -289,6 +289,22 @@ def test_the_same_end_of_a_worker_has_the_same_words(said: str, told: str) -> No
         raise RuntimeError(said)
 
 
+def test_a_limit_of_the_system_is_named_with_the_command_that_raises_it(corpus: Path) -> None:
+    """As low as shells and containers set it; the same holds while images are handed over."""
+    few = (
+        "import resource, sys; from pathlib import Path; from tests.data.test_stream import BatchLoader, make_stream\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))\n"
+        "next(iter(BatchLoader(make_stream(Path(sys.argv[1])), num_workers=4, prefetch=1, pin_memory=False)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", few, str(corpus)], cwd=REPOSITORY, timeout=100, capture_output=True, text=True
+    )
+    told = "DataError: 4 decoding processes cannot be started: this process has as many open files as it may have; raise the limit "
+    assert f"{told}(ulimit -n 65536), or lower num_workers" in result.stderr
+    with pytest.raises(DataError, match=r"cannot hand their images over: .*ulimit -n"), explained(remedy="x"):
+        raise RuntimeError("Too many open files. Communication with the workers is no longer possible.")
+
+
 def test_other_errors_are_not_taken_for_a_workers_end() -> None:
     with pytest.raises(RuntimeError, match="shape"), explained(remedy="x"):
         raise RuntimeError("shape mismatch")
