@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_tools import make_arguments
 from data_tools.near_copies import DEFAULT_DISTANCE, MAX_DISTANCE
-from pipeline.command_line import Parser
+from pipeline.command_line import Parser, use_utf8
 from pipeline.cores import usable_cores
 from pipeline.data.index import DEFAULT_BLOCK_SAMPLES, MAX_BLOCK_SAMPLES
 from pipeline.errors import PipelineError
@@ -270,4 +270,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.capacity.arguments import add_plan_arguments
-from pipeline.command_line import Parser
+from pipeline.command_line import Parser, use_utf8
 from pipeline.errors import PipelineError, StoppedError
 from pipeline.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
 
@@ -363,4 +363,5 @@ def _print_error(error: PipelineError) -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

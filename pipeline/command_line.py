@@ -1,11 +1,25 @@
-"""Command lines that lack something: one sentence, and a line to type, taken from the command's own examples."""
+"""What the commands of both programs share: names in UTF-8, and one sentence where words are missing."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from typing import NoReturn
 
 MISSING = "the following arguments are required: "
+
+
+def use_utf8() -> None:
+    """Start this process again in Python's UTF-8 mode where the locale has another encoding.
+
+    Names of files and classes are UTF-8 on every machine of a cluster; one whose locale says Latin-1 or ASCII would read
+    `caf\u00e9` as other letters, store those in classes.txt, and end where it is to print them.
+    """
+    if sys.flags.utf8_mode or sys.getfilesystemencoding() == "utf-8":
+        return
+    os.environ["PYTHONUTF8"] = "1"  # of the processes that this one starts
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 class Parser(argparse.ArgumentParser):

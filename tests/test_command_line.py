@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from data_tools.__main__ import make_parser as make_tools_parser
 from pipeline.__main__ import make_parser
 from pipeline.command_line import Parser
+from tests.conftest import REPOSITORY, encode, make_image
 
 LACKING = [
     ("pipeline", "train", "CONFIG"),
@@ -62,3 +67,24 @@ def test_what_is_wrong_otherwise_is_answered_as_before(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         parser_of("pipeline").parse_args(["trian"])
     assert "invalid choice: 'trian'" in capsys.readouterr().err
+
+
+def test_names_are_utf_8_whatever_the_locale_says(tmp_path: Path) -> None:
+    """As on a machine whose locale is ASCII, which Python would make UTF-8 by itself if it were told nothing else."""
+    picture = encode(make_image(0, num_classes=2, size=40), format="PNG")
+    for name in ("caf\u00e9", "bee"):
+        (tmp_path / "\u00fcber" / name).mkdir(parents=True)
+        (tmp_path / "\u00fcber" / name / "\u00e9.png").write_bytes(picture)
+    (tmp_path / "\u00fcber" / "caf\u00e9" / "b\u00fcg.png").write_bytes(b"no image \xff")
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    def run(program: str, *words: str) -> str:
+        command = [sys.executable, "-m", program, *words]
+        done = subprocess.run(command, env=environment, capture_output=True, check=False, cwd=REPOSITORY)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode()
+
+    said = run("data_tools", "make", str(tmp_path / "\u00fcber"), str(tmp_path / "made"), "--workers", "1")
+    assert "3 samples in 1 shards" in said
+    assert (tmp_path / "made" / "classes.txt").read_text(encoding="utf-8") == "bee\ncaf\u00e9\n"
+    assert "name: caf" in run("pipeline", "show-config", "configs/demo.yaml", "name=cafe")
