@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -23,12 +23,15 @@ from data_tools.sources import Source, SourceOptions, find_source
 from data_tools.sources.listing import Listing
 from data_tools.sources.repeats import find_repeats
 from data_tools.sources.webdataset_tars import count_without_label, fields_without_label
+from data_tools.text_files import printable
 from data_tools.write_shard import ShardTask, is_intact, write_shard
 from pipeline.data.counter import Purpose, derive_key, permutation
 from pipeline.data.folder import is_remote
 from pipeline.data.index import CLASSES_NAME, DEFAULT_BLOCK_SAMPLES, INDEX_NAME
 from pipeline.errors import DataError
 from pipeline.files import remove_drafts
+
+SHOWN_CLASSES = 5
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,9 @@ def _make(found: Source, source: str, folders: list[Path], options: MakeOptions,
     num_listed = len(listing)
     listing, unmapped = number_classes(listing, options.numbering)
     if not len(listing):
-        raise DataError(f"{source}: none of its samples has a class that the class map names")
+        raise DataError(
+            f"{source}: none of its samples has a class that the class map names; its classes are {_some(unmapped)}"
+        )
     repeats = find_repeats(listing)
     listing = check_names(listing, source=source, folders=folders, options=options, is_new=record.is_new)
     parts = _plan(listing, folders, options)
@@ -172,6 +177,11 @@ def _make(found: Source, source: str, folders: list[Path], options: MakeOptions,
         "remarks": list(found.remarks), "num_contradicting": repeats.contradicting, "first_contradicting": repeats.first,
     }  # fmt: skip
     return _finish(facts, listing.classes, parts, record, options, num_workers=num_workers)
+
+
+def _some(classes: Collection[str]) -> str:
+    more = f" and {len(classes) - SHOWN_CLASSES} more" if len(classes) > SHOWN_CLASSES else ""
+    return ", ".join(map(printable, list(classes)[:SHOWN_CLASSES])) + more
 
 
 def _describe_request(source: Source, options: MakeOptions) -> dict[str, Any]:

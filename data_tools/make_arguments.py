@@ -23,7 +23,8 @@ SOURCE may be
   a WebDataset tar, or a folder of them  all members are kept; those of a sample that lie apart are brought together
   .parquet or .arrow files, or one       as on Hugging Face; their images are copied to FOLDER/.make first, which needs as
                                          much disk as the shards until these are written (pyarrow must be installed)
-  a .csv or .tsv file                    PATH,LABEL: paths relative to the file; a header is optional
+  a .csv, .tsv or .jsonl file            PATH,LABEL: paths relative to the file; a header is optional. As JSON lines:
+                                         {"file_name": PATH, "label": LABEL} (metadata.jsonl of Hugging Face)
   a folder of CIFAR's Python files       their pixels are stored as PNG
 
 Image bytes are kept as they are unless --short-side or --exif apply is given. What is left out is counted, and named in

@@ -5,7 +5,7 @@ image folder       ROOT/CLASS/any/depth/image.jpg                     image_fold
 class tars         CLASS.tar ..., or one tar that holds them          class_tars
 WebDataset tars    .tar files whose samples have labels               webdataset_tars
 table              .parquet or .arrow files                           table
-CSV                one .csv or .tsv file of paths and labels          csv_file
+CSV                one .csv, .tsv or .jsonl file of paths and labels  csv_file
 CIFAR              batches.meta and data_batch_1 ..., meta and train  cifar
 
 Every kind asks which split to take where names of folders, files or columns tell several: see `data_tools.splits`.
@@ -26,7 +26,7 @@ from data_tools import splits
 from data_tools.shard_names import check_finished, remark
 from data_tools.sources import cifar, csv_file, table
 from data_tools.sources.class_tars import check_class_tars, list_class_tars, list_outer_tar
-from data_tools.sources.files import is_junk
+from data_tools.sources.files import image_extension, is_junk
 from data_tools.sources.image_folder import check_class_folders, list_image_folder
 from data_tools.sources.listing import Listing
 from data_tools.sources.look import look_into_tars
@@ -109,7 +109,7 @@ def _recognise(root: Path, *, options: SourceOptions, label_use: LabelUse, known
         return _tars(root, [root], options, label_use, known)
     if root.is_file():
         raise DataError(
-            f"source '{root}' is neither a folder nor a .csv, .tsv, .parquet, .arrow or plain .tar; `gunzip` a compressed tar first"
+            f"source '{root}' is neither a folder nor a .csv, .tsv, .jsonl, .parquet, .arrow or plain .tar; `gunzip` a compressed tar first"
         )
     if not root.is_dir():
         raise DataError(f"source '{root}' does not exist")
@@ -146,6 +146,10 @@ def _nothing_found(root: Path, visible: list[Path]) -> DataError:
     names = [child.name for child in visible]
     if compressed := [name for name in names if name.lower().endswith(COMPRESSED)]:
         return DataError(f"{root}: {compressed[0]} is compressed; tars must be plain: `gunzip` (or `zstd -d`) them first")
+    if lists := [name for name in names if name.lower().endswith(csv_file.CSV_SUFFIXES)]:
+        return DataError(
+            f"source '{root}' holds no class folders; give {root / lists[0]} itself if it lists the images and their labels"
+        )
     files = f"; it holds {', '.join(names[:3])} ..." if names else "; it is empty"
     return DataError(
         f"source '{root}' holds neither class folders (CLASS/image.jpg) nor tars, Parquet or Arrow files, or CIFAR "
@@ -183,7 +187,15 @@ def _folders(
         check_class_folders(root, known=known)
     return Source("image folder", None, lambda scratch, workers: _take_split(
         list_image_folder(root, num_workers=workers), options, place=root, skip_parts=1
-    ))  # fmt: skip
+    ), remarks=tuple(_remark_beside(root, visible)))  # fmt: skip
+
+
+def _remark_beside(root: Path, visible: list[Path]) -> Iterator[str]:
+    """What lies beside class folders and is no part of the set, though it looks like it."""
+    if images := [child.name for child in visible if not child.is_dir() and image_extension(child.name) is not None]:
+        yield f"left out: {len(images)} images beside the class folders, in no class ({images[0]} first)"
+    if lists := [child for child in visible if child.suffix.lower() in csv_file.CSV_SUFFIXES and child.is_file()]:
+        yield f"not read: {lists[0].name}; labels are the folders' names. To take its labels give {root / lists[0].name} itself"
 
 
 def _take_split(listing: Listing, options: SourceOptions, *, place: Path, skip_parts: int) -> Listing:

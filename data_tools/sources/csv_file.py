@@ -1,8 +1,9 @@
-"""A CSV or TSV file of image paths and labels: a number, a name, or several of either for an image."""
+"""A CSV, TSV or JSON-lines file of image paths and labels: a number, a name, or several of either for an image."""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data_tools import splits
 from data_tools.sources.files import find_image_extension, image_extension
@@ -20,9 +21,10 @@ from data_tools.split_columns import ANSWER, Survey
 from data_tools.text_files import ADVICE, find_encoding, is_text
 from pipeline.data.sample import IMAGE_EXTENSIONS
 from pipeline.errors import DataError
+from pipeline.json_text import parse_json
 from pipeline.progress import track
 
-CSV_SUFFIXES = (".csv", ".tsv")
+CSV_SUFFIXES = (".csv", ".tsv", ".jsonl")
 PATH_NAMES = (
     "path", "file_name", "filename", "file", "filepath", "filepaths", "image_path", "img_path", "image", "image_name", "img", "image_id",
     "id",
@@ -142,6 +144,9 @@ def _open(path: Path, options: CsvOptions) -> Iterator[Iterator[Row]]:
         # File names may be bytes of any kind; labels may not, which is checked where they are.
         errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
         with path.open(newline="", encoding=encoding, errors=errors) as file:
+            if path.suffix.lower() == ".jsonl":
+                yield _objects(path, file, separator=options.label_separator or ";")
+                return
             yield _rows(path, file, delimiter=_find_delimiter(path, start.decode(encoding, "replace")))
     except UnicodeError as error:
         raise DataError(f"{path}: bytes that are not {options.encoding or 'UTF-8'} ({error}); {ADVICE}") from error
@@ -168,6 +173,30 @@ def _rows(path: Path, file: Iterator[str], *, delimiter: str) -> Iterator[Row]:
             return
         if any(cells):
             yield reader.line_num, [cell.strip(" \t\r\n") for cell in cells]
+
+
+def _objects(path: Path, file: Iterator[str], *, separator: str) -> Iterator[Row]:
+    """Lines of JSON objects (metadata.jsonl) as the rows of a table: the first one's keys, then each one's values of them."""
+    names: list[str] = []
+    for line, text in enumerate(file, start=1):
+        if not text.strip():
+            continue
+        try:
+            values = parse_json(text)
+        except ValueError as error:
+            raise DataError(f"{path} line {line}: no JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise DataError(f"{path} line {line}: not an object, as {{file_name: ..., label: ...}} is")
+        if not names:
+            names = list(values)
+            yield 0, names
+        yield line, [_cell(values.get(name), separator) for name in names]
+
+
+def _cell(value: Any, separator: str) -> str:
+    if isinstance(value, list):
+        return separator.join(_cell(one, separator) for one in value)
+    return "" if value is None else value.strip(" \t\r\n") if isinstance(value, str) else json.dumps(value)
 
 
 def _find_columns(path: Path, first: list[str], options: CsvOptions, *, folder: Path) -> _Columns:

@@ -108,6 +108,11 @@ def check_class_folders(root: Path, *, known: Collection[str]) -> None:
             f"CSV of their images and labels. If they are classes, name them in a --classes file"
         )
     if len(unknown) == 1 and len(names) == 1:
+        if beside := _look(root).num_images:
+            raise DataError(
+                f"source '{root}' holds a single folder, {names[0]}/, and {beside} images beside it, so folders are no classes here: give a CSV of "
+                f"the images and their labels, or name {names[0]} in a --classes file if it is the only class"
+            )
         look = _look(root / names[0])
         if look.num_folders > 1 and not look.num_images:
             raise DataError(
