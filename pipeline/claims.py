@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import CheckpointError
+from pipeline.files import read_replaced
 from pipeline.json_text import parse_json
 from pipeline.launcher_environment import SlurmJob
 from pipeline.processes import Process
@@ -33,6 +34,8 @@ TOUCH_EVERY_S = 10.0
 SILENT_AFTER_S = 45.0  # four touches missed: what a file server or a busy machine may hold up is shorter
 # What link(2) answers where there are no hard links: FAT, SMB, gcsfuse and other FUSE mounts, too many links, another mount.
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EACCES}
+
+GONE = {errno.ENOENT, errno.ESTALE}  # the second by NFS, of a file that another machine has removed
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ def _create_exclusively(path: Path, content: bytes) -> bool:
 def read_owner(path: Path) -> Owner | None:
     """Who holds a claim; None if nobody does."""
     try:
-        values = parse_json(path.read_bytes())
+        values = parse_json(read_replaced(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:  # being written, emptied by a power cut, or another program's: an owner of whom nothing is known
@@ -211,7 +214,9 @@ def remove(path: Path, owner: Owner) -> None:
         return
     try:
         path.rename(grave)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
         return
     if read_owner(grave) != owner:  # put back what is not the claim we judged; if somebody has claimed it since, theirs holds
         place(grave, path)
@@ -256,7 +261,7 @@ def keep_touching(path: Path, owner: Owner, *, every_s: float, on_loss: Callable
 
 def touch(path: Path, owner: Owner) -> Literal["kept", "lost"]:
     """Change the claim's file, which others see; "lost" if it is another's."""
-    content = path.read_bytes()
+    content = read_replaced(path)
     try:
         values = parse_json(content)
     except ValueError:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 Durability = Literal["flushed", "unflushed"]
+STALE_LOOKS = 3  # the second succeeds, unless the file was replaced in between
 
 
 class Draft:
@@ -57,6 +59,25 @@ def write_whole(target: str | Path, data: bytes | str, *, durability: Durability
     with Draft(target, durability=durability) as draft:
         draft.file.write(data.encode("utf-8") if isinstance(data, str) else data)
         draft.publish()
+
+
+def read_replaced(path: Path) -> bytes:
+    """Contents of a file that other machines replace or remove.
+
+    NFS answers "stale file handle" where its client still knew the name of the old file. Asked again it looks the name up afresh, and
+    finds the new file, or none.
+
+    Raises:
+        FileNotFoundError: it is gone.
+        OSError: it cannot be read.
+    """
+    for _ in range(STALE_LOOKS):
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import write_whole
+from pipeline.files import read_replaced, write_whole
 from pipeline.json_text import parse_json
 
 Row = dict[str, Any]
@@ -107,7 +107,7 @@ def replace_json(path: Path, values: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> Row | None:
     """A JSON file's values; None where there is none, or none that can be read."""
     try:
-        values = parse_json(path.read_text())
+        values = parse_json(read_replaced(path))
     except (OSError, ValueError):
         return None
     return values if isinstance(values, dict) else None

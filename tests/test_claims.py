@@ -18,6 +18,7 @@ import pytest
 from pipeline import claims
 from pipeline.claims import Claims, Owner, Sightings, create, give_up, read_owner, remove, touch
 from pipeline.errors import CheckpointError
+from pipeline.files import STALE_LOOKS
 from pipeline.launcher_environment import SlurmJob
 from pipeline.processes import Process
 
@@ -251,6 +252,29 @@ def test_a_claim_that_is_not_the_one_judged_is_put_back(tmp_path: Path) -> None:
     give_up(path, elsewhere())
     assert read_owner(path) == living
     assert [entry.name for entry in tmp_path.iterdir()] == [NAME]
+
+
+@pytest.mark.parametrize("answers", [1, 2, 99])
+def test_a_stale_handle_of_nfs_is_no_error(answers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine has replaced the file, or removed it: asked again, its client looks the name up."""
+    path, living, left = tmp_path / NAME, elsewhere(), [answers]
+    create(path, living)
+    read = Path.read_bytes
+
+    def answer(self: Path) -> bytes:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self))
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", answer)
+    assert read_owner(path) == (living if answers < STALE_LOOKS else None)
+    left[0] = answers
+    if answers < STALE_LOOKS:
+        assert touch(path, living) == "kept"
+    left[0] = answers
+    with Claims(tmp_path).take("other.json") as mine:
+        assert mine
 
 
 @pytest.mark.parametrize("number", sorted(claims.NO_LINKS))
