@@ -262,8 +262,8 @@ def test_a_stale_handle_of_nfs_is_no_error(answers: int, tmp_path: Path, monkeyp
     read = Path.read_bytes
 
     def answer(self: Path) -> bytes:
-        left[0] -= 1
-        if left[0] >= 0:
+        left[0] -= not self.name.startswith(".")  # its own drafts are nobody else's
+        if left[0] >= 0 and not self.name.startswith("."):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self))
         return read(self)
 
