@@ -8,6 +8,8 @@ import uuid
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from pipeline.errors import ConfigError
+
 Durability = Literal["flushed", "unflushed"]
 STALE_LOOKS = 3  # the second succeeds, unless the file was replaced in between
 
@@ -98,3 +100,21 @@ def remove_drafts(folder: Path) -> None:
     """Remove what processes that were killed left of their drafts. Only where nobody else writes: under a lock."""
     for draft in folder.glob(".*.part"):
         draft.unlink(missing_ok=True)
+
+
+def check_temporary_folder() -> None:
+    """Libraries want one when they are imported, and would end in a traceback.
+
+    Raises:
+        ConfigError: none can be written.
+    """
+    import tempfile
+
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        tried = str(error.strerror).partition("found in ")[2]
+        raise ConfigError(
+            f"no folder for temporary files can be written (tried: {tried}), or its disk is full; name another with the variable "
+            f"TMPDIR: type `export TMPDIR=FOLDER`, then the same command"
+        ) from error

@@ -272,8 +272,10 @@ def _find_key(values: Mapping[str, str], files: Mapping[str, Said], *, host: str
         entries = netrc.netrc(str(path)).hosts
     except FileNotFoundError:
         entries = {}
-    except (OSError, UnicodeDecodeError, netrc.NetrcParseError) as error:
-        entries, problem = {}, f", which cannot be read ({error})"
+    except netrc.NetrcParseError as error:  # its message holds a word of the file, which may be one of a password
+        entries, problem = {}, f", which cannot be read (line {error.lineno} is not of netrc's form)"
+    except (OSError, UnicodeDecodeError) as error:
+        entries, problem = {}, f", which cannot be read ({getattr(error, 'strerror', None) or error})"
     hosts = _HOSTS if host in _HOSTS else (host, host.partition(":")[0])
     # A default entry is often an anonymous login to something else.
     if any(entries[name][2] for name in hosts if name in entries) or _KEY.fullmatch(

@@ -93,6 +93,13 @@ def test_a_key_in_netrc_counts_for_its_server(line: str, url: str | None, expect
     assert mode_of(tmp_path, **({"WANDB_BASE_URL": url} if url else {})) == expected
 
 
+def test_a_broken_netrc_is_named_without_a_word_of_it(tmp_path: Path) -> None:
+    """A password with a blank in it breaks the file, and its second half would stand in the log."""
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user\npassword correct horsebattery staple\n")
+    environment = read_wandb_environment({"NETRC": str(tmp_path / "netrc")}, folder=tmp_path)
+    assert environment.no_key.endswith("netrc, which cannot be read (line 2 is not of netrc's form)")
+
+
 def test_settings_files_count_as_with_wandb(tmp_path: Path) -> None:
     """`wandb offline` and `wandb disabled` write such files; a variable counts more, a nearer file more than the user's own."""
     files = {name: tmp_path / name / "settings" for name in ("home", "wandb")}

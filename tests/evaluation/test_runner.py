@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -229,6 +230,19 @@ def test_bad_settings_are_answered_in_words(folder: RunFolder, override: str, me
     assert result.code == 2
     assert message in result.text
     assert "Traceback" not in result.text
+
+
+def test_without_a_folder_for_temporary_files_a_command_says_what_to_type(
+    folder: RunFolder, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose root is read-only."""
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", None)
+        patch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
+        result = call("evaluate", str(folder.root))
+    assert result.code == 2
+    assert "error: no folder for temporary files can be written (tried: ['/proc/nowhere']), or its disk is full" in result.text
+    assert "type `export TMPDIR=FOLDER`" in result.text
 
 
 def test_splits_that_number_their_classes_differently_are_refused(
