@@ -120,7 +120,7 @@ class Claims:
         self._let_go_of_the_dead(path)
         mine = Owner.myself()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)  # without parents: a run's folder that was renamed must not come into being again
             created = create(path, mine)
         except OSError as error:
             raise CheckpointError(

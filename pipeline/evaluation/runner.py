@@ -103,8 +103,12 @@ class Evaluator:
         Raises:
             CheckpointError: results cannot be written, for another reason than a full disk.
         """
+        if self.why_lost() is not None:
+            return
         self.results.flush()
         for step in self._pending_steps():
+            if self.why_lost() is not None:
+                return
             with self._claim(step) as mine:
                 if mine:
                     self._try_step(step)
@@ -117,13 +121,28 @@ class Evaluator:
             mine = taking.__enter__()
         except CheckpointError as error:
             if not (isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_SPACE):
-                raise
+                if self.why_lost() is None:
+                    raise
+                yield False
+                return
             yield True
             return
         try:
             yield mine
         finally:
             taking.__exit__(None, None, None)
+
+    def why_lost(self) -> str | None:
+        """Why the run is not to be found where it was: nothing may be measured or written there then. None if it is."""
+        if not self.folder.root.is_dir():
+            return f"{self.folder.root} is not there any more"
+        try:
+            found = self.folder.wandb_id.read_text(errors="replace").strip()
+        except OSError:
+            return None
+        if found not in ("", self.identity.run_id):
+            return f"{self.folder.root} is another run's folder now (W&B id {found}, not {self.identity.run_id})"
+        return None
 
     def has_pending(self) -> bool:
         """Whether any weights lack results."""
@@ -276,19 +295,25 @@ class Evaluator:
                 self._tracker.log(self._results_that_count(), own=self._own_steps)  # also what others have measured since
             self._tracker.close()
 
-    def check(self) -> None:
+    def check(self, *, lost: str | None) -> None:
         """Say at the end what was not measured, or not recorded.
+
+        Args:
+            lost: why the run is not to be found any more, if it is not.
 
         Raises:
             EvaluationError: with the reasons.
         """
-        problems = [damaged.reason for damaged in self._damaged.values()] + describe_failures(self._failed)
+        if lost is not None:
+            self._damaged.clear()  # weights that are not there, for the same reason
+        problems = [lost] if lost is not None else []
+        problems += [damaged.reason for damaged in self._damaged.values()] + describe_failures(self._failed)
         if not self._failed:  # no weights that they could have been measured on
             problems += list(self.unopened.values())
         if self.results.waiting:
             problems.append(
-                f"{len(self.results.waiting)} results are not recorded: {self.results.path} cannot be written ({self.results.problem}); free some "
-                f"space and run the same command again"
+                f"{len(self.results.waiting)} results are not recorded: {self.results.path} cannot be written ({self.results.problem}); mend that, "
+                f"and run the same command again"
             )
         if problems:
             more = f"; and {len(problems) - _SHOWN_REASONS} more" if len(problems) > _SHOWN_REASONS else ""

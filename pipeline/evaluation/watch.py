@@ -27,7 +27,9 @@ class Evaluations(Protocol):
 
     def close(self) -> None: ...
 
-    def check(self) -> None: ...
+    def check(self, *, lost: str | None) -> None: ...
+
+    def why_lost(self) -> str | None: ...
 
 
 class Outlook:
@@ -102,9 +104,20 @@ def watch_run(evaluator: Evaluations, folder: RunFolder, *, watch: bool, stop: S
     if not watch and not evaluator.has_pending():
         print("[eval] nothing to do: every checkpoint has its results, or there is none", flush=True)
     outlook = Outlook(folder, waits_for="further weights")
+    looks_for_folder, lost = 0, None
     try:
         while not stop.is_set:
             evaluator.evaluate_pending()
+            lost = evaluator.why_lost()
+            looks_for_folder = looks_for_folder + 1 if lost else 0
+            if lost:  # a file server may be away for a while
+                if not watch or looks_for_folder >= LOOKS_AT_THE_END:
+                    lost += "; if it was moved, type `python -m pipeline evaluate` with its new place"
+                    break
+                if looks_for_folder == 1:
+                    print(f"[eval] {lost}. This ends shortly unless it comes back", flush=True)
+                time.sleep(poll_s)
+                continue
             if not watch and not evaluator.has_doubtful_claims():
                 break
             if watch and (evaluator.is_complete() or (not evaluator.has_pending() and outlook.is_over())):
@@ -113,4 +126,4 @@ def watch_run(evaluator: Evaluations, folder: RunFolder, *, watch: bool, stop: S
     finally:
         evaluator.close()
     stop.end_here()
-    evaluator.check()
+    evaluator.check(lost=lost)

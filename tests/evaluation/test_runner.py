@@ -13,16 +13,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pipeline.build import make_evaluator
 from pipeline.checkpoint import RunFolder
+from pipeline.errors import EvaluationError
 from pipeline.evaluation import records
 from pipeline.evaluation.records import ResultFile
+from pipeline.evaluation.watch import watch_run
 from pipeline.files import write_whole
-from pipeline.interruption import Interrupted
+from pipeline.interruption import Interrupted, StopRequest
 from pipeline.journal import read_json_lines
 from pipeline.models.vit import VisionTransformer, ViTConfig
 from pipeline.read_config import load_config
@@ -203,6 +206,58 @@ def test_a_preempted_evaluation_is_no_failed_one(folder: RunFolder) -> None:
     assert "cannot be measured" not in text
     assert read_json_lines(folder.evaluations) == []  # it would stand there as tried and failed
     assert list((folder.root / "claims").iterdir()) == []
+
+
+@pytest.mark.parametrize("after", ["renamed", "another run in its place"])
+def test_a_folder_that_was_renamed_is_neither_made_again_nor_mixed_up(
+    folder: RunFolder, after: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_weights(folder, 0)
+    evaluator = make_evaluator(folder, load_config(folder.config, ["tracking.mode=disabled"]))
+    renamed = folder.root.with_name("renamed")
+
+    class Renamed:
+        """The evaluator, whose folder is renamed after its first look."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(evaluator, name)
+
+        def evaluate_pending(self) -> None:
+            evaluator.evaluate_pending()
+            if renamed.exists():
+                return
+            folder.root.rename(renamed)
+            if after != "renamed":
+                folder.root.mkdir()
+                write_whole(folder.wandb_id, b"another")
+                add_weights(folder, 8)
+
+    with pytest.raises(EvaluationError, match="not evaluated: ") as raised:
+        watch_run(Renamed(), folder, watch=True, stop=StopRequest(), poll_s=0.01)
+    why = (
+        f"{folder.root} is not there any more"
+        if after == "renamed"
+        else f"{folder.root} is another run's folder now (W&B id another, not abc123)"
+    )
+    assert str(raised.value) == f"not evaluated: {why}; if it was moved, type `python -m pipeline evaluate` with its new place"
+    assert f"[eval] {why}. This ends shortly unless it comes back" in capsys.readouterr().out
+    assert len(read_json_lines(renamed / "evaluations.jsonl")) == RESULTS_PER_STEP
+    assert not folder.evaluations.exists()
+    assert not folder.claims.exists()
+
+
+def test_results_of_a_step_whose_folder_goes_are_counted_as_not_recorded(folder: RunFolder) -> None:
+    add_weights(folder, 0)
+    evaluator = make_evaluator(folder, load_config(folder.config, ["tracking.mode=disabled"]))
+    with evaluator.claims.take("step_00000000.json"):
+        folder.root.rename(folder.root.with_name("renamed"))
+        evaluator.results.add({"step": 0, "accuracy": 0.5})
+    evaluator.evaluate_pending()
+    assert not folder.root.exists()
+    with pytest.raises(
+        EvaluationError, match=r"1 results are not recorded: .* cannot be written .No such file or directory.; mend that"
+    ):
+        evaluator.check(lost=evaluator.why_lost())
 
 
 def wait_for(condition: object, process: subprocess.Popen[str], timeout_s: float = 240) -> None:

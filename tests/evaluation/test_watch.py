@@ -45,7 +45,10 @@ class Measured:
     def close(self) -> None:
         self.is_closed = True
 
-    def check(self) -> None: ...
+    def check(self, *, lost: str | None) -> None: ...
+
+    def why_lost(self) -> str | None:
+        return None
 
 
 def write_heartbeat(folder: RunFolder, values: dict[str, Any]) -> None:
