@@ -15,6 +15,7 @@ import simplejpeg
 from PIL import Image, ImageCms
 
 from pipeline.data.decode import FORMATS, MAX_PIXELS, Pixels, UnreadableImage, decode_image, decode_regular_jpeg
+from pipeline.data.stand_ins import STAND_INS
 
 ORIENTATION = 0x0112  # EXIF tag
 BITS_PER_SAMPLE = 258  # TIFF tag
@@ -32,9 +33,7 @@ SIGNATURES = {  # formats that `decode_image` reads
     "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
 }
 OTHERS = {  # what is found under an image's name now and then
-    "HTML": re.compile(rb"\s*<(!doctype html|html|head|body)", re.IGNORECASE),
-    "XML, as stores answer errors with": re.compile(rb"\s*<\?xml|\s*<error", re.IGNORECASE),
-    "a git-lfs pointer; `git lfs pull` brings the file": re.compile(rb"version https://git-lfs"),
+    **STAND_INS,
     "JSON": re.compile(rb'\s*[{\[]\s*["{\[\]}]'),
     "PDF": re.compile(rb"%PDF-"),
     "gzip": re.compile(rb"\x1f\x8b\x08"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from data_tools.folder_lock import lock_folder
 from data_tools.parallel import map_in_processes
 from data_tools.shard_names import check_finished, lines, remark
-from data_tools.shards import describe_hidden
+from data_tools.shards import describe_hidden, store_errors
 from data_tools.splits import select_shards
 from pipeline.data.folder import ShardFolder, describe_read_only, is_remote
 from pipeline.data.index import ShardIndex, assemble_index, find_index, identify, load_index, read_owner, save_index
@@ -148,5 +148,5 @@ def _keep_other_index(folder: str, names: Sequence[str], chosen: Sequence[str], 
 def _scan_shard(folder: str, block_samples: int, task: tuple[str, frozenset[str]]) -> ShardEntry:
     name, skip = task
     shards = ShardFolder(folder)
-    with shards.open(name) as file:
+    with store_errors(name), shards.open(name) as file:
         return scan_shard(file, name=name, num_bytes=shards.size(name), block_samples=block_samples, skip=skip)

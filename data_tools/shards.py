@@ -93,7 +93,7 @@ def shard_version(folder: str, name: str) -> str:
     Raises:
         UnreachableError: it cannot be reached.
     """
-    with _store_errors(name):
+    with store_errors(name):
         return ShardFolder(folder).version(name)
 
 
@@ -112,7 +112,7 @@ class Shard:
     def __init__(self, folder: str, name: str) -> None:
         self.name = name
         shards = ShardFolder(folder)
-        with _store_errors(name):
+        with store_errors(name):
             self.num_bytes = shards.size(name)
             self._file = shards.open(name)
 
@@ -129,7 +129,7 @@ class Shard:
             DataError: compressed, damaged or cut short.
             UnreachableError: it cannot be read.
         """
-        with _store_errors(self.name):
+        with store_errors(self.name):
             yield from scan_samples(self._file, name=self.name)
 
     def read(self, member: TarMember, num_bytes: int | None = None) -> bytes:
@@ -142,7 +142,7 @@ class Shard:
         return member.read(self._read_range, num_bytes)
 
     def _read_range(self, start: int, length: int) -> bytes:
-        with _store_errors(self.name):
+        with store_errors(self.name):
             self._file.seek(start)
             data = self._file.read(length)
         if len(data) != length:
@@ -151,13 +151,23 @@ class Shard:
 
     def is_empty_tar(self) -> bool:
         """Whether it holds no member at all."""
-        with _store_errors(self.name):
+        with store_errors(self.name):
             return is_empty_tar(self._file)
 
 
 @contextmanager
-def _store_errors(name: str) -> Iterator[None]:
+def store_errors(name: str) -> Iterator[None]:
+    """What keeps a shard from being read, as an error that names it.
+
+    Raises:
+        UnreachableError: a link that leads nowhere, no permission, a store that fails.
+    """
     try:
         yield
+    except FileNotFoundError as error:
+        raise UnreachableError(
+            f"{name}: it is in the listing, but not there: deleted meanwhile, or a link to a file that has not been fetched "
+            f"(`git annex get` or `datalad get` fetch theirs)"
+        ) from error
     except OSError as error:
         raise UnreachableError(f"{name}: could not be read ({type(error).__name__}: {error})") from error

@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import Path
 
 from pipeline.data.class_names import BYTE_ORDER_MARK
+from pipeline.data.stand_ins import refuse_stand_in
 from pipeline.errors import DataError
 
 MARKS = {
@@ -44,6 +45,8 @@ def read_text(path: str, *, encoding: str | None) -> str:
         data = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
+    if data:
+        refuse_stand_in(data, name=path)
     found = find_encoding(data) or encoding or "utf-8"
     try:
         text = data.decode(found)

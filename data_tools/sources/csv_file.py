@@ -20,6 +20,7 @@ from data_tools.sources.listing import Listing, ListingBuilder, Member
 from data_tools.split_columns import ANSWER, Survey
 from data_tools.text_files import ADVICE, find_encoding, is_text
 from pipeline.data.sample import IMAGE_EXTENSIONS
+from pipeline.data.stand_ins import refuse_stand_in
 from pipeline.errors import DataError
 from pipeline.json_text import parse_json
 from pipeline.progress import track
@@ -140,6 +141,8 @@ def _open(path: Path, options: CsvOptions) -> Iterator[Iterator[Row]]:
     try:
         with path.open("rb") as file:
             start = file.read(1 << 16)
+        if start:
+            refuse_stand_in(start, name=path)
         encoding = find_encoding(start) or options.encoding or "utf-8"
         # File names may be bytes of any kind; labels may not, which is checked where they are.
         errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"

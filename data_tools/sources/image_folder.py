@@ -16,6 +16,7 @@ from data_tools.sources.listing import Listing, ListingBuilder, Member
 from data_tools.sources.parts import list_parts
 from data_tools.splits import numbered_parts, parse_split, split_of, splits_among_classes
 from pipeline.data.sample import IMAGE_EXTENSIONS
+from pipeline.data.stand_ins import POINTER_BYTES, refuse_stand_in
 from pipeline.errors import DataError
 
 PACKED = (".tar", ".parquet", ".arrow")
@@ -162,9 +163,19 @@ def _list_class(root: str, folder: ClassFolder) -> Listing:
         if stat is None or extension is None:
             builder.pass_over(name)
         else:
+            if stat.st_size in POINTER_BYTES:
+                refuse_stand_in(_read_start(os.path.join(root, name)), name=os.path.join(root, name))
             builder.add(name, labels=(folder.label,), members=(Member(extension, 0, 0, stat.st_size),))
             builder.note_time(name, stat.st_mtime_ns)
     return builder.build(layout="files", files=(root,))
+
+
+def _read_start(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(POINTER_BYTES.stop)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
 
 
 def _extension(path: str) -> str | None:

@@ -16,6 +16,7 @@ from data_tools.sources.labels import tell_apart
 from data_tools.sources.listing import MAX_LABEL, Listing, ListingBuilder, concatenate
 from data_tools.sources.unpack import Entry, unpack_files
 from data_tools.split_columns import Chosen, Survey, flag_of
+from pipeline.data.stand_ins import refuse_stand_in
 from pipeline.errors import DataError
 from pipeline.json_text import parse_json
 
@@ -26,6 +27,7 @@ TABLE_SUFFIXES = (".parquet", ".arrow")
 ROWS_AT_ONCE = 64
 READ_BUFFER_BYTES = 1 << 20
 UNNAMED = re.compile(rb"[0-9a-f]{16}")  # by its content alone
+FIRST_BYTES = 64
 SAMPLE_ROWS = 256  # that tell whether a column of texts may be one of splits
 
 
@@ -246,6 +248,7 @@ def _open(path: str) -> tuple[pyarrow.Schema, Any]:
         if path.lower().endswith(".parquet"):
             file = _parquet(path)
             return file.schema_arrow, partial(_parquet_batches, file, path)
+        _check_begin(path)
         mapped = pa.memory_map(path)
         is_file = mapped.read(6) == b"ARROW1"
         mapped.seek(0)
@@ -261,9 +264,15 @@ def _parquet(path: str) -> Any:
     from pyarrow import parquet
 
     try:  # a whole row group may be gigabytes: its pages are read one by one
+        _check_begin(path)
         return parquet.ParquetFile(path, pre_buffer=False, buffer_size=READ_BUFFER_BYTES)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is no whole parquet file: {error}") from error
+
+
+def _check_begin(path: str) -> None:
+    with open(path, "rb") as file:
+        refuse_stand_in(file.read(FIRST_BYTES), name=path)
 
 
 def _parquet_batches(file: Any, path: str, columns: list[str]) -> Iterator[pyarrow.RecordBatch]:

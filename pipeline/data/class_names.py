@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from pipeline.data.stand_ins import refuse_stand_in
 from pipeline.errors import DataError
 
 LINE_END = re.compile(r"\r\n|\n|\r")  # `str.splitlines` also cuts at U+0085 and U+2028, which names may hold
@@ -23,8 +24,10 @@ def parse_class_names(data: bytes, *, place: str) -> list[str]:
     """The names that a classes.txt holds, with a byte-order mark or without, whatever its lines end with.
 
     Raises:
-        DataError: not UTF-8.
+        DataError: not UTF-8, or something that stands in for a file that has not come.
     """
+    if data:
+        refuse_stand_in(data, name=place)
     try:
         return split_lines(data.decode().lstrip(BYTE_ORDER_MARK))
     except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, NamedTuple, cast
 
+from pipeline.data.stand_ins import refuse_stand_in
 from pipeline.errors import DataError
 
 UNIT = tarfile.BLOCKSIZE  # bytes: headers have one, data is filled up to whole ones
@@ -22,7 +23,6 @@ MAX_SPARSE_BYTES = 1 << 28  # a member that is mostly a hole is not filled with 
 TYPES_WITHOUT_DATA_OF_OURS = (
     tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, b"V", b"D", b"N", b"A", b"E",
 )  # fmt: skip
-
 MAX_HEADER_BYTES = 1 << 24  # of an extended header; names and sparse maps are shorter
 # What `tarfile` raises for damaged headers; some of these are not documented.
 TAR_ERRORS = (
@@ -250,8 +250,8 @@ def _entries(file: BinaryIO, name: str) -> Iterator[tuple[int, _Entry]]:
     at = file.tell()
     while True:
         header = file.read(UNIT)
-        if at == 0 and not header:
-            raise DataError(f"{name} has 0 bytes: a download or a copy that failed; fetch it again, or remove it")
+        if at == 0:
+            refuse_stand_in(header, name=name)
         if at == 0 and header.startswith(COMPRESSED_STARTS):
             raise _unusable(name, "compressed")
         if len(header) < UNIT and header.strip(b"\0"):
