@@ -64,3 +64,54 @@ def check_master(host: str, port: int, *, patience_s: float = RESOLVE_PATIENCE_S
                     f"address that every node knows (`getent hosts {host}` asks)"
                 ) from error
         time.sleep(1.0)
+
+
+def choose_interface(
+    *, own: str, towards_master: str, addresses: Mapping[str, Sequence[str]], environment: Mapping[str, str] | None = None
+) -> str | None:
+    """The interface for gloo where its own choice, the address of this machine's name, is one that no other machine reaches.
+
+    Debian and Ubuntu give a machine without a fixed address the name 127.0.1.1. (127.0.0.1 may also mean that all ranks are here.)
+
+    Args:
+        own: address of this machine's name.
+        towards_master: the address from which this machine speaks to rank 0's.
+        addresses: of each interface.
+
+    Returns:
+        None where gloo's choice will do, or people have made theirs.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    variable = VARIABLES["gloo"]
+    if (os.environ if environment is None else environment).get(variable) or not own.startswith("127.") or own == "127.0.0.1":
+        return None
+    others = [name for name, found in addresses.items() if any(not address.startswith(("127.", "::1")) for address in found)]
+    fits = [
+        name for name in others if towards_master in addresses[name]
+    ] or others  # none: this is rank 0's machine, by that name
+    if len(fits) != 1:
+        raise ConfigError(
+            f"{socket.gethostname()} knows itself as {own}, which other machines do not reach, and has the interfaces {', '.join(fits) or 'lo alone'}: "
+            f"name the one between the nodes by {variable} (under Slurm SITE_INTERFACE in slurm/site.env)"
+        )
+    return fits[0]
+
+
+def choose_interface_here(host: str, port: int) -> str | None:
+    """As above, of this machine and the machine of rank 0."""
+    import psutil
+
+    try:
+        own = socket.gethostbyname(socket.gethostname())
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, port))  # sends nothing
+            towards = str(probe.getsockname()[0])
+    except OSError:
+        return None  # no IPv4, or a name without an address: gloo says what it thinks of that
+    found = {
+        name: [entry.address for entry in entries if entry.family == socket.AF_INET]
+        for name, entries in psutil.net_if_addrs().items()
+    }
+    return choose_interface(own=own, towards_master=towards, addresses=found)

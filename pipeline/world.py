@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from pipeline.errors import ConfigError
 from pipeline.launcher_environment import Launcher, SlurmJob, read_ranks
-from pipeline.network import check_interfaces, check_master
+from pipeline.network import VARIABLES, check_interfaces, check_master, choose_interface_here
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -129,6 +129,13 @@ def init_process_group(world: World, *, timeout_s: float) -> None:
         torch.cuda.set_device(world.local_rank)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     check_interfaces(backend)
+    if (
+        backend == "gloo"
+        and world.num_nodes > 1
+        and world.master is not None
+        and (name := choose_interface_here(*world.master))
+    ):
+        os.environ[VARIABLES["gloo"]] = name
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout_s))
 
 

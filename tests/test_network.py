@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.network import VARIABLES, check_interfaces, check_master
+from pipeline.network import VARIABLES, check_interfaces, check_master, choose_interface
 from tests.conftest import run_command
 from tests.trainings import WriteConfig
 
@@ -46,6 +46,36 @@ def test_a_machine_that_nobody_knows_is_named_at_once(host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 def test_names_and_addresses_of_both_kinds_are_known(host: str) -> None:
     check_master(host, 29500, patience_s=0)
+
+
+ONE, TWO = (
+    {"lo": ["127.0.0.1"], "eth0": ["10.0.0.7"]},
+    {"lo": ["127.0.0.1"], "eth0": ["10.0.0.7"], "ib0": ["10.1.0.7"], "wlan0": []},
+)
+
+
+@pytest.mark.parametrize(
+    ("own", "towards", "addresses", "named", "chosen"),
+    [
+        ("10.0.0.7", "10.1.0.7", TWO, "", None),  # gloo's own choice will do
+        ("127.0.0.1", "127.0.0.1", ONE, "", None),  # all ranks may be here
+        ("127.0.1.1", "10.1.0.7", TWO, "", "ib0"),  # towards rank 0
+        ("127.0.1.1", "127.0.0.1", ONE, "", "eth0"),  # on rank 0's machine, which knows itself by that name alone
+        ("127.0.1.1", "10.1.0.7", TWO, "eth0", None),  # somebody knows better
+    ],
+)
+def test_gloo_is_not_left_with_an_address_that_nobody_reaches(
+    own: str, towards: str, addresses: dict[str, list[str]], named: str, chosen: str | None
+) -> None:
+    found = choose_interface(own=own, towards_master=towards, addresses=addresses, environment={"GLOO_SOCKET_IFNAME": named})
+    assert found == chosen
+
+
+def test_several_that_would_do_are_named() -> None:
+    with pytest.raises(
+        ConfigError, match=r"knows itself as 127.0.1.1, .* has the interfaces eth0, ib0: name the one .* by GLOO_SOCKET_IFNAME"
+    ):
+        choose_interface(own="127.0.1.1", towards_master="127.0.1.1", addresses=TWO, environment={})
 
 
 @pytest.mark.slow
