@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import DataError
@@ -47,6 +48,10 @@ NUMBERED_PART = re.compile(
     re.IGNORECASE,
 )
 MAX_SPLIT_VALUES = 20
+LISTS = frozenset({".txt", ".csv", ".tsv", ".json", ".jsonl", ".lst", ".mat"})
+FOLDERS_OF_LISTS = frozenset(
+    {"meta", "metadata", "split", "splits", "list", "lists", "annotation", "annotations", "label", "labels", "imagesets"}
+)
 CACHE_ENTRIES = 1 << 16
 
 
@@ -122,6 +127,21 @@ def split_of_file(name: str) -> str:
     if word := split_of(name.partition(".")[0] if "." in name else name):
         return word
     return match[1] if (match := OF_MANY.match(name)) else ""
+
+
+def lists_beside(folder: Path) -> list[Path]:
+    """Lists of splits next to a folder of all images, as CUB's train_test_split.txt and Food-101's meta/train.txt lie next to images/."""
+    place = folder.absolute()
+    if place.name.lower() not in GENERIC:
+        return []
+    found: list[Path] = []
+    try:
+        for child in sorted(place.parent.iterdir()):
+            inner = [child] if child.is_file() else sorted(child.iterdir()) if child.name.lower() in FOLDERS_OF_LISTS else []
+            found += [path for path in inner if path.suffix.lower() in LISTS and parse_split(path.stem) is not None]
+    except OSError:  # what cannot be looked at says nothing
+        return []
+    return found
 
 
 def select_shards(names: Sequence[str], split: str | None, *, place: object) -> list[str]:

@@ -197,6 +197,12 @@ def _remark_beside(root: Path, visible: list[Path]) -> Iterator[str]:
     if lists := [child for child in visible if child.suffix.lower() in csv_file.CSV_SUFFIXES and child.is_file()]:
         yield f"not read: {lists[0].name}; labels are the folders' names. To take its labels give {root / lists[0].name} itself"
 
+    if found := splits.lists_beside(root):
+        yield (
+            f"not read: {', '.join(map(str, found[:3]))}, which by the name says what is of which split: every image is taken, of all splits. To "
+            f"take one, give a CSV of path, label and split, with --source-split and --image-folder {root}"
+        )
+
 
 def _take_split(listing: Listing, options: SourceOptions, *, place: Path, skip_parts: int) -> Listing:
     """The samples of one split, where the folders and files of the samples' names tell several.

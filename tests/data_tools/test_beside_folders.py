@@ -114,3 +114,27 @@ def test_the_classes_of_a_source_are_shown_where_a_map_names_none(tmp_path: Path
     words = ["--class-map", str(tmp_path / "map.tsv"), "--unmapped", "drop", "--workers", "1"]
     assert main(["make", str(path), str(tmp_path / "out"), *words]) == 2
     assert "none of its samples has a class that the class map names; its classes are 0, 100, 200" in capsys.readouterr().err
+
+
+LISTS = {
+    "CUB": (["images.txt", "train_test_split.txt"], ["train_test_split.txt"]),
+    "Food-101": (["meta/classes.txt", "meta/test.txt", "meta/train.json"], ["meta/test.txt", "meta/train.json"]),
+    "none": (["classes.txt", "readme.txt", "other/train.txt", "train.zip"], []),
+}
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_lists_of_splits_next_to_a_folder_of_all_images_are_said(tmp_path: Path, case: str) -> None:
+    """Else train and test would be one set without a word."""
+    for name in ("images/cat", "images/dog"):
+        write_images(tmp_path / name, 2)
+    files, said = LISTS[case]
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    found = remarks(tmp_path / "images")
+    assert len(found) == (len(said) > 0)
+    if said:
+        assert found[0].startswith(f"not read: {', '.join(str(tmp_path / name) for name in said)}, which by the name says")
+    (tmp_path / "images").rename(tmp_path / "birds")  # not a folder of all images by its name
+    assert remarks(tmp_path / "birds") == ()
