@@ -16,7 +16,7 @@ from typing import Literal
 from pipeline.capacity.arguments import add_plan_arguments
 from pipeline.command_line import Parser, use_utf8
 from pipeline.errors import PipelineError, StoppedError
-from pipeline.files import check_temporary_folder
+from pipeline.files import check_surroundings
 from pipeline.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
 
 EXIT_ERROR = 2
@@ -314,7 +314,7 @@ def main(argv: list[str] | None = None, *, process: Literal["own", "shared"] = "
     os.umask(os.umask(0o077) | 0o002)  # whatever a shell or a scheduler left: nothing of ours may be writable by everybody
     try:
         if arguments.command in ("train", "evaluate"):
-            check_temporary_folder()
+            check_surroundings()
         code = arguments.function(arguments, stop)
         if sys.__stdout__ is not None:  # else whoever started this closed it
             sys.stdout.flush()  # here, where a reader that has gone is answered

@@ -102,14 +102,21 @@ def remove_drafts(folder: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
-def check_temporary_folder() -> None:
-    """Libraries want one when they are imported, and would end in a traceback.
+def check_surroundings() -> None:
+    """Libraries want a working folder and one for temporary files, and would end in a traceback or a crash.
 
     Raises:
-        ConfigError: none can be written.
+        ConfigError: one of them is missing.
     """
     import tempfile
 
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "the folder in which this command was started has been removed or renamed; `cd` into one that is there, then type the "
+            "same command"
+        ) from error
     try:
         tempfile.gettempdir()
     except FileNotFoundError as error:

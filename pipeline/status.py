@@ -201,7 +201,7 @@ def _summarise(rows: Sequence[Row]) -> list[EvaluationStatus]:
     values = []
     for measure, by_step in group_results(rows).items():
         means = {step: sum(seeds) / len(seeds) for step, seeds in by_step.items()}
-        highest, newest = max(means, key=lambda step: means[step]), max(means)
+        highest, newest = max(sorted(means), key=lambda step: means[step]), max(means)  # of equals the first
         values.append(EvaluationStatus(measure, means[newest], newest, means[highest], highest, len(means)))
     return values
 

@@ -289,3 +289,11 @@ def test_a_checkpoint_of_which_everything_failed_has_no_result(run: Path) -> Non
     folder.evaluations.unlink()
     append_json_line(folder.evaluations, result(folder, 12, accuracy=None, error="none can be read"))
     assert "4 checkpoints without any result" in look(run)
+
+
+def test_of_equal_maxima_the_first_checkpoint_is_named(run: Path) -> None:
+    folder = RunFolder(run)
+    folder.evaluations.unlink()
+    for step, accuracy in ((8, 0.5), (4, 0.5), (12, 0.25)):  # as of several evaluators
+        append_json_line(folder.evaluations, result(folder, step, accuracy=accuracy))
+    assert "max over 3 checkpoints, on the test split: 50.0 % (step 4)" in look(run)

@@ -201,6 +201,9 @@ class Evaluator:
         try:
             self._evaluate_step(step)
         except CheckpointError as error:
+            if not self.folder.weights_of(step).exists():  # somebody wanted the room
+                print(f"[eval] step {step}: its weights have been removed meanwhile; passed over", flush=True)
+                return
             self._damaged[step] = Damaged(stamp, str(error))
             print(f"[eval] step {step} cannot be evaluated: {error}", flush=True)
 

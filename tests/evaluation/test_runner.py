@@ -300,6 +300,34 @@ def test_without_a_folder_for_temporary_files_a_command_says_what_to_type(
     assert "type `export TMPDIR=FOLDER`" in result.text
 
 
+def test_in_a_folder_that_is_gone_a_command_says_so(folder: RunFolder, tmp_path: Path) -> None:
+    """As after the removal of a worktree. oneMKL would end the process at its first matrix product."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    ended = subprocess.run(
+        ["bash", "-c", 'rmdir "$PWD"; exec "$@"', "-", sys.executable, "-m", "pipeline", "evaluate", str(folder.root)], cwd=gone,
+        env=environment(PYTHONPATH=str(REPOSITORY)), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert "error: the folder in which this command was started has been removed or renamed; `cd` into one" in ended.stdout
+    assert "Traceback" not in ended.stdout
+
+
+def test_weights_that_are_removed_before_their_turn_are_passed_over(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a clean-up beside a watcher: no failure, and nothing to try again."""
+    add_weights(folder, 0)
+    add_weights(folder, 4)
+    evaluator = make_evaluator(folder, load_config(folder.config, ["tracking.mode=disabled"]))
+    steps = evaluator._pending_steps
+    monkeypatch.setattr(evaluator, "_pending_steps", lambda: (steps(), folder.weights_of(4).unlink())[0])
+    evaluator.evaluate_pending()
+    evaluator.check(lost=None)
+    assert "[eval] step 4: its weights have been removed meanwhile; passed over" in capsys.readouterr().out
+    assert {row["step"] for row in read_json_lines(folder.evaluations)} == {0}
+
+
 def test_splits_that_number_their_classes_differently_are_refused(
     folder: RunFolder, downstream: dict[str, str], tmp_path: Path, call: Call
 ) -> None:
