@@ -61,7 +61,8 @@ def fit_logistic(
     """
     x = features.double()
     mean, std = x.mean(dim=0), x.std(dim=0, unbiased=False)
-    std = torch.where(std > 1e-12, std, 1.0)  # a constant feature says nothing and must not divide by zero
+    # A constant feature says nothing and must not divide by zero. Its deviation is rounding, in proportion to its value.
+    std = torch.where(std > 1e-12 * mean.abs(), std, 1.0)
     solution = solve_logistic(
         (x - mean) / std, labels, num_classes=num_classes, penalty=penalty, start=(start.weight, start.bias) if start else None
     )

@@ -105,3 +105,19 @@ def test_support_that_is_all_of_train_is_named_so(shots: int, support: str, shor
     assert first.detail["support_images"] == sum(min(shots, count) for count in (5, 4, 2))
     if support == "all":
         assert first is second  # measured once
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_the_scale_of_features_changes_nothing_for_the_linear_probe(scale: float) -> None:
+    """Features far smaller than 1e-12 passed for constant ones, and the accuracy was at chance without a word."""
+    train, test = features(FOUR_EACH * 3), features(FOUR_EACH, seed=1)
+    constant = torch.full((1, 1), 3.1)  # which must not become noise
+
+    def scaled(split: Features) -> Features:
+        values = torch.cat([split.values * scale, constant.expand(len(split.labels), 1)], dim=1)
+        return Features(values, split.labels, 0)
+
+    plain = measure(LINEAR, prepare_splits(train, test))
+    other = measure(LINEAR, prepare_splits(scaled(train), scaled(test)))
+    assert (other.accuracy, other.detail["penalty"]) == (plain.accuracy, plain.detail["penalty"])
+    assert plain.accuracy > 0.9
