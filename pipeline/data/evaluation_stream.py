@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
@@ -21,10 +23,14 @@ BLOCKS_AHEAD = 4  # read before they are needed
 
 @dataclass(frozen=True)
 class EvalImages:
-    """A chunk of a downstream set."""
+    """A chunk of a downstream set.
 
-    images: Tensor  # (B, 3, S, S) uint8
-    labels: Tensor  # (B,) int64
+    Arrays, which a worker process sends through a pipe. Tensors would go by shared memory, file descriptors and a socket below TMPDIR,
+    and whoever waits for them is not told where one of these fails: /dev/shm is small in containers, a socket's path is short.
+    """
+
+    images: npt.NDArray[np.uint8]  # (B, 3, S, S)
+    labels: npt.NDArray[np.int64]  # (B,)
     unreadable: list[Unreadable] = field(default_factory=list)
 
 
@@ -59,4 +65,4 @@ class EvalStream(IterableDataset[EvalImages]):
                 unreadable.append(Unreadable(position=first + slot, key=sample.key, shard=sample.shard, reason=str(error)))
         size = self.transform.image_size
         stacked = torch.stack(images) if images else torch.empty((0, 3, size, size), dtype=torch.uint8)
-        return EvalImages(images=stacked, labels=torch.tensor(labels, dtype=torch.int64), unreadable=unreadable)
+        return EvalImages(images=stacked.numpy(), labels=np.array(labels, dtype=np.int64), unreadable=unreadable)

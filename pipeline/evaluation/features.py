@@ -52,10 +52,10 @@ def extract_features(
     # torch tells of a worker that is gone wherever this process is at that moment.
     with bar, explained(remedy="evaluation.num_workers"), started(loader) as items:
         for item in items:
-            for images in item.images.split(batch_size):
+            for images in torch.from_numpy(item.images).split(batch_size):
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                     values.append(model.forward_representation(images.to(device)).float().cpu())
-            labels.append(item.labels)
+            labels.append(torch.from_numpy(item.labels))
             for lost in item.unreadable:
                 print(f"[eval] unreadable image {lost.key!r} in {lost.shard} left out: {lost.reason}", flush=True)
             unreadable += len(item.unreadable)

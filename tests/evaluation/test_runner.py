@@ -99,7 +99,14 @@ def test_a_result_stands_only_for_what_it_was_measured_on(
             assert len(read_json_lines(folder.evaluations)) == count * len(first)
 
 
-def test_results_do_not_depend_on_batching_or_on_who_decodes(folder: RunFolder, call: Call) -> None:
+def test_results_do_not_depend_on_batching_or_on_who_decodes(
+    folder: RunFolder, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor on the length of TMPDIR: a worker that could not open its socket there told nobody, and the evaluator waited for ever."""
+    place = tmp_path / ("a-scratch-folder-of-a-job" * 4)
+    place.mkdir()
+    monkeypatch.setenv("TMPDIR", str(place))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     add_weights(folder, 4)
     call("evaluate", str(folder.root), "evaluation.precision=fp32")
     rows = read_json_lines(folder.evaluations)
