@@ -31,6 +31,7 @@ STEP_KEY = "step"
 AXES = {"shared": STEP_KEY, "offline": "_step"}
 METRIC_GROUPS = ("train", "speed", "data", "eval")
 DIGEST_KEY = "data/digest"  # identifies the samples seen: nothing to draw
+WRITING_S = 10.0
 SETTLE_S = 60.0  # W&B confirms nothing: a row given to it this long ago, without an error since, counts as sent
 
 
@@ -81,8 +82,16 @@ def serve(spec: dict[str, Any], answers: TextIO) -> None:
     wandb.teardown(
         exit_code=exit_code
     )  # only the end of its service has the file written: finishing a run does not wait for that
-    lost = log.rows - count_rows(folder / f"run-{run.id}.wandb") if run.offline else 0
+    lost = count_lost(folder / f"run-{run.id}.wandb", rows=log.rows) if run.offline else 0
     _answer(answers, finished=1, lost=lost, rows=log.rows, folder=str(folder))
+
+
+def count_lost(path: Path, *, rows: int, patience_s: float = WRITING_S) -> int:
+    """Lines of metrics that W&B's file lacks. On a busy machine its service writes it a moment after it has said that it has ended."""
+    end = time.monotonic() + patience_s
+    while (lost := rows - count_rows(path)) > 0 and time.monotonic() < end:
+        time.sleep(0.1)
+    return lost
 
 
 def drop_unreadable_variables(environ: MutableMapping[str, str]) -> list[str]:
