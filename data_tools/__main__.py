@@ -7,19 +7,19 @@ import os
 import sys
 from pathlib import Path
 
-from data_tools import make_arguments
-from data_tools.near_copies import DEFAULT_DISTANCE, MAX_DISTANCE
-from pipeline.command_line import Parser, use_utf8
-from pipeline.cores import usable_cores
-from pipeline.data.index import DEFAULT_BLOCK_SAMPLES, MAX_BLOCK_SAMPLES
+from data_tools.dedup.matching import DEFAULT_DISTANCE, MAX_DISTANCE
+from data_tools.make import command as make_arguments
+from pipeline.console.command_line import Parser, use_utf8
+from pipeline.data.shards.index import DEFAULT_BLOCK_SAMPLES, MAX_BLOCK_SAMPLES
 from pipeline.errors import PipelineError
+from pipeline.launch.cores import usable_cores
 
 
 def make(arguments: argparse.Namespace) -> None:
-    from data_tools.make import make_shards
+    from data_tools.make.pack import make_shards
     from data_tools.shard_names import lines
     from data_tools.shards import describe_hidden
-    from pipeline.data.folder import ShardFolder
+    from pipeline.data.shards.folder import ShardFolder
 
     options = make_arguments.read_options(arguments)
     report = make_shards(arguments.source, arguments.folder, options=options, num_workers=arguments.workers)
@@ -42,11 +42,11 @@ def index(arguments: argparse.Namespace) -> None:
 
 def verify(arguments: argparse.Namespace) -> int:
     from data_tools.earlier import check_report, check_skip_list
-    from data_tools.findings import next_step, summarise, tabulate
     from data_tools.folder_lock import lock_folder
     from data_tools.shard_names import lines
     from data_tools.shards import describe_hidden, list_shards
-    from data_tools.verify import choose_places, verify_shards
+    from data_tools.verify.check import choose_places, verify_shards
+    from data_tools.verify.findings import next_step, summarise, tabulate
 
     shards = list_shards(arguments.folder)
     places = choose_places(shards, skip_list=arguments.skip_list, report=arguments.report, work=arguments.work)
@@ -75,8 +75,8 @@ def stats(arguments: argparse.Namespace) -> None:
     from data_tools.parallel import write_json
     from data_tools.shard_names import lines
     from data_tools.shards import describe_hidden, list_shards
-    from data_tools.stats import describe, measure_folder, tabulate
-    from data_tools.stats_page import write_page
+    from data_tools.stats.measure import describe, measure_folder, tabulate
+    from data_tools.stats.page import write_page
 
     shards = list_shards(arguments.folder)
     out = Path(arguments.out) if arguments.out else shards.output_folder
@@ -94,8 +94,8 @@ def stats(arguments: argparse.Namespace) -> None:
 
 
 def dedup(arguments: argparse.Namespace) -> None:
-    from data_tools.dedup import find_copies
-    from data_tools.dedup_report import choose_places, next_step, tabulate, write_findings
+    from data_tools.dedup.find import find_copies
+    from data_tools.dedup.report import choose_places, next_step, tabulate, write_findings
     from data_tools.earlier import check_search
     from data_tools.folder_lock import lock_folder
 

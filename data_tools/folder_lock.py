@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.claims import Owner
 from pipeline.errors import DataError
-from pipeline.run_lock import FolderLock
+from pipeline.run.claims import Owner
+from pipeline.run.lock import FolderLock
 
 LOCK_NAME = ".data-tools.lock"
 

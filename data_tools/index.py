@@ -14,10 +14,10 @@ from data_tools.parallel import map_in_processes
 from data_tools.shard_names import check_finished, lines, remark
 from data_tools.shards import describe_hidden, store_errors
 from data_tools.splits import select_shards
-from pipeline.data.folder import ShardFolder, describe_read_only, is_remote
-from pipeline.data.index import ShardIndex, assemble_index, find_index, identify, load_index, read_owner, save_index
-from pipeline.data.scan_shard import ShardEntry, scan_shard
-from pipeline.data.skips import read_skips
+from pipeline.data.shards.folder import ShardFolder, describe_read_only, is_remote
+from pipeline.data.shards.index import ShardIndex, assemble_index, find_index, identify, load_index, read_owner, save_index
+from pipeline.data.shards.scan import ShardEntry, scan_shard
+from pipeline.data.shards.skips import read_skips
 from pipeline.errors import DataError
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.folder import ShardFolder
-from pipeline.data.index import INDEX_NAME, ShardIndex, load_index
-from pipeline.data.tar import TarSample
+from pipeline.data.shards.folder import ShardFolder
+from pipeline.data.shards.index import INDEX_NAME, ShardIndex, load_index
+from pipeline.data.shards.tar import TarSample
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.console.progress import progress
 from pipeline.errors import DataError
 from pipeline.files import write_whole
 from pipeline.json_text import parse_json
-from pipeline.progress import progress
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.shard_names import check_finished, remark
-from pipeline.data.class_names import parse_class_names
-from pipeline.data.folder import COMPRESSED, ShardFolder, UnreachableError, describe_hub_path, is_remote
-from pipeline.data.index import CLASSES_NAME
-from pipeline.data.tar import TarMember, TarSample, is_empty_tar, scan_samples
+from pipeline.data.shards.class_names import parse_class_names
+from pipeline.data.shards.folder import COMPRESSED, ShardFolder, UnreachableError, describe_hub_path, is_remote
+from pipeline.data.shards.index import CLASSES_NAME
+from pipeline.data.shards.tar import TarMember, TarSample, is_empty_tar, scan_samples
 from pipeline.errors import DataError
 
 

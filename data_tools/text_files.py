@@ -6,7 +6,7 @@ import codecs
 import unicodedata
 from pathlib import Path
 
-from pipeline.data.class_names import BYTE_ORDER_MARK
+from pipeline.data.shards.class_names import BYTE_ORDER_MARK
 from pipeline.data.stand_ins import refuse_stand_in
 from pipeline.errors import DataError
 

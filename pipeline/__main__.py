@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from pipeline.capacity.arguments import add_plan_arguments
-from pipeline.command_line import Parser, use_utf8
+from pipeline.console.command_line import Parser, use_utf8
 from pipeline.errors import PipelineError, StoppedError
 from pipeline.files import check_surroundings
-from pipeline.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
+from pipeline.launch.signals import EXIT_INTERRUPTED, Interrupted, StopRequest
+from pipeline.plan.arguments import add_plan_arguments
 
 EXIT_ERROR = 2
 EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
@@ -25,23 +25,23 @@ EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 
 def train(arguments: argparse.Namespace, stop: StopRequest) -> int:
     """First launch and every relaunch: the same line. Resumes from the newest complete checkpoint by itself."""
-    from pipeline.train_command import run_training
+    from pipeline.commands.train import run_training
 
     return run_training(arguments.config, arguments.overrides, stop)
 
 
 def evaluate(arguments: argparse.Namespace, stop: StopRequest) -> int:
     """Evaluate every checkpoint of a run that has not been evaluated; with --watch, go on as new ones come."""
-    from pipeline.outlets import keep_output_in
+    from pipeline.console.streams import keep_output_in
 
     keep_output_in(Path(arguments.run_dir))
     print(f"[eval] evaluating {arguments.run_dir}; loading torch", flush=True)
-    from pipeline.allotment import Torch, check_visible
-    from pipeline.build import make_evaluator
-    from pipeline.checkpoint import RunFolder
+    from pipeline.build.training import make_evaluator
+    from pipeline.config.read import load_config
     from pipeline.errors import ConfigError
     from pipeline.evaluation.watch import wait_for_weights, watch_run
-    from pipeline.read_config import load_config
+    from pipeline.launch.allotment import Torch, check_visible
+    from pipeline.run.checkpoint import RunFolder
 
     folder = RunFolder(Path(arguments.run_dir))
     if arguments.watch:
@@ -62,7 +62,7 @@ def evaluate(arguments: argparse.Namespace, stop: StopRequest) -> int:
 def report(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     """Print a run's results and draw its curves."""
     from pipeline.errors import ConfigError
-    from pipeline.report import write_report
+    from pipeline.report.report import write_report
 
     written = write_report(Path(arguments.run_dir), Path(arguments.out) if arguments.out else None)
     print(written.text)
@@ -73,7 +73,7 @@ def report(arguments: argparse.Namespace, _stop: StopRequest) -> int:
 
 def status(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     """Print what runs are doing."""
-    from pipeline.status_text import Style, show
+    from pipeline.monitor.status_text import Style, show
 
     style = Style.of(sys.stdout, term=os.environ.get("TERM"), no_color=os.environ.get("NO_COLOR"))
     show(arguments.run_dirs, output="json" if arguments.json else "text", watch=arguments.watch, style=style)
@@ -82,10 +82,10 @@ def status(arguments: argparse.Namespace, _stop: StopRequest) -> int:
 
 def samples(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     """Print what a run sees at a step."""
-    from pipeline.checkpoint import RunFolder
-    from pipeline.console import print_lines
-    from pipeline.read_config import load_config
-    from pipeline.samples import list_samples
+    from pipeline.commands.samples import list_samples
+    from pipeline.config.read import load_config
+    from pipeline.console.lines import print_lines
+    from pipeline.run.checkpoint import RunFolder
 
     place = Path(arguments.run)
     config = load_config(RunFolder(place).config if place.is_dir() else place, arguments.overrides)
@@ -99,7 +99,7 @@ def samples(arguments: argparse.Namespace, _stop: StopRequest) -> int:
 
 def show_config(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     """Print the resolved configuration."""
-    from pipeline.read_config import load_config
+    from pipeline.config.read import load_config
 
     print(load_config(arguments.config, arguments.overrides).to_yaml(), end="")
     return 0
@@ -107,11 +107,11 @@ def show_config(arguments: argparse.Namespace, _stop: StopRequest) -> int:
 
 def plan(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     """Print what a run will need and cost."""
-    from pipeline.capacity.arguments import read_cluster
-    from pipeline.capacity.forecast import make_forecast
-    from pipeline.capacity.plot import draw_simulation, simulate_failures
-    from pipeline.capacity.text import to_json, to_text
-    from pipeline.read_config import load_config
+    from pipeline.config.read import load_config
+    from pipeline.plan.arguments import read_cluster
+    from pipeline.plan.forecast import make_forecast
+    from pipeline.plan.plot import draw_simulation, simulate_failures
+    from pipeline.plan.text import to_json, to_text
 
     cluster = read_cluster(arguments)
     config = load_config(arguments.config, arguments.overrides)
@@ -125,7 +125,7 @@ def plan(arguments: argparse.Namespace, _stop: StopRequest) -> int:
 
 def demo(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     """The whole story on a laptop CPU."""
-    from pipeline.demo import run_demo
+    from pipeline.commands.demo import run_demo
 
     run_demo(Path(arguments.out))
     return 0
@@ -341,7 +341,7 @@ def _prepare(command: str, stop: StopRequest) -> None:
     """Before anything else: a signal may come at once, and the output's reader may go."""
     if command in ("train", "evaluate"):
         (stop.install if command == "train" else stop.install_everywhere)()
-        from pipeline.outlets import open_outlets
+        from pipeline.console.streams import open_outlets
 
         open_outlets()
 
@@ -352,8 +352,8 @@ def _command(argv: list[str] | None) -> str:
 
 def _print_error(error: PipelineError) -> None:
     """Once: an error that all ranks share by the first of them, any other by the rank that met it."""
-    from pipeline.launcher_environment import ALONE, read_ranks
-    from pipeline.secrets import redact
+    from pipeline.credentials import redact
+    from pipeline.launch.environment import ALONE, read_ranks
 
     try:
         world = read_ranks()

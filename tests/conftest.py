@@ -25,8 +25,8 @@ from PIL import Image
 install_import_hook(["pipeline.models", "pipeline.functional"], "beartype.beartype")
 
 from data_tools.index import index_folder  # noqa: E402
-from pipeline.checkpoint import RunFolder  # noqa: E402
-from pipeline.data.index import ShardIndex, load_index  # noqa: E402
+from pipeline.data.shards.index import ShardIndex, load_index  # noqa: E402
+from pipeline.run.checkpoint import RunFolder  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
@@ -210,7 +210,7 @@ def timm() -> ModuleType:
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, object]) -> RunFolder:
     """The run that nothing happened to."""
-    from tests.trainings import folder_of, train
+    from tests.helpers.trainings import folder_of, train
 
     folder = tmp_path_factory.mktemp("reference")
     config = folder / "tiny.yaml"

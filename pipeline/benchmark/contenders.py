@@ -25,14 +25,14 @@ import psutil
 import torch
 from PIL import Image
 
-from pipeline.data.augment import TrainTransform
-from pipeline.data.corpus import Corpus, Mixture
-from pipeline.data.counter import Purpose, derive_key
-from pipeline.data.decode import entropy_decode
-from pipeline.data.index import load_index
-from pipeline.data.loader import BatchLoader
-from pipeline.data.reader import BlockReader
-from pipeline.data.stream import Division, TrainStream
+from pipeline.data.images.crop import TrainTransform
+from pipeline.data.images.decode import entropy_decode
+from pipeline.data.shards.index import load_index
+from pipeline.data.shards.reader import BlockReader
+from pipeline.data.streams.loader import BatchLoader
+from pipeline.data.streams.mixture import Corpus, Mixture
+from pipeline.data.streams.train import Division, TrainStream
+from pipeline.keyed_random import Purpose, derive_key
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PREFETCH = 2

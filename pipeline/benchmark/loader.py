@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from pipeline.benchmark.contenders import ALONE, CONTENDERS, Settings, make_transform
-from pipeline.data.corpus import Corpus, Mixture
-from pipeline.data.decode import has_region_decoder
-from pipeline.data.index import load_index
-from pipeline.data.loader import BatchLoader
-from pipeline.data.stream import Division, TrainStream
+from pipeline.console.progress import progress, track
+from pipeline.data.images.decode import has_region_decoder
+from pipeline.data.shards.index import load_index
+from pipeline.data.streams.loader import BatchLoader
+from pipeline.data.streams.mixture import Corpus, Mixture
+from pipeline.data.streams.train import Division, TrainStream
 from pipeline.errors import DataError
-from pipeline.progress import progress, track
 
 REPOSITORY = Path(__file__).parent.parent.parent
 BASELINE = "Pillow, decode alone"

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from pipeline.data.corpus import Corpus, Mixture
-from pipeline.data.index import DEFAULT_BLOCK_SAMPLES, ShardIndex, assemble_index, load_index, save_index
-from pipeline.data.scan_shard import ShardEntry
-from pipeline.data.stream import Division, cut
+from pipeline.data.shards.index import DEFAULT_BLOCK_SAMPLES, ShardIndex, assemble_index, load_index, save_index
+from pipeline.data.shards.scan import ShardEntry
+from pipeline.data.streams.mixture import Corpus, Mixture
+from pipeline.data.streams.train import Division, cut
 
 IMAGE_BYTES = 110_000  # of a median ImageNet photo
 STEPS = 64

@@ -21,8 +21,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.counter import Permutation, Purpose, derive_key, permutation, random_bits
 from pipeline.errors import ConfigError
+from pipeline.keyed_random import Permutation, Purpose, derive_key, permutation, random_bits
 
 Int64s = NDArray[np.int64]
 ORDER_VERSION = 3  # of the law below; a run never goes on under another

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.errors import DataError
-from pipeline.interruption import SIGNALS
+from pipeline.launch.signals import SIGNALS
 
 _LIMITS = {
     errno.EMFILE: "this process has as many open files as it may have; raise the limit (ulimit -n 65536)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 
-from pipeline.data.folder import COMPRESSED, is_remote
+from pipeline.data.shards.folder import COMPRESSED, is_remote
 
 INDEX_SUFFIX = ".safetensors"
 SOURCE_SUFFIXES = (".csv", ".tsv", ".parquet", ".arrow")  # of files that `python -m data_tools make` packs

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pipeline.data.augment import EvalTransform
-from pipeline.data.evaluation_stream import EvalStream
-from pipeline.data.index import ShardIndex
-from pipeline.data.remote import RemoteOptions
+from pipeline.console.progress import progress
+from pipeline.data.images.crop import EvalTransform
+from pipeline.data.shards.index import ShardIndex
+from pipeline.data.shards.remote import RemoteOptions
+from pipeline.data.streams.evaluation import EvalStream
 from pipeline.data.workers import explained, start_worker, started
-from pipeline.models.vit import VisionTransformer
-from pipeline.precision import EvaluationPrecision
-from pipeline.progress import progress
+from pipeline.distributed.precision import EvaluationPrecision
+from pipeline.models.vit.model import VisionTransformer
 
 
 @dataclass(frozen=True)

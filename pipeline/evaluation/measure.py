@@ -11,8 +11,8 @@ from torch import Tensor
 from pipeline.data.class_counts import ClassCounts
 from pipeline.errors import EvaluationError
 from pipeline.evaluation.features import Features
-from pipeline.evaluation.few_shot import choose_support, few_shot_accuracy
-from pipeline.evaluation.linear import LinearResult, linear_probe
+from pipeline.evaluation.protocols.few_shot import choose_support, few_shot_accuracy
+from pipeline.evaluation.protocols.linear import LinearResult, linear_probe
 from pipeline.evaluation.requirements import compare_classes, takes_all
 from pipeline.evaluation.tasks import Task
 

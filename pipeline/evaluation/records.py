@@ -9,8 +9,8 @@ from typing import Any
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.measure import Measured, Splits
 from pipeline.evaluation.tasks import Conditions, Task, describe
-from pipeline.journal import append_json_lines, read_json_lines
-from pipeline.weights import WeightsHeader
+from pipeline.run.records import append_json_lines, read_json_lines
+from pipeline.run.weights import WeightsHeader
 
 Row = dict[str, Any]
 

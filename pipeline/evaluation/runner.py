@@ -16,12 +16,11 @@ from typing import Any, get_args
 
 import torch
 
-from pipeline.checkpoint import RunFolder
-from pipeline.claims import Claims
-from pipeline.config import EvaluationSection
-from pipeline.data.augment import EvalTransform
-from pipeline.data.index import ShardIndex
-from pipeline.data.remote import RemoteOptions
+from pipeline.config.run import EvaluationSection
+from pipeline.data.images.crop import EvalTransform
+from pipeline.data.shards.index import ShardIndex
+from pipeline.data.shards.remote import RemoteOptions
+from pipeline.distributed.precision import EvaluationPrecision, choose_evaluation_precision, measure_bf16_speedup
 from pipeline.errors import CheckpointError, ConfigError, DataError, EvaluationError
 from pipeline.evaluation.datasets import EvaluationSet, open_dataset
 from pipeline.evaluation.failures import describe_failures, failing
@@ -29,11 +28,12 @@ from pipeline.evaluation.features import Features, extract_features
 from pipeline.evaluation.measure import Splits, measure, prepare_splits
 from pipeline.evaluation.records import ResultFile, Row, failed_row, result_row, summarise, warnings_of
 from pipeline.evaluation.tasks import Conditions, Key, Task, key_of, key_of_row, list_tasks
-from pipeline.journal import read_json_lines
-from pipeline.precision import EvaluationPrecision, choose_evaluation_precision, measure_bf16_speedup
-from pipeline.results import choose_results
-from pipeline.tracking import EvaluationTracker, RunIdentity
-from pipeline.weights import Weights, WeightsHeader, load_weights, read_weights_header
+from pipeline.monitor.loggers import EvaluationTracker, RunIdentity
+from pipeline.run.checkpoint import RunFolder
+from pipeline.run.claims import Claims
+from pipeline.run.evaluations import choose_results
+from pipeline.run.records import read_json_lines
+from pipeline.run.weights import Weights, WeightsHeader, load_weights, read_weights_header
 
 RESIZE_RATIO = 256 / 224  # short side before the centre crop, to the crop's side
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)

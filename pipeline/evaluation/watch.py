@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-from pipeline.claims import SILENT_AFTER_S, Sightings
 from pipeline.errors import EvaluationError
-from pipeline.interruption import StopRequest
-from pipeline.run_folder import RunFolder
-from pipeline.run_state import LOCK_NAME, RunState, read_state
+from pipeline.launch.signals import StopRequest
+from pipeline.run.claims import SILENT_AFTER_S, Sightings
+from pipeline.run.folder import RunFolder
+from pipeline.run.state import LOCK_NAME, RunState, read_state
 
 LOOKS_AT_THE_END = 10  # a training that is started again needs a moment until its folder says so
 

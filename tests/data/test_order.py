@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.counter import Permutation, derive_key, few_uniforms, mix, permutation, uniforms
 from pipeline.data.order import RunOrder
-from pipeline.data.stream import Division, cut
+from pipeline.data.streams.train import Division, cut
+from pipeline.keyed_random import Permutation, derive_key, few_uniforms, mix, permutation, uniforms
 
 BLOCKS = st.lists(st.integers(1, 9), min_size=1, max_size=40)
 

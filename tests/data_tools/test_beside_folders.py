@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from data_tools.__main__ import main
-from data_tools.sources import SourceOptions, find_source
+from data_tools.make.sources import SourceOptions, find_source
 from pipeline.errors import DataError
-from tests.data_tools.test_labels import list_source, write_images
+from tests.data_tools.make.test_labels import list_source, write_images
 
 
 def remarks(path: Path) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ import pytest
 
 from data_tools.__main__ import main
 from data_tools.folder_lock import lock_folder
-from data_tools.make_record import RECORD_NAME, WORK_NAME
-from pipeline.data.skips import Skip, read_skips, write_skips
+from data_tools.make.record import RECORD_NAME, WORK_NAME
+from pipeline.data.shards.skips import Skip, read_skips, write_skips
 from pipeline.errors import DataError
 from tests.conftest import encode, make_image, write_tar
 

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_tools.__main__ import main
-from data_tools.classes import Numbering
-from data_tools.sources.repeats import Repeats, find_repeats
+from data_tools.make.classes import Numbering
+from data_tools.make.sources.repeats import Repeats, find_repeats
 from pipeline.errors import DataError
 from tests.conftest import encode, make_image
-from tests.data_tools.test_labels import JPEG, list_source, write_images
+from tests.data_tools.make.test_labels import JPEG, list_source, write_images
 
 
 def write_list(folder: Path, text: str, name: str = "x.csv") -> Path:

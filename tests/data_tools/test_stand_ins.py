@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from data_tools.__main__ import main
-from data_tools.classes import read_class_map, read_class_names
 from data_tools.index import index_folder
-from pipeline.data.index import load_index
-from pipeline.data.index import read_class_names as stored_class_names
+from data_tools.make.classes import read_class_map, read_class_names
+from pipeline.data.shards.index import load_index
+from pipeline.data.shards.index import read_class_names as stored_class_names
 from pipeline.errors import DataError
 from tests.conftest import encode, make_image, write_tar
-from tests.data_tools.test_labels import list_source, write_images
+from tests.data_tools.make.test_labels import list_source, write_images
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'7c' * 32}\nsize 9504839680\n"
 PAGE = "<!DOCTYPE html><html><body>log in</body></html>"

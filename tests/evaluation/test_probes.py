@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from pipeline.evaluation import logistic
-from pipeline.evaluation.few_shot import BIAS_FEATURE, L2_PENALTY, choose_support, few_shot_accuracy, ridge_weights
-from pipeline.evaluation.linear import PENALTIES, fit_logistic, linear_probe, split_train
+from pipeline.evaluation.protocols import logistic
+from pipeline.evaluation.protocols.few_shot import BIAS_FEATURE, L2_PENALTY, choose_support, few_shot_accuracy, ridge_weights
+from pipeline.evaluation.protocols.linear import PENALTIES, fit_logistic, linear_probe, split_train
 
 
 def clusters(count: int, *, width: int = 24, classes: int = 5, seed: int, spread: float = 2.5) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from data_tools.index import index_folder
-from pipeline.config import EvalDataset, EvaluationSection
+from pipeline.config.run import EvalDataset, EvaluationSection
 from pipeline.data.class_counts import ClassCounts
-from pipeline.data.index import load_index, save_index
+from pipeline.data.shards.index import load_index, save_index
 from pipeline.errors import EvaluationError
 from pipeline.evaluation.datasets import examine_dataset
 from pipeline.evaluation.features import Features

@@ -18,20 +18,20 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.build import make_evaluator
-from pipeline.checkpoint import RunFolder
+from pipeline.build.training import make_evaluator
+from pipeline.config.read import load_config
 from pipeline.errors import EvaluationError
 from pipeline.evaluation import records
 from pipeline.evaluation.records import ResultFile
 from pipeline.evaluation.watch import watch_run
 from pipeline.files import write_whole
-from pipeline.interruption import Interrupted, StopRequest
-from pipeline.journal import read_json_lines
-from pipeline.models.vit import VisionTransformer, ViTConfig
-from pipeline.read_config import load_config
-from pipeline.weights import save_weights
+from pipeline.launch.signals import Interrupted, StopRequest
+from pipeline.models.vit.model import VisionTransformer, ViTConfig
+from pipeline.run.checkpoint import RunFolder
+from pipeline.run.records import read_json_lines
+from pipeline.run.weights import save_weights
 from tests.conftest import REPOSITORY, Outcome, environment
-from tests.test_tracking import stored_history
+from tests.monitor.test_loggers import stored_history
 
 Call = Callable[..., Outcome]
 

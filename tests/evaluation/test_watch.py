@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.claims import Owner
 from pipeline.errors import EvaluationError
 from pipeline.evaluation import watch
 from pipeline.evaluation.watch import LOOKS_AT_THE_END, wait_for_weights, watch_run
-from pipeline.interruption import Interrupted, StopRequest
-from pipeline.run_folder import RunFolder
-from pipeline.run_state import LOCK_NAME
+from pipeline.launch.signals import Interrupted, StopRequest
+from pipeline.run.claims import Owner
+from pipeline.run.folder import RunFolder
+from pipeline.run.state import LOCK_NAME
 
 FAILED = {"phase": "failed", "by": "DivergedError: gradients were not finite", "step": 7, "total_steps": 12}
 

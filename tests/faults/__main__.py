@@ -25,8 +25,8 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from pipeline.checkpoint import RunFolder
-from pipeline.journal import read_metrics
+from pipeline.run.checkpoint import RunFolder
+from pipeline.run.records import read_metrics
 from tests.faults import launch
 from tests.faults.kinds import FAULTS, NEED_MOUNT, Scene, mount_small_disk
 
@@ -197,7 +197,7 @@ def load_libraries() -> None:
     import deepspeed  # noqa: F401
     import lightning.pytorch  # noqa: F401
 
-    import pipeline.build  # noqa: F401
+    import pipeline.build.training  # noqa: F401
 
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # its thread has no place in a process that forks

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.checkpoint import RunFolder
-from pipeline.journal import read_json_lines
+from pipeline.run.checkpoint import RunFolder
+from pipeline.run.records import read_json_lines
 from tests.faults.launch import Launch, start
 
 

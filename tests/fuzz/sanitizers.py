@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.fuzz.targets import Build
 
-SOURCES = Path(__file__).parents[2] / "pipeline" / "data"
+SOURCES = Path(__file__).parents[2] / "pipeline" / "data" / "images"
 SEEDS_SOURCE = Path(__file__).parent / "encode_jpeg.c"
 PACKAGES = ("gcc", "libc6-dev", "libjpeg-dev")
 INSTALL_TIMEOUT_S = 300
@@ -38,7 +38,7 @@ class NoSanitizerError(Exception):
 
 @dataclass(frozen=True)
 class SanitizedModule:
-    """A build of `pipeline.data._jpeg`, the encoder of unusual seeds, and what must be loaded before Python."""
+    """A build of `pipeline.data.images._jpeg`, the encoder of unusual seeds, and what must be loaded before Python."""
 
     library: Path
     encoder: Path

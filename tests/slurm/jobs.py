@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.checkpoint import RunFolder
-from pipeline.journal import read_json_lines
+from pipeline.run.checkpoint import RunFolder
+from pipeline.run.records import read_json_lines
 from tests.conftest import REPOSITORY, environment
 from tests.slurm.cluster import Cluster
 from tests.slurm.site import TINY

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint import RunFolder
-from pipeline.journal import read_json_lines
+from pipeline.run.checkpoint import RunFolder
+from pipeline.run.records import read_json_lines
+from tests.helpers.trainings import STEPS, assert_same_run
 from tests.slurm.jobs import Desk, Job
-from tests.trainings import STEPS, assert_same_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 WANDB = "tracking.mode=offline"

@@ -6,10 +6,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline.checkpoint import RunFolder
-from pipeline.journal import read_metrics
+from pipeline.run.checkpoint import RunFolder
+from pipeline.run.records import read_metrics
+from tests.helpers.trainings import assert_same_run
 from tests.slurm.jobs import Desk
-from tests.trainings import assert_same_run
 
 # Nodes, tasks a node, ZeRO stage, options.
 SHAPES = ((1, 1, 1, ()), (2, 2, 2, ("--gpus-per-node=2", "--gpus-per-task=1")), (3, 1, 3, ()), (4, 1, 1, ()))

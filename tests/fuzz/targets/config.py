@@ -9,11 +9,11 @@ from random import Random
 import numpy as np
 import yaml
 
-from pipeline.data.index import assemble_index, save_index
-from pipeline.data.scan_shard import ShardEntry
+from pipeline.config.read import load_config
+from pipeline.config.resolve import make_plan
+from pipeline.data.shards.index import assemble_index, save_index
+from pipeline.data.shards.scan import ShardEntry
 from pipeline.errors import PipelineError
-from pipeline.planning import make_plan
-from pipeline.read_config import load_config
 from tests.fuzz.fuzzer import BrokenLaw, Fuzzer, Outcome
 from tests.fuzz.mutations import mutate_bytes
 from tests.fuzz.values import DEPTHS, mutate_values, odd_value

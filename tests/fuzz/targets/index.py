@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.index import ARRAYS, INDEX_NAME, ShardIndex, assemble_index, load_index, save_index
-from pipeline.data.scan_shard import ShardEntry
+from pipeline.data.shards.index import ARRAYS, INDEX_NAME, ShardIndex, assemble_index, load_index, save_index
+from pipeline.data.shards.scan import ShardEntry
 from pipeline.errors import DataError
 from tests.fuzz.fuzzer import BrokenLaw, Fuzzer, Outcome
 from tests.fuzz.safetensors_files import mutate_file

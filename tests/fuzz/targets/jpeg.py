@@ -10,9 +10,9 @@ from random import Random
 import numpy as np
 import torch
 
-from pipeline.data import decode
-from pipeline.data.augment import Box, resize_box
-from pipeline.data.decode import UnreadableImage, decode_image, decode_jpeg_crop, jpeg_size
+from pipeline.data.images import decode
+from pipeline.data.images.crop import Box, resize_box
+from pipeline.data.images.decode import UnreadableImage, decode_image, decode_jpeg_crop, jpeg_size
 from tests.fuzz import jpeg_files
 from tests.fuzz.fuzzer import BrokenLaw, Fuzzer, Outcome
 from tests.fuzz.sanitizers import ENCODER_VARIABLE, MODULE_VARIABLE

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
-from data_tools.classes import Numbering, number_classes, read_class_map, read_class_names
-from data_tools.sources.csv_file import CsvOptions, list_csv
-from data_tools.sources.labels import fields_of, read_member
-from pipeline.data.class_names import parse_class_names
-from pipeline.data.sample import MAX_LABEL, parse_label
-from pipeline.data.skips import read_skips, write_skips
+from data_tools.make.classes import Numbering, number_classes, read_class_map, read_class_names
+from data_tools.make.sources.csv_file import CsvOptions, list_csv
+from data_tools.make.sources.labels import fields_of, read_member
+from pipeline.data.shards.class_names import parse_class_names
+from pipeline.data.shards.sample import MAX_LABEL, parse_label
+from pipeline.data.shards.skips import read_skips, write_skips
 from pipeline.errors import DataError
 from tests.conftest import encode, make_image
 from tests.fuzz.fuzzer import BrokenLaw, Fuzzer, Outcome

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from pipeline.checkpoint import MODEL_FILE, CheckpointMeta, describe_files, files_of
-from pipeline.checkpoint_search import find_latest
-from pipeline.claims import read_owner
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.report import write_report
-from pipeline.results import read_results
-from pipeline.run_folder import RunFolder
-from pipeline.status import read_status
-from pipeline.status_text import BLOCKS, Style, describe, tabulate, to_json
+from pipeline.monitor.status import read_status
+from pipeline.monitor.status_text import BLOCKS, Style, describe, tabulate, to_json
+from pipeline.report.report import write_report
+from pipeline.run.checkpoint import MODEL_FILE, CheckpointMeta, describe_files, files_of
+from pipeline.run.checkpoint_search import find_latest
+from pipeline.run.claims import read_owner
+from pipeline.run.evaluations import read_results
+from pipeline.run.folder import RunFolder
 from tests.fuzz.folders import pack, unpack, write_folder
 from tests.fuzz.fuzzer import BrokenLaw, Fuzzer, Outcome
 from tests.fuzz.values import json_bytes, mutate_values

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.hash_store import HashedShard, ImageSet, load_shard, save_shard, stored_facts
-from data_tools.make_record import MakeRecord
-from data_tools.near_copies import HashTable
+from data_tools.dedup.hash_store import HashedShard, ImageSet, load_shard, save_shard, stored_facts
+from data_tools.dedup.matching import HashTable
+from data_tools.dedup.perceptual_hash import NUM_CROPS, NUM_FRAMES, VIEW_BYTES
+from data_tools.make.record import MakeRecord
+from data_tools.make.sources.listing import ListingBuilder, Member, load_listing
 from data_tools.parallel import remember
-from data_tools.perceptual_hash import NUM_CROPS, NUM_FRAMES, VIEW_BYTES
-from data_tools.sources.listing import ListingBuilder, Member, load_listing
 from pipeline.errors import DataError
 from tests.fuzz.folders import pack, unpack, write_folder
 from tests.fuzz.fuzzer import BrokenLaw, Fuzzer, Outcome

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from pipeline.errors import CheckpointError
-from pipeline.models.vit import VisionTransformer, ViTConfig
-from pipeline.results import read_digest
-from pipeline.weights import digest_tensors, load_weights, read_weights_header, save_weights
+from pipeline.models.vit.model import VisionTransformer, ViTConfig
+from pipeline.run.evaluations import read_digest
+from pipeline.run.weights import digest_tensors, load_weights, read_weights_header, save_weights
 from tests.fuzz.fuzzer import BrokenLaw, Fuzzer, Outcome
 from tests.fuzz.safetensors_files import mutate_file
 from tests.fuzz.values import mutate_values

@@ -1,0 +1,1 @@
+"""`dedup`: near-copies between sets and inside one."""

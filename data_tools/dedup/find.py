@@ -1,0 +1,115 @@
+"""Find near-copies of test images in a corpus, and copies inside the corpus itself.
+
+Every image is hashed once (`image_hashes`); pairs are found by an index over the hashes (`near_copies`, `hamming`), shard
+by shard, and remembered until a shard, a test set or the distance changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from data_tools.dedup.catalogue import Catalogue, ImagePlace
+from data_tools.dedup.hash_sets import hash_sets
+from data_tools.dedup.hash_store import open_set
+from data_tools.dedup.matching import HOW, Copies, join_copies, nearest
+from data_tools.dedup.search import FIRST_TEST_IMAGE, find_against, find_within
+from pipeline.errors import DataError
+
+
+@dataclass(frozen=True)
+class Copy:
+    """An image of the corpus and what it is a copy of."""
+
+    image: ImagePlace
+    of: ImagePlace
+    distance: int  # bits
+    how: str
+
+
+@dataclass(frozen=True)
+class SetCopies:
+    """What of one test set is in the corpus."""
+
+    catalogue: Catalogue
+    num_test_images: int  # that have a copy in the corpus
+    num_corpus_images: int  # that are a copy of one
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything a search found."""
+
+    distance: int
+    corpus: Catalogue
+    test_sets: list[SetCopies]
+    against: list[Copy]  # every pair of a corpus image and a test image
+    left_out_for_test: list[Copy]  # each of those corpus images once, with the nearest test image
+    within: list[Copy] | None  # each copy inside the corpus, with the image that stays; None if not looked for
+
+    @property
+    def left_out(self) -> list[Copy]:
+        """Every image to leave out, once."""
+        return [*self.left_out_for_test, *(self.within or [])]
+
+
+def find_copies(
+    corpus: str,
+    *,
+    against: Sequence[str],
+    inside: Literal["searched", "left alone"],
+    distance: int,
+    work: str | None,
+    num_workers: int,
+) -> Found:
+    """Look for copies of the images of test sets in a corpus, and then, if wanted, for copies inside what remains of it.
+
+    Args:
+        corpus: folder or URL of shards, or one tar.
+        against: test sets, likewise.
+        inside: whether the corpus is compared with itself.
+        distance: differing bits of 144 that still make a copy.
+        work: where hashes are kept; beside each set's shards if None.
+
+    Raises:
+        DataError: nothing to look for, a set that cannot be read, or a folder that cannot be written.
+    """
+    if not against and inside == "left alone":
+        raise DataError("nothing to look for: give --against TEST_SET for copies of test images, --within for copies inside")
+    corpus_set, test_sets = open_set(corpus, work=work), [open_set(path, work=work) for path in dict.fromkeys(against)]
+    for images in test_sets:
+        if images.shares_shards(corpus_set):
+            raise DataError(f"--against {images.path} is the corpus itself; --within looks for copies inside the corpus")
+    hash_sets([corpus_set, *test_sets], num_workers=num_workers)
+    searched, targets = Catalogue(corpus_set), [Catalogue(images) for images in test_sets]
+    starts = np.cumsum([FIRST_TEST_IMAGE, *(len(target) for target in targets)])
+    pairs = find_against(searched, targets, starts, distance=distance, num_workers=num_workers) if targets else join_copies([])
+    within = None
+    if inside == "searched":
+        within = find_within(searched, left_out=np.unique(pairs.first), distance=distance, num_workers=num_workers)
+    owner = np.searchsorted(starts, pairs.second, side="right") - 1
+    corpus_places = searched.places(np.concatenate([pairs.first, *([] if within is None else [within.first, within.second])]))
+    test_places = {
+        number + int(starts[position]): place
+        for position, target in enumerate(targets)
+        for number, place in target.places(pairs.second[owner == position] - starts[position]).items()
+    }
+    return Found(
+        distance=distance,
+        corpus=searched,
+        test_sets=[
+            SetCopies(target, *(len(np.unique(side[owner == position])) for side in (pairs.second, pairs.first)))
+            for position, target in enumerate(targets)
+        ],
+        against=_describe(pairs, corpus_places, test_places),
+        left_out_for_test=_describe(nearest(pairs), corpus_places, test_places),
+        within=None if within is None else _describe(within, corpus_places, corpus_places),
+    )
+
+
+def _describe(pairs: Copies, first: dict[int, ImagePlace], second: dict[int, ImagePlace]) -> list[Copy]:
+    rows = zip(pairs.first.tolist(), pairs.second.tolist(), pairs.distance.tolist(), pairs.how.tolist(), strict=True)
+    return [Copy(image=first[a], of=second[b], distance=distance, how=HOW[how]) for a, b, distance, how in rows]

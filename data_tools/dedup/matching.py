@@ -1,0 +1,220 @@
+"""Which images are near-copies of which, and which of a set's own copies to keep.
+
+Two images match if a hash of one of them or of its mirror image is near a hash of the other one or of a part of it, so
+it does not matter which of the two was mirrored or cropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.dedup.hamming import HammingIndex, map_array
+from data_tools.dedup.perceptual_hash import HASH_BYTES, MIN_DETAIL, Views
+
+Ints = NDArray[np.int64]
+
+HOW = ("whole", "cropped", "mirrored", "mirrored and cropped")
+CROPPED, MIRRORED = 1, 2  # add up to a place in HOW
+DEFAULT_DISTANCE = 20  # of 144 bits; see docs/data-tools.md
+MAX_DISTANCE = 32  # beyond it unrelated images match in numbers
+MAX_COLOUR_DISTANCE = 10.0  # of 256 levels; measured like the distance
+MAX_GREY_DISTANCE = 6.0  # of pairs that are compared in grey: a third of the values say less, and simple pictures agree in them
+MAX_GREY_SPREAD = 4.0  # levels between the channels of an image without colour: JPEG and rounding leave some
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's mode L has it
+
+
+@dataclass(frozen=True)
+class HashTable:
+    """The hashes of many images; see `perceptual_hash.ImageHashes`."""
+
+    frames: Views  # (N, 2, 45)
+    mirrored: Views  # (N, 2, 45)
+    crops: Views  # (N, C, 45)
+    detail: NDArray[np.float32]  # (N,)
+
+    @property
+    def is_featureless(self) -> NDArray[np.bool_]:
+        """Images whose hashes say nothing: they are no copies of anything."""
+        return self.detail < MIN_DETAIL
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Hashes in a row, with the image each is of and how it was altered."""
+
+    views: Views  # (N, 45)
+    image: Ints
+    how: NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Pairs of images, each pair once, with the least distance of any of their parts."""
+
+    first: Ints
+    second: Ints
+    distance: Ints
+    how: Ints  # place in HOW
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def take(self, chosen: Ints | NDArray[np.bool_]) -> Copies:
+        """Some of the pairs."""
+        return Copies(self.first[chosen], self.second[chosen], self.distance[chosen], self.how[chosen])
+
+
+def join_codes(codes: Sequence[Codes]) -> Codes:
+    """One after the other."""
+    return Codes(*(np.concatenate([getattr(part, name) for part in codes]) for name in ("views", "image", "how")))
+
+
+def join_copies(copies: Sequence[Copies]) -> Copies:
+    """Pairs of several searches, each pair once."""
+    first, second, distance, how = (
+        np.concatenate([np.zeros(0, np.int64), *(getattr(part, name) for part in copies)])
+        for name in ("first", "second", "distance", "how")
+    )
+    order = np.lexsort((how, distance, second, first))
+    joined = Copies(first, second, distance, how).take(order)
+    is_new = np.ones(len(joined), np.bool_)
+    is_new[1:] = (np.diff(joined.first) != 0) | (np.diff(joined.second) != 0)
+    return joined.take(is_new)
+
+
+def whole_codes(table: HashTable, images: Ints, *, first_image: int = 0) -> Codes:
+    """The frames of some images, upright and mirrored. Images are numbered from `first_image`."""
+    upright = _frame_codes(table.frames, images, first_image, how=0)
+    return join_codes([upright, _frame_codes(table.mirrored, images, first_image, how=MIRRORED)])
+
+
+def upright_codes(table: HashTable, images: Ints, *, first_image: int = 0) -> Codes:
+    """The frames and the crops of some images."""
+    return join_codes(
+        [_frame_codes(table.frames, images, first_image, how=0), crop_codes(table, images, first_image=first_image)]
+    )
+
+
+def crop_codes(table: HashTable, images: Ints, *, first_image: int = 0) -> Codes:
+    """The crops of some images."""
+    crops = table.crops[images]
+    num_images, num_crops, num_bytes = crops.shape
+    owner = np.repeat(images + first_image, num_crops)
+    return Codes(crops.reshape(num_images * num_crops, num_bytes), owner, np.full(len(owner), CROPPED, np.int8))
+
+
+def _frame_codes(frames: Views, images: Ints, first_image: int, *, how: int) -> Codes:
+    """The whole, and the middle square where that is something else."""
+    whole, square = frames[images, 0], frames[images, 1]
+    differs = (whole != square).any(axis=1)
+    return Codes(
+        views=np.concatenate([whole, square[differs]]),
+        image=np.concatenate([images, images[differs]]) + first_image,
+        how=np.concatenate([np.full(len(whole), how), np.full(differs.sum(), how | CROPPED)]).astype(np.int8),
+    )
+
+
+def colour_distance(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Root mean square difference of colours, (N, 27) each, made equally bright by one factor shared between the two.
+
+    Where one of the two has no colour, the other one's is taken away: copies are made grey more often than tinted.
+    """
+    one, other = first.astype(np.float64).reshape(-1, 9, 3), second.astype(np.float64).reshape(-1, 9, 3)
+    has_grey = _has_grey(first, second)[:, None, None]
+    one, other = (np.where(has_grey, (side @ LUMA)[:, :, None], side).reshape(first.shape) for side in (one, other))
+    # |a / s - b * s|^2 with s^2 = |a| / |b| is 2 (|a| |b| - a.b)
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return np.sqrt(2 * np.maximum(0, lengths - (one * other).sum(axis=1)) / first.shape[1])
+
+
+def _has_grey(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether one of two has no colour, (N, 27) each."""
+    spreads = [np.ptp(side.astype(np.float64).reshape(-1, 9, 3), axis=2).max(axis=1) for side in (first, second)]
+    return np.minimum(*spreads) <= MAX_GREY_SPREAD
+
+
+def have_like_colours(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether the colours of a copy, (N, 27) each, could be these."""
+    limit = np.where(_has_grey(first, second), MAX_GREY_DISTANCE, MAX_COLOUR_DISTANCE)
+    return colour_distance(first, second) <= limit
+
+
+class CopyFinder:
+    """Finds images of which a view is alike: its bits within a distance, and its colours like: see `have_like_colours`."""
+
+    def __init__(self, index: HammingIndex, codes: Codes) -> None:
+        self._index, self._codes = index, codes
+
+    @classmethod
+    def build(cls, codes: Codes, *, distance: int) -> CopyFinder:
+        return cls(HammingIndex.build(codes.views[:, :HASH_BYTES], radius=distance), codes)
+
+    def save(self, folder: Path) -> None:
+        """Write it to a folder, to be opened by many processes."""
+        self._index.save(folder)
+        for name, array in vars(self._codes).items():
+            np.save(folder / f"{name}.npy", array)
+
+    @classmethod
+    def open(cls, folder: Path) -> CopyFinder:
+        """Map what `save` wrote."""
+        codes = Codes(*(map_array(folder / f"{field.name}.npy") for field in fields(Codes)))
+        return cls(HammingIndex.open(folder), codes)
+
+    def find(self, queries: Codes) -> Copies:
+        """Pairs of a query's image and one of ours; an image is no copy of itself."""
+        pairs = self._index.search(queries.views[:, :HASH_BYTES])
+        query, entry = pairs.query, pairs.entry
+        colours = queries.views[query, HASH_BYTES:], self._codes.views[entry, HASH_BYTES:]
+        is_other = queries.image[query] != self._codes.image[entry]
+        alike = np.flatnonzero(is_other & have_like_colours(*colours))
+        query, entry = query[alike], entry[alike]
+        how = (queries.how[query] | self._codes.how[entry]).astype(np.int64)
+        return join_copies([Copies(queries.image[query], self._codes.image[entry], pairs.distance[alike], how)])
+
+
+def nearest(copies: Copies) -> Copies:
+    """For every first image the pair with the least distance, the first such."""
+    ordered = copies.take(np.lexsort((copies.second, copies.distance, copies.first)))
+    return ordered.take(np.unique(ordered.first, return_index=True)[1])
+
+
+def group_identical(views: Views, *, rank: Ints) -> Ints:
+    """Of every image the one of least rank with the same bits, if its colours are alike, else itself.
+
+    A picture that a set holds ten thousand times would otherwise make fifty million pairs.
+    """
+    _, group = np.unique(views[:, :HASH_BYTES], axis=0, return_inverse=True)
+    order = np.lexsort((rank, group))
+    leader = order[np.unique(group[order], return_index=True)[1]][group].astype(np.int64)
+    alike = have_like_colours(views[:, HASH_BYTES:], views[leader, HASH_BYTES:])
+    return np.where(alike, leader, np.arange(len(views)))
+
+
+def choose_left_out(copies: Copies, *, rank: Ints) -> Copies:
+    """Which images to leave out, so that no two that match stay: pairs of one and the image kept in its place.
+
+    Images are gone through by rank. One that is not left out yet is kept, and all that match it are left out. So
+    whatever is left out matches an image that is kept: a chain of ever more different images is not followed beyond its
+    first link.
+
+    Args:
+        copies: all pairs of a set, in either order.
+        rank: of each image; the least is kept first.
+    """
+    first, second = np.concatenate([copies.first, copies.second]), np.concatenate([copies.second, copies.first])
+    pair = np.tile(np.arange(len(copies)), 2)
+    order = np.lexsort((rank[second], rank[first]))
+    first, second, pair = first[order], second[order], pair[order]
+    kept_for: dict[int, tuple[int, int]] = {}
+    for keeper, image, number in zip(first.tolist(), second.tolist(), pair.tolist(), strict=True):
+        if keeper not in kept_for and image not in kept_for and keeper != image:
+            kept_for[image] = (keeper, number)
+    chosen = np.array([number for _, number in kept_for.values()], np.int64)
+    images, keepers = np.array(list(kept_for), np.int64), np.array([keeper for keeper, _ in kept_for.values()], np.int64)
+    return Copies(images, keepers, copies.distance[chosen], copies.how[chosen])

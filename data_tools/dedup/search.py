@@ -1,0 +1,138 @@
+"""Search a corpus for copies, shard by shard, in processes that share one index. What is found is remembered."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.dedup.catalogue import Catalogue, MakeCodes
+from data_tools.dedup.hash_store import ImageSet, load_shard
+from data_tools.dedup.matching import (
+    Codes,
+    Copies,
+    CopyFinder,
+    Ints,
+    choose_left_out,
+    crop_codes,
+    group_identical,
+    join_codes,
+    join_copies,
+    upright_codes,
+    whole_codes,
+)
+from data_tools.parallel import map_in_processes, remember
+from pipeline.errors import DataError
+
+FIRST_TEST_IMAGE = 1 << 40  # test images are numbered from here on, beyond any corpus
+SEARCHED_NAME = "searched.npy"
+# Hashes of whole images are asked for whole images and parts of them, hashes of parts for whole images.
+ASKED_WITH: dict[str, MakeCodes] = {"whole": upright_codes, "crops": whole_codes}
+RULES_VERSION = 3  # of what makes a copy: pairs found by other rules are looked for anew
+
+
+def find_against(corpus: Catalogue, targets: Sequence[Catalogue], starts: Ints, *, distance: int, num_workers: int) -> Copies:
+    """Pairs of a corpus image and a test image. Test images are numbered through their sets, from `starts` on."""
+
+    def join(make: MakeCodes) -> Codes:
+        parts = [target.all_codes(make, ~target.is_featureless) for target in targets]
+        return join_codes([replace(part, image=part.image + start) for part, start in zip(parts, starts, strict=False)])
+
+    finders = {
+        "whole": CopyFinder.build(join(whole_codes), distance=distance),
+        "crops": CopyFinder.build(join(crop_codes), distance=distance),
+    }
+    facts = [distance, _digest(repr([target.facts for target in targets]).encode())]
+    return _search("against", corpus, finders, searched=~corpus.is_featureless, facts=facts, num_workers=num_workers)
+
+
+def find_within(corpus: Catalogue, *, left_out: Ints, distance: int, num_workers: int) -> Copies:
+    """Images of the corpus to leave out, each with the image that is kept in its place: the largest, then the first."""
+    everything = np.arange(len(corpus))
+    rank = np.empty(len(corpus), np.int64)
+    rank[np.lexsort((everything, -corpus.num_pixels))] = everything
+    usable = ~corpus.is_featureless
+    usable[left_out] = False
+    numbers = np.flatnonzero(usable)
+    leader = everything.copy()
+    leader[numbers] = numbers[group_identical(corpus.whole_view[numbers], rank=rank[numbers])]
+    leads = usable & (leader == everything)
+    # Every pair is met from both sides, so a part of one need be compared with the whole of the other on one side only.
+    finders = {"whole": CopyFinder.build(corpus.all_codes(whole_codes, leads), distance=distance)}
+    facts = [distance, _digest(repr(corpus.facts).encode()), _digest(np.packbits(leads).tobytes())]
+    pairs = _search("within", corpus, finders, searched=leads, facts=facts, num_workers=num_workers)
+    return _add_identical(choose_left_out(pairs, rank=rank), leader, numbers)
+
+
+def _add_identical(left_out: Copies, leader: Ints, numbers: Ints) -> Copies:
+    """Leave out, too, the images whose hash is that of another one, for whatever stays in that one's place."""
+    kept_for = dict(
+        zip(left_out.first.tolist(), zip(left_out.second, left_out.distance, left_out.how, strict=True), strict=True)
+    )
+    twins = numbers[leader[numbers] != numbers]
+    rows = [(twin, *kept_for.get(leader[twin], (leader[twin], 0, 0))) for twin in twins]
+    twin, keeper, distance, how = np.array(rows, np.int64).reshape(-1, 4).T
+    return join_copies([left_out, Copies(twin, keeper, distance, how)])
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _search(
+    name: str,
+    corpus: Catalogue,
+    finders: dict[str, CopyFinder],
+    *,
+    searched: NDArray[np.bool_],
+    facts: list[Any],
+    num_workers: int,
+) -> Copies:
+    """Search for copies of each shard's images, in processes that share the finders' files."""
+    folder = corpus.images.work / f"search-{name}-{_digest(repr([corpus.facts, facts]).encode())[:8]}"
+    try:
+        shutil.rmtree(folder, ignore_errors=True)  # of a search that was killed
+        for part, finder in finders.items():
+            finder.save(folder / part)
+        np.save(folder / SEARCHED_NAME, searched)
+        shards = zip(corpus.images.shards, corpus.start[:-1].tolist(), corpus.start[1:].tolist(), corpus.facts, strict=True)
+        tasks = [
+            (shard, first, last, [RULES_VERSION, first, shard_facts, *facts]) for shard, first, last, shard_facts in shards
+        ]
+        search = partial(_search_shard, corpus.images, name, folder)
+        found = map_in_processes(search, tasks, num_workers=num_workers, description=f"search {name}", unit="shard")
+        copies = join_copies([Copies(**{k: np.array(v, np.int64) for k, v in kept.items()}) for _, kept in found])
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written ({error}); name another folder with --work") from error
+    shutil.rmtree(folder)
+    return copies
+
+
+def _search_shard(images: ImageSet, search_name: str, folder: Path, task: tuple[str, int, int, list[Any]]) -> dict[str, Any]:
+    """Copies of the images of one shard, searched for now or remembered."""
+    name, first, last, facts = task
+
+    def search() -> dict[str, Any]:
+        chosen = np.flatnonzero(np.load(folder / SEARCHED_NAME, mmap_mode="r")[first:last])
+        hashes = load_shard(images, name).hashes
+        found = [
+            _open_finder(folder / part).find(make(hashes, chosen, first_image=first))
+            for part, make in ASKED_WITH.items()
+            if (folder / part).exists()
+        ]
+        return {column: values.tolist() for column, values in vars(join_copies(found)).items()}
+
+    return remember(search, place=images.work / f"{name}.{search_name}.json", facts=facts)
+
+
+@functools.lru_cache(maxsize=len(ASKED_WITH))
+def _open_finder(folder: Path) -> CopyFinder:
+    return CopyFinder.open(folder)

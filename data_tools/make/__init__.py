@@ -1,0 +1,1 @@
+"""`make`: images into shards."""

@@ -1,0 +1,258 @@
+"""The command line of `make`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+
+from data_tools.make.classes import Numbering, read_class_map, read_class_names
+from data_tools.make.pack import MakeOptions, MakeReport, ShardSize
+from data_tools.make.record import RECORD_NAME
+from data_tools.make.reencode import Encoding
+from data_tools.make.sources import SourceOptions
+from data_tools.text_files import printable
+from pipeline.data.shards.index import CLASSES_NAME
+from pipeline.errors import DataError
+
+SUMMARY = "pack images into shuffled shards, and index them"
+EPILOG = """\
+SOURCE may be
+  a folder of class folders              CLASS/any/depth/image.jpg; classes are numbered in sorted order, see classes.txt
+  a folder of tars named after classes   n01440764.tar ...; or one tar that holds them (ImageNet-21k); nothing is unpacked
+  a WebDataset tar, or a folder of them  all members are kept; those of a sample that lie apart are brought together
+  .parquet or .arrow files, or one       as on Hugging Face; their images are copied to FOLDER/.make first, which needs as
+                                         much disk as the shards until these are written (pyarrow must be installed)
+  a .csv, .tsv or .jsonl file            PATH,LABEL: paths relative to the file; a header is optional. As JSON lines:
+                                         {"file_name": PATH, "label": LABEL} (metadata.jsonl of Hugging Face)
+  a folder of CIFAR's Python files       their pixels are stored as PNG
+
+Image bytes are kept as they are unless --short-side or --exif apply is given. What is left out is counted, and named in
+FOLDER/make.json. A sample has one label (.cls), or several (a CSV with 3;7 or 3 7, a list in a table), which are stored as
+.json {"labels": [3, 7]}; the trainer reads single labels only, for now. An image that a list or table names twice with
+different labels is refused. Class names that a table gives to two ids are told apart in classes.txt: crane (134), crane (517).
+Run it again after a crash: it goes on.
+
+examples:
+  python -m data_tools make /raw/imagenet/train /data/imagenet
+  python -m data_tools make /raw/winter21_whole.tar /data/imagenet21k --short-side 256 --bytes-per-shard 1GB --split 0.01
+  python -m data_tools make old-shards/ new-shards/ --samples-per-shard 5000 --seed 7
+  python -m data_tools make /raw/cifar-100-python /data/cifar100/test --source-split test
+  python -m data_tools make /raw/food101/data /data/food101/train --source-split train
+  python -m data_tools make labels.csv /data/photos --class-map coarse.tsv --unmapped drop
+"""
+SHOWN_NAMES = 5
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """What `make` takes, beside what all commands take."""
+    command.add_argument("source", metavar="SOURCE")
+    command.add_argument("folder", metavar="FOLDER", help="where the shards go")
+    size = command.add_mutually_exclusive_group()
+    size.add_argument("--samples-per-shard", type=_positive, metavar="N", help=f"default: {ShardSize().amount}")
+    size.add_argument(
+        "--bytes-per-shard", type=num_bytes, metavar="SIZE", help="instead: 500MB, 1GB, 1GiB, ...; by the source's sizes"
+    )
+    command.add_argument(
+        "--seed", type=_natural, default=0, help="of the shuffle over all samples and of the split (default: %(default)s)"
+    )
+    command.add_argument("--keep-order", action="store_true", help="do not shuffle")
+    command.add_argument(
+        "--split", type=_fraction, metavar="FRACTION",
+        help="write FOLDER/train and FOLDER/val, this part of the samples into val. A hash of a sample's name decides, so it stays on "
+        "its side whatever else is added",
+    )  # fmt: skip
+    _add_class_arguments(command.add_argument_group("classes"))
+    _add_image_arguments(command.add_argument_group("images"))
+    _add_source_arguments(command.add_argument_group("tables, CSV and CIFAR"))
+
+
+def _add_class_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--classes", metavar="FILE",
+        help="class names, one a line in the order of their ids: give the train split's classes.txt for its test split",
+    )  # fmt: skip
+    group.add_argument(
+        "--class-map", metavar="FILE",
+        help="SOURCE CLASS <tab> TARGET a line: a name, or an id if all targets are numbers. Where the source only numbers its classes, "
+        "its ids are their names. Target names are numbered as in --classes, or sorted",
+    )  # fmt: skip
+    group.add_argument(
+        "--unmapped", choices=("refuse", "drop"), default="refuse",
+        help="samples of classes that are not in the class map: stop and name them, or leave them out and count them (default: %(default)s)",
+    )  # fmt: skip
+
+
+def _add_image_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--short-side", type=_positive, metavar="PIXELS",
+        help="re-encode images whose shorter side is longer, as JPEG; never enlarges (default: all bytes as they are). An image that "
+        "must be re-encoded and cannot be decoded is left out",
+    )  # fmt: skip
+    group.add_argument(
+        "--quality",
+        type=_quality,
+        default=Encoding().quality,
+        help="of the JPEGs that are written, 1 to 100 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--exif", choices=("keep", "apply"), default="keep",
+        help="apply: turn images as their EXIF orientation says, which re-encodes those as JPEG. The trainer ignores the tag, so with keep "
+        "it sees them as they are stored (default: %(default)s)",
+    )  # fmt: skip
+
+
+def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--source-split", metavar="NAME", help="the split to take, where names of folders, files or a column tell several: train, test, ...; "
+        "several with commas between them. COLUMN=VALUE (is_train=0) names the column too"
+    )  # fmt: skip
+    group.add_argument(
+        "--image-column",
+        metavar="NAME",
+        help="default: what the file's metadata say, or image (in a CSV: path, file_name, ...)",
+    )
+    group.add_argument(
+        "--label-column",
+        metavar="NAME",
+        help="default: what the file's metadata say, or label; for CIFAR-100 coarse_labels is another",
+    )
+    group.add_argument(
+        "--label-field", metavar="NAME",
+        help="the field of WebDataset's .json members that is the label, a.b for one in another (default: .cls, or else label or labels)",
+    )  # fmt: skip
+    group.add_argument(
+        "--image-folder", metavar="FOLDER", help="what a CSV's paths are relative to (default: the CSV's own folder)"
+    )  # fmt: skip
+    group.add_argument(
+        "--encoding", metavar="NAME",
+        help="of a CSV, of --classes and --class-map, and of folder names that are not UTF-8: cp1252, latin-1, utf-16, ...",
+    )  # fmt: skip
+    group.add_argument(
+        "--label-separator", metavar="TEXT",
+        help="what stands between the labels of one image in a CSV (default: `;`, and spaces between numbers)",
+    )  # fmt: skip
+
+
+def read_options(arguments: argparse.Namespace) -> MakeOptions:
+    """The options that were given.
+
+    Raises:
+        DataError: a file of classes that cannot be read, or options that have no meaning together.
+    """
+    if arguments.unmapped == "drop" and arguments.class_map is None:
+        raise DataError("--unmapped drop has no meaning without --class-map")
+    is_by_bytes = arguments.bytes_per_shard is not None
+    return MakeOptions(
+        shard_size=ShardSize(arguments.bytes_per_shard, "bytes") if is_by_bytes
+        else ShardSize(arguments.samples_per_shard or ShardSize().amount),
+        block_samples=arguments.block_samples,
+        order="as listed" if arguments.keep_order else "shuffled",
+        seed=arguments.seed,
+        numbering=Numbering(
+            names=read_class_names(arguments.classes, encoding=arguments.encoding) if arguments.classes else None,
+            targets=read_class_map(arguments.class_map, encoding=arguments.encoding) if arguments.class_map else None,
+            unmapped=arguments.unmapped,
+        ),
+        encoding=Encoding(short_side=arguments.short_side, exif=arguments.exif, quality=arguments.quality),
+        val_fraction=arguments.split,
+        source=SourceOptions(
+            image_column=arguments.image_column, label_column=arguments.label_column,
+            label_separator=arguments.label_separator, label_field=arguments.label_field, image_folder=arguments.image_folder,
+            encoding=arguments.encoding, split=arguments.source_split,
+        ),
+    )  # fmt: skip
+
+
+def describe(report: MakeReport, folder: str) -> str:
+    """The report in lines."""
+    lines = [
+        f"{folder}: {report.num_samples} samples in {report.num_shards} shards "
+        f"({report.num_written} written now, {report.num_passed_over} files passed over without an image)"
+    ]
+    lines.append(f"  from {report.kind}: {report.num_bytes / 1e9:.3g} GB{_describe_classes(report, folder)}")
+    if report.num_passed_over:
+        lines.append(f"  passed over: {_first(report.first_passed_over, report.num_passed_over)}")
+    if report.without_images:
+        lines.append(f"  no classes, for want of images: {_first(report.without_images, len(report.without_images))}")
+    lines += [f"  {name}: {count} samples" for name, count in report.samples_of.items()]
+    if report.num_reencoded:
+        lines.append(f"  {report.num_reencoded} images re-encoded")
+    if report.num_repeated:
+        lines.append(f"  {report.num_repeated} images are named more than once with the same label, and are as many samples")
+    if report.num_contradicting:
+        lines.append(
+            f"  {report.num_contradicting} images occur with different labels, {report.first_contradicting} first; "
+            f"`python -m data_tools dedup {folder} --within` lists copies to leave out"
+        )
+    if report.num_several_labels:
+        lines.append(f"  {report.num_several_labels} samples have several labels, which the trainer does not read yet")
+    if report.num_without_label:
+        lines.append(f"  {report.num_without_label} samples have no label (.cls or .json); training refuses them")
+        if report.json_fields:
+            fields = ", ".join(map(printable, report.json_fields))
+            lines.append(f"    if one of the fields of their .json is the label ({fields}), name it with --label-field")
+    if report.unmapped:
+        lines.append(
+            f"  {report.num_unmapped} samples left out: the class map does not name {len(report.unmapped)} of the source's classes"
+        )
+    if report.left_out:
+        first = report.left_out[0]
+        lines.append(
+            f"  {len(report.left_out)} images left out that cannot be decoded, {printable(first['sample'])} first ({first['reason']}); "
+            f"{folder}/make.json names them all"
+        )
+    return "\n".join(lines)
+
+
+def _describe_classes(report: MakeReport, folder: str) -> str:
+    if report.num_classes is not None:
+        where = f"{folder}/{'train/' if report.samples_of else ''}{CLASSES_NAME}"
+        if report.class_source != "the source":
+            return f", {report.num_classes} classes"
+        return f", {report.num_classes} classes, numbered by this source: give its other splits --classes {where}"
+    if report.max_label is None:
+        return ""
+    return f", class ids up to {report.max_label}, {report.num_labels} of them with samples"
+
+
+def _first(names: Sequence[str], count: int) -> str:
+    more = f" and {count - SHOWN_NAMES} more, see {RECORD_NAME}" if count > SHOWN_NAMES else ""
+    return ", ".join(map(printable, names[:SHOWN_NAMES])) + more
+
+
+def num_bytes(text: str) -> int:
+    """1GB is 10**9 bytes, 1GiB is 2**30."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
+    if match is None or match[2].upper() not in UNITS or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 500MB, 1GB or 1.5GiB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _quality(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 100")
+    return value

@@ -1,0 +1,26 @@
+"""List a source part by part, in parallel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from data_tools.make.sources.listing import Listing, concatenate
+from data_tools.parallel import map_in_processes
+from pipeline.console.progress import track
+
+Task = TypeVar("Task")
+
+
+def list_parts(
+    function: Callable[[Task], Listing], tasks: Sequence[Task], *, num_workers: int, description: str, unit: str
+) -> Listing:
+    """The listings of all tasks, joined in the order of the tasks.
+
+    Args:
+        tasks: at least one, all different.
+    """
+    if num_workers == 1 or len(tasks) == 1:  # starting a process takes longer than many a listing
+        return concatenate([function(task) for task in track(tasks, description=description, unit=unit)])
+    parts = dict(map_in_processes(function, tasks, num_workers=num_workers, description=description, unit=unit))
+    return concatenate([parts.pop(task) for task in tasks])

@@ -1,0 +1,91 @@
+"""Sources whose images lie in no byte range of a file (compressed tables, raw pixels): copied out once, file by file.
+
+A shuffled shard takes its samples from everywhere. Read from such a file directly, nearly every row group would be read
+and decompressed again for every shard; copied out in one pass, they are byte ranges like any other. The copies need as
+much disk as the images, beside the shards, until these are written. Each file's copy is whole or absent, so a killed
+command goes on with the next file.
+
+    SCRATCH/<hash of the file's facts>.bytes       its images one behind the other
+    SCRATCH/<hash of the file's facts>.listing     written last: where each lies
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from data_tools.make.sources.files import sniff_image
+from data_tools.make.sources.listing import Listing, ListingBuilder, Member, load_listing
+from data_tools.make.sources.parts import list_parts
+from pipeline.errors import DataError
+
+UNKNOWN = "jpg"  # where the first bytes say nothing: it must be called something
+
+
+class Entry(NamedTuple):
+    """One sample of a file."""
+
+    name: str
+    labels: Sequence[int | str]
+    image: bytes | None  # None for a sample of another split: its labels are numbered, and nothing is copied
+    row: int | None = None  # where in the file it is, for messages
+
+
+ReadEntries = Callable[[str], Iterator[Entry]]
+
+
+def stamp_files(paths: Sequence[Path], *options: object) -> str:
+    """Hash of the files' places, sizes and times, and of options: tells whether a source is the same without reading it.
+
+    The time is among them because a label may be corrected without a change of the size.
+    """
+    facts = [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
+    return hashlib.blake2b(repr((facts, options)).encode(), digest_size=16).hexdigest()
+
+
+def unpack_files(
+    read: ReadEntries, paths: Sequence[Path], *, scratch: Path, stamp: str, classes: Sequence[str] | None, num_workers: int,
+) -> Listing:  # fmt: skip
+    """Copy the images of all files out and list them.
+
+    Args:
+        read: yields a file's samples.
+        stamp: what else than a file's name and size its samples depend on.
+        classes: names by label, where `read` gives numbers.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    unpack = partial(_unpack, read, str(scratch), stamp, None if classes is None else tuple(classes))
+    names = [str(path) for path in paths]
+    return list_parts(unpack, names, num_workers=num_workers, description="copy images out", unit="file")
+
+
+def _unpack(read: ReadEntries, scratch: str, stamp: str, classes: Sequence[str] | None, path: str) -> Listing:
+    base = Path(scratch) / hashlib.blake2b(f"{stamp} {path}".encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    images, stored = base.with_suffix(".bytes"), base.with_suffix(".listing")
+    if stored.exists():
+        try:
+            return replace(load_listing(stored), files=(str(images),))  # the folder may have been moved since
+        except DataError:
+            pass  # damaged, or of an older version: copied out again
+    builder = ListingBuilder()
+    part = base.with_suffix(".part")
+    with part.open("wb") as file:
+        for entry in read(path):
+            if entry.image is None:
+                builder.note_labels(entry.labels)
+                continue
+            member = Member(sniff_image(entry.image) or UNKNOWN, 0, file.tell(), len(entry.image))
+            builder.add(entry.name, labels=entry.labels, members=(member,), place=entry.row)
+            file.write(entry.image)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, images)
+    listing = builder.build(layout="ranges", files=(str(images),), classes=classes, origins=(path,))
+    listing.save(part)
+    os.replace(part, stored)
+    return listing

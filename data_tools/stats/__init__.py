@@ -1,0 +1,1 @@
+"""`stats`: what a corpus holds."""

@@ -1,0 +1,326 @@
+"""Count what a corpus holds: classes, image sizes, formats and bytes, from the images' headers alone.
+
+OUT/
+  stats.json      every figure
+  stats.html      one page for a person, with plots and a contact sheet
+  .stats/         what was counted in each shard, so that a killed command goes on where it stopped
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import PIL
+import xxhash
+
+from data_tools.inspect_image import Header, read_header
+from data_tools.kept_samples import KeptSamples, kept_in_shard
+from data_tools.parallel import map_in_processes, remember, write_json
+from data_tools.shards import Shard, ShardList, is_whole, read_class_names, shard_version
+from data_tools.stats.histogram import bin_value, effective_number, log_bin, percentiles
+from pipeline.data.shards.folder import UnreachableError
+from pipeline.data.shards.index import ShardIndex
+from pipeline.data.shards.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_label
+from pipeline.data.shards.tar import TarMember, TarSample, find_defect
+from pipeline.errors import DataError
+
+RULES_VERSION = 2  # of what is counted
+HEAD_BYTES = 32 << 10  # nearly all headers end within; the rest is read where they do not
+SHEET_IMAGES = 48
+SIZE_BINS_PER_OCTAVE = 8  # of the joint histogram of width and height
+COUNTERS = ("labels", "widths", "heights", "short_sides", "areas", "aspect_ratios", "image_bytes", "sizes", "formats", "modes")
+TOTALS = (
+    "samples",
+    "left_out_by_index",
+    "counted_in_spite_of_index",
+    "images",
+    "total_image_bytes",
+    "without_image",
+    "without_label",
+    "unreadable_headers",
+)
+
+
+class Drawn(NamedTuple):
+    """A sample of the contact sheet."""
+
+    rank: int  # a hash of seed, shard and key: the lowest ranks of all shards are a random sample
+    shard: str
+    key: str
+    start: int
+    length: int
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything counted in a folder.
+
+    Attributes:
+        counters: counts by value. Areas, aspect ratios and bytes by half-percent bin; sizes by bins of width and height.
+        totals: plain sums.
+        class_names: by id, where classes.txt tells.
+    """
+
+    folder: str
+    num_shards: int
+    shard_bytes: int
+    counters: dict[str, Counter[Any]]
+    totals: Counter[str]
+    broken_shards: dict[str, str]
+    class_names: list[str] | None
+    drawn: list[Drawn]
+
+    @property
+    def class_counts(self) -> dict[int, int]:
+        """Samples by class: those that are named and have none, too."""
+        return dict.fromkeys(range(len(self.class_names or ())), 0) | dict(self.counters["labels"])
+
+    def name(self, label: int | None) -> str:
+        """What to call a class."""
+        if label is None:
+            return "no label"
+        return self.class_names[label] if self.class_names and 0 <= label < len(self.class_names) else f"class {label}"
+
+
+def measure_folder(
+    shards: ShardList, *, work: Path, num_workers: int, seed: int = 0, index: ShardIndex | None = None
+) -> Measured:
+    """Count everything in some shards that a training would see.
+
+    Args:
+        index: says which samples are left out; None counts them all.
+        work: keeps what was counted in each shard.
+        seed: of the contact sheet's samples.
+
+    Raises:
+        DataError: `work` cannot be written.
+    """
+    write_json(work / "about.json", {"folder": shards.folder, "is": "what `stats` counted; may be deleted"})
+    measure = partial(_measure_shard, shards.folder, work, seed, index)
+    done = map_in_processes(measure, shards.names, num_workers=num_workers, description="measure shards", unit="shard")
+    counters: dict[str, Counter[Any]] = {name: Counter() for name in COUNTERS}
+    totals: Counter[str] = Counter()
+    broken = {name: f"{name} is compressed; `gunzip` (or `zstd -d`) it first" for name in shards.compressed}
+    drawn: list[Drawn] = []
+    shard_bytes = 0
+    for name, result in done:
+        for counter, pairs in result["counters"].items():
+            counters[counter].update({tuple(value) if isinstance(value, list) else value: count for value, count in pairs})
+        totals.update(result["totals"])
+        shard_bytes += result["shard_bytes"]
+        drawn = sorted([*drawn, *(Drawn(rank, name, *rest) for rank, *rest in result["drawn"])])[:SHEET_IMAGES]
+        if result["broken"] is not None:
+            broken[name] = result["broken"]
+    return Measured(
+        folder=shards.folder, num_shards=len(shards.names) + len(shards.compressed), shard_bytes=shard_bytes, counters=counters,
+        totals=totals, broken_shards=dict(sorted(broken.items())), class_names=read_class_names(shards.folder), drawn=drawn,
+    )  # fmt: skip
+
+
+def _measure_shard(folder: str, work: Path, seed: int, index: ShardIndex | None, name: str) -> dict[str, Any]:
+    """What one shard holds, counted now or remembered."""
+    kept = None if index is None else kept_in_shard(index, name)
+    try:
+        facts = (
+            RULES_VERSION, PIL.__version__, shard_version(folder, name), seed, None if kept is None else kept.version,
+        )  # fmt: skip
+        measure = partial(measure_shard, folder, name, seed=seed, kept=kept)
+        return remember(measure, place=work / f"{name}.json", facts=facts, is_final=is_whole)
+    except UnreachableError as error:  # not remembered: it may be there the next time
+        return {"counters": {}, "totals": {}, "shard_bytes": 0, "drawn": [], "broken": str(error)}
+
+
+def measure_shard(folder: str, name: str, *, seed: int, kept: KeptSamples | None = None) -> dict[str, Any]:
+    """Count what a shard holds.
+
+    Args:
+        kept: the samples to count; None for all. One of an index of another shard, by its size, is not heeded.
+
+    Raises:
+        UnreachableError: it cannot be read.
+    """
+    counters: dict[str, Counter[Any]] = {name: Counter() for name in COUNTERS}
+    totals: Counter[str] = Counter(dict.fromkeys(TOTALS, 0))
+    drawn: list[tuple[Any, ...]] = []
+    broken = None
+    with Shard(folder, name) as shard:
+        is_stale = kept is not None and kept.num_bytes not in (None, shard.num_bytes)
+        try:
+            samples = shard.samples()
+            marked = ((sample, True) for sample in samples) if kept is None or is_stale else kept.mark(samples)
+            for sample, is_kept in marked:
+                if not is_kept:
+                    totals["left_out_by_index"] += 1
+                    continue
+                totals["counted_in_spite_of_index"] += is_stale
+                if (defect := find_defect(sample)) is not None and defect.kind == "repeated_member":
+                    raise DataError(f"{name}: sample {sample.key!r} {defect.reason}")
+                label = _read_label(shard, sample)
+                image = find_member(sample, IMAGE_EXTENSIONS)
+                totals["samples"] += 1
+                if label is None:
+                    totals["without_label"] += 1
+                else:
+                    counters["labels"][label] += 1
+                if image is None:
+                    totals["without_image"] += 1
+                    continue
+                totals["images"] += 1
+                totals["total_image_bytes"] += image.length
+                if image.length:
+                    counters["image_bytes"][log_bin(image.length)] += 1
+                header = _read_header(shard, image)
+                if header is None:
+                    totals["unreadable_headers"] += 1
+                else:
+                    _count_header(counters, header)
+                rank = xxhash.xxh3_64_intdigest(f"{seed}|{name}|{sample.key}".encode(errors="surrogateescape"))
+                if image.pieces is None:  # the sheet reads byte ranges; a sparse image does not lie in one
+                    drawn.append((rank, sample.key, image.start, image.length, label))
+                if len(drawn) >= 4 * SHEET_IMAGES:
+                    drawn = sorted(drawn)[:SHEET_IMAGES]
+        except UnreachableError:
+            raise
+        except DataError as error:
+            broken = str(error)
+        return {
+            "counters": {counter: sorted(counts.items()) for counter, counts in counters.items()}, "totals": totals,
+            "shard_bytes": shard.num_bytes, "drawn": sorted(drawn)[:SHEET_IMAGES], "broken": broken,
+        }  # fmt: skip
+
+
+def _read_label(shard: Shard, sample: TarSample) -> int | None:
+    label = find_member(sample, LABEL_EXTENSIONS)
+    if label is None:
+        return None
+    text = shard.read(label)
+    try:
+        return parse_label(text, shard=shard.name, key=sample.key)
+    except DataError:
+        return None
+
+
+def _read_header(shard: Shard, image: TarMember) -> Header | None:
+    header = read_header(shard.read(image, HEAD_BYTES))
+    return read_header(shard.read(image)) if header is None and image.length > HEAD_BYTES else header
+
+
+def _count_header(counters: dict[str, Counter[Any]], header: Header) -> None:
+    width, height = header.width, header.height
+    counters["widths"][width] += 1
+    counters["heights"][height] += 1
+    counters["short_sides"][min(width, height)] += 1
+    counters["areas"][log_bin(width * height)] += 1
+    counters["aspect_ratios"][log_bin(width / height)] += 1
+    counters["sizes"][_size_bin(width), _size_bin(height)] += 1
+    counters["formats"][header.format] += 1
+    counters["modes"][header.mode] += 1
+
+
+def _size_bin(pixels: int) -> int:
+    return (pixels**SIZE_BINS_PER_OCTAVE).bit_length() - 1  # floor(log2) of the power: exact
+
+
+def describe(measured: Measured) -> dict[str, Any]:
+    """The figures as they are written."""
+    counters, totals = measured.counters, measured.totals
+    num_images = totals["images"]
+    return {
+        "folder": measured.folder,
+        "shards": measured.num_shards,
+        "shard_bytes": measured.shard_bytes,
+        **{name: totals[name] for name in TOTALS},
+        "broken_shards": measured.broken_shards,
+        "classes": _describe_classes(measured),
+        "width": percentiles(counters["widths"]),
+        "height": percentiles(counters["heights"]),
+        "short_side": percentiles(counters["short_sides"]),
+        "pixels": percentiles(_unbinned(counters["areas"])),
+        "aspect_ratio": percentiles(_unbinned(counters["aspect_ratios"])),
+        "bytes_per_image": {
+            **percentiles(_unbinned(counters["image_bytes"])),
+            "mean": totals["total_image_bytes"] / num_images if num_images else None,
+        },
+        "formats": dict(counters["formats"].most_common()),
+        "modes": dict(counters["modes"].most_common()),
+    }
+
+
+def _unbinned(counts: Mapping[int, int]) -> dict[float, int]:
+    return {bin_value(number): count for number, count in counts.items()}
+
+
+def _describe_classes(measured: Measured) -> dict[str, Any]:
+    counts = measured.class_counts
+    spread = percentiles(Counter(counts.values()))
+    return {
+        "named": None if measured.class_names is None else len(measured.class_names),
+        "with_samples": sum(count > 0 for count in counts.values()),
+        "without_samples": [measured.name(label) for label, count in sorted(counts.items()) if not count],
+        "samples_per_class": {name: spread[name] for name in ("min", "median", "max") if name in spread},
+        "effective_number": effective_number(counts),
+        "counts": [{"class": label, "name": measured.name(label), "samples": count} for label, count in sorted(counts.items())],
+    }
+
+
+def tabulate(report: Mapping[str, Any]) -> str:
+    """The figures in a few lines."""
+    classes = report["classes"]
+    spread = " / ".join(f"{classes['samples_per_class'].get(name, 0):.0f}" for name in ("min", "median", "max"))
+    lines = [
+        f"{report['folder']}: {report['samples']} samples in {report['shards']} {'shard' if report['shards'] == 1 else 'shards'}, {report['shard_bytes'] / 1e6:,.4g} MB",
+        f"classes       {classes['with_samples']} with samples, {len(classes['without_samples'])} named without; samples a class "
+        f"(min / median / max) {spread}; effective number {classes['effective_number']:.1f}",
+        f"formats       {_listed(report['formats'])}; modes {_listed(report['modes'])}",
+        _percentile_line("", {"min": "min", "p5": "5 %", "median": "median", "p95": "95 %", "max": "max"}),
+        *(_percentile_line(title, {k: shown(v * scale) for k, v in report[name].items() if k in SHOWN})
+          for name, (title, scale) in MEASURES.items() if report[name].get("median")),
+    ]  # fmt: skip
+    if report["left_out_by_index"]:
+        lines.append(f"not counted: {report['left_out_by_index']} samples that the index leaves out, as a training does")
+    if report["counted_in_spite_of_index"]:
+        lines.append(
+            f"{report['counted_in_spite_of_index']} of them lie in shards that have changed since they were indexed: run `index` again"
+        )
+    missing = {
+        "without_image": "without image",
+        "without_label": "without usable label",
+        "unreadable_headers": "unreadable headers",
+    }
+    lines += [f"{title}: {report[name]} (`verify` says which)" for name, title in missing.items() if report[name]]
+    return "\n".join(
+        [
+            *lines,
+            *(f"not counted, or not to its end: {reason.partition('; ')[0]}" for reason in report["broken_shards"].values()),
+        ]
+    )
+
+
+SHOWN = ("min", "p5", "median", "p95", "max")
+MEASURES = {
+    "width": ("width, px", 1),
+    "height": ("height, px", 1),
+    "short_side": ("short side", 1),
+    "pixels": ("megapixels", 1e-6),
+    "aspect_ratio": ("width/height", 1),
+    "bytes_per_image": ("kB an image", 1e-3),
+}
+
+
+def shown(value: float) -> str:
+    """Whole from a hundred on, else three figures."""
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def _percentile_line(title: str, values: Mapping[str, str]) -> str:
+    return f"{title:12}" + "".join(f"{values[name]:>10}" for name in SHOWN)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"

@@ -1,0 +1,1 @@
+"""`verify`: what is wrong with which sample."""

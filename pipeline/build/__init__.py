@@ -1,0 +1,1 @@
+"""The only wiring: a configuration in, running objects out."""

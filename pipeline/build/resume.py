@@ -1,0 +1,304 @@
+"""Where a launch begins: the newest complete checkpoint, or step 0; and what it refuses to go on from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+import yaml
+from pydantic import ValidationError
+
+from pipeline.build.data_record import Continuity, check_data, write_record
+from pipeline.config.resolve import Plan, count_schedule_steps, make_schedule, samples_of_epoch
+from pipeline.config.run import RunConfig
+from pipeline.data.images.decode import HOW_TO_BUILD
+from pipeline.data.order import ORDER_VERSION
+from pipeline.distributed.precision import TrainingPrecision, choose_training_precision, measure_bf16_speedup
+from pipeline.distributed.world import World, broadcast, minimum
+from pipeline.errors import CheckpointError, ConfigError, PipelineError
+from pipeline.files import write_whole
+from pipeline.monitor.wandb_identity import settle_run
+from pipeline.monitor.wandb_settings import read_wandb_environment
+from pipeline.run.checkpoint import Checkpoint, RunFolder, is_lost, read_loss_history
+from pipeline.run.checkpoint_search import clear_leftovers, find_latest, set_aside
+from pipeline.run.evaluations import set_weights_aside, superseded_weights
+from pipeline.run.lock import RunLock
+
+# Sections whose change would make a resumed run neither the old one nor the new.
+FIXED_KEYS = (
+    "seed", "model", "loss", "optimizer.betas", "optimizer.eps", "optimizer.decayed", "optimizer.weight_decay", "optimizer.clip_norm", "trainer.global_batch_size",
+    "trainer.precision", "data.num_streams", "data.min_area", "data.max_area", "data.min_ratio",
+    "data.max_ratio", "data.flip", "data.resize", "data.shrink_margin",
+)  # fmt: skip
+# What may differ between two launches without a word.
+FREE_KEYS = (
+    "data.num_workers",
+    "data.decoder",
+    "data.prefetch",
+    "data.read_ahead",
+    "data.read_timeout_s",
+    "data.read_patience_s",
+    "data.cache_dir",
+    "data.cache_gib",
+    "data.accept",
+    "trainer.devices",
+    "trainer.hardware",
+    "trainer.hang_timeout_s",
+    "trainer.collective_timeout_s",
+    "checkpoint.max_failed_saves",
+    "trainer.max_steps",
+    "tracking",
+    "evaluation",
+    "trainer.peak_tflops",
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a launch begins, as rank 0 decided for all."""
+
+    checkpoint: Checkpoint | None
+    wandb_id: str
+    precision: TrainingPrecision
+    messages: list[str]
+
+    @property
+    def step(self) -> int:
+        return 0 if self.checkpoint is None else self.checkpoint.meta.step
+
+
+def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speedup: float) -> Start:
+    """Find the newest complete checkpoint and refuse what would corrupt the run. Rank 0 only.
+
+    Args:
+        lock: of the run folder; taken before anything is looked at.
+        bf16_speedup: of the slowest rank's device.
+
+    Raises:
+        CheckpointError: the relaunch differs where it must not, every checkpoint is broken, or another training is at work.
+        DataError: shards missing or changed.
+    """
+    plan.mixture.check_shards()
+    folder = RunFolder(plan.config.run_dir)
+    check_link(folder.root)
+    takeover = lock.take()
+    found = find_latest(folder)
+    choice = choose_training_precision(
+        plan.config.trainer.precision, zero_stage=plan.config.trainer.zero_stage, bf16_speedup=bf16_speedup,
+        recorded=None if found.newest is None else read_recorded_precision(folder),
+    )  # fmt: skip
+    plan = plan.with_precision(choice.precision)
+    messages, continuity = takeover, Continuity([])
+    # Here, where an error reaches every rank; a run without W&B need not care what its variables say.
+    asked_id = None if plan.config.tracking.mode == "disabled" else read_wandb_environment().run_id
+    if found.newest is not None:  # a launch that ended before its first checkpoint binds nobody
+        last_launch = _read_last_launch(folder)
+        messages += compare_with_last_launch(plan, last_launch, root=folder.root)
+        messages += compare_learning_rates(plan, last_launch, step=found.newest.meta.step)
+        check_order_version(found.newest)
+        continuity = check_data(
+            folder.root, plan.mixture, before=found.newest.meta.data_fingerprint, step=found.newest.meta.step,
+            accept=plan.config.data.accept,
+        )  # fmt: skip
+        messages += continuity.messages
+    # Nothing is touched before this line.
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder)
+    messages += [
+        f"skipped a {item.condition} checkpoint: {item.reason} (now {set_aside(folder, item.step, item.condition)})"
+        for item in found.rejected
+    ]
+    messages += _set_weights_aside(folder, after=-1 if found.newest is None else found.newest.meta.step)
+    if found.newest is not None:
+        messages.append(f"resuming from {found.newest.path}: step {found.newest.meta.step} of {plan.total_steps}")
+        messages += describe_other_ranks(plan, found.newest, world_size=world_size)
+        messages += describe_lost_loss(folder, found.newest)
+    else:
+        messages.append(
+            f"new run in {folder.root}: {plan.total_steps} steps on {plan.mixture.describe(num_streams=plan.num_streams)}"
+        )
+    if choice.message is not None:
+        messages.append(choice.message)
+    if plan.config.data.decoder == "auto" and plan.decoder == "whole":
+        messages.append(f"JPEGs are decoded whole: the faster decoder, of the same pixels, is not built here; {HOW_TO_BUILD}")
+    if not plan.config.evaluation.datasets:
+        messages.append(
+            "no evaluation sets in this configuration: give them here or to `evaluate` later, for example "
+            "evaluation.datasets='[{name: cifar10, train: /data/cifar10/train, test: /data/cifar10/test}]'"
+        )
+    if plan.stop_step < plan.total_steps:
+        messages.append(f"this launch ends at step {plan.stop_step} (trainer.max_steps)")
+    if found.newest is None or found.newest.meta.step < plan.stop_step:
+        folder.complete.unlink(missing_ok=True)  # this launch was asked for more steps
+    write_record(folder.root, plan.mixture, continuity.accepted)
+    write_whole(folder.config, plan.config.to_yaml().encode())
+    meta = None if found.newest is None else found.newest.meta
+    wandb = settle_run(
+        folder.root, wanted=asked_id, checkpoint_id=meta.wandb_id if meta else None, step=meta.step if meta else 0
+    )
+    return Start(checkpoint=found.newest, wandb_id=wandb.run_id, precision=choice.precision, messages=messages + wandb.messages)
+
+
+def check_link(root: Path) -> None:
+    """Whether a run folder that is a link leads anywhere: one to a disk that is not mounted must not look like a new run.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    if root.is_symlink() and not root.exists():
+        raise CheckpointError(
+            f"run folder {root} is a link to {root.readlink()}, which is not there: mount it or make it, or set another output_dir"
+        )
+
+
+def _set_weights_aside(folder: RunFolder, *, after: int) -> list[str]:
+    """Weights that an abandoned start or a later checkpoint has left: nothing says that this launch trains to the same ones."""
+    steps = set_weights_aside(folder, after=after)
+    if not steps:
+        return []
+    names = ", ".join(superseded_weights(folder, step).name for step in steps[:3]) + (", ..." if len(steps) > 3 else "")
+    return [
+        f"weights of {len(steps)} step{'s' * (len(steps) > 1)} that this launch trains again are set aside: {folder.weights}/{names}"
+    ]
+
+
+def compare_with_last_launch(plan: Plan, last_launch: dict[str, Any], *, root: Path) -> list[str]:
+    """What differs from the configuration of the last launch, in words; nothing where this is the first.
+
+    Raises:
+        CheckpointError: a difference that would mix two runs in one folder.
+    """
+    before, now = _flatten(last_launch), _flatten(plan.config.model_dump(mode="json"))
+    changed = sorted(key for key in before | now if before.get(key) != now.get(key) and not _is_under(key, FREE_KEYS))
+    fatal = [key for key in changed if _is_under(key, FIXED_KEYS)]
+    if fatal:
+        differences = ", ".join(f"{key} (was {before.get(key)}, now {now.get(key)})" for key in fatal)
+        raise CheckpointError(
+            f"{root} holds a run that cannot go on with this configuration: {differences}. "
+            f"Set them back, or start a new run with name=..."
+        )
+    return [f"changed since the last launch: {key} was {before.get(key)}, now {now.get(key)}" for key in changed]
+
+
+def compare_learning_rates(plan: Plan, last_launch: dict[str, Any], *, step: int) -> list[str]:
+    """What a changed schedule does to the learning rate of the next step, in words; nothing where it stays.
+
+    Args:
+        last_launch: the configuration of the last launch.
+        step: where this launch begins.
+    """
+    try:
+        before = RunConfig.model_validate({**last_launch, "data": plan.config.data.model_dump(mode="json")})
+        total, warmup = count_schedule_steps(before, num_samples=samples_of_epoch(plan.mixture))
+    except (ValidationError, ConfigError):
+        return ["the last launch's configuration is of another version: its learning rate is not compared with this one's"]
+    old = make_schedule(before, total_steps=total, warmup_steps=warmup)
+    new = make_schedule(plan.config, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps)
+    if old(step) == new(step):
+        return []
+    past = f", which ended at step {total}," if step >= total else ""
+    return [
+        f"the learning rate of the next step is {new(step):.3g}; by the last launch's schedule{past} it would be {old(step):.3g}"
+    ]
+
+
+def read_recorded_precision(folder: RunFolder) -> TrainingPrecision | None:
+    """What the run has trained in so far; None where its configuration does not say.
+
+    Raises:
+        CheckpointError: the run's configuration cannot be read.
+    """
+    recorded = _flatten(_read_last_launch(folder)).get("trainer.precision")
+    return recorded if recorded in get_args(TrainingPrecision) else None
+
+
+def _read_last_launch(folder: RunFolder) -> dict[str, Any]:
+    try:
+        last_launch = yaml.safe_load(folder.config.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _unreadable_config(folder, str(error)) from error
+    if not isinstance(last_launch, dict):
+        raise _unreadable_config(folder, "it is empty")
+    return last_launch
+
+
+def _unreadable_config(folder: RunFolder, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder.config} cannot be read ({reason}), so nothing says whether the checkpoints beside it belong to this "
+        f"configuration; restore it (W&B keeps a copy), or start a new run with name=..."
+    )
+
+
+def check_order_version(checkpoint: Checkpoint) -> None:
+    """Whether this software orders samples as the checkpoint's did.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    if checkpoint.meta.order_version != ORDER_VERSION:
+        raise CheckpointError(
+            f"{checkpoint.path} was saved under version {checkpoint.meta.order_version} of the sample order, this software has "
+            f"version {ORDER_VERSION}; go on with the software it began with, or start a new run with name=..."
+        )
+
+
+def describe_other_ranks(plan: Plan, checkpoint: Checkpoint, *, world_size: int) -> list[str]:
+    """What another number of ranks changes, in words; nothing where there are as many."""
+    before = checkpoint.meta.world_size
+    if before == world_size:
+        return []
+    dropout = "; dropout draws by rank, so its masks differ from here on" if plan.model.dropout > 0 else ""
+    return [f"{world_size} ranks go on where {before} stopped: the same samples, sums rounded in another order{dropout}"]
+
+
+def describe_lost_loss(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
+    """That a launch goes on from where the run had lost what it learnt, and from where it might; nothing where it had not."""
+    history = read_loss_history(checkpoint.path)
+    if history is None or not history.is_lost:
+        return []
+    last = "not finite" if history.last is None else f"{history.last:.4g}"
+    text = (
+        f"WARNING: at step {checkpoint.meta.step} the loss was {last}, after {history.lowest:.4g}: the run has lost more than half of "
+        f"what it had learnt since {history.first:.4g}"
+    )
+    kept = [step for step in folder.checkpoint_steps() if step < checkpoint.meta.step]
+    sound = next((step for step in reversed(kept) if not is_lost(folder.checkpoint_of(step))), None)
+    if sound is None:
+        return [text]
+    return [
+        f"{text}. To go on from step {sound}, before that, stop this, move the checkpoints after it out of {folder.checkpoints}, and lower "
+        f"optimizer.learning_rate or set optimizer.clip_norm"
+    ]
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _is_under(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def agree_on_start(plan: Plan, world: World, *, device: torch.device, lock: RunLock) -> Start:
+    """Rank 0 takes the lock and prepares the run folder; every rank gets its answer, or its error."""
+    outcome: Start | PipelineError | None = None
+    bf16_speedup = minimum(measure_bf16_speedup(device), device=device)
+    if world.is_first:
+        try:
+            outcome = prepare_run_folder(plan, world_size=world.size, lock=lock, bf16_speedup=bf16_speedup)
+        except PipelineError as error:
+            outcome = error
+        except OSError as error:
+            outcome = CheckpointError(
+                f"run folder {plan.config.run_dir}: {error}; set output_dir to a place that can be written"
+            )
+    outcome = broadcast(outcome, device=device)
+    if isinstance(outcome, PipelineError):
+        raise outcome.everywhere()
+    assert outcome is not None
+    return outcome

@@ -1,0 +1,44 @@
+"""The wiring of the data: a plan in, the stream of a rank's images out."""
+
+from __future__ import annotations
+
+from pipeline.config.resolve import Plan
+from pipeline.config.run import DataSection
+from pipeline.data.images.crop import TrainTransform
+from pipeline.data.shards.remote import RemoteOptions
+from pipeline.data.streams.mixture import UnindexedShards
+from pipeline.data.streams.train import Division, TrainStream
+from pipeline.data.streams.unindexed import UnindexedStream
+from pipeline.distributed.world import World
+
+
+def make_stream(plan: Plan, *, world: World, start_step: int) -> TrainStream | UnindexedStream:
+    """The training images of this rank, from `start_step` on."""
+    data = plan.config.data
+    transform = TrainTransform(
+        image_size=plan.model.image_size, min_area=data.min_area, max_area=data.max_area, min_ratio=data.min_ratio,
+        max_ratio=data.max_ratio, flip=data.flip, resize=data.resize, decoder=plan.decoder,
+        shrink_margin=data.shrink_margin,
+    )  # fmt: skip
+    division = Division(
+        global_batch_size=plan.config.trainer.global_batch_size, rank=world.rank, world_size=world.size,
+        accumulation_steps=plan.accumulation_steps,
+    )  # fmt: skip
+    if isinstance(plan.mixture, UnindexedShards):
+        return UnindexedStream(
+            source=plan.mixture, seed=plan.config.seed, division=division, transform=transform,
+            num_classes=plan.model.num_classes, start_step=start_step,
+        )  # fmt: skip
+    return TrainStream(
+        mixture=plan.mixture, order=plan.mixture.make_order(seed=plan.config.seed, num_streams=plan.num_streams),
+        division=division, transform=transform, num_classes=plan.model.num_classes, start_step=start_step,
+        read_ahead=data.read_ahead, remote=make_remote_options(data),
+    )  # fmt: skip
+
+
+def make_remote_options(data: DataSection) -> RemoteOptions:
+    """How shards behind URLs are read."""
+    return RemoteOptions(
+        timeout_s=data.read_timeout_s, patience_s=data.read_patience_s, cache_dir=data.cache_dir,
+        cache_bytes=int(data.cache_gib * 2**30),
+    )  # fmt: skip

@@ -1,0 +1,214 @@
+"""`train`: from the command line to a training, as the only rank, as the launcher of this machine's ranks, or as one of many."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.console.streams import keep_output_in
+from pipeline.errors import PipelineError, StoppedError
+from pipeline.launch.environment import Ranks, read_ranks
+from pipeline.launch.signals import EXIT_INTERRUPTED, StopRequest, exit_on_request
+
+if TYPE_CHECKING:
+    from pipeline.build.resume import Start
+    from pipeline.config.resolve import Plan
+    from pipeline.config.run import RunConfig
+    from pipeline.distributed.world import World
+
+AS_FOUND = "trainer.hardware=found"
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What is said of a launch, by one of its processes."""
+
+    speaks: bool
+    start: float
+
+    def say(self, text: str) -> None:
+        if self.speaks:
+            print(f"[run] {text}", flush=True)
+
+    @property
+    def elapsed(self) -> str:
+        return f"{time.monotonic() - self.start:.0f} s"
+
+
+def run_training(config_path: str, overrides: Sequence[str], stop: StopRequest) -> int:
+    """Train, or launch what trains. Returns the exit code.
+
+    Raises:
+        PipelineError: what is wrong, in words.
+    """
+    start = time.monotonic()
+    ranks = read_ranks()
+    voice = Voice(speaks=ranks.rank == 0, start=start)
+    if ranks.launcher == "local":
+        stop.second_interrupt = "ignore"
+    let_stop_wait = exit_on_request(stop, tell=voice.speaks and ranks.launcher != "local")
+    if ranks.launcher != "local":
+        import pipeline
+
+        voice.say(f"pipeline {pipeline.__version__}: train {config_path}; reading it and loading torch")
+    from pipeline.config.read import load_config
+
+    config = load_config(config_path, list(overrides))
+    from pipeline.distributed.world import World, die_with_parent
+
+    if ranks.launcher == "local":
+        die_with_parent(signal.SIGKILL)
+    elif ranks.launcher == "torchrun":
+        die_with_parent(signal.SIGTERM)  # it may have died of a signal that its ranks are to heed
+    num_ranks = _check_hardware(config, ranks, voice)
+    if ranks.launcher != "local":  # whose launcher has opened them
+        from pipeline.evaluation.datasets import examine_dataset
+
+        for dataset in config.evaluation.datasets:  # the evaluator would be the first to find what is wrong, hours later
+            for note in examine_dataset(dataset, config.evaluation):
+                voice.say(note)
+    if ranks.launcher == "none":
+        from pipeline.config.resolve import make_plan
+
+        make_plan(config, world_size=num_ranks).mixture.check_shards()  # what is wrong fails here, before any rank starts
+        if num_ranks > 1:
+            let_stop_wait()
+            return _launch(config_path, overrides, num_ranks=num_ranks, stop=stop, voice=voice)
+    return _train_as_rank(config, World.from_environment(), stop, voice=voice, let_stop_wait=let_stop_wait)
+
+
+def _launch(config_path: str, overrides: Sequence[str], *, num_ranks: int, stop: StopRequest, voice: Voice) -> int:
+    from pipeline.launch.local import launch_local
+
+    if stop.is_set:
+        raise StoppedError(f"stopped by {stop.received[0]} before training began; the same command starts it")
+    voice.say(f"starting {num_ranks} ranks on this machine ({voice.elapsed})")
+    return launch_local([sys.executable, "-m", "pipeline", "train", config_path, *overrides], num_ranks=num_ranks, stop=stop)
+
+
+def _check_hardware(config: RunConfig, ranks: Ranks, voice: Voice) -> int:
+    """Compare what was given with what will be used; the number of ranks on this machine."""
+    if ranks.launcher == "local":  # whose launcher has compared
+        return ranks.local_size
+    from pipeline.launch.allotment import Torch, check_enough, check_hidden, check_nodes, check_ranks, check_visible, remarks
+
+    torch, devices = Torch.look(), config.trainer.devices
+    local_size = ranks.local_size if ranks.launcher != "none" else max(1, torch.num_gpus) if devices == "auto" else devices
+    if config.trainer.hardware == "allotted":
+        check_nodes(os.environ, num_nodes=ranks.num_nodes, launcher=ranks.launcher, setting=AS_FOUND)
+        check_hidden(os.environ, setting=AS_FOUND)
+        check_visible(os.environ, torch, setting=AS_FOUND)
+        check_ranks(os.environ, torch, local_size=local_size, launcher=ranks.launcher, setting=AS_FOUND)
+    check_enough(torch, local_size=local_size, launcher=ranks.launcher)
+    asked = None if devices == "auto" else devices
+    for line in remarks(os.environ, torch, local_size=local_size, asked=asked, launcher=ranks.launcher):
+        voice.say(line)
+    return local_size
+
+
+def _train_as_rank(
+    config: RunConfig, world: World, stop: StopRequest, *, voice: Voice, let_stop_wait: Callable[[], None]
+) -> int:
+    from pipeline.config.resolve import make_plan
+    from pipeline.distributed.quiet import quiet_libraries
+
+    voice.say(f"loading Lightning and DeepSpeed ({voice.elapsed})")
+    quiet_libraries(is_first=world.is_first)
+    from pipeline.build.training import device_of
+    from pipeline.distributed.world import init_process_group, leave_process_group
+
+    plan = make_plan(config, world_size=world.size)
+    if world.size > 1:
+        where = f"{world.size} ranks on {world.num_nodes} nodes" if world.num_nodes > 1 else f"{world.size} ranks"
+        voice.say(f"waiting for {where} to join ({voice.elapsed})")
+    init_process_group(world, timeout_s=config.trainer.collective_timeout_s)
+    let_stop_wait()
+    device = _describe(device_of(world))
+    voice.say(f"{world.size} {'ranks' if world.size > 1 else 'rank'} on {device}, {config.name} ({voice.elapsed})")
+    try:
+        stopped = _fit(plan, world, stop, voice=voice)
+    except PipelineError as error:
+        if error.on_all_ranks:
+            leave_process_group()
+        raise
+    leave_process_group()
+    if not stopped:
+        return 0
+    voice.say(f"stopped by {'/'.join(stop.received) or 'another rank'}; the same command goes on from here")
+    return EXIT_INTERRUPTED
+
+
+def _fit(plan: Plan, world: World, stop: StopRequest, *, voice: Voice) -> bool:
+    """Train from where the run folder stands; whether a signal ended it early."""
+    from pipeline.build.resume import agree_on_start
+    from pipeline.build.training import device_of, make_training
+    from pipeline.distributed.world import any_rank
+    from pipeline.run.checkpoint import RunFolder
+    from pipeline.run.lock import RunLock
+    from pipeline.train.callbacks.checkpointing import mark_complete
+
+    lock = RunLock(plan.config.run_dir, should_stop=lambda: stop.is_set, tell=voice.say)
+    try:
+        device = device_of(world)
+        start = agree_on_start(plan, world, device=device, lock=lock)
+        keep_output_in(plan.config.run_dir)
+        for message in start.messages:
+            voice.say(message)
+        if start.step >= plan.stop_step:
+            voice.say(f"nothing to do: step {start.step} of {plan.stop_step} is reached")
+            folder = RunFolder(plan.config.run_dir)
+            if world.is_first and not folder.complete.exists():  # a kill came before it was written
+                mark_complete(folder, start.step)
+            return False
+        if any_rank(stop.is_set, device=device):
+            names = "/".join(stop.received) or "a signal to another rank"
+            raise StoppedError(f"stopped by {names} before a step was made; the same command goes on from here").everywhere()
+        voice.say(f"building the model and its optimizer; then the first batch ({voice.elapsed})")
+        training = make_training(plan.with_precision(start.precision), world=world, stop=stop, start=start)
+        training.run()
+        if training.checkpointing.stopped_by_signal:
+            return True
+        _close(plan, start, voice)
+        return False
+    finally:
+        lock.release()
+
+
+def _close(plan: Plan, start: Start, voice: Voice) -> None:
+    """Where everything is, and what to type next."""
+    from pipeline.run.checkpoint import RunFolder
+
+    config, folder = plan.config, RunFolder(plan.config.run_dir)
+    command = f"{_python()} -m pipeline"
+    goes_on = "" if plan.stop_step == plan.total_steps else "; the same command with more steps goes on"
+    voice.say(f"step {plan.stop_step} of {plan.total_steps} is saved{goes_on}")
+    voice.say(f"weights  {folder.weights_of(plan.stop_step)}")
+    voice.say(f"metrics  {folder.metrics}")
+    if config.tracking.mode != "disabled":
+        voice.say(f"W&B      run {start.wandb_id}, folder {folder.root / 'wandb'}")
+    example = "evaluation.datasets='[{name: cifar10, train: /data/cifar10/train, test: /data/cifar10/test}]'"
+    voice.say(f"next     {command} evaluate {folder.root}{'' if config.evaluation.datasets else f' {example}'}")
+    voice.say(f"         {command} report {folder.root}")
+
+
+def _python() -> str:
+    """What to type for this Python from here."""
+    found = shutil.which("python")
+    if found is not None and os.path.abspath(found) == sys.executable:
+        return "python"
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _describe(device: object) -> str:
+    import torch
+
+    assert isinstance(device, torch.device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"

@@ -1,0 +1,255 @@
+"""A configuration made concrete: checked against its data and the number of ranks, and counted in steps."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pipeline.config.run import DataSection, ModelSection, RunConfig
+from pipeline.data.images.crop import Decoder
+from pipeline.data.images.decode import HOW_TO_BUILD, has_region_decoder
+from pipeline.data.shards.index import load_index, read_class_names
+from pipeline.data.streams.mixture import Corpus, Mixture, UnindexedShards
+from pipeline.data.streams.train import largest_micro_batch
+from pipeline.distributed.precision import TrainingPrecision
+from pipeline.errors import ConfigError
+from pipeline.functional.schedules import learning_rate
+from pipeline.models.vit.model import ViTConfig
+from pipeline.models.vit.sizes import parse_name
+
+SIGMOID_HEAD_BIAS = -10.0  # google-research/vision_transformer, issue #34
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A configuration made concrete: checked, and counted in steps."""
+
+    config: RunConfig
+    model: ViTConfig
+    decoder: Decoder
+    mixture: Mixture | UnindexedShards
+    num_streams: int
+    total_steps: int
+    warmup_steps: int
+    stop_step: int
+    checkpoint_steps: int
+    keep_every_steps: int | None
+    accumulation_steps: int
+    micro_batch_size: int
+
+    @property
+    def precision(self) -> TrainingPrecision:
+        """Of the launch, which is chosen when the ranks know each other's devices."""
+        assert self.config.trainer.precision != "auto", "asked before the start was agreed on"
+        return self.config.trainer.precision
+
+    def with_precision(self, precision: TrainingPrecision) -> Plan:
+        """The same plan, its precision chosen."""
+        trainer = self.config.trainer.model_copy(update={"precision": precision})
+        return replace(self, config=self.config.model_copy(update={"trainer": trainer}))
+
+
+def make_model_config(section: ModelSection, *, head_bias: float = 0.0) -> ViTConfig:
+    """The model a section names.
+
+    Raises:
+        ConfigError: unknown name, or an image size or width that does not divide.
+    """
+    shape, patch_size = parse_name(section.name)
+    if section.image_size % patch_size:
+        below = section.image_size // patch_size * patch_size
+        near = f"{below} or {below + patch_size}" if below else f"{patch_size}"
+        raise ConfigError(
+            f"model.image_size={section.image_size} is not divisible by the patch size {patch_size} of {section.name}; use {near}"
+        )
+    width, num_heads = section.width or shape.width, section.num_heads or shape.num_heads
+    if width % num_heads:
+        raise ConfigError(f"model.width={width} is not divisible by model.num_heads={num_heads}")
+    return ViTConfig(
+        image_size=section.image_size,
+        patch_size=patch_size,
+        width=width,
+        depth=section.depth or shape.depth,
+        mlp_dim=section.mlp_dim or (shape.mlp_dim if section.width is None else 4 * width),
+        num_heads=num_heads,
+        num_classes=section.num_classes,
+        representation_size=width if section.representation == "tanh" else None,
+        dropout=section.dropout,
+        head_bias=head_bias,
+    )
+
+
+def make_plan(config: RunConfig, *, world_size: int) -> Plan:
+    """Check a configuration against its data and the number of ranks, before anything expensive starts.
+
+    Raises:
+        ConfigError: numbers that do not fit together.
+        DataError: no index.
+    """
+    model = make_model_config(config.model, head_bias=SIGMOID_HEAD_BIAS if config.loss.name == "sigmoid" else 0.0)
+    mixture = load_mixture(config.data)
+    if isinstance(mixture, Mixture):
+        _check_classes(mixture, num_classes=config.model.num_classes)
+    num_samples = samples_of_epoch(mixture)
+    batch = config.trainer.global_batch_size
+    advice = mixture.advice if isinstance(mixture, UnindexedShards) else None
+    to_steps = functools.partial(_to_steps, global_batch_size=batch, num_samples=num_samples, advice=advice)
+    total, warmup = count_schedule_steps(config, num_samples=num_samples, advice=advice)
+    max_steps = config.trainer.max_steps
+    if max_steps is not None and max_steps > total:
+        raise ConfigError(
+            f"trainer.max_steps={max_steps} ends a launch early, but the whole run (trainer.duration={config.trainer.duration}) has "
+            f"{total}; lengthen trainer.duration, or leave max_steps out"
+        )
+    accumulation = count_accumulation_steps(config, world_size=world_size)
+    keep_every = config.checkpoint.keep_every
+    return Plan(
+        config=config,
+        model=model,
+        decoder=choose_decoder(config.data.decoder),
+        mixture=mixture,
+        num_streams=_choose_num_streams(config),
+        total_steps=total,
+        warmup_steps=warmup,
+        stop_step=max_steps or total,
+        checkpoint_steps=to_steps(config.checkpoint.every, "checkpoint.every"),
+        keep_every_steps=None if keep_every is None else to_steps(keep_every, "checkpoint.keep_every"),
+        accumulation_steps=accumulation,
+        micro_batch_size=largest_micro_batch(batch, num_ranks=world_size, accumulation_steps=accumulation),
+    )
+
+
+def samples_of_epoch(mixture: Mixture | UnindexedShards) -> int | None:
+    """None where no epoch has a known length: several corpora, or shards without an index."""
+    return mixture.num_samples if isinstance(mixture, Mixture) and mixture.is_one_corpus else None
+
+
+def make_schedule(config: RunConfig, *, total_steps: int, warmup_steps: int) -> Callable[[int], float]:
+    """Optimizer step to learning rate."""
+    schedule, peak = config.schedule, config.optimizer.learning_rate
+    return functools.partial(
+        learning_rate, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps, decay=schedule.decay,
+        end=min(schedule.end, peak),
+    )  # fmt: skip
+
+
+def count_schedule_steps(config: RunConfig, *, num_samples: int | None, advice: str | None = None) -> tuple[int, int]:
+    """Steps of the whole run and of its warmup.
+
+    Args:
+        num_samples: of an epoch; None where epochs have no known length.
+        advice: how to give them one.
+
+    Raises:
+        ConfigError: no step is left after the warmup, or a duration in epochs of unknown length.
+    """
+    batch = config.trainer.global_batch_size
+    to_steps = functools.partial(_to_steps, global_batch_size=batch, num_samples=num_samples, advice=advice)
+    total, warmup = to_steps(config.trainer.duration, "trainer.duration"), to_steps(config.schedule.warmup, None)
+    if warmup >= total:
+        raise ConfigError(
+            f"schedule.warmup={config.schedule.warmup}{_in_steps(config.schedule.warmup, warmup)} must be shorter than the whole run, "
+            f"trainer.duration={config.trainer.duration}{_in_steps(config.trainer.duration, total)}; shorten schedule.warmup or lengthen "
+            f"trainer.duration"
+        )
+    return total, warmup
+
+
+def load_mixture(section: DataSection) -> Mixture | UnindexedShards:
+    """The corpora a section names.
+
+    Raises:
+        ConfigError: an empty list.
+        DataError: no index.
+    """
+    if isinstance(section.train, str) and UnindexedShards.is_one(section.train):
+        return UnindexedShards.parse(section.train)
+    if isinstance(section.train, str):
+        return Mixture((Corpus(load_index(section.train)),))
+    if not section.train:
+        raise ConfigError("data.train is an empty list; name at least one {path: FOLDER, weight: NUMBER}")
+    return Mixture(tuple(Corpus(load_index(part.path, part.index), part.weight, part.first_class) for part in section.train))
+
+
+def _check_classes(mixture: Mixture, *, num_classes: int) -> None:
+    for corpus in mixture.corpora:
+        names = read_class_names(corpus.index)
+        needed = 0 if names is None else corpus.first_class + len(names)
+        if needed > num_classes:
+            after = f" after the {corpus.first_class} before it (first_class)" if corpus.first_class else ""
+            raise ConfigError(
+                f"model.num_classes={num_classes}, but {corpus.index.folder}/classes.txt names {needed - corpus.first_class} "
+                f"classes{after}; set model.num_classes={needed}"
+            )
+        largest = corpus.index.max_label
+        if largest is not None and corpus.first_class + largest >= num_classes:
+            after = f", and first_class adds {corpus.first_class}" if corpus.first_class else ""
+            raise ConfigError(
+                f"model.num_classes={num_classes}, but the largest label in {corpus.index.folder} is {largest} (counted from 0){after}; "
+                f"set model.num_classes={corpus.first_class + largest + 1} or more"
+            )
+
+
+def _choose_num_streams(config: RunConfig) -> int:
+    batch, streams = config.trainer.global_batch_size, config.data.num_streams
+    if streams is not None and batch % streams and streams % batch:
+        raise ConfigError(
+            f"data.num_streams={streams} neither divides trainer.global_batch_size={batch} nor is a multiple of it, so every "
+            f"rank would read every block; use {batch}, or leave it out"
+        )
+    return streams or batch
+
+
+def choose_decoder(wanted: Literal["auto", "region", "whole"]) -> Decoder:
+    """The decoder of training images here.
+
+    Raises:
+        ConfigError: the region decoder is asked for and was not built.
+    """
+    if wanted == "region" and not has_region_decoder():
+        raise ConfigError(f"data.decoder=region, but it is not built here; {HOW_TO_BUILD}, or set data.decoder=auto")
+    return "region" if wanted != "whole" and has_region_decoder() else "whole"
+
+
+def _in_steps(duration: Any, steps: int) -> str:
+    """How many steps that is, where a duration does not say so itself."""
+    return "" if duration.unit == "steps" else f" ({steps} step{'s' * (steps != 1)})"
+
+
+def _to_steps(
+    duration: Any, key: str | None, *, global_batch_size: int, num_samples: int | None, advice: str | None = None
+) -> int:  # fmt: skip
+    if num_samples is None and duration.unit == "epochs":
+        raise ConfigError(
+            f"{key or 'schedule.warmup'}={duration}: only a single indexed corpus has epochs of a known length; count in steps or images"
+            f"{'' if advice is None else f'. The order is approximate too: {advice}'}"
+        )
+    steps = duration.to_steps(global_batch_size=global_batch_size, num_samples=num_samples or 1)
+    if key is not None and steps < 1:
+        raise ConfigError(f"{key}={duration} is less than one step of {global_batch_size} images; make it longer")
+    return steps
+
+
+def count_accumulation_steps(config: RunConfig, *, world_size: int) -> int:
+    """Micro-batches in a step: as few as `micro_batch_size` allows. Ranks whose shares differ have as many.
+
+    Raises:
+        ConfigError: a rank, or a micro-batch of one, would have no image.
+    """
+    batch, micro = config.trainer.global_batch_size, config.trainer.micro_batch_size
+    if batch < world_size:
+        raise ConfigError(
+            f"trainer.global_batch_size={batch} is less than an image for each of the {world_size} ranks; use {world_size} or "
+            f"more, or fewer ranks"
+        )
+    share = -(-batch // world_size)
+    accumulation = -(-share // (micro or share))
+    if accumulation > batch // world_size:
+        raise ConfigError(
+            f"trainer.micro_batch_size={micro}, but {world_size} ranks do not divide trainer.global_batch_size={batch}: some have "
+            f"{share} images a step, some {share - 1}, which cannot be as many parts of one; use trainer.micro_batch_size=2, or as "
+            f"many ranks as divide the batch"
+        )
+    return accumulation

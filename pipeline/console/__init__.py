@@ -1,0 +1,1 @@
+"""What a person reads while a command runs: lines of a log, progress, and streams that never hold a program up. Imports nothing heavy."""

@@ -1,0 +1,1 @@
+"""From encoded bytes to the pixels that a model sees."""

@@ -1,0 +1,149 @@
+"""Crops and resizes: random ones for training, centred ones for evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.data.images.decode import Pixels, decode_image, decode_jpeg_crop, jpeg_size
+from pipeline.keyed_random import Purpose, derive_key, few_uniforms, uniforms
+
+CROP_ATTEMPTS = 100
+DRAWS_PER_ATTEMPT = 4
+Resize = Literal["bilinear", "bilinear_antialias"]
+Decoder = Literal["region", "whole"]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of pixels inside an image."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Inception crop (Szegedy et al. 2015), resize to a square, and a horizontal flip in half of all cases."""
+
+    image_size: int
+    min_area: float
+    max_area: float
+    min_ratio: float
+    max_ratio: float
+    flip: bool
+    resize: Resize
+    decoder: Decoder
+    shrink_margin: float | None = None  # see `DataSection`
+
+    def __call__(self, data: bytes, *, seed: int, epoch: int, sample_id: int, out: Tensor) -> None:
+        """Decode, crop, resize and flip an encoded image into `out`, (3, S, S) uint8.
+
+        The same (data, seed, epoch, sample_id) always gives the same pixels.
+
+        Raises:
+            UnreadableImage: it cannot be decoded.
+        """
+        key = derive_key(seed, Purpose.AUGMENTATION, epoch, sample_id)
+        size = jpeg_size(data) if self.decoder == "region" else None
+        if size is not None:
+            box, flip = self.choose(*size, key=key)
+            if decode_jpeg_crop(
+                data, top=box.top, left=box.left, height=box.height, width=box.width, shrink=self._shrink(box), flip=flip,
+                antialias=self.resize == "bilinear_antialias", out=out.numpy(),
+            ):  # fmt: skip
+                return
+        pixels = decode_image(data)
+        box, flip = self.choose(*pixels.shape[:2], key=key)
+        image = resize_box(pixels, box, size=(self.image_size, self.image_size), resize=self.resize)
+        out.copy_(image.flip(-1) if flip else image)
+
+    def _shrink(self, box: Box) -> int:
+        if self.shrink_margin is None or self.resize != "bilinear_antialias":  # without antialiasing, other pixels are meant
+            return 1
+        spare = min(box.height, box.width) / (self.image_size * self.shrink_margin)
+        return next((shrink for shrink in (8, 4, 2) if spare >= shrink), 1)
+
+    def choose(self, height: int, width: int, *, key: int) -> tuple[Box, bool]:
+        """Where to cut an image of this size, and whether to mirror it."""
+        draws = few_uniforms(key, 1 + DRAWS_PER_ATTEMPT)
+        return self._box(height, width, key, draws), self.flip and draws[0] < 0.5
+
+    def _box(self, height: int, width: int, key: int, draws: Sequence[float]) -> Box:
+        for attempt in range(CROP_ATTEMPTS):
+            if attempt == 1:  # rarely reached, so the rest is drawn only now
+                draws = uniforms(key, 1 + DRAWS_PER_ATTEMPT * CROP_ATTEMPTS).tolist()
+            start = 1 + DRAWS_PER_ATTEMPT * attempt
+            box = inception_box(height, width, transform=self, draws=draws[start : start + DRAWS_PER_ATTEMPT])
+            if box is not None:
+                return box
+        return Box(top=0, left=0, height=height, width=width)
+
+
+def inception_box(height: int, width: int, *, transform: TrainTransform, draws: Sequence[float]) -> Box | None:
+    """One attempt at a random crop by the law of `tf.image.sample_distorted_bounding_box`, the authors' crop.
+
+    The aspect ratio is uniform, then the crop's height is uniform among those whose area is allowed; a crop that
+    does not fit is refused and drawn again, and after `CROP_ATTEMPTS` the whole image is used.
+
+    One difference: TensorFlow never draws the last possible place of a crop, here every place is drawn alike.
+
+    Args:
+        draws: four numbers in [0, 1): ratio, height, top, left.
+    """
+    ratio = transform.min_ratio + draws[0] * (transform.max_ratio - transform.min_ratio)
+    min_area, max_area = transform.min_area * height * width, transform.max_area * height * width
+    lowest = round(math.sqrt(min_area / ratio))
+    highest = min(round(math.sqrt(max_area / ratio)), height, math.floor((width + 0.5 - 1e-7) / ratio))
+    lowest = min(lowest, highest)
+    crop_height = lowest + int(draws[1] * (highest - lowest + 1))
+    crop_width = round(crop_height * ratio)
+    # Rounding to whole pixels may leave the allowed range by a little; one row more or less may mend it.
+    if crop_height * crop_width < min_area:
+        crop_height += 1
+    elif crop_height * crop_width > max_area:
+        crop_height -= 1
+    crop_width = round(crop_height * ratio)
+    allowed = min_area <= crop_height * crop_width <= max_area
+    if not allowed or not 1 <= crop_height <= height or not 1 <= crop_width <= width:
+        return None
+    top = int(draws[2] * (height - crop_height + 1))
+    left = int(draws[3] * (width - crop_width + 1))
+    return Box(top=top, left=left, height=crop_height, width=crop_width)
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Resize the short side, then crop the centre: the authors' evaluation (short side 256, crop 224)."""
+
+    image_size: int
+    short_side: int
+    resize: Resize = "bilinear_antialias"
+
+    def __call__(self, pixels: Pixels) -> Tensor:
+        """(H, W, 3) to (3, S, S), both uint8."""
+        height, width = pixels.shape[:2]
+        scale = self.short_side / min(height, width)
+        size = (max(self.image_size, round(height * scale)), max(self.image_size, round(width * scale)))
+        image = resize_box(pixels, Box(top=0, left=0, height=height, width=width), size=size, resize=self.resize)
+        top, left = (size[0] - self.image_size) // 2, (size[1] - self.image_size) // 2
+        return image[:, top : top + self.image_size, left : left + self.image_size]
+
+
+def resize_box(pixels: Pixels, box: Box, *, size: tuple[int, int], resize: Resize) -> Tensor:
+    """Cut `box` out of (H, W, 3) and resize it to (3, *size), uint8 throughout."""
+    cut = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+    image = torch.from_numpy(np.ascontiguousarray(cut)).permute(2, 0, 1).unsqueeze(0)  # (1, 3, h, w), channels last
+    if (box.height, box.width) == size:
+        return image[0]
+    resized = F.interpolate(image, size=size, mode="bilinear", antialias=resize == "bilinear_antialias")
+    return resized[0]

@@ -1,0 +1,39 @@
+"""What the samples of a block are: their keys, members and labels in a few bytes. An index keeps them of every block."""
+
+from __future__ import annotations
+
+import xxhash
+
+from pipeline.data.shards.tar import TarSample
+
+HALF = 32  # bits of each half of a digest
+MASK = (1 << HALF) - 1
+
+
+class BlockContent:
+    """Collects the samples of one block. The upper half of its digest is of keys and members' sizes, the lower of labels."""
+
+    def __init__(self) -> None:
+        self._members = xxhash.xxh3_64()
+        self._labels = xxhash.xxh3_64()
+
+    def add(self, sample: TarSample, label: int | None) -> None:
+        """The next sample.
+
+        Args:
+            label: its class; None if it has none that can be used.
+        """
+        sizes = ",".join(f"{member.extension}:{member.length}" for member in sample.members)
+        self._members.update(f"{sample.key}\0{sizes}\n".encode("utf-8", "surrogateescape"))
+        self._labels.update(f"{label}\n".encode())
+
+    @property
+    def digest(self) -> int:
+        """Of all samples so far."""
+        return (self._members.intdigest() & MASK) << HALF | self._labels.intdigest() & MASK
+
+
+def describe_difference(before: int, now: int) -> str:
+    """What differs between two digests, in words."""
+    differs = {"keys or sizes of members": before >> HALF != now >> HALF, "labels": before & MASK != now & MASK}
+    return " and ".join(name for name, is_other in differs.items() if is_other) or "nothing"

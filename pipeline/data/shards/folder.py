@@ -1,0 +1,253 @@
+"""A folder of shards, local or behind any fsspec URL (s3://, gs://, https://): its tars by name."""
+
+from __future__ import annotations
+
+import functools
+import io
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+from fsspec.asyn import AsyncFileSystem, sync
+from fsspec.core import url_to_fs
+
+from pipeline.data.ranges import read_range
+from pipeline.data.shards.range_file import BlockFile
+from pipeline.data.shards.retry import call_again
+from pipeline.data.shards.web import check_listing, client_options, is_web, look_at
+from pipeline.errors import DataError
+from pipeline.files import Draft, write_whole
+
+Result = TypeVar("Result")
+
+COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".tar.lz4")
+READ_AHEAD_BYTES = 4 << 20
+PATIENCE_S = 30.0  # with listings and small files, before anything has begun
+CONCURRENT_QUESTIONS = 16
+READ_ONLY = {
+    "http://": "a web server",
+    "https://": "a web server",
+    "hf://": "a repository on the Hugging Face hub",
+}  # nothing is written there
+WRITABLE = "hf://buckets/"
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL."""
+    return "://" in path
+
+
+def describe_read_only(path: str) -> str | None:
+    """What kind of place a path is if no file can be written to any of that kind; None for all others."""
+    kind = next((kind for begin, kind in READ_ONLY.items() if path.startswith(begin)), None)
+    return None if path.startswith(WRITABLE) else kind
+
+
+def describe_hub_path(path: str) -> str:
+    """What is often wrong with a path on the Hugging Face hub where nothing is found, for the end of a message."""
+    if not path.startswith("hf://"):
+        return ""
+    if not path.startswith(("hf://datasets/", WRITABLE)):
+        return "; data sets are at hf://datasets/OWNER/NAME"
+    return "; a private or gated repository shows nothing without HF_TOKEN (and without its terms being accepted)"
+
+
+class UnreachableError(DataError):
+    """A file or store that cannot be read: unlike damaged data it may be there the next time."""
+
+
+class ShardFolder:
+    """Lists and opens the tars of a folder.
+
+    Raises:
+        DataError: the URL's protocol is unknown, its package is not installed, or it carries a password.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path.rstrip("/") or "/"
+        self.is_remote = is_remote(path)
+        if self.is_remote and "@" in path.partition("://")[2].partition("/")[0]:
+            raise DataError("a shard URL must hold no user or password; credentials come from the environment alone")
+        try:
+            options = client_options(self.path.partition("://")[0]) if is_web(self.path) else {}
+            self.filesystem, self.root = cast("tuple[Any, str]", url_to_fs(self.path, **options))
+        except ImportError as error:
+            raise DataError(f"data folder {path!r}: {error} (`pip install` the package it names)") from error
+        except (OSError, ValueError) as error:
+            raise DataError(f"data folder {path!r} cannot be reached: {error}") from error
+
+    def place(self, name: str) -> str:
+        """A file of the folder as its filesystem names it."""
+        return f"{self.root}/{name}"
+
+    def list_names(self) -> list[str]:
+        """Names of all files directly in the folder, sorted; none if there is no folder.
+
+        Raises:
+            DataError: it cannot be reached.
+        """
+        return sorted(str(e["name"]).rpartition("/")[2] for e in self._list() if e["type"] != "directory")
+
+    def _list(self) -> list[dict[str, Any]]:
+        def list_now() -> list[dict[str, Any]]:
+            if is_web(self.path):
+                check_listing(self.filesystem, self.root)
+            if self.filesystem.isdir(self.root):
+                return self.filesystem.ls(self.root, detail=True, refresh=True)
+            if self.is_remote and not is_web(self.path):
+                self.filesystem.info(self.root)  # raises where the store could not say: `isdir` is no then too
+            return []
+
+        try:
+            return self._call(list_now)
+        except FileNotFoundError:
+            return []
+
+    def _call(self, function: Callable[[], Result]) -> Result:
+        """Ask the filesystem, a few times if need be.
+
+        Raises:
+            FileNotFoundError: no such file.
+            UnreachableError: the store cannot be reached, or refuses.
+        """
+        try:
+            return call_again(function, patience_s=PATIENCE_S if self.is_remote else 0)
+        except (FileNotFoundError, DataError):
+            raise
+        except Exception as error:  # stores' libraries have errors of their own
+            raise UnreachableError(f"data folder {self.path!r} cannot be reached: {type(error).__name__}: {error}") from error
+
+    def exists(self, name: str) -> bool:
+        """Whether a file is there."""
+        return self._call(lambda: self.filesystem.exists(self.place(name)))
+
+    def read(self, name: str) -> bytes:
+        """All of a small file."""
+        return self._call(lambda: self.filesystem.cat_file(self.place(name)))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file, whole or not at all.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        if self.is_remote:  # object stores show a file once it is whole
+            self._call(lambda: self.filesystem.pipe_file(self.place(name), data))
+            return
+        try:
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+            write_whole(self.place(name), data)
+        except OSError as error:
+            raise DataError(f"{self.place(name)} cannot be written: {error.strerror or error}") from error
+
+    def why_unwritable(self) -> str | None:
+        """Why no file can be written there, found out by writing one; None if it can. A local folder is made."""
+        if (kind := describe_read_only(self.path)) is not None:
+            return f"{kind} takes no files"
+        name = f".can-be-written-{uuid.uuid4().hex}"
+        try:
+            if self.is_remote:
+                self._put_once(name)
+                self._call(lambda: self.filesystem.rm_file(self.place(name)))
+            else:
+                Path(self.root).mkdir(parents=True, exist_ok=True)
+                with Draft(self.place(name), durability="unflushed") as draft:
+                    draft.file.write(b"x")
+        except TimeoutError:
+            return f"a byte could not be written within {PATIENCE_S:.0f} s"
+        except Exception as error:  # stores' libraries have errors of their own
+            return str(getattr(error, "strerror", None) or error) or type(error).__name__
+        return None
+
+    def _put_once(self, name: str) -> None:
+        """Write a byte, for a limited time: libraries try for minutes what a store refuses with the wrong code."""
+        if isinstance(self.filesystem, AsyncFileSystem):
+            sync(self.filesystem.loop, self.filesystem._pipe_file, self.place(name), b"x", timeout=PATIENCE_S)
+        else:
+            self.filesystem.pipe_file(self.place(name), b"x")
+
+    def version(self, name: str) -> str:
+        """What tells a file from one written later under its name: size, times and checksums, as far as they are told."""
+        if is_web(self.path):  # what fsspec tells of a file there includes the URL behind redirects, which is signed each time
+            return self._call(lambda: look_at(self.filesystem, self.place(name)).version)
+        return self._call(lambda: str(self.filesystem.info(self.place(name))))
+
+    def list_shards(self) -> list[str]:
+        """Names of the folder's tars, sorted. Hidden ones are none: see `hidden_tars`.
+
+        Raises:
+            DataError: no folder, no tars in it, or compressed ones.
+        """
+        names = [name for name in self.list_names() if not name.startswith(".")]
+        compressed = [name for name in names if name.endswith(COMPRESSED)]
+        if compressed:
+            raise DataError(
+                f"{self.path}: {compressed[0]} is compressed; range reads need plain tars: `gunzip` (or `zstd -d`) them first"
+            )
+        shards = [name for name in names if name.endswith(".tar")]
+        if not shards:
+            raise DataError(f"shard folder {self.path!r} does not exist or holds no .tar files{describe_hub_path(self.path)}")
+        return shards
+
+    def hidden_tars(self) -> list[str]:
+        """Tars that are passed over because their names begin with a dot, as the files do that macOS leaves beside others."""
+        return [name for name in self.list_names() if name.startswith(".") and name.endswith((".tar", *COMPRESSED))]
+
+    def open(self, name: str) -> BinaryIO:
+        """A file of the folder, to be read mostly forwards. Requests to a store are made again when they fail.
+
+        Raises:
+            FileNotFoundError: no such file.
+            UnreachableError: here, or when it is read.
+        """
+        if not self.is_remote:
+            return open(self.place(name), "rb")
+        fetch = functools.partial(self.read_range, name)
+        return io.BufferedReader(BlockFile(fetch, num_bytes=self.size(name), block_bytes=READ_AHEAD_BYTES))
+
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of a file: all of them."""
+
+        def read() -> bytes:
+            data = read_range(self.filesystem, self.place(name), start=start, end=end)
+            if len(data) > end - start:
+                raise DataError(f"{self.path}/{name}: {len(data)} bytes came where {end - start} were asked for")
+            if len(data) != end - start:
+                raise OSError(f"{len(data)} of {end - start} bytes came")
+            return data
+
+        return self._call(read)
+
+    def size(self, name: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            FileNotFoundError: no such file.
+            DataError: a server that does not tell.
+        """
+        if is_web(self.path):
+            return self._call(lambda: look_at(self.filesystem, self.place(name)).num_bytes)
+        size = self._call(lambda: self.filesystem.size(self.place(name)))
+        if size is None:
+            raise DataError(f"{self.path}/{name}: the server does not tell its size, so it serves no byte ranges")
+        return int(size)
+
+    def sizes(self, names: Sequence[str]) -> dict[str, int]:
+        """Bytes of these files, those that are there: by one listing where the filesystem's listings tell sizes.
+
+        Raises:
+            DataError: the folder cannot be reached.
+        """
+        entries = [] if is_web(self.path) else self._list()  # web servers list no sizes, and need not list anything
+        listed = {str(entry["name"]).rpartition("/")[2]: entry.get("size") for entry in entries}
+
+        def ask(name: str) -> int | None:
+            try:
+                return int(listed.get(name) or self.size(name))
+            except FileNotFoundError:
+                return None
+
+        with ThreadPoolExecutor(CONCURRENT_QUESTIONS) as pool:
+            return {name: size for name, size in zip(names, pool.map(ask, names), strict=True) if size is not None}

@@ -1,0 +1,169 @@
+"""Blocks of samples: one range read each, the images taken out when they are wanted."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline.data.shards.blocks import BlockBytes, FileBlock, OpenFile
+from pipeline.data.shards.content import BlockContent, describe_difference
+from pipeline.data.shards.folder import is_remote
+from pipeline.data.shards.index import ShardIndex
+from pipeline.data.shards.remote import RemoteOptions, RemoteSource, Retry
+from pipeline.data.shards.sample import IMAGE_EXTENSIONS, describe_missing, find_member, read_label
+from pipeline.data.shards.tar import TarMember, TarSample, find_defect, scan_samples
+from pipeline.errors import DataError
+
+MAX_OPEN_SHARDS = 128
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One sample as stored: its image still encoded, its class, and where it came from."""
+
+    key: str
+    shard: str
+    label: int
+    member: TarMember  # the image
+    block: BlockBytes
+
+    @property
+    def image(self) -> bytes:
+        """The encoded image, read now."""
+        return self.member.read(self.block.read)
+
+
+class Source(Protocol):
+    """Where blocks come from."""
+
+    def start(self, block: int) -> Callable[[], BlockBytes]:
+        """Begin to read a block; what comes back waits for it."""
+        ...
+
+    def take_retries(self) -> list[Retry]:
+        """Failed requests since the last call."""
+        ...
+
+
+class LocalSource:
+    """Shards in a local or network-mounted folder, kept open. The system is asked to fetch blocks beforehand."""
+
+    def __init__(self, index: ShardIndex) -> None:
+        self._index = index
+        self._open: OrderedDict[str, OpenFile] = OrderedDict()
+
+    def start(self, block: int) -> Callable[[], BlockBytes]:
+        shard, offset, num_bytes = self._index.place(block)
+        file = self._file(shard)
+        os.posix_fadvise(file(), offset, num_bytes, os.POSIX_FADV_WILLNEED)
+        return lambda: FileBlock(file, offset=offset, num_bytes=num_bytes)
+
+    def take_retries(self) -> list[Retry]:
+        return []
+
+    def _file(self, shard: str) -> OpenFile:
+        """Open; let go when as many others have been asked for, closed when no block of it is played any more."""
+        if shard not in self._open:
+            if len(self._open) >= MAX_OPEN_SHARDS:
+                self._open.popitem(last=False)
+            try:
+                self._open[shard] = OpenFile(os.path.join(self._index.folder, shard))
+            except FileNotFoundError as error:
+                raise DataError(f"{self._index.folder}/{shard} is missing; restore it, or index the folder again") from error
+        self._open.move_to_end(shard)
+        return self._open[shard]
+
+
+def open_source(index: ShardIndex, options: RemoteOptions) -> Source:
+    """The right source for the index's folder or URL."""
+    return RemoteSource(index, options) if is_remote(index.folder) else LocalSource(index)
+
+
+class BlockReader:
+    """Reads and parses blocks, keeping the most recent ones: a stream plays a block for many steps.
+
+    Args:
+        index: the corpus.
+        capacity: blocks kept; at least the number of streams this reader serves. A block whose samples have all been
+            played is not kept.
+        remote: how to read shards behind a URL.
+    """
+
+    def __init__(self, index: ShardIndex, *, capacity: int, remote: RemoteOptions | None = None) -> None:
+        self.index = index
+        self.capacity = capacity
+        self._source = open_source(index, remote or RemoteOptions())
+        self._started: dict[int, Callable[[], BlockBytes]] = {}
+        self._blocks: OrderedDict[int, list[RawSample]] = OrderedDict()
+        self._unplayed: dict[int, int] = {}
+
+    def start(self, block: int) -> None:
+        """Begin to read a block that will be wanted soon."""
+        if block not in self._blocks and block not in self._started:
+            self._started[block] = self._source.start(block)
+
+    def read(self, block: int) -> list[RawSample]:
+        """All samples of a block, in the file's order, one of which is played now.
+
+        Raises:
+            DataError: shard missing or cut short, or contents that differ from the index.
+        """
+        if block not in self._blocks:
+            self.start(block)
+            samples = self._parse(block, self._started.pop(block)())
+            if len(self._blocks) >= self.capacity:
+                self._unplayed.pop(self._blocks.popitem(last=False)[0])
+            self._blocks[block], self._unplayed[block] = samples, len(samples)
+        samples = self._blocks[block]
+        self._blocks.move_to_end(block)
+        self._unplayed[block] -= 1
+        if not self._unplayed[block]:
+            del self._blocks[block], self._unplayed[block]
+        return samples
+
+    def take_retries(self) -> list[Retry]:
+        """Failed requests since the last call."""
+        return self._source.take_retries()
+
+    def _parse(self, block: int, data: BlockBytes) -> list[RawSample]:
+        index = self.index
+        shard, _, num_bytes = index.place(block)
+        if data.num_bytes != num_bytes:
+            raise DataError(
+                f"{index.describe_block(block)}: only {data.num_bytes} of {num_bytes} bytes there; the shard is cut short"
+            )
+        skipped = index.skipped_in(block)
+        try:
+            stored = list(scan_samples(data.open(), name=shard, links="mark"))
+        except DataError as error:
+            raise DataError(f"{index.describe_block(block)}: {error}; index the folder again if its shards changed") from error
+        kept = [sample for place, sample in enumerate(stored) if place not in skipped]
+        if len(kept) != index.block_samples[block]:
+            raise DataError(
+                f"{index.describe_block(block)}: {len(kept)} samples, the index says {index.block_samples[block]}; "
+                f"index the folder again if its shards changed"
+            )
+        samples = [_raw_sample(sample, data, shard=shard) for sample in kept]
+        content = BlockContent()
+        for sample, raw in zip(kept, samples, strict=True):
+            content.add(sample, raw.label)
+        if content.digest != index.block_content[block]:
+            raise DataError(
+                f"{index.describe_block(block)}: {describe_difference(int(index.block_content[block]), content.digest)} of its "
+                f"samples differ from the index: the shard was rewritten at the same size. Restore it, or index the folder again "
+                f"with `python -m data_tools index {index.folder}`"
+            )
+        return samples
+
+
+def _raw_sample(sample: TarSample, data: BlockBytes, *, shard: str) -> RawSample:
+    image = find_member(sample, IMAGE_EXTENSIONS)
+    if image is None:
+        raise DataError(describe_missing(sample, "image", IMAGE_EXTENSIONS, shard=shard))
+    if (defect := find_defect(sample)) is not None:
+        raise DataError(f"{shard}: sample {sample.key!r} {defect.reason}")
+    label = read_label(sample, data.read, shard=shard)
+    return RawSample(key=sample.key, shard=shard, label=label, member=image, block=data)

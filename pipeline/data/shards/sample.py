@@ -1,0 +1,92 @@
+"""What the members of a sample are: its image and its label."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from pipeline.data.shards.tar import TarMember, TarSample
+from pipeline.errors import DataError
+from pipeline.json_text import parse_json
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")
+LABEL_EXTENSIONS = ("cls", "json")
+MAX_LABEL = 2**31 - 1
+MAX_DIGITS = 10  # that a number can have and be below the limit for certain
+WHOLE_NUMBER = re.compile(rb"[-+]?[0-9]{1,18}")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+PACK_AGAIN = (
+    "WebDataset cuts names at their first dot, so keys must not hold one: `python -m data_tools make` packs them with others"
+)
+MAX_LABEL_BYTES = 1 << 20  # a longer member is no label
+
+
+def find_member(sample: TarSample, extensions: tuple[str, ...]) -> TarMember | None:
+    """The member with the first of these extensions that the sample has; `seg.jpg` is not `jpg`."""
+    by_extension = {member.extension: member for member in sample.members}
+    return next((by_extension[extension] for extension in extensions if extension in by_extension), None)
+
+
+def parse_label(text: bytes, *, shard: str, key: str) -> int:
+    """A class number: a whole number in ASCII (7, 007), or JSON that is one or has one under `label` (7, 7.0, "7").
+
+    Raises:
+        DataError: anything else: a fraction, a name, nothing.
+    """
+    if text.isdigit() and len(text) < MAX_DIGITS:  # the common case
+        return int(text)
+    try:
+        stripped = text.removeprefix(BYTE_ORDER_MARK).strip()
+        value = stripped.decode() if WHOLE_NUMBER.fullmatch(stripped) else parse_json(stripped)
+        if isinstance(value, dict):
+            value = value["label"]
+        if isinstance(value, str) and not WHOLE_NUMBER.fullmatch(value.strip().encode()):
+            raise ValueError(value)
+        number = int(value)
+        if (isinstance(value, float) and number != value) or abs(number) > MAX_LABEL:
+            raise ValueError(value)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        shown = text[:40].decode(errors="replace")
+        raise DataError(f"{shard}: label of sample {key!r} is {shown!r}, not a class number") from error
+    return number
+
+
+def read_label(sample: TarSample, read: Callable[[int, int], bytes], *, shard: str) -> int:
+    """The class of a sample.
+
+    Args:
+        read: bytes of the tar from a start, of a length.
+
+    Raises:
+        DataError: no label, or one that is no class number.
+    """
+    member = find_member(sample, LABEL_EXTENSIONS)
+    if member is None:
+        raise DataError(describe_missing(sample, "label", LABEL_EXTENSIONS, shard=shard))
+    if member.length > MAX_LABEL_BYTES:
+        raise DataError(f"{shard}: label of sample {sample.key!r} has {member.length} bytes; a class number is short")
+    return parse_label(member.read(read), shard=shard, key=sample.key)
+
+
+def describe_missing(sample: TarSample, what: str, extensions: tuple[str, ...], *, shard: str) -> str:
+    """What a sample lacks, in words."""
+    found = ", ".join(member.extension for member in sample.members)
+    advice = f"; {PACK_AGAIN}" if any(cut_at_last_dot(member.extension)[1] in extensions for member in sample.members) else ""
+    return f"{shard}: sample {sample.key!r} has no {what} (looked for {', '.join(extensions)}; it has {found}){advice}"
+
+
+def cut_at_last_dot(extension: str) -> tuple[str, str]:
+    """What of an extension belongs to the key where keys hold dots, and what is left: `05.jpg` of 22.05.jpg is `05` and `jpg`."""
+    head, _, last = extension.rpartition(".")
+    return head, last
+
+
+def describe_joined(sample: TarSample, *, shard: str) -> str | None:
+    """Why a sample is several, whose keys hold dots; None if it is one."""
+    extensions = [member.extension for member in sample.members]
+    if any(extension in IMAGE_EXTENSIONS for extension in extensions):
+        return None
+    images = [extension for extension in extensions if cut_at_last_dot(extension)[1] in IMAGE_EXTENSIONS]
+    if len({cut_at_last_dot(extension)[0] for extension in images}) < 2:
+        return None
+    return f"{shard}: sample {sample.key!r} holds {len(images)} images ({', '.join(images[:3])} ...); {PACK_AGAIN}"

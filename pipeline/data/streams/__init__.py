@@ -1,0 +1,1 @@
+"""From positions of the order to batches on the device."""

@@ -1,0 +1,68 @@
+"""A downstream set, every sample once, in the index's order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from pipeline.data.images.crop import EvalTransform
+from pipeline.data.images.decode import UnreadableImage, decode_image
+from pipeline.data.shards.index import ShardIndex
+from pipeline.data.shards.reader import BlockReader
+from pipeline.data.shards.remote import RemoteOptions
+from pipeline.data.streams.train import Unreadable
+
+BLOCKS_AHEAD = 4  # read before they are needed
+
+
+@dataclass(frozen=True)
+class EvalImages:
+    """A chunk of a downstream set.
+
+    Arrays, which a worker process sends through a pipe. Tensors would go by shared memory, file descriptors and a socket below TMPDIR,
+    and whoever waits for them is not told where one of these fails: /dev/shm is small in containers, a socket's path is short.
+    """
+
+    images: npt.NDArray[np.uint8]  # (B, 3, S, S)
+    labels: npt.NDArray[np.int64]  # (B,)
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+
+class EvalStream(IterableDataset[EvalImages]):
+    """Every sample of a downstream set once, in the index's order, a block at a time. No replacements: it counts."""
+
+    def __init__(self, *, index: ShardIndex, transform: EvalTransform, remote: RemoteOptions | None = None) -> None:
+        self.index = index
+        self.transform = transform
+        self.remote = remote
+
+    def __iter__(self) -> Iterator[EvalImages]:
+        info = get_worker_info()
+        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        reader = BlockReader(self.index, capacity=1, remote=self.remote)
+        blocks = range(worker, self.index.num_blocks, num_workers)
+        for number, block in enumerate(blocks):
+            for ahead in blocks[number : number + 1 + BLOCKS_AHEAD]:
+                reader.start(ahead)
+            yield self._fill(reader, block)
+
+    def _fill(self, reader: BlockReader, block: int) -> EvalImages:
+        images: list[Tensor] = []
+        labels: list[int] = []
+        unreadable: list[Unreadable] = []
+        first = int(self.index.first_sample[block])
+        for slot, sample in enumerate(reader.read(block)):
+            try:
+                images.append(self.transform(decode_image(sample.image)))
+                labels.append(sample.label)
+            except UnreadableImage as error:
+                unreadable.append(Unreadable(position=first + slot, key=sample.key, shard=sample.shard, reason=str(error)))
+        size = self.transform.image_size
+        stacked = torch.stack(images) if images else torch.empty((0, 3, size, size), dtype=torch.uint8)
+        return EvalImages(images=stacked.numpy(), labels=np.array(labels, dtype=np.int64), unreadable=unreadable)

@@ -1,0 +1,160 @@
+"""What a run trains on: one corpus, or a mixture of several with weights."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from braceexpand import braceexpand
+
+from pipeline.data.order import RunOrder, share_streams
+from pipeline.data.shards.folder import is_remote
+from pipeline.data.shards.index import INDEX_NAME, ShardIndex, check_shards
+from pipeline.data.wrong_place import advise_on_tar
+from pipeline.errors import DataError
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One folder of shards in a mixture."""
+
+    index: ShardIndex
+    weight: float = 1.0
+    first_class: int = 0  # added to every label: corpora with classes of their own lie one after another
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """All corpora of a run, in the order in which their samples are numbered."""
+
+    corpora: tuple[Corpus, ...]
+
+    @property
+    def is_one_corpus(self) -> bool:
+        return len(self.corpora) == 1
+
+    @property
+    def num_samples(self) -> int:
+        return sum(corpus.index.num_samples for corpus in self.corpora)
+
+    @cached_property
+    def first_sample(self) -> list[int]:
+        """Number of each corpus's first sample."""
+        sizes = [corpus.index.num_samples for corpus in self.corpora]
+        return np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int).tolist()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything the sample order depends on, and of all keys and labels."""
+        return self._join([corpus.index.fingerprint for corpus in self.corpora])
+
+    @property
+    def order_fingerprint(self) -> str:
+        """Hash of what the sample order depends on alone, as runs have it that began before indexes knew labels."""
+        return self._join([corpus.index.order_fingerprint for corpus in self.corpora])
+
+    def _join(self, fingerprints: list[str]) -> str:
+        if self.is_one_corpus and self.corpora[0].first_class == 0:
+            return fingerprints[0]
+        parts = [f"{text} {c.weight!r} {c.first_class}" for text, c in zip(fingerprints, self.corpora, strict=True)]
+        return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
+    def make_order(self, *, seed: int, num_streams: int) -> RunOrder:
+        """The order of a run over these corpora."""
+        return RunOrder(
+            [corpus.index.block_samples for corpus in self.corpora], weights=[corpus.weight for corpus in self.corpora],
+            seed=seed, num_streams=num_streams,
+        )  # fmt: skip
+
+    def describe(self, *, num_streams: int) -> str:
+        """The corpora in words."""
+        sizes = [corpus.index.num_samples for corpus in self.corpora]
+        if self.is_one_corpus:
+            return f"{sizes[0]} images an epoch"
+        parts = zip(self._shares(num_streams), self.corpora, sizes, strict=True)
+        return "a mixture: " + ", ".join(f"{share:.3%} from {c.index.folder} ({size} images)" for share, c, size in parts)
+
+    def epochs_per_image(self, *, num_streams: int) -> dict[str, float]:
+        """What one image of the run is of a pass over each corpus: `epoch`, or `epoch/NAME` in a mixture."""
+        names = [f"epoch/{Path(corpus.index.folder).name}" for corpus in self.corpora]
+        if self.is_one_corpus:
+            names = ["epoch"]
+        elif len(set(names)) < len(names):
+            names = [f"{name}-{number}" for number, name in enumerate(names, start=1)]
+        parts = zip(names, self._shares(num_streams), self.corpora, strict=True)
+        return {name: share / corpus.index.num_samples for name, share, corpus in parts}
+
+    def _shares(self, num_streams: int) -> list[float]:
+        counts = share_streams([corpus.weight for corpus in self.corpora], num_streams)
+        return [count / num_streams for count in counts]
+
+    def check_shards(self) -> None:
+        """Compare every shard's size with its index.
+
+        Raises:
+            DataError: naming the first missing shards and those of another size.
+        """
+        for corpus in self.corpora:
+            check_shards(corpus.index)
+
+
+@dataclass(frozen=True)
+class UnindexedShards:
+    """Tars that cannot be indexed: the output of commands (`pipe:`), standard input (`-`), or tars named one by one."""
+
+    urls: tuple[str, ...]
+
+    STDIN = "-"
+
+    @staticmethod
+    def is_one(text: str) -> bool:
+        """Whether a setting names such tars rather than an indexed folder."""
+        return text == UnindexedShards.STDIN or text.startswith("pipe:") or text.endswith(".tar")
+
+    @staticmethod
+    def parse(text: str) -> UnindexedShards:
+        """One URL, or many in brace notation: `pipe:zstd -dc /data/{000..999}.tar.zst`."""
+        return UnindexedShards(tuple(braceexpand(text)))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the URLs; what they hold is not known."""
+        return hashlib.blake2b("\n".join(self.urls).encode(), digest_size=16).hexdigest()
+
+    @property
+    def advice(self) -> str:
+        """How to make the order exact, and epochs of a known length."""
+        first = self.urls[0]
+        if first == self.STDIN or first.startswith("pipe:"):
+            return "with plain tars in a folder, `python -m data_tools index FOLDER` and data.train=FOLDER make it exact"
+        return f"an index makes it exact. {advise_on_tar(first, index_name=INDEX_NAME, give='type data.train=')}"
+
+    def describe(self, *, num_streams: int) -> str:
+        """In words, what is lost without an index."""
+        del num_streams  # belongs to an exact order
+        return (
+            f"{len(self.urls)} tars without an index ({self.urls[0]}, ...). Order is approximate: shards are drawn at random with "
+            f"replacement and samples pass a shuffle buffer, so nothing says that each is seen once an epoch, and a resumed "
+            f"run sees other images than one that was never stopped: {self.advice}"
+        )
+
+    def epochs_per_image(self, *, num_streams: int) -> dict[str, float]:
+        """Nothing: how many samples there are is not known."""
+        del num_streams
+        return {}
+
+    def check_shards(self) -> None:
+        """What commands and servers give is not known before it is read; files are there or not.
+
+        Raises:
+            DataError: naming the first local tars that are missing.
+        """
+        local = [url for url in self.urls if url != self.STDIN and not url.startswith("pipe:") and not is_remote(url)]
+        if missing := [path for path in local if not Path(path).is_file()]:
+            more = f" and {len(missing) - 1} more of {len(local)} tars" if len(missing) > 1 else ""
+            raise DataError(
+                f"data.train: {missing[0]}{more} does not exist; name the tars as {{000..999}} does, or give their folder"
+            )

@@ -1,0 +1,116 @@
+"""Tars without an index, through webdataset's own pipeline: resampled shards, a shuffle buffer, an approximate order."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import xxhash
+from torch import Tensor
+
+from pipeline.data.images.crop import TrainTransform
+from pipeline.data.images.decode import UnreadableImage
+from pipeline.data.shards.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label
+from pipeline.data.streams.mixture import UnindexedShards
+from pipeline.data.streams.train import DIGEST_MODULUS, Division, Part, Unreadable
+from pipeline.errors import ConfigError, DataError
+from pipeline.keyed_random import Purpose, derive_key
+
+SHUFFLE_BUFFER = 1000  # encoded samples a worker holds
+UNREADABLE_IN_A_ROW = 100
+
+
+class UnindexedStream:
+    """Parts of micro-batches as `TrainStream` gives them, in an order that only webdataset knows.
+
+    Args:
+        source: the tars.
+        seed: of the run; drawn from it anew at each start, so that a resumed run does not repeat its beginning.
+        division: this rank's part of each batch.
+        transform: bytes to pixels.
+        num_classes: of the model; a label beyond is an error.
+        start_step: the first optimizer step served.
+    """
+
+    def __init__(
+        self, *, source: UnindexedShards, seed: int, division: Division, transform: TrainTransform, num_classes: int, start_step: int
+    ) -> None:  # fmt: skip
+        self.source = source
+        self.seed = seed
+        self.division = division
+        self.transform = transform
+        self.num_classes = num_classes
+        self.start_step = start_step
+
+    def parts(self, images: Tensor, *, worker: int, num_workers: int) -> Iterator[Part]:
+        """Fill this worker's places of micro-batch n in `images[n % R]`: see `TrainStream.parts`."""
+        samples = self._samples(worker, num_workers)
+        parts = self.division.worker_parts(start_step=self.start_step, worker=worker, num_workers=num_workers)
+        for number, (positions, places) in enumerate(parts):
+            yield self._fill(images[number % len(images), places], positions, samples)
+
+    def _samples(self, worker: int, num_workers: int) -> Iterator[dict[str, Any]]:
+        wds: Any = importlib.import_module("webdataset")
+        key = derive_key(self.seed, Purpose.UNINDEXED, self.start_step, self.division.rank, worker)
+        if self.source.urls == (UnindexedShards.STDIN,):
+            if self.division.world_size * num_workers > 1:
+                raise ConfigError(
+                    "data.train=- reads standard input, which one process alone can: trainer.devices=1 data.num_workers=0"
+                )
+            shards: Any = wds.SimpleShardList(list(self.source.urls))
+        else:
+            shards = wds.ResampledShards(list(self.source.urls), seed=key % 2**31, deterministic=True)
+        shuffle = wds.shuffle(SHUFFLE_BUFFER, initial=SHUFFLE_BUFFER // 10, rng=random.Random(key))
+        try:
+            yield from wds.DataPipeline(shards, wds.tarfile_to_samples(handler=wds.reraise_exception), shuffle)
+        except (OSError, ValueError, EOFError, tarfile.TarError) as error:  # webdataset adds the URL to what it raises
+            raise DataError(f"{self.source.urls[0]} and others: {type(error).__name__}: {error}") from error
+        raise DataError(f"{self.source.urls[0]}: no more samples; the run goes on from its last checkpoint with new ones")
+
+    def _fill(self, slots: Tensor, positions: np.ndarray, samples: Iterator[dict[str, Any]]) -> Part:
+        labels, sample_ids = np.empty_like(positions), np.empty_like(positions)
+        unreadable: list[Unreadable] = []
+        digest = 0
+        for i, position in enumerate(positions.tolist()):
+            sample = self._first_readable(samples, position, slots[i], unreadable)
+            labels[i] = self._label(sample)
+            sample_ids[i] = xxhash.xxh3_64_intdigest(f"{sample['__url__']} {sample['__key__']}".encode()) >> 1
+            digest += derive_key(position, int(sample_ids[i]), xxhash.xxh3_64_intdigest(slots[i].numpy().data))
+        return Part(
+            labels=labels, sample_ids=sample_ids, positions=positions, unreadable=unreadable, retries=[],
+            digest=digest % DIGEST_MODULUS,
+        )  # fmt: skip
+
+    def _first_readable(
+        self, samples: Iterator[dict[str, Any]], position: int, out: Tensor, unreadable: list[Unreadable]
+    ) -> dict[str, Any]:
+        for _ in range(UNREADABLE_IN_A_ROW):
+            sample = next(samples)
+            image = _first(sample, IMAGE_EXTENSIONS)
+            try:
+                self.transform(image, seed=self.seed, epoch=0, sample_id=position, out=out)
+            except UnreadableImage as error:
+                unreadable.append(Unreadable(position, sample["__key__"], sample["__url__"], str(error)))
+            else:
+                return sample
+        raise DataError(f"{unreadable[-1].shard}: {UNREADABLE_IN_A_ROW} images in a row cannot be decoded")
+
+    def _label(self, sample: dict[str, Any]) -> int:
+        label = parse_label(_first(sample, LABEL_EXTENSIONS), shard=sample["__url__"], key=sample["__key__"])
+        if not 0 <= label < self.num_classes:
+            raise DataError(
+                f"{sample['__url__']}: sample {sample['__key__']!r} has class {label}, but model.num_classes={self.num_classes}"
+            )
+        return label
+
+
+def _first(sample: dict[str, Any], extensions: tuple[str, ...]) -> bytes:
+    for extension in extensions:
+        if extension in sample:
+            return sample[extension]
+    found = ", ".join(name for name in sample if not name.startswith("__"))
+    raise DataError(f"{sample['__url__']}: sample {sample['__key__']!r} has none of {', '.join(extensions)} (it has {found})")

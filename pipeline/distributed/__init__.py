@@ -1,0 +1,1 @@
+"""Ranks, and the devices that they compute on."""

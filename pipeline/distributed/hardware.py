@@ -1,0 +1,51 @@
+"""What a device could compute at best, the denominator of MFU; and what it holds."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.distributed.precision import measure_matmul_flops
+from pipeline.errors import ConfigError
+
+# Dense bf16 tensor-core rates in TFLOP/s from the vendors' data sheets, by a part of the device's name.
+DATA_SHEET_BF16_TFLOPS = {
+    "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "GH200": 989.0,
+    "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10": 125.0, "RTX 4090": 165.0,
+}  # fmt: skip
+
+# Memory from the same data sheets. They say GB and mean GiB, nearly: an "80 GB" H100 has 79.1 GiB, a "141 GB" H200 139.8.
+DATA_SHEET_MEMORY_GIB = {
+    "B200": 180, "H200": 141, "H100 PCIe": 80, "H100 NVL": 94, "H100": 80, "GH200": 96, "A100": 80, "L40S": 48, "L4": 24,
+    "A10": 24, "RTX 4090": 24,
+}  # fmt: skip
+
+
+def find_gpu(name: str) -> str:
+    """The data sheets' name of a GPU, written in any case and with spaces, dashes or underscores.
+
+    Raises:
+        ConfigError: not one of them.
+    """
+    plain = {known.casefold().replace(" ", ""): known for known in DATA_SHEET_BF16_TFLOPS}
+    wanted = name.casefold().translate(str.maketrans("", "", " -_"))
+    if wanted not in plain:
+        raise ConfigError(
+            f"--gpu {name}: not known; write one of {', '.join(plain)}, or the nearest of them with trainer.peak_tflops=... "
+            "and --gpu-memory-gib"
+        )
+    return plain[wanted]
+
+
+def peak_flops(device: torch.device, *, dtype: torch.dtype) -> float | None:
+    """Operations per second of one device: the data sheet's bf16 rate, or a short measurement of a GPU that is not listed.
+
+    None on a CPU: what a rank can compute depends on what else runs there at the moment, so a ratio to it says nothing.
+    """
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    # The longest match first: "H100 PCIe" before "H100", "L40S" before "L4".
+    for part in sorted(DATA_SHEET_BF16_TFLOPS, key=len, reverse=True):
+        if part in name:
+            return DATA_SHEET_BF16_TFLOPS[part] * 1e12
+    return measure_matmul_flops(device, dtype=dtype, size=8192, repeats=5)

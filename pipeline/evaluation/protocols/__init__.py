@@ -1,0 +1,1 @@
+"""Protocols: from features of two splits to accuracies."""

@@ -1,0 +1,1 @@
+"""Watching a run: alerts, status, the metrics file, Weights & Biases."""

@@ -1,0 +1,46 @@
+"""Bytes that the forward pass of a ViT keeps for the backward pass."""
+
+from __future__ import annotations
+
+from pipeline.distributed.precision import TrainingPrecision
+from pipeline.models.vit.model import ViTConfig
+
+
+def saved_bytes_per_image(model: ViTConfig, *, precision: TrainingPrecision, mask_bytes: int = 1) -> int:
+    """Bytes that autograd saves for one image, with fused attention and without checkpointing (the project has none).
+
+    An encoder block saves for each token, in 2-byte elements: its input, the normalised input, q, k, v, the attention's
+    output, the sum, the normalised sum (8 D), the MLP's hidden layer before and after GELU (2 M). With M = 4 D and the two
+    dropouts of Korthikanti et al. 2022 (arXiv 2205.05198, equation 1) that is their 34 bytes times D, without the part
+    of the attention matrix, which fused attention does not save (arXiv 2205.14135); here a third dropout, after GELU,
+    adds its mask of M bytes. Attention's log-sum-exp (one fp32 a head) and LayerNorm's mean and deviation come on top.
+
+    Args:
+        mask_bytes: of one element of a dropout mask: 1 on GPUs, where it is boolean.
+    """
+    width, hidden, tokens = model.width, model.mlp_dim, model.num_patches + 1
+    low = 4 if precision == "fp32" else 2  # what matrix products read and write
+    stream = 2 if precision == "bf16" else 4  # the residual stream
+    mask = mask_bytes if model.dropout else 0
+    norm = stream * width + 2 * 4  # a LayerNorm: its input, mean and 1 / deviation
+    block = 2 * norm + 6 * low * width + 2 * low * hidden + 4 * model.num_heads + mask * (2 * width + hidden)
+    # The last LayerNorm and its output, of which autocast keeps the class token alone; the dropout after the positions.
+    ends = norm + (0 if precision == "bf16_autocast" else stream * width) + mask * width
+    pixels = 3 * model.image_size**2 * low  # what the patch embedding read
+    representation = low * ((model.representation_size or 0) + (model.width if precision == "bf16_autocast" else 0))
+    loss = 2 * 4 * model.num_classes  # logits and targets in fp32
+    return tokens * (model.depth * block + ends) + pixels + representation + loss
+
+
+def saved_bytes_per_pass(num_kernel_elements: int, *, precision: TrainingPrecision) -> int:
+    """Bytes saved once, whatever the batch: autocast keeps a bf16 copy of every kernel until the backward pass."""
+    return 2 * num_kernel_elements if precision == "bf16_autocast" else 0
+
+
+def working_bytes_per_image(model: ViTConfig, *, precision: TrainingPrecision) -> int:
+    """Most that one operation of the backward pass takes beyond what was saved: gradients of an MLP's hidden layer before
+    and after GELU, and of the residual stream before and after the block; or logits three times over, in fp32."""
+    low = 4 if precision == "fp32" else 2
+    stream = 2 if precision == "bf16" else 4
+    tokens = model.num_patches + 1
+    return max(tokens * (2 * low * model.mlp_dim + 2 * stream * model.width), 3 * 4 * model.num_classes)

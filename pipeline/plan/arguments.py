@@ -1,0 +1,74 @@
+"""The assumptions of `plan` as options of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.plan.forecast import Cluster
+
+
+def _number(text: str) -> float:
+    value = float(text.replace("_", ""))
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+def _whole_number(text: str) -> int:
+    """An int that may be written 14.2e6 or 14_197_122."""
+    value = _number(text)
+    if value != int(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(value)
+
+
+_number.__name__, _whole_number.__name__ = "number", "whole number"  # argparse says "invalid number value"
+
+
+def add_plan_arguments(command: argparse.ArgumentParser) -> None:
+    """Options that `read_cluster` reads, and those of the corpus and the output."""
+    command.add_argument("--nodes", type=_whole_number, required=True, metavar="N", help="machines")
+    command.add_argument(
+        "--gpu",
+        default="h100",
+        metavar="NAME",
+        help="a data sheet's of pipeline/distributed/hardware.py; a100 has 80 GB (default: h100)",
+    )
+    for flag, kind, default, text in (
+        ("--gpus-per-node", _whole_number, 8, "one rank each"),
+        ("--gpu-memory-gib", _number, None, "of one GPU; the data sheet's if not given"),
+        ("--headroom", _number, 0.1, "part of the memory left to CUDA, NCCL and fragments"),
+        ("--mfu", _number, 0.4, "model FLOP/s utilisation: part of the peak rate"),
+        ("--price", _number, None, "of a GPU hour, in any currency"),
+        ("--samples", _whole_number, None, "images in the corpus; the index's if not given"),
+        ("--image-bytes", _number, None, "mean size of an image; the index's, else 110000"),
+        ("--network-gb", _number, 400.0, "GB/s that a node sends, by default through eight 400 Gb/s cards"),
+        ("--images-per-core", _number, 600.0, "images that one core decodes a second"),
+        ("--node-mtbf-hours", _number, None, "between failures of a node; if not given Llama 3's, 6335: 419 in 54 days on 2,048 nodes"),
+        ("--save-seconds", _number, 10.0, "that training stands still for a checkpoint (files are written while it goes on)"),
+        ("--restart-seconds", _number, 600.0, "from a failure to the next step"),
+    ):  # fmt: skip
+        shown = text if default is None else f"{text} (default: {default:g})"
+        command.add_argument(flag, type=kind, default=default, metavar="N", help=shown)
+    command.add_argument(
+        "--simulate", metavar="FILE", help="play 30 days with failures; draw the time lost against the checkpoint interval"
+    )
+    command.add_argument("--json", action="store_true", help="every number, in bytes, seconds and FLOPs")
+
+
+def read_cluster(arguments: argparse.Namespace) -> Cluster:
+    """The cluster that the options describe."""
+    from pipeline.plan.failures import LLAMA_3_NODE_MTBF_HOURS
+    from pipeline.plan.forecast import Cluster
+
+    node_mtbf_hours = arguments.node_mtbf_hours
+    return Cluster(
+        gpu=arguments.gpu, num_nodes=arguments.nodes, gpus_per_node=arguments.gpus_per_node,
+        gpu_memory_gib=arguments.gpu_memory_gib, headroom=arguments.headroom, mfu=arguments.mfu, price=arguments.price,
+        network_gb_per_s=arguments.network_gb, save_s=arguments.save_seconds, restart_s=arguments.restart_seconds,
+        node_mtbf_hours=LLAMA_3_NODE_MTBF_HOURS if node_mtbf_hours is None else node_mtbf_hours,
+        images_per_s_per_core=arguments.images_per_core,
+    )  # fmt: skip

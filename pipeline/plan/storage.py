@@ -1,0 +1,52 @@
+"""What a run asks of its image store, its decoding cores and its checkpoint disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.plan.memory import ParameterSizes
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All nodes together, but for the cores."""
+
+    images_per_s: float
+    bytes_per_s: float
+    requests_per_s: float
+    cores_per_node: float
+
+
+def reading_rates(
+    *,
+    images_per_s: float,
+    image_bytes: float,
+    block_samples: float,
+    num_samples: int | None,
+    num_streams: int,
+    images_per_s_per_core: float,
+    num_nodes: int,
+) -> Reading:
+    """Rates at which images are read and decoded.
+
+    A block is one request. Streams (C of pipeline/data/order.py) begin and end inside blocks, so that in an epoch at most
+    two blocks a stream are read once more.
+    """
+    again = 0.0 if num_samples is None else 2 * min(num_streams, num_samples) / num_samples
+    reads_per_image = 1 / block_samples + again
+    return Reading(
+        images_per_s=images_per_s,
+        bytes_per_s=images_per_s * image_bytes * block_samples * reads_per_image,
+        requests_per_s=images_per_s * reads_per_image,
+        cores_per_node=images_per_s / num_nodes / images_per_s_per_core,
+    )
+
+
+def moments_bytes(sizes: ParameterSizes) -> int:
+    """Adam's two moments in fp32, which a checkpoint holds."""
+    return 8 * sizes.total
+
+
+def weights_bytes(sizes: ParameterSizes) -> int:
+    """The fp32 weights file, which is kept; a checkpoint holds it under a second name, which takes no space."""
+    return 4 * sizes.total

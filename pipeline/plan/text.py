@@ -1,0 +1,223 @@
+"""A forecast as a table for people, and as JSON for machines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+from pipeline.plan.failures import Simulation
+from pipeline.plan.forecast import Forecast, StageMemory
+
+GIB = 2**30
+NEVER_ENDS = 0.999  # lost part of the time from which no date is given
+
+
+def to_json(forecast: Forecast, simulation: Simulation | None) -> str:
+    """Every number, in units of one: bytes, seconds, FLOPs."""
+    values: dict[str, Any] = dataclasses.asdict(forecast)
+    if simulation is not None:
+        values["simulation"] = {"best_interval_s": simulation.best_interval_s, **mean_losses(simulation)}
+    return json.dumps(_finite(values), indent=2)
+
+
+def mean_losses(simulation: Simulation) -> dict[str, list[float]]:
+    """Mean lost part by interval."""
+    return {"intervals_s": simulation.intervals_s.tolist(), "mean_lost": simulation.lost.mean(axis=0).tolist()}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity; it becomes null."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_text(forecast: Forecast, simulation: Simulation | None) -> str:
+    """The whole forecast, a section after another."""
+    sections = [
+        _heading(forecast),
+        _memory_section(forecast),
+        _section("Compute", _compute_rows(forecast)),
+        _section("Data", _data_rows(forecast)),
+        _section("Checkpoints and failures", _checkpoint_rows(forecast)),
+    ]
+    if simulation is not None:
+        sections.append(_section("Simulated: 30 days of it", _simulation_rows(forecast, simulation)))
+    return "\n\n".join(sections)
+
+
+def _heading(forecast: Forecast) -> str:
+    cluster = forecast.cluster
+    gpus = _count(forecast.num_gpus, "GPU")
+    return (
+        f"{forecast.name}: ViT-{forecast.model_name} at {forecast.model.image_size} px, {forecast.num_parameters / 1e6:.1f} M parameters, "
+        f"on {_count(cluster.num_nodes, 'node')} of {cluster.gpus_per_node} {forecast.gpu_name} ({gpus})"
+    )
+
+
+def _memory_section(forecast: Forecast) -> str:
+    header = [
+        "ZeRO",
+        "precision",
+        "weights",
+        "masters",
+        "gradients",
+        "moments",
+        "activations",
+        "buffers",
+        "sum",
+        "fits",
+        "fits at most",
+    ]
+    rows = [header, *(_memory_row(memory) for memory in forecast.memory)]
+    micro = f"{_count(forecast.micro_batch_size, 'image')} at once" + (
+        f", {forecast.accumulation_steps} times a step" if forecast.accumulation_steps > 1 else ""
+    )
+    chosen = next(memory for memory in forecast.memory if memory.chosen)
+    return "\n".join([
+        f"Memory of a GPU, GiB: {micro}; {forecast.memory_bytes / GIB:.0f} GiB may be used ({forecast.cluster.headroom:.0%} kept back)",
+        columns(rows),
+        _memory_advice(forecast, chosen),
+    ])  # fmt: skip
+
+
+def _memory_row(memory: StageMemory) -> list[str]:
+    state = memory.state
+    parts = [state.parameters, state.masters, state.gradients, state.moments, memory.activations, state.buffers, memory.total]
+    most = _count(memory.largest_micro_batch, "image") if memory.largest_micro_batch else "nothing"
+    return [
+        f"{memory.stage}{' *' if memory.chosen else ''}", memory.precision, *(f"{part / GIB:.2f}" for part in parts),
+        "yes" if memory.fits else "NO", most,
+    ]  # fmt: skip
+
+
+def _memory_advice(forecast: Forecast, chosen: StageMemory) -> str:
+    if chosen.fits:
+        return f"* the configuration's: it fits, with {(forecast.memory_bytes - chosen.total) / GIB:.1f} GiB to spare"
+    if chosen.usable_micro_batch:
+        return (
+            f"* the configuration's: it does not fit; set trainer.micro_batch_size={chosen.usable_micro_batch}, which cuts a GPU's "
+            f"share of a batch into the fewest parts that do"
+        )
+    if chosen.largest_micro_batch:
+        return (
+            f"* the configuration's: one image fits, but {forecast.num_gpus} GPUs do not divide a batch of {forecast.global_batch_size}: "
+            f"their shares are not as many parts of one; take as many GPUs as divide it, another ZeRO stage or a larger GPU"
+        )
+    return "* the configuration's: not even one image fits; another ZeRO stage, a larger GPU or more of them"
+
+
+def _compute_rows(forecast: Forecast) -> list[tuple[str, str]]:
+    compute, cluster = forecast.compute, forecast.cluster
+    epochs = "" if compute.epochs is None else f", {compute.epochs:.4g} epochs of {forecast.corpus.num_samples:,}"
+    rows = [
+        ("steps", f"{compute.steps:,} of {forecast.global_batch_size:,} images"),
+        ("images", f"{compute.images:,}{epochs}"),
+        ("operations", f"{compute.flops / 1e18:,.4g} exaFLOP, {compute.flops_per_image / 1e9:,.4g} GFLOP an image"),
+        ("speed", f"{compute.images_per_s:,.0f} images/s, {duration(compute.step_s)} a step, at {cluster.mfu:.0%} MFU"),
+        ("time", f"{duration(compute.seconds)} of computing; {_with_losses(forecast)}"),
+        ("GPU hours", f"{compute.gpu_hours:,.0f}"),
+    ]
+    if forecast.traffic_bytes:
+        rows.append(("network", _network(forecast)))
+    if compute.cost is not None:
+        lost = forecast.checkpoints.lost
+        with_lost = f"; {compute.cost / (1 - lost):,.0f} with failures" if lost < NEVER_ENDS else ""
+        rows.append(("cost", f"{compute.cost:,.0f} at {cluster.price:g} a GPU hour{with_lost}"))
+    return rows
+
+
+def _network(forecast: Forecast) -> str:
+    seconds = forecast.traffic_bytes / (forecast.cluster.network_gb_per_s * 1e9)
+    computing = forecast.compute.step_s
+    verdict = f"{seconds / computing:.0%} of the computing it overlaps with" if seconds <= computing else (
+        f"LONGER than computing: at most {forecast.cluster.mfu * computing / seconds:.0%} MFU; use fewer nodes or a larger batch"
+    )  # fmt: skip
+    return f"{forecast.traffic_bytes / 1e9:.2f} GB from each node a step, {duration(seconds)} at {forecast.cluster.network_gb_per_s:g} GB/s: {verdict}"
+
+
+def _with_losses(forecast: Forecast) -> str:
+    lost = forecast.checkpoints.lost
+    if lost >= NEVER_ENDS:
+        return "with failures it never ends (below)"
+    return f"{duration(forecast.compute.seconds / (1 - lost))} with failures (below)"
+
+
+def _data_rows(forecast: Forecast) -> list[tuple[str, str]]:
+    reading, corpus, cluster = forecast.reading, forecast.corpus, forecast.cluster
+    each = reading.bytes_per_s / cluster.num_nodes
+    why = [("no index", corpus.unread)] if corpus.unread else []
+    return [
+        ("images", f"{corpus.image_bytes / 1e3:,.3g} kB, {corpus.block_samples:.3g} a block, {corpus.source}"),
+        *why,
+        ("store", f"{_rate(reading.bytes_per_s)} and {reading.requests_per_s:,.0f} requests/s; {_rate(each)} a node"),
+        ("decoding", f"{math.ceil(reading.cores_per_node)} cores a node at {cluster.images_per_s_per_core:g} images/s each"),
+    ]  # fmt: skip
+
+
+def _checkpoint_rows(forecast: Forecast) -> list[tuple[str, str]]:
+    checkpoints = forecast.checkpoints
+    costs, node_mtbf_hours = checkpoints.interruptions, forecast.cluster.node_mtbf_hours
+    return [
+        ("size", f"{checkpoints.checkpoint_bytes / 1e9:.2f} GB, of which {checkpoints.weights_bytes / 1e9:.2f} GB are the fp32 weights, which are kept"),
+        ("disk", f"{checkpoints.kept_bytes / 1e9:,.0f} GB kept at the end"),
+        ("failures", f"one in {duration(costs.mtbf_s)} ({node_mtbf_hours:,.0f} hours a node), {checkpoints.expected_failures:.3g} in the run"),
+        ("assumed", f"{duration(costs.save_s)} to save, {duration(costs.restart_s)} from a failure to the next step"),
+        ("as configured", f"every {checkpoints.interval_steps:,} steps, {duration(checkpoints.interval_s)}: {_percent(checkpoints.lost)} lost"),
+        ("Young", f"every {duration(checkpoints.young_s)}"),
+        ("Daly", f"every {_interval(forecast, checkpoints.daly_s)}: {_percent(checkpoints.lost_at_daly)} lost"),
+    ]  # fmt: skip
+
+
+def _simulation_rows(forecast: Forecast, simulation: Simulation) -> list[tuple[str, str]]:
+    checkpoints = forecast.checkpoints
+    mean = simulation.lost.mean(axis=0)
+    return [
+        ("best interval", f"{_interval(forecast, simulation.best_interval_s)}: {_percent(float(mean.min()))} lost on average of {len(simulation.lost)} runs"),
+        ("formulas", f"Young {duration(checkpoints.young_s)}, Daly {duration(checkpoints.daly_s)}: {_percent(checkpoints.lost_at_daly)} lost"),
+    ]  # fmt: skip
+
+
+def _interval(forecast: Forecast, seconds: float) -> str:
+    steps = max(1, round(seconds / forecast.compute.step_s))
+    return f"{duration(seconds)}, {steps:,} steps{', longer than the run' if steps > forecast.compute.steps else ''}"
+
+
+def _section(title: str, rows: list[tuple[str, str]]) -> str:
+    return "\n".join([title, *(f"  {name:<14} {value}" for name, value in rows)])
+
+
+def columns(rows: list[list[str]]) -> str:
+    """Rows of words under each other; the first two columns to the left, the rest to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  " + "  ".join(cell.ljust(width) if number < 2 else cell.rjust(width) for number, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that a person would choose."""
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}" if seconds < 1000 * size else f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.2g} s" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
+
+
+def _percent(part: float) -> str:
+    return f"{part:.1%}" if part >= 0.001 else f"{part:.3%}"
+
+
+def _rate(bytes_per_s: float) -> str:
+    for unit, size in (("GB/s", 1e9), ("MB/s", 1e6)):
+        if bytes_per_s >= size:
+            return f"{bytes_per_s / size:,.0f} {unit}" if bytes_per_s >= 100 * size else f"{bytes_per_s / size:.3g} {unit}"
+    return f"{bytes_per_s / 1e3:.3g} kB/s"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'s' if number != 1 else ''}"

@@ -1,0 +1,204 @@
+"""A run's results at a glance: a table in the terminal and a picture, from the run folder's files alone."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.console.figures import house_style, label_of
+from pipeline.errors import ConfigError
+from pipeline.files import write_whole
+from pipeline.run.checkpoint import RunFolder
+from pipeline.run.evaluations import group_results, name_failures, read_results
+from pipeline.run.records import Row, number, read_metrics
+from pipeline.run.state import read_state
+
+PICTURE_NAME = "report.png"
+MAX_COLUMNS = 8  # of the table: more would not fit on a screen
+FEW_POINTS = 30  # a line through fewer would hide single ones
+
+
+@dataclass(frozen=True)
+class Report:
+    """What there is to print.
+
+    Args:
+        error: why the picture that was asked for could not be written.
+    """
+
+    text: str
+    error: str | None = None
+
+
+def write_report(run_dir: Path, out: Path | None = None) -> Report:
+    """Draw the curves and return the table. A picture that cannot be written does not keep the table from being seen.
+
+    Args:
+        out: file of the picture, or an existing folder, where the picture is named after the run.
+
+    Raises:
+        ConfigError: not a run folder, or one without a single line of metrics or results.
+    """
+    if not run_dir.is_dir():
+        raise ConfigError(f"run folder {run_dir} does not exist")
+    folder, problems = RunFolder(run_dir), list[str]()
+    try:
+        metrics = read_metrics(folder.metrics)
+    except OSError as error:
+        metrics = []
+        problems.append(f"{folder.metrics.name} cannot be read: {error.strerror}")
+    results = read_results(folder)
+    problems += results.passed_over
+    if not metrics and not results.rows:
+        found = f" ({'; '.join(problems)})" if problems else ""
+        raise ConfigError(f"{run_dir} has no line of metrics.jsonl or evaluations.jsonl yet; nothing to report{found}")
+    text = [_summarise_state(run_dir), summarise_training(metrics), "", tabulate_results(results.rows), ""]
+    text += [f"! {problem}" for problem in [*problems, *name_failures(results.rows, run=run_dir)]]
+    target = _place(run_dir, out)
+    try:
+        write_whole(target, draw(metrics, results.rows, title=run_dir.resolve().name, format=target.suffix[1:] or "png"))
+    except Exception as error:  # matplotlib raises almost anything; a ValueError where it does not know the format
+        reason = f"picture {target} cannot be written: {getattr(error, 'strerror', None) or error}"
+        if out is None:
+            return Report("\n".join([*text, f"{reason}; --out FILE puts it elsewhere"]))
+        return Report("\n".join(text).rstrip(), error=reason)
+    return Report("\n".join([*text, f"picture: {target}"]))
+
+
+def _place(run_dir: Path, out: Path | None) -> Path:
+    if out is None:
+        return run_dir / PICTURE_NAME
+    return out / f"{run_dir.resolve().name}.png" if out.is_dir() else out
+
+
+def _summarise_state(run_dir: Path) -> str:
+    found = read_state(run_dir)
+    return f"{run_dir}: {found.state}{f' ({found.detail})' if found.detail else ''}"
+
+
+def summarise_training(metrics: Sequence[Row]) -> str:
+    """One line: how far, how well, how fast."""
+    if not metrics:
+        return "no training metrics"
+    last = metrics[-1]
+    images, unreadable, mfu = (number(last, key) for key in ("images_seen", "data/unreadable", "speed/mfu"))
+    speeds = sorted(speed for row in metrics if (speed := number(row, "speed/images_per_s")) is not None)
+    parts = [
+        f"step {last['step']}",
+        None if images is None else f"{images:.0f} images seen",
+        _summarise_loss(metrics),
+        f"median {speeds[len(speeds) // 2]:.4g} images/s" if speeds else None,
+        None if mfu is None else f"MFU {100 * mfu:.1f} %",  # a CPU has none
+        None if unreadable is None else f"unreadable images {unreadable:.0f}",
+    ]
+    return ", ".join(part for part in parts if part is not None)
+
+
+def _summarise_loss(metrics: Sequence[Row]) -> str | None:
+    losses = [(row["step"], loss) for row in metrics if (loss := number(row, "train/loss")) is not None]
+    if not any("train/loss" in row for row in metrics):
+        return None
+    if not losses:
+        return "loss not finite"
+    (_, first), (step, last) = losses[0], losses[-1]
+    if step < metrics[-1]["step"]:
+        return f"loss {first:.4g} -> {last:.4g} at step {step}, not finite since"
+    return f"loss {first:.4g}" if len(metrics) == 1 else f"loss {first:.4g} -> {last:.4g}"
+
+
+def tabulate_results(rows: Sequence[Row]) -> str:
+    """Accuracy in % by step (columns) and measure (rows); few-shot as mean and standard deviation over seeds."""
+    if not rows:
+        return "no evaluations"
+    all_steps = sorted({row["step"] for row in rows})
+    steps = _spread(all_steps, MAX_COLUMNS)
+    table = [["accuracy %", *(f"step {step}" for step in steps)]]
+    for label, by_step in group_results(rows).items():
+        table.append([label, *(_cell(by_step.get(step, [])) for step in steps)])
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in table
+    ]
+    more = (
+        [f"({len(steps)} of {len(all_steps)} checkpoints; evaluations.jsonl has them all)"]
+        if len(steps) < len(all_steps)
+        else []
+    )
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *more])
+
+
+def _spread(values: Sequence[int], count: int) -> list[int]:
+    """At most so many of them: the first, the last, and others at equal distances."""
+    if len(values) <= count:
+        return list(values)
+    return [values[round(place * (len(values) - 1) / (count - 1))] for place in range(count)]
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    mean = sum(values) / len(values)
+    if len(set(values)) == 1:  # one seed, or draws that are all of train: there is no spread
+        return f"{100 * mean:.1f}"
+    spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+    return f"{100 * mean:.1f} ± {100 * spread:.1f}"
+
+
+@house_style()
+def draw(metrics: Sequence[Row], rows: Sequence[Row], *, title: str, format: str) -> bytes:
+    """Loss, images/s, few-shot and linear accuracy by step, as a picture.
+
+    Raises:
+        ValueError: matplotlib does not know the format.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots(2, 2)
+    _draw_metric(axes[0, 0], metrics, "train/loss", color="tab:blue")
+    axes[0, 0].set(title="Training loss", ylabel="cross-entropy")
+    _draw_metric(axes[0, 1], metrics, "speed/images_per_s", color="tab:green")
+    axes[0, 1].set(title="Throughput", ylabel="images/s", ylim=(0, None))
+    grouped = group_results(rows)
+    few_shot = {label: values for label, values in grouped.items() if label.endswith("-shot")}
+    others = {label: values for label, values in grouped.items() if label not in few_shot}
+    _draw_accuracy(axes[1, 0], few_shot, title="Few-shot accuracy (mean and range over seeds)")
+    _draw_accuracy(axes[1, 1], others, title="Linear probe accuracy")
+    for axis in axes.flat:
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    figure.suptitle(label_of(title))
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, format=format)
+    return picture.getvalue()
+
+
+def _draw_metric(axis: Any, metrics: Sequence[Row], key: str, *, color: str) -> None:
+    values = [math.nan if (value := number(row, key)) is None else value for row in metrics]
+    marker = "o" if sum(map(math.isfinite, values)) < FEW_POINTS else None
+    axis.plot([row["step"] for row in metrics], values, color=color, marker=marker, markersize=3)
+    lost = [row["step"] for row, value in zip(metrics, values, strict=True) if key in row and math.isnan(value)]
+    if lost:
+        axis.axvspan(lost[0], lost[-1], color="tab:red", alpha=0.1, label="not finite")
+        axis.legend(fontsize=7)
+
+
+def _draw_accuracy(axis: Any, curves: dict[str, dict[int, list[float]]], *, title: str) -> None:
+    for label, by_step in curves.items():
+        steps = sorted(by_step)
+        values = [[100 * v for v in by_step[step]] for step in steps]
+        (line,) = axis.plot(steps, [sum(v) / len(v) for v in values], marker="o", markersize=3, label=label)
+        axis.fill_between(steps, [min(v) for v in values], [max(v) for v in values], alpha=0.15, color=line.get_color())
+    axis.set(title=title, ylabel="accuracy %")
+    if curves:
+        aside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if len(curves) > 5 else {}  # many would hide the curves
+        axis.legend(fontsize=7, **aside)
+    else:
+        axis.text(0.5, 0.5, "nothing measured", transform=axis.transAxes, ha="center", color="gray")

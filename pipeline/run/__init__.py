@@ -1,0 +1,1 @@
+"""The run folder: its names, checkpoints, weights, locks and records."""

@@ -1,0 +1,291 @@
+"""Claims: who works on something in a shared folder, so that nobody else does; and what becomes of the claims of the dead.
+
+    RUN_DIR/claims/step_00001000.json     the evaluator at work on these weights
+    RUN_DIR/lock.json                     the training that this folder belongs to (see `run_lock`)
+
+A claim is a file, created whole or not at all. Its owner touches it while it works, and finds out at the same time whether it
+is still the owner. A claim is taken over from an owner that is known to be dead: its process is gone from this machine and
+container, or Slurm has requeued the very job since. Of any other owner nothing is known, and its claim is watched: clocks of two
+machines are never compared, what counts is whether the file changes while this process looks. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import CheckpointError
+from pipeline.files import read_replaced
+from pipeline.json_text import parse_json
+from pipeline.launch.environment import SlurmJob
+from pipeline.launch.processes import Process
+
+LATEST = 2.0**35  # seconds since 1970; a later time is damage, and no calendar shows it
+TOUCH_EVERY_S = 10.0
+SILENT_AFTER_S = 45.0  # four touches missed: what a file server or a busy machine may hold up is shorter
+# What link(2) answers where there are no hard links: FAT, SMB, gcsfuse and other FUSE mounts, too many links, another mount.
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EACCES}
+
+GONE = {errno.ENOENT, errno.ESTALE}  # the second by NFS, of a file that another machine has removed
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that holds a claim."""
+
+    process: Process
+    slurm: SlurmJob | None
+    since: float  # seconds since 1970 by its own clock, for people
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @staticmethod
+    def myself() -> Owner:
+        return Owner(process=Process.myself(), slurm=SlurmJob.from_environment(), since=time.time())
+
+    @staticmethod
+    def described_by(values: dict[str, Any]) -> Owner:
+        """From a file's values; an older version's, or one that lacks some, names an owner of which less is known."""
+        since, token = values.get("since"), values.get("token")
+        return Owner(
+            process=Process.described_by(values), slurm=SlurmJob.described_by(values),
+            since=since if isinstance(since, int | float) and 0 <= since < LATEST else 0.0, token=token if isinstance(token, str) else "",
+        )  # fmt: skip
+
+    def to_json(self) -> str:
+        slurm = {} if self.slurm is None else self.slurm.to_values()
+        return json.dumps({**asdict(self.process), **slurm, "since": self.since, "token": self.token})
+
+    def why_dead(self) -> str | None:
+        """Why it is known not to work any more, in words; None if it lives, or nothing is known."""
+        life = self.process.life()
+        if life == "dead":
+            return "its process is gone"
+        job = SlurmJob.from_environment()
+        if life == "unknown" and self.slurm is not None and job is not None and job.is_later_start_of(self.slurm):
+            return "it is an earlier start of this job"
+        return None
+
+    def __str__(self) -> str:
+        job = f"Slurm job {self.slurm.id} on " if self.slurm else ""
+        since = f", since {time.strftime('%Y-%m-%d %H:%M', time.localtime(self.since))}" if self.since else ""
+        return f"{job}host {self.process.host or 'unknown'} (process {self.process.pid or 'unknown'}{since})"
+
+
+class Sightings:
+    """How long claims have not changed, by this process's own clock."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[object, float]] = {}
+
+    def silent_s(self, path: Path) -> float:
+        """Seconds since this process first saw the claim as it is now; 0 if it is new, has changed, or is gone."""
+        mark, now = _mark(path), time.monotonic()
+        known = self._seen.get(path)
+        if mark is None or known is None or known[0] != mark:
+            self._seen[path] = (mark, now)
+            return 0.0
+        return now - known[1]
+
+
+class Claims:
+    """The claims in one folder, as one process sees them."""
+
+    def __init__(self, folder: Path, *, touch_every_s: float = TOUCH_EVERY_S, silent_after_s: float = SILENT_AFTER_S) -> None:
+        self.folder = folder
+        self._touch_every_s = touch_every_s
+        self._silent_after_s = silent_after_s
+        self._sightings = Sightings()
+        self._met: set[Path] = set()
+        self._doubts: set[Path] = set()
+
+    @contextmanager
+    def take(self, name: str) -> Iterator[bool]:
+        """Try to claim; yields whether it worked, at once. The claim is given up at the end of the block.
+
+        Should two ever both believe that they hold one, the worst must be work done twice.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        path = self.folder / name
+        self._let_go_of_the_dead(path)
+        mine = Owner.myself()
+        try:
+            path.parent.mkdir(exist_ok=True)  # without parents: a run's folder that was renamed must not come into being again
+            created = create(path, mine)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder}: no claim can be written ({error.strerror or error}); whoever works on a run must be able to "
+                f"write to its folder"
+            ) from error
+        if not created:
+            yield False
+            return
+        self._doubts.discard(path)
+        stop = keep_touching(path, mine, every_s=self._touch_every_s, on_loss=lambda: None)
+        try:
+            yield True
+        finally:
+            stop()
+            give_up(path, mine)
+
+    def are_in_doubt(self) -> bool:
+        """Whether some claim was met of which it is not known yet if its owner lives: it pays to try again soon."""
+        return bool(self._doubts)
+
+    def _let_go_of_the_dead(self, path: Path) -> None:
+        owner = read_owner(path)
+        if owner is None:
+            self._doubts.discard(path)
+            return
+        is_new = path not in self._met
+        self._met.add(path)
+        silent_s = self._sightings.silent_s(path)
+        if owner.why_dead() is not None or silent_s > self._silent_after_s:
+            self._doubts.discard(path)
+            self._met.discard(path)
+            remove(path, owner)
+        elif owner.process.life() == "alive" or (silent_s == 0.0 and not is_new):
+            self._doubts.discard(path)  # it has changed while we looked
+        elif is_new:
+            self._doubts.add(path)
+
+
+def create(path: Path, owner: Owner) -> bool:
+    """Make a claim; whether there was none."""
+    draft = path.with_name(f".{path.name}.{owner.token}")
+    try:
+        draft.write_text(owner.to_json())
+        return place(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def place(draft: Path, path: Path) -> bool:
+    """Give a file's contents a name that nobody has taken; whether it worked. The draft stays."""
+    try:
+        os.link(draft, path)  # whole or not at all
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return _create_exclusively(path, draft.read_bytes())
+    return True
+
+
+def _create_exclusively(path: Path, content: bytes) -> bool:
+    """For want of hard links. Who reads it before it is written sees an owner of whom nothing is known, and watches it."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return True
+
+
+def read_owner(path: Path) -> Owner | None:
+    """Who holds a claim; None if nobody does."""
+    try:
+        values = parse_json(read_replaced(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:  # being written, emptied by a power cut, or another program's: an owner of whom nothing is known
+        values = {}
+    return Owner.described_by(values if isinstance(values, dict) else {})
+
+
+def remove(path: Path, owner: Owner) -> None:
+    """Take away the claim of an owner that is dead. Of several that try, one does."""
+    grave = path.with_name(f".{path.name}.stale-{uuid.uuid4().hex}")
+    if read_owner(path) != owner:  # another was first; whoever renames a living claim leaves its name free for a moment
+        return
+    try:
+        path.rename(grave)
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        return
+    if read_owner(grave) != owner:  # put back what is not the claim we judged; if somebody has claimed it since, theirs holds
+        place(grave, path)
+    grave.unlink()
+
+
+def give_up(path: Path, owner: Owner) -> None:
+    """Remove a claim if it is still this owner's."""
+    try:
+        if read_owner(path) == owner:
+            path.unlink(missing_ok=True)
+    except OSError:
+        return  # the folder is gone or read-only by now: whoever comes next finds this process dead
+
+
+def keep_touching(path: Path, owner: Owner, *, every_s: float, on_loss: Callable[[], None]) -> Callable[[], None]:
+    """Show that the owner lives, from a thread, until the function that is returned is called.
+
+    Args:
+        on_loss: called once if the claim is found to be another's.
+    """
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.wait(every_s):
+            try:
+                if touch(path, owner) == "lost":
+                    on_loss()
+                    return
+            except OSError:
+                continue  # the folder does not answer just now: whoever works there finds out if that lasts
+
+    thread = threading.Thread(target=work, daemon=True, name="claim")
+    thread.start()
+
+    def stop() -> None:
+        done.set()
+        thread.join(timeout=every_s)  # a file server that hangs must not hold the end up
+
+    return stop
+
+
+def touch(path: Path, owner: Owner) -> Literal["kept", "lost"]:
+    """Change the claim's file, which others see; "lost" if it is another's."""
+    content = read_replaced(path)
+    try:
+        values = parse_json(content)
+    except ValueError:
+        values = None  # torn: nobody else's
+    if isinstance(values, dict) and values.get("token") not in (None, "", owner.token):
+        return "lost"
+    try:
+        # The same bytes in the same file: this also changes it on mounts that keep no times of their own.
+        with path.open("r+b") as file:
+            file.write(owner.to_json().encode())
+    except FileNotFoundError:
+        raise
+    except OSError:  # a mount without random writes, or a full disk that copies what is written
+        os.utime(path)
+    return "kept"
+
+
+def _mark(path: Path) -> object | None:
+    """What changes when a claim is touched; None if it is gone."""
+    try:
+        with path.open(
+            "rb"
+        ) as file:  # opening makes a network file system ask its server, a stat alone may be answered from memory
+            stat = os.fstat(file.fileno())
+            return stat.st_mtime_ns, stat.st_size, file.read()
+    except OSError:
+        return None

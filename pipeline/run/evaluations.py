@@ -1,0 +1,164 @@
+"""Which lines of evaluations.jsonl are results of the weights that a run has now. Imports nothing heavy.
+
+A line names the digest of the weights it was measured on. Weights are replaced when a run begins again, or goes back to an older
+checkpoint and trains on otherwise; what was measured on those before is superseded.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.json_text import parse_json
+from pipeline.run.folder import RunFolder, step_name
+from pipeline.run.records import Row, has_step, is_count, number, read_json_lines
+
+SUPERSEDED = "superseded-"
+_MOST_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
+
+
+@dataclass(frozen=True)
+class Results:
+    """Lines that count, in the order they were written, and in words which do not."""
+
+    rows: list[Row]
+    passed_over: list[str]
+
+
+def read_results(folder: RunFolder) -> Results:
+    """The results of a run. What cannot be read is named, and costs itself alone."""
+    try:
+        rows = read_json_lines(folder.evaluations)
+    except OSError as error:
+        return Results([], [f"{folder.evaluations.name} cannot be read: {error.strerror}"])
+    return choose_results(folder, rows)
+
+
+def choose_results(folder: RunFolder, rows: Sequence[Row]) -> Results:
+    """Which of the lines are results, of weights that the run has."""
+    whole = [row for row in rows if is_result(row)]
+    current = [row for row in whole if is_current(folder, row)]
+    passed_over = []
+    if len(whole) < len(rows):
+        passed_over.append(f"{_lines(len(rows) - len(whole))} of {folder.evaluations.name} passed over: not a result")
+    if len(current) < len(whole):
+        superseded = _lines(len(whole) - len(current))
+        passed_over.append(f"{superseded} of {folder.evaluations.name} passed over: of weights that were replaced since")
+    return Results(current, passed_over)
+
+
+def _lines(count: int) -> str:
+    return f"{count} line{'s' * (count > 1)}"
+
+
+def is_result(row: Row) -> bool:
+    """Whether a line has what a result needs. An accuracy that is null stands for a measurement that failed."""
+    named = all(isinstance(row.get(key), str) for key in ("dataset", "protocol"))
+    shots_fit = is_count(row.get("shots")) if row.get("protocol") == "few_shot" else True
+    measured = row.get("accuracy") is None or number(row, "accuracy") is not None
+    return has_step(row) and named and shots_fit and measured and isinstance(row.get("seed"), int | None)
+
+
+def is_current(folder: RunFolder, row: Row) -> bool:
+    """Whether a result is of the weights that the run has at this step, or had before somebody deleted them."""
+    digest = row.get("weights")
+    if not isinstance(digest, str):
+        return True  # a line that does not say
+    now = read_digest(folder.weights_of(row["step"]))
+    if now is not None:
+        return now == digest
+    return read_digest(superseded_weights(folder, row["step"])) != digest
+
+
+def superseded_weights(folder: RunFolder, step: int) -> Path:
+    """Where a launch puts weights of steps that it will train again."""
+    return folder.weights / f"{SUPERSEDED}{step_name(step)}.safetensors"
+
+
+def set_weights_aside(folder: RunFolder, *, after: int) -> list[int]:
+    """Give weights of steps after `after` names that no reader takes for the run's. A launch that begins there trains those steps again.
+
+    Returns:
+        The steps.
+    """
+    steps = [step for step in folder.weight_steps() if step > after]
+    for step in steps:
+        folder.weights_of(step).replace(superseded_weights(folder, step))
+    return steps
+
+
+def measure_of(row: Row) -> str:
+    """What a result is called: the set, and how it was measured."""
+    return f"{row['dataset']} {row['shots']}-shot" if row["protocol"] == "few_shot" else f"{row['dataset']} {row['protocol']}"
+
+
+def newest_of_each(rows: Sequence[Row]) -> list[Row]:
+    """Of a measurement that was made twice, as under another precision, the later line. A later failure takes no value away."""
+    found: dict[tuple[str, int, object], Row] = {}
+    for row in rows:
+        key = (measure_of(row), row["step"], row.get("seed"))
+        if row.get("accuracy") is not None or found.get(key, row).get("accuracy") is None:
+            found[key] = row
+    return list(found.values())
+
+
+def group_results(rows: Sequence[Row]) -> dict[str, dict[int, list[float]]]:
+    """Measure to step to its values, one a seed. Of a result that was measured twice the later value counts."""
+    grouped: dict[str, dict[int, list[float]]] = {}
+    for row in newest_of_each(rows):
+        if row.get("accuracy") is not None:
+            grouped.setdefault(measure_of(row), {}).setdefault(row["step"], []).append(row["accuracy"])
+    order = {measure_of(row): (row["dataset"], row["protocol"], row.get("shots") or 0) for row in rows}
+    return {measure: grouped[measure] for measure in sorted(grouped, key=lambda measure: order[measure])}
+
+
+def name_failures(rows: Sequence[Row], *, run: Path) -> list[str]:
+    """What was tried in vain at the newest step it was tried at, and why: a line for a set and a reason; then what to type."""
+    newest: dict[str, int] = {}
+    for row in rows:
+        newest[measure_of(row)] = max(row["step"], newest.get(measure_of(row), 0))
+    last = {(measure_of(row), row.get("seed")): row for row in rows if row["step"] == newest[measure_of(row)]}
+    measured = {(measure, step) for measure, by_step in group_results(rows).items() for step in by_step}
+    groups: dict[tuple[str, object, int, bool], dict[str, None]] = {}
+    for (measure, _), row in last.items():
+        if row.get("accuracy") is None:
+            key = (row["dataset"], row.get("error"), row["step"], (measure, row["step"]) in measured)
+            groups.setdefault(key, {})[measure.removeprefix(f"{row['dataset']} ")] = None
+    failures = []
+    for (dataset, reason, step, has_value), settings in groups.items():
+        verb = "has" if len(settings) == 1 else "have"
+        what = "was tried once more in vain" if has_value else f"{verb} no result"
+        failures.append(
+            f"{dataset} {', '.join(settings)} {what} at step {step}{f': {reason}' if isinstance(reason, str) and reason else ''}"
+        )
+    return [
+        *failures,
+        *([f"`python -m pipeline evaluate {shlex.quote(str(run))}` tries again what failed"] if failures else []),
+    ]
+
+
+def read_digest(path: Path) -> str | None:
+    """The digest in a weights file's header; None if there is no such file or header."""
+    try:
+        stat = path.stat()
+        return _read_digest(path, stat.st_mtime_ns, stat.st_size)
+    except (OSError, ValueError):
+        return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_digest(path: Path, _mtime_ns: int, size: int) -> str | None:
+    """Read again only when the file changes. Its first eight bytes say how long the header is, little-endian; then comes JSON."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(_MOST_HEADER_BYTES, size):
+            return None
+        header = parse_json(file.read(length))
+    found = header.get("__metadata__") if isinstance(header, dict) else None
+    digest = found.get("digest") if isinstance(found, dict) else None
+    return digest if isinstance(digest, str) else None

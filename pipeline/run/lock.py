@@ -1,0 +1,153 @@
+"""A folder belongs to one program at a time: the second that is started on it refuses, and names the first.
+
+The lock is a claim (see `claims`). It is taken over from an owner that is known to be dead: its process on this machine, or its
+Slurm job, is gone, or it is an earlier start of this very job, requeued. Of any other owner nothing is known; it is watched,
+and taken for dead if it does not touch its lock for a while and Slurm does not say that its job runs. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.errors import CheckpointError, PipelineError, StoppedError
+from pipeline.launch.environment import SlurmJob
+from pipeline.launch.slurm_queue import ask_after_job
+from pipeline.run.claims import Owner, Sightings, create, give_up, keep_touching, read_owner, remove
+
+LOCK_NAME = "lock.json"
+TOUCH_EVERY_S = 10.0
+WATCH_S = 45.0  # how long an owner of which nothing is known is watched for a sign of life
+POLL_S = 0.5
+EXIT_LOST_LOCK = 70  # EX_SOFTWARE of sysexits.h
+
+
+class FolderLock:
+    """The lock of one folder.
+
+    Args:
+        path: the lock's file; the folder is made.
+        refuse: the error for an owner that lives, or may live, given in words what is known of it.
+        should_stop: asked while an owner is watched.
+        tell: prints what is being waited for.
+    """
+
+    def __init__(
+        self, path: Path, *, refuse: Callable[[Owner, str], PipelineError], should_stop: Callable[[], bool] = lambda: False,
+        tell: Callable[[str], None] = lambda _text: None,
+    ) -> None:  # fmt: skip
+        self.path = path
+        self._refuse = refuse
+        self._should_stop = should_stop
+        self._tell = tell
+        self._stop: Callable[[], None] | None = None
+        self._mine: Owner | None = None
+
+    def take(self) -> list[str]:
+        """Take the lock.
+
+        Returns:
+            Messages: whose lock was taken over.
+
+        Raises:
+            PipelineError: another program holds it, or this one was told to stop while it watched.
+        """
+        messages: list[str] = []
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        mine = Owner.myself()
+        while not create(self.path, mine):
+            owner = read_owner(self.path)
+            if owner is None:
+                continue  # given up just now
+            why = owner.why_dead() or self._judge(owner)
+            if why is None:
+                continue  # given up, or another's by now
+            messages.append(f"took over the folder from {owner}: {why}")
+            remove(self.path, owner)
+        self._mine = mine
+        self._stop = keep_touching(self.path, mine, every_s=TOUCH_EVERY_S, on_loss=self._end_at_once)
+        return messages
+
+    def release(self) -> None:
+        """Give the lock up; nothing if it is not held."""
+        if self._stop is not None and self._mine is not None:
+            self._stop()
+            give_up(self.path, self._mine)
+        self._stop = self._mine = None
+
+    def _judge(self, owner: Owner) -> str | None:
+        """Why an owner that is not known to be dead may be taken for dead; None if the lock has changed hands.
+
+        Raises:
+            PipelineError: it lives, or may live.
+        """
+        if owner.process.life() == "alive":
+            raise self._refuse(owner, "")
+        here, job = SlurmJob.from_environment(), owner.slurm
+        # A number is a job's on one cluster alone; of its own job a process knows more than the queue.
+        can_ask = job is not None and not (here is not None and (here.id == job.id or here.is_of_another_cluster_than(job)))
+        life = ask_after_job(job.id) if job is not None and can_ask else "unknown"
+        if life == "over":
+            return "its job is over"
+        self._tell(f"{self.path} is held by {owner}: looking for a sign of life, {WATCH_S:.0f} s at most")
+        silent = self._watch(owner)
+        if silent and life == "alive":
+            raise self._refuse(
+                owner, f"Slurm says that the job still runs, though it has not touched its lock for {WATCH_S:.0f} s"
+            )
+        return f"no sign of life for {WATCH_S:.0f} seconds" if silent else None
+
+    def _watch(self, owner: Owner) -> bool:
+        """Whether a lock stays as it is for as long as one is watched; False if it is gone or another's.
+
+        Clocks of two machines may differ: a file that changes is a sign of life, whatever time it bears.
+
+        Raises:
+            PipelineError: its owner has touched it, or this process was told to stop.
+        """
+        sightings, end = Sightings(), time.monotonic() + WATCH_S
+        sightings.silent_s(self.path)
+        while time.monotonic() < end:
+            time.sleep(POLL_S)
+            if self._should_stop():
+                raise StoppedError(f"told to stop while watching {self.path}")
+            if sightings.silent_s(self.path) > 0.0:
+                continue
+            found = read_owner(self.path)
+            if found is None:
+                return False
+            if not found.token:  # being written just now
+                time.sleep(POLL_S)
+                found = read_owner(self.path) or found
+            raise self._refuse(found, "")
+        return read_owner(self.path) == owner
+
+    def _end_at_once(self) -> None:
+        # This process stood still for so long that another took over. Whatever it wrote now would harm that one.
+        try:
+            print(f"error: {self.path} was taken over by another program; this one ends at once", file=sys.stderr, flush=True)
+        finally:
+            os._exit(EXIT_LOST_LOCK)
+
+
+class RunLock(FolderLock):
+    """The lock of a run folder, for one training. Rank 0 takes it."""
+
+    def __init__(
+        self, folder: Path, *, should_stop: Callable[[], bool] = lambda: False, tell: Callable[[str], None] = lambda _text: None
+    ) -> None:
+        super().__init__(folder / LOCK_NAME, refuse=_refuse_second_training(folder), should_stop=should_stop, tell=tell)
+
+
+def _refuse_second_training(folder: Path) -> Callable[[Owner, str], CheckpointError]:
+    def refuse(owner: Owner, known: str) -> CheckpointError:
+        end = f"end it (scancel {owner.slurm.id})" if owner.slurm else "end it"
+        return CheckpointError(
+            f"{folder} is being trained by {owner}{f'; {known}' if known else ''}; wait for it, {end}, or start another run with "
+            f"name=..."
+        )
+
+    return refuse

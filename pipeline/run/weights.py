@@ -1,0 +1,168 @@
+"""Files of tensors: plain weights with their model's config in the header, and parts of a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from pipeline.errors import CheckpointError
+from pipeline.files import sync_folder
+from pipeline.json_text import parse_json
+from pipeline.models.vit.model import VisionTransformer, ViTConfig
+
+
+def save_weights(path: Path, tensors: dict[str, Tensor], *, model: ViTConfig, step: int, images_seen: int) -> None:
+    """Write plain weights as safetensors, the model's config in the header, whole or not at all."""
+    header = {
+        "model": json.dumps(model.to_dict()), "step": str(step), "images_seen": str(images_seen),
+        "digest": digest_tensors(tensors), "format": "pt",
+    }  # fmt: skip
+    path.parent.mkdir(exist_ok=True)  # not its parents: a run folder that is away must not be made anew under its mount point
+    temporary = path.with_name(f".{path.name}.part")  # straight to disk: a copy in memory would double the peak
+    try:
+        save_tensors(temporary, tensors, header=header)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # half a file takes the space that the next attempt needs
+        raise
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], *, header: dict[str, str] | None = None) -> None:
+    """Write tensors to a file, and make sure that they are on disk.
+
+    Raises:
+        OSError: they cannot be written, for example because the disk is full.
+    """
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)  # what the umask gives: the library's files are their owner's alone
+    try:
+        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=header)
+    except safetensors.SafetensorError as error:  # what it makes of an error of the system
+        raise OSError(f"{path}: {error}") from error
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+class TensorFiles:
+    """Reads tensors by name from several files of them."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._files = [safe_open(path, framework="pt") for path in paths]
+        self._file_of = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118  (not a dictionary)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor on CPU.
+
+        Raises:
+            CheckpointError: none of the files has it.
+        """
+        if name not in self._file_of:
+            raise CheckpointError(f"the checkpoint lacks {name!r}: it is not of this model, or not of this version")
+        return self._file_of[name].get_tensor(name)
+
+
+def digest_tensors(tensors: dict[str, Tensor]) -> str:
+    """Hash of names and values: tells two files of the same step apart."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class WeightsHeader:
+    """What a weights file says of itself."""
+
+    digest: str
+    model: ViTConfig
+    step: int
+    images_seen: int
+
+
+def read_weights_header(path: Path) -> WeightsHeader:
+    """Read a weights file's header alone.
+
+    Raises:
+        CheckpointError: missing, damaged, or not a file this software wrote.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+        return WeightsHeader(
+            digest=header["digest"], model=ViTConfig.from_dict(parse_json(header["model"])), step=_count(header["step"]),
+            images_seen=_count(header["images_seen"]),
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise CheckpointError(f"weights file {path} does not exist") from error
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a weights file of this software, or is damaged: {error}") from error
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{text[:40]!r} is no count")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model loaded from plain weights, and how much training they have had."""
+
+    model: VisionTransformer
+    header: WeightsHeader
+
+
+def load_weights(path: Path) -> Weights:
+    """Read a weights file into a model in eval mode, on CPU, fp32.
+
+    Raises:
+        CheckpointError: missing, damaged, or not a file this software wrote.
+    """
+    header = read_weights_header(path)
+    _check_shapes(path, header.model)  # before a model is made: a damaged header may describe one of any size
+    model = VisionTransformer(header.model)
+    load_tensors(model, path)
+    if digest_tensors(model.state_dict()) != header.digest:
+        raise CheckpointError(f"{path} is damaged: its tensors differ from the digest in its header")
+    return Weights(model=model.eval(), header=header)
+
+
+def load_tensors(model: VisionTransformer, path: Path) -> None:
+    """Fill a model with a weights file's tensors.
+
+    Raises:
+        CheckpointError: they are damaged, or another model's.
+    """
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except (OSError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged, or of another model: {error}") from error
+
+
+def _check_shapes(path: Path, config: ViTConfig) -> None:
+    with safe_open(path, framework="pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (not a dictionary)
+    reason = f"{path} is damaged, or of another model: its tensors are not those of the model in its header"
+    if config.depth > len(found):  # a block has several
+        raise CheckpointError(reason)
+    try:
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in VisionTransformer(config).state_dict().items()}
+    except RuntimeError as error:  # more elements than a tensor can have
+        raise CheckpointError(reason) from error
+    if found != expected:
+        raise CheckpointError(reason)

@@ -1,0 +1,1 @@
+"""Training: the Lightning module, ZeRO, and what is done at each step."""

@@ -1,0 +1,52 @@
+"""Feeds the watchdog: what the rank is doing, and when a step has ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from pipeline.train.callbacks.steps import is_step_end
+from pipeline.train.watchdog import Watchdog
+
+
+class Heartbeat(Callback):
+    """Before the callbacks that measure and save: the watch, and the phases in and at the end of a step."""
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._watchdog.enter("saving the first weights")
+        self._watchdog.start(step=trainer.global_step)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._watchdog.enter("in a step (forward, backward, all ranks' gradients)")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if is_step_end(trainer, batch_idx):
+            self._watchdog.beat(step=trainer.global_step)
+        self._watchdog.enter("at a step's end (metrics, saving)")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._watchdog.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._watchdog.stop()
+
+
+class HeartbeatAfterSaving(Callback):
+    """The last of the callbacks: what follows a step's end is the wait for the next batch."""
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._watchdog.enter("waiting for data (first batch)")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._watchdog.enter("waiting for data")

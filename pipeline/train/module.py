@@ -1,0 +1,58 @@
+"""The Lightning module: a forward pass and a loss. Everything that watches or saves is a callback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from pipeline.keyed_random import Purpose, derive_key
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]  # logits (B, C), labels (B,) -> scalar
+
+
+class PretrainModule(LightningModule):
+    """Wraps a classifier for supervised pretraining.
+
+    Args:
+        model: uint8 images (B, 3, S, S) to logits (B, C).
+        loss: of logits and labels.
+        make_optimizer: called with the model once.
+        schedule: optimizer step to learning rate.
+        seed: of the dropout masks, together with step, micro-step and rank.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        loss: LossFunction,
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        schedule: Callable[[int], float],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.make_optimizer = make_optimizer
+        self.schedule = schedule
+        self.seed = seed
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.make_optimizer(self.model)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Both are functions of the step alone, so a resumed run needs no saved scheduler and no saved generators.
+        micro_step = batch_idx % self.trainer.accumulate_grad_batches
+        torch.manual_seed(derive_key(self.seed, Purpose.DROPOUT, self.global_step, micro_step, self.global_rank) >> 1)
+        self.trainer.strategy.set_learning_rate(self.schedule(self.global_step))  # type: ignore[attr-defined]
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        logits = self.model(batch["images"])  # (B, C)
+        # The weight makes the mean over micro-batches and ranks the mean over images, where a batch does not divide evenly.
+        loss = self.loss(logits, batch["labels"]) * batch["weight"]
+        # Lightning divides "loss" by the micro-batches of a step; callbacks read what was there before.
+        return {"loss": loss, "micro_loss": loss.detach(), "logits": logits.detach()}

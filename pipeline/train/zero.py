@@ -1,0 +1,162 @@
+"""DeepSpeed ZeRO under Lightning, on GPU and on CPU with the same code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import Tensor
+
+from pipeline.distributed.precision import TrainingPrecision
+from pipeline.optim.adamw import GuardedAdamW
+from pipeline.run.checkpoint import MODEL_FILE, MOMENTS_FILES, read_meta
+from pipeline.run.weights import TensorFiles
+from pipeline.train import zero_state
+
+
+def deepspeed_config(
+    *, zero_stage: int, precision: TrainingPrecision, micro_batch_size: int, clip_norm: float | None
+) -> dict[str, Any]:
+    """DeepSpeed's configuration. Gradients are accumulated and reduced in fp32 whatever the precision."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_clipping": (clip_norm or 0.0) if zero_stage > 0 else 0.0,  # at stage 0 the optimizer clips
+        "steps_per_print": None,
+        "zero_allow_untested_optimizer": True,  # DeepSpeed lists its own optimizers; torch's AdamW is tested here
+        "zero_force_ds_cpu_optimizer": False,
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+    }
+    if zero_stage > 0:
+        config["zero_optimization"] = {
+            "stage": zero_stage,
+            "contiguous_gradients": True,
+            "overlap_comm": torch.cuda.is_available(),
+            "reduce_bucket_size": 100_000_000,
+            "allgather_bucket_size": 100_000_000,
+        }
+    if precision == "bf16":
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    elif precision == "bf16_autocast":
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    return config
+
+
+class EnginePrecision(DeepSpeedPrecision):
+    """Lightning's DeepSpeed precision, without dividing the loss twice under gradient accumulation.
+
+    Lightning divides the loss by the number of micro-batches, and DeepSpeed's `backward` does so again; Adam hides
+    that, a clipped or logged gradient norm does not.
+    """
+
+    def backward(self, tensor: Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        super().backward(tensor, model, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+
+class ZeroStrategy(DeepSpeedStrategy):
+    """`DeepSpeedStrategy` that runs on CPU ranks (gloo) too, joins a process group that exists, and guards steps."""
+
+    def __init__(self, *, config: dict[str, Any], precision: TrainingPrecision, clip_norm: float | None) -> None:
+        self._clip_norm = clip_norm
+        super().__init__(
+            config=config,
+            cluster_environment=TorchElasticEnvironment(),
+            process_group_backend="nccl" if torch.cuda.is_available() else "gloo",
+            precision_plugin=EnginePrecision("bf16-mixed" if precision == "bf16" else "32-true"),
+        )
+
+    @property
+    def root_device(self) -> torch.device:
+        device = super().root_device
+        return device if device.index is not None else torch.device(device.type, 0)  # DeepSpeed wants a number
+
+    def setup_environment(self) -> None:
+        # Skips DeepSpeedStrategy's own method: all it adds is a refusal of everything but CUDA.
+        super(DeepSpeedStrategy, self).setup_environment()
+
+    def setup_distributed(self) -> None:
+        # As the base class, without its check of CUDA device indices.
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    def setup(self, trainer: Any) -> None:
+        super().setup(trainer)
+        optimizer = self.engine.optimizer
+        if isinstance(optimizer, GuardedAdamW):
+            optimizer.guard_steps(clip_norm=self._clip_norm)
+        elif hasattr(optimizer, "check_grad_overflow"):
+            optimizer.check_grad_overflow = True  # off by default with fp32 weights
+        zero_state.prepare_moments(self.engine)
+
+    @property
+    def engine(self) -> Any:
+        """The DeepSpeed engine."""
+        return self.deepspeed_engine
+
+    @property
+    def skipped_steps(self) -> int:
+        """Optimizer steps refused because a gradient was not finite; the same number on every rank."""
+        return int(self.engine.skipped_steps)
+
+    def gradient_norm(self) -> float:
+        """Global L2 norm of the last step's gradients before clipping; infinite if the step was refused."""
+        optimizer = self.engine.optimizer
+        norm = optimizer.gradient_norm if isinstance(optimizer, GuardedAdamW) else self.engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    def set_learning_rate(self, value: float) -> None:
+        """For the coming step, in every parameter group."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = value
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Take up a training where a checkpoint left it, whatever number of ranks and ZeRO stage wrote it.
+
+        The module holds the checkpoint's weights already (`build.make_training`): DeepSpeed has rounded them to bf16.
+
+        Returns:
+            What Lightning restores its loops and callbacks from: it follows from the step, and is not stored.
+        """
+        folder = Path(checkpoint_path)
+        meta = read_meta(folder)
+        zero_state.restore(
+            self.engine,
+            masters=TensorFiles([folder / MODEL_FILE]).read,
+            moments=TensorFiles(sorted(folder.glob(MOMENTS_FILES))).read,
+            num_updates=meta.num_updates,
+        )
+        self.engine.global_steps, self.engine.skipped_steps = meta.step, meta.skipped_steps
+        assert self.lightning_module is not None
+        trainer = self.lightning_module.trainer
+        loops = loop_progress(
+            trainer.fit_loop.state_dict(), step=meta.step, micro_batches=meta.step * trainer.accumulate_grad_batches
+        )
+        return {
+            "pytorch-lightning_version": lightning.__version__, "epoch": 0, "global_step": meta.step, "state_dict": {},
+            "loops": {"fit_loop": loops}, "callbacks": meta.callbacks, "lr_schedulers": [],
+        }  # fmt: skip
+
+
+def loop_progress(template: dict[str, Any], *, step: int, micro_batches: int) -> dict[str, Any]:
+    """The progress of Lightning's fit loop at the end of the last micro-batch of a step, as it would save it itself."""
+    batches = {"ready": micro_batches, "started": micro_batches, "processed": micro_batches, "completed": micro_batches - 1}
+    steps = {"ready": step, "completed": step}
+    gradients = {**steps, "started": step}
+    epoch = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    return {
+        **template,
+        "epoch_loop.state_dict": {"_batches_that_stepped": step - 1},
+        "epoch_loop.batch_progress": {"total": dict(batches), "current": dict(batches), "is_last_batch": False},
+        "epoch_loop.automatic_optimization.optim_progress": {
+            "optimizer": {
+                "step": {"total": dict(steps), "current": dict(steps)},
+                "zero_grad": {"total": dict(gradients), "current": dict(gradients)},
+            }
+        },
+        "epoch_progress": {"total": dict(epoch), "current": dict(epoch)},
+    }

@@ -1,0 +1,448 @@
+"""Configurations: what they inherit, and that a wrong one is answered in words."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.commands.train import run_training
+from pipeline.config.read import load_config, parse_config
+from pipeline.config.resolve import make_model_config, make_plan
+from pipeline.config.run import EvalDataset, ModelSection
+from pipeline.data.shards.index import load_index
+from pipeline.durations import parse_duration
+from pipeline.errors import ConfigError, DataError
+from pipeline.evaluation.datasets import open_dataset
+from pipeline.launch.signals import StopRequest
+from tests.conftest import REPOSITORY, Outcome, run_command
+
+WriteConfig = Callable[..., Path]
+RECIPES = sorted((REPOSITORY / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.name != "base.yaml"], ids=lambda p: p.stem)
+def test_every_recipe_loads(path: Path) -> None:
+    config = load_config(path)
+    assert config.name == path.stem
+    assert make_model_config(config.model).num_patches > 0
+
+
+@pytest.mark.parametrize(("name", "rate", "decay"), [("l16_in21k", 1e-3, 0.03), ("l32_in21k", 1e-3, 0.03)])
+def test_recipes_are_table_3(name: str, rate: float, decay: float) -> None:
+    config = load_config(REPOSITORY / "configs" / f"{name}.yaml")
+    assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (rate, decay)
+    assert (config.trainer.global_batch_size, str(config.schedule.warmup), config.schedule.decay) == (
+        4096,
+        "10000 steps",
+        "linear",
+    )
+    assert (str(config.trainer.duration), config.model.dropout, config.optimizer.betas) == ("90 epochs", 0.1, (0.9, 0.999))
+
+
+def test_overrides_replace_single_values(write_config: WriteConfig) -> None:
+    config = load_config(
+        write_config(), ["trainer.global_batch_size=16", "data.num_streams=3", "optimizer.learning_rate=1e-4", "name=other"]
+    )
+    assert (config.trainer.global_batch_size, config.data.num_streams, config.optimizer.learning_rate, config.name) == (
+        16,
+        3,
+        1e-4,
+        "other",
+    )
+    assert config.trainer.zero_stage == 2  # its neighbours stay
+
+
+def test_a_file_extends_another(tmp_path: Path, write_config: WriteConfig) -> None:
+    write_config("parent")
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: parent.yaml\nname: child\ntrainer: {global_batch_size: 4}\n")
+    config = load_config(child)
+    assert (config.name, config.trainer.global_batch_size, config.trainer.zero_stage) == ("child", 4, 2)
+
+
+def test_what_is_shown_loads_again_unchanged(tmp_path: Path, write_config: WriteConfig, call: Callable[..., Outcome]) -> None:
+    shown = call("show-config", str(write_config()))
+    again = tmp_path / "again.yaml"
+    again.write_text(shown.text)
+    assert load_config(again) == load_config(write_config())
+    assert yaml.safe_load(shown.text)["schedule"]["warmup"] == "2 steps"
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [("7 steps", 7), ("2 epochs", 25), ("1e3 images", 125), ("1 step", 1), ("0.5 epochs", 6), ("1_000 images", 125)],
+)
+def test_durations(text: str, steps: int) -> None:
+    assert parse_duration(text).to_steps(global_batch_size=8, num_samples=100) == steps
+
+
+BAD = [
+    ("trainer.globl_batch_size=8", "unknown key trainer.globl_batch_size; did you mean trainer.global_batch_size?"),
+    ("optimiser.learning_rate=1", "unknown key optimiser; did you mean optimizer?"),
+    ("trainer.learning_rate=1", "unknown key trainer.learning_rate; did you mean optimizer.learning_rate?"),
+    (
+        "evaluation.datasets=[{name: a, train: b, tests: c}]",
+        "unknown key evaluation.datasets.0.tests; did you mean evaluation.datasets.0.test?",
+    ),
+    ("trainer.global_batch_size=many", "trainer.global_batch_size='many': Input should be a valid integer"),
+    ("trainer.zero_stage=4", "trainer.zero_stage=4: Input should be 0, 1, 2 or 3"),
+    ("model.dropout=1.5", "model.dropout=1.5: Input should be less than 1"),
+    ("schedule.warmup=10", "schedule.warmup=10: 10 is not a duration; write a number and a unit"),
+    ("schedule.warmup=3 days", "'3 days' is not a duration"),
+    ("trainer.hang_timeout_s=1200", "trainer.hang_timeout_s=1200 must be below trainer.collective_timeout_s=1200"),
+    ("data.read_patience_s=900", "data.read_patience_s=900 must be below trainer.hang_timeout_s=900: a store that is away"),
+    ("name=a/b", "name='a/b': letters, digits, '.', '_' and '-' only"),
+    ("data.min_area=", "data.min_area=None"),
+    ("name=", "name is empty; type a value behind name="),
+    ("seed=010", "seed=010: YAML reads this as octal, which is 8; write seed=10 or seed=8"),
+    ("seed=on", "seed='on': Input should be a valid integer"),
+    ("trainer.zero_stage=on", "trainer.zero_stage='on': Input should be 0, 1, 2 or 3"),
+    ("trainer.global_batch_size=1:30", "trainer.global_batch_size=1:30: YAML reads this as 90"),
+    ("evaluation.datasets=[{name:a,train:b,test:c}]", "name:a is; write a space after the colon"),
+    ("trainer.devices=0", "trainer.devices"),
+    ("optimizer.learning_rate=.inf", "optimizer.learning_rate=inf: Input should be a finite number"),
+    ("evaluation.shots=[0]", "evaluation.shots.0=0: Input should be greater than 0"),
+    ("evaluation.seeds=[-1]", "evaluation.seeds.0=-1: Input should be greater than or equal to 0"),
+    ("evaluation.seeds=[9223372036854775808]", "evaluation.seeds.0=9223372036854775808: Input should be less than or equal to"),
+    ("seed=99999999999999999999", "seed=99999999999999999999: Input should be less than or equal to 9223372036854775807"),
+    ("evaluation.seeds=[0,1,0]", "evaluation: seeds: 0 is there 2 times; write evaluation.seeds=[0,1]"),
+    ("evaluation.shots=[5,5]", "evaluation: shots: 5 is there 2 times; write evaluation.shots=[5]"),
+    (
+        "evaluation.protocols=[linear,linear]",
+        "evaluation: protocols: linear is there 2 times; write evaluation.protocols=[linear]",
+    ),
+    (
+        "evaluation.datasets=[{name: a, train: b, test: c},{name: a, train: d, test: c}]",
+        "evaluation: datasets: 2 sets are named 'a'; results are told apart by name, so give each its own",
+    ),
+    (
+        "evaluation.datasets=[{name: cars, train: b, test: c},{name: Cars, train: d, test: c}]",
+        "evaluation: datasets: the names 'cars' and 'Cars' differ in case alone; rename one of the sets",
+    ),
+    ("evaluation.shots=5", "evaluation.shots=5: must be a list; type evaluation.shots='[5]'"),
+    ("trainer=5", "trainer=5: must be a section: keys and values below it"),
+    ("optimizer.betas=[0.9]", "optimizer.betas: the list is too short"),
+    ("optimizer.betas.1=0.9", "optimizer.betas is a list, which is replaced whole: optimizer.betas=[...]"),
+    ("optimizer.betas=[0.9,1.5]", "optimizer.betas.1=1.5: Input should be less than 1"),
+    ("trainer", "override 'trainer' is not section.key=value"),
+    ("data.train=[", "its value is not YAML"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), BAD, ids=[override for override, _ in BAD])
+def test_a_wrong_setting_is_answered_in_words(write_config: WriteConfig, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write_config(), [override])
+    assert message in str(caught.value)
+
+
+def test_bf16_weights_need_zero(write_config: WriteConfig) -> None:
+    message = "trainer.precision=bf16 keeps its fp32 masters in ZeRO; with trainer.zero_stage=0 use bf16_autocast or fp32"
+    with pytest.raises(ConfigError, match=message):
+        load_config(write_config(), ["trainer.precision=bf16", "trainer.zero_stage=0"])
+
+
+WORDS = ["42", "007", "1.10", "2024-05-01", "2001-99-99", "1.0e-3", "1e-3", "on", "No", "null", "0x1F", "010", "1_000", ".5e3"]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_name_is_what_was_typed(tmp_path: Path, write_config: WriteConfig, word: str) -> None:
+    """YAML reads these as numbers, dates, booleans and nothing: in a file, on the command line, and in what is written again."""
+    name = word.lstrip(".")
+    path = write_config()
+    typed = load_config(path, [f"name={name}", f"data.train={word}", f"tracking.project={word}"])
+    sets = f"[{{name: {word}, train: {word}, test: {{path: {word}, index: x}}}}]"
+    values = yaml.safe_load(path.read_text())
+    values["tracking"] = {**values.get("tracking", {}), "project": "PLACE"}
+    values["data"]["train"] = values["name"] = "PLACE"
+    values["name"] = "NAME"
+    path.write_text(yaml.safe_dump(values).replace("PLACE", word).replace("NAME", name))
+    written = load_config(path, [f"evaluation.datasets={sets}"])
+    again = tmp_path / "again.yaml"
+    again.write_text(written.to_yaml())
+    for config in (typed, written, load_config(again)):
+        project = None if word == "null" else word
+        assert (config.name, config.data.train, config.tracking.project) == (name, word, project)
+    (dataset,) = load_config(again).evaluation.datasets
+    assert (dataset.name, dataset.train.path, dataset.test.path) == (word, word, word)
+
+
+@pytest.mark.parametrize("text", ["/data/run #3", "pipe: cat {0..9}.tar", "-", "*.tar", "@host", "%x", "a: b: c", "=", "8:30"])
+def test_an_override_loses_nothing_of_what_was_typed(write_config: WriteConfig, text: str) -> None:
+    """A comment, an alias, a list item or a mapping to YAML; a text to whoever typed it."""
+    assert load_config(write_config(), [f"data.train={text}"]).data.train == text
+
+
+ADVICE = [
+    (["lr=0.01"], "optimizer.learning_rate=0.01"),
+    (["learning_rate=1e-3"], "optimizer.learning_rate=1e-3"),
+    (["batch_size=64"], "trainer.global_batch_size=64"),
+    (["epochs=90"], "trainer.duration='90 epochs'"),
+    (["evaluation.shots=5"], "evaluation.shots='[5]'"),
+    (["evaluation.datasets=x"], "evaluation.datasets='[{name: NAME, train: FOLDER, test: FOLDER}]'"),
+    (["evaluation.datasets=[a]"], "evaluation.datasets='[{name: NAME, train: FOLDER, test: FOLDER}]'"),
+    (["evaluation.datasets={name: a, train: b, test: c}"], "evaluation.datasets='[{name: a, train: b, test: c}]'"),
+    (["evaluation.datasets=[{name: a, train: b}]"], "evaluation.datasets='[{name: a, train: b, test: FOLDER}]'"),
+    (["evaluation.datasets=[{name:", "a,", "train:", "b,", "test:", "c}]"], "evaluation.datasets='[{name: a, train: b, test: c}]'"),
+    (["data.train=[{weight: 2}]"], "data.train='[{weight: 2, path: FOLDER}]'"),
+    (["data.train={weight: 2}"], "data.train='[{weight: 2, path: FOLDER}]'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "line"), ADVICE, ids=[" ".join(given) for given, _ in ADVICE])
+def test_the_line_that_a_message_says_to_type_is_taken(write_config: WriteConfig, overrides: list[str], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write_config(), overrides)
+    assert str(caught.value).lower().endswith(f"type {line}".lower())
+    load_config(write_config(), shlex.split(line))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--trainer.devices", "2"], "trainer.devices=2"),
+        (["--trainer.devices=2"], "trainer.devices=2"),
+        (["--seed=3"], "seed=3"),
+    ],
+)
+def test_settings_with_dashes_are_answered_with_the_line_to_type(
+    write_config: WriteConfig, capsys: pytest.CaptureFixture[str], words: list[str], line: str
+) -> None:
+    from pipeline.__main__ import parse_arguments
+
+    with pytest.raises(SystemExit):
+        parse_arguments(["train", "x.yaml", *words])
+    assert f"settings are written without dashes; type {line}\n" in capsys.readouterr().err
+    load_config(write_config(), [line])
+
+
+def test_a_command_without_its_config_is_told_what_comes_first(write_config: WriteConfig) -> None:
+    with pytest.raises(ConfigError, match=r"'seed=1' is a setting, .* type CONFIG\.yaml seed=1"):
+        load_config("seed=1")
+
+
+def test_a_missing_file_suggests_its_neighbour(write_config: WriteConfig) -> None:
+    path = write_config("l16_pretrain")
+    with pytest.raises(ConfigError, match=r"does not exist; did you mean .*l16_pretrain\.yaml"):
+        load_config(path.with_name("l16_pretrian.yaml"))
+
+
+def test_a_circle_of_extends_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: a.yaml")
+    with pytest.raises(ConfigError, match="goes in a circle"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_a_missing_value_is_named(tmp_path: Path, write_config: WriteConfig) -> None:
+    path = write_config()
+    values = yaml.safe_load(path.read_text())
+    del values["model"]["num_classes"]
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match=r"model\.num_classes is not set"):
+        load_config(path)
+
+
+UNFIT = [
+    (
+        ["trainer.global_batch_size=1"],
+        "trainer.global_batch_size=1 is less than an image for each of the 2 ranks; use 2 or more",
+    ),
+    (["trainer.global_batch_size=9", "trainer.micro_batch_size=1"], "some have 5 images a step, some 4, which cannot be"),
+    (["model.image_size=30"], "model.image_size=30 is not divisible by the patch size 8 of Ti/8; use 24 or 32"),
+    (["model.name=XL/8"], "model.name='XL/8' is not a model"),
+    (["model.num_heads=5"], "model.width=32 is not divisible by model.num_heads=5"),
+    (
+        ["schedule.warmup=12 steps"],
+        "schedule.warmup=12 steps must be shorter than the whole run, trainer.duration=12 steps; shorten",
+    ),
+    (["checkpoint.every=2 images"], "checkpoint.every=2 images is less than one step of 8 images"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), UNFIT, ids=[overrides[0] for overrides, _ in UNFIT])
+def test_numbers_that_do_not_fit_are_answered_in_words(write_config: WriteConfig, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_plan(load_config(write_config(), overrides), world_size=2)
+    assert message in str(caught.value)
+
+
+def test_missing_shards_are_answered_in_words(tmp_path: Path, write_config: WriteConfig) -> None:
+    with pytest.raises(DataError, match=r"data folder '/nowhere' does not exist"):
+        make_plan(load_config(write_config(), ["data.train=/nowhere"]), world_size=2)
+    with pytest.raises(DataError, match=r"does not exist or holds no shards; check the path, or make shards with"):
+        make_plan(load_config(write_config(), [f"data.train={tmp_path}"]), world_size=2)
+    (tmp_path / "a.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=r"holds no index; make one with `python -m data_tools index"):
+        make_plan(load_config(write_config(), [f"data.train={tmp_path}"]), world_size=2)
+    (tmp_path / "index.safetensors").write_bytes(b"cut short")
+    with pytest.raises(DataError, match=r"index\.safetensors is damaged .*; make it again with `python -m data_tools index"):
+        make_plan(load_config(write_config(), [f"data.train={tmp_path}"]), world_size=2)
+    with pytest.raises(DataError, match=r"data folder 'foo://bar'.*foo"):
+        make_plan(load_config(write_config(), ["data.train=foo://bar"]), world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("shard-000.tar", r"shard-000\.tar names one tar, not a folder .*{corpus} has an index: give {corpus}$"),
+        ("shard-{000..002}.tar", r"names tars, not a folder .*: give {corpus}$"),
+        ("*.tar", r"names tars, not a folder .*: give {corpus}$"),
+        ("*", r"/\* is a pattern, .*: give the folder of the shards, as {corpus}$"),
+        ("a.csv", r"a\.csv is a file; pack its images with `python -m data_tools make .*a\.csv FOLDER` and give FOLDER$"),
+        ("a.tar.gz", r"a\.tar\.gz is a compressed tar; .*give that folder$"),
+        ("a.zip", r"a\.zip is a file, not a folder of shards; unpack it"),
+        ("other.safetensors", r"other\.safetensors is a file; .*\{{url: FOLDER, index: .*other\.safetensors\}}$"),
+    ],
+)
+def test_a_path_that_is_no_folder_of_shards_has_advice_of_its_own(
+    name: str, said: str, corpus: Path, tmp_path: Path, write_config: WriteConfig
+) -> None:
+    """Of a mixture's part and of an evaluation set; data.train=x.tar by itself names a tar without an index."""
+    folder = Path(shutil.copytree(corpus, tmp_path / "corpus"))
+    for other in ("a.csv", "a.tar.gz", "a.zip", "other.safetensors"):
+        (folder / other).write_bytes(b"x")
+    match = said.format(corpus=folder)
+    with pytest.raises(DataError, match=match):
+        make_plan(load_config(write_config(), [f"data.train=[{{path: '{folder}/{name}'}}]"]), world_size=2)
+    dataset = EvalDataset.model_validate(
+        {"name": "a", "train": str(folder), "test": {"url": f"{folder}/{name}", "index": "zz"}}
+    )
+    with pytest.raises(DataError, match=f"evaluation set 'a': .*{match}"):
+        open_dataset(dataset)
+
+
+def test_classes_the_shards_name_must_fit_the_head(corpus: Path, tmp_path: Path, write_config: WriteConfig) -> None:
+    folder = Path(shutil.copytree(corpus, tmp_path / "corpus"))
+    (folder / "classes.txt").write_text("".join(f"class {i}\n" for i in range(7)))
+    with pytest.raises(
+        ConfigError, match=r"model\.num_classes=4, but .*/classes\.txt names 7 classes; set model\.num_classes=7"
+    ):
+        make_plan(load_config(write_config(), [f"data.train={folder}"]), world_size=2)
+
+
+def test_labels_must_fit_the_head(corpus: Path, tmp_path: Path, write_config: WriteConfig) -> None:
+    """Shards without classes.txt: their index knows the largest label."""
+    largest = load_index(str(corpus)).max_label
+    assert largest is not None
+    (folder := tmp_path / "corpus").mkdir()
+    for path in corpus.iterdir():
+        if path.name != "classes.txt":
+            (folder / path.name).symlink_to(path)
+    overrides = [f"data.train={folder}", f"model.num_classes={largest}"]
+    with pytest.raises(ConfigError, match=rf"the largest label in .* is {largest} .*; set model\.num_classes={largest + 1} or"):
+        make_plan(load_config(write_config(), overrides), world_size=2)
+
+
+def test_a_training_opens_its_evaluation_sets_first(corpus: Path, write_config: WriteConfig) -> None:
+    sets = f"evaluation.datasets=[{{name: a, train: {corpus}, test: /nowhere}}]"
+    with pytest.raises(DataError, match=r"evaluation set 'a': data folder '/nowhere' does not exist"):
+        run_training(str(write_config()), [sets, "trainer.devices=1"], StopRequest())
+
+
+def test_overrides_and_options_come_in_any_order() -> None:
+    from pipeline.__main__ import parse_arguments
+
+    arguments = parse_arguments(["evaluate", "runs/x", "--watch", "evaluation.shots=[1]"])
+    assert arguments.watch
+    assert arguments.overrides == ["evaluation.shots=[1]"]
+    with pytest.raises(SystemExit):
+        parse_arguments(["evaluate", "runs/x", "--wach"])
+
+
+def test_the_command_prints_one_sentence_and_exits_with_2(write_config: WriteConfig) -> None:
+    result = run_command("train", str(write_config()), "trainer.global_batch_size=1")
+    assert result.returncode == 2
+    *progress, last = result.stdout.strip().splitlines()
+    assert last.startswith("error: trainer.global_batch_size=1 is less than an image for each")
+    assert all(line.startswith("[run] ") for line in progress)
+
+
+def test_the_image_size_may_be_smaller_than_a_patch_only_in_error() -> None:
+    with pytest.raises(ConfigError, match="use 16"):
+        make_model_config(ModelSection(name="B/16", image_size=8, num_classes=2))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "micro", "expected"),
+    [(2, None, (4, 1)), (2, 3, (2, 2)), (2, 9, (4, 1)), (8, 3, (1, 1)), (1, 3, (3, 3)), (3, None, (3, 1)), (3, 2, (2, 2)),
+     (5, None, (2, 1)), (8, 1, (1, 1))],
+)  # fmt: skip
+def test_a_share_is_computed_in_as_few_parts_as_fit(
+    write_config: Callable[..., Path], world_size: int, micro: int | None, expected: tuple[int, int]
+) -> None:
+    plan = make_plan(load_config(write_config(trainer={"micro_batch_size": micro})), world_size=world_size)
+    assert (plan.micro_batch_size, plan.accumulation_steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("spare: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("spare: [&a [x, x, x, x, x, x, x, x, x, x], "
+         + ", ".join(f"&{'abcdefghi'[i]} [{', '.join(['*' + 'abcdefghi'[i - 1]] * 10)}]" for i in range(1, 9)) + "]", "aliases"),
+        ("spare: &a [*a]", "contains it"),
+        ("spare: !!bool maybe", "not what its form"),
+        ("spare: !!timestamp x", "not what its form"),
+        ("spare: !!int ''", "not what its form"),
+        ("seed: 1" + "0" * 5000, "seed"),
+        ("spare: {mode: auto, mode: offline}", "'mode' is set twice, in lines [0-9]+ and [0-9]+; delete one"),
+        ("spare: 'a\x01b'", "special characters"),
+        ("spare: \udcff", "utf-8"),
+        ("extends: \"a\\0b\"", "null"),
+    ],
+)  # fmt: skip
+def test_yaml_that_python_chokes_on_is_refused_in_words(write_config: WriteConfig, line: str, message: str) -> None:
+    """Deep nesting, aliases of aliases, values that are not what they look like: no foreign exception, and at once."""
+    path = write_config()
+    path.write_bytes(path.read_bytes() + line.encode(errors="surrogateescape") + b"\n")
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path)
+    assert len(str(caught.value)) < 2000
+
+
+def test_a_message_stays_short_whatever_was_given(write_config: WriteConfig) -> None:
+    overrides = [
+        f"model.name={'x' * 10_000}",
+        f"model.name=L/{'9' * 5000}",
+        "model.name=L/²",
+        f"optimizer.betas=[{'2, ' * 5000}]",
+        f"{'y' * 5000}=1",
+        "data.train=[" + "{}," * 500 + "]",
+    ]
+    for given in ([override] for override in overrides):
+        with pytest.raises(ConfigError) as caught:
+            make_model_config(load_config(write_config(), given).model)
+        assert len(str(caught.value)) < 8000, given[0][:40]
+
+
+@pytest.mark.parametrize("text", ["1281167654321.5 images", "0.1234567890123456 epochs", "1e15 images", "3 steps"])
+def test_a_duration_is_written_as_it_was_read(text: str) -> None:
+    assert parse_duration(str(parse_duration(text))) == parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["1e400 steps", "1e300 epochs", "2e15 images"])
+def test_durations_beyond_any_training_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="longer than any training"):
+        parse_duration(text)
+
+
+def test_an_index_may_lie_elsewhere_than_its_shards(corpus: Path, tmp_path: Path, write_config: WriteConfig) -> None:
+    folder = Path(shutil.copytree(corpus, tmp_path / "shards"))
+    (folder / "index.safetensors").rename(tmp_path / "kept.safetensors")
+    place = f"{{url: {folder}, index: {tmp_path / 'kept.safetensors'}}}"
+    config = load_config(
+        write_config(), [f"data.train={place}", f"evaluation.datasets=[{{name: a, train: {place}, test: {folder}}}]"]
+    )
+    assert make_plan(config, world_size=2).total_steps > 0
+    written = config.model_dump(mode="json")
+    assert parse_config(written, source="what it wrote") == config
+    assert written["evaluation"]["datasets"] == [
+        {"name": "a", "train": {"path": str(folder), "index": str(tmp_path / "kept.safetensors")}, "test": str(folder)}
+    ]
+    with pytest.raises(ConfigError, match=r"unknown key data\.train\.0\.indx; did you mean data\.train\.0\.index\?"):
+        load_config(write_config(), [f"data.train={{url: {folder}, indx: x}}"])

@@ -1,0 +1,335 @@
+"""What a run sees: the same pixels by position, whoever reads them and wherever it starts; and what bad data does."""
+
+from __future__ import annotations
+
+import http.server
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from pipeline.data.images.crop import EvalTransform, TrainTransform
+from pipeline.data.shards.index import check_shards, load_index
+from pipeline.data.shards.reader import LocalSource
+from pipeline.data.streams.evaluation import EvalStream
+from pipeline.data.streams.loader import Batch, BatchLoader
+from pipeline.data.streams.mixture import Corpus, Mixture
+from pipeline.data.streams.train import Division, TrainStream
+from pipeline.data.workers import explained, start_worker, started
+from pipeline.errors import DataError
+from tests.conftest import REPOSITORY, WriteShards, encode, make_image, write_tar
+
+TRANSFORM = TrainTransform(
+    image_size=16, min_area=0.2, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3, flip=True, resize="bilinear", decoder="whole"
+)
+BATCH = 12
+
+
+def make_stream(
+    folder: Path, *, rank: int = 0, world_size: int = 1, accumulation: int = 1, start_step: int = 0, classes: int = 12
+) -> TrainStream:
+    index = load_index(str(folder))
+    division = Division(global_batch_size=BATCH, rank=rank, world_size=world_size, accumulation_steps=accumulation)
+    mixture = Mixture((Corpus(index),))
+    return TrainStream(
+        mixture=mixture, order=mixture.make_order(seed=5, num_streams=BATCH), division=division, transform=TRANSFORM,
+        num_classes=classes, start_step=start_step,
+    )  # fmt: skip
+
+
+def keep(batch: Batch) -> Batch:
+    """A batch whose images outlast the ring they lie in."""
+    return {**batch, "images": batch["images"].clone()}
+
+
+def batches(stream: TrainStream) -> BatchLoader:
+    return BatchLoader(stream, num_workers=0, prefetch=2, pin_memory=False)
+
+
+def collect(
+    folder: Path, *, steps: int, world_size: int = 1, accumulation: int = 1, workers: int = 0, start_step: int = 0
+) -> list[Batch]:
+    """All ranks' micro-batches of `steps` steps, in position order."""
+    per_rank = []
+    for rank in range(world_size):
+        stream = make_stream(folder, rank=rank, world_size=world_size, accumulation=accumulation, start_step=start_step)
+        loader = BatchLoader(stream, num_workers=workers, prefetch=2, pin_memory=False)
+        per_rank.append([keep(batch) for batch in islice(loader, steps * accumulation)])
+    return [rank[step * accumulation + m] for step in range(steps) for rank in per_rank for m in range(accumulation)]
+
+
+def joined(batches: list[Batch], key: str) -> torch.Tensor:
+    return torch.cat([batch[key] for batch in batches])  # type: ignore[literal-required]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "accumulation", "workers", "start_step"),
+    [
+        (1, 1, 0, 3),
+        (3, 1, 0, 0),
+        (4, 1, 0, 5),
+        (12, 1, 0, 0),
+        (2, 3, 0, 2),
+        (1, 1, 2, 4),
+        (2, 2, 3, 0),
+        (5, 1, 0, 1),
+        (1, 5, 2, 0),
+    ],
+)
+def test_the_sequence_is_the_same_for_everyone(
+    corpus: Path, world_size: int, accumulation: int, workers: int, start_step: int
+) -> None:
+    """83 samples in batches of 12: ten steps cross an epoch's end in the middle of a batch."""
+    whole = collect(corpus, steps=10)
+    part = collect(
+        corpus, steps=10 - start_step, world_size=world_size, accumulation=accumulation, workers=workers, start_step=start_step
+    )
+    for key in ("positions", "sample_ids", "labels", "images"):
+        assert torch.equal(joined(whole, key)[start_step * BATCH :], joined(part, key)), key
+
+
+def test_positions_count_up_and_samples_are_what_the_shards_hold(corpus: Path) -> None:
+    batches = collect(corpus, steps=7)
+    assert joined(batches, "positions").tolist() == list(range(84))
+    ids = joined(batches, "sample_ids")
+    assert sorted(ids[:83].tolist()) == list(range(83))
+    assert torch.equal(joined(batches, "labels"), ids % 4)  # as the fixture numbers them
+
+
+def test_augmentation_differs_between_epochs_not_between_visits(corpus: Path) -> None:
+    batches = collect(corpus, steps=14)
+    ids, images = joined(batches, "sample_ids"), joined(batches, "images")
+    first, second = (ids == 5).nonzero().flatten().tolist()
+    assert not torch.equal(images[first], images[second])
+
+
+def test_starting_reads_one_block_a_stream(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[int] = []
+    original = LocalSource.start
+    monkeypatch.setattr(LocalSource, "start", lambda self, block: (loaded.append(block), original(self, block))[1])
+    next(iter(batches(make_stream(corpus, start_step=1000))))
+    assert len(loaded) == len(set(loaded)) <= 2 * BATCH  # those being played, and the next ones read ahead
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """Twelve images in three blocks; the sixth and eleventh cannot be decoded."""
+    members: list[tuple[str, bytes]] = []
+    for number in range(12):
+        image = encode(make_image(number, num_classes=4, size=24), format="JPEG")
+        if number in (5, 10):
+            image = image[: len(image) // 2] if number == 5 else b"not an image"
+        members += [(f"{number:03d}.jpg", image), (f"{number:03d}.cls", str(number).encode())]
+    write_tar(tmp_path / "a.tar", members)
+    from data_tools.index import index_folder
+
+    index_folder(str(tmp_path), block_samples=4, num_workers=1)
+    return tmp_path
+
+
+def test_an_unreadable_image_is_replaced_by_the_same_one_everywhere(damaged: Path) -> None:
+    whole, halves = collect(damaged, steps=4), collect(damaged, steps=4, world_size=2)
+    assert torch.equal(joined(whole, "sample_ids"), joined(halves, "sample_ids"))
+    ids = joined(whole[:1], "sample_ids").tolist()
+    assert 5 not in ids
+    assert sorted(ids) == sorted([*(set(range(12)) - {5, 10}), 6, 11])  # the next of the same block
+    assert torch.equal(joined(whole, "labels"), joined(whole, "sample_ids"))
+    lost = [item for batch in whole[:1] for item in batch["unreadable"]]
+    assert sorted(item.key for item in lost) == ["005", "010"]
+    assert all(item.shard == "a.tar" and item.reason for item in lost)
+
+
+def test_a_block_without_one_readable_image_stops(tmp_path: Path, write_shards: WriteShards) -> None:
+    write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.cls", b"0"), ("1.jpg", b"y"), ("1.cls", b"0")])
+    from data_tools.index import index_folder
+
+    index_folder(str(tmp_path), block_samples=2, num_workers=1)
+    with pytest.raises(DataError, match=r"a\.tar bytes 0-\d+: none of its 2 images can be decoded"):
+        collect(tmp_path, steps=1)
+
+
+def test_a_truncated_shard_is_named(tmp_path: Path, write_shards: WriteShards) -> None:
+    index = write_shards(tmp_path, shard_sizes=[9, 9])
+    shard = tmp_path / "shard-001.tar"
+    shard.write_bytes(shard.read_bytes()[:5000])
+    with pytest.raises(DataError, match=r"shard-001\.tar has 5000 bytes, not \d+.*Restore them, or index"):
+        check_shards(index)
+    with pytest.raises(DataError, match=r"shard-001\.tar bytes .*the shard is cut short"):
+        collect(tmp_path, steps=5)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path, write_shards: WriteShards) -> None:
+    index = write_shards(tmp_path, shard_sizes=[9, 9])
+    (tmp_path / "shard-000.tar").unlink()
+    with pytest.raises(DataError, match=r"shard-000\.tar is missing"):
+        check_shards(index)
+    with pytest.raises(DataError, match=r"shard-000\.tar is missing"):
+        collect(tmp_path, steps=5)
+
+
+def test_shards_that_changed_under_their_index_are_noticed(tmp_path: Path, write_shards: WriteShards) -> None:
+    write_shards(tmp_path, shard_sizes=[9])
+    shard = tmp_path / "shard-000.tar"
+    data = bytearray(shard.read_bytes())
+    data[0:512] = bytes(512)  # a zeroed header
+    shard.write_bytes(bytes(data))
+    with pytest.raises(DataError, match="index the folder again if its shards changed"):
+        collect(tmp_path, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [([("0.txt", b"hi"), ("0.cls", b"0")], "sample '0' has no image"), ([("0.jpg", b"x")], "has no label"), ([("0.jpg", b"x"), ("0.cls", b"cat")], "label of sample '0' is 'cat', not a class number")],
+)  # fmt: skip
+def test_samples_without_image_or_label_are_answered_in_words(
+    tmp_path: Path, members: list[tuple[str, bytes]], message: str
+) -> None:
+    write_tar(tmp_path / "a.tar", members)
+    from data_tools.index import index_folder
+
+    index_folder(str(tmp_path), block_samples=4, num_workers=1)
+    with pytest.raises(DataError, match=message):
+        collect(tmp_path, steps=1)
+
+
+def test_a_class_the_model_lacks_is_answered_in_words(corpus: Path) -> None:
+    with pytest.raises(DataError, match=r"shard-00\d\.tar: sample '\d+' has class 3, but model\.num_classes=3"):
+        list(islice(batches(make_stream(corpus, classes=3)), 3))
+
+
+def test_remote_shards_give_the_same_batches(corpus: Path) -> None:
+    """A real HTTP server with range requests, through fsspec."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeHandler, directory=str(corpus)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        index = load_index(f"http://127.0.0.1:{server.server_port}")
+        check_shards(index)
+        local = make_stream(corpus)
+        remote = TrainStream(
+            mixture=Mixture((Corpus(index),)), order=local.order, division=local.division, transform=TRANSFORM,
+            num_classes=12, start_step=0,
+        )  # fmt: skip
+        for ours, theirs in zip(islice(batches(local), 3), islice(batches(remote), 3), strict=True):
+            assert torch.equal(ours["images"], theirs["images"])
+    finally:
+        server.shutdown()
+
+
+class RangeHandler(http.server.SimpleHTTPRequestHandler):
+    """Python's own file server, taught the one header fsspec needs."""
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data, wanted = path.read_bytes(), self.headers.get("Range")
+        if wanted:
+            first, last = wanted.removeprefix("bytes=").split("-")
+            part = data[int(first) : int(last) + 1]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}")
+        else:
+            part = data
+            self.send_response(200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_sees_each_sample_once_in_order(corpus: Path, workers: int) -> None:
+    """Whatever a scheduler sends to all processes of a job, while they still start or later: their owner decides."""
+    stream = EvalStream(index=load_index(str(corpus)), transform=EvalTransform(image_size=16, short_side=18))
+    loader = DataLoader(
+        stream, batch_size=None, num_workers=workers, multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=start_worker,
+    )  # fmt: skip
+    labels = []
+    with started(loader) as items:
+        for moment in ("while they import torch", "while they decode"):
+            for child in multiprocessing.active_children():
+                os.kill(child.pid or 0, signal.SIGTERM)
+            labels += [item.labels for item in (items if moment == "while they decode" else islice(items, 1))]
+    assert np.concatenate(labels).tolist() == (np.arange(83) % 4).tolist()
+
+
+def test_a_killed_worker_is_answered_in_words(corpus: Path) -> None:
+    loader = iter(BatchLoader(make_stream(corpus), num_workers=1, prefetch=1, pin_memory=False))
+    next(loader)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid or 0, signal.SIGKILL)
+    with pytest.raises(DataError, match=r"a decoding process ended .*memory is full"):
+        list(islice(loader, 20))
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [("DataLoader worker (pid 812) is killed by signal: Killed. ", "DataLoader worker is killed by signal: Killed"),
+     ("DataLoader worker (pid(s) 812, 9) exited unexpectedly", "DataLoader worker exited unexpectedly")],
+)  # fmt: skip
+def test_the_same_end_of_a_worker_has_the_same_words(said: str, told: str) -> None:
+    """The evaluator's next start would record another failure of the same cause."""
+    words = rf"a decoding process ended \({told}\): .* \(lower evaluation.num_workers\)"
+    with pytest.raises(DataError, match=words), explained(remedy="evaluation.num_workers"):
+        raise RuntimeError(said)
+
+
+def test_a_limit_of_the_system_is_named_with_the_command_that_raises_it(corpus: Path) -> None:
+    """As low as shells and containers set it; the same holds while images are handed over."""
+    few = (
+        "import resource, sys; from pathlib import Path; from tests.data.streams.test_train import BatchLoader, make_stream\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))\n"
+        "next(iter(BatchLoader(make_stream(Path(sys.argv[1])), num_workers=4, prefetch=1, pin_memory=False)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", few, str(corpus)], cwd=REPOSITORY, timeout=100, capture_output=True, text=True
+    )
+    told = "DataError: 4 decoding processes cannot be started: this process has as many open files as it may have; raise the limit "
+    assert f"{told}(ulimit -n 65536), or lower num_workers" in result.stderr
+    with pytest.raises(DataError, match=r"cannot hand their images over: .*ulimit -n"), explained(remedy="x"):
+        raise RuntimeError("Too many open files. Communication with the workers is no longer possible.")
+
+
+def test_other_errors_are_not_taken_for_a_workers_end() -> None:
+    with pytest.raises(RuntimeError, match="shape"), explained(remedy="x"):
+        raise RuntimeError("shape mismatch")
+
+
+def test_a_process_that_still_holds_an_iterator_exits(corpus: Path) -> None:
+    """Workers do not listen to SIGTERM, by which Python would end them, and which it would then wait for."""
+    held = (
+        "import sys; from pathlib import Path; from tests.data.streams.test_train import BatchLoader, make_stream\n"
+        "held = iter(BatchLoader(make_stream(Path(sys.argv[1])), num_workers=1, prefetch=1, pin_memory=False)); next(held)"
+    )
+    subprocess.run([sys.executable, "-c", held, str(corpus)], cwd=REPOSITORY, timeout=100, check=True)
+
+
+def test_an_error_in_a_worker_arrives_as_it_was_said(corpus: Path) -> None:
+    loader = BatchLoader(make_stream(corpus, classes=3), num_workers=1, prefetch=1, pin_memory=False)
+    with pytest.raises(DataError) as raised:
+        list(islice(loader, 3))
+    assert str(raised.value).startswith(str(corpus))
+    assert "Traceback" not in str(raised.value)
+
+
+def test_too_little_shared_memory_is_answered_in_words(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = os.statvfs("/dev/shm")
+    full = os.statvfs_result((*state[:4], 0, *state[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    with pytest.raises(DataError, match=r"take \d+ MiB of shared memory, /dev/shm has 0 left"):
+        next(iter(BatchLoader(make_stream(corpus), num_workers=1, prefetch=1, pin_memory=False)))

@@ -1,0 +1,321 @@
+"""Claims: one holder at a time, and the dead let go."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import CheckpointError
+from pipeline.files import STALE_LOOKS
+from pipeline.launch.environment import SlurmJob
+from pipeline.launch.processes import Process
+from pipeline.run import claims
+from pipeline.run.claims import Claims, Owner, Sightings, create, give_up, read_owner, remove, touch
+
+NAME = "step_00000001.json"
+SILENT_S = 0.3
+
+
+@pytest.fixture(params=["links", "no links"], autouse=True)
+def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test on a file system with hard links, and on one that answers link(2) as FAT does."""
+
+    def refuse(source: object, target: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(source), None, str(target))
+
+    if request.param == "no links":
+        monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.fixture(params=["vfat", "fuse", "fuse without random writes"])
+def no_links(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A mounted file system without hard links: FAT, or what cloud stores are mounted with."""
+    image, mount, source = tmp_path / "fat.img", tmp_path / "mount", tmp_path / "source"
+    mount.mkdir()
+    source.mkdir()
+    with image.open("wb") as file:
+        file.truncate(8 * 2**20)
+    mode = "off" if "without" in request.param else "writes"
+    rclone = [
+        Path(sys.executable).parent / "rclone",
+        "mount",
+        f"--vfs-cache-mode={mode}",
+        f"--cache-dir={tmp_path}",
+        "--daemon",
+    ]
+    commands = {
+        "vfat": (["mkfs.vfat", image], ["mount", "-o", "loop", image, mount]),
+        "fuse": ([*rclone, f":local:{source}", mount],),
+    }[request.param.partition(" ")[0]]
+    try:
+        for command in commands:
+            subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no {request.param} can be mounted here: {error}")
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", "--lazy", mount], check=True)
+
+
+def elsewhere(**slurm: object) -> Owner:
+    """An owner on another machine."""
+    process = Process(host="elsewhere", pid=1, machine="another boot", pid_namespace="pid:[1]", process_start="1")
+    return Owner(process=process, slurm=SlurmJob(**slurm) if slurm else None, since=0.0)  # type: ignore[arg-type]
+
+
+def test_a_claim_is_exclusive_and_given_up_at_the_end(tmp_path: Path) -> None:
+    folder = tmp_path / "claims"
+    with Claims(folder).take(NAME) as first, Claims(folder).take(NAME) as second:
+        assert first
+        assert not second
+    with Claims(folder).take(NAME) as third:
+        assert third
+    assert list(folder.iterdir()) == []  # nothing is left lying about
+
+
+def test_a_claim_is_given_up_when_the_work_fails(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="work failed"), Claims(tmp_path).take(NAME):
+        raise RuntimeError("work failed")
+    with Claims(tmp_path).take(NAME) as again:
+        assert again
+
+
+def test_a_mounted_file_system_without_links_will_do(no_links: Path) -> None:
+    folder = no_links / "claims"
+    with Claims(folder).take(NAME) as first, Claims(folder).take(NAME) as second:
+        assert first
+        assert not second
+        owner = read_owner(folder / NAME)
+        assert owner is not None
+        silent = Sightings()
+        silent.silent_s(folder / NAME)
+        time.sleep(2.1)  # FAT counts in steps of two seconds
+        assert silent.silent_s(folder / NAME) > 2
+        assert touch(folder / NAME, owner) == "kept"
+        assert silent.silent_s(folder / NAME) == 0.0
+        assert touch(folder / NAME, elsewhere()) == "lost"
+    assert list(folder.iterdir()) == []
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipeline.run.claims import Claims
+with Claims(Path(sys.argv[1])).take(sys.argv[2]) as mine:
+    print("held" if mine else "refused", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_evaluators_claim_is_taken_over(tmp_path: Path) -> None:
+    ours = Claims(tmp_path)
+    command = [sys.executable, "-c", HOLD, str(tmp_path), NAME]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with ours.take(NAME) as while_alive:
+            assert not while_alive
+        assert not ours.are_in_doubt()  # it is known to live
+        holder.kill()
+        holder.wait()
+        with ours.take(NAME) as after_death:
+            assert after_death
+
+
+@pytest.mark.parametrize("clock_s", [0, -600, 600, -1e9])
+def test_a_silent_claim_goes_stale_and_a_touched_one_does_not_whatever_its_clock(tmp_path: Path, clock_s: float) -> None:
+    """The owner's clock, or the file server's, may be minutes or decades off."""
+    path, owner, ours = tmp_path / NAME, elsewhere(), Claims(tmp_path, silent_after_s=SILENT_S)
+    path.write_text(owner.to_json())
+    begin = time.monotonic()
+    for beat in range(8):
+        stamp = time.time() + clock_s + beat
+        os.utime(path, (stamp, stamp))
+        with ours.take(NAME) as taken:
+            assert not taken
+        time.sleep(SILENT_S / 4)
+    assert time.monotonic() - begin > 1.5 * SILENT_S
+    assert not ours.are_in_doubt()
+    time.sleep(1.2 * SILENT_S)
+    with ours.take(NAME) as stale:
+        assert stale
+
+
+def test_doubt_lasts_until_the_claim_changes_or_has_been_silent(tmp_path: Path) -> None:
+    path, ours = tmp_path / NAME, Claims(tmp_path, silent_after_s=SILENT_S)
+    path.write_text(elsewhere().to_json())
+    with ours.take(NAME) as first:
+        assert not first
+    assert ours.are_in_doubt()
+    time.sleep(1.2 * SILENT_S)
+    with ours.take(NAME) as second:
+        assert second
+    assert not ours.are_in_doubt()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"host": 5, "pid": "x", "token": null}', "\0" * 40, '{"host": "old"}']
+)
+def test_a_claim_that_names_nobody_is_watched_and_goes_stale(tmp_path: Path, content: str) -> None:
+    ours = Claims(tmp_path, silent_after_s=SILENT_S)
+    (tmp_path / NAME).write_text(content)
+    with ours.take(NAME) as fresh:
+        assert not fresh
+    time.sleep(1.2 * SILENT_S)
+    with ours.take(NAME) as stale:
+        assert stale
+
+
+def test_the_claim_of_a_job_before_it_was_requeued_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for job, cluster, restart, before, expected in (
+        ("8", None, "1", 0, False),
+        ("7", None, "1", 1, False),
+        ("7", None, "1", 2, False),  # what a node that Slurm has lost still runs must not take the claim of its successor
+        ("7", None, None, 0, False),
+        ("7", None, None, 2, False),  # started by hand in the job: srun does not say how often it was requeued
+        ("7", None, "1", 0, True),
+        ("7", None, "10", 9, True),
+        ("7", "theirs", "10", 9, True),
+        ("7", "ours", "10", 9, False),  # another cluster's job of that number
+    ):
+        (tmp_path / NAME).write_text(elsewhere(id="7", restart=before, cluster="theirs").to_json())
+        with monkeypatch.context() as context:
+            context.setenv("SLURM_JOB_ID", job)
+            for name, value in (("SLURM_RESTART_COUNT", restart), ("SLURM_CLUSTER_NAME", cluster)):
+                context.delenv(name, raising=False)
+                if value is not None:
+                    context.setenv(name, value)
+            with Claims(tmp_path).take(NAME) as mine:
+                assert mine == expected, (job, cluster, restart, before)
+
+
+def test_processes_of_the_same_number_and_host_are_told_apart() -> None:
+    """Host names and process ids repeat in containers, process ids in time."""
+    mine = Process.myself()
+    assert mine.life() == "alive"
+    assert replace(mine, process_start="1").life() == "dead"
+    assert replace(mine, machine="another boot").life() == "unknown"
+    assert replace(mine, pid_namespace="pid:[1]").life() == "unknown"
+    assert replace(mine, machine=None).life() == "unknown"
+
+
+def test_another_container_on_this_machine_is_not_taken_for_dead() -> None:
+    """A process namespace of its own: the same host name, and a number that is another process here."""
+    code = "from dataclasses import asdict; import json; from pipeline.launch.processes import Process; print(json.dumps(asdict(Process.myself())))"
+    inside = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code], capture_output=True, text=True
+    )
+    if inside.returncode:
+        pytest.skip(f"no namespaces here: {inside.stderr}")
+    other = Process.described_by(json.loads(inside.stdout))
+    assert (other.host, other.machine) == (Process.myself().host, Process.myself().machine)
+    assert other.life() == "unknown"
+
+
+def try_claim(folder: str, start: float, links: str) -> bool:
+    if links == "no links":
+        os.link = lambda *_: (_ for _ in ()).throw(OSError(errno.EOPNOTSUPP, "not supported"))  # type: ignore[assignment]
+    time.sleep(max(0.0, start - time.time()))
+    with Claims(Path(folder)).take(NAME) as mine:
+        time.sleep(0.5)
+        return mine
+
+
+def test_of_many_that_see_a_dead_claim_one_takes_it(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    links = request.node.callspec.params["links"]
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    owner = replace(Owner.myself(), process=replace(Process.myself(), pid=dead.pid))
+    with multiprocessing.get_context("spawn").Pool(6) as pool:
+        for _ in range(5):
+            (tmp_path / NAME).write_text(owner.to_json())
+            taken = pool.starmap(try_claim, [(str(tmp_path), time.time() + 0.3, links)] * 6, chunksize=1)
+            assert sum(taken) == 1
+
+
+def test_a_claim_that_is_not_the_one_judged_is_put_back(tmp_path: Path) -> None:
+    path, living = tmp_path / NAME, elsewhere()
+    create(path, living)
+    remove(path, elsewhere())
+    assert read_owner(path) == living
+    give_up(path, elsewhere())
+    assert read_owner(path) == living
+    assert [entry.name for entry in tmp_path.iterdir()] == [NAME]
+
+
+@pytest.mark.parametrize("answers", [1, 2, 99])
+def test_a_stale_handle_of_nfs_is_no_error(answers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine has replaced the file, or removed it: asked again, its client looks the name up."""
+    path, living, left = tmp_path / NAME, elsewhere(), [answers]
+    create(path, living)
+    read = Path.read_bytes
+
+    def answer(self: Path) -> bytes:
+        left[0] -= not self.name.startswith(".")  # its own drafts are nobody else's
+        if left[0] >= 0 and not self.name.startswith("."):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self))
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", answer)
+    assert read_owner(path) == (living if answers < STALE_LOOKS else None)
+    left[0] = answers
+    if answers < STALE_LOOKS:
+        assert touch(path, living) == "kept"
+    left[0] = answers
+    with Claims(tmp_path).take("other.json") as mine:
+        assert mine
+
+
+@pytest.mark.parametrize("number", sorted(claims.NO_LINKS))
+def test_every_answer_of_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert create(tmp_path / NAME, Owner.myself())
+    assert not create(tmp_path / NAME, Owner.myself())
+
+
+def test_a_folder_that_cannot_be_written_is_answered_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "write_text", read_only)
+        with (
+            pytest.raises(CheckpointError, match=r"no claim can be written \(Read-only file system\)"),
+            Claims(tmp_path).take(NAME),
+        ):
+            pass
+
+
+def test_a_touch_changes_the_file_and_finds_a_loss(tmp_path: Path) -> None:
+    path, mine = tmp_path / NAME, Owner.myself()
+    create(path, mine)
+    marks: list[object] = []
+    look: Callable[[], None] = lambda: marks.append((path.stat().st_mtime_ns, path.read_text()))  # noqa: E731
+    look()
+    time.sleep(0.02)
+    assert touch(path, mine) == "kept"
+    look()
+    assert marks[0][0] < marks[1][0]  # type: ignore[index]
+    assert marks[0][1] == marks[1][1]  # type: ignore[index]
+    path.write_text(elsewhere().to_json())
+    assert touch(path, mine) == "lost"
+
+
+@pytest.mark.parametrize("since", ["1e400", "NaN", "-1", "1e18", "null", "true"])
+def test_a_claim_with_an_impossible_time_is_described(since: str, tmp_path: Path) -> None:
+    (tmp_path / "lock.json").write_text(f'{{"host": "node1", "pid": 7, "since": {since}}}')
+    assert "host node1 (process 7" in str(read_owner(tmp_path / "lock.json"))
