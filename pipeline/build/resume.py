@@ -25,34 +25,7 @@ from pipeline.run.checkpoint import Checkpoint, RunFolder, is_lost, read_loss_hi
 from pipeline.run.checkpoint_search import clear_leftovers, find_latest, set_aside
 from pipeline.run.evaluations import set_weights_aside, superseded_weights
 from pipeline.run.lock import RunLock
-
-# Sections whose change would make a resumed run neither the old one nor the new.
-FIXED_KEYS = (
-    "seed", "model", "loss", "optimizer.betas", "optimizer.eps", "optimizer.decayed", "optimizer.weight_decay", "optimizer.clip_norm", "trainer.global_batch_size",
-    "trainer.precision", "data.num_streams", "data.min_area", "data.max_area", "data.min_ratio",
-    "data.max_ratio", "data.flip", "data.resize", "data.shrink_margin",
-)  # fmt: skip
-# What may differ between two launches without a word.
-FREE_KEYS = (
-    "data.num_workers",
-    "data.decoder",
-    "data.prefetch",
-    "data.read_ahead",
-    "data.read_timeout_s",
-    "data.read_patience_s",
-    "data.cache_dir",
-    "data.cache_gib",
-    "data.accept",
-    "trainer.devices",
-    "trainer.hardware",
-    "trainer.hang_timeout_s",
-    "trainer.collective_timeout_s",
-    "checkpoint.max_failed_saves",
-    "trainer.max_steps",
-    "tracking",
-    "evaluation",
-    "trainer.peak_tflops",
-)
+from pipeline.section import relaunch_rule
 
 
 @dataclass(frozen=True)
@@ -170,16 +143,20 @@ def compare_with_last_launch(plan: Plan, last_launch: dict[str, Any], *, root: P
     Raises:
         CheckpointError: a difference that would mix two runs in one folder.
     """
-    before, now = _flatten(last_launch), _flatten(plan.config.model_dump(mode="json"))
-    changed = sorted(key for key in before | now if before.get(key) != now.get(key) and not _is_under(key, FREE_KEYS))
-    fatal = [key for key in changed if _is_under(key, FIXED_KEYS)]
+    before, now = _flatten(_with_defaults(last_launch)), _flatten(plan.config.model_dump(mode="json"))
+    changed = {key: relaunch_rule(RunConfig, key) for key in sorted(before | now) if before.get(key) != now.get(key)}
+    fatal = [key for key, rule in changed.items() if rule == "fixed"]
     if fatal:
         differences = ", ".join(f"{key} (was {before.get(key)}, now {now.get(key)})" for key in fatal)
         raise CheckpointError(
             f"{root} holds a run that cannot go on with this configuration: {differences}. "
             f"Set them back, or start a new run with name=..."
         )
-    return [f"changed since the last launch: {key} was {before.get(key)}, now {now.get(key)}" for key in changed]
+    return [
+        f"changed since the last launch: {key} was {before.get(key)}, now {now.get(key)}"
+        for key, rule in changed.items()
+        if rule == "told"
+    ]
 
 
 def compare_learning_rates(plan: Plan, last_launch: dict[str, Any], *, step: int) -> list[str]:
@@ -280,8 +257,12 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _is_under(key: str, prefixes: tuple[str, ...]) -> bool:
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+def _with_defaults(last_launch: dict[str, Any]) -> dict[str, Any]:
+    """The last launch's configuration, with the settings that were added since: their defaults do what was done without them."""
+    try:
+        return RunConfig.model_validate(last_launch).model_dump(mode="json")
+    except ValidationError:
+        return last_launch  # of another version, which is compared key by key
 
 
 def agree_on_start(plan: Plan, world: World, *, device: torch.device, lock: RunLock) -> Start:

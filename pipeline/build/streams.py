@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipeline.config.resolve import Plan
-from pipeline.config.run import DataSection
 from pipeline.data.images.crop import TrainTransform
+from pipeline.data.section import DataSection
 from pipeline.data.shards.remote import RemoteOptions
 from pipeline.data.streams.mixture import UnindexedShards
 from pipeline.data.streams.train import Division, TrainStream

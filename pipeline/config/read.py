@@ -12,10 +12,11 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.config.run import RunConfig
-from pipeline.config.values import fit_to_schema, section_in
+from pipeline.config.values import fit_to_schema
 from pipeline.config.yaml_text import Plain, parse_yaml
 from pipeline.credentials import redact
 from pipeline.errors import ConfigError
+from pipeline.section import section_in
 
 MAX_SHOWN = 200  # characters of a value, in a message
 MAX_PROBLEMS = 20  # of a configuration, in a message

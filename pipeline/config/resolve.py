@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pipeline.config.run import DataSection, ModelSection, RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.data.images.crop import Decoder
 from pipeline.data.images.decode import HOW_TO_BUILD, has_region_decoder
+from pipeline.data.section import DataSection
 from pipeline.data.shards.index import load_index, read_class_names
 from pipeline.data.streams.mixture import Corpus, Mixture, UnindexedShards
 from pipeline.data.streams.train import largest_micro_batch
@@ -17,6 +18,7 @@ from pipeline.distributed.precision import TrainingPrecision
 from pipeline.errors import ConfigError
 from pipeline.functional.schedules import learning_rate
 from pipeline.models.vit.model import ViTConfig
+from pipeline.models.vit.section import ModelSection
 from pipeline.models.vit.sizes import parse_name
 
 SIGMOID_HEAD_BIAS = -10.0  # google-research/vision_transformer, issue #34

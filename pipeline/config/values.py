@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices
 
-from pipeline.config.run import Section, ShardsSection
 from pipeline.config.yaml_text import Plain
+from pipeline.data.section import ShardsSection
+from pipeline.section import Section, section_in
 
 
 def fit_to_schema(value: Any, annotation: Any, *, path: str = "") -> Any:
@@ -38,13 +39,6 @@ def fit_to_schema(value: Any, annotation: Any, *, path: str = "") -> Any:
         parts = zip(value, _parts_of(sequence, len(value)), strict=True)
         return [fit_to_schema(below, part, path=f"{path}{i}.") for i, (below, part) in enumerate(parts)]
     return _fit_word(value, kinds, path.removesuffix(".")) if isinstance(value, Plain) else value
-
-
-def section_in(annotation: Any) -> type[Section] | None:
-    """The section that a type is made of, if there is one."""
-    if _is_class(annotation) and issubclass(annotation, Section):
-        return annotation
-    return next((found for part in typing.get_args(annotation) if (found := section_in(part))), None)
 
 
 def _is_class(kind: Any) -> bool:

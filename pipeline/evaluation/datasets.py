@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.config.run import EvalDataset, EvaluationSection
 from pipeline.data.class_counts import ClassCounts
 from pipeline.data.shards.index import ShardIndex, check_shards, load_index, read_class_names
 from pipeline.errors import DataError, EvaluationError
 from pipeline.evaluation.requirements import compare_classes, short_classes, takes_all, why_no_linear
+from pipeline.evaluation.section import EvalDataset, EvaluationSection
 
 
 @dataclass(frozen=True)

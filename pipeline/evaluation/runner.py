@@ -16,7 +16,6 @@ from typing import Any, get_args
 
 import torch
 
-from pipeline.config.run import EvaluationSection
 from pipeline.data.images.crop import EvalTransform
 from pipeline.data.shards.index import ShardIndex
 from pipeline.data.shards.remote import RemoteOptions
@@ -27,6 +26,7 @@ from pipeline.evaluation.failures import describe_failures, failing
 from pipeline.evaluation.features import Features, extract_features
 from pipeline.evaluation.measure import Splits, measure, prepare_splits
 from pipeline.evaluation.records import ResultFile, Row, failed_row, result_row, summarise, warnings_of
+from pipeline.evaluation.section import EvaluationSection
 from pipeline.evaluation.tasks import Conditions, Key, Task, key_of, key_of_row, list_tasks
 from pipeline.monitor.loggers import EvaluationTracker, RunIdentity
 from pipeline.run.checkpoint import RunFolder

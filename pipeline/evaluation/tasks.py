@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
-from pipeline.config.run import EvaluationSection
+from pipeline.evaluation.section import EvaluationSection
 
 _TASK_KEYS = ("dataset", "protocol", "shots", "seed")
 _CONDITION_KEYS = ("weights", "data", "short_side", "precision")

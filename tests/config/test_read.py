@@ -13,12 +13,13 @@ import yaml
 from pipeline.commands.train import run_training
 from pipeline.config.read import load_config, parse_config
 from pipeline.config.resolve import make_model_config, make_plan
-from pipeline.config.run import EvalDataset, ModelSection
 from pipeline.data.shards.index import load_index
 from pipeline.durations import parse_duration
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.datasets import open_dataset
+from pipeline.evaluation.section import EvalDataset
 from pipeline.launch.signals import StopRequest
+from pipeline.models.vit.section import ModelSection
 from tests.conftest import REPOSITORY, Outcome, run_command
 
 WriteConfig = Callable[..., Path]

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from data_tools.index import index_folder
-from pipeline.config.run import EvalDataset, EvaluationSection
 from pipeline.data.class_counts import ClassCounts
 from pipeline.data.shards.index import load_index, save_index
 from pipeline.errors import EvaluationError
@@ -19,6 +18,7 @@ from pipeline.evaluation.datasets import examine_dataset
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.measure import Splits, measure, prepare_splits
 from pipeline.evaluation.requirements import compare_classes
+from pipeline.evaluation.section import EvalDataset, EvaluationSection
 from pipeline.evaluation.tasks import Task, list_tasks
 from tests.conftest import encode, make_image, write_tar
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.resolve import make_model_config
-from pipeline.config.run import ModelSection
 from pipeline.distributed.precision import TrainingPrecision
 from pipeline.functional.losses import one_hot_targets, sigmoid_cross_entropy
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
+from pipeline.models.vit.section import ModelSection
 from pipeline.plan.activations import saved_bytes_per_image, saved_bytes_per_pass
 
 MODEL = ViTConfig(

@@ -1,0 +1,105 @@
+"""The settings of the pretraining corpus, and of what happens to each image."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AliasChoices, BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from pipeline.data.images.crop import Resize
+from pipeline.section import FREE, TOLD, Section
+
+
+class ShardsSection(Section):
+    """Where shards lie: a path alone, or `{url: ..., index: ...}` where their index is kept elsewhere."""
+
+    path: str = Field(validation_alias=AliasChoices("path", "url"), description="folder or URL of indexed shards")
+    index: str | None = Field(None, description="folder or file of their index, where it does not lie beside them")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_path_alone(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _give_path_alone(self, handler: SerializerFunctionWrapHandler) -> Any:
+        values = handler(self)
+        if self.index is None:
+            values.pop("index", None)  # not there where defaults are left out
+        return values["path"] if list(values) == ["path"] else values
+
+
+class CorpusSection(ShardsSection):
+    """One corpus of a mixture."""
+
+    weight: float = Field(1.0, gt=0, description="share of the images; the weights' sum does not matter")
+    first_class: int = Field(0, ge=0, description="added to its labels, where corpora have classes of their own")
+
+
+def _list_one_corpus(value: Any) -> Any:
+    """`{url: ..., index: ...}` is a mixture of one."""
+    return [value] if isinstance(value, dict) else value
+
+
+class DataSection(Section):
+    """The pretraining corpus and what happens to each image."""
+
+    train: Annotated[str | tuple[CorpusSection, ...], BeforeValidator(_list_one_corpus)] = Field(
+        description="folder or URL of indexed shards; {url, index} where their index is kept elsewhere; a mixture: a list of {path, "
+        "weight, first_class, index}; or tars without an index (`pipe:COMMAND`, `URL-{000..999}.tar`, `-`), in approximate order",
+        json_schema_extra=TOLD,
+    )
+    accept: str | None = Field(
+        None,
+        description="fingerprint of other shards that a resumed run may go on with; the refusal names it",
+        json_schema_extra=FREE,
+    )
+    num_workers: int = Field(
+        4, ge=0, description="decoding processes a rank; 0 decodes in the training process", json_schema_extra=FREE
+    )
+    prefetch: int = Field(2, ge=1, description="micro-batches a worker prepares ahead", json_schema_extra=FREE)
+    read_ahead: int = Field(
+        8, ge=0, description="micro-batches whose shard blocks are asked for before they are needed", json_schema_extra=FREE
+    )
+    read_timeout_s: float = Field(60.0, gt=0, description="of one request to a store behind a URL", json_schema_extra=FREE)
+    read_patience_s: float = Field(
+        600.0, ge=0, description="how long a read may fail, tried again and again, before the run stops", json_schema_extra=FREE
+    )
+    cache_dir: str | None = Field(
+        None, description="local folder that keeps blocks read from a URL; none: memory alone", json_schema_extra=FREE
+    )
+    cache_gib: float = Field(100.0, gt=0, description="most that cache_dir may hold, in GiB", json_schema_extra=FREE)
+    num_streams: int | None = Field(
+        None, ge=1, description="C of the order; a multiple or a divisor of the global batch size, which it is if not given"
+    )
+    min_area: float = Field(0.05, gt=0, le=1, description="smallest crop, as a part of the image")
+    max_area: float = Field(1.0, gt=0, le=1, description="largest crop")
+    min_ratio: float = Field(0.75, gt=0, description="narrowest crop, width / height")
+    max_ratio: float = Field(4 / 3, gt=0, description="widest crop")
+    flip: bool = Field(True, description="mirror half of the images")
+    resize: Resize = Field("bilinear", description="the authors' resize has no antialiasing")
+    decoder: Literal["auto", "region", "whole"] = Field(
+        "auto",
+        description="decode of a JPEG only what a crop needs, or all of it; auto: region where it is built",
+        json_schema_extra=FREE,
+    )
+    shrink_margin: float | None = Field(
+        None,
+        ge=1,
+        description="decode a JPEG at 1/2, 1/4 or 1/8 where that leaves this many times the pixels needed; none: never",
+    )
+    unreadable_budget: float = Field(
+        1e-4,
+        ge=0,
+        lt=1,
+        description="part of the images seen that may be unreadable (ten always may) before the run stops",
+        json_schema_extra=TOLD,
+    )
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        if self.min_area > self.max_area or self.min_ratio > self.max_ratio:
+            raise ValueError("min_area and min_ratio must not exceed max_area and max_ratio")
+        if self.shrink_margin is not None and (self.resize != "bilinear_antialias" or self.decoder != "region"):
+            raise ValueError("shrink_margin needs resize=bilinear_antialias and decoder=region: no other gives the same pixels")
+        return self

@@ -1,0 +1,58 @@
+"""The relaunch rule of every setting: what may differ between two launches of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.config.run import RunConfig
+from pipeline.section import Section, relaunch_rule, section_in
+
+TOLD = {
+    "name", "output_dir", "data.train", "data.unreadable_budget", "optimizer.learning_rate", "schedule.warmup", "schedule.decay",
+    "schedule.end", "trainer.duration", "trainer.micro_batch_size", "trainer.zero_stage", "trainer.compile",
+    "trainer.max_skipped_steps", "checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_every",
+}  # fmt: skip
+FREE = {
+    "data.num_workers", "data.decoder", "data.prefetch", "data.read_ahead", "data.read_timeout_s", "data.read_patience_s",
+    "data.cache_dir", "data.cache_gib", "data.accept", "trainer.devices", "trainer.hardware", "trainer.hang_timeout_s",
+    "trainer.collective_timeout_s", "trainer.max_steps", "trainer.peak_tflops", "checkpoint.max_failed_saves",
+}  # fmt: skip
+
+
+def settings(section: type[Section], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        inner = section_in(field.annotation)
+        if inner is None or name in ("train", "datasets"):
+            yield f"{prefix}{name}"
+        else:
+            yield from settings(inner, f"{prefix}{name}.")
+
+
+def expected(key: str) -> str:
+    if key in FREE or key.startswith(("evaluation.", "tracking.")):
+        return "free"
+    return "told" if key in TOLD else "fixed"
+
+
+@pytest.mark.parametrize("key", settings(RunConfig))
+def test_every_setting_has_its_rule(key: str) -> None:
+    assert relaunch_rule(RunConfig, key) == expected(key)
+
+
+def test_what_is_below_a_setting_has_its_rule() -> None:
+    assert relaunch_rule(RunConfig, "data.train.path") == "told"
+    assert relaunch_rule(RunConfig, "evaluation.datasets") == "free"
+
+
+def test_what_no_section_has_is_fixed() -> None:
+    assert relaunch_rule(RunConfig, "data.randaugment") == "fixed"
+    assert relaunch_rule(RunConfig, "nonsense.deep.key") == "fixed"
+
+
+def test_a_setting_without_a_mark_is_fixed() -> None:
+    class New(Section):
+        strength: float = 0.0
+
+    assert relaunch_rule(New, "strength") == "fixed"
