@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.console.command_line import Parser, use_utf8
-from pipeline.errors import PipelineError, StoppedError
+from pipeline.errors import ExitCode, PipelineError, StoppedError
 from pipeline.files import check_surroundings
-from pipeline.launch.signals import EXIT_INTERRUPTED, Interrupted, StopRequest
+from pipeline.launch.signals import Interrupted, StopRequest
 from pipeline.plan.arguments import add_plan_arguments
-
-EXIT_ERROR = 2
-EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 
 
 def train(arguments: argparse.Namespace, stop: StopRequest) -> int:
@@ -33,15 +30,15 @@ def train(arguments: argparse.Namespace, stop: StopRequest) -> int:
 def evaluate(arguments: argparse.Namespace, stop: StopRequest) -> int:
     """Evaluate every checkpoint of a run that has not been evaluated; with --watch, go on as new ones come."""
     from pipeline.console.streams import keep_output_in
+    from pipeline.run.folder import RunFolder
 
-    keep_output_in(Path(arguments.run_dir))
+    keep_output_in(RunFolder(Path(arguments.run_dir)).output_log)
     print(f"[eval] evaluating {arguments.run_dir}; loading torch", flush=True)
     from pipeline.build.training import make_evaluator
     from pipeline.config.read import load_config
     from pipeline.errors import ConfigError
     from pipeline.evaluation.watch import wait_for_weights, watch_run
     from pipeline.launch.allotment import Torch, check_visible
-    from pipeline.run.checkpoint import RunFolder
 
     folder = RunFolder(Path(arguments.run_dir))
     if arguments.watch:
@@ -322,19 +319,19 @@ def main(argv: list[str] | None = None, *, process: Literal["own", "shared"] = "
     except StoppedError as error:
         if not error.on_all_ranks or os.environ.get("RANK", "0") == "0":
             print(f"[run] {error}", flush=True)
-        return EXIT_INTERRUPTED
+        return ExitCode.STOPPED
     except PipelineError as error:
         _print_error(error)
-        return EXIT_ERROR
+        return ExitCode.ERROR
     except Interrupted as signal:
         print(f"[{arguments.command}] stopped by {signal}; the same command goes on from here", flush=True)
-        return EXIT_INTERRUPTED
+        return ExitCode.STOPPED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `| head` has seen enough; nothing more can be written, at exit neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
+        return ExitCode.BROKEN_PIPE
 
 
 def _prepare(command: str, stop: StopRequest) -> None:

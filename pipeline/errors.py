@@ -1,6 +1,19 @@
 """The errors a user is meant to see: each says what is wrong, where, and how to mend it."""
 
+from enum import IntEnum
 from typing import Self
+
+
+class ExitCode(IntEnum):
+    """How a command ended. `slurm/common.sh` decides by them what is started again."""
+
+    DONE = 0
+    ERROR = 2  # a named error: the same command fails again
+    HUNG = 70  # EX_SOFTWARE of sysexits.h: no step has ended for too long
+    LOST_LOCK = 73  # EX_CANTCREAT: another program has taken the run folder over
+    STOPPED = 75  # EX_TEMPFAIL: told to stop; the same command goes on where this one stopped
+    STOPPED_AT_ONCE = 130  # as a shell reports SIGINT
+    BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 
 
 class PipelineError(Exception):

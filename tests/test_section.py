@@ -36,7 +36,7 @@ def expected(key: str) -> str:
     return "told" if key in TOLD else "fixed"
 
 
-@pytest.mark.parametrize("key", settings(RunConfig))
+@pytest.mark.parametrize("key", list(settings(RunConfig)))
 def test_every_setting_has_its_rule(key: str) -> None:
     assert relaunch_rule(RunConfig, key) == expected(key)
 

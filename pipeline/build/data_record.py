@@ -21,9 +21,9 @@ from pipeline.data.shards.index import ShardIndex
 from pipeline.data.streams.mixture import Mixture, UnindexedShards
 from pipeline.errors import CheckpointError
 from pipeline.files import write_whole
+from pipeline.run.folder import RunFolder
 from pipeline.run.records import read_json
 
-RECORD_NAME = "data.json"
 SHOWN_SHARDS = 3
 COLUMNS = ("sizes", "numbers of samples", "keys", "labels")  # of a shard's entry
 Data = Mixture | UnindexedShards
@@ -68,7 +68,7 @@ def check_data(run_dir: Path, data: Data, *, before: str, step: int, accept: str
         given = f" (data.accept={accept} names others)" if accept is not None else ""
         raise CheckpointError(
             f"the shards of data.train are not those this run began with: {changed}{given}. Restore them; or start a new run with "
-            f"name=...; or go on with them all the same with data.accept={now}, which is recorded in {run_dir / RECORD_NAME}"
+            f"name=...; or go on with them all the same with data.accept={now}, which is recorded in {RunFolder(run_dir).data}"
         )
     return Continuity(
         [f"goes on with other shards, as data.accept says: {changed}. In the epoch under way images may come twice or not at all"],
@@ -85,12 +85,12 @@ def write_record(run_dir: Path, data: Data, accepted: dict[str, Any] | None = No
     if record.get("fingerprint") == data.fingerprint and accepted is None:
         return
     changes = [*_accepted(record), *([] if accepted is None else [accepted])]
-    write_whole(run_dir / RECORD_NAME, json.dumps({**_describe(data), "accepted": changes}) + "\n")
+    write_whole(RunFolder(run_dir).data, json.dumps({**_describe(data), "accepted": changes}) + "\n")
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
     """What was written; empty if nothing was, or it cannot be read."""
-    return read_json(run_dir / RECORD_NAME) or {}
+    return read_json(RunFolder(run_dir).data) or {}
 
 
 def _accepted(record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -169,7 +169,7 @@ def _watched(callbacks: list[Callback], *, plan: Plan, world: World) -> list[Cal
     timeout_s = plan.config.trainer.hang_timeout_s
     if timeout_s is None:
         return callbacks
-    watchdog = Watchdog(timeout_s=timeout_s, rank=world.rank, folder=plan.config.run_dir / "hangs")
+    watchdog = Watchdog(timeout_s=timeout_s, rank=world.rank, folder=RunFolder(plan.config.run_dir).hangs)
     return [Heartbeat(watchdog), *callbacks, HeartbeatAfterSaving(watchdog)]
 
 
@@ -184,7 +184,7 @@ def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Chec
         wandb_logger = make_wandb_logger(
             make_run_identity(config, run_id=start.wandb_id, folder=folder), config=record, history=history
         )
-    files = StateFiles(folder.root) if world.is_first else None
+    files = StateFiles(folder) if world.is_first else None
     health = _make_health(plan, world=world, start=start, stop=checkpointing.stop, files=files, tracker=wandb_logger)
     rank_times = RankTimes(zero_stage=config.trainer.zero_stage, files=files)
     strategy = ZeroStrategy(

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.console.streams import keep_output_in
-from pipeline.errors import PipelineError, StoppedError
+from pipeline.errors import ExitCode, PipelineError, StoppedError
 from pipeline.launch.environment import Ranks, read_ranks
-from pipeline.launch.signals import EXIT_INTERRUPTED, StopRequest, exit_on_request
+from pipeline.launch.signals import StopRequest, exit_on_request
 
 if TYPE_CHECKING:
     from pipeline.build.resume import Start
@@ -142,7 +142,7 @@ def _train_as_rank(
     if not stopped:
         return 0
     voice.say(f"stopped by {'/'.join(stop.received) or 'another rank'}; the same command goes on from here")
-    return EXIT_INTERRUPTED
+    return ExitCode.STOPPED
 
 
 def _fit(plan: Plan, world: World, stop: StopRequest, *, voice: Voice) -> bool:
@@ -158,7 +158,7 @@ def _fit(plan: Plan, world: World, stop: StopRequest, *, voice: Voice) -> bool:
     try:
         device = device_of(world)
         start = agree_on_start(plan, world, device=device, lock=lock)
-        keep_output_in(plan.config.run_dir)
+        keep_output_in(RunFolder(plan.config.run_dir).output_log)
         for message in start.messages:
             voice.say(message)
         if start.step >= plan.stop_step:

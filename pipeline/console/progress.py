@@ -10,6 +10,8 @@ from typing import Any, Protocol, Self, TextIO, TypeVar
 
 from tqdm import tqdm
 
+from pipeline.console.words import duration
+
 T = TypeVar("T")
 LINE_EVERY_S = 60.0
 
@@ -80,7 +82,7 @@ class Lines:
             parts = [f"{self._description}: {self._unit} {self._count} of {self._total} ({share:.1f} %)"]
         parts.append(f"{rate:.3g} {self._unit}s/s")
         if self._total and rate > 0 and self._count < self._total:
-            parts.append(f"{_duration((self._total - self._count) / rate)} left")
+            parts.append(f"{duration((self._total - self._count) / rate)} left")
         if self._postfix:
             parts.append(self._postfix)
         print(", ".join(parts), file=self._file, flush=True)
@@ -106,9 +108,3 @@ def track(items: Iterable[T], *, description: str, unit: str) -> Iterator[T]:
         for item in items:
             yield item
             bar.update()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

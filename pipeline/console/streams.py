@@ -20,7 +20,6 @@ from typing import TextIO
 PATIENCE_S = 2.0  # how long a line waits for somebody to read it; those behind it do not wait
 PIECE = 2048  # a pipe that select(2) calls writable takes 4096 bytes at least
 LOST = {errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF, errno.ENOTCONN, errno.ECONNRESET}
-LOG_NAME = "output.log"
 
 
 class Outlet(io.TextIOBase):
@@ -157,8 +156,8 @@ def _keep_taken(descriptor: int) -> None:
             os.close(null)
 
 
-def keep_output_in(folder: Path) -> None:
+def keep_output_in(path: Path) -> None:
     """From now on what nobody reads any more goes to a file of a run folder."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, Outlet):
-            stream.keep_in(folder / LOG_NAME)
+            stream.keep_in(path)

@@ -9,7 +9,7 @@ from pipeline.errors import EvaluationError
 from pipeline.launch.signals import StopRequest
 from pipeline.run.claims import SILENT_AFTER_S, Sightings
 from pipeline.run.folder import RunFolder
-from pipeline.run.state import LOCK_NAME, RunState, read_state
+from pipeline.run.state import RunState, read_state
 
 LOOKS_AT_THE_END = 10  # a training that is started again needs a moment until its folder says so
 
@@ -49,7 +49,7 @@ class Outlook:
     def is_over(self) -> bool:
         """Look once more: whether the run has been over for some looks."""
         # A lock that a lost machine has left would have this wait for ever. Whether it is touched is seen, not read off a clock.
-        is_silent = self._sightings.silent_s(self.folder.root / LOCK_NAME) > SILENT_AFTER_S
+        is_silent = self._sightings.silent_s(self.folder.lock) > SILENT_AFTER_S
         state = read_state(self.folder.root, lock="silent" if is_silent else "counts")
         self._looks_at_the_end = self._looks_at_the_end + 1 if state.outlook == "over" else 0
         text = self._describe(state)

@@ -16,15 +16,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.errors import ExitCode
 from pipeline.launch.cores import threads_of_a_rank
 from pipeline.launch.environment import LOCAL_LAUNCHER
-from pipeline.launch.signals import EXIT_INTERRUPTED, StopRequest
+from pipeline.launch.signals import StopRequest
 
-EXIT_ERROR = 2
 POLL_S = 0.1
 # A rank has ended early: what the others are given before they are killed. They may be saving, or wait in a collective for
 # the one that is gone, which not every backend notices.
-PATIENCE_S = {0: 600.0, EXIT_INTERRUPTED: 600.0, EXIT_ERROR: 60.0}
+PATIENCE_S = {0: 600.0, ExitCode.STOPPED: 600.0, ExitCode.ERROR: 60.0}
 PATIENCE_AFTER_A_CRASH_S = 30.0
 
 

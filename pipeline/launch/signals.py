@@ -19,9 +19,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Literal
 
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on where this one stopped
-EXIT_HANGING = 70  # EX_SOFTWARE of sysexits.h: no step has ended for too long
-EXIT_NOW = 130  # as a shell reports SIGINT
+from pipeline.errors import ExitCode
+
 # What shells and schedulers send to have a program stop: preemption, Ctrl-C, a supervisor's or a shell's end, Ctrl-\, warnings of
 # a time limit.
 SIGNALS = (
@@ -108,7 +107,7 @@ class StopRequest:
             if self.note(name) and self._is_abort(name):
                 _thread.interrupt_main()
                 time.sleep(GIVE_UP_S)
-                os._exit(EXIT_NOW)  # the main thread waits in a library
+                os._exit(ExitCode.STOPPED_AT_ONCE)  # the main thread waits in a library
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -149,6 +148,6 @@ def exit_on_request(stop: StopRequest, *, tell: bool) -> Callable[[], None]:
             if tell:
                 print(f"[run] stopped by {name} before training began; the same command starts it", file=sys.stderr, flush=True)
         finally:
-            os._exit(EXIT_INTERRUPTED)
+            os._exit(ExitCode.STOPPED)
 
     return stop.on_request(leave)

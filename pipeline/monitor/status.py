@@ -259,7 +259,7 @@ def _doubt(path: Path, owner: claims.Owner, sightings: claims.Sightings) -> str:
 
 def _stragglers(root: Path) -> Row:
     """The comparison of ranks, if all of it is there."""
-    values = read_json(root / "stragglers.json") or {}
+    values = read_json(RunFolder(root).stragglers) or {}
     nodes, measured = values.get("nodes"), values.get("measured")
     numbers = [number(values, key) for key in ("rank", "ratio", "cost")]
     if None in numbers or not isinstance(nodes, list) or not isinstance(measured, list):

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.console.words import duration
+from pipeline.json_text import to_finite
 from pipeline.monitor.status import RunStatus, find_runs, read_signs, read_status, watch_claims
 from pipeline.run.claims import Sightings
 from pipeline.run.records import Row, number
@@ -80,16 +82,8 @@ def show(places: Sequence[str], *, output: str, watch: bool, style: Style) -> No
 
 def to_json(statuses: Sequence[RunStatus]) -> str:
     """One run as an object, several as a list."""
-    values = [_plain(asdict(status)) for status in statuses]
+    values = [to_finite(asdict(status)) for status in statuses]
     return json.dumps(values[0] if len(values) == 1 else values, indent=1, allow_nan=False)
-
-
-def _plain(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {key: _plain(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_plain(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def describe(statuses: Sequence[RunStatus], *, style: Style) -> Iterator[str]:
@@ -283,14 +277,6 @@ def sparkline(values: Sequence[float | None], *, style: Style) -> str:
     low, high = min(means), max(means)
     top = len(style.blocks) - 1
     return "".join(style.blocks[round((mean - low) / (high - low) * top) if high > low else 0] for mean in means)
-
-
-def duration(seconds: float) -> str:
-    """Two units: `3 d 4 h`, `12 min 5 s`."""
-    whole = round(max(0.0, seconds))
-    units = [("d", whole // 86400), ("h", whole // 3600 % 24), ("min", whole // 60 % 60), ("s", whole % 60)]
-    first = next((i for i, (_, value) in enumerate(units) if value), 3)
-    return " ".join(f"{value} {unit}" for unit, value in units[first : first + 2] if value) or "0 s"
 
 
 def ago_of(seconds: float) -> str:

@@ -20,10 +20,10 @@ from typing import Any
 from pipeline.console.lines import say
 from pipeline.files import write_whole
 from pipeline.monitor.wandb_settings import Said, WandbEnvironment, check_name
+from pipeline.run.folder import RunFolder
 from pipeline.run.records import read_json, replace_json
 
 ID_FILE = "wandb_id"
-RECORD = "wandb_run.json"
 DEFAULT_PROJECT = "vit-pretraining"
 
 
@@ -52,7 +52,7 @@ def settle_run(root: Path, *, wanted: Said | None, checkpoint_id: str | None, st
         checkpoint_id: as the newest checkpoint knows it, should the folder's own note be lost.
         step: where this launch begins, noted with a copy.
     """
-    record = read_json(root / RECORD) or {}
+    record = read_json(RunFolder(root).wandb_record) or {}
     run_id = _read_id(root) or record.get("run_id") or checkpoint_id
     messages: list[str] = []
     if run_id is None:
@@ -81,7 +81,7 @@ def settle_destination(root: Path, environment: WandbEnvironment, *, project: st
     Raises:
         ConfigError: a project name that W&B does not take.
     """
-    record = read_json(root / RECORD) or {}
+    record = read_json(RunFolder(root).wandb_record) or {}
     known = record if "project" in record else None
     ignored: dict[str, str] = {}
 
@@ -109,7 +109,7 @@ def settle_destination(root: Path, environment: WandbEnvironment, *, project: st
 
 def forked_from(root: Path) -> dict[str, Any] | None:
     """What the folder was copied from, if it was."""
-    return (read_json(root / RECORD) or {}).get("forked_from")
+    return (read_json(RunFolder(root).wandb_record) or {}).get("forked_from")
 
 
 def _new_id(root: Path, wanted: Said | None, messages: list[str]) -> str:
@@ -167,7 +167,9 @@ def _write(root: Path, run_id: str | None, record: dict[str, Any]) -> None:
         if run_id is not None and _read_id(root) != run_id:
             write_whole(root / ID_FILE, run_id)
             record["place"] = _place(root)  # of the new file
-        if read_json(root / RECORD) != record:
-            replace_json(root / RECORD, record)
+        if read_json(RunFolder(root).wandb_record) != record:
+            replace_json(RunFolder(root).wandb_record, record)
     except OSError as error:  # an evaluator may see a run folder that it cannot write
-        say(f"[wandb] {root / RECORD} cannot be written ({error}): a copy of this folder will pass for the run itself")
+        say(
+            f"[wandb] {RunFolder(root).wandb_record} cannot be written ({error}): a copy of this folder will pass for the run itself"
+        )

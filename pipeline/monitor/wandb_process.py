@@ -23,6 +23,7 @@ from typing import IO, Any, Literal, TextIO
 from pipeline.launch.signals import SIGNALS
 from pipeline.monitor.wandb_file import count_rows
 from pipeline.monitor.wandb_settings import shorten_name
+from pipeline.run.folder import RunFolder
 from pipeline.run.records import append_json_lines, read_json_lines
 
 STEP_KEY = "step"
@@ -116,7 +117,7 @@ def open_run_or_fall_back(spec: dict[str, Any]) -> tuple[Any, str | None]:
 
     if spec["mode"] == "offline":
         return open_run(spec, mode="offline"), None
-    root = Path(spec["folder"]) / "wandb"
+    root = RunFolder(Path(spec["folder"])).wandb
     before = set(root.glob("run-*"))
     try:
         return open_run(spec, mode="shared"), None

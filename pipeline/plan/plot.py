@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.console.figures import house_style
+from pipeline.console.words import duration
 from pipeline.errors import ConfigError
 from pipeline.plan.failures import Simulation, lost_fraction, simulate
 from pipeline.plan.forecast import Checkpoints, Forecast
-from pipeline.plan.text import duration
 
 DAYS = 30
 NUM_RUNS = 500

@@ -7,6 +7,8 @@ import json
 import math
 from typing import Any
 
+from pipeline.console.words import duration
+from pipeline.json_text import to_finite
 from pipeline.plan.failures import Simulation
 from pipeline.plan.forecast import Forecast, StageMemory
 
@@ -19,21 +21,12 @@ def to_json(forecast: Forecast, simulation: Simulation | None) -> str:
     values: dict[str, Any] = dataclasses.asdict(forecast)
     if simulation is not None:
         values["simulation"] = {"best_interval_s": simulation.best_interval_s, **mean_losses(simulation)}
-    return json.dumps(_finite(values), indent=2)
+    return json.dumps(to_finite(values), indent=2)
 
 
 def mean_losses(simulation: Simulation) -> dict[str, list[float]]:
     """Mean lost part by interval."""
     return {"intervals_s": simulation.intervals_s.tolist(), "mean_lost": simulation.lost.mean(axis=0).tolist()}
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity; it becomes null."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def to_text(forecast: Forecast, simulation: Simulation | None) -> str:
@@ -198,14 +191,6 @@ def columns(rows: list[list[str]]) -> str:
         "  " + "  ".join(cell.ljust(width) if number < 2 else cell.rjust(width) for number, (cell, width) in enumerate(zip(row, widths, strict=True)))
         for row in rows
     )  # fmt: skip
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that a person would choose."""
-    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}" if seconds < 1000 * size else f"{seconds / size:,.0f} {unit}"
-    return f"{seconds:.2g} s" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
 
 
 def _percent(part: float) -> str:

@@ -17,7 +17,6 @@ from pipeline.run.evaluations import group_results, name_failures, read_results
 from pipeline.run.records import Row, number, read_metrics
 from pipeline.run.state import read_state
 
-PICTURE_NAME = "report.png"
 MAX_COLUMNS = 8  # of the table: more would not fit on a screen
 FEW_POINTS = 30  # a line through fewer would hide single ones
 
@@ -71,7 +70,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Report:
 
 def _place(run_dir: Path, out: Path | None) -> Path:
     if out is None:
-        return run_dir / PICTURE_NAME
+        return RunFolder(run_dir).picture
     return out / f"{run_dir.resolve().name}.png" if out.is_dir() else out
 
 

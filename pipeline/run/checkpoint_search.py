@@ -120,6 +120,6 @@ def clear_leftovers(folder: RunFolder) -> None:
         for pattern in (".saving-step_*", ".deleting-step_*", ".step_*.part"):
             for path in parent.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for name in ("heartbeat.json", "stragglers.json", "config.yaml", "complete.json", "data.json"):
-        for path in folder.root.glob(f".{name}.*.part"):
+    for written in (folder.heartbeat, folder.stragglers, folder.config, folder.complete, folder.data):
+        for path in folder.root.glob(f".{written.name}.*.part"):
             path.unlink(missing_ok=True)

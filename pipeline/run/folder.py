@@ -58,8 +58,51 @@ class RunFolder:
         return self.root / "claims"
 
     @property
+    def lock(self) -> Path:
+        """Which training owns the folder."""
+        return self.root / "lock.json"
+
+    @property
+    def data(self) -> Path:
+        """What the run was trained on."""
+        return self.root / "data.json"
+
+    @property
+    def alerts(self) -> Path:
+        return self.root / "alerts.jsonl"
+
+    @property
+    def stragglers(self) -> Path:
+        """Each rank's own time in a step."""
+        return self.root / "stragglers.json"
+
+    @property
+    def hangs(self) -> Path:
+        """Where every thread of a rank was when no step ended."""
+        return self.root / "hangs"
+
+    @property
+    def output_log(self) -> Path:
+        """What the program prints once nobody reads its output any more."""
+        return self.root / "output.log"
+
+    @property
+    def picture(self) -> Path:
+        return self.root / "report.png"
+
+    @property
+    def wandb(self) -> Path:
+        """Files of W&B's client."""
+        return self.root / "wandb"
+
+    @property
     def wandb_id(self) -> Path:
         return self.root / "wandb_id"
+
+    @property
+    def wandb_record(self) -> Path:
+        """Which W&B run the folder writes, and where the folder was then."""
+        return self.root / "wandb_run.json"
 
     def checkpoint_of(self, step: int) -> Path:
         return self.checkpoints / step_name(step)

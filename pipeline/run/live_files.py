@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.run.folder import RunFolder
 from pipeline.run.records import replace_json
 
 WRITE_EVERY_S = 5.0
@@ -19,19 +20,19 @@ class StateFiles:
     The times in it are the caller's: a training that hangs puts nothing, so its files grow old although the thread lives.
     """
 
-    def __init__(self, folder: Path, *, every_s: float = WRITE_EVERY_S) -> None:
-        self._folder = folder
+    def __init__(self, folder: RunFolder, *, every_s: float = WRITE_EVERY_S) -> None:
+        self.folder = folder
         self._every_s = every_s
-        self._newest: dict[str, Mapping[str, Any]] = {}
-        self._written: dict[str, Mapping[str, Any]] = {}
+        self._newest: dict[Path, Mapping[str, Any]] = {}
+        self._written: dict[Path, Mapping[str, Any]] = {}
         self._closing = threading.Event()
         self._told = False
         self._thread = threading.Thread(target=self._work, daemon=True, name="state files")
         self._thread.start()
 
-    def put(self, name: str, values: Mapping[str, Any]) -> None:
+    def put(self, path: Path, values: Mapping[str, Any]) -> None:
         """Make this the newest state of a file; returns at once."""
-        self._newest[name] = values
+        self._newest[path] = values
 
     def close(self) -> None:
         """Write what is left, waiting a few seconds at most."""
@@ -45,14 +46,14 @@ class StateFiles:
         self._write()
 
     def _write(self) -> None:
-        for name, values in list(self._newest.items()):
-            if self._written.get(name) is values:
+        for path, values in list(self._newest.items()):
+            if self._written.get(path) is values:
                 continue
             try:
-                replace_json(self._folder / name, values)
+                replace_json(path, values)
             except OSError as error:
                 if not self._told:
-                    print(f"[health] {self._folder / name} cannot be written ({error}); the training goes on", flush=True)
+                    print(f"[health] {path} cannot be written ({error}); the training goes on", flush=True)
                 self._told = True
                 return
-            self._written[name] = values
+            self._written[path] = values

@@ -13,16 +13,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.errors import CheckpointError, PipelineError, StoppedError
+from pipeline.errors import CheckpointError, ExitCode, PipelineError, StoppedError
 from pipeline.launch.environment import SlurmJob
 from pipeline.launch.slurm_queue import ask_after_job
 from pipeline.run.claims import Owner, Sightings, create, give_up, keep_touching, read_owner, remove
+from pipeline.run.folder import RunFolder
 
-LOCK_NAME = "lock.json"
 TOUCH_EVERY_S = 10.0
 WATCH_S = 45.0  # how long an owner of which nothing is known is watched for a sign of life
 POLL_S = 0.5
-EXIT_LOST_LOCK = 70  # EX_SOFTWARE of sysexits.h
 
 
 class FolderLock:
@@ -130,7 +129,7 @@ class FolderLock:
         try:
             print(f"error: {self.path} was taken over by another program; this one ends at once", file=sys.stderr, flush=True)
         finally:
-            os._exit(EXIT_LOST_LOCK)
+            os._exit(ExitCode.LOST_LOCK)
 
 
 class RunLock(FolderLock):
@@ -139,7 +138,7 @@ class RunLock(FolderLock):
     def __init__(
         self, folder: Path, *, should_stop: Callable[[], bool] = lambda: False, tell: Callable[[str], None] = lambda _text: None
     ) -> None:
-        super().__init__(folder / LOCK_NAME, refuse=_refuse_second_training(folder), should_stop=should_stop, tell=tell)
+        super().__init__(RunFolder(folder).lock, refuse=_refuse_second_training(folder), should_stop=should_stop, tell=tell)
 
 
 def _refuse_second_training(folder: Path) -> Callable[[Owner, str], CheckpointError]:

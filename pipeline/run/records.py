@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.files import read_replaced, write_whole
-from pipeline.json_text import parse_json
+from pipeline.json_text import parse_json, to_finite
 
 Row = dict[str, Any]
 LARGEST_COUNT = 2**53  # what every program reads exactly from JSON
@@ -23,7 +22,7 @@ def append_json_line(path: Path, values: Mapping[str, Any]) -> None:
 
 def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append lines in one write, durably."""
-    lines = b"".join(json.dumps(_finite(values), allow_nan=False).encode() + b"\n" for values in rows)
+    lines = b"".join(json.dumps(to_finite(values), allow_nan=False).encode() + b"\n" for values in rows)
     with path.open("ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
@@ -32,11 +31,6 @@ def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.write(lines)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no infinities: they become null."""
-    return {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in values.items()}
 
 
 def read_json_lines(path: Path, *, last_bytes: int | None = None) -> list[Row]:

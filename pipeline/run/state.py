@@ -23,7 +23,6 @@ State = Literal[
     "copied", "never started",
 ]  # fmt: skip
 GOING = ("running", "starting", "saving", "waiting for data")
-LOCK_NAME = "lock.json"
 TAIL_BYTES = 2**20  # of metrics.jsonl: about 1,500 lines
 SILENT_AFTER_S = 60.0  # and after ten steps, if they are longer
 SILENT_IN_LONG_PHASES_S = 1800.0  # starting (compilation) and saving take their time
@@ -177,7 +176,7 @@ def _judge_live(signs: Signs, *, since_s: float) -> tuple[State, str | None]:
 
 def _lock_owner(root: Path) -> claims.Owner | None:
     """Who holds the folder, if anybody does and the lock can be read."""
-    return read_claim(root / LOCK_NAME)
+    return read_claim(RunFolder(root).lock)
 
 
 def read_claim(path: Path) -> claims.Owner | None:

@@ -12,7 +12,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from pipeline.launch.signals import EXIT_HANGING
+from pipeline.errors import ExitCode
 
 FIRST_STEP_FACTOR = 2.0  # the first step also compiles, opens files and warms caches up
 LOOKS_PER_TIMEOUT = 20
@@ -65,7 +65,7 @@ class Watchdog:
             self._silent_looks += 1
             if self._silent_looks > self._longest_silence:
                 self._report(self._silent_looks * interval_s)
-                os._exit(EXIT_HANGING)  # sys.exit would end this thread alone, and cleaning up would wait for the hang
+                os._exit(ExitCode.HUNG)  # sys.exit would end this thread alone, and cleaning up would wait for the hang
 
     def _report(self, silent_s: float) -> None:
         now = time.monotonic()

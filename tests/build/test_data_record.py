@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build.data_record import RECORD_NAME, check_data, write_record
+from pipeline.build.data_record import check_data, write_record
 from pipeline.data.shards.index import ShardIndex
 from pipeline.data.streams.mixture import Corpus, Mixture, UnindexedShards
 from pipeline.errors import CheckpointError
+from pipeline.run.folder import RunFolder
 from tests.conftest import write_tar
 from tests.data.shards.test_index import index, members
 
@@ -65,7 +66,7 @@ def test_a_mixture_that_differs_is_told(tmp_path: Path) -> None:
 def test_without_a_usable_record_it_is_refused_all_the_same(record: str | None, tmp_path: Path) -> None:
     before, now = mixture(index(tmp_path / "a", members(LABELS))), mixture(index(tmp_path / "b", members(LABELS[:4])))
     if record is not None:
-        (tmp_path / RECORD_NAME).write_text(record.replace("%s", before.fingerprint))
+        (RunFolder(tmp_path).data).write_text(record.replace("%s", before.fingerprint))
     assert "their index, or the mixture, differs" in refusal(tmp_path, now, before)
 
 
@@ -79,7 +80,7 @@ def test_it_is_accepted_by_its_fingerprint_and_recorded(tmp_path: Path) -> None:
     found = check_data(tmp_path, now, before=before.fingerprint, step=40, accept=now.fingerprint)
     assert "as data.accept says: " in found.messages[0]
     write_record(tmp_path, now, found.accepted)
-    stored = json.loads((tmp_path / RECORD_NAME).read_text())
+    stored = json.loads((RunFolder(tmp_path).data).read_text())
     assert stored["fingerprint"] == now.fingerprint
     assert [(entry["step"], entry["from"], entry["to"]) for entry in stored["accepted"]] == [
         (40, before.fingerprint, now.fingerprint)

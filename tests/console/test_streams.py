@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.console.streams import LOG_NAME, Outlet
+from pipeline.console.streams import Outlet
 from tests.conftest import REPOSITORY
 
+LOG = "output.log"
 START = "import os, sys, time\nfrom pathlib import Path\nfrom pipeline.console.streams import keep_output_in, open_outlets\nfrom pipeline.console.lines import say\nopen_outlets()\n"
 
 
@@ -26,7 +27,7 @@ def start(program: str, *, stdout: int, stderr: int | None = None, shell: str = 
 def test_a_closed_pipe_ends_nothing_and_the_rest_goes_to_the_run_folder(tmp_path: Path) -> None:
     """`train | head`, `train | tee log` whose tee has died."""
     read, write = os.pipe()
-    program = f"""keep_output_in(Path({str(tmp_path)!r}))
+    program = f"""keep_output_in(Path({str(tmp_path / LOG)!r}))
 print("one", flush=True)
 input()
 for number in range(3): say(f"line {{number}}")
@@ -39,7 +40,7 @@ print("to the end", file=sys.stderr)
     os.close(read)
     process.communicate(b"\n", timeout=30)
     assert process.returncode == 0
-    text = (tmp_path / LOG_NAME).read_text()
+    text = (tmp_path / LOG).read_text()
     assert "nobody reads this program's output any more; it goes on here" in text
     for line in ("line 2\n", "a library\n", "to the end\n"):
         assert line in text
@@ -48,10 +49,10 @@ print("to the end", file=sys.stderr)
 def test_output_lost_before_there_is_a_run_folder_goes_nowhere_and_then_to_its_file(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
-    process = start(f'print("early"); keep_output_in(Path({str(tmp_path)!r})); print("late")', stdout=write)
+    process = start(f'print("early"); keep_output_in(Path({str(tmp_path / LOG)!r})); print("late")', stdout=write)
     os.close(write)
     assert process.wait(timeout=30) == 0
-    assert (tmp_path / LOG_NAME).read_text().splitlines()[1:] == ["late"]
+    assert (tmp_path / LOG).read_text().splitlines()[1:] == ["late"]
 
 
 def test_a_reader_that_pauses_does_not_hold_the_program_up() -> None:
@@ -82,13 +83,13 @@ def test_a_stopped_terminal_does_not_hold_the_program_up() -> None:
 
 def test_a_terminal_that_has_gone_ends_nothing(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    process = start(f"keep_output_in(Path({str(tmp_path)!r})); input(); print('on')", stdout=theirs, stderr=theirs)
+    process = start(f"keep_output_in(Path({str(tmp_path / LOG)!r})); input(); print('on')", stdout=theirs, stderr=theirs)
     os.close(theirs)
     os.close(ours)
     time.sleep(0.1)
     process.communicate(b"\n", timeout=30)
     assert process.returncode == 0
-    assert (tmp_path / LOG_NAME).read_text().endswith("on\n")
+    assert (tmp_path / LOG).read_text().endswith("on\n")
 
 
 @pytest.mark.parametrize("shell", ['exec "$@" >&-', 'exec "$@" 2>&-', 'exec "$@" >&- 2>&- <&-'])

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.launch.signals import EXIT_INTERRUPTED, EXIT_NOW, SIGNALS, StopRequest
+from pipeline.errors import ExitCode
+from pipeline.launch.signals import SIGNALS, StopRequest
 from tests.conftest import REPOSITORY
 
 START = """
@@ -79,7 +80,7 @@ def test_while_there_is_nothing_to_save_one_ends_the_process_whatever_it_waits_i
     process = start(f"{START}\nstop.install()\nexit_on_request(stop, tell=True)\n{STUCK}")
     process.send_signal(signal.SIGTERM)
     assert "[run] stopped by SIGTERM before training began; the same command starts it" in process.communicate(timeout=30)[0]
-    assert process.returncode == EXIT_INTERRUPTED
+    assert process.returncode == ExitCode.STOPPED
 
 
 def test_one_that_came_before_that_phase_ends_it_at_once_and_one_after_it_does_not() -> None:
@@ -102,7 +103,7 @@ def test_a_second_interrupt_is_not_waited_for_and_an_echo_is_none() -> None:
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
-    assert process.returncode == EXIT_NOW  # the main thread was stuck
+    assert process.returncode == ExitCode.STOPPED_AT_ONCE  # the main thread was stuck
 
 
 def test_a_command_that_may_end_anywhere_raises() -> None:

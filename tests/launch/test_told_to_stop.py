@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.console.streams import LOG_NAME
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.records import read_json_lines
 from tests.conftest import REPOSITORY, environment
@@ -107,7 +106,7 @@ def test_a_terminal_that_closes_does_not_end_a_training(reference: RunFolder, wr
         raise
     assert os.waitstatus_to_exitcode(status) == 0
     assert_same_run(folder, reference)
-    text = (folder.root / LOG_NAME).read_text()
+    text = (folder.output_log).read_text()
     assert "nobody reads this program's output any more; it goes on here" in text
     assert f"step {STEPS} of {STEPS} is saved" in text
 
@@ -129,7 +128,9 @@ def test_an_evaluator_that_nobody_reads_goes_on_and_told_to_stop_it_leaves_no_cl
     os.close(read)
     try:
         end = time.monotonic() + 200
-        while f"[eval] step {STEPS}: " not in ((run / LOG_NAME).read_text() if (run / LOG_NAME).exists() else ""):
+        while f"[eval] step {STEPS}: " not in (
+            (RunFolder(run).output_log).read_text() if (RunFolder(run).output_log).exists() else ""
+        ):
             assert process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.05)
@@ -139,7 +140,7 @@ def test_an_evaluator_that_nobody_reads_goes_on_and_told_to_stop_it_leaves_no_cl
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert "[evaluate] stopped by SIGTERM; the same command goes on from here" in (run / LOG_NAME).read_text()
+    assert "[evaluate] stopped by SIGTERM; the same command goes on from here" in (RunFolder(run).output_log).read_text()
     assert list((run / "claims").iterdir()) == []
     rows = read_json_lines(run / "evaluations.jsonl")
     assert len({json.dumps([row[key] for key in ("dataset", "protocol", "shots", "seed")]) for row in rows}) == len(rows) == 5

@@ -183,9 +183,9 @@ def test_nodes_are_listed_the_slowest_first() -> None:
 
 
 def test_a_disk_that_cannot_be_written_costs_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = StateFiles(tmp_path / "gone", every_s=0.01)
+    files = StateFiles(RunFolder(tmp_path / "gone"), every_s=0.01)
     for number in range(20):
-        files.put("heartbeat.json", {"step": number})
+        files.put(files.folder.heartbeat, {"step": number})
     files.close()
     assert capsys.readouterr().out.count("cannot be written") == 1
 

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.launch.signals import EXIT_INTERRUPTED
+from pipeline.errors import ExitCode
 from pipeline.monitor import wandb_process
 from pipeline.monitor.loggers import EvaluationTracker, MetricsFile, RunIdentity, make_wandb_logger
 from pipeline.monitor.wandb_file import count_rows, read_records
@@ -280,7 +280,7 @@ def test_a_training_outlives_wandbs_service(write_config: WriteConfig) -> None:
         after = read_metrics(folder.metrics)[-1]["step"]
         wait_until(lambda: reached(folder, after + 5), process)
         process.terminate()
-        assert process.wait(120) == EXIT_INTERRUPTED
+        assert process.wait(120) == ExitCode.STOPPED
     beat = read_json(folder.root / "heartbeat.json") or {}
     assert (beat["phase"], beat["by"]) == ("stopped", "SIGTERM")
     assert "W&B is off for this launch: " in beat["alerts"][-1]

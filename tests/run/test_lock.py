@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import CheckpointError, StoppedError
+from pipeline.errors import CheckpointError, ExitCode, StoppedError
 from pipeline.launch import slurm_queue
 from pipeline.launch.environment import SlurmJob
 from pipeline.launch.processes import Process
 from pipeline.launch.slurm_queue import read_answer
 from pipeline.run import lock as run_lock
 from pipeline.run.claims import Owner
-from pipeline.run.lock import EXIT_LOST_LOCK, RunLock
+from pipeline.run.folder import RunFolder
+from pipeline.run.lock import RunLock
 from tests.conftest import REPOSITORY, run_command
 from tests.helpers.trainings import WriteConfig, folder_of
 
@@ -61,7 +62,7 @@ def holder(folder: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
 def elsewhere(folder: Path, job: SlurmJob | None = None) -> Path:
     """A lock that another machine's process left."""
     process = replace(Process.myself(), host="elsewhere", machine="another boot")
-    path = folder / run_lock.LOCK_NAME
+    path = RunFolder(folder).lock
     path.write_text(Owner(process=process, slurm=job, since=time.time()).to_json())
     return path
 
@@ -93,7 +94,7 @@ def test_a_second_training_is_refused_and_told_of_the_first(write_config: WriteC
         assert f"{root} is being trained by Slurm job 4242 on host" in refused.stdout
         assert f"(process {first.pid}, since" in refused.stdout
         assert "end it (scancel 4242), or start another run with name=" in refused.stdout
-        assert sorted(path.name for path in root.iterdir()) == [run_lock.LOCK_NAME]  # nothing else was touched
+        assert sorted(path.name for path in root.iterdir()) == ["lock.json"]  # nothing else was touched
 
 
 def test_a_lock_is_given_up_at_the_end_and_taken_over_from_the_dead(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_a_lock_is_given_up_at_the_end_and_taken_over_from_the_dead(tmp_path: Pa
 
 def test_a_process_of_the_same_number_is_not_the_owner(tmp_path: Path) -> None:
     owner = Owner(process=replace(Process.myself(), process_start="1"), slurm=None, since=0.0)
-    (tmp_path / run_lock.LOCK_NAME).write_text(owner.to_json())
+    (RunFolder(tmp_path).lock).write_text(owner.to_json())
     lock = RunLock(tmp_path)
     assert len(lock.take()) == 1
     lock.release()
@@ -148,7 +149,7 @@ def test_an_earlier_start_of_the_same_job_is_not_waited_for(tmp_path: Path, monk
 def test_whoever_lost_its_lock_ends_at_once(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
         elsewhere(tmp_path)
-        assert process.wait(timeout=20) == EXIT_LOST_LOCK
+        assert process.wait(timeout=20) == ExitCode.LOST_LOCK
 
 
 def test_a_stop_is_heeded_while_a_lock_is_watched(tmp_path: Path) -> None:

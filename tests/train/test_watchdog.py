@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.launch.signals import EXIT_HANGING
+from pipeline.errors import ExitCode
 from tests.conftest import REPOSITORY, environment
 from tests.helpers.store import free_port
 from tests.helpers.trainings import WriteConfig, folder_of, reached, wait_until
@@ -45,7 +45,7 @@ def start_stuck(folder: Path, *, timeout_s: float) -> subprocess.Popen[str]:
 def test_a_hang_is_written_down_and_ended(tmp_path: Path) -> None:
     process = start_stuck(tmp_path / "hangs", timeout_s=0.5)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == EXIT_HANGING
+    assert process.returncode == ExitCode.HUNG
     report = (tmp_path / "hangs" / "rank-3.txt").read_text()
     assert report.splitlines()[0] == errors.splitlines()[0]
     assert f"[watchdog] rank 3 on {socket.gethostname()}, process {process.pid}" in report
@@ -89,7 +89,7 @@ def test_the_rank_that_waits_for_a_halted_one_says_so(write_config: WriteConfig)
         for rank in ranks:
             rank.kill()
             rank.communicate()
-    assert ranks[0].returncode == EXIT_HANGING, errors
+    assert ranks[0].returncode == ExitCode.HUNG, errors
     assert 8 <= waited_s < 30
     # In the gradients' exchange or in the metrics', wherever the other was halted.
     assert re.search(r"in this phase: (in a step|at a step's end)", errors)

@@ -24,7 +24,6 @@ from pipeline.run.records import append_json_line, read_metrics
 from pipeline.train.callbacks.steps import is_step_end
 
 Phase = Literal["starting", "waiting for data", "computing", "finished", "stopped", "failed"]
-HEARTBEAT = "heartbeat.json"
 REMEMBERED_LINES = 500  # of earlier launches, for what is usual
 
 
@@ -83,7 +82,7 @@ class Health(Callback):
             self._standing.pop(alert.kind, None)
             say(f"[alert] step {alert.step}: {alert.kind} is ordinary again")
         try:
-            append_json_line(self.folder.root / "alerts.jsonl", {"time": round(time.time(), 3), **asdict(alert)})
+            append_json_line(self.folder.alerts, {"time": round(time.time(), 3), **asdict(alert)})
         except OSError as error:  # it was printed; what matters is metrics.jsonl
             say(f"[alert] alerts.jsonl cannot be written: {error}")
 
@@ -121,7 +120,7 @@ class Health(Callback):
         off = self.wandb_off()
         standing = [*self._standing.values(), *([f"W&B is off for this launch: {off}"] if off else [])]
         self.files.put(
-            HEARTBEAT,
+            self.folder.heartbeat,
             {
                 "time": round(time.time(), 3), "phase": phase, "step": max(self.start_step, trainer.global_step), **self._facts, "alerts": standing,
                 **more,

@@ -32,8 +32,6 @@ from torch import Tensor
 
 from pipeline.run.live_files import StateFiles
 
-REPORT = "stragglers.json"
-
 
 @dataclass(frozen=True)
 class Slowest:
@@ -153,7 +151,7 @@ class RankTimes(Callback):
         if self.files is not None:
             nodes = tabulate_nodes(self._hosts, waits_s, own_s)
             self.files.put(
-                REPORT,
+                self.files.folder.stragglers,
                 {
                     "time": round(time.time(), 3), "step": trainer.global_step, "step_time_s": step_time_s,
                     "measured": self.measures, **asdict(slowest), "nodes": [asdict(node) for node in nodes],
