@@ -1,12 +1,22 @@
-"""The base of all sections of the configuration, and what each setting says about a relaunch."""
+"""The base of all sections of the configuration: what a setting says about a relaunch, and sections of which one is chosen.
+
+A kind of thing (model family, objective, optimizer, schedule, protocol) is a union of sections, one for each member:
+
+    Objective = Annotated[Sigmoid | Softmax, OneOf("name", default="sigmoid")]
+
+A member's section has a literal field that tells it from the others, `name: Literal["softmax"] = "softmax"`, and its settings.
+"""
 
 from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
 
 MAX_SEED = 2**63 - 1  # of numpy and of torch's generators, which take 64 bits with a sign
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -32,6 +42,58 @@ class Section(BaseModel):
     relaunch: ClassVar[Relaunch | None] = None
 
 
+class OneOf:
+    """Marks a union of sections of which one is chosen by the text of a key.
+
+    Pydantic's own discriminator refuses a union of one, and values that leave the key out.
+
+    Args:
+        key: the literal field that every member has.
+        default: the member that values without the key are of.
+    """
+
+    def __init__(self, key: str, *, default: str) -> None:
+        self.key = key
+        self.default = default
+
+    def members(self, union: Any) -> dict[str, type[Section]]:
+        """The sections of the union by the text that chooses them."""
+        return {str(section.model_fields[self.key].default): section for section in typing.get_args(union) or (union,)}
+
+    def chosen(self, value: Any) -> str:
+        """The text by which a value, or a section, chooses."""
+        if isinstance(value, Mapping):
+            return str(value.get(self.key, self.default))
+        return str(getattr(value, self.key, self.default))
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {name: handler.generate_schema(section) for name, section in self.members(source).items()}
+        return core_schema.tagged_union_schema(choices, discriminator=self.chosen)
+
+
+def annotation_of(field: FieldInfo) -> Any:
+    """A field's type, with the mark of its union, which pydantic keeps apart."""
+    mark = next((item for item in field.metadata if isinstance(item, OneOf)), None)
+    return field.annotation if mark is None else Annotated[field.annotation, mark]
+
+
+def section_for(annotation: Any, value: Any) -> type[Section] | None:
+    """The section that a value of this type is read as; None for no section, or for a choice that no member answers to."""
+    if typing.get_origin(annotation) is Annotated:
+        union, *marks = typing.get_args(annotation)
+        mark = next((item for item in marks if isinstance(item, OneOf)), None)
+        return section_for(union, value) if mark is None else mark.members(union).get(mark.chosen(value))
+    return next(sections_in(annotation), None)
+
+
+def sections_in(annotation: Any) -> Iterator[type[Section]]:
+    """The sections that a type is made of."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, Section):
+        yield annotation
+    for part in typing.get_args(annotation):
+        yield from sections_in(part)
+
+
 def relaunch_rule(section: type[Section], path: str, *, around: Relaunch = "fixed") -> Relaunch:
     """The rule of one setting.
 
@@ -47,14 +109,10 @@ def relaunch_rule(section: type[Section], path: str, *, around: Relaunch = "fixe
     if isinstance(extra, dict) and "relaunch" in extra:
         return typing.cast(Relaunch, extra["relaunch"])
     rule = section.relaunch or around
-    inner = section_in(field.annotation)
-    if inner is None:
+    inner = list(sections_in(field.annotation))
+    if not inner:
         return rule
-    return relaunch_rule(inner, below, around=rule) if below else inner.relaunch or rule
-
-
-def section_in(annotation: Any) -> type[Section] | None:
-    """The section that a type is made of, if there is one."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, Section):
-        return annotation
-    return next((found for part in typing.get_args(annotation) if (found := section_in(part))), None)
+    if not below:
+        return inner[0].relaunch or rule
+    having = [member for member in inner if below.partition(".")[0] in member.model_fields]
+    return relaunch_rule(having[0], below, around=rule) if having else "fixed"

@@ -125,7 +125,7 @@ def tiny_config(corpus: Path, downstream: dict[str, str]) -> dict[str, Any]:
         "seed": 3,
         "model": {"name": "Ti/8", "image_size": 16, "num_classes": 4, "width": 32, "depth": 2, "num_heads": 2, "dropout": 0.1},
         "data": {"train": str(corpus), "num_workers": 0, "min_area": 0.5, "flip": False},
-        "loss": {"name": "softmax"},
+        "objective": {"name": "softmax"},
         "optimizer": {"learning_rate": 2e-3, "weight_decay": 0.05, "clip_norm": 1.0},
         "schedule": {"warmup": "2 steps"},
         "trainer": {"duration": "12 steps", "global_batch_size": 8, "zero_stage": 2, "devices": 2, "peak_tflops": 1.0},

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.config.run import RunConfig
-from pipeline.section import Section, relaunch_rule, section_in
+from pipeline.section import Section, relaunch_rule, sections_in
 
 TOLD = {
     "name", "output_dir", "data.train", "data.unreadable_budget", "optimizer.learning_rate", "schedule.warmup", "schedule.decay",
@@ -23,7 +23,7 @@ FREE = {
 
 def settings(section: type[Section], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
-        inner = section_in(field.annotation)
+        inner = next(sections_in(field.annotation), None)
         if inner is None or name in ("train", "datasets"):
             yield f"{prefix}{name}"
         else:

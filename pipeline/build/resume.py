@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pipeline.build.data_record import Continuity, check_data, write_record
 from pipeline.config.resolve import Plan, count_schedule_steps, make_schedule, samples_of_epoch
 from pipeline.config.run import RunConfig
+from pipeline.config.upgrade import upgrade
 from pipeline.data.images.decode import HOW_TO_BUILD
 from pipeline.data.order import ORDER_VERSION
 from pipeline.distributed.precision import TrainingPrecision, choose_training_precision, measure_bf16_speedup
@@ -198,7 +199,7 @@ def _read_last_launch(folder: RunFolder) -> dict[str, Any]:
         raise _unreadable_config(folder, str(error)) from error
     if not isinstance(last_launch, dict):
         raise _unreadable_config(folder, "it is empty")
-    return last_launch
+    return upgrade(last_launch)
 
 
 def _unreadable_config(folder: RunFolder, reason: str) -> CheckpointError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +18,6 @@ from pipeline.data.streams.datamodule import StreamDataModule
 from pipeline.distributed.hardware import peak_flops
 from pipeline.distributed.world import World
 from pipeline.evaluation.runner import Evaluator
-from pipeline.functional.losses import one_hot_targets, sigmoid_cross_entropy, softmax_cross_entropy
 from pipeline.launch.cores import threads_of_a_rank
 from pipeline.launch.signals import StopRequest
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
@@ -39,18 +37,9 @@ from pipeline.train.callbacks.metrics import TrainingMetrics
 from pipeline.train.callbacks.snapshots import RunFacts
 from pipeline.train.callbacks.stops import FiniteGuard
 from pipeline.train.callbacks.stragglers import RankTimes
-from pipeline.train.module import LossFunction, PretrainModule
+from pipeline.train.module import PretrainModule
 from pipeline.train.watchdog import Watchdog
 from pipeline.train.zero import ZeroStrategy, deepspeed_config
-
-
-def make_loss(config: RunConfig) -> LossFunction:
-    """Loss of logits (B, C) and labels (B,), in fp32."""
-    function = {"sigmoid": sigmoid_cross_entropy, "softmax": softmax_cross_entropy}[config.loss.name]
-    targets = functools.partial(
-        one_hot_targets, num_classes=config.model.num_classes, label_smoothing=config.loss.label_smoothing
-    )
-    return lambda logits, labels: function(logits, targets(labels))
 
 
 def make_optimizer(model: torch.nn.Module, config: RunConfig) -> GuardedAdamW:
@@ -105,7 +94,7 @@ def make_training(plan: Plan, *, world: World, stop: StopRequest, start: Start) 
     if config.trainer.compile:
         model.compile()
     module = PretrainModule(
-        model=model, loss=make_loss(config), make_optimizer=lambda m: make_optimizer(m, config),
+        model=model, loss=config.objective.build(num_classes=config.model.num_classes), make_optimizer=lambda m: make_optimizer(m, config),
         schedule=make_schedule(config, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps), seed=config.seed,
     )  # fmt: skip
     checkpointing = _make_checkpointing(plan, stop=stop, start=start)
@@ -143,7 +132,7 @@ def _make_metrics(plan: Plan, *, world: World, rank_times: RankTimes, health: He
     dtype = torch.float32 if plan.precision == "fp32" else torch.bfloat16
     peak = config.trainer.peak_tflops * 1e12 if config.trainer.peak_tflops else peak_flops(device_of(world), dtype=dtype)
     return TrainingMetrics(
-        num_classes=config.model.num_classes, global_batch_size=config.trainer.global_batch_size,
+        metrics=config.objective.metrics(num_classes=config.model.num_classes), global_batch_size=config.trainer.global_batch_size,
         epochs_per_image=plan.mixture.epochs_per_image(num_streams=plan.num_streams), total_steps=plan.stop_step, log_every=config.tracking.log_every,
         flops_per_image=training_flops_per_image(plan.model), peak_flops=None if peak is None else peak * world.size,
         unreadable_budget=config.data.unreadable_budget, rank_times=rank_times, health=health,

@@ -21,8 +21,6 @@ from pipeline.models.vit.model import ViTConfig
 from pipeline.models.vit.section import ModelSection
 from pipeline.models.vit.sizes import parse_name
 
-SIGMOID_HEAD_BIAS = -10.0  # google-research/vision_transformer, issue #34
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -90,7 +88,7 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
         ConfigError: numbers that do not fit together.
         DataError: no index.
     """
-    model = make_model_config(config.model, head_bias=SIGMOID_HEAD_BIAS if config.loss.name == "sigmoid" else 0.0)
+    model = make_model_config(config.model, head_bias=config.objective.head_bias)
     mixture = load_mixture(config.data)
     if isinstance(mixture, Mixture):
         _check_classes(mixture, num_classes=config.model.num_classes)

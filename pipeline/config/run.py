@@ -16,7 +16,7 @@ from pipeline.data.section import DataSection
 from pipeline.evaluation.section import EvaluationSection
 from pipeline.models.vit.section import ModelSection
 from pipeline.monitor.section import TrackingSection
-from pipeline.objectives.section import LossSection
+from pipeline.objectives import Objective, Sigmoid
 from pipeline.optim.section import OptimizerSection, ScheduleSection
 from pipeline.section import TOLD, Section, Seed
 from pipeline.train.section import CheckpointSection, TrainerSection
@@ -35,7 +35,7 @@ class RunConfig(Section):
     seed: Seed = 0
     model: ModelSection
     data: DataSection
-    loss: LossSection = LossSection()  # type: ignore[call-arg]
+    objective: Objective = Sigmoid()  # type: ignore[call-arg]
     optimizer: OptimizerSection
     schedule: ScheduleSection
     trainer: TrainerSection

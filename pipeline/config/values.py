@@ -14,7 +14,7 @@ from pydantic import AliasChoices
 
 from pipeline.config.yaml_text import Plain
 from pipeline.data.section import ShardsSection
-from pipeline.section import Section, section_in
+from pipeline.section import Section, annotation_of, section_for
 
 
 def fit_to_schema(value: Any, annotation: Any, *, path: str = "") -> Any:
@@ -29,10 +29,13 @@ def fit_to_schema(value: Any, annotation: Any, *, path: str = "") -> Any:
         ValueError: a number with two readings.
     """
     if isinstance(value, dict):
-        section = section_in(annotation)
-        fields = {} if section is None else _annotations(section)
         texts = {key.text if isinstance(key, Plain) else str(key): below for key, below in value.items()}
-        return {key: fit_to_schema(below, fields.get(key, Any), path=f"{path}{key}.") for key, below in texts.items()}
+        section = section_for(
+            annotation, {key: below.text if isinstance(below, Plain) else below for key, below in texts.items()}
+        )
+        fields = {} if section is None else _annotations(section)
+        other = _values_of(annotation)
+        return {key: fit_to_schema(below, fields.get(key, other), path=f"{path}{key}.") for key, below in texts.items()}
     kinds = list(_kinds_of(annotation))
     if isinstance(value, list):
         sequence = next((kind for kind in kinds if typing.get_origin(kind) is tuple), None)
@@ -51,8 +54,14 @@ def _annotations(section: type[Section]) -> dict[str, Any]:
     for name, field in section.model_fields.items():
         alias = field.validation_alias
         names = [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else []
-        found |= dict.fromkeys([name, *names], field.annotation)
+        found |= dict.fromkeys([name, *names], annotation_of(field))
     return found
+
+
+def _values_of(annotation: Any) -> Any:
+    """Type of the values of a mapping whose keys are names."""
+    mapping = next((kind for kind in _kinds_of(annotation) if typing.get_origin(kind) is dict), None)
+    return Any if mapping is None else typing.get_args(mapping)[1]
 
 
 def _kinds_of(annotation: Any) -> typing.Iterator[Any]:

@@ -1,1 +1,9 @@
-"""Objectives: what is minimised."""
+"""Objectives: what is minimised. One file each, and its name in the union below."""
+
+from typing import Annotated
+
+from pipeline.objectives.sigmoid import Sigmoid
+from pipeline.objectives.softmax import Softmax
+from pipeline.section import OneOf
+
+Objective = Annotated[Sigmoid | Softmax, OneOf("name", default="sigmoid")]

@@ -10,8 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from pipeline.keyed_random import Purpose, derive_key
-
-LossFunction = Callable[[Tensor, Tensor], Tensor]  # logits (B, C), labels (B,) -> scalar
+from pipeline.objectives.base import Loss
 
 
 class PretrainModule(LightningModule):
@@ -29,7 +28,7 @@ class PretrainModule(LightningModule):
         self,
         *,
         model: nn.Module,
-        loss: LossFunction,
+        loss: Loss,
         make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         schedule: Callable[[int], float],
         seed: int,

@@ -52,7 +52,7 @@ def write_config(folder: Path, corpus: Path, *, name: str) -> Path:
         "name": name, "output_dir": str(folder / "runs"), "seed": 3,
         "model": {"name": "Ti/8", "image_size": 16, "num_classes": 4, "width": 64, "depth": 2, "num_heads": 2, "dropout": 0.1},
         "data": {"train": str(corpus), "num_workers": 0},
-        "loss": {"name": "softmax"},
+        "objective": {"name": "softmax"},
         "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.05, "clip_norm": 1.0},
         "schedule": {"warmup": "2 steps"},
         "trainer": {"duration": f"{STEPS} steps", "global_batch_size": 16, "zero_stage": 2, "peak_tflops": 1.0},

@@ -10,7 +10,7 @@ import torch
 
 from data_tools.__main__ import main as data_tools
 from pipeline.build.streams import make_stream
-from pipeline.build.training import make_loss, make_model
+from pipeline.build.training import make_model
 from pipeline.commands.demo import write_digits
 from pipeline.config.read import load_config
 from pipeline.config.resolve import make_plan, make_schedule
@@ -50,7 +50,7 @@ def train_plainly(config_path: Path) -> tuple[list[float], list[float], dict[str
     plan = make_plan(config, world_size=1)
     stream = make_stream(plan, world=World.alone(), start_step=0)
     batches = iter(BatchLoader(stream, num_workers=0, prefetch=1, pin_memory=False))
-    model, loss = make_model(plan.model, seed=config.seed), make_loss(config)
+    model, loss = make_model(plan.model, seed=config.seed), config.objective.build(num_classes=config.model.num_classes)
     schedule = make_schedule(config, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps)
     kernels = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
     others = [p for p in model.parameters() if not any(p is kernel for kernel in kernels)]

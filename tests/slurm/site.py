@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY, encode, make_image, write_tar
 # What makes configs/l16_in21k.yaml train in seconds: the same run as the fixture `tiny_config`.
 TINY = (
     "seed=3", "model.name=Ti/8", "model.image_size=16", "model.num_classes=4", "model.width=32", "model.depth=2", "model.num_heads=2",
-    "data.num_workers=0", "data.min_area=0.5", "data.flip=false", "loss.name=softmax", "optimizer.learning_rate=2e-3",
+    "data.num_workers=0", "data.min_area=0.5", "data.flip=false", "objective.name=softmax", "optimizer.learning_rate=2e-3",
     "optimizer.weight_decay=0.05", "schedule.warmup=2 steps", "trainer.duration=12 steps", "trainer.global_batch_size=8",
     "trainer.zero_stage=2", "trainer.precision=auto", "trainer.peak_tflops=1.0", "checkpoint.every=4 steps", "checkpoint.keep_last=2",
     "checkpoint.keep_every=null", "trainer.hardware=found", "evaluation.hardware=found",  # GPUs are declared alone

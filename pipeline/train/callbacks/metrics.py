@@ -9,8 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from pipeline.console.lines import say
 from pipeline.console.progress import Progress, progress
@@ -29,7 +28,7 @@ class TrainingMetrics(Callback):
     """Logs every `log_every` steps, on all loggers, keyed by step; draws the progress bar; enforces the data budget.
 
     Args:
-        num_classes: of the head.
+        metrics: of logits and labels, by their names in a line.
         global_batch_size: images a step.
         epochs_per_image: by name of the metric, what one image of the run is of a pass over a corpus.
         total_steps: where the progress bar ends.
@@ -42,7 +41,7 @@ class TrainingMetrics(Callback):
     """
 
     def __init__(
-        self, *, num_classes: int, global_batch_size: int, epochs_per_image: dict[str, float], total_steps: int, log_every: int,
+        self, *, metrics: dict[str, Metric], global_batch_size: int, epochs_per_image: dict[str, float], total_steps: int, log_every: int,
         flops_per_image: float, peak_flops: float | None, unreadable_budget: float, rank_times: RankTimes, health: Health,
     ) -> None:  # fmt: skip
         self.global_batch_size = global_batch_size
@@ -60,7 +59,7 @@ class TrainingMetrics(Callback):
         self._totals = torch.zeros(3, dtype=torch.int64)
         self._step_totals = torch.zeros(3, dtype=torch.int64)
         self._metrics = MetricCollection({"loss": MeanMetric(nan_strategy="disable"), "wait_s": MeanMetric()})
-        self._accuracy = MulticlassAccuracy(num_classes=num_classes, average="micro", validate_args=False)
+        self._of_outputs = MetricCollection(dict(metrics))
         self._bar: Progress | None = None
         self._interval_start: float | None = None  # set by the first batch of this launch
         self._interval_step = 0
@@ -79,7 +78,7 @@ class TrainingMetrics(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._totals, self._step_totals = self._totals.to(pl_module.device), self._step_totals.to(pl_module.device)
         self._metrics.to(pl_module.device)
-        self._accuracy.to(pl_module.device)
+        self._of_outputs.to(pl_module.device)
         if trainer.is_global_zero:
             self._bar = progress(total=self.total_steps, initial=trainer.global_step, unit="step", description="train")
 
@@ -96,7 +95,7 @@ class TrainingMetrics(Callback):
         self._metrics["wait_s"].update(batch["wait_s"])
         counts = [batch["digest"], len(batch["unreadable"]), len(batch["retries"])]
         self._step_totals += torch.tensor(counts, device=self._step_totals.device)
-        self._accuracy.update(outputs["logits"], batch["labels"])
+        self._of_outputs.update(outputs["logits"], batch["labels"])
         for item in batch["unreadable"]:
             say(f"[data] unreadable image {item.key!r} in {item.shard} at position {item.position} replaced: {item.reason}")
         for reason, times in Counter(batch["retries"]).items():
@@ -124,7 +123,6 @@ class TrainingMetrics(Callback):
         steps = step - self._interval_step
         means = {name: float(value) for name, value in self._metrics.compute().items()}
         self._loss = self._loss.after(means["loss"]) if self._loss is not None else LossHistory.begin(means["loss"])
-        accuracy = float(self._accuracy.compute())
         micro_batches = steps * trainer.accumulate_grad_batches
         digest, unreadable, retries = self._totals.tolist()
         images_per_s = steps * self.global_batch_size / elapsed_s
@@ -135,7 +133,7 @@ class TrainingMetrics(Callback):
             **{name: images_seen * epochs for name, epochs in self.epochs_per_image.items()},
             "exaflops": images_seen * self.flops_per_image / 1e18,
             "train/loss": means["loss"],
-            "train/accuracy": accuracy,
+            **{name: float(value) for name, value in self._of_outputs.compute().items()},
             "train/learning_rate": strategy.engine.optimizer.param_groups[0]["lr"],
             "train/gradient_norm": strategy.gradient_norm(),
             "train/skipped_steps": strategy.skipped_steps,
@@ -156,7 +154,7 @@ class TrainingMetrics(Callback):
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {means['loss']:.4g}, {images_per_s:.4g} images/s", refresh=True)
         self._metrics.reset()
-        self._accuracy.reset()
+        self._of_outputs.reset()
         self._interval_start, self._interval_step = time.perf_counter(), step
         self._enforce_budget(unreadable, images_seen)
 

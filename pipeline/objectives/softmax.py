@@ -1,0 +1,35 @@
+"""Cross-entropy over classes of which an image has one: ImageNet-1k."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.functional.losses import one_hot_targets, softmax_cross_entropy
+from pipeline.objectives.base import Loss, ObjectiveSection
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+
+class Softmax(ObjectiveSection):
+    """Cross-entropy against a distribution over classes: for classes that exclude one another (ImageNet-1k)."""
+
+    name: Literal["softmax"] = "softmax"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    def build(self, *, num_classes: int) -> Loss:
+        targets = functools.partial(one_hot_targets, num_classes=num_classes, label_smoothing=self.label_smoothing)
+
+        def loss(logits: Tensor, labels: Tensor) -> Tensor:
+            return softmax_cross_entropy(logits, targets(labels))
+
+        return loss
+
+    def metrics(self, *, num_classes: int) -> dict[str, Metric]:
+        from pipeline.objectives.accuracy import top1
+
+        return top1(num_classes)

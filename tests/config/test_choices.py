@@ -1,0 +1,102 @@
+"""Sections of which one is chosen: what is chosen, what is refused, and the words for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.config.read import load_config
+from pipeline.errors import ConfigError
+from pipeline.objectives import Sigmoid, Softmax
+from pipeline.section import OneOf, Section
+
+
+class One(Section):
+    kind: Literal["one"] = "one"
+    size: int = 1
+
+
+class Two(Section):
+    kind: Literal["two"] = "two"
+    width: int = 2
+
+
+CHOICE: TypeAdapter[Any] = TypeAdapter(Annotated[One | Two, OneOf("kind", default="two")])
+SINGLE: TypeAdapter[Any] = TypeAdapter(Annotated[One, OneOf("kind", default="one")])
+
+
+def test_the_key_chooses() -> None:
+    assert CHOICE.validate_python({"kind": "one", "size": 3}) == One(size=3)
+    assert CHOICE.validate_python({"kind": "two"}) == Two()
+
+
+def test_without_the_key_it_is_the_default() -> None:
+    assert CHOICE.validate_python({"width": 5}) == Two(width=5)
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        CHOICE.validate_python({"size": 5})
+
+
+def test_a_section_is_taken_as_it_is_and_written_with_its_key() -> None:
+    assert CHOICE.validate_python(One(size=4)) == One(size=4)
+    assert CHOICE.dump_python(One(size=4), mode="json") == {"kind": "one", "size": 4}
+
+
+def test_a_union_of_one_chooses_too() -> None:
+    assert SINGLE.validate_python({"size": 7}) == One(size=7)
+    with pytest.raises(ValidationError, match="expected tags"):
+        SINGLE.validate_python({"kind": "two"})
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        load_config(path, list(overrides))
+    return str(error.value)
+
+
+def test_an_objective_is_chosen_in_a_file_and_by_an_override(write_config: Callable[..., Path]) -> None:
+    path = write_config()
+    assert load_config(path).objective == Softmax()
+    assert load_config(path, ["objective.name=sigmoid", "objective.label_smoothing=0.1"]).objective == Sigmoid(
+        label_smoothing=0.1
+    )
+    again = path.with_name("again.yaml")
+    again.write_text(load_config(path, ["objective.label_smoothing=0.1"]).to_yaml())
+    assert load_config(again).objective == Softmax(label_smoothing=0.1)
+
+
+def test_a_typo_inside_a_member_gets_the_right_name(write_config: Callable[..., Path]) -> None:
+    text = refusal(write_config(), "objective.label_smoothin=0.1")
+    assert "unknown key objective.label_smoothin; did you mean objective.label_smoothing?" in text
+
+
+def test_a_typo_in_the_choice_gets_the_right_name(write_config: Callable[..., Path]) -> None:
+    text = refusal(write_config(), "objective.name=sofmax")
+    assert "objective.name=sofmax: there is no such choice; did you mean objective.name=softmax?" in text
+    assert "known here: sigmoid, softmax" in refusal(write_config(), "objective.name=hinge")
+
+
+def test_a_value_that_is_wrong_inside_a_member_is_named_without_the_member(write_config: Callable[..., Path]) -> None:
+    text = refusal(write_config(), "objective.label_smoothing=2")
+    assert "objective.label_smoothing=2: " in text
+
+
+def test_a_text_where_a_choice_belongs_is_told_what_to_type(write_config: Callable[..., Path]) -> None:
+    assert "objective='softmax': must be a section" in refusal(write_config(), "objective=softmax")
+    assert "objective.name=" in refusal(write_config(), "objective=softmax")
+
+
+def test_settings_keep_their_text_inside_a_member(write_config: Callable[..., Path]) -> None:
+    assert "010: YAML reads this as octal" in refusal(write_config(), "objective.label_smoothing=010")
+
+
+def test_the_old_name_of_a_section_is_read_from_a_file_and_corrected_on_the_command_line(
+    write_config: Callable[..., Path],
+) -> None:
+    path = write_config()
+    path.write_text(path.read_text().replace("objective:", "loss:"))
+    assert load_config(path).objective == Softmax()
+    assert "did you mean objective?" in refusal(path, "loss.name=sigmoid")
