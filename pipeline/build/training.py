@@ -25,7 +25,6 @@ from pipeline.models.vit.sizes import training_flops_per_image
 from pipeline.monitor.loggers import MetricsFile, RunIdentity, WandbTracker, make_wandb_logger
 from pipeline.monitor.wandb_identity import settle_run
 from pipeline.monitor.wandb_settings import read_wandb_environment
-from pipeline.optim.adamw import GuardedAdamW, parameter_groups
 from pipeline.run.checkpoint import MODEL_FILE, RunFolder, collect_versions
 from pipeline.run.live_files import StateFiles
 from pipeline.run.records import read_metrics
@@ -40,15 +39,6 @@ from pipeline.train.callbacks.stragglers import RankTimes
 from pipeline.train.module import PretrainModule
 from pipeline.train.watchdog import Watchdog
 from pipeline.train.zero import ZeroStrategy, deepspeed_config
-
-
-def make_optimizer(model: torch.nn.Module, config: RunConfig) -> GuardedAdamW:
-    """AdamW over decayed and undecayed parameters; fused where the device offers it."""
-    section = config.optimizer
-    groups = parameter_groups(model, weight_decay=section.weight_decay, decayed=section.decayed)
-    return GuardedAdamW(
-        groups, lr=section.learning_rate, betas=section.betas, eps=section.eps, fused=torch.cuda.is_available() or None
-    )
 
 
 def make_model(config: ViTConfig, *, seed: int) -> VisionTransformer:
@@ -94,7 +84,7 @@ def make_training(plan: Plan, *, world: World, stop: StopRequest, start: Start) 
     if config.trainer.compile:
         model.compile()
     module = PretrainModule(
-        model=model, loss=config.objective.build(num_classes=config.model.num_classes), make_optimizer=lambda m: make_optimizer(m, config),
+        model=model, loss=config.objective.build(num_classes=config.model.num_classes), make_optimizer=lambda m: config.optimizer.build(m, fused=torch.cuda.is_available()),
         schedule=make_schedule(config, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps), seed=config.seed,
     )  # fmt: skip
     checkpointing = _make_checkpointing(plan, stop=stop, start=start)

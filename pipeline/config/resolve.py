@@ -16,7 +16,6 @@ from pipeline.data.streams.mixture import Corpus, Mixture, UnindexedShards
 from pipeline.data.streams.train import largest_micro_batch
 from pipeline.distributed.precision import TrainingPrecision
 from pipeline.errors import ConfigError
-from pipeline.functional.schedules import learning_rate
 from pipeline.models.vit.model import ViTConfig
 from pipeline.models.vit.section import ModelSection
 from pipeline.models.vit.sizes import parse_name
@@ -128,11 +127,7 @@ def samples_of_epoch(mixture: Mixture | UnindexedShards) -> int | None:
 
 def make_schedule(config: RunConfig, *, total_steps: int, warmup_steps: int) -> Callable[[int], float]:
     """Optimizer step to learning rate."""
-    schedule, peak = config.schedule, config.optimizer.learning_rate
-    return functools.partial(
-        learning_rate, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps, decay=schedule.decay,
-        end=min(schedule.end, peak),
-    )  # fmt: skip
+    return config.schedule.build(peak=config.optimizer.learning_rate, warmup_steps=warmup_steps, total_steps=total_steps)
 
 
 def count_schedule_steps(config: RunConfig, *, num_samples: int | None, advice: str | None = None) -> tuple[int, int]:

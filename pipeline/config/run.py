@@ -17,7 +17,8 @@ from pipeline.evaluation.section import EvaluationSection
 from pipeline.models.vit.section import ModelSection
 from pipeline.monitor.section import TrackingSection
 from pipeline.objectives import Objective, Sigmoid
-from pipeline.optim.section import OptimizerSection, ScheduleSection
+from pipeline.optim import Optimizer
+from pipeline.optim.schedules import Schedule
 from pipeline.section import TOLD, Section, Seed
 from pipeline.train.section import CheckpointSection, TrainerSection
 
@@ -36,8 +37,8 @@ class RunConfig(Section):
     model: ModelSection
     data: DataSection
     objective: Objective = Sigmoid()  # type: ignore[call-arg]
-    optimizer: OptimizerSection
-    schedule: ScheduleSection
+    optimizer: Optimizer
+    schedule: Schedule
     trainer: TrainerSection
     checkpoint: CheckpointSection
     evaluation: EvaluationSection = EvaluationSection()  # type: ignore[call-arg]

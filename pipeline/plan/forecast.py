@@ -17,7 +17,7 @@ from pipeline.durations import Duration
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
 from pipeline.models.vit.sizes import training_flops_per_image
-from pipeline.optim.adamw import parameter_groups
+from pipeline.optim.groups import parameter_groups
 from pipeline.plan.activations import saved_bytes_per_image, saved_bytes_per_pass, working_bytes_per_image
 from pipeline.plan.compute import Compute, run_compute, step_traffic_bytes
 from pipeline.plan.failures import Interruptions, daly_interval_s, job_mtbf_s, lost_fraction, young_interval_s
@@ -281,7 +281,14 @@ def _stage_memory(
     share, micro = (largest_micro_batch(batch, num_ranks=num_gpus, accumulation_steps=parts) for parts in (1, accumulation))
     image = saved_bytes_per_image(model, precision=precision) + working_bytes_per_image(model, precision=precision)
     once = saved_bytes_per_pass(kernels, precision=precision)
-    state = state_bytes(sizes, stage=stage, precision=precision, num_ranks=num_gpus, accumulation_steps=accumulation)
+    state = state_bytes(
+        sizes,
+        stage=stage,
+        precision=precision,
+        num_ranks=num_gpus,
+        optimizer_bytes=config.optimizer.state_bytes,
+        accumulation_steps=accumulation,
+    )
     largest = max(0, int((memory_bytes - state.total - once) // image))
     total = state.total + once + micro * image
     return StageMemory(
@@ -305,7 +312,7 @@ def _checkpoints(
     kept = min(section.keep_last, -(-compute.steps // every))
     if section.keep_every is not None:
         kept += compute.steps // _to_steps(section.keep_every, "checkpoint.keep_every", config=config, corpus=corpus)
-    moments, weights = moments_bytes(sizes), weights_bytes(sizes)
+    moments, weights = moments_bytes(sizes, optimizer_bytes=config.optimizer.state_bytes), weights_bytes(sizes)
     costs = Interruptions(
         mtbf_s=job_mtbf_s(node_mtbf_hours=cluster.node_mtbf_hours, num_nodes=cluster.num_nodes), save_s=cluster.save_s,
         restart_s=cluster.restart_s,

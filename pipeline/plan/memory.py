@@ -66,7 +66,7 @@ class StateBytes:
         parameters: what the forward pass reads; at stage 3 this rank's part, and the small ones whole.
         masters: fp32 weights that the optimizer updates, where they are not the same.
         gradients: at the end of a backward pass (before it where DeepSpeed holds all of them there and drops some).
-        moments: Adam's two.
+        moments: the optimizer's state; Adam's two moments.
         buffers: most that reduction and gathering take at one moment, beyond all these.
     """
 
@@ -87,6 +87,7 @@ def state_bytes(
     stage: Stage,
     precision: TrainingPrecision,
     num_ranks: int,
+    optimizer_bytes: int,
     accumulation_steps: int = 1,
     bucket_elements: int = BUCKET_ELEMENTS,
     staging_buckets: int = 2,
@@ -94,6 +95,7 @@ def state_bytes(
     """Bytes a rank holds for weights, gradients and optimizer.
 
     Args:
+        optimizer_bytes: of the optimizer's state of one element; 8 for Adam.
         bucket_elements: DeepSpeed's `reduce_bucket_size`.
         staging_buckets: 2 where communication overlaps with computing, as on GPUs; else 1.
 
@@ -106,7 +108,7 @@ def state_bytes(
     whole = own * num_ranks if stage in (1, 2) else sizes.total
     weight = 2 if precision == "bf16" else 4
     reduced = 4 * min(bucket_elements, sizes.total)  # a bucket on its way, in fp32
-    moments = 8 * own
+    moments = optimizer_bytes * own
     match stage:
         case 0:  # torch's own optimizer; DeepSpeed all-reduces a flat copy of the gradients
             return StateBytes(4 * whole, 0, 4 * whole, moments, 4 * whole)

@@ -42,9 +42,9 @@ def reading_rates(
     )
 
 
-def moments_bytes(sizes: ParameterSizes) -> int:
-    """Adam's two moments in fp32, which a checkpoint holds."""
-    return 8 * sizes.total
+def moments_bytes(sizes: ParameterSizes, *, optimizer_bytes: int) -> int:
+    """The optimizer's state, which a checkpoint holds: Adam's two moments in fp32 are 8 bytes an element."""
+    return optimizer_bytes * sizes.total
 
 
 def weights_bytes(sizes: ParameterSizes) -> int:

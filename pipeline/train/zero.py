@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 
 from pipeline.distributed.precision import TrainingPrecision
-from pipeline.optim.adamw import GuardedAdamW
+from pipeline.optim.guard import GuardedOptimizer
 from pipeline.run.checkpoint import MODEL_FILE, MOMENTS_FILES, read_meta
 from pipeline.run.weights import TensorFiles
 from pipeline.train import zero_state
@@ -87,11 +87,11 @@ class ZeroStrategy(DeepSpeedStrategy):
     def setup(self, trainer: Any) -> None:
         super().setup(trainer)
         optimizer = self.engine.optimizer
-        if isinstance(optimizer, GuardedAdamW):
+        if isinstance(optimizer, GuardedOptimizer):
             optimizer.guard_steps(clip_norm=self._clip_norm)
         elif hasattr(optimizer, "check_grad_overflow"):
             optimizer.check_grad_overflow = True  # off by default with fp32 weights
-        zero_state.prepare_moments(self.engine)
+        zero_state.prepare_optimizer_state(self.engine)
 
     @property
     def engine(self) -> Any:
@@ -106,7 +106,7 @@ class ZeroStrategy(DeepSpeedStrategy):
     def gradient_norm(self) -> float:
         """Global L2 norm of the last step's gradients before clipping; infinite if the step was refused."""
         optimizer = self.engine.optimizer
-        norm = optimizer.gradient_norm if isinstance(optimizer, GuardedAdamW) else self.engine.get_global_grad_norm()
+        norm = optimizer.gradient_norm if isinstance(optimizer, GuardedOptimizer) else self.engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
 
     def set_learning_rate(self, value: float) -> None:

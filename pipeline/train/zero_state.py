@@ -1,4 +1,4 @@
-"""A training's tensors, whole and by name: fp32 masters and Adam's moments, whichever way ZeRO cut them.
+"""A training's tensors, whole and by name: fp32 masters and the optimizer's state, whichever way ZeRO cut them.
 
 DeepSpeed's own checkpoints hold each rank's cut, so they fit only as many ranks and the same stage. Here every
 parameter's state is put together from the ranks' parts and taken apart again for the ranks that load it.
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # torch.optim.AdamW's state by parameter
+from pipeline.optim.guard import GuardedOptimizer
 
 
 def assign_owners(sizes: Mapping[str, int], *, num_ranks: int, taken: int = 0) -> dict[str, int]:
@@ -31,28 +31,28 @@ def assign_owners(sizes: Mapping[str, int], *, num_ranks: int, taken: int = 0) -
     return owners
 
 
-def prepare_moments(engine: Any) -> None:
-    """Give Adam its state before the first step, as zeros, which is what it would begin with itself.
+def prepare_optimizer_state(engine: Any) -> None:
+    """Give the optimizer its state before the first step, as zeros, which is what it would begin with itself.
 
     DeepSpeed makes it at the first step that is not refused; until then there would be nothing to save or load.
     """
-    adam = engine_adam(engine)
-    counts_on_device = any(group.get("fused") or group.get("capturable") for group in adam.param_groups)
+    optimizer = inner_optimizer(engine)
+    counts_on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     for flat in _flat_masters(engine):
         count = torch.zeros((), dtype=torch.float32, device=flat.device if counts_on_device else "cpu")
-        adam.state[flat] = {"step": count, **{name: torch.zeros_like(flat) for name in MOMENTS}}
+        optimizer.state[flat] = {"step": count, **{name: torch.zeros_like(flat) for name in optimizer.state_names}}
     if engine.zero_optimization_stage() in (1, 2):
         engine.optimizer._lazy_init_hp_params_optimizer_state()  # lets each parameter find its part of them
 
 
-def engine_adam(engine: Any) -> torch.optim.Optimizer:
+def inner_optimizer(engine: Any) -> GuardedOptimizer:
     """The optimizer that ZeRO's own wraps, or that of stage 0."""
     return engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
 
 
 def num_updates(engine: Any) -> int:
     """Steps the optimizer has taken: those refused are not among them."""
-    return int(engine_adam(engine).state[_flat_masters(engine)[0]]["step"])
+    return int(inner_optimizer(engine).state[_flat_masters(engine)[0]]["step"])
 
 
 def named_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
@@ -67,10 +67,10 @@ def gather_masters(engine: Any) -> Iterator[tuple[str, Tensor]]:
         yield name, _gather(engine, parameter, None)
 
 
-def gather_moments(engine: Any) -> Iterator[tuple[str, Tensor]]:
-    """`exp_avg/NAME` and `exp_avg_sq/NAME`, whole, for each parameter. A collective, as `gather_masters`."""
+def gather_optimizer_state(engine: Any) -> Iterator[tuple[str, Tensor]]:
+    """`STATE/NAME` (`exp_avg/head.weight`), whole, for each state and parameter. A collective, as `gather_masters`."""
     for name, parameter in named_parameters(engine):
-        for moment in MOMENTS:
+        for moment in inner_optimizer(engine).state_names:
             yield f"{moment}/{name}", _gather(engine, parameter, moment)
 
 
@@ -78,19 +78,19 @@ def restore(engine: Any, *, masters: Callable[[str], Tensor], moments: Callable[
     """Set masters and moments, each rank its parts. Low-precision parameters must hold the rounded masters already.
 
     Args:
-        masters, moments: from the names that `gather_masters` and `gather_moments` give, to whole fp32 tensors on CPU.
+        masters, moments: from the names that `gather_masters` and `gather_optimizer_state` give, to whole fp32 tensors on CPU.
         num_updates: steps the optimizer had taken.
     """
     for name, parameter in named_parameters(engine):
         _scatter(engine, parameter, None, masters(name))
-        for moment in MOMENTS:
+        for moment in inner_optimizer(engine).state_names:
             _scatter(engine, parameter, moment, moments(f"{moment}/{name}"))
     for flat in _flat_masters(engine):
-        engine_adam(engine).state[flat]["step"].fill_(num_updates)
+        inner_optimizer(engine).state[flat]["step"].fill_(num_updates)
 
 
 def _flat_masters(engine: Any) -> list[Tensor]:
-    """The tensors that Adam updates on this rank: parameters at stage 0, else flat parts of many."""
+    """The tensors that the optimizer updates on this rank: parameters at stage 0, else flat parts of many."""
     stage = engine.zero_optimization_stage()
     if stage == 0:
         return [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]

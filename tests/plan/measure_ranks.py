@@ -23,7 +23,8 @@ from pipeline.distributed.quiet import quiet_libraries
 from pipeline.distributed.world import World, die_with_parent, init_process_group, leave_process_group
 from pipeline.functional.losses import one_hot_targets, sigmoid_cross_entropy
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
-from pipeline.optim.adamw import GuardedAdamW, parameter_groups
+from pipeline.optim.adamw import GuardedAdamW
+from pipeline.optim.groups import parameter_groups
 from pipeline.train.zero import deepspeed_config
 
 

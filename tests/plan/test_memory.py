@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
-from pipeline.optim.adamw import parameter_groups
+from pipeline.optim.groups import parameter_groups
 from pipeline.plan.activations import saved_bytes_per_image, saved_bytes_per_pass, working_bytes_per_image
 from pipeline.plan.memory import BUCKET_ELEMENTS, ParameterSizes, StateBytes, sizes_of_groups, state_bytes
 from pipeline.train.zero import deepspeed_config
@@ -54,7 +54,7 @@ def predict(case: Case) -> tuple[StateBytes, int]:
     """The engine's state, and everything at its peak."""
     sizes, kernels = sizes_of(MODEL)
     state = state_bytes(
-        sizes, stage=case["stage"], precision=case["precision"], num_ranks=RANKS,
+        sizes, stage=case["stage"], precision=case["precision"], num_ranks=RANKS, optimizer_bytes=8,
         accumulation_steps=case["accumulation_steps"], bucket_elements=case["bucket_elements"], staging_buckets=1,
     )  # fmt: skip
     precision = case["precision"]

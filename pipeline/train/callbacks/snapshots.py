@@ -59,11 +59,12 @@ def take_snapshot(trainer: Trainer, step: int, *, facts: RunFacts, proven: bool)
     sizes = {
         f"{moment}/{name}": 4 * _numel(parameter)
         for name, parameter in zero_state.named_parameters(strategy.engine)
-        for moment in zero_state.MOMENTS
+        for moment in zero_state.inner_optimizer(strategy.engine).state_names
     }
     # Rank 0 has the masters to write.
-    owners = zero_state.assign_owners(sizes, num_ranks=trainer.world_size, taken=sum(sizes.values()) // 2)
-    gathered = zero_state.gather_moments(strategy.engine)
+    masters = sum(4 * _numel(parameter) for _, parameter in zero_state.named_parameters(strategy.engine))
+    owners = zero_state.assign_owners(sizes, num_ranks=trainer.world_size, taken=masters)
+    gathered = zero_state.gather_optimizer_state(strategy.engine)
     moments = {name: _to_host(tensor) for name, tensor in gathered if owners[name] == trainer.global_rank}
     return Snapshot(_make_meta(trainer, step, facts=facts, proven=proven), moments, gather_masters(trainer))
 

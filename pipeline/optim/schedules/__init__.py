@@ -1,0 +1,10 @@
+"""Learning-rate schedules. One file each, and its name in the union below."""
+
+from typing import Annotated
+
+from pipeline.optim.schedules.constant import Constant
+from pipeline.optim.schedules.cosine import Cosine
+from pipeline.optim.schedules.linear import Linear
+from pipeline.section import OneOf
+
+Schedule = Annotated[Linear | Cosine | Constant, OneOf("decay", default="linear")]

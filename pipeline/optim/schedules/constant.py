@@ -1,0 +1,16 @@
+"""No decay."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipeline.optim.schedules.base import ScheduleSection
+
+
+class Constant(ScheduleSection):
+    """No decay."""
+
+    decay: Literal["constant"] = "constant"
+
+    def after_warmup(self, progress: float, *, peak: float, end: float) -> float:
+        return peak

@@ -1,0 +1,17 @@
+"""Cosine decay: the paper's choice for ImageNet-1k (Table 3)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipeline.functional.schedules import cosine_decay
+from pipeline.optim.schedules.base import ScheduleSection
+
+
+class Cosine(ScheduleSection):
+    """Cosine decay: the paper's choice for ImageNet-1k (Table 3)."""
+
+    decay: Literal["cosine"] = "cosine"
+
+    def after_warmup(self, progress: float, *, peak: float, end: float) -> float:
+        return cosine_decay(progress, peak=peak, end=end)
