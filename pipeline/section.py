@@ -71,6 +71,12 @@ class OneOf:
         return core_schema.tagged_union_schema(choices, discriminator=self.chosen)
 
 
+def members_of(choice: Any) -> dict[str, type[Section]]:
+    """The members of `Annotated[A | B, OneOf(...)]` by the text that chooses them."""
+    union, *marks = typing.get_args(choice)
+    return next(mark for mark in marks if isinstance(mark, OneOf)).members(union)
+
+
 def annotation_of(field: FieldInfo) -> Any:
     """A field's type, with the mark of its union, which pydantic keeps apart."""
     mark = next((item for item in field.metadata if isinstance(item, OneOf)), None)

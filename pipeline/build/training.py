@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 
 from pipeline.build.resume import Start
 from pipeline.build.streams import make_remote_options, make_stream
-from pipeline.config.resolve import Plan, make_model_config, make_schedule
+from pipeline.config.resolve import Plan, make_schedule
 from pipeline.config.run import RunConfig
 from pipeline.console.lines import say
 from pipeline.data.streams.datamodule import StreamDataModule
@@ -20,8 +20,7 @@ from pipeline.distributed.world import World
 from pipeline.evaluation.runner import Evaluator
 from pipeline.launch.cores import threads_of_a_rank
 from pipeline.launch.signals import StopRequest
-from pipeline.models.vit.model import VisionTransformer, ViTConfig
-from pipeline.models.vit.sizes import training_flops_per_image
+from pipeline.models.base import Backbone, ModelConfig
 from pipeline.monitor.loggers import MetricsFile, RunIdentity, WandbTracker, make_wandb_logger
 from pipeline.monitor.wandb_identity import settle_run
 from pipeline.monitor.wandb_settings import read_wandb_environment
@@ -41,9 +40,9 @@ from pipeline.train.watchdog import Watchdog
 from pipeline.train.zero import ZeroStrategy, deepspeed_config
 
 
-def make_model(config: ViTConfig, *, seed: int) -> VisionTransformer:
+def make_model(config: ModelConfig, *, seed: int) -> Backbone:
     """A freshly initialised model; the same on every rank."""
-    model = VisionTransformer(config)
+    model = config.build()
     model.init_weights(torch.Generator().manual_seed(seed))
     return model
 
@@ -124,7 +123,7 @@ def _make_metrics(plan: Plan, *, world: World, rank_times: RankTimes, health: He
     return TrainingMetrics(
         metrics=config.objective.metrics(num_classes=config.model.num_classes), global_batch_size=config.trainer.global_batch_size,
         epochs_per_image=plan.mixture.epochs_per_image(num_streams=plan.num_streams), total_steps=plan.stop_step, log_every=config.tracking.log_every,
-        flops_per_image=training_flops_per_image(plan.model), peak_flops=None if peak is None else peak * world.size,
+        flops_per_image=plan.model.cost.training_flops, peak_flops=None if peak is None else peak * world.size,
         unreadable_budget=config.data.unreadable_budget, rank_times=rank_times, health=health,
     )  # fmt: skip
 
@@ -217,18 +216,18 @@ def make_evaluator(folder: RunFolder, config: RunConfig) -> Evaluator:
         say(f"[eval] {message}")
     return Evaluator(
         folder, section=config.evaluation, identity=make_run_identity(config, run_id=wandb.run_id, folder=folder),
-        record={**_describe_run(config, folder, make_model_config(config.model)), "slurm_job_id": World.from_environment().slurm_job_id},
+        record={**_describe_run(config, folder, config.model.resolve()), "slurm_job_id": World.from_environment().slurm_job_id},
         remote=make_remote_options(config.data),
     )  # fmt: skip
 
 
-def _describe_run(config: RunConfig, folder: RunFolder, model: ViTConfig) -> dict[str, Any]:
+def _describe_run(config: RunConfig, folder: RunFolder, model: ModelConfig) -> dict[str, Any]:
     """What W&B keeps as a run's configuration."""
     with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in VisionTransformer(model).parameters())
+        parameters = sum(parameter.numel() for parameter in model.build().parameters())
     return {
         **config.model_dump(mode="json"), "versions": collect_versions(), "run_dir": str(folder.root.resolve()),
-        "checkpoints": str(folder.checkpoints.resolve()), "model_resolved": asdict(model), "parameters": parameters,
+        "checkpoints": str(folder.checkpoints.resolve()), "model_resolved": {"family": model.family, **model.to_dict()}, "parameters": parameters,
     }  # fmt: skip
 
 

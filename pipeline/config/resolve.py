@@ -16,9 +16,7 @@ from pipeline.data.streams.mixture import Corpus, Mixture, UnindexedShards
 from pipeline.data.streams.train import largest_micro_batch
 from pipeline.distributed.precision import TrainingPrecision
 from pipeline.errors import ConfigError
-from pipeline.models.vit.model import ViTConfig
-from pipeline.models.vit.section import ModelSection
-from pipeline.models.vit.sizes import parse_name
+from pipeline.models.base import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Plan:
     """A configuration made concrete: checked, and counted in steps."""
 
     config: RunConfig
-    model: ViTConfig
+    model: ModelConfig
     decoder: Decoder
     mixture: Mixture | UnindexedShards
     num_streams: int
@@ -50,36 +48,6 @@ class Plan:
         return replace(self, config=self.config.model_copy(update={"trainer": trainer}))
 
 
-def make_model_config(section: ModelSection, *, head_bias: float = 0.0) -> ViTConfig:
-    """The model a section names.
-
-    Raises:
-        ConfigError: unknown name, or an image size or width that does not divide.
-    """
-    shape, patch_size = parse_name(section.name)
-    if section.image_size % patch_size:
-        below = section.image_size // patch_size * patch_size
-        near = f"{below} or {below + patch_size}" if below else f"{patch_size}"
-        raise ConfigError(
-            f"model.image_size={section.image_size} is not divisible by the patch size {patch_size} of {section.name}; use {near}"
-        )
-    width, num_heads = section.width or shape.width, section.num_heads or shape.num_heads
-    if width % num_heads:
-        raise ConfigError(f"model.width={width} is not divisible by model.num_heads={num_heads}")
-    return ViTConfig(
-        image_size=section.image_size,
-        patch_size=patch_size,
-        width=width,
-        depth=section.depth or shape.depth,
-        mlp_dim=section.mlp_dim or (shape.mlp_dim if section.width is None else 4 * width),
-        num_heads=num_heads,
-        num_classes=section.num_classes,
-        representation_size=width if section.representation == "tanh" else None,
-        dropout=section.dropout,
-        head_bias=head_bias,
-    )
-
-
 def make_plan(config: RunConfig, *, world_size: int) -> Plan:
     """Check a configuration against its data and the number of ranks, before anything expensive starts.
 
@@ -87,7 +55,7 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
         ConfigError: numbers that do not fit together.
         DataError: no index.
     """
-    model = make_model_config(config.model, head_bias=config.objective.head_bias)
+    model = config.model.resolve(head_bias=config.objective.head_bias)
     mixture = load_mixture(config.data)
     if isinstance(mixture, Mixture):
         _check_classes(mixture, num_classes=config.model.num_classes)

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from pipeline.credentials import describe_credential
 from pipeline.data.section import DataSection
 from pipeline.evaluation.section import EvaluationSection
-from pipeline.models.vit.section import ModelSection
+from pipeline.models import Model
 from pipeline.monitor.section import TrackingSection
 from pipeline.objectives import Objective, Sigmoid
 from pipeline.optim import Optimizer
@@ -34,7 +34,7 @@ class RunConfig(Section):
     )
     output_dir: str = Field("runs", description="where run folders are made", json_schema_extra=TOLD)
     seed: Seed = 0
-    model: ModelSection
+    model: Model
     data: DataSection
     objective: Objective = Sigmoid()  # type: ignore[call-arg]
     optimizer: Optimizer

@@ -15,7 +15,7 @@ from pipeline.data.shards.remote import RemoteOptions
 from pipeline.data.streams.evaluation import EvalStream
 from pipeline.data.workers import explained, start_worker, started
 from pipeline.distributed.precision import EvaluationPrecision
-from pipeline.models.vit.model import VisionTransformer
+from pipeline.models.base import Backbone
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Features:
 
 @torch.no_grad()
 def extract_features(
-    model: VisionTransformer, index: ShardIndex, *, transform: EvalTransform, device: torch.device,
+    model: Backbone, index: ShardIndex, *, transform: EvalTransform, device: torch.device,
     precision: EvaluationPrecision, batch_size: int, num_workers: int, description: str,
     remote: RemoteOptions | None = None,
 ) -> Features:  # fmt: skip

@@ -270,7 +270,7 @@ class Evaluator:
         return train, test, prepare_splits(train, test)
 
     def _features(self, weights: Weights, index: ShardIndex, description: str) -> Features:
-        section, image_size = self.section, weights.model.config.image_size
+        section, image_size = self.section, weights.header.model.image_size
         transform = EvalTransform(image_size=image_size, short_side=section.short_side or round(image_size * RESIZE_RATIO))
         return extract_features(
             weights.model, index, transform=transform, device=self.device,

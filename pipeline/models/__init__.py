@@ -1,1 +1,22 @@
-"""Vision Transformers, in torch alone."""
+"""Model families: one folder each, and its name in the union below."""
+
+from typing import Annotated, Any
+
+from pipeline.models.base import ModelConfig
+from pipeline.models.section import ModelSection
+from pipeline.models.vit.section import ViT
+from pipeline.section import OneOf, members_of
+
+Model = Annotated[ViT, OneOf("family", default="vit")]
+
+
+def config_from_dict(family: str, values: Any) -> ModelConfig:
+    """A model's configuration from a file.
+
+    Raises:
+        ValueError: an unknown family, or values that describe none of its models.
+    """
+    section = members_of(Model).get(family)
+    if section is None or not issubclass(section, ModelSection):
+        raise ValueError(f"the model family {family[:40]!r} is unknown here")
+    return section.config_type.from_dict(values)

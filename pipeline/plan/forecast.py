@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.config.resolve import count_accumulation_steps, load_mixture, make_model_config
+from pipeline.config.resolve import count_accumulation_steps, load_mixture
 from pipeline.config.run import RunConfig
 from pipeline.data.shards.index import DEFAULT_BLOCK_SAMPLES
 from pipeline.data.streams.mixture import Mixture
@@ -15,13 +15,11 @@ from pipeline.distributed.hardware import DATA_SHEET_BF16_TFLOPS, DATA_SHEET_MEM
 from pipeline.distributed.precision import TrainingPrecision
 from pipeline.durations import Duration
 from pipeline.errors import ConfigError, DataError
-from pipeline.models.vit.model import VisionTransformer, ViTConfig
-from pipeline.models.vit.sizes import training_flops_per_image
+from pipeline.models.base import ModelConfig
 from pipeline.optim.groups import parameter_groups
-from pipeline.plan.activations import saved_bytes_per_image, saved_bytes_per_pass, working_bytes_per_image
 from pipeline.plan.compute import Compute, run_compute, step_traffic_bytes
 from pipeline.plan.failures import Interruptions, daly_interval_s, job_mtbf_s, lost_fraction, young_interval_s
-from pipeline.plan.memory import STAGES, ParameterSizes, Stage, StateBytes, sizes_of_groups, state_bytes
+from pipeline.plan.memory import STAGES, ParameterSizes, Stage, StateBytes, saved_bytes_per_pass, sizes_of_groups, state_bytes
 from pipeline.plan.storage import Reading, moments_bytes, reading_rates, weights_bytes
 
 IMAGE_BYTES = 110_000  # of a median ImageNet photo
@@ -114,7 +112,7 @@ class Forecast:
 
     name: str
     model_name: str
-    model: ViTConfig
+    model: ModelConfig
     num_parameters: int
     cluster: Cluster
     gpu_name: str
@@ -144,7 +142,7 @@ def make_forecast(config: RunConfig, *, cluster: Cluster, num_samples: int | Non
     _check(cluster)
     gpu = find_gpu(cluster.gpu)
     num_gpus = cluster.num_nodes * cluster.gpus_per_node
-    model = make_model_config(config.model)
+    model = config.model.resolve()
     accumulation = count_accumulation_steps(config, world_size=num_gpus)
     corpus = _know_corpus(config, num_samples=num_samples, image_bytes=image_bytes)
     sizes, num_kernel_elements = _sizes(model)
@@ -152,7 +150,7 @@ def make_forecast(config: RunConfig, *, cluster: Cluster, num_samples: int | Non
     batch = config.trainer.global_batch_size
     compute = run_compute(
         steps=_count_steps(config, corpus), global_batch_size=batch, num_samples=corpus.num_samples,
-        flops_per_image=training_flops_per_image(model), peak_flops=_peak_flops(config, gpu), mfu=cluster.mfu,
+        flops_per_image=model.cost.training_flops, peak_flops=_peak_flops(config, gpu), mfu=cluster.mfu,
         num_gpus=num_gpus, price_per_gpu_hour=cluster.price,
     )  # fmt: skip
     return Forecast(
@@ -209,9 +207,9 @@ def _precision(config: RunConfig, *, stage: Stage) -> TrainingPrecision:
     return "bf16_autocast" if stage == 0 and wanted == "bf16" else wanted
 
 
-def _sizes(model: ViTConfig) -> tuple[ParameterSizes, int]:
+def _sizes(model: ModelConfig) -> tuple[ParameterSizes, int]:
     with torch.device("meta"):
-        groups = parameter_groups(VisionTransformer(model), weight_decay=1.0, decayed="kernels")
+        groups = parameter_groups(model.build(), weight_decay=1.0, decayed="kernels")
     sizes = sizes_of_groups(groups)
     return sizes, sum(sizes.groups[0])
 
@@ -269,7 +267,7 @@ def _stage_memory(
     stage: Stage,
     config: RunConfig,
     *,
-    model: ViTConfig,
+    model: ModelConfig,
     sizes: ParameterSizes,
     kernels: int,
     num_gpus: int,
@@ -279,7 +277,7 @@ def _stage_memory(
     precision = _precision(config, stage=stage)
     batch = config.trainer.global_batch_size
     share, micro = (largest_micro_batch(batch, num_ranks=num_gpus, accumulation_steps=parts) for parts in (1, accumulation))
-    image = saved_bytes_per_image(model, precision=precision) + working_bytes_per_image(model, precision=precision)
+    image = model.cost.saved_bytes(precision=precision) + model.cost.working_bytes(precision=precision)
     once = saved_bytes_per_pass(kernels, precision=precision)
     state = state_bytes(
         sizes,

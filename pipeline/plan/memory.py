@@ -58,6 +58,11 @@ def sizes_of_groups(groups: list[dict[str, list[nn.Parameter]]]) -> ParameterSiz
     return ParameterSizes(tuple(tuple(parameter.numel() for parameter in group["params"]) for group in groups))
 
 
+def saved_bytes_per_pass(num_kernel_elements: int, *, precision: TrainingPrecision) -> int:
+    """Bytes saved once, whatever the batch: autocast keeps a bf16 copy of every kernel until the backward pass."""
+    return 2 * num_kernel_elements if precision == "bf16_autocast" else 0
+
+
 @dataclass(frozen=True)
 class StateBytes:
     """What one rank holds besides activations, in bytes.

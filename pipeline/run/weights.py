@@ -18,13 +18,14 @@ from torch import Tensor
 from pipeline.errors import CheckpointError
 from pipeline.files import sync_folder
 from pipeline.json_text import parse_json
-from pipeline.models.vit.model import VisionTransformer, ViTConfig
+from pipeline.models import config_from_dict
+from pipeline.models.base import Backbone, ModelConfig
 
 
-def save_weights(path: Path, tensors: dict[str, Tensor], *, model: ViTConfig, step: int, images_seen: int) -> None:
+def save_weights(path: Path, tensors: dict[str, Tensor], *, model: ModelConfig, step: int, images_seen: int) -> None:
     """Write plain weights as safetensors, the model's config in the header, whole or not at all."""
     header = {
-        "model": json.dumps(model.to_dict()), "step": str(step), "images_seen": str(images_seen),
+        "family": model.family, "model": json.dumps(model.to_dict()), "step": str(step), "images_seen": str(images_seen),
         "digest": digest_tensors(tensors), "format": "pt",
     }  # fmt: skip
     path.parent.mkdir(exist_ok=True)  # not its parents: a run folder that is away must not be made anew under its mount point
@@ -88,7 +89,7 @@ class WeightsHeader:
     """What a weights file says of itself."""
 
     digest: str
-    model: ViTConfig
+    model: ModelConfig
     step: int
     images_seen: int
 
@@ -103,7 +104,7 @@ def read_weights_header(path: Path) -> WeightsHeader:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
         return WeightsHeader(
-            digest=header["digest"], model=ViTConfig.from_dict(parse_json(header["model"])), step=_count(header["step"]),
+            digest=header["digest"], model=config_from_dict(header.get("family", "vit"), parse_json(header["model"])), step=_count(header["step"]),
             images_seen=_count(header["images_seen"]),
         )  # fmt: skip
     except FileNotFoundError as error:
@@ -122,7 +123,7 @@ def _count(text: str) -> int:
 class Weights:
     """A model loaded from plain weights, and how much training they have had."""
 
-    model: VisionTransformer
+    model: Backbone
     header: WeightsHeader
 
 
@@ -134,14 +135,14 @@ def load_weights(path: Path) -> Weights:
     """
     header = read_weights_header(path)
     _check_shapes(path, header.model)  # before a model is made: a damaged header may describe one of any size
-    model = VisionTransformer(header.model)
+    model = header.model.build()
     load_tensors(model, path)
     if digest_tensors(model.state_dict()) != header.digest:
         raise CheckpointError(f"{path} is damaged: its tensors differ from the digest in its header")
     return Weights(model=model.eval(), header=header)
 
 
-def load_tensors(model: VisionTransformer, path: Path) -> None:
+def load_tensors(model: Backbone, path: Path) -> None:
     """Fill a model with a weights file's tensors.
 
     Raises:
@@ -153,15 +154,15 @@ def load_tensors(model: VisionTransformer, path: Path) -> None:
         raise CheckpointError(f"{path} is damaged, or of another model: {error}") from error
 
 
-def _check_shapes(path: Path, config: ViTConfig) -> None:
+def _check_shapes(path: Path, config: ModelConfig) -> None:
     with safe_open(path, framework="pt") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (not a dictionary)
     reason = f"{path} is damaged, or of another model: its tensors are not those of the model in its header"
-    if config.depth > len(found):  # a block has several
+    if config.least_tensors > len(found):
         raise CheckpointError(reason)
     try:
         with torch.device("meta"):
-            expected = {name: tuple(tensor.shape) for name, tensor in VisionTransformer(config).state_dict().items()}
+            expected = {name: tuple(tensor.shape) for name, tensor in config.build().state_dict().items()}
     except RuntimeError as error:  # more elements than a tensor can have
         raise CheckpointError(reason) from error
     if found != expected:

@@ -12,14 +12,14 @@ import yaml
 
 from pipeline.commands.train import run_training
 from pipeline.config.read import load_config, parse_config
-from pipeline.config.resolve import make_model_config, make_plan
+from pipeline.config.resolve import make_plan
 from pipeline.data.shards.index import load_index
 from pipeline.durations import parse_duration
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.datasets import open_dataset
 from pipeline.evaluation.section import EvalDataset
 from pipeline.launch.signals import StopRequest
-from pipeline.models.vit.section import ModelSection
+from pipeline.models.vit.section import ViT
 from tests.conftest import REPOSITORY, Outcome, run_command
 
 WriteConfig = Callable[..., Path]
@@ -30,7 +30,7 @@ RECIPES = sorted((REPOSITORY / "configs").glob("*.yaml"))
 def test_every_recipe_loads(path: Path) -> None:
     config = load_config(path)
     assert config.name == path.stem
-    assert make_model_config(config.model).num_patches > 0
+    assert config.model.resolve().num_patches > 0
 
 
 @pytest.mark.parametrize(("name", "rate", "decay"), [("l16_in21k", 1e-3, 0.03), ("l32_in21k", 1e-3, 0.03)])
@@ -365,7 +365,7 @@ def test_the_command_prints_one_sentence_and_exits_with_2(write_config: WriteCon
 
 def test_the_image_size_may_be_smaller_than_a_patch_only_in_error() -> None:
     with pytest.raises(ConfigError, match="use 16"):
-        make_model_config(ModelSection(name="B/16", image_size=8, num_classes=2))
+        ViT(name="B/16", image_size=8, num_classes=2).resolve()
 
 
 @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ def test_a_message_stays_short_whatever_was_given(write_config: WriteConfig) -> 
     ]
     for given in ([override] for override in overrides):
         with pytest.raises(ConfigError) as caught:
-            make_model_config(load_config(write_config(), given).model)
+            load_config(write_config(), given).model.resolve()
         assert len(str(caught.value)) < 8000, given[0][:40]
 
 

@@ -12,8 +12,7 @@ import torch
 
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
 from pipeline.optim.groups import parameter_groups
-from pipeline.plan.activations import saved_bytes_per_image, saved_bytes_per_pass, working_bytes_per_image
-from pipeline.plan.memory import BUCKET_ELEMENTS, ParameterSizes, StateBytes, sizes_of_groups, state_bytes
+from pipeline.plan.memory import BUCKET_ELEMENTS, ParameterSizes, StateBytes, saved_bytes_per_pass, sizes_of_groups, state_bytes
 from pipeline.train.zero import deepspeed_config
 from tests.helpers.trainings import run_ranks
 
@@ -58,7 +57,7 @@ def predict(case: Case) -> tuple[StateBytes, int]:
         accumulation_steps=case["accumulation_steps"], bucket_elements=case["bucket_elements"], staging_buckets=1,
     )  # fmt: skip
     precision = case["precision"]
-    image = saved_bytes_per_image(MODEL, precision=precision) + working_bytes_per_image(MODEL, precision=precision)
+    image = MODEL.cost.saved_bytes(precision=precision) + MODEL.cost.working_bytes(precision=precision)
     return state, state.total + case["batch"] * image + saved_bytes_per_pass(kernels, precision=precision)
 
 

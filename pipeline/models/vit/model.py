@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from pipeline.models.base import Backbone, ModelConfig
+from pipeline.models.vit.cost import ViTCost
 from pipeline.models.vit.layers import LAYER_NORM_EPS, EncoderBlock
 
 POSITION_STD = 0.02  # N(0, 0.02) for position embeddings (authors' code)
@@ -18,8 +20,10 @@ LARGEST_SIZE = 2**31 - 1  # of a width, a depth, ... that is read from a file
 
 
 @dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(ModelConfig):
     """Everything that fixes a ViT's weights. Lengths in pixels, widths in channels."""
+
+    family: ClassVar[str] = "vit"
 
     image_size: int
     patch_size: int
@@ -36,16 +40,22 @@ class ViTConfig:
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def least_tensors(self) -> int:
+        return self.depth  # a block has several
+
+    @property
+    def cost(self) -> ViTCost:
+        return ViTCost(self)
+
+    def build(self) -> VisionTransformer:
+        return VisionTransformer(self)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    @staticmethod
-    def from_dict(values: Any) -> ViTConfig:
-        """The config that `to_dict` wrote, after a way through a file.
-
-        Raises:
-            ValueError: it is none.
-        """
+    @classmethod
+    def from_dict(cls, values: Any) -> ViTConfig:
         known = {field.name for field in fields(ViTConfig)}
         if not isinstance(values, dict) or values.keys() != known:
             raise ValueError(f"the model's description is not the keys {', '.join(sorted(known))}")
@@ -62,7 +72,7 @@ class ViTConfig:
         return config
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Backbone):
     """Images in, class logits out.
 
     Learned 1-D position embeddings, a class token, pre-LN encoder, final LayerNorm, and a head that is one dense

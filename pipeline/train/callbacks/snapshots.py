@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from pipeline.data.order import ORDER_VERSION
-from pipeline.models.vit.model import ViTConfig
+from pipeline.models.base import ModelConfig
 from pipeline.run.checkpoint import FORMAT, MODEL_FILE, CheckpointMeta, RunFolder, collect_versions, describe_files, write_meta
 from pipeline.run.checkpoint_search import is_finite
 from pipeline.run.weights import save_tensors, save_weights
@@ -26,7 +26,7 @@ Entries = dict[str, dict[str, Any]]  # of a manifest
 class RunFacts:
     """What goes into every checkpoint's meta.json and every weights file."""
 
-    model: ViTConfig
+    model: ModelConfig
     global_batch_size: int
     zero_stage: int
     wandb_id: str

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
-from pipeline.models.vit.sizes import SHAPES, macs_per_image, parse_name, training_flops_per_image
+from pipeline.models.vit.sizes import SIZES, parse_name
 
 
 def config_of(
@@ -71,7 +71,7 @@ def test_parameter_counts_equal_timms(timm: ModuleType, name: str, timm_name: st
     ],
 )
 def test_training_cost_is_the_papers(name: str, epochs: int, exaflops: float, rel: float) -> None:
-    per_image = training_flops_per_image(config_of(name, num_classes=18291, tanh=True))
+    per_image = config_of(name, num_classes=18291, tanh=True).cost.training_flops
     assert per_image * epochs * 303e6 / 1e18 == pytest.approx(exaflops, rel=rel)
 
 
@@ -83,7 +83,7 @@ def test_macs_equal_what_torch_counts() -> None:
         model, images = VisionTransformer(config), torch.empty(1, 3, 224, 224)
     with FlopCounterMode(display=False) as counter:
         model(images)
-    assert 2 * macs_per_image(config) == counter.get_total_flops()
+    assert 2 * config.cost.macs == counter.get_total_flops()
 
 
 def to_timm(model: VisionTransformer) -> dict[str, Tensor]:
@@ -199,7 +199,7 @@ def test_dropout_stands_where_the_paper_puts_it() -> None:
     model = VisionTransformer(config_of("Ti/32", dropout=0.1))
     places = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout) and module.p == 0.1]
     assert places[0] == "dropout"
-    assert len(places) == 1 + 2 * SHAPES["Ti"].depth
+    assert len(places) == 1 + 2 * SIZES["Ti"].depth
 
 
 @pytest.mark.parametrize("name", ["XL/16", "L", "L/0", "L/16x"])

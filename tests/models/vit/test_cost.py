@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.resolve import make_model_config
 from pipeline.distributed.precision import TrainingPrecision
 from pipeline.functional.losses import one_hot_targets, sigmoid_cross_entropy
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
-from pipeline.models.vit.section import ModelSection
-from pipeline.plan.activations import saved_bytes_per_image, saved_bytes_per_pass
+from pipeline.models.vit.section import ViT
+from pipeline.plan.memory import saved_bytes_per_pass
 
 MODEL = ViTConfig(
     image_size=96, patch_size=16, width=192, depth=4, mlp_dim=768, num_heads=3, num_classes=1000,
@@ -50,7 +49,7 @@ def test_what_autograd_saves(precision: TrainingPrecision, dropout: float) -> No
     model.init_weights(torch.Generator().manual_seed(0))
     model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
     few, more = (saved_bytes(model, batch=batch, precision=precision, size=config.image_size) for batch in (2, 6))
-    predicted = saved_bytes_per_image(config, precision=precision, mask_bytes=4 if precision == "fp32" else 2)
+    predicted = config.cost.saved_bytes(precision=precision, mask_bytes=4 if precision == "fp32" else 2)
     assert (more - few) / 4 == pytest.approx(predicted, rel=0.01 if precision == "bf16_autocast" else 0.002)
     kernels = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d))
     assert few - (more - few) / 2 == saved_bytes_per_pass(kernels, precision=precision)
@@ -59,7 +58,7 @@ def test_what_autograd_saves(precision: TrainingPrecision, dropout: float) -> No
 def test_a_block_of_l16_is_34_bytes_times_width_and_the_mask_after_gelu() -> None:
     """Korthikanti et al. 2022, equation 1, without its attention matrix, which fused attention does not save."""
     one, two = (
-        saved_bytes_per_image(make_model_config(ModelSection(name="L/16", num_classes=10, dropout=0.1, depth=depth)), precision="bf16")  # type: ignore[call-arg]
+        ViT(name="L/16", num_classes=10, dropout=0.1, depth=depth).resolve().cost.saved_bytes(precision="bf16")  # type: ignore[call-arg]
         for depth in (1, 2)
     )  # fmt: skip
     width, hidden, tokens = 1024, 4096, 197

@@ -1,0 +1,30 @@
+"""The settings that every model family has."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+from pydantic import Field
+
+from pipeline.models.base import ModelConfig
+from pipeline.section import Section
+
+
+class ModelSection(Section):
+    """The settings of a model of any family."""
+
+    num_classes: int = Field(ge=1, description="classes of the pretraining set")
+
+    config_type: ClassVar[type[ModelConfig]]  # what `resolve` returns, for files that hold one
+
+    @abstractmethod
+    def resolve(self, *, head_bias: float = 0.0) -> ModelConfig:
+        """The model that the settings describe.
+
+        Args:
+            head_bias: what the classifier's biases begin at.
+
+        Raises:
+            ConfigError: an unknown name, or sizes that do not fit together.
+        """
