@@ -186,7 +186,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = add(
         "evaluate", evaluate, "linear and few-shot accuracy of a run's checkpoints, in a process of its own",
         "examples:\n  python -m pipeline evaluate runs/l16_in21k --watch\n"
-        "  python -m pipeline evaluate runs/demo evaluation.shots=[10]\n\n"
+        "  python -m pipeline evaluate runs/demo evaluation.protocols.few_shot.shots=[10]\n\n"
         "Reads weights/ only and appends to evaluations.jsonl; what stands there is not computed again.\n"
         "Several may run at once. With --watch it ends when the run's last step is evaluated, or the run has failed. Told to stop it ends at once, with exit\n"
         "code 75: the same command goes on.",

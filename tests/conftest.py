@@ -130,7 +130,11 @@ def tiny_config(corpus: Path, downstream: dict[str, str]) -> dict[str, Any]:
         "schedule": {"warmup": "2 steps"},
         "trainer": {"duration": "12 steps", "global_batch_size": 8, "zero_stage": 2, "devices": 2, "peak_tflops": 1.0},
         "checkpoint": {"every": "4 steps", "keep_last": 2},
-        "evaluation": {"datasets": [downstream], "shots": [1, 5], "seeds": [0, 1], "num_workers": 0},
+        "evaluation": {
+            "datasets": [downstream],
+            "protocols": {"few_shot": {"shots": [1, 5], "seeds": [0, 1]}, "linear": {}},
+            "num_workers": 0,
+        },
         "tracking": {"log_every": 1, "mode": "disabled"},
     }
 

@@ -17,7 +17,7 @@ from pipeline.data.section import ShardsSection
 from pipeline.section import Section, annotation_of, section_for
 
 
-def fit_to_schema(value: Any, annotation: Any, *, path: str = "") -> Any:
+def fit_to_schema(value: Any, annotation: Any, *, path: str = "", name: str | None = None) -> Any:
     """Plain values, as their places in the schema want them. What fits no place is left for the schema to refuse.
 
     Args:
@@ -30,12 +30,14 @@ def fit_to_schema(value: Any, annotation: Any, *, path: str = "") -> Any:
     """
     if isinstance(value, dict):
         texts = {key.text if isinstance(key, Plain) else str(key): below for key, below in value.items()}
-        section = section_for(
-            annotation, {key: below.text if isinstance(below, Plain) else below for key, below in texts.items()}
-        )
+        said = {key: below.text if isinstance(below, Plain) else below for key, below in texts.items()}
+        section = section_for(annotation, said if name is None else {"protocol": name, **said})
         fields = {} if section is None else _annotations(section)
         other = _values_of(annotation)
-        return {key: fit_to_schema(below, fields.get(key, other), path=f"{path}{key}.") for key, below in texts.items()}
+        return {
+            key: fit_to_schema(below, fields.get(key, other), path=f"{path}{key}.", name=None if other is Any else key)
+            for key, below in texts.items()
+        }
     kinds = list(_kinds_of(annotation))
     if isinstance(value, list):
         sequence = next((kind for kind in kinds if typing.get_origin(kind) is tuple), None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline.data.class_counts import ClassCounts
 from pipeline.data.shards.index import ShardIndex, check_shards, load_index, read_class_names
 from pipeline.errors import DataError, EvaluationError
-from pipeline.evaluation.requirements import compare_classes, short_classes, takes_all, why_no_linear
+from pipeline.evaluation.requirements import compare_classes
 from pipeline.evaluation.section import EvalDataset, EvaluationSection
 
 
@@ -85,32 +85,15 @@ def examine_dataset(dataset: EvalDataset, section: EvaluationSection) -> list[st
 
 def _judge_train(opened: EvaluationSet, train: ClassCounts, section: EvaluationSection) -> list[str]:
     """What the train split has too few images for. What would fail at every checkpoint is refused if nothing else is asked for."""
-    notes: list[str] = []
-    if "linear" in section.protocols and (reason := why_no_linear(train)) is not None:
-        line = "evaluation.protocols='[few_shot]'"
-        if "few_shot" not in section.protocols:
-            raise EvaluationError(f"evaluation set {opened.name!r}: {reason}: type {line}")
-        notes.append(f"linear will fail: {reason}, alone with {line}")
-    if "few_shot" in section.protocols and (short := [shots for shots in section.shots if short_classes(train, shots)]):
-        notes.append(_describe_short(opened, train, short, section.shots))
-    return notes
-
-
-def _describe_short(opened: EvaluationSet, train: ClassCounts, short: list[int], asked: tuple[int, ...]) -> str:
-    smallest = int(train.images.argmin())
-    count, label = int(train.images[smallest]), int(train.ids[smallest])
+    impossible = {name: protocol.why_impossible(train) for name, protocol in section.protocols.items()}
+    reasons = {name: reason for name, reason in impossible.items() if reason is not None}
+    left_out = " ".join(f"evaluation.protocols.{name}=null" for name in reasons)
+    if reasons and len(reasons) == len(section.protocols):
+        raise EvaluationError(
+            f"evaluation set {opened.name!r}: {'; '.join(reasons.values())}; leave the set out, or name a protocol that can"
+        )
+    notes = [f"{name} will fail: {reason}; leave it out with {left_out}" for name, reason in reasons.items()]
     names = read_class_names(opened.train)
-    name = f" ({names[label]})" if names is not None and label < len(names) else ""
-    whole = [shots for shots in short if takes_all(train, shots)]
-    parts = [f"{len(short_classes(train, shots))} of {len(train.ids)} classes at {shots}-shot" for shots in short]
-    seeds = f"; at {', '.join(map(str, whole))} that is all of train, whatever the seed" if whole else ""
-    enough = [shots for shots in asked if shots not in short] or [count]
-    return (
-        f"class {label}{name} has {count} train image{'s' * (count != 1)}, and evaluation.shots asks for {_listed(short)}. A class with "
-        f"fewer gives all that it has ({', '.join(parts)}){seeds}. Shots that every class has: evaluation.shots='[{', '.join(map(str, enough))}]'"
-    )
-
-
-def _listed(numbers: list[int]) -> str:
-    *others, last = map(str, numbers)
-    return f"{', '.join(others)} and {last}" if others else last
+    for name, protocol in section.protocols.items():
+        notes += protocol.notes(train, class_names=names, path=f"evaluation.protocols.{name}")
+    return notes

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.tasks import Key, Task
+from pipeline.evaluation.tasks import Key
 
 _SHOWN_STEPS = 5
 
@@ -54,9 +54,8 @@ def describe_failures(failures: Mapping[Key, str]) -> list[str]:
     measures: dict[tuple[str, str], dict[str, None]] = {}
     steps: dict[tuple[str, str], dict[int, None]] = {}
     for key, reason in failures.items():
-        step, task = key[0], Task(*key[1:5])
-        measures.setdefault((task.dataset, reason), {})[task.measure.removeprefix(f"{task.dataset} ")] = None
-        steps.setdefault((task.dataset, reason), {})[step] = None
+        measures.setdefault((key.dataset, reason), {})[key.measure] = None
+        steps.setdefault((key.dataset, reason), {})[key.step] = None
     return [
         f"{dataset} {', '.join(measures[dataset, reason])} at step{'s' * (len(found) > 1)} "
         f"{', '.join(map(str, list(found)[:_SHOWN_STEPS]))}{' ...' * (len(found) > _SHOWN_STEPS)}: {reason}"

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.features import Features
-from pipeline.evaluation.measure import Measured, Splits
+from pipeline.evaluation.section import EvaluationSection
+from pipeline.evaluation.splits import Measured, Splits
 from pipeline.evaluation.tasks import Conditions, Task, describe
+from pipeline.run.evaluations import measure_of, read_lines
 from pipeline.run.records import append_json_lines, read_json_lines
 from pipeline.run.weights import WeightsHeader
 
@@ -76,7 +78,7 @@ class ResultFile:
 
     def rows(self) -> list[Row]:
         """All results, also those that wait."""
-        return read_json_lines(self.path) + self.waiting
+        return read_lines(self.path) + self.waiting
 
 
 def summarise(rows: Sequence[Row]) -> str:
@@ -90,32 +92,14 @@ def summarise(rows: Sequence[Row]) -> str:
 
 
 def _label(row: Row) -> str:
-    if row["shots"] is None:
-        return f"{row['dataset']} {row['protocol']}"
-    whole = " (all of train)" if row.get("support") == "all" else ""
-    return f"{row['dataset']} {row['shots']}-shot{whole}"
+    return measure_of(row) + (" (all of train)" if row.get("support") == "all" else "")
 
 
-def warnings_of(rows: Iterable[Row]) -> list[str]:
+def warnings_of(rows: Iterable[Row], section: EvaluationSection) -> list[str]:
     """What a reader of the results should know, each once."""
     found: list[str] = []
     for row in rows:
-        if row.get("short_classes"):
-            found.append(f"{row['dataset']}: {row['short_classes']} classes have fewer than {row['shots']} train images")
-        if row.get("support") == "all":
-            found.append(
-                f"{row['dataset']} {row['shots']}-shot: no class has more images, so it takes all {row['support_images']} of train: no spread over seeds"
-            )
-        if row.get("converged") is False:
-            found.append(
-                f"WARNING: {row['dataset']} linear: the solver stopped before the optimum ({row['iterations']} iterations, gradient "
-                f"norm {row['gradient_norm']:.2g}); the accuracy is of the classifier it had reached"
-            )
-        if row.get("not_converged_penalties"):
-            found.append(
-                f"WARNING: {row['dataset']} linear: the solver stopped before the optimum at penalties "
-                f"{', '.join(f'{p:g}' for p in row['not_converged_penalties'])}, which may have changed the choice of the penalty"
-            )
+        found += section.protocols[row["protocol"]].warnings(row)
         if row.get("unreadable"):
             found.append(f"{row['dataset']}: {row['unreadable']} images are unreadable and left out")
     return list(dict.fromkeys(found))

@@ -24,9 +24,9 @@ from pipeline.errors import CheckpointError, ConfigError, DataError, EvaluationE
 from pipeline.evaluation.datasets import EvaluationSet, open_dataset
 from pipeline.evaluation.failures import describe_failures, failing
 from pipeline.evaluation.features import Features, extract_features
-from pipeline.evaluation.measure import Splits, measure, prepare_splits
 from pipeline.evaluation.records import ResultFile, Row, failed_row, result_row, summarise, warnings_of
 from pipeline.evaluation.section import EvaluationSection
+from pipeline.evaluation.splits import Splits, prepare_splits
 from pipeline.evaluation.tasks import Conditions, Key, Task, key_of, key_of_row, list_tasks
 from pipeline.monitor.loggers import EvaluationTracker, RunIdentity
 from pipeline.run.checkpoint import RunFolder
@@ -222,7 +222,7 @@ class Evaluator:
             if tasks:
                 new_rows += self._evaluate_dataset(weights, tasks, reason or self.unopened.get(dataset.name))
         self._track(step)
-        for warning in warnings_of(new_rows):
+        for warning in warnings_of(new_rows, self.section):
             print(f"[eval] {warning}", flush=True)
         print(f"[eval] step {step}: {summarise(new_rows)} ({time.perf_counter() - start:.1f} s)", flush=True)
 
@@ -246,7 +246,7 @@ class Evaluator:
         rows: list[Row] = []
         for task in tasks:
             with failing(task.measure) as failure:
-                value = measure(task, splits)
+                value = self.section.protocols[task.protocol].measure(splits, task.setting)
             if failure.reason is not None:
                 rows.append(self._record_failure(weights.header, task, failure.reason))
                 continue

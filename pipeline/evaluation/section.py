@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.data.section import ShardsSection
 from pipeline.distributed.precision import EvaluationPrecision
-from pipeline.section import Relaunch, Section, Seed
+from pipeline.evaluation.protocols import FewShot, Linear, Protocol
+from pipeline.section import Relaunch, Section
 
 
 class EvalDataset(Section):
@@ -25,9 +26,11 @@ class EvaluationSection(Section):
     relaunch: ClassVar[Relaunch | None] = "free"
 
     datasets: tuple[EvalDataset, ...] = ()
-    protocols: tuple[Literal["few_shot", "linear"], ...] = ("few_shot", "linear")
-    shots: tuple[PositiveInt, ...] = Field((1, 5, 10, 25), description="images a class")
-    seeds: tuple[Seed, ...] = Field((0, 1, 2), description="draws of the few-shot support set")
+    protocols: dict[str, Protocol] = Field(
+        {"few_shot": FewShot(), "linear": Linear()},  # type: ignore[call-arg]
+        description="by name: {few_shot: {shots: [1, 5]}, linear: {}}; a protocol that stands twice names itself: "
+        "{more_shots: {protocol: few_shot, shots: [50]}}",
+    )
     short_side: int | None = Field(None, ge=1, description="resize before the centre crop; image size * 256 / 224 if not given")
     precision: Literal["auto"] | EvaluationPrecision = Field(
         "auto",
@@ -52,10 +55,24 @@ class EvaluationSection(Section):
                 )
             if other != name:
                 raise ValueError(f"datasets: the names {other!r} and {name!r} differ in case alone; rename one of the sets")
-        for key in ("protocols", "shots", "seeds"):
-            values = getattr(self, key)
-            repeated = next((value for value in values if values.count(value) > 1), None)
-            if repeated is not None:
-                once = ",".join(str(value) for value in dict.fromkeys(values))
-                raise ValueError(f"{key}: {repeated} is there {values.count(repeated)} times; write evaluation.{key}=[{once}]")
+        if not self.protocols:
+            raise ValueError("protocols: none is named; write evaluation.protocols='{few_shot: {}, linear: {}}'")
         return self
+
+    @field_validator("protocols", mode="before")
+    @classmethod
+    def _name_protocols(cls, value: Any) -> Any:
+        """A protocol without settings, a list of names, and one left out by null."""
+        if isinstance(value, list | tuple):
+            repeated = next((name for name in value if value.count(name) > 1), None)
+            if repeated is not None:
+                once = ",".join(str(name) for name in dict.fromkeys(value))
+                raise ValueError(f"{repeated} is there {value.count(repeated)} times; write evaluation.protocols=[{once}]")
+            value = {str(name): {} for name in value}
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: {"protocol": name, **settings} if isinstance(settings, dict) else settings
+            for name, settings in value.items()
+            if settings is not None
+        }

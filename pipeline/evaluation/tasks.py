@@ -5,25 +5,29 @@ from __future__ import annotations
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
+from pipeline.evaluation.protocols.base import Setting
 from pipeline.evaluation.section import EvaluationSection
 
-_TASK_KEYS = ("dataset", "protocol", "shots", "seed")
 _CONDITION_KEYS = ("weights", "data", "short_side", "precision")
+_KEYS = ("step", "dataset", "protocol", "measure", "seed", *_CONDITION_KEYS)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One number to be measured on one set: a line of evaluations.jsonl."""
+    """One number to be measured on one set: a line of evaluations.jsonl.
+
+    Args:
+        protocol: its key in `evaluation.protocols`.
+    """
 
     dataset: str
     protocol: str
-    shots: int | None
-    seed: int | None
+    setting: Setting
 
     @property
     def measure(self) -> str:
         """What it is called, over all seeds."""
-        return f"{self.dataset} {self.protocol if self.shots is None else f'{self.shots}-shot'}"
+        return f"{self.dataset} {self.setting.measure}"
 
 
 @dataclass(frozen=True)
@@ -36,31 +40,43 @@ class Conditions:
     precision: str
 
 
-Key = tuple[Any, ...]
+@dataclass(frozen=True)
+class Key:
+    """Identifies a measurement."""
+
+    step: Any
+    dataset: Any
+    protocol: Any
+    measure: Any
+    seed: Any
+    conditions: tuple[Any, ...]
 
 
 def list_tasks(section: EvaluationSection) -> list[Task]:
     """Every number that a checkpoint is to have."""
-    tasks: list[Task] = []
-    for dataset in section.datasets:
-        if "few_shot" in section.protocols:
-            tasks += [Task(dataset.name, "few_shot", shots, seed) for shots in section.shots for seed in section.seeds]
-        if "linear" in section.protocols:
-            tasks.append(Task(dataset.name, "linear", None, None))
-    return tasks
+    return [
+        Task(dataset.name, name, setting)
+        for dataset in section.datasets
+        for name, protocol in section.protocols.items()
+        for setting in protocol.settings()
+    ]
 
 
 def key_of(step: int, task: Task, conditions: Conditions) -> Key:
     """Identifies a measurement."""
-    return (step, *astuple(task), *astuple(conditions))
+    return Key(step, task.dataset, task.protocol, task.setting.measure, task.setting.seed, astuple(conditions))
 
 
 def key_of_row(row: dict[str, Any]) -> Key:
     """Identifies the measurement that a line of evaluations.jsonl is of."""
-    values = (row.get(name) for name in ("step", *_TASK_KEYS, *_CONDITION_KEYS))
-    return tuple(None if isinstance(value, list | dict) else value for value in values)
+    values = [None if isinstance(value := row.get(name), list | dict) else value for name in _KEYS]
+    return Key(*values[:5], conditions=tuple(values[5:]))
 
 
 def describe(step: int, task: Task, conditions: Conditions) -> dict[str, Any]:
     """The part of a line that identifies its measurement."""
-    return {"step": step, **asdict(task), **asdict(conditions)}
+    setting = task.setting
+    return {
+        "step": step, "dataset": task.dataset, "protocol": task.protocol, "measure": setting.measure, "seed": setting.seed,
+        **dict(setting.parameters), **asdict(conditions),
+    }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from argparse import Namespace
 from collections.abc import Collection, Iterator, Mapping
@@ -17,7 +18,7 @@ from pipeline.console.lines import say
 from pipeline.monitor.wandb_identity import Destination, forked_from, settle_destination
 from pipeline.monitor.wandb_settings import Choice, Mode, Resolved, WandbEnvironment, choose_mode, read_wandb_environment
 from pipeline.monitor.wandb_writer import INIT_TIMEOUT_S, WandbRun, WandbWriter
-from pipeline.run.evaluations import newest_of_each
+from pipeline.run.evaluations import newest_of_each, setting_of
 from pipeline.run.records import append_json_lines, number
 
 
@@ -170,7 +171,8 @@ def _by_step(results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         here = [row for row in measured if row["step"] == step]
         groups: dict[str, list[dict[str, Any]]] = {}
         for row in here:
-            setting = f"_{row['shots']}shot" if row.get("shots") is not None else ""
+            measure = setting_of(row) or ""
+            setting = "" if measure == row["protocol"] else "_" + re.sub(r"[^A-Za-z0-9.]+", "", measure)
             groups.setdefault(f"eval/{row['dataset']}/{row['protocol']}{setting}", []).append(row)
         values: dict[str, float] = {}
         for key, group in groups.items():

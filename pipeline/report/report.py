@@ -13,11 +13,12 @@ from pipeline.console.figures import house_style, label_of
 from pipeline.errors import ConfigError
 from pipeline.files import write_whole
 from pipeline.run.checkpoint import RunFolder
-from pipeline.run.evaluations import group_results, name_failures, read_results
+from pipeline.run.evaluations import group_results, measure_of, name_failures, read_results
 from pipeline.run.records import Row, number, read_metrics
 from pipeline.run.state import read_state
 
 MAX_COLUMNS = 8  # of the table: more would not fit on a screen
+_TITLES = {"few_shot": "Few-shot accuracy (mean and range over seeds)", "linear": "Linear probe accuracy"}
 FEW_POINTS = 30  # a line through fewer would hide single ones
 
 
@@ -159,17 +160,21 @@ def draw(metrics: Sequence[Row], rows: Sequence[Row], *, title: str, format: str
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    axes = figure.subplots(2, 2)
+    protocols = list(dict.fromkeys([*_TITLES, *(row["protocol"] for row in rows)]))  # a panel each
+    num_rows = 1 + -(-len(protocols) // 2)
+    figure = Figure(figsize=(11, 3.5 * num_rows), layout="constrained")
+    axes = figure.subplots(num_rows, 2)
+    for axis in axes.flat[2 + len(protocols) :]:
+        axis.set_axis_off()
     _draw_metric(axes[0, 0], metrics, "train/loss", color="tab:blue")
     axes[0, 0].set(title="Training loss", ylabel="cross-entropy")
     _draw_metric(axes[0, 1], metrics, "speed/images_per_s", color="tab:green")
     axes[0, 1].set(title="Throughput", ylabel="images/s", ylim=(0, None))
     grouped = group_results(rows)
-    few_shot = {label: values for label, values in grouped.items() if label.endswith("-shot")}
-    others = {label: values for label, values in grouped.items() if label not in few_shot}
-    _draw_accuracy(axes[1, 0], few_shot, title="Few-shot accuracy (mean and range over seeds)")
-    _draw_accuracy(axes[1, 1], others, title="Linear probe accuracy")
+    protocol_of = {measure_of(row): row["protocol"] for row in rows}
+    for axis, protocol in zip(axes.flat[2:], protocols, strict=False):
+        curves = {label: values for label, values in grouped.items() if protocol_of[label] == protocol}
+        _draw_accuracy(axis, curves, title=_TITLES.get(protocol, f"Accuracy by {protocol}"))
     for axis in axes.flat:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)

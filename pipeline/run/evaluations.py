@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,10 +33,23 @@ class Results:
 def read_results(folder: RunFolder) -> Results:
     """The results of a run. What cannot be read is named, and costs itself alone."""
     try:
-        rows = read_json_lines(folder.evaluations)
+        rows = read_lines(folder.evaluations)
     except OSError as error:
         return Results([], [f"{folder.evaluations.name} cannot be read: {error.strerror}"])
     return choose_results(folder, rows)
+
+
+def read_lines(path: Path) -> list[Row]:
+    """All lines of evaluations.jsonl. Those of older versions get the name of what they measured.
+
+    Raises:
+        OSError: the file is there and cannot be read.
+    """
+    return [_with_measure(row) for row in read_json_lines(path)]
+
+
+def _with_measure(row: Row) -> Row:
+    return row if "measure" in row else {**row, "measure": setting_of(row)}
 
 
 def choose_results(folder: RunFolder, rows: Sequence[Row]) -> Results:
@@ -57,10 +71,9 @@ def _lines(count: int) -> str:
 
 def is_result(row: Row) -> bool:
     """Whether a line has what a result needs. An accuracy that is null stands for a measurement that failed."""
-    named = all(isinstance(row.get(key), str) for key in ("dataset", "protocol"))
-    shots_fit = is_count(row.get("shots")) if row.get("protocol") == "few_shot" else True
+    named = all(isinstance(row.get(key), str) for key in ("dataset", "protocol", "measure"))
     measured = row.get("accuracy") is None or number(row, "accuracy") is not None
-    return has_step(row) and named and shots_fit and measured and isinstance(row.get("seed"), int | None)
+    return has_step(row) and named and measured and isinstance(row.get("seed"), int | None)
 
 
 def is_current(folder: RunFolder, row: Row) -> bool:
@@ -93,7 +106,22 @@ def set_weights_aside(folder: RunFolder, *, after: int) -> list[int]:
 
 def measure_of(row: Row) -> str:
     """What a result is called: the set, and how it was measured."""
-    return f"{row['dataset']} {row['shots']}-shot" if row["protocol"] == "few_shot" else f"{row['dataset']} {row['protocol']}"
+    return f"{row['dataset']} {setting_of(row)}"
+
+
+def setting_of(row: Row) -> str | None:
+    """How it was measured: `5-shot`, `linear`. Lines of older versions say it by their protocol and shots."""
+    measure = row.get("measure")
+    if isinstance(measure, str):
+        return measure
+    if row.get("protocol") != "few_shot":
+        return row.get("protocol")
+    return f"{row['shots']}-shot" if is_count(row.get("shots")) else None
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts `5-shot` before `10-shot`."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def newest_of_each(rows: Sequence[Row]) -> list[Row]:
@@ -112,7 +140,7 @@ def group_results(rows: Sequence[Row]) -> dict[str, dict[int, list[float]]]:
     for row in newest_of_each(rows):
         if row.get("accuracy") is not None:
             grouped.setdefault(measure_of(row), {}).setdefault(row["step"], []).append(row["accuracy"])
-    order = {measure_of(row): (row["dataset"], row["protocol"], row.get("shots") or 0) for row in rows}
+    order = {measure_of(row): (row["dataset"], row["protocol"], _natural(setting_of(row) or "")) for row in rows}
     return {measure: grouped[measure] for measure in sorted(grouped, key=lambda measure: order[measure])}
 
 

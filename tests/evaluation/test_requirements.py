@@ -16,10 +16,9 @@ from pipeline.data.shards.index import load_index, save_index
 from pipeline.errors import EvaluationError
 from pipeline.evaluation.datasets import examine_dataset
 from pipeline.evaluation.features import Features
-from pipeline.evaluation.measure import Splits, measure, prepare_splits
 from pipeline.evaluation.requirements import compare_classes
 from pipeline.evaluation.section import EvalDataset, EvaluationSection
-from pipeline.evaluation.tasks import Task, list_tasks
+from pipeline.evaluation.splits import Splits, prepare_splits
 from tests.conftest import encode, make_image, write_tar
 
 PICTURE = encode(make_image(0, num_classes=3, size=12), format="PNG")
@@ -43,15 +42,15 @@ def examine(tmp_path: Path, train: list[int], test: list[int], **section: object
 
 def test_too_few_images_for_the_shots_are_said_with_the_class_and_the_line_to_type(tmp_path: Path) -> None:
     train = [0] * 6 + [1] * 3 + [2] * 12
-    assert examine(tmp_path, train, [0, 1, 2], shots=(1, 3, 5, 10, 25)) == [
-        "evaluation set 'x': class 1 (bee) has 3 train images, and evaluation.shots asks for 5, 10 and 25. A class with fewer gives "
+    assert examine(tmp_path, train, [0, 1, 2], protocols={"few_shot": {"shots": (1, 3, 5, 10, 25)}}) == [
+        "evaluation set 'x': class 1 (bee) has 3 train images, and evaluation.protocols.few_shot.shots asks for 5, 10 and 25. A class with fewer gives "
         "all that it has (1 of 3 classes at 5-shot, 2 of 3 classes at 10-shot, 3 of 3 classes at 25-shot); at 25 that is all of "
-        "train, whatever the seed. Shots that every class has: evaluation.shots='[1, 3]'"
+        "train, whatever the seed. Shots that every class has: evaluation.protocols.few_shot.shots='[1, 3]'"
     ]
 
 
 def test_enough_images_are_not_mentioned(tmp_path: Path) -> None:
-    assert examine(tmp_path, [0, 1, 2] * 5, [0, 1, 2], shots=(1, 5)) == []
+    assert examine(tmp_path, [0, 1, 2] * 5, [0, 1, 2], protocols={"few_shot": {"shots": (1, 5)}, "linear": {}}) == []
 
 
 def test_shots_without_few_shot_are_not_asked_for(tmp_path: Path) -> None:
@@ -59,14 +58,14 @@ def test_shots_without_few_shot_are_not_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_linear_probe_that_will_fail_is_said_or_refused_if_nothing_else_is_asked_for(tmp_path: Path) -> None:
-    (note,) = examine(tmp_path, [0, 1, 2], [0, 1, 2], shots=(1,))
+    (note,) = examine(tmp_path, [0, 1, 2], [0, 1, 2], protocols={"few_shot": {"shots": (1,)}, "linear": {}})
     assert "linear will fail: no class has two images in its train split (3 images of 3 classes)" in note
-    assert note.endswith("alone with evaluation.protocols='[few_shot]'")
+    assert note.endswith("leave it out with evaluation.protocols.linear=null")
     dataset = EvalDataset.model_validate({"name": "x", "train": str(tmp_path / "train"), "test": str(tmp_path / "test")})
     with pytest.raises(
-        EvaluationError, match=r"set 'x': no class has two images .*: type evaluation\.protocols='\[few_shot\]'"
+        EvaluationError, match=r"set 'x': no class has two images .*; leave the set out, or name a protocol that can"
     ):
-        examine_dataset(dataset, EvaluationSection(protocols=("linear",)))
+        examine_dataset(dataset, EvaluationSection.model_validate({"protocols": ["linear"]}))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +83,7 @@ def test_a_set_on_which_nothing_can_be_measured_is_refused(
 
 
 def test_classes_that_one_split_lacks_are_said(tmp_path: Path) -> None:
-    assert examine(tmp_path, [0, 0, 1, 1], [1, 1, 2], shots=(1,)) == [
+    assert examine(tmp_path, [0, 0, 1, 1], [1, 1, 2], protocols={"few_shot": {"shots": (1,)}, "linear": {}}) == [
         "evaluation set 'x': 1 of 3 test images are of classes that train does not have; they count as wrong",
         "evaluation set 'x': 1 of 2 classes have no test image",
     ]
@@ -110,7 +109,7 @@ def test_the_launch_finds_what_the_evaluator_finds(seed: int, tmp_path: Path) ->
     """Sets of random sizes: refused by both or by none, the same notes, the same protocols fail, the same classes are short."""
     generator = np.random.default_rng(seed)
     train, test = (generator.integers(0, 4, generator.integers(1, 9)).tolist() for _ in range(2))
-    section = EvaluationSection(shots=(1, 2), seeds=(0,))
+    section = EvaluationSection.model_validate({"protocols": {"few_shot": {"shots": (1, 2), "seeds": (0,)}, "linear": {}}})
     features = [
         Features(torch.from_numpy(generator.normal(size=(len(labels), 3))).float(), torch.tensor(labels), 0)
         for labels in (train, test)
@@ -131,16 +130,13 @@ def test_the_launch_finds_what_the_evaluator_finds(seed: int, tmp_path: Path) ->
     compared = compare_classes(ClassCounts.of_labels(train), ClassCounts.of_labels(test))
     assert [note for note in splits.notes if "features" not in note] == list(compared.notes)
     assert all(f"evaluation set 'x': {note}" in notes for note in compared.notes)
-    for task in list_tasks(section):
-        if task.shots is None:
-            fails = any("linear will fail" in note for note in notes)
-            if fails:
-                with pytest.raises(EvaluationError):
-                    measure(task, splits)
-            else:
-                measure(task, splits)
-            continue
-        measured = measure(Task("x", "few_shot", task.shots, 0), splits)
-        short = measured.detail["short_classes"]
-        said = [note for note in notes if f"{short} of {splits.num_classes} classes at {task.shots}-shot" in note]
+    linear, few_shot = section.protocols["linear"], section.protocols["few_shot"]
+    if any("linear will fail" in note for note in notes):
+        with pytest.raises(EvaluationError):
+            linear.measure(splits, linear.settings()[0])
+    else:
+        linear.measure(splits, linear.settings()[0])
+    for setting in few_shot.settings():
+        short = few_shot.measure(splits, setting).detail["short_classes"]
+        said = [note for note in notes if f"{short} of {splits.num_classes} classes at {setting.measure}" in note]
         assert len(said) == (short > 0)

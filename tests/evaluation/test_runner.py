@@ -64,16 +64,16 @@ def test_every_checkpoint_is_evaluated_once(folder: RunFolder, call: Call) -> No
     assert first.code == 0, first.text
     rows = read_json_lines(folder.evaluations)
     assert [row["step"] for row in rows] == [0] * RESULTS_PER_STEP + [4] * RESULTS_PER_STEP
-    assert {(r["protocol"], r["shots"], r["seed"]) for r in rows} == {("few_shot", s, k) for s in (1, 5) for k in (0, 1)} | {
-        ("linear", None, None)
-    }
+    assert {(r["protocol"], r["measure"], r["seed"]) for r in rows} == {
+        ("few_shot", f"{s}-shot", k) for s in (1, 5) for k in (0, 1)
+    } | {("linear", "linear", None)}
     assert all(row["test_images"] == 22 and row["images_seen"] == 8 * row["step"] for row in rows)
     again = call("evaluate", str(folder.root))
     assert "nothing to do" in again.text
     assert "[eval] step" not in again.text
     assert read_json_lines(folder.evaluations) == rows
     # A new setting adds what is missing and nothing else.
-    call("evaluate", str(folder.root), "evaluation.shots=[1,5,10]")
+    call("evaluate", str(folder.root), "evaluation.protocols.few_shot.shots=[1,5,10]")
     added = read_json_lines(folder.evaluations)[len(rows) :]
     assert [(row["step"], row["shots"]) for row in added] == [(0, 10), (0, 10), (4, 10), (4, 10)]
     assert sorted((folder.root / "wandb").glob("offline-run-*-abc123-eval/*.wandb"))
@@ -284,7 +284,7 @@ def wait_for(condition: object, process: subprocess.Popen[str], timeout_s: float
             "evaluation.datasets=[{name: x, train: /nowhere, test: /nowhere}]",
             "evaluation set 'x': data folder '/nowhere' does not exist",
         ),
-        ("evaluation.shot=[1]", "unknown key evaluation.shot; did you mean evaluation.shots?"),
+        ("evaluation.protocol=[1]", "unknown key evaluation.protocol; did you mean evaluation.protocols?"),
     ],
 )
 def test_bad_settings_are_answered_in_words(folder: RunFolder, override: str, message: str, call: Call) -> None:

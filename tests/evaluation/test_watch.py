@@ -15,7 +15,6 @@ from pipeline.evaluation.watch import LOOKS_AT_THE_END, wait_for_weights, watch_
 from pipeline.launch.signals import Interrupted, StopRequest
 from pipeline.run.claims import Owner
 from pipeline.run.folder import RunFolder
-from pipeline.run.state import LOCK_NAME
 
 FAILED = {"phase": "failed", "by": "DivergedError: gradients were not finite", "step": 7, "total_steps": 12}
 
@@ -100,7 +99,7 @@ def test_a_lock_is_waited_for_while_it_is_touched(tmp_path: Path, monkeypatch: p
 
     def touch(looks: int) -> None:
         if looks <= touches:
-            (tmp_path / LOCK_NAME).write_text(json.dumps({**owner, "since": time.time() - looks}))
+            RunFolder(tmp_path).lock.write_text(json.dumps({**owner, "since": time.time() - looks}))
 
     evaluator = Measured(then=touch)
     watch_run(evaluator, folder, watch=True, stop=StopRequest(), poll_s=0.02)

@@ -143,4 +143,4 @@ def test_an_evaluator_that_nobody_reads_goes_on_and_told_to_stop_it_leaves_no_cl
     assert "[evaluate] stopped by SIGTERM; the same command goes on from here" in (RunFolder(run).output_log).read_text()
     assert list((run / "claims").iterdir()) == []
     rows = read_json_lines(run / "evaluations.jsonl")
-    assert len({json.dumps([row[key] for key in ("dataset", "protocol", "shots", "seed")]) for row in rows}) == len(rows) == 5
+    assert len({json.dumps([row[key] for key in ("dataset", "protocol", "measure", "seed")]) for row in rows}) == len(rows) == 5

@@ -163,7 +163,7 @@ def test_an_evaluator_that_ends_without_its_fault_has_not_failed(
         assert evaluator.show("Restarts") == "1"
     assert not (training.folder.root / "broken-off.log").exists()
     rows = read_json_lines(training.folder.evaluations)
-    keys = [(row["step"], row["protocol"], row["shots"], row["seed"]) for row in rows]
+    keys = [(row["step"], row["protocol"], row["measure"], row["seed"]) for row in rows]
     assert len(keys) == len(set(keys)) > before
     assert all(row["accuracy"] is not None for row in rows)
     assert {step for step, *_ in keys} == {0, 2, 4, 6, 8, 10, 12}

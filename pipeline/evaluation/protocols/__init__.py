@@ -1,1 +1,9 @@
-"""Protocols: from features of two splits to accuracies."""
+"""Protocols: from the features of two splits to accuracies. One file each, and its name in the union below."""
+
+from typing import Annotated
+
+from pipeline.evaluation.protocols.few_shot import FewShot
+from pipeline.evaluation.protocols.linear import Linear
+from pipeline.section import OneOf
+
+Protocol = Annotated[FewShot | Linear, OneOf("protocol", default="few_shot")]

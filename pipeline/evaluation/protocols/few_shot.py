@@ -7,18 +7,96 @@ penalty 2^10, support drawn by `numpy.random.default_rng(seed)`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from pipeline.data.class_counts import ClassCounts
-from pipeline.evaluation.requirements import short_classes
+from pipeline.evaluation.protocols.base import ProtocolSection, Setting
+from pipeline.evaluation.requirements import short_classes, takes_all
+from pipeline.evaluation.splits import Measured, Splits
+from pipeline.section import Seed
 
 BIAS_FEATURE = 100.0
 L2_PENALTY = 2.0**10
 STD_EPS = 1e-5
+
+
+class FewShot(ProtocolSection):
+    """Ridge regression from a few images a class, drawn by each seed (paper, section 4.1)."""
+
+    protocol: Literal["few_shot"] = "few_shot"
+    shots: tuple[PositiveInt, ...] = Field((1, 5, 10, 25), description="images a class")
+    seeds: tuple[Seed, ...] = Field((0, 1, 2), description="draws of the support set")
+
+    @model_validator(mode="after")
+    def _nothing_is_there_twice(self) -> Self:
+        for key in ("shots", "seeds"):
+            values = getattr(self, key)
+            repeated = next((value for value in values if values.count(value) > 1), None)
+            if repeated is not None:
+                once = ",".join(str(value) for value in dict.fromkeys(values))
+                raise ValueError(f"{key}: {repeated} is there {values.count(repeated)} times; write {key}=[{once}]")
+        return self
+
+    def settings(self) -> list[Setting]:
+        return [Setting(f"{shots}-shot", seed, (("shots", shots),)) for shots in self.shots for seed in self.seeds]
+
+    def measure(self, splits: Splits, setting: Setting) -> Measured:
+        """Where every class has at most `shots` images, all of train is the support, whatever the seed: it is measured once."""
+        shots, seed = int(dict(setting.parameters)["shots"]), setting.seed
+        assert seed is not None
+        is_all = takes_all(ClassCounts.of_labels(splits.train_labels.cpu()), shots)
+        key = ("few_shot", shots, None if is_all else seed)
+        if key in splits.known:
+            return splits.known[key]
+        support = choose_support(splits.train_labels.cpu(), shots=shots, seed=seed)
+        accuracy = few_shot_accuracy(
+            train_features=splits.train, train_labels=splits.train_labels, test_features=splits.test,
+            test_labels=splits.test_labels, support=support, num_classes=splits.num_classes,
+        )  # fmt: skip
+        detail = {
+            "short_classes": len(support.short_classes), "support": "all" if is_all else "drawn",
+            "support_images": len(support.indices),
+        }  # fmt: skip
+        splits.known[key] = result = Measured(accuracy, detail)
+        return result
+
+    def notes(self, train: ClassCounts, *, class_names: Sequence[str] | None, path: str) -> list[str]:
+        short = [shots for shots in self.shots if short_classes(train, shots)]
+        if not short:
+            return []
+        smallest = int(train.images.argmin())
+        count, label = int(train.images[smallest]), int(train.ids[smallest])
+        name = f" ({class_names[label]})" if class_names is not None and label < len(class_names) else ""
+        whole = [shots for shots in short if takes_all(train, shots)]
+        parts = [f"{len(short_classes(train, shots))} of {len(train.ids)} classes at {shots}-shot" for shots in short]
+        seeds = f"; at {', '.join(map(str, whole))} that is all of train, whatever the seed" if whole else ""
+        enough = [shots for shots in self.shots if shots not in short] or [count]
+        return [
+            f"class {label}{name} has {count} train image{'s' * (count != 1)}, and {path}.shots asks for {_listed(short)}. A class with "
+            f"fewer gives all that it has ({', '.join(parts)}){seeds}. Shots that every class has: {path}.shots='[{', '.join(map(str, enough))}]'"
+        ]
+
+    def warnings(self, row: dict[str, Any]) -> list[str]:
+        found = []
+        if row.get("short_classes"):
+            found.append(f"{row['dataset']}: {row['short_classes']} classes have fewer than {row['shots']} train images")
+        if row.get("support") == "all":
+            found.append(
+                f"{row['dataset']} {row['shots']}-shot: no class has more images, so it takes all {row['support_images']} of train: no spread over seeds"
+            )
+        return found
+
+
+def _listed(numbers: list[int]) -> str:
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 @dataclass(frozen=True)

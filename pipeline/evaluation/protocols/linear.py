@@ -6,6 +6,7 @@ The test split is looked at once, with the penalty already chosen and the classi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,11 +14,55 @@ from torch import Tensor
 
 from pipeline.data.class_counts import ClassCounts
 from pipeline.errors import EvaluationError
+from pipeline.evaluation.protocols.base import ProtocolSection, Setting
 from pipeline.evaluation.protocols.logistic import Convergence, solve_logistic
 from pipeline.evaluation.requirements import why_no_linear
+from pipeline.evaluation.splits import Measured, Splits
 
 HELD_OUT = 0.2  # of train, to choose the penalty on
 PENALTIES = tuple(10.0**exponent for exponent in range(-5, 2))  # of the mean loss: 1e-5 to 10
+
+
+class Linear(ProtocolSection):
+    """Multinomial logistic regression on all of train."""
+
+    protocol: Literal["linear"] = "linear"
+
+    def settings(self) -> list[Setting]:
+        return [Setting("linear")]
+
+    def measure(self, splits: Splits, setting: Setting) -> Measured:
+        del setting
+        result = linear_probe(
+            train_features=splits.train, train_labels=splits.train_labels, test_features=splits.test,
+            test_labels=splits.test_labels, num_classes=splits.num_classes,
+        )  # fmt: skip
+        fit = result.convergence  # a classifier that is not at its optimum is not the one that the protocol names
+        return Measured(
+            result.accuracy,
+            {
+                "penalty": result.penalty, "held_out_accuracy": result.held_out_accuracy,
+                "held_out_images": result.held_out_images, "converged": fit.converged, "iterations": fit.iterations,
+                "gradient_norm": fit.gradient_norm, "not_converged_penalties": list(result.not_converged),
+            },
+        )  # fmt: skip
+
+    def why_impossible(self, train: ClassCounts) -> str | None:
+        return why_no_linear(train)
+
+    def warnings(self, row: dict[str, Any]) -> list[str]:
+        found = []
+        if row.get("converged") is False:
+            found.append(
+                f"WARNING: {row['dataset']} linear: the solver stopped before the optimum ({row['iterations']} iterations, gradient "
+                f"norm {row['gradient_norm']:.2g}); the accuracy is of the classifier it had reached"
+            )
+        if row.get("not_converged_penalties"):
+            found.append(
+                f"WARNING: {row['dataset']} linear: the solver stopped before the optimum at penalties "
+                f"{', '.join(f'{p:g}' for p in row['not_converged_penalties'])}, which may have changed the choice of the penalty"
+            )
+        return found
 
 
 @dataclass(frozen=True)

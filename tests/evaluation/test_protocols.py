@@ -11,11 +11,13 @@ from torch import Tensor
 
 from pipeline.errors import EvaluationError
 from pipeline.evaluation.features import Features
-from pipeline.evaluation.measure import Splits, measure, prepare_splits
-from pipeline.evaluation.tasks import Task
+from pipeline.evaluation.protocols import FewShot, Linear
+from pipeline.evaluation.protocols.base import ProtocolSection, Setting
+from pipeline.evaluation.splits import Measured, Splits, prepare_splits
 
 WIDTH = 6
-LINEAR = Task("x", "linear", None, None)
+Task = tuple[ProtocolSection, Setting]
+LINEAR = (Linear(), Linear().settings()[0])
 
 
 def features(labels: list[int], *, seed: int = 0, unreadable: int = 0) -> Features:
@@ -27,7 +29,13 @@ def features(labels: list[int], *, seed: int = 0, unreadable: int = 0) -> Featur
 
 
 def few_shot(shots: int, seed: int = 0) -> Task:
-    return Task("x", "few_shot", shots, seed)
+    protocol = FewShot(shots=(shots,), seeds=(seed,))
+    return protocol, protocol.settings()[0]
+
+
+def measure(task: Task, splits: Splits) -> Measured:
+    protocol, setting = task
+    return protocol.measure(splits, setting)
 
 
 def changed(split: Features, *, at: tuple[int, int], value: float) -> Features:
