@@ -1,1 +1,16 @@
-"""The commands of `python -m pipeline`, one module each."""
+"""The commands of `python -m pipeline`: one module each, named as the command, and its line in the table below.
+
+A module has `EPILOG`, `add_arguments(parser)` and `run(arguments, stop)`. It imports nothing heavy before `run`.
+"""
+
+COMMANDS = {
+    "train": "pretrain; the same line starts a run and resumes it",
+    "evaluate": "linear and few-shot accuracy of a run's checkpoints, in a process of its own",
+    "report": "print a run's results and draw its curves",
+    "status": "what a run is doing, from its files alone: from any machine that sees the folder",
+    "samples": "print the samples that a run sees at a step, without running it: for loss spikes",
+    "show-config": "print the resolved configuration",
+    "plan": "what a run will need and cost, on paper: memory, hours, store, checkpoints; no data, no GPU",
+    "benchmark": "measure the loader beside its peers, or what planning costs at scale",
+    "demo": "shards, pretraining on two ranks, a kill, a resume, evaluation and plots, on a CPU",
+}

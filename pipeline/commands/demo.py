@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -15,6 +16,7 @@ from PIL import Image
 
 from pipeline.errors import PipelineError, TrainingError
 from pipeline.launch.children import ended_at_exit, exit_on_signals, kill_tree, start_child
+from pipeline.launch.signals import StopRequest
 from pipeline.report.report import write_report
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.evaluations import group_results, read_results
@@ -24,6 +26,20 @@ CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
 PRETRAINING_DIGITS = range(6)  # 6-9 are never seen in pretraining
 KILL_AFTER_STEP = 200
 SPLITS = ("pretrain", "transfer-train", "transfer-test")
+
+
+EPILOG = ""
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--out", default="runs/demo-story", help="folder for everything (default: runs/demo-story); emptied first"
+    )
+
+
+def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
+    run_demo(Path(arguments.out))
+    return 0
 
 
 def run_demo(out: Path) -> None:

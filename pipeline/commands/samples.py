@@ -1,140 +1,43 @@
-"""What a run sees at a step, without running it: keys, classes, places in the shards, and the pixels as a picture."""
+"""What a run sees at a step."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from itertools import islice
+import argparse
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-from PIL import Image, ImageDraw
-from torch import Tensor
+from pipeline.commands.options import add_config
+from pipeline.launch.signals import StopRequest
 
-from pipeline.build.streams import make_stream
-from pipeline.config.resolve import make_plan
-from pipeline.config.run import RunConfig
-from pipeline.data.shards.reader import BlockReader
-from pipeline.data.streams.loader import Batch, BatchLoader
-from pipeline.data.streams.mixture import Mixture, UnindexedShards
-from pipeline.distributed.world import World
-from pipeline.errors import ConfigError
-from pipeline.files import Draft
-
-COLUMNS = ("step", "position", "corpus", "shard", "key", "class", "sample_id", "note")
-CAPTION_HEIGHT = 12  # pixels
+EPILOG = (
+    "examples:\n  python -m pipeline samples runs/l16_in21k --step 41250 --picture spike.png\n"
+    "  python -m pipeline samples configs/l16_in21k.yaml data.train=/data/in21k --step 1 | cut -f 5\n\n"
+    "A line a position: step, position, corpus, shard, key, class, sample id, and what it stands in for if an image was\n"
+    "unreadable. Steps count as in metrics.jsonl and on the dashboard. With --picture the augmented images too."
+)
 
 
-class SeenSample(NamedTuple):
-    """One position of a run."""
-
-    step: int
-    position: int
-    corpus: str
-    shard: str
-    key: str
-    label: int
-    sample_id: int
-    note: str  # what it stands in for, if it does
-
-    def line(self) -> str:
-        return "\t".join(str(value) for value in self)
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    add_config(command, "run", "folder of a run, or a YAML file")
+    command.add_argument("--step", type=int, required=True, help="step as in metrics.jsonl; the first is 1")
+    command.add_argument("--steps", type=int, default=1, help="how many steps from there (default: 1)")
+    command.add_argument(
+        "--picture",
+        metavar="FILE|FOLDER",
+        help="contact sheet of what the model sees; into an existing folder as NAME_OF_THE_RUN-step-N.png",
+    )
 
 
-class SampleNames:
-    """Finds the key and shard of a sample by its number in the mixture."""
+def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
+    from pipeline.build.samples import list_samples
+    from pipeline.config.read import load_config
+    from pipeline.console.lines import print_lines
+    from pipeline.run.checkpoint import RunFolder
 
-    def __init__(self, mixture: Mixture) -> None:
-        self._mixture = mixture
-        self._readers = [BlockReader(corpus.index, capacity=64) for corpus in mixture.corpora]
-
-    def find(self, sample_id: int) -> tuple[str, str, str]:
-        """Corpus folder, shard and key."""
-        corpus = int(np.searchsorted(self._mixture.first_sample, sample_id, side="right")) - 1
-        index = self._mixture.corpora[corpus].index
-        own = sample_id - self._mixture.first_sample[corpus]
-        block = int(np.searchsorted(index.first_sample, own, side="right")) - 1
-        sample = self._readers[corpus].read(block)[own - int(index.first_sample[block])]
-        return index.folder, sample.shard, sample.key
-
-
-def list_samples(config: RunConfig, *, step: int, num_steps: int, picture: Path | None) -> Iterator[str]:
-    """Tab-separated lines, one a position of steps [step, step + num_steps).
-
-    Args:
-        step: as in metrics.jsonl and on the dashboard: step 1 is the first.
-        picture: file for a contact sheet of the augmented images, or an existing folder.
-
-    Raises:
-        ConfigError: a step beyond the run's end, or a picture that cannot be written: told before anything is read.
-        DataError: shards that cannot be read.
-    """
-    plan = make_plan(config, world_size=1)
-    if isinstance(plan.mixture, UnindexedShards):
-        raise ConfigError("data.train names tars without an index: what a step sees is not known before it is read")
-    if not 1 <= step <= plan.total_steps:
-        raise ConfigError(f"--step {step}: the run has steps 1 to {plan.total_steps}")
-    stream = make_stream(plan, world=World.alone(), start_step=step - 1)
-    target = None if picture is None else _place(picture, name=config.name, step=step)
-    names, images = SampleNames(plan.mixture), []
-    yield "\t".join(COLUMNS)
-    batches = islice(BatchLoader(stream, num_workers=0, prefetch=1, pin_memory=False), num_steps * plan.accumulation_steps)
-    for batch in batches:
-        for sample in _name(batch, names, global_batch_size=config.trainer.global_batch_size):
-            yield sample.line()
-        if target is not None:
-            images += [_captioned(image, position) for image, position in zip(batch["images"], batch["positions"], strict=True)]
-    if target is not None:
-        _write_picture(_contact_sheet(images), target)
-
-
-def _place(picture: Path, *, name: str, step: int) -> Path:
-    """Where the picture goes; checked to be a place that can be written, and a format that is known."""
-    target = picture / f"{name}-step-{step}.png" if picture.is_dir() else picture
-    if target.suffix.lower() not in Image.registered_extensions():
-        raise ConfigError(f"--picture {picture}: no picture format is called {target.suffix!r}; use .png or .jpg")
-    try:
-        Draft(target, durability="unflushed").discard()
-    except OSError as error:
-        raise _not_written(target, error) from error
-    return target
-
-
-def _write_picture(sheet: Image.Image, target: Path) -> None:
-    try:
-        with Draft(target, durability="unflushed") as draft:
-            sheet.save(draft.file, format=Image.registered_extensions()[target.suffix.lower()])
-            draft.publish()
-    except OSError as error:
-        raise _not_written(target, error) from error
-
-
-def _not_written(target: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"picture {target} cannot be written: {error.strerror or error}; --picture FILE puts it elsewhere")
-
-
-def _name(batch: Batch, names: SampleNames, *, global_batch_size: int) -> Iterator[SeenSample]:
-    replaced = {item.position: f"in place of {item.key}: {item.reason}" for item in batch["unreadable"]}
-    rows = zip(batch["positions"].tolist(), batch["sample_ids"].tolist(), batch["labels"].tolist(), strict=True)
-    for position, sample_id, label in rows:
-        folder, shard, key = names.find(sample_id)
-        note = replaced.get(position, "")
-        yield SeenSample(position // global_batch_size + 1, position, folder, shard, key, label, sample_id, note)
-
-
-def _captioned(image: Tensor, position: Tensor) -> Image.Image:
-    pixels = image.permute(1, 2, 0).numpy()
-    framed = Image.new("RGB", (pixels.shape[1], pixels.shape[0] + CAPTION_HEIGHT), "white")
-    framed.paste(Image.fromarray(pixels), (0, CAPTION_HEIGHT))
-    ImageDraw.Draw(framed).text((1, 0), str(int(position)), fill="black")
-    return framed
-
-
-def _contact_sheet(images: list[Image.Image]) -> Image.Image:
-    columns = math.ceil(math.sqrt(len(images)))
-    width, height = images[0].size
-    sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
-    for number, image in enumerate(images):
-        sheet.paste(image, (number % columns * width, number // columns * height))
-    return sheet
+    place = Path(arguments.run)
+    config = load_config(RunFolder(place).config if place.is_dir() else place, arguments.overrides)
+    picture = Path(arguments.picture) if arguments.picture else None
+    print_lines(
+        list_samples(config, step=arguments.step, num_steps=arguments.steps, picture=picture),
+        when_unread="stop" if picture is None else "go on",
+    )
+    return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.commands.options import add_config
 from pipeline.console.streams import keep_output_in
 from pipeline.errors import ExitCode, PipelineError, StoppedError
 from pipeline.launch.environment import Ranks, read_ranks
@@ -24,6 +26,25 @@ if TYPE_CHECKING:
     from pipeline.distributed.world import World
 
 AS_FOUND = "trainer.hardware=found"
+
+
+EPILOG = (
+    "examples:\n  python -m pipeline train configs/l16_in21k.yaml data.train=/data/in21k\n"
+    "  python -m pipeline train configs/demo.yaml trainer.devices=2\n\n"
+    "One machine: starts trainer.devices ranks by itself. Under srun or torchrun: is one of their ranks.\n"
+    "Ctrl-C, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 save at the end of the step; a second Ctrl-C does not wait. A terminal or\n"
+    "pipe that closes does not end a training; what it prints then goes to RUN_DIR/output.log.\n"
+    "Exit codes: 0 done, 2 a named error, 70 no step ended for trainer.hang_timeout_s (RUN_DIR/hangs says where), 75 told to\n"
+    "stop and saved (the same command goes on)."
+)
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    add_config(command)
+
+
+def run(arguments: argparse.Namespace, stop: StopRequest) -> int:
+    return run_training(arguments.config, arguments.overrides, stop)
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ LACKING = [
 ]
 
 
-def parser_of(program: str) -> Parser:
-    parser = make_parser() if program == "pipeline" else make_tools_parser()
+def parser_of(program: str, command: str) -> Parser:
+    parser = make_parser(command) if program == "pipeline" else make_tools_parser()
     assert isinstance(parser, Parser)
     return parser
 
@@ -44,7 +44,7 @@ def parser_of(program: str) -> Parser:
 def test_it_names_what_is_missing_and_a_line_to_type(
     program: str, words: str, lacks: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parser = parser_of(program)
+    parser = parser_of(program, words.partition(" ")[0])
     with pytest.raises(SystemExit) as ended:
         parser.parse_args(words.split())
     assert ended.value.code == 2
@@ -53,19 +53,19 @@ def test_it_names_what_is_missing_and_a_line_to_type(
     assert first == f"error: python -m {program} {command} needs {lacks}; type, for example"
     assert last == f"`python -m {program} {command} --help` explains more"
     assert example.startswith(f"  python -m {program} {command} ")
-    parser_of(program).parse_args(shlex.split(example, comments=True)[3:])
+    parser_of(program, command).parse_args(shlex.split(example, comments=True)[3:])
 
 
 @pytest.mark.parametrize(("program", "some"), [("pipeline", "train, evaluate, report"), ("data_tools", "make, index, verify")])
 def test_without_a_command_it_lists_them(program: str, some: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parser_of(program).parse_args([])
+        parser_of(program, "").parse_args([])
     assert f"error: python -m {program} needs COMMAND ({some}, " in capsys.readouterr().err
 
 
 def test_what_is_wrong_otherwise_is_answered_as_before(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parser_of("pipeline").parse_args(["trian"])
+        parser_of("pipeline", "trian").parse_args(["trian"])
     assert "invalid choice: 'trian'" in capsys.readouterr().err
 
 

@@ -1,13 +1,44 @@
-"""The assumptions of `plan` as options of the command line."""
+"""What a run will need and cost, on paper."""
 
 from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pipeline.commands.options import add_config
+from pipeline.launch.signals import StopRequest
 
 if TYPE_CHECKING:
     from pipeline.plan.forecast import Cluster
+
+EPILOG = (
+    "examples:\n  python -m pipeline plan configs/l16_in21k.yaml --nodes 4 --samples 14197122 --price 2.50\n"
+    "  python -m pipeline plan configs/h14_in21k.yaml trainer.zero_stage=2 --nodes 16 --gpu h200 --samples 14197122 --simulate lost.png\n\n"
+    "Where data.train has an index, the number and size of images are read from it. docs/planning.md has the formulas."
+)
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    add_config(command)
+    _add_cluster(command)
+
+
+def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
+    from pipeline.config.read import load_config
+    from pipeline.plan.forecast import make_forecast
+    from pipeline.plan.plot import draw_simulation, simulate_failures
+    from pipeline.plan.text import to_json, to_text
+
+    cluster = _read_cluster(arguments)
+    config = load_config(arguments.config, arguments.overrides)
+    forecast = make_forecast(config, cluster=cluster, num_samples=arguments.samples, image_bytes=arguments.image_bytes)
+    simulation = simulate_failures(forecast.checkpoints) if arguments.simulate else None
+    if simulation is not None:
+        draw_simulation(simulation, forecast=forecast, path=Path(arguments.simulate))
+    print((to_json if arguments.json else to_text)(forecast, simulation))
+    return 0
 
 
 def _number(text: str) -> float:
@@ -28,7 +59,7 @@ def _whole_number(text: str) -> int:
 _number.__name__, _whole_number.__name__ = "number", "whole number"  # argparse says "invalid number value"
 
 
-def add_plan_arguments(command: argparse.ArgumentParser) -> None:
+def _add_cluster(command: argparse.ArgumentParser) -> None:
     """Options that `read_cluster` reads, and those of the corpus and the output."""
     command.add_argument("--nodes", type=_whole_number, required=True, metavar="N", help="machines")
     command.add_argument(
@@ -59,7 +90,7 @@ def add_plan_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="every number, in bytes, seconds and FLOPs")
 
 
-def read_cluster(arguments: argparse.Namespace) -> Cluster:
+def _read_cluster(arguments: argparse.Namespace) -> Cluster:
     """The cluster that the options describe."""
     from pipeline.plan.failures import LLAMA_3_NODE_MTBF_HOURS
     from pipeline.plan.forecast import Cluster
