@@ -143,7 +143,7 @@ end_job() {
     # Slurm has ended the ranks, whatever their code, and it is no try of theirs.
     [ "$fate" = running ] || [ "$fate" = unknown ] || requeue "$code" "ended by Slurm"
     await_slurm_if_a_node_is_gone
-    # Broken off: a rank lost another or met a bug (1), hung (70), or was killed (128 and the signal's number). srun gives
+    # Broken off: a rank lost another or met a bug (1), hung (70), lost its run folder to another (73), or was killed (128 and the signal's number). srun gives
     # the highest code of all ranks. Another try, but never for ever: so often from one checkpoint.
     mkdir -p "$run_dir/checkpoints"
     checkpoint=$(find "$run_dir/checkpoints" -maxdepth 1 -name 'step_*' | sort | tail -n 1)

@@ -16,6 +16,7 @@ from pipeline.config.values import fit_to_schema
 from pipeline.config.yaml_text import Plain, parse_yaml
 from pipeline.credentials import redact
 from pipeline.errors import ConfigError
+from pipeline.section import Section, annotation_of, section_for
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
@@ -96,13 +97,25 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if isinstance(below, list | tuple) or keys[depth + 1].isdigit():
             whole = ".".join(keys[: depth + 1])
             raise ConfigError(f"override {shorten(override)}: {whole} is a list, which is replaced whole: {whole}=[...]")
-        place[key] = dict(below) if isinstance(below, dict) else {}
+        place[key] = dict(below) if isinstance(below, dict) else _default_names(keys[: depth + 1])
         place = place[key]
     try:
         place[keys[-1]] = _read_value(text)
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"override {shorten(override)}: its value is not YAML: {reason}; {_HOW_TO_QUOTE}") from error
+
+
+def _default_names(keys: list[str]) -> dict[str, Any]:
+    """What an override that reaches into a mapping keeps of its default: `evaluation.protocols.few_shot.shots=[5]` keeps linear."""
+    section: type[Section] | None = RunConfig
+    default: Any = None
+    for key in keys:
+        field = section.model_fields.get(key) if section is not None else None
+        if field is None:
+            return {}
+        section, default = section_for(annotation_of(field), {}), field.default
+    return {name: {} for name in default} if isinstance(default, dict) else {}
 
 
 def _read_value(text: str) -> Any:

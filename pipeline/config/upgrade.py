@@ -28,4 +28,5 @@ def _upgrade_protocols(evaluation: dict[str, Any]) -> dict[str, Any]:
         return evaluation
     kept = {key: value for key, value in evaluation.items() if key not in ("shots", "seeds", "protocols")}
     listed = [getattr(name, "text", name) for name in names] if isinstance(names, list) else ["few_shot", "linear"]
-    return {**kept, "protocols": {name: few_shot if name == "few_shot" else {} for name in listed}}
+    left_out = dict.fromkeys(("few_shot", "linear"))  # null, or those of a file that this one extends would come back
+    return {**kept, "protocols": {**left_out, **{name: few_shot if name == "few_shot" else {} for name in listed}}}

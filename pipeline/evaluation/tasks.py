@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 from pipeline.evaluation.protocols.base import Setting
@@ -53,9 +53,11 @@ class Key:
 
 
 def list_tasks(section: EvaluationSection) -> list[Task]:
-    """Every number that a checkpoint is to have."""
+    """Every number that a checkpoint is to have. What a protocol under a name of its own measures carries that name."""
     return [
-        Task(dataset.name, name, setting)
+        Task(
+            dataset.name, name, setting if name == protocol.protocol else replace(setting, measure=f"{name} {setting.measure}")
+        )
         for dataset in section.datasets
         for name, protocol in section.protocols.items()
         for setting in protocol.settings()

@@ -100,3 +100,31 @@ def test_the_old_name_of_a_section_is_read_from_a_file_and_corrected_on_the_comm
     path.write_text(path.read_text().replace("objective:", "loss:"))
     assert load_config(path).objective == Softmax()
     assert "did you mean objective?" in refusal(path, "loss.name=sigmoid")
+
+
+def test_an_override_of_one_protocol_keeps_the_others(write_config: Callable[..., Path]) -> None:
+    path = write_config(evaluation={"protocols": None})
+    text = path.read_text().replace("  protocols: null\n", "")
+    path.write_text(text)
+    protocols = load_config(path, ["evaluation.protocols.few_shot.shots=[5]"]).evaluation.protocols
+    assert list(protocols) == ["few_shot", "linear"]
+    assert protocols["few_shot"].model_dump()["shots"] == (5,)
+    assert list(load_config(path, ["evaluation.protocols.linear=null"]).evaluation.protocols) == ["few_shot"]
+    assert list(load_config(path, ["evaluation.protocols=[linear]"]).evaluation.protocols) == ["linear"]
+
+
+def test_a_protocol_may_be_there_twice_under_names_of_its_own(write_config: Callable[..., Path]) -> None:
+    more = "evaluation.protocols.more_shots={protocol: few_shot, shots: [50]}"
+    protocols = load_config(write_config(), [more]).evaluation.protocols
+    assert list(protocols) == ["few_shot", "linear", "more_shots"]
+    assert protocols["more_shots"].model_dump()["shots"] == (50,)
+
+
+def test_old_lists_of_protocols_leave_out_what_they_do_not_name(tmp_path: Path, write_config: Callable[..., Path]) -> None:
+    base = write_config("base")
+    path = tmp_path / "child.yaml"
+    path.write_text("extends: base.yaml\nevaluation:\n  protocols: [few_shot]\n  shots: [3]\n")
+    protocols = load_config(path).evaluation.protocols
+    assert list(protocols) == ["few_shot"]
+    assert protocols["few_shot"].model_dump()["shots"] == (3,)
+    assert list(load_config(base).evaluation.protocols) == ["few_shot", "linear"]

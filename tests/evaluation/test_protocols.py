@@ -13,7 +13,9 @@ from pipeline.errors import EvaluationError
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.protocols import FewShot, Linear
 from pipeline.evaluation.protocols.base import ProtocolSection, Setting
+from pipeline.evaluation.section import EvaluationSection
 from pipeline.evaluation.splits import Measured, Splits, prepare_splits
+from pipeline.evaluation.tasks import list_tasks
 
 WIDTH = 6
 Task = tuple[ProtocolSection, Setting]
@@ -129,3 +131,10 @@ def test_the_scale_of_features_changes_nothing_for_the_linear_probe(scale: float
     other = measure(LINEAR, prepare_splits(scaled(train), scaled(test)))
     assert (other.accuracy, other.detail["penalty"]) == (plain.accuracy, plain.detail["penalty"])
     assert plain.accuracy > 0.9
+
+
+def test_a_protocol_under_a_name_of_its_own_is_told_apart() -> None:
+    datasets = [{"name": "x", "train": "a", "test": "b"}]
+    protocols = {"few_shot": {"shots": [5], "seeds": [0]}, "other": {"protocol": "few_shot", "shots": [5], "seeds": [0]}}
+    section = EvaluationSection.model_validate({"datasets": datasets, "protocols": protocols})
+    assert [task.measure for task in list_tasks(section)] == ["x 5-shot", "x other 5-shot"]
