@@ -21,10 +21,7 @@ _SECTION_WANTED = ("model_type", "model_attributes_type", "dict_type")
 _OTHER_NAMES = {  # of other programs
     "lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "batch_size": "trainer.global_batch_size",
     "batch": "trainer.global_batch_size", "epochs": "trainer.duration", "steps": "trainer.duration", "gpus": "trainer.devices",
-    "workers": "data.num_workers", "classes": "model.num_classes", "output": "output_dir", "loss": "objective",
-}  # fmt: skip
-_MOVED = {  # of older versions
-    "evaluation.shots": "evaluation.protocols.few_shot.shots", "evaluation.seeds": "evaluation.protocols.few_shot.seeds",
+    "workers": "data.num_workers", "classes": "model.num_classes", "output": "output_dir",
 }  # fmt: skip
 _PLACEHOLDERS = {"name": "NAME", "train": "FOLDER", "test": "FOLDER", "path": "FOLDER"}
 
@@ -102,9 +99,6 @@ def _explain_choice(location: tuple[Any, ...], problem: Any) -> str:
 
 def _explain_unknown(location: tuple[Any, ...], known: list[str], given: Any) -> str:
     path, key = ".".join(shorten_text(str(part)) for part in location), str(location[-1])
-    if path in _MOVED:
-        value = _as_list(given, {}) if not isinstance(given, list) else given
-        return f"unknown key {path}; it is {_MOVED[path]} now. Type {_line(_MOVED[path], value)}"
     if ":" in key and given is None:
         return f"unknown key {path}; write a space after the colon: {shorten_text(key.replace(':', ': ', 1))}"
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)

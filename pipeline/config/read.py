@@ -36,7 +36,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     _check_quotes(overrides or [])
     for override in overrides or []:
         _apply_override(values, override)
-    return parse_config(values, source=str(path))
+    return parse_config(upgrade(values), source=str(path))
 
 
 def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
@@ -100,10 +100,16 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         place[key] = dict(below) if isinstance(below, dict) else _default_names(keys[: depth + 1])
         place = place[key]
     try:
-        place[keys[-1]] = _read_value(text)
+        value = _read_value(text)
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"override {shorten(override)}: its value is not YAML: {reason}; {_HOW_TO_QUOTE}") from error
+    below = place.get(keys[-1])
+    if isinstance(value, list) and isinstance(below, dict):
+        names = [getattr(word, "text", word) for word in value]
+        if all(isinstance(name, str) for name in names) and len(set(names)) == len(names):
+            value = {name: below.get(name) or {} for name in names}  # those that are named keep their settings
+    place[keys[-1]] = value
 
 
 def _default_names(keys: list[str]) -> dict[str, Any]:

@@ -80,5 +80,5 @@ def describe(step: int, task: Task, conditions: Conditions) -> dict[str, Any]:
     setting = task.setting
     return {
         "step": step, "dataset": task.dataset, "protocol": task.protocol, "measure": setting.measure, "seed": setting.seed,
-        **dict(setting.parameters), **asdict(conditions),
+        "shots": None, **dict(setting.parameters), **asdict(conditions),
     }  # fmt: skip

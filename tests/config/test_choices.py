@@ -93,13 +93,21 @@ def test_settings_keep_their_text_inside_a_member(write_config: Callable[..., Pa
     assert "010: YAML reads this as octal" in refusal(write_config(), "objective.label_smoothing=010")
 
 
-def test_the_old_name_of_a_section_is_read_from_a_file_and_corrected_on_the_command_line(
-    write_config: Callable[..., Path],
-) -> None:
+def test_settings_of_older_versions_work_in_files_and_on_the_command_line(write_config: Callable[..., Path]) -> None:
     path = write_config()
     path.write_text(path.read_text().replace("objective:", "loss:"))
     assert load_config(path).objective == Softmax()
-    assert "did you mean objective?" in refusal(path, "loss.name=sigmoid")
+    assert load_config(path, ["loss.name=sigmoid"]).objective == Sigmoid()
+    protocols = load_config(path, ["evaluation.shots=[7]"]).evaluation.protocols
+    assert protocols["few_shot"].model_dump(exclude={"protocol"}) == {"shots": (7,), "seeds": (0, 1)}
+    assert "evaluation.protocols.few_shot.shots.0=0: Input should be greater than 0" in refusal(path, "evaluation.shots=[0]")
+
+
+def test_a_list_of_protocols_keeps_their_settings(write_config: Callable[..., Path]) -> None:
+    protocols = load_config(write_config(), ["evaluation.protocols=[few_shot]"]).evaluation.protocols
+    assert list(protocols) == ["few_shot"]
+    assert protocols["few_shot"].model_dump()["shots"] == (1, 5)
+    assert "linear is there 2 times" in refusal(write_config(), "evaluation.protocols=[linear,linear]")
 
 
 def test_an_override_of_one_protocol_keeps_the_others(write_config: Callable[..., Path]) -> None:

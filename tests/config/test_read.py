@@ -139,10 +139,6 @@ BAD = [
         "evaluation.protocols.few_shot.shots=5: must be a list; type evaluation.protocols.few_shot.shots='[5]'",
     ),
     (
-        "evaluation.shots=[5]",
-        "unknown key evaluation.shots; it is evaluation.protocols.few_shot.shots now. Type evaluation.protocols.few_shot.shots='[5]'",
-    ),
-    (
         "evaluation.protocols.few_shot.shot=[5]",
         "unknown key evaluation.protocols.few_shot.shot; did you mean evaluation.protocols.few_shot.shots?",
     ),
