@@ -35,6 +35,8 @@ _HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # two names of W&B's own s
 _KEY = re.compile(r"([^-]+-)?[\w-]{40,}|[\w-]+\.[\w-]+\.[\w-]+")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _NOT_IN_NAMES = set("/\\#?%:")
+SERVICE_WAIT = "WANDB_X_SERVICE_WAIT"
+SERVICE_WAIT_S = 85  # for W&B's own process to start: on a busy machine its 30 seconds pass
 _MAX_NAME = 128  # of a project, a run or a group
 _MAX_TAG = 64
 # What a launch decides for itself, and why.
@@ -160,6 +162,7 @@ def client_environment(environ: Mapping[str, str], *, cache: Path) -> dict[str, 
     if "HOME" not in kept and os.path.expanduser("~") == "~":  # in a container, a user without an entry in the password file
         kept["HOME"] = str(cache)
     return {
+        SERVICE_WAIT: str(SERVICE_WAIT_S),
         **kept,
         "XDG_CACHE_HOME": str(cache),
         "WANDB_CACHE_DIR": str(cache / "wandb"),

@@ -136,7 +136,9 @@ def test_wandbs_client_is_given_nothing_that_speaks_against_the_run(tmp_path: Pa
     environment = client_environment(given, cache=tmp_path)
     assert {name: value for name, value in environment.items() if not value.startswith(str(tmp_path))} == {
         "PATH": "/bin", "WANDB_API_KEY": "k" * 40, "WANDB_HTTP_TIMEOUT": "30", "https_proxy": "http://proxy:3128",
+        "WANDB_X_SERVICE_WAIT": "85",
     }  # fmt: skip
+    assert client_environment({"WANDB_X_SERVICE_WAIT": "9"}, cache=tmp_path)["WANDB_X_SERVICE_WAIT"] == "9"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user whom nobody knows")
