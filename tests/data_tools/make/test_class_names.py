@@ -12,9 +12,9 @@ import pytest
 from data_tools.make.classes import Numbering, read_class_names
 from data_tools.make.pack import MakeOptions, make_shards
 from data_tools.make.sources.labels import tell_apart
-from pipeline.config.run import EvalDataset
 from pipeline.data.shards.class_names import parse_class_names
 from pipeline.evaluation.datasets import open_dataset
+from pipeline.evaluation.section import EvalDataset
 from tests.data_tools.make.test_labels import JPEG, list_source, write_samples
 
 NAMES = ["crane", "dog", "crane", "maillot", "tank suit"]
