@@ -6,7 +6,7 @@ LOCK = requirements.lock
 WORKERS ?= 2
 PIP = $(VENV)/bin/pip --disable-pip-version-check install --constraint $(LOCK)
 
-.PHONY: demo test test-slow faults fuzz lint install peers slurm-shell clean
+.PHONY: demo test test-slow faults fuzz lint architecture install peers slurm-shell clean
 
 demo: $(VENV)/.demo
 	$(RUN) pipeline demo
@@ -31,6 +31,10 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/basedpyright
 	$(VENV)/bin/lint-imports
+
+# The picture of docs/architecture.md from the imports as they are, and the counts of what has grown long.
+architecture: $(VENV)/.dev
+	$(RUN) tests.helpers.import_graph
 
 install: $(VENV)/.demo
 

@@ -34,8 +34,8 @@ EPILOG = (
     "One machine: starts trainer.devices ranks by itself. Under srun or torchrun: is one of their ranks.\n"
     "Ctrl-C, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 save at the end of the step; a second Ctrl-C does not wait. A terminal or\n"
     "pipe that closes does not end a training; what it prints then goes to RUN_DIR/output.log.\n"
-    "Exit codes: 0 done, 2 a named error, 70 no step ended for trainer.hang_timeout_s (RUN_DIR/hangs says where), 75 told to\n"
-    "stop and saved (the same command goes on)."
+    "Exit codes: 0 done, 2 a named error, 70 no step ended for trainer.hang_timeout_s (RUN_DIR/hangs says where), 73 another\n"
+    "program took the run folder over, 75 told to stop and saved (the same command goes on)."
 )
 
 
