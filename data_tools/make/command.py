@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 
+from data_tools.arguments import add_block_samples, fraction, natural, positive
 from data_tools.make.classes import Numbering, read_class_map, read_class_names
 from data_tools.make.pack import MakeOptions, MakeReport, ShardSize
 from data_tools.make.record import RECORD_NAME
@@ -15,7 +17,6 @@ from data_tools.text_files import printable
 from pipeline.data.shards.index import CLASSES_NAME
 from pipeline.errors import DataError
 
-SUMMARY = "pack images into shuffled shards, and index them"
 EPILOG = """\
 SOURCE may be
   a folder of class folders              CLASS/any/depth/image.jpg; classes are numbered in sorted order, see classes.txt
@@ -46,20 +47,20 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**1
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """What `make` takes, beside what all commands take."""
+    add_block_samples(command)
     command.add_argument("source", metavar="SOURCE")
     command.add_argument("folder", metavar="FOLDER", help="where the shards go")
     size = command.add_mutually_exclusive_group()
-    size.add_argument("--samples-per-shard", type=_positive, metavar="N", help=f"default: {ShardSize().amount}")
+    size.add_argument("--samples-per-shard", type=positive, metavar="N", help=f"default: {ShardSize().amount}")
     size.add_argument(
         "--bytes-per-shard", type=num_bytes, metavar="SIZE", help="instead: 500MB, 1GB, 1GiB, ...; by the source's sizes"
     )
     command.add_argument(
-        "--seed", type=_natural, default=0, help="of the shuffle over all samples and of the split (default: %(default)s)"
+        "--seed", type=natural, default=0, help="of the shuffle over all samples and of the split (default: %(default)s)"
     )
     command.add_argument("--keep-order", action="store_true", help="do not shuffle")
     command.add_argument(
-        "--split", type=_fraction, metavar="FRACTION",
+        "--split", type=fraction, metavar="FRACTION",
         help="write FOLDER/train and FOLDER/val, this part of the samples into val. A hash of a sample's name decides, so it stays on "
         "its side whatever else is added",
     )  # fmt: skip
@@ -86,7 +87,7 @@ def _add_class_arguments(group: argparse._ArgumentGroup) -> None:
 
 def _add_image_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--short-side", type=_positive, metavar="PIXELS",
+        "--short-side", type=positive, metavar="PIXELS",
         help="re-encode images whose shorter side is longer, as JPEG; never enlarges (default: all bytes as they are). An image that "
         "must be re-encoded and cannot be decoded is left out",
     )  # fmt: skip
@@ -133,6 +134,18 @@ def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
         "--label-separator", metavar="TEXT",
         help="what stands between the labels of one image in a CSV (default: `;`, and spaces between numbers)",
     )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from data_tools.make.pack import make_shards
+    from data_tools.shard_names import lines
+    from data_tools.shards import describe_hidden
+    from pipeline.data.shards.folder import ShardFolder
+
+    options = read_options(arguments)
+    report = make_shards(arguments.source, arguments.folder, options=options, num_workers=arguments.workers)
+    hidden = ShardFolder(arguments.source).hidden_tars() if os.path.isdir(arguments.source) else []
+    print(f"{describe_hidden(hidden)}{lines(report.remarks)}{describe(report, arguments.folder)}")
 
 
 def read_options(arguments: argparse.Namespace) -> MakeOptions:
@@ -228,27 +241,6 @@ def num_bytes(text: str) -> int:
     if match is None or match[2].upper() not in UNITS or float(match[1]) <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size like 500MB, 1GB or 1.5GiB")
     return int(float(match[1]) * UNITS[match[2].upper()])
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
-
-
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
 
 
 def _quality(text: str) -> int:

@@ -35,7 +35,7 @@ LACKING = [
 
 
 def parser_of(program: str, command: str) -> Parser:
-    parser = make_parser(command) if program == "pipeline" else make_tools_parser()
+    parser = make_parser(command) if program == "pipeline" else make_tools_parser(command)
     assert isinstance(parser, Parser)
     return parser
 

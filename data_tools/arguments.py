@@ -1,0 +1,48 @@
+"""Arguments of the command line that several tools have, and checks of their values."""
+
+from __future__ import annotations
+
+import argparse
+
+from pipeline.data.shards.index import DEFAULT_BLOCK_SAMPLES, MAX_BLOCK_SAMPLES
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def natural(text: str) -> int:
+    """A whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def fraction(text: str) -> float:
+    """A number between 0 and 1, neither included."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _block_samples(text: str) -> int:
+    value = positive(text)
+    if value > MAX_BLOCK_SAMPLES:
+        raise argparse.ArgumentTypeError(f"{text} is more than {MAX_BLOCK_SAMPLES}")
+    return value
+
+
+def add_block_samples(command: argparse.ArgumentParser) -> None:
+    """How the shards are cut into blocks."""
+    command.add_argument(
+        "--block-samples",
+        type=_block_samples,
+        default=DEFAULT_BLOCK_SAMPLES,
+        help="samples in one range read (default: %(default)s)",
+    )
