@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from pipeline.optim.adamw import AdamW
+from pipeline.optim.sgd import SGD
 from pipeline.section import OneOf
 
-Optimizer = Annotated[AdamW, OneOf("name", default="adamw")]
+Optimizer = Annotated[AdamW | SGD, OneOf("name", default="adamw")]

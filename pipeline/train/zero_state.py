@@ -52,7 +52,7 @@ def inner_optimizer(engine: Any) -> GuardedOptimizer:
 
 def num_updates(engine: Any) -> int:
     """Steps the optimizer has taken: those refused are not among them."""
-    return int(inner_optimizer(engine).state[_flat_masters(engine)[0]]["step"])
+    return int(engine.global_steps - engine.skipped_steps)
 
 
 def named_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
@@ -86,7 +86,7 @@ def restore(engine: Any, *, masters: Callable[[str], Tensor], moments: Callable[
         for moment in inner_optimizer(engine).state_names:
             _scatter(engine, parameter, moment, moments(f"{moment}/{name}"))
     for flat in _flat_masters(engine):
-        inner_optimizer(engine).state[flat]["step"].fill_(num_updates)
+        inner_optimizer(engine).state[flat]["step"].fill_(num_updates)  # Adam's correction of its moments reads it
 
 
 def _flat_masters(engine: Any) -> list[Tensor]:

@@ -34,6 +34,10 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "zero1_fp32_uneven": {"zero_stage": 1, "precision": "fp32", "global_batch_size": 7, "micro_batch_size": 2},
     "zero2_fp32_uneven": {"zero_stage": 2, "precision": "fp32", "global_batch_size": 7, "micro_batch_size": 2},
     "zero3_fp32_uneven": {"zero_stage": 3, "precision": "fp32", "global_batch_size": 7, "micro_batch_size": 2},
+    "zero0_fp32_sgd": {"zero_stage": 0, "precision": "fp32"},
+    "zero1_fp32_sgd": {"zero_stage": 1, "precision": "fp32"},
+    "zero2_fp32_sgd": {"zero_stage": 2, "precision": "fp32"},
+    "zero3_fp32_sgd": {"zero_stage": 3, "precision": "fp32"},
     "zero1_bf16": {"zero_stage": 1, "precision": "bf16"},
     "zero2_bf16": {"zero_stage": 2, "precision": "bf16"},
     "zero3_bf16": {"zero_stage": 3, "precision": "bf16"},
@@ -41,6 +45,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "zero0_bf16_autocast": {"zero_stage": 0, "precision": "bf16_autocast"},
     "zero2_bf16_autocast": {"zero_stage": 2, "precision": "bf16_autocast"},
 }
+OPTIMIZERS: dict[str, dict[str, Any]] = {"": {}, "_uneven": {}, "_sgd": {"name": "sgd", "learning_rate": 0.1}}
 CLIP = 0.5  # below the gradient norms of these runs, so that clipping acts
 
 
@@ -54,9 +59,8 @@ def train_plainly(config_path: Path) -> tuple[list[float], list[float], dict[str
     schedule = make_schedule(config, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps)
     kernels = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
     others = [p for p in model.parameters() if not any(p is kernel for kernel in kernels)]
-    optimizer = torch.optim.AdamW(
-        [{"params": kernels, "weight_decay": config.optimizer.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    )
+    groups = [{"params": kernels, "weight_decay": config.optimizer.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups) if config.optimizer.name == "adamw" else torch.optim.SGD(groups, lr=1.0, momentum=0.9)
     losses, norms = [], []
     for step in range(plan.stop_step):
         batch = next(batches)
@@ -82,7 +86,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any]) 
         values = {
             **tiny_config, "name": name, "output_dir": str(folder / "runs"),
             "model": {**tiny_config["model"], "dropout": 0.0},
-            "optimizer": {**tiny_config["optimizer"], "clip_norm": CLIP},
+            "optimizer": {**tiny_config["optimizer"], "clip_norm": CLIP, **OPTIMIZERS[kind_of(name)]},
             "trainer": {**tiny_config["trainer"], **trainer, "duration": "8 steps"},
             "tracking": {"log_every": 1, "mode": "disabled"},
         }  # fmt: skip
@@ -94,17 +98,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any]) 
 
 @pytest.fixture(scope="module")
 def plain(runs: dict[str, RunFolder]) -> dict[str, tuple[list[float], list[float], dict[str, torch.Tensor]]]:
-    """By batch."""
-    return {batch: train_plainly(runs[f"zero0_fp32{batch}"].config) for batch in ("", "_uneven")}
+    """By what is trained."""
+    return {kind: train_plainly(runs[f"zero0_fp32{kind}"].config) for kind in OPTIMIZERS}
 
 
-def batch_of(name: str) -> str:
-    return "_uneven" if name.endswith("_uneven") else ""
+def kind_of(name: str) -> str:
+    """What a scenario trains, whatever the stage and the precision."""
+    return next((kind for kind in ("_uneven", "_sgd") if name.endswith(kind)), "")
 
 
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if "fp32" in name])
 def test_fp32_at_every_stage_is_the_plain_loop(name: str, runs: dict[str, RunFolder], plain: Any) -> None:
-    losses, norms, weights = plain[batch_of(name)]
+    losses, norms, weights = plain[kind_of(name)]
     rows = read_metrics(runs[name].metrics)
     assert [row["train/loss"] for row in rows] == pytest.approx(losses, rel=1e-5)
     assert [row["train/gradient_norm"] for row in rows] == pytest.approx(norms, rel=1e-4)  # before clipping
@@ -116,14 +121,17 @@ def test_fp32_at_every_stage_is_the_plain_loop(name: str, runs: dict[str, RunFol
 
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if "bf16" in name])
 def test_bf16_follows_the_plain_loop(name: str, runs: dict[str, RunFolder], plain: Any) -> None:
-    losses, norms, _ = plain[batch_of(name)]
+    losses, norms, _ = plain[kind_of(name)]
     rows = read_metrics(runs[name].metrics)
     assert [row["train/loss"] for row in rows] == pytest.approx(losses, rel=0.02)
     assert [row["train/gradient_norm"] for row in rows] == pytest.approx(norms, rel=0.1)
 
 
 def test_every_scenario_saw_the_same_images(runs: dict[str, RunFolder]) -> None:
-    digests = {(batch_of(name), *(row["data/digest"] for row in read_metrics(folder.metrics))) for name, folder in runs.items()}
+    digests = {
+        (kind_of(name) == "_uneven", *(row["data/digest"] for row in read_metrics(folder.metrics)))
+        for name, folder in runs.items()
+    }
     assert len(digests) == 2  # one a batch size
 
 
