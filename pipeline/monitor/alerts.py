@@ -6,7 +6,7 @@ before. It is raised at one threshold. It is cleared when it has been below a lo
 a series near a threshold does not raise and clear an alert by turns. The baseline does not change while an alert is raised, or the new
 level would soon look ordinary; a level that has lasted a whole window becomes the new baseline.
 
-The thresholds are this project's, chosen by simulation (tests/monitor/test_health.py): silent on 10^5 lines of stationary noise
+The thresholds are this project's, chosen by simulation (tests/monitor/test_alerts.py): silent on 10^5 lines of stationary noise
 of up to 20 % (log-normal), at a doubling raised within ten lines, and at most one change in 500 lines at any level.
 """
 

@@ -1,25 +1,14 @@
-"""Alerts come when they should and only then; heartbeats and stragglers of real ranks."""
+"""Alerts come when they should and only then."""
 
 from __future__ import annotations
 
 import math
-import stat
-import subprocess
-import sys
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.monitor.alerts import RULES, Alert, Rule, Series, Watched, observe_line, observe_value
-from pipeline.run.checkpoint import RunFolder
-from pipeline.run.live_files import StateFiles
-from pipeline.run.records import read_json, read_json_lines, read_metrics
-from pipeline.train.callbacks.stragglers import find_slowest, tabulate_nodes
-from tests.conftest import REPOSITORY, environment
-from tests.helpers.trainings import WriteConfig, folder_of, run_ranks
 
 RULE: dict[str, Rule] = {rule.kind: rule for rule in RULES}
 
@@ -121,23 +110,6 @@ def test_another_slowest_rank_at_each_line_is_noise() -> None:
     assert series.raised
 
 
-@pytest.mark.parametrize("num_ranks", [2, 3, 8, 64])
-@pytest.mark.parametrize("overhead", [0.0, 0.5, 1.0])
-def test_an_image_more_or_less_is_no_straggler(num_ranks: int, overhead: float) -> None:
-    """Whether a rank's time grows with its images, half or not at all."""
-    for extra in range(num_ranks):
-        images = [3 if rank < extra else 2 for rank in range(num_ranks)]
-        weights = [count * num_ranks / sum(images) for count in images]
-        times = [overhead * 0.1 + (1 - overhead) * 0.05 * count for count in images]
-        slowest = find_slowest(times, weights=weights, step_time_s=0.3)
-        assert slowest.cost == pytest.approx(0, abs=1e-9)
-        assert slowest.ratio == pytest.approx(1)
-        times[-1] += 0.2
-        slowest = find_slowest(times, weights=weights, step_time_s=0.5)
-        assert slowest.rank == num_ranks - 1
-        assert slowest.cost > 0.25
-
-
 def test_a_level_that_stays_becomes_the_ordinary_one() -> None:
     found = changes("step_time", [0.4] * 50 + [1.0] * 1000 + [2.2] * 20)
     assert [raised for _, raised in found] == [True, False, True]
@@ -167,81 +139,3 @@ def test_an_alert_says_what_to_do() -> None:
     assert [alert.text for alert in alerts] == [
         "the others wait 40% of each step for rank 5: stragglers.json has a table by node"
     ]
-
-
-def test_the_slowest_rank_is_compared_with_the_others() -> None:
-    slowest = find_slowest([0.2, 0.5, 0.2, 0.3], weights=[1.0] * 4, step_time_s=1.0)
-    assert (slowest.rank, slowest.ratio, slowest.cost) == (1, pytest.approx(2.5), pytest.approx(0.3))
-    pair = find_slowest([0.1, 0.3], weights=[1.0, 1.0], step_time_s=1.0)
-    assert (pair.rank, pair.ratio) == (1, pytest.approx(3.0))  # of two, the other is the rule
-
-
-def test_nodes_are_listed_the_slowest_first() -> None:
-    nodes = tabulate_nodes(["a", "a", "b", "b"], [0.0, 0.0, 0.0, 0.3], [0.2, 0.2, 0.2, 0.5])
-    assert [(node.host, node.ranks, node.slowest_rank) for node in nodes] == [("b", [2, 3], 3), ("a", [0, 1], 0)]
-    assert nodes[0].slowest_data_wait_s == pytest.approx(0.3)
-
-
-def test_a_disk_that_cannot_be_written_costs_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = StateFiles(RunFolder(tmp_path / "gone"), every_s=0.01)
-    for number in range(20):
-        files.put(files.folder.heartbeat, {"step": number})
-    files.close()
-    assert capsys.readouterr().out.count("cannot be written") == 1
-
-
-def test_a_finished_run_says_so(reference: RunFolder) -> None:
-    beat = read_json(reference.root / "heartbeat.json")
-    assert beat is not None
-    assert (beat["phase"], beat["step"], beat["total_steps"], beat["world_size"]) == ("finished", 12, 12, 2)
-    rows = read_metrics(reference.metrics)
-    assert all(row["speed/slowest_rank"] in (0, 1) and row["speed/slowest_rank_ratio"] >= 1 for row in rows)
-
-
-SLEEP_S = 0.15
-
-
-@pytest.fixture(scope="module")
-def slow_rank(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any]) -> RunFolder:
-    """A training on two gloo ranks of which the second sleeps in every step."""
-    import yaml
-
-    folder = tmp_path_factory.mktemp("slow_rank")
-    config = folder / "slow.yaml"
-    config.write_text(yaml.safe_dump({**tiny_config, "name": "slow", "output_dir": str(folder / "runs")}))
-    (folder / "log").write_text(run_ranks("tests.helpers.slow_rank", str(config), str(SLEEP_S), timeout_s=200))
-    return folder_of(config)
-
-
-def test_a_rank_that_sleeps_is_named(slow_rank: RunFolder) -> None:
-    rows = read_metrics(slow_rank.metrics)[2:]  # the first steps warm up
-    assert [row["speed/slowest_rank"] for row in rows] == [1] * len(rows)
-    for row in rows:
-        cost_s = row["speed/slowest_rank_cost"] * row["speed/step_time_s"]
-        assert 0.6 * SLEEP_S < cost_s < 1.6 * SLEEP_S
-    table = read_json(slow_rank.root / "stragglers.json")
-    assert table is not None
-    assert (table["rank"], table["measured"], table["nodes"][0]["ranks"]) == (1, ["data wait", "forward"], [0, 1])
-
-
-def test_a_rank_that_sleeps_is_told_once(slow_rank: RunFolder) -> None:
-    alerts = [row for row in read_json_lines(slow_rank.root / "alerts.jsonl") if row["kind"] == "straggler"]
-    assert [(row["change"], "for rank 1" in row["text"]) for row in alerts] == [("raised", True)]
-    assert (slow_rank.root.parent.parent / "log").read_text().count("of each step for rank 1: stragglers.json") == 1
-
-
-def test_a_run_that_fails_says_why_and_leaves_nothing_that_everybody_may_write(write_config: WriteConfig) -> None:
-    config = write_config(
-        optimizer={"learning_rate": 1e30, "clip_norm": None}, checkpoint={"every": "1 steps"},
-        trainer={"devices": 1, "max_skipped_steps": 3}, tracking={"mode": "offline"},
-    )  # fmt: skip
-    command = f"umask 0; exec {sys.executable} -m pipeline train {config}"
-    assert subprocess.run(command, shell=True, cwd=REPOSITORY, env=environment(), timeout=200).returncode == 2
-    folder = folder_of(config)
-    beat = read_json(folder.root / "heartbeat.json")
-    assert beat is not None
-    assert beat["phase"] == "failed"
-    assert "gradients were not finite for 3 steps in a row" in beat["by"]
-    paths = list(folder.root.rglob("*"))
-    assert {"config.yaml", "wandb", "metrics.jsonl", "meta.json", "heartbeat.json"} <= {path.name for path in paths}
-    assert not [path for path in paths if not path.is_symlink() and path.stat().st_mode & stat.S_IWOTH]
