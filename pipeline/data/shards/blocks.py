@@ -25,7 +25,7 @@ class BlockBytes(Protocol):
         ...
 
     def read(self, start: int, length: int) -> bytes:
-        """A part of it."""
+        """A part of it; fewer bytes where the block ends."""
         ...
 
 
@@ -62,7 +62,8 @@ class FileBlock:
         return io.BufferedReader(_Part(self), HEADERS_BYTES)
 
     def read(self, start: int, length: int) -> bytes:
-        return os.pread(self._descriptor(), length, self._offset + start)
+        length = min(length, self.num_bytes - start)  # what follows in the file is another block's
+        return os.pread(self._descriptor(), max(0, length), self._offset + start)
 
 
 class _Part(io.RawIOBase):
@@ -75,7 +76,7 @@ class _Part(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         view = memoryview(buffer)
-        data = self._block.read(self._at, max(0, min(len(view), self._block.num_bytes - self._at)))
+        data = self._block.read(self._at, len(view))
         view[: len(data)] = data
         self._at += len(data)
         return len(data)
