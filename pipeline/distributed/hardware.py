@@ -7,11 +7,14 @@ import torch
 from pipeline.distributed.precision import measure_matmul_flops
 from pipeline.errors import ConfigError
 
-# Dense bf16 tensor-core rates in TFLOP/s from the vendors' data sheets, by a part of the device's name.
+# Dense bf16 tensor-core rates in TFLOP/s from the vendors' data sheets, by words of the device's name.
 DATA_SHEET_BF16_TFLOPS = {
     "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "GH200": 989.0,
     "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10": 125.0, "RTX 4090": 165.0,
 }  # fmt: skip
+
+# Names of slower devices hold one of these: "A100-SXM4-40GB MIG 3g.20gb", "RTX 4090 D", "RTX 4090 Laptop GPU".
+OTHER_WORDS = frozenset({"MIG", "D", "Laptop"})
 
 # Memory from the same data sheets. They say GB and mean GiB, nearly: an "80 GB" H100 has 79.1 GiB, a "141 GB" H200 139.8.
 DATA_SHEET_MEMORY_GIB = {
@@ -43,9 +46,20 @@ def peak_flops(device: torch.device, *, dtype: torch.dtype) -> float | None:
     """
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    # The longest match first: "H100 PCIe" before "H100", "L40S" before "L4".
-    for part in sorted(DATA_SHEET_BF16_TFLOPS, key=len, reverse=True):
-        if part in name:
-            return DATA_SHEET_BF16_TFLOPS[part] * 1e12
-    return measure_matmul_flops(device, dtype=dtype, size=8192, repeats=5)
+    listed = listed_flops(torch.cuda.get_device_name(device))
+    return measure_matmul_flops(device, dtype=dtype, size=8192, repeats=5) if listed is None else listed
+
+
+def listed_flops(device_name: str) -> float | None:
+    """The data sheet's bf16 rate of a device, by the name that its driver gives; None where none is known.
+
+    Whole words: an L40 is no L4, an A10G no A10, and a part of an A100 is none.
+    """
+    words = device_name.replace("-", " ").split()
+    if not OTHER_WORDS.isdisjoint(words):
+        return None
+    # The longest match first: "H100 PCIe" before "H100".
+    for name in sorted(DATA_SHEET_BF16_TFLOPS, key=len, reverse=True):
+        if f" {name} " in f" {' '.join(words)} ":
+            return DATA_SHEET_BF16_TFLOPS[name] * 1e12
+    return None
