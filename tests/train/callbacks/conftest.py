@@ -1,0 +1,16 @@
+"""A process group for the callbacks' trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers.one_rank import one_rank
+
+
+@pytest.fixture(scope="package")
+def rank() -> Iterator[None]:
+    """This process is a training's only rank."""
+    with one_rank():
+        yield
