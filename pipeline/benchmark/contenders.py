@@ -159,7 +159,13 @@ def open_clip_style(settings: Settings) -> Iterator[Any]:
         wds.batched(settings.batch_size, partial=False),
     )
     return iter(
-        wds.WebLoader(dataset, batch_size=None, shuffle=False, num_workers=settings.num_workers, persistent_workers=True)
+        wds.WebLoader(
+            dataset,
+            batch_size=None,
+            shuffle=False,
+            num_workers=settings.num_workers,
+            persistent_workers=settings.num_workers > 0,
+        )
     )
 
 
@@ -177,7 +183,13 @@ def webdataset_with_ours(settings: Settings) -> Iterator[Any]:
         wds.batched(settings.batch_size, partial=False),
     )
     return iter(
-        wds.WebLoader(dataset, batch_size=None, shuffle=False, num_workers=settings.num_workers, persistent_workers=True)
+        wds.WebLoader(
+            dataset,
+            batch_size=None,
+            shuffle=False,
+            num_workers=settings.num_workers,
+            persistent_workers=settings.num_workers > 0,
+        )
     )
 
 
@@ -197,7 +209,11 @@ def timm_reader(settings: Settings) -> Iterator[Any]:
     dataset.reader.sample_shuffle_size, dataset.reader.sample_initial_size = 1000, 100
     return endless(
         torch.utils.data.DataLoader(
-            dataset, batch_size=settings.batch_size, num_workers=settings.num_workers, drop_last=True, persistent_workers=True
+            dataset,
+            batch_size=settings.batch_size,
+            num_workers=settings.num_workers,
+            drop_last=True,
+            persistent_workers=settings.num_workers > 0,
         )
     )
 
@@ -269,7 +285,7 @@ def mosaicml_reader(*, pillow: bool) -> Callable[[Settings], Iterator[Any]]:
                 batch_size=settings.batch_size,
                 num_workers=settings.num_workers,
                 drop_last=True,
-                persistent_workers=True,
+                persistent_workers=settings.num_workers > 0,
             )
         )
 

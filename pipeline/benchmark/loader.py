@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,12 +113,18 @@ class _Contender:
         for process in self._processes:
             process.close()
 
-    def cost(self) -> Cost:
-        return Cost(
-            images_per_s=statistics.median(r["images"] / r["wall_s"] for r in self.rounds),
-            cpu_ms_per_image=statistics.median(1e3 * r["cpu_s"] / r["images"] for r in self.rounds),
-            worker_mib=max(r["mib"] for r in self.rounds),
-        )
+    def result(self) -> Cost | str:
+        """Its cost, or why there is none."""
+        return cost_of(self.rounds) if self.problem is None and self.rounds else f"not run: {self.problem}"
+
+
+def cost_of(rounds: list[dict[str, float]]) -> Cost:
+    """Medians over rounds: an interruption of one counts for nothing."""
+    return Cost(
+        images_per_s=statistics.median(r["images"] / r["wall_s"] for r in rounds),
+        cpu_ms_per_image=statistics.median(1e3 * r["cpu_s"] / r["images"] for r in rounds),
+        worker_mib=max(r["mib"] for r in rounds),
+    )
 
 
 def compare_loaders(
@@ -154,29 +161,27 @@ def compare_loaders(
             f"{os.cpu_count()} cores; medians of {num_rounds} interleaved rounds of {num_batches} batches"
         )
         resume = "\n".join(resume_line(settings, position) for position in (10**4, 10**9))
-    return f"{heading}\n\n{_table(contenders)}\n\n{resume}"
+    return f"{heading}\n\n{make_table({contender.name: contender.result() for contender in contenders})}\n\n{resume}"
 
 
-def _table(contenders: list[_Contender]) -> str:
-    costs = {contender.name: contender.cost() for contender in contenders if contender.problem is None and contender.rounds}
+def make_table(results: Mapping[str, Cost | str]) -> str:
+    """A row for each contender: its cost, or why there is none."""
+    costs = {name: result for name, result in results.items() if isinstance(result, Cost)}
     lines = [
         "| | images/s | images/s a core | CPU ms an image | of Pillow's decode | overhead over decode + crop | MiB a worker |",
         "|---|---|---|---|---|---|---|",
     ]
-    for contender in contenders:
-        cost = costs.get(contender.name)
-        if cost is None:
-            lines.append(f"| {contender.name} | not run: {contender.problem} | | | | | |")
+    for name, cost in results.items():
+        if not isinstance(cost, Cost):
+            lines.append(f"| {name} | {cost} | | | | | |")
             continue
         per_core = 1e3 / cost.cpu_ms_per_image
         relative = f"{costs[BASELINE].cpu_ms_per_image / cost.cpu_ms_per_image:.2f}" if BASELINE in costs else ""
-        work = costs.get(WORK_OF.get(contender.name, ""))
+        work = costs.get(WORK_OF.get(name, ""))
         overhead = f"{100 * (cost.cpu_ms_per_image / work.cpu_ms_per_image - 1):+.0f} %" if work else ""
-        memory = "" if contender.name in ALONE else f"{cost.worker_mib:.0f}"
-        wall = "" if contender.name in ALONE else f"{cost.images_per_s:.0f}"
-        lines.append(
-            f"| {contender.name} | {wall} | {per_core:.0f} | {cost.cpu_ms_per_image:.2f} | {relative} | {overhead} | {memory} |"
-        )
+        memory = "" if name in ALONE else f"{cost.worker_mib:.0f}"
+        wall = "" if name in ALONE else f"{cost.images_per_s:.0f}"
+        lines.append(f"| {name} | {wall} | {per_core:.0f} | {cost.cpu_ms_per_image:.2f} | {relative} | {overhead} | {memory} |")
     return "\n".join(lines)
 
 
