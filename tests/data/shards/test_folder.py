@@ -55,9 +55,9 @@ def test_shards_are_plain_tars_that_are_not_hidden(path: str) -> None:
 
 
 def test_a_folder_without_shards_is_named(path: str) -> None:
-    with pytest.raises(DataError, match="does not exist or holds no .tar files"):
+    with pytest.raises(DataError, match=r"does not exist or holds no \.tar files"):
         ShardFolder(path).list_shards()
-    with pytest.raises(DataError, match="does not exist or holds no .tar files"):
+    with pytest.raises(DataError, match=r"does not exist or holds no \.tar files"):
         fill(path, "notes.txt").list_shards()
 
 
