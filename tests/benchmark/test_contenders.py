@@ -116,4 +116,3 @@ def test_a_contender_answers_each_round(
     for cost in (short, long):
         assert cost["wall_s"] > 0
         assert cost["mib"] > 0
-    assert long["wall_s"] > short["wall_s"]

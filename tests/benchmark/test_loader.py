@@ -54,7 +54,7 @@ def test_fewer_shards_than_workers_are_refused(corpus: Path) -> None:
 @pytest.mark.parametrize("position", [0, 10**9])
 def test_a_far_position_is_reached_at_once(corpus: Path, tmp_path: Path, position: int) -> None:
     line = resume_line(Settings(str(corpus), str(tmp_path), 0, 4, 16), position)
-    assert float(line.split("first batch after ")[1].split(" s")[0]) < 5
+    assert float(line.split("first batch after ")[1].split(" s")[0]) < 30  # played from the start it would take hours
 
 
 @pytest.mark.slow

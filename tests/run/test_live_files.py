@@ -14,7 +14,7 @@ from pipeline.run.records import read_json
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, "timed out"
         time.sleep(0.005)

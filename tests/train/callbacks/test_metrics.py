@@ -123,7 +123,7 @@ def test_the_wait_for_data_is_a_part_of_the_time(tmp_path: Path) -> None:
 def test_the_first_batch_is_waited_for_within_the_first_step(tmp_path: Path) -> None:
     train([make_batch(0, wait_s=5.0)], tmp_path)
     (row,) = rows_of(tmp_path)
-    assert 5 < row["speed/step_time_s"] < 10
+    assert 5 < row["speed/step_time_s"] < 60
     assert row["speed/data_wait_fraction"] == pytest.approx(5 / row["speed/step_time_s"])
 
 
