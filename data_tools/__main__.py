@@ -35,9 +35,11 @@ COMMANDS = {  # its module, and what it does
 def make_parser(chosen: str) -> argparse.ArgumentParser:
     """The parser of one command; of the others it has the names."""
     parser = Parser(
-        prog="python -m data_tools", description="Make and index corpora of WebDataset shards.",
-        epilog="example:\n  python -m data_tools make /raw/imagenet/train /data/imagenet", formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        prog="python -m data_tools",
+        description="Make and index corpora of WebDataset shards.",
+        epilog="example:\n  python -m data_tools make /raw/imagenet/train /data/imagenet",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module_name, help) in COMMANDS.items():
         command = commands.add_parser(name, help=help, description=help, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -20,7 +20,7 @@ def lock_folder(folder: Path, *, advice: str, name: str = LOCK_NAME) -> Iterator
 
     Args:
         name: of the lock's file; commands that write different files into a folder have locks of their own.
-        advice: what to do where nothing can be written there: the option that names another place.
+        advice: what to do where nothing can be written there: the option that names another path.
 
     Raises:
         DataError: another command works there, or nothing can be written there.

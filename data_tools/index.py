@@ -1,4 +1,4 @@
-"""Index the shards of a folder: what `pipeline` needs beside the tars."""
+"""Index the shards of a folder: what `pipeline` needs next to the tars."""
 
 from __future__ import annotations
 
@@ -32,24 +32,29 @@ class Indexed:
 
 
 def index_folder(
-    folder: str, *, block_samples: int, num_workers: int, skip_lists: Sequence[str] = (), split: str | None = None,
+    folder: str,
+    *,
+    block_samples: int,
+    num_workers: int,
+    skip_lists: Sequence[str] = (),
+    split: str | None = None,
     out: str | None = None,
-) -> Indexed:  # fmt: skip
+) -> Indexed:
     """Scan every tar of a folder, local or remote, and write its index.
 
     Args:
         skip_lists: files of samples to leave out.
         split: take the tars of this split alone, by their names.
-        out: folder or file where the index goes, for shards beside which nothing can be written.
+        out: folder or file where the index goes, for shards in a folder that cannot be written.
 
     Raises:
         DataError: naming the first shard that is damaged, compressed or empty, a skip list of other shards, or several
             splits among the tars' names.
     """
     names = ShardFolder(folder).list_shards()
-    chosen = select_shards(names, split, place=folder)
+    chosen = select_shards(names, split, source=folder)
     all_names = ShardFolder(folder).list_names()
-    check_finished(all_names, place=folder)
+    check_finished(all_names, source=folder)
     _keep_other_index(folder, names, chosen, out)
     skips: dict[str, set[str]] = defaultdict(set)
     for path in skip_lists:
@@ -77,7 +82,8 @@ def describe(made: Indexed) -> str:
     index = made.index
     empty = f", {len(made.empty)} without samples ({made.empty[0]} first)" if made.empty else ""
     return (
-        f"{describe_hidden(made.hidden)}{lines(made.remarks)}{index.folder}: {index.num_samples} samples in {len(index.shard_names)} shards{empty}, "
+        f"{describe_hidden(made.hidden)}{lines(made.remarks)}{index.folder}: {index.num_samples} samples in "
+        f"{len(index.shard_names)} shards{empty}, "
         f"{index.num_blocks} blocks, fingerprint {index.fingerprint}"
     )
 
@@ -88,30 +94,30 @@ def describe_use(folder: str, out: str) -> str:
 
 
 @contextmanager
-def lock_place(folder: str, out: str | None) -> Iterator[None]:
-    """Hold the place of an index, and find out that it can be written before anything is read.
+def lock_index_folder(folder: str, out: str | None) -> Iterator[None]:
+    """Hold the lock of an index's folder, and check that the folder can be written before anything is read.
 
     Raises:
         DataError: another command writes there, nothing can be written there, or it holds the index of another folder.
     """
-    place, _ = find_index(folder, out)
+    index_folder, _ = find_index(folder, out)
     advice = (
         f"`--out PLACE` puts the index elsewhere, and data.train='{{url: {folder}, index: PLACE}}' reads it there"
         if out is None
-        else "choose another place with --out"
+        else "choose another folder with --out"
     )
-    if not is_remote(place):
-        if out is None and not Path(place).is_dir():  # `list_shards` says so
+    if not is_remote(index_folder):
+        if out is None and not Path(index_folder).is_dir():  # `list_shards` says so
             yield
             return
-        with lock_folder(Path(place), advice=advice):
+        with lock_folder(Path(index_folder), advice=advice):
             _check_owner(folder, out)
             yield
         return
-    if describe_read_only(place) is None:
-        ShardFolder(folder).list_shards()  # credentials that are wrong are said first: they are no reason for another place
-    if (reason := ShardFolder(place).why_unwritable()) is not None:
-        raise DataError(f"{place}: no index can be written there ({reason}); {advice}")
+    if describe_read_only(index_folder) is None:
+        ShardFolder(folder).list_shards()  # reports wrong credentials first: another folder would not help with them
+    if (reason := ShardFolder(index_folder).why_unwritable()) is not None:
+        raise DataError(f"{index_folder}: no index can be written there ({reason}); {advice}")
     _check_owner(folder, out)
     yield
 
@@ -120,10 +126,10 @@ def _check_owner(folder: str, out: str | None) -> None:
     """Raises DataError: the index of another folder would be replaced."""
     if out is None:
         return
-    place, name = find_index(folder, out)
-    owner = read_owner(place, name)
+    index_folder, name = find_index(folder, out)
+    owner = read_owner(index_folder, name)
     if owner not in (None, identify(folder)):
-        raise DataError(f"{place} holds the index of {owner}; choose another place with --out")
+        raise DataError(f"{index_folder} holds the index of {owner}; choose another folder with --out")
 
 
 def _keep_other_index(folder: str, names: Sequence[str], chosen: Sequence[str], out: str | None) -> None:
@@ -140,7 +146,8 @@ def _keep_other_index(folder: str, names: Sequence[str], chosen: Sequence[str], 
         return
     if others:
         raise DataError(
-            f"{folder} holds the index of other tars already ({min(others)} ...), and one folder has one index; move the tars of each "
+            f"{folder} holds the index of other tars already ({min(others)} ...), and one folder has one index; move "
+            "the tars of each "
             f"split to a folder of their own, or keep their indexes elsewhere with --out"
         )
 

@@ -22,23 +22,33 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--source-split", metavar="NAME", help="the tars to take, where their names tell several splits: train, validation, ..."
     )
     command.add_argument(
-        "--skip", action="append", default=[], metavar="FILE", help="samples to leave out: a skip list of `verify` or `dedup`; may be repeated"
-    )  # fmt: skip
+        "--skip",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="samples to leave out: a skip list of `verify` or `dedup`; may be repeated",
+    )
     command.add_argument(
-        "--out", metavar="PLACE",
-        help="folder or .safetensors file where the index goes, where nothing can be written beside the shards: a read-only folder, a "
+        "--out",
+        metavar="PLACE",
+        help="folder or .safetensors file where the index goes, where nothing can be written next to the shards: a "
+        "read-only folder, a "
         "public store, a web server (default: FOLDER)",
-    )  # fmt: skip
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from data_tools.index import describe, describe_use, index_folder, lock_place
+    from data_tools.index import describe, describe_use, index_folder, lock_index_folder
 
-    with lock_place(arguments.folder, arguments.out):
+    with lock_index_folder(arguments.folder, arguments.out):
         made = index_folder(
-            arguments.folder, block_samples=arguments.block_samples, num_workers=arguments.workers, skip_lists=arguments.skip,
-            split=arguments.source_split, out=arguments.out,
-        )  # fmt: skip
+            arguments.folder,
+            block_samples=arguments.block_samples,
+            num_workers=arguments.workers,
+            skip_lists=arguments.skip,
+            split=arguments.source_split,
+            out=arguments.out,
+        )
     print(describe(made))
     if arguments.out:
         print(describe_use(arguments.folder, arguments.out))

@@ -171,16 +171,16 @@ def _is_cut_short(data: bytes, name: str) -> bool:
 def jpeg_end(data: bytes) -> int | None:
     """Place behind a JPEG's end marker, or None where it has none. Thumbnails inside it have others."""
     values = np.frombuffer(data, np.uint8)
-    places = np.flatnonzero(values[:-1] == 0xFF)
-    codes = values[places + 1]
+    offsets = np.flatnonzero(values[:-1] == 0xFF)
+    codes = values[offsets + 1]
     is_segment = (codes > 0x01) & (codes < 0xFF) & ((codes < 0xD0) | (codes > 0xD8))  # the others have no length
     end_of_segment = len(JPEG_START)
-    for place in places[is_segment].tolist():
-        if place < end_of_segment:
+    for offset in offsets[is_segment].tolist():
+        if offset < end_of_segment:
             continue
-        if values[place + 1] == 0xD9:
-            return place + 2
-        end_of_segment = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if values[offset + 1] == 0xD9:
+            return offset + 2
+        end_of_segment = offset + 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
     return None
 
 
@@ -208,7 +208,7 @@ def _colour_findings(image: Image.Image, data: bytes) -> Iterator[Finding]:
     if depth > 8:
         yield Finding("sixteen_bit", f"{depth} bits a channel, {image.mode}: scaled to 8")
     if image.has_transparency_data:
-        yield Finding("alpha", f"{image.mode}: transparent places show the colour stored beneath")
+        yield Finding("alpha", f"{image.mode}: transparent pixels show the colour stored beneath")
     if image.mode in ("P", "PA"):
         yield Finding("palette", image.mode)
     if profile := image.info.get("icc_profile"):

@@ -20,29 +20,29 @@ class KeptSamples:
 
     starts: NDArray[np.int64]  # of its blocks, in bytes
     ends: NDArray[np.int64]
-    skipped: tuple[frozenset[int], ...]  # places among the samples of each block
+    skipped: tuple[frozenset[int], ...]  # slots of each block
     num_bytes: int | None  # of the shard when it was indexed; None if the index does not name it
 
     @property
     def version(self) -> str:
         """Changes with what is kept."""
-        facts = repr((self.starts.tolist(), self.ends.tolist(), [sorted(places) for places in self.skipped], self.num_bytes))
+        facts = repr((self.starts.tolist(), self.ends.tolist(), [sorted(slots) for slots in self.skipped], self.num_bytes))
         return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
     def mark(self, samples: Iterable[TarSample]) -> Iterator[tuple[TarSample, bool]]:
         """Every sample of the shard, and whether it is kept."""
-        block, place = -1, 0
+        block, slot = -1, 0
         for sample in samples:
             found = int(np.searchsorted(self.starts, sample.start, side="right")) - 1
-            block, place = (block, place + 1) if found == block else (found, 0)
-            yield sample, block >= 0 and sample.start < self.ends[block] and place not in self.skipped[block]
+            block, slot = (block, slot + 1) if found == block else (found, 0)
+            yield sample, block >= 0 and sample.start < self.ends[block] and slot not in self.skipped[block]
 
 
 def find_index_of(folder: str, index: str | None) -> ShardIndex | None:
     """The index of a folder; None if it has none.
 
     Args:
-        index: where it lies, if not beside the shards.
+        index: where it lies, if not next to the shards.
 
     Raises:
         DataError: no index where one is said to be, one that is damaged, or a folder that cannot be reached.
@@ -60,6 +60,8 @@ def kept_in_shard(index: ShardIndex, name: str) -> KeptSamples:
     first, last = index.shard_first_block[shard : shard + 2].tolist()
     starts = np.array(index.block_offset[first:last])
     return KeptSamples(
-        starts=starts, ends=starts + index.block_bytes[first:last],
-        skipped=tuple(frozenset(index.skipped_in(block)) for block in range(first, last)), num_bytes=int(index.shard_bytes[shard]),
-    )  # fmt: skip
+        starts=starts,
+        ends=starts + index.block_bytes[first:last],
+        skipped=tuple(frozenset(index.skipped_in(block)) for block in range(first, last)),
+        num_bytes=int(index.shard_bytes[shard]),
+    )

@@ -37,9 +37,14 @@ class WorkerKilledError(DataError):
 
 
 def map_in_processes(
-    function: Callable[[Task], Result], tasks: Sequence[Task], *, num_workers: int, description: str, unit: str,
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    *,
+    num_workers: int,
+    description: str,
+    unit: str,
     name_task: Callable[[Task], str] = str,
-) -> Iterator[tuple[Task, Result]]:  # fmt: skip
+) -> Iterator[tuple[Task, Result]]:
     """(task, function(task)) as they finish, with a progress bar. At most two tasks a worker wait at a time.
 
     Args:
@@ -89,8 +94,8 @@ def _call_noted(notes: str, number: int, function: Callable[[Task], Result], tas
 
 
 def _read_note(notes: str, pid: int | None) -> int | None:
-    place = Path(notes, str(pid))
-    return int(place.read_text()) if place.exists() else None
+    path = Path(notes, str(pid))
+    return int(path.read_text()) if path.exists() else None
 
 
 def _describe_death(description: str, killed: Sequence[BaseProcess], names: Sequence[str]) -> str:
@@ -109,10 +114,13 @@ def _describe_death(description: str, killed: Sequence[BaseProcess], names: Sequ
 
 
 def remember(
-    function: Callable[[], dict[str, Any]], *, place: Path, facts: Sequence[object],
+    function: Callable[[], dict[str, Any]],
+    *,
+    path: Path,
+    facts: Sequence[object],
     is_final: Callable[[dict[str, Any]], bool] = lambda _: True,
-) -> dict[str, Any]:  # fmt: skip
-    """The result of an earlier call with the same facts, or else that of calling now, kept at `place` (JSON).
+) -> dict[str, Any]:
+    """The result of an earlier call with the same facts, or else that of calling now, kept at `path` (JSON).
 
     Args:
         facts: everything the result depends on, for example a shard's size and the options.
@@ -120,25 +128,25 @@ def remember(
     """
     key = hashlib.blake2b(repr(tuple(facts)).encode(), digest_size=16).hexdigest()
     try:
-        stored = parse_json(place.read_text())
+        stored = parse_json(path.read_text())
     except (FileNotFoundError, ValueError):  # never made, or a file that another program wrote
         stored = {}
     if isinstance(stored, dict) and stored.get("key") == key and isinstance(stored.get("result"), dict):
         return stored["result"]
     result = function()
     if is_final(result):
-        write_json(place, {"key": key, "result": result})
+        write_json(path, {"key": key, "result": result})
     return result
 
 
-def write_json(place: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all.
 
     Raises:
         DataError: it cannot be written.
     """
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(place, json.dumps(value, indent=1) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(value, indent=1) + "\n")
     except OSError as error:
-        raise DataError(f"{place} cannot be written: {error}") from error
+        raise DataError(f"{path} cannot be written: {error}") from error

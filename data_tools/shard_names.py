@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.errors import DataError
 
-CONTROL = ".aria2"  # lies beside a file that has its full size from the start, with zeros where nothing has come yet
+CONTROL = ".aria2"  # lies next to a file that has its full size from the start, with zeros where nothing has come yet
 ENDINGS = frozenset({"part", "partial", "crdownload", "download", "incomplete", "filepart", "tmp", "temp", "swp", "lock"})
 COMPANIONS = re.compile(
     r"(?:md5|sha\d+|crc\d*|xxh\d*)(?:sums?)?|idx|index|json|csv|txt|done|ok|log|gz|tgz|zst|xz|bz2|lz4", re.IGNORECASE
@@ -33,7 +33,7 @@ def _is_unfinished(name: str) -> bool:
     return ending.lower() in ENDINGS or rest == CONTROL or RANDOM.fullmatch(ending) is not None
 
 
-def check_finished(names: Sequence[str], *, place: object) -> None:
+def check_finished(names: Sequence[str], *, source: object) -> None:
     """Refuse tars that a download has not filled yet.
 
     Raises:
@@ -42,7 +42,8 @@ def check_finished(names: Sequence[str], *, place: object) -> None:
     for name in sorted(names):
         if name.endswith(f".tar{CONTROL}") and name.removesuffix(CONTROL) in names:
             raise DataError(
-                f"{place}: {name} says that the download of {name.removesuffix(CONTROL)} has not ended: the tar has its full size, and "
+                f"{source}: {name} says that the download of {name.removesuffix(CONTROL)} has not ended: the tar has "
+                "its full size, and "
                 f"zeros where images are missing; go on with the download (`aria2c -c`), or fetch it again"
             )
 

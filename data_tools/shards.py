@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.shard_names import check_finished, remark
-from pipeline.data.shards.class_names import parse_class_names
 from pipeline.data.shards.folder import COMPRESSED, ShardFolder, UnreachableError, describe_hub_path, is_remote
-from pipeline.data.shards.index import CLASSES_NAME
 from pipeline.data.shards.tar import TarMember, TarSample, is_empty_tar, scan_samples
 from pipeline.errors import DataError
 
@@ -29,7 +27,7 @@ class ShardList:
 
     @property
     def output_folder(self) -> Path:
-        """Where findings go unless told otherwise: beside the shards, or for a URL into the current folder."""
+        """Where findings go unless an option says otherwise: next to the shards, or for a URL into the current folder."""
         return Path() if is_remote(self.folder) else Path(self.folder)
 
     @property
@@ -42,18 +40,18 @@ def list_shards(path: str) -> ShardList:
     """The tars of a folder or URL, or the one tar that is named.
 
     Raises:
-        DataError: no such place, or no tars in it.
+        DataError: no such path, or no tars in it.
     """
     head, slash, name = path.rstrip("/").rpartition("/")
     if name.endswith((".tar", *COMPRESSED)):
         folder = ShardFolder((head or slash) or ".")
-        if not folder.filesystem.isfile(folder.place(name)):
+        if not folder.filesystem.isfile(folder.full_path(name)):
             raise DataError(f"shard {path!r} does not exist")
         names, is_single = [name], True
     else:
         folder, is_single = ShardFolder(path), False
         names = folder.list_names()
-        check_finished(names, place=path)
+        check_finished(names, source=path)
     found = (
         ()
         if is_single
@@ -72,19 +70,10 @@ def describe_hidden(names: Sequence[str]) -> str:
     """A line for the terminal; empty if there are none."""
     if not names:
         return ""
-    return f"passed over: {len(names)} hidden files, {names[0]} first (names that begin with a dot; macOS leaves such files beside others)\n"
-
-
-def read_class_names(folder: str) -> list[str] | None:
-    """Class names by id, or None where the folder does not say.
-
-    Raises:
-        DataError: a file that is not text in UTF-8, or cannot be reached.
-    """
-    shards = ShardFolder(folder)
-    if not shards.exists(CLASSES_NAME):
-        return None
-    return parse_class_names(shards.read(CLASSES_NAME), place=f"{folder}/{CLASSES_NAME}")
+    return (
+        f"passed over: {len(names)} hidden files, {names[0]} first (names that begin with a dot; macOS leaves such "
+        "files next to others)\n"
+    )
 
 
 def shard_version(folder: str, name: str) -> str:

@@ -29,8 +29,11 @@ SPLITS = {
 }  # fmt: skip
 PAIRS = {("train", "val"): "trainval", ("test", "dev"): "testdev", ("held", "out"): "holdout", ("hold", "out"): "holdout"}
 GENERIC = frozenset(
-    {"set", "sets", "data", "dataset", "image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "folder", "split",
-     "splits", "part", "shard", "shards", "jpg", "jpeg", "png", "of", "new", "all", "full", "file", "files", "raw", "cropped", "resized"}
+    {
+        "set", "sets", "data", "dataset", "image", "images", "img", "imgs", "photo", "photos", "picture", "pictures",
+        "folder", "split", "splits", "part", "shard", "shards", "jpg", "jpeg", "png", "of", "new", "all", "full", "file",
+        "files", "raw", "cropped", "resized",
+    }
 )  # fmt: skip
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")
 GLUED = re.compile(rf"({'|'.join(sorted(SPLITS, key=len, reverse=True))})(s|sets?|data|images?|imgs?|splits?|files?)")
@@ -102,12 +105,12 @@ def _words(name: str) -> list[tuple[str, int]]:
     """Words in lower case, those that make up a split together as one, and of how many each consists."""
     words = [word.lower() for word in WORD.findall(name)]
     joined: list[tuple[str, int]] = []
-    place = 0
-    while place < len(words):
-        two = (words[place], words[place + 1]) if place + 1 < len(words) else ("", "")
+    index = 0
+    while index < len(words):
+        two = (words[index], words[index + 1]) if index + 1 < len(words) else ("", "")
         pair = PAIRS.get(two) or PAIRS.get((SPLITS.get(two[0], ""), SPLITS.get(two[1], "")))
-        joined.append((words[place], 1) if pair is None else (pair, 2))
-        place += 1 if pair is None else 2
+        joined.append((words[index], 1) if pair is None else (pair, 2))
+        index += 1 if pair is None else 2
     return joined
 
 
@@ -129,14 +132,14 @@ def split_of_file(name: str) -> str:
     return match[1] if (match := OF_MANY.match(name)) else ""
 
 
-def lists_beside(folder: Path) -> list[Path]:
-    """Lists of splits next to a folder of all images, as CUB's train_test_split.txt and Food-101's meta/train.txt lie next to images/."""
-    place = folder.absolute()
-    if place.name.lower() not in GENERIC:
+def lists_next_to(folder: Path) -> list[Path]:
+    """Split lists next to a folder of all images: CUB's train_test_split.txt, Food-101's meta/train.txt."""
+    path = folder.absolute()
+    if path.name.lower() not in GENERIC:
         return []
     found: list[Path] = []
     try:
-        for child in sorted(place.parent.iterdir()):
+        for child in sorted(path.parent.iterdir()):
             inner = [child] if child.is_file() else sorted(child.iterdir()) if child.name.lower() in FOLDERS_OF_LISTS else []
             found += [path for path in inner if path.suffix.lower() in LISTS and parse_split(path.stem) is not None]
     except OSError:  # what cannot be looked at says nothing
@@ -144,7 +147,7 @@ def lists_beside(folder: Path) -> list[Path]:
     return found
 
 
-def select_shards(names: Sequence[str], split: str | None, *, place: object) -> list[str]:
+def select_shards(names: Sequence[str], split: str | None, *, source: object) -> list[str]:
     """Those tars of a folder that are to be indexed as one corpus.
 
     Args:
@@ -159,11 +162,11 @@ def select_shards(names: Sequence[str], split: str | None, *, place: object) -> 
     taken = choose(
         counts,
         wanted,
-        place=place,
+        source=source,
         unit="tars",
         answer="index one of them with --source-split, or move each to a folder of its own",
     )
-    check_found(wanted, counts, place=place)
+    check_found(wanted, counts, source=source)
     return [name for name in names if taken is None or split_of_file(name) in taken]
 
 
@@ -189,7 +192,7 @@ def choose(
     counts: Mapping[str, int],
     wanted: Collection[str] | None,
     *,
-    place: object,
+    source: object,
     unit: str,
     answer: str,
     unmarked: Unmarked = "refuse",
@@ -211,13 +214,13 @@ def choose(
         return taken
     different = {meaning(split) for split in counts if split or unmarked == "refuse"}
     if len(different) > 1 and wanted:
-        check_found(wanted, counts, place=place)
+        check_found(wanted, counts, source=source)
     if len(different) > 1:
-        raise DataError(f"{place} holds the splits {describe(counts, unit)}; {answer}")
+        raise DataError(f"{source} holds the splits {describe(counts, unit)}; {answer}")
     return None
 
 
-def check_found(wanted: Collection[str] | None, found: Collection[str], *, place: object) -> None:
+def check_found(wanted: Collection[str] | None, found: Collection[str], *, source: object) -> None:
     """Refuse a choice of what is not there.
 
     Raises:
@@ -225,7 +228,7 @@ def check_found(wanted: Collection[str] | None, found: Collection[str], *, place
     """
     if missing := [word for word in wanted or () if not _matches(found, word)]:
         shown = ", ".join(_shown(split) for split in found)
-        raise DataError(f"{place} holds no split {missing[0]!r}; it holds {shown or 'no splits'}")
+        raise DataError(f"{source} holds no split {missing[0]!r}; it holds {shown or 'no splits'}")
 
 
 def matches(splits: Collection[str], wanted: Iterable[str]) -> set[str]:
@@ -277,7 +280,7 @@ def are_splits(values: Collection[str]) -> bool:
 def splits_among_classes(names: Sequence[str]) -> list[str]:
     """Those of some class names (of folders, of tars) that are splits, not classes.
 
-    Two splits of one family are splits whatever lies beside them. A single one, like the `train` among vehicles, is
+    Two splits of one family are splits whatever lies next to them. A single one, like the `train` among vehicles, is
     a class unless it is alone.
     """
     found = {name: one for name in names if (one := parse_split(name)) is not None}

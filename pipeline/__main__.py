@@ -124,7 +124,7 @@ def _print_error(error: PipelineError) -> None:
 
     try:
         world = read_ranks()
-    except PipelineError:  # which is what is being told, by every rank
+    except PipelineError:  # which is what is being reported, by every rank
         world = ALONE
     if world.rank == 0 or not error.on_all_ranks:
         rank = f" (rank {world.rank})" if world.size > 1 and not error.on_all_ranks else ""

@@ -16,10 +16,13 @@ HIDDEN = "***"
 # Each has the credential as group `secret`. What starts with `$` is a shell's variable, and that is how to give one.
 _VALUE = r"(?P<secret>(?!\$|\*\*\*)[^\s&#;'\"<>]+)"
 _PATTERNS = {
-    "a password in a URL": re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@:'\"]*:(?P<secret>(?!\$|\*\*\*)[^\s/?#@'\"]+)@", re.IGNORECASE),
+    "a password in a URL": re.compile(
+        r"[a-z][a-z0-9+.-]*://[^\s/?#@:'\"]*:(?P<secret>(?!\$|\*\*\*)[^\s/?#@'\"]+)@", re.IGNORECASE
+    ),
     "a credential in a URL's query": re.compile(
         r"[?&;](?:[a-z_-]*token|[a-z_-]*signature|sig|x-amz-credential|x-goog-credential|awsaccesskeyid|[a-z_-]*key|"
-        r"[a-z_-]*secret|password|passwd|pwd|auth|authorization)=" + _VALUE, re.IGNORECASE,
+        r"[a-z_-]*secret|password|passwd|pwd|auth|authorization)=" + _VALUE,
+        re.IGNORECASE,
     ),
     "an authorization header": re.compile(
         r"(?:proxy-)?authorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token)\s+)?+" + _VALUE, re.IGNORECASE
@@ -32,7 +35,7 @@ _PATTERNS = {
         r"(?P<secret>\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}|\bhf_[A-Za-z0-9]{30,}"
         r"|\bglpat-[\w-]{20,}|\bAIza[\w-]{35})"
     ),
-}  # fmt: skip
+}
 
 
 def find_credential(text: str) -> str | None:

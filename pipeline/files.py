@@ -1,4 +1,7 @@
-"""Files that are there whole or not at all: written aside under a name of their own, flushed, renamed. Imports nothing heavy."""
+"""Files that are there whole or not at all: written aside under a name of their own, flushed, renamed.
+
+Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ STALE_LOOKS = 3  # the second succeeds, unless the file was replaced in between
 
 
 class Draft:
-    """A file in the making, beside its target: `publish` puts it in the target's place, all else discards it.
+    """A file in the making, next to its target: `publish` puts it in the target's place, all else discards it.
 
     Its name is drawn at random and created exclusively. A process id would repeat across machines and containers.
 
@@ -66,7 +69,8 @@ def write_whole(target: str | Path, data: bytes | str, *, durability: Durability
 def read_replaced(path: Path) -> bytes:
     """Contents of a file that other machines replace or remove.
 
-    NFS answers "stale file handle" where its client still knew the name of the old file. Asked again it looks the name up afresh, and
+    NFS answers "stale file handle" where its client still knew the name of the old file. Asked again it looks the name up
+    afresh, and
     finds the new file, or none.
 
     Raises:
@@ -114,7 +118,8 @@ def check_surroundings() -> None:
         os.getcwd()
     except FileNotFoundError as error:
         raise ConfigError(
-            "the folder in which this command was started has been removed or renamed; `cd` into one that is there, then type the "
+            "the folder in which this command was started has been removed or renamed; `cd` into one that is there, "
+            "then type the "
             "same command"
         ) from error
     try:
@@ -122,6 +127,7 @@ def check_surroundings() -> None:
     except FileNotFoundError as error:
         tried = str(error.strerror).partition("found in ")[2]
         raise ConfigError(
-            f"no folder for temporary files can be written (tried: {tried}), or its disk is full; name another with the variable "
+            f"no folder for temporary files can be written (tried: {tried}), or its disk is full; name another with "
+            "the variable "
             f"TMPDIR: type `export TMPDIR=FOLDER`, then the same command"
         ) from error

@@ -83,11 +83,11 @@ def permutation(key: int, length: int) -> NDArray[np.int64]:
 
 
 class Permutation:
-    """A permutation of range(length) whose places are computed one by one, both ways.
+    """A permutation of range(length) whose values are computed one by one, both ways.
 
     Short ones are sorted once and kept. Long ones are a Feistel network (Luby and Rackoff 1988) on the smallest
     power of two that holds `length`, walked until it lands inside (Black and Rogaway 2002): nothing is stored, so a
-    worker that needs a thousandth of ten million places pays for a thousandth.
+    worker that needs a thousandth of ten million values pays for a thousandth.
     """
 
     SORTED_UP_TO = 1 << 16
@@ -102,14 +102,14 @@ class Permutation:
         self._high_mask = np.uint64((1 << (num_bits - num_bits // 2)) - 1)
         self._round_keys = [np.uint64(derive_key(key, turn)) for turn in range(self.ROUNDS)]
 
-    def __call__(self, places: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The values at these places."""
+    def __call__(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The values at these indices."""
         if self._sorted is not None:
-            return self._sorted[places]
-        return self._walk(places, range(self.ROUNDS))
+            return self._sorted[indices]
+        return self._walk(indices, range(self.ROUNDS))
 
     def inverse(self, values: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The places of these values."""
+        """The indices of these values."""
         if self._sorted is not None:
             return np.argsort(self._sorted)[values]
         return self._walk(values, range(self.ROUNDS - 1, -1, -1))

@@ -166,9 +166,14 @@ def run_command(
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m MODULE ...` to its end."""
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=REPOSITORY, env=environment(**extra), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout_s,
-    )  # fmt: skip
+        [sys.executable, "-m", module, *arguments],
+        cwd=REPOSITORY,
+        env=environment(**extra),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=timeout_s,
+    )
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,7 @@ def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="session")
 def timm() -> ModuleType:
-    """timm, with the torchvision it imports made importable beside a CPU build of torch."""
+    """timm, with the torchvision it imports made importable next to a CPU build of torch."""
     if importlib.util.find_spec("timm") is None and REFERENCE.is_dir():
         sys.path.append(str(REFERENCE))
     if importlib.util.find_spec("timm") is None:

@@ -12,7 +12,7 @@ from data_tools.dedup.hash_store import HashedShard, ImageSet, load_shard
 from data_tools.dedup.matching import Codes, HashTable, Ints, join_codes
 
 
-class ImagePlace(NamedTuple):
+class StoredImage(NamedTuple):
     """Where one encoded image lies."""
 
     folder: str
@@ -67,15 +67,15 @@ class Catalogue:
         """Hashes of the chosen images of all shards."""
         return join_codes([self.codes(position, make, chosen) for position in range(len(self.images.shards))])
 
-    def places(self, numbers: Ints) -> dict[int, ImagePlace]:
+    def images_of(self, numbers: Ints) -> dict[int, StoredImage]:
         """Where some images lie, by their numbers."""
         wanted = np.unique(numbers)
         owner = np.searchsorted(self.start, wanted, side="right") - 1
-        places: dict[int, ImagePlace] = {}
+        images_of: dict[int, StoredImage] = {}
         for position in np.unique(owner).tolist():
             shard = load_shard(self.images, self.images.shards[position])
             for number in wanted[owner == position].tolist():
                 row = number - int(self.start[position])
-                start, length = shard.place[row].tolist()
-                places[number] = ImagePlace(self.images.folder, shard.name, shard.keys[row], start, length)
-        return places
+                start, length = shard.byte_ranges[row].tolist()
+                images_of[number] = StoredImage(self.images.folder, shard.name, shard.keys[row], start, length)
+        return images_of

@@ -23,8 +23,12 @@ EPILOG = (
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("corpus", metavar="CORPUS", help="folder or URL of .tar files, or one .tar")
     command.add_argument(
-        "--against", action="append", default=[], metavar="TEST_SET", help="a set whose images must not be in the corpus: folder or URL of .tar files, or one .tar; may be repeated"
-    )  # fmt: skip
+        "--against",
+        action="append",
+        default=[],
+        metavar="TEST_SET",
+        help="a set whose images must not be in the corpus: folder or URL of .tar files, or one .tar; may be repeated",
+    )
     command.add_argument(
         "--within", action="store_true", help="look for copies inside the corpus too; the largest of each group stays"
     )
@@ -40,20 +44,24 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from data_tools.dedup.find import find_copies
-    from data_tools.dedup.report import choose_places, next_step, tabulate, write_findings
+    from data_tools.dedup.report import default_outputs, next_step, tabulate, write_findings
     from data_tools.earlier import check_search
     from data_tools.folder_lock import lock_folder
 
-    places = choose_places(arguments.corpus, out=arguments.out)
+    outputs = default_outputs(arguments.corpus, out=arguments.out)
     inside = "searched" if arguments.within else "left alone"
-    with lock_folder(places.report.parent, name=f".{places.report.name}.lock", advice="name a folder with --out"):
-        check_search(places.report, corpus=arguments.corpus, against=arguments.against, inside=inside)
+    with lock_folder(outputs.report.parent, name=f".{outputs.report.name}.lock", advice="name a folder with --out"):
+        check_search(outputs.report, corpus=arguments.corpus, against=arguments.against, inside=inside)
         found = find_copies(
-            arguments.corpus, against=arguments.against, inside=inside, distance=arguments.distance, work=arguments.work,
+            arguments.corpus,
+            against=arguments.against,
+            inside=inside,
+            distance=arguments.distance,
+            work=arguments.work,
             num_workers=arguments.workers,
-        )  # fmt: skip
-        write_findings(found, places)
-    print(f"{tabulate(found)}\n\n{next_step(found, places)}")
+        )
+        write_findings(found, outputs)
+    print(f"{tabulate(found)}\n\n{next_step(found, outputs)}")
 
 
 def _distance(text: str) -> int:

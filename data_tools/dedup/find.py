@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from data_tools.dedup.catalogue import Catalogue, ImagePlace
+from data_tools.dedup.catalogue import Catalogue, StoredImage
 from data_tools.dedup.hash_sets import hash_sets
 from data_tools.dedup.hash_store import open_set
-from data_tools.dedup.matching import HOW, Copies, join_copies, nearest
+from data_tools.dedup.matching import Copies, MatchKind, join_copies, nearest
 from data_tools.dedup.search import FIRST_TEST_IMAGE, find_against, find_within
 from pipeline.errors import DataError
 
@@ -24,8 +24,8 @@ from pipeline.errors import DataError
 class Copy:
     """An image of the corpus and what it is a copy of."""
 
-    image: ImagePlace
-    of: ImagePlace
+    image: StoredImage
+    of: StoredImage
     distance: int  # bits
     how: str
 
@@ -40,7 +40,7 @@ class SetCopies:
 
 
 @dataclass(frozen=True)
-class Found:
+class DedupResult:
     """Everything a search found."""
 
     distance: int
@@ -64,7 +64,7 @@ def find_copies(
     distance: int,
     work: str | None,
     num_workers: int,
-) -> Found:
+) -> DedupResult:
     """Look for copies of the images of test sets in a corpus, and then, if wanted, for copies inside what remains of it.
 
     Args:
@@ -72,7 +72,7 @@ def find_copies(
         against: test sets, likewise.
         inside: whether the corpus is compared with itself.
         distance: differing bits of 144 that still make a copy.
-        work: where hashes are kept; beside each set's shards if None.
+        work: where hashes are kept; next to each set's shards if None.
 
     Raises:
         DataError: nothing to look for, a set that cannot be read, or a folder that cannot be written.
@@ -91,25 +91,27 @@ def find_copies(
     if inside == "searched":
         within = find_within(searched, left_out=np.unique(pairs.first), distance=distance, num_workers=num_workers)
     owner = np.searchsorted(starts, pairs.second, side="right") - 1
-    corpus_places = searched.places(np.concatenate([pairs.first, *([] if within is None else [within.first, within.second])]))
-    test_places = {
-        number + int(starts[position]): place
+    corpus_images = searched.images_of(
+        np.concatenate([pairs.first, *([] if within is None else [within.first, within.second])])
+    )
+    test_images = {
+        number + int(starts[position]): image
         for position, target in enumerate(targets)
-        for number, place in target.places(pairs.second[owner == position] - starts[position]).items()
+        for number, image in target.images_of(pairs.second[owner == position] - starts[position]).items()
     }
-    return Found(
+    return DedupResult(
         distance=distance,
         corpus=searched,
         test_sets=[
             SetCopies(target, *(len(np.unique(side[owner == position])) for side in (pairs.second, pairs.first)))
             for position, target in enumerate(targets)
         ],
-        against=_describe(pairs, corpus_places, test_places),
-        left_out_for_test=_describe(nearest(pairs), corpus_places, test_places),
-        within=None if within is None else _describe(within, corpus_places, corpus_places),
+        against=_describe(pairs, corpus_images, test_images),
+        left_out_for_test=_describe(nearest(pairs), corpus_images, test_images),
+        within=None if within is None else _describe(within, corpus_images, corpus_images),
     )
 
 
-def _describe(pairs: Copies, first: dict[int, ImagePlace], second: dict[int, ImagePlace]) -> list[Copy]:
-    rows = zip(pairs.first.tolist(), pairs.second.tolist(), pairs.distance.tolist(), pairs.how.tolist(), strict=True)
-    return [Copy(image=first[a], of=second[b], distance=distance, how=HOW[how]) for a, b, distance, how in rows]
+def _describe(pairs: Copies, first: dict[int, StoredImage], second: dict[int, StoredImage]) -> list[Copy]:
+    rows = zip(pairs.first.tolist(), pairs.second.tolist(), pairs.distance.tolist(), pairs.kind.tolist(), strict=True)
+    return [Copy(image=first[a], of=second[b], distance=distance, how=MatchKind(kind).title) for a, b, distance, kind in rows]

@@ -36,7 +36,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Chunk:
     """The entries sorted by one part of their bits."""
 
     flips: NDArray[np.int32]  # what a query's part is XORed with to get all that it may match
@@ -47,7 +47,7 @@ class _Part:
 class HammingIndex:
     """Finds entries within `radius` bits of a query. `build` or `open` makes one."""
 
-    def __init__(self, words: NDArray[np.uint64], parts: list[_Part], *, num_bits: int, radius: int) -> None:
+    def __init__(self, words: NDArray[np.uint64], parts: list[_Chunk], *, num_bits: int, radius: int) -> None:
         self.num_bits, self.radius = num_bits, radius
         self._words = words  # (N, words)
         self._parts = parts
@@ -60,12 +60,12 @@ class HammingIndex:
             raise ValueError(f"radius {radius} is not from 0 to {num_bits // 3}: an index is of no use beyond")
         num_parts = choose_num_parts(len(bits), num_bits=num_bits, radius=radius)
         layout = zip(_part_bits(num_bits, num_parts), _part_radii(radius, num_parts), strict=True)
-        parts: list[_Part] = []
+        parts: list[_Chunk] = []
         for number, (width, reach) in enumerate(layout):
             values = _take_part(bits, number, num_parts)
             first = np.zeros(2**width + 1, np.int32)
             np.cumsum(np.bincount(values, minlength=2**width), out=first[1:])
-            parts.append(_Part(_flips(width, reach), first, np.argsort(values, kind="stable").astype(np.int32)))
+            parts.append(_Chunk(_flips(width, reach), first, np.argsort(values, kind="stable").astype(np.int32)))
         return cls(_as_words(bits), parts, num_bits=num_bits, radius=radius)
 
     def save(self, folder: Path) -> None:
@@ -82,8 +82,10 @@ class HammingIndex:
     def open(cls, folder: Path) -> HammingIndex:
         """Map what `save` wrote: all processes share its pages."""
         about = json.loads((folder / "about.json").read_text())
-        names = [field.name for field in fields(_Part)]
-        parts = [_Part(*(map_array(folder / f"{name}-{number}.npy") for name in names)) for number in range(about["num_parts"])]
+        names = [field.name for field in fields(_Chunk)]
+        parts = [
+            _Chunk(*(map_array(folder / f"{name}-{number}.npy") for name in names)) for number in range(about["num_parts"])
+        ]
         return cls(map_array(folder / "words.npy"), parts, num_bits=about["num_bits"], radius=about["radius"])
 
     def search(self, queries: Bits) -> Pairs:
@@ -103,7 +105,7 @@ class HammingIndex:
         if not len(part.flips):
             return []
         values = _take_part(queries, number, len(self._parts))
-        sorted_queries = np.argsort(values, kind="stable")  # neighbours look up the same places of memory
+        sorted_queries = np.argsort(values, kind="stable")  # neighbours look up the same memory
         values, words = values[sorted_queries], _as_words(queries)[sorted_queries]
         found: list[NDArray[np.int64]] = []
         for flip in part.flips:
@@ -117,7 +119,7 @@ class HammingIndex:
         return found
 
     def _compare(
-        self, part: _Part, words: NDArray[np.uint64], first: NDArray[np.int32], count: NDArray[np.int32]
+        self, part: _Chunk, words: NDArray[np.uint64], first: NDArray[np.int32], count: NDArray[np.int32]
     ) -> NDArray[np.int64]:
         """(query, entry, distance) of what lies in order[first : first + count] of each query and is near enough."""
         ends = np.cumsum(count, dtype=np.int32)
@@ -129,9 +131,9 @@ class HammingIndex:
         return np.stack([query[near], entry[near], distance[near]], axis=1).astype(np.int64)
 
 
-def map_array(place: Path) -> NDArray[Any]:
+def map_array(path: Path) -> NDArray[Any]:
     """An array file's pages, or the array itself where there are none to map."""
-    array = np.load(place, mmap_mode=None if place.stat().st_size < 256 else "r")
+    array = np.load(path, mmap_mode=None if path.stat().st_size < 256 else "r")
     return array.view(np.ndarray)
 
 

@@ -17,7 +17,7 @@ from pipeline.data.shards.sample import IMAGE_EXTENSIONS, find_member
 from pipeline.data.shards.tar import TarMember, find_defect, refuse_sparse
 from pipeline.errors import DataError
 
-HASHES_VERSION = 1  # of what is hashed and how it is stored; other versions are made anew
+HASHES_VERSION = 1  # of what is hashed and how it is stored; other versions are computed again
 
 
 def hash_sets(sets: Sequence[ImageSet], *, num_workers: int) -> None:
@@ -75,7 +75,7 @@ def _read_shard(folder: str, name: str, facts: str) -> HashedShard:
         name=name,
         facts=facts,
         keys=keys,
-        place=np.array([(member.start, member.length) for member in members], np.int64).reshape(-1, 2),
+        byte_ranges=np.array([(member.start, member.length) for member in members], np.int64).reshape(-1, 2),
         size=np.array(sizes, np.int64).reshape(-1, 2),
         hashes=tabulate(hashes),
         undecodable=undecodable,

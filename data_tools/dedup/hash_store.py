@@ -1,7 +1,7 @@
 """The hashes of a set's images as they are kept, a file a shard.
 
 FOLDER/.dedup/
-  shard-000000.tar.safetensors    hashes, sizes and places of its images; what could not be decoded
+  shard-000000.tar.safetensors    hashes, sizes and byte ranges of its images; what could not be decoded
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class HashedShard:
     name: str
     facts: str
     keys: list[str]
-    place: NDArray[np.int64]  # (N, 2): first byte in the shard, and length, of the encoded image
+    byte_ranges: NDArray[np.int64]  # (N, 2): first byte in the shard, and length, of the encoded image
     size: NDArray[np.int64]  # (N, 2): height and width
     hashes: HashTable
     undecodable: list[tuple[str, str]]  # key and reason
@@ -66,11 +66,11 @@ def open_set(path: str, *, work: str | None) -> ImageSet:
     """The tars of a folder or URL, or the one tar that is named.
 
     Args:
-        work: where hashes go; a set gets a folder of its own in it. Beside the shards if not given, or for a URL in
+        work: where hashes go; a set gets a folder of its own in it. Next to the shards if not given, or for a URL in
             the current folder.
 
     Raises:
-        DataError: no such place, or no tars in it.
+        DataError: no such path, or no tars in it.
     """
     listed = list_shards(path)
     if listed.compressed:
@@ -100,7 +100,7 @@ def tabulate(hashes: Sequence[ImageHashes]) -> HashTable:
     )
 
 
-def _hashes_place(work: Path, name: str) -> Path:
+def _hashes_path(work: Path, name: str) -> Path:
     return work / f"{name}.safetensors"
 
 
@@ -112,9 +112,9 @@ def save_shard(work: Path, shard: HashedShard) -> None:
     """
     arrays: dict[str, NDArray[Any]] = {name: getattr(shard.hashes, name) for name in HASH_ARRAYS}
     about = json.dumps({name: getattr(shard, name) for name in ("facts", "keys", "undecodable", "num_without_image")})
-    data = save({**arrays, "place": shard.place, "size": shard.size}, metadata={"about": about})
+    data = save({**arrays, "place": shard.byte_ranges, "size": shard.size}, metadata={"about": about})
     try:
-        write_whole(_hashes_place(work, shard.name), data, durability="unflushed")
+        write_whole(_hashes_path(work, shard.name), data, durability="unflushed")
     except OSError as error:
         raise DataError(f"hashes cannot be written to {work} ({error}); name another folder with --work") from error
 
@@ -122,7 +122,7 @@ def save_shard(work: Path, shard: HashedShard) -> None:
 def stored_facts(work: Path, name: str) -> str | None:
     """What the hashes that are kept of a shard depend on; None if there are none."""
     try:
-        with safe_open(_hashes_place(work, name), framework="numpy") as file:
+        with safe_open(_hashes_path(work, name), framework="numpy") as file:
             return parse_json(file.metadata()["about"])["facts"]
     except (
         FileNotFoundError,
@@ -141,15 +141,15 @@ def load_shard(images: ImageSet, name: str) -> HashedShard:
     Raises:
         DataError: the file is damaged.
     """
-    place = _hashes_place(images.work, name)
+    path = _hashes_path(images.work, name)
     try:
-        return _read_shard(place, name)
+        return _read_shard(path, name)
     except (OSError, SafetensorError, TypeError, KeyError, ValueError, AttributeError) as error:
-        raise DataError(f"{place} is damaged ({error}); remove it, and run the same command again") from error
+        raise DataError(f"{path} is damaged ({error}); remove it, and run the same command again") from error
 
 
-def _read_shard(place: Path, name: str) -> HashedShard:
-    with safe_open(place, framework="numpy") as file:
+def _read_shard(path: Path, name: str) -> HashedShard:
+    with safe_open(path, framework="numpy") as file:
         arrays = {key: file.get_tensor(key) for key in (*HASH_ARRAYS, "place", "size")}
         about = parse_json(file.metadata()["about"])
     keys, undecodable = about["keys"], [(str(key), str(reason)) for key, reason in about["undecodable"]]
@@ -159,15 +159,24 @@ def _read_shard(place: Path, name: str) -> HashedShard:
         if arrays[key].dtype != dtype or arrays[key].shape != shape:
             raise ValueError(f"its array {key} does not fit its {len(keys)} images")
     return HashedShard(
-        name=name, facts=str(about["facts"]), keys=[str(key) for key in keys], place=arrays["place"], size=arrays["size"],
-        hashes=HashTable(**{key: arrays[key] for key in HASH_ARRAYS}), undecodable=undecodable,
+        name=name,
+        facts=str(about["facts"]),
+        keys=[str(key) for key in keys],
+        byte_ranges=arrays["place"],
+        size=arrays["size"],
+        hashes=HashTable(**{key: arrays[key] for key in HASH_ARRAYS}),
+        undecodable=undecodable,
         num_without_image=about["num_without_image"],
-    )  # fmt: skip
+    )
 
 
 def _shapes(num_images: int) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
     views = (num_images, NUM_FRAMES, VIEW_BYTES)
     return {
-        "frames": (np.uint8, views), "mirrored": (np.uint8, views), "crops": (np.uint8, (num_images, NUM_CROPS, VIEW_BYTES)),
-        "detail": (np.float32, (num_images,)), "place": (np.int64, (num_images, 2)), "size": (np.int64, (num_images, 2)),
-    }  # fmt: skip
+        "frames": (np.uint8, views),
+        "mirrored": (np.uint8, views),
+        "crops": (np.uint8, (num_images, NUM_CROPS, VIEW_BYTES)),
+        "detail": (np.float32, (num_images,)),
+        "place": (np.int64, (num_images, 2)),
+        "size": (np.int64, (num_images, 2)),
+    }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from enum import IntFlag
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,25 @@ from data_tools.dedup.perceptual_hash import HASH_BYTES, MIN_DETAIL, Views
 
 Ints = NDArray[np.int64]
 
-HOW = ("whole", "cropped", "mirrored", "mirrored and cropped")
-CROPPED, MIRRORED = 1, 2  # add up to a place in HOW
 DEFAULT_DISTANCE = 20  # of 144 bits; see docs/data-tools.md
 MAX_DISTANCE = 32  # beyond it unrelated images match in numbers
 MAX_COLOUR_DISTANCE = 10.0  # of 256 levels; measured like the distance
 MAX_GREY_DISTANCE = 6.0  # of pairs that are compared in grey: a third of the values say less, and simple pictures agree in them
 MAX_GREY_SPREAD = 4.0  # levels between the channels of an image without colour: JPEG and rounding leave some
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's mode L has it
+
+
+class MatchKind(IntFlag):
+    """How the two images of a pair differ."""
+
+    WHOLE = 0
+    CROPPED = 1
+    MIRRORED = 2
+
+    @property
+    def title(self) -> str:
+        """In words, as reports have it."""
+        return ("whole", "cropped", "mirrored", "mirrored and cropped")[self]
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ class Codes:
 
     views: Views  # (N, 45)
     image: Ints
-    how: NDArray[np.int8]
+    kind: NDArray[np.int8]  # a `MatchKind`
 
 
 @dataclass(frozen=True)
@@ -59,29 +71,29 @@ class Copies:
     first: Ints
     second: Ints
     distance: Ints
-    how: Ints  # place in HOW
+    kind: Ints  # a `MatchKind`
 
     def __len__(self) -> int:
         return len(self.first)
 
     def take(self, chosen: Ints | NDArray[np.bool_]) -> Copies:
         """Some of the pairs."""
-        return Copies(self.first[chosen], self.second[chosen], self.distance[chosen], self.how[chosen])
+        return Copies(self.first[chosen], self.second[chosen], self.distance[chosen], self.kind[chosen])
 
 
 def join_codes(codes: Sequence[Codes]) -> Codes:
     """One after the other."""
-    return Codes(*(np.concatenate([getattr(part, name) for part in codes]) for name in ("views", "image", "how")))
+    return Codes(*(np.concatenate([getattr(part, name) for part in codes]) for name in ("views", "image", "kind")))
 
 
 def join_copies(copies: Sequence[Copies]) -> Copies:
     """Pairs of several searches, each pair once."""
-    first, second, distance, how = (
+    first, second, distance, kind = (
         np.concatenate([np.zeros(0, np.int64), *(getattr(part, name) for part in copies)])
-        for name in ("first", "second", "distance", "how")
+        for name in ("first", "second", "distance", "kind")
     )
-    order = np.lexsort((how, distance, second, first))
-    joined = Copies(first, second, distance, how).take(order)
+    order = np.lexsort((kind, distance, second, first))
+    joined = Copies(first, second, distance, kind).take(order)
     is_new = np.ones(len(joined), np.bool_)
     is_new[1:] = (np.diff(joined.first) != 0) | (np.diff(joined.second) != 0)
     return joined.take(is_new)
@@ -89,14 +101,17 @@ def join_copies(copies: Sequence[Copies]) -> Copies:
 
 def whole_codes(table: HashTable, images: Ints, *, first_image: int = 0) -> Codes:
     """The frames of some images, upright and mirrored. Images are numbered from `first_image`."""
-    upright = _frame_codes(table.frames, images, first_image, how=0)
-    return join_codes([upright, _frame_codes(table.mirrored, images, first_image, how=MIRRORED)])
+    upright = _frame_codes(table.frames, images, first_image, kind=MatchKind.WHOLE)
+    return join_codes([upright, _frame_codes(table.mirrored, images, first_image, kind=MatchKind.MIRRORED)])
 
 
 def upright_codes(table: HashTable, images: Ints, *, first_image: int = 0) -> Codes:
     """The frames and the crops of some images."""
     return join_codes(
-        [_frame_codes(table.frames, images, first_image, how=0), crop_codes(table, images, first_image=first_image)]
+        [
+            _frame_codes(table.frames, images, first_image, kind=MatchKind.WHOLE),
+            crop_codes(table, images, first_image=first_image),
+        ]
     )
 
 
@@ -105,17 +120,17 @@ def crop_codes(table: HashTable, images: Ints, *, first_image: int = 0) -> Codes
     crops = table.crops[images]
     num_images, num_crops, num_bytes = crops.shape
     owner = np.repeat(images + first_image, num_crops)
-    return Codes(crops.reshape(num_images * num_crops, num_bytes), owner, np.full(len(owner), CROPPED, np.int8))
+    return Codes(crops.reshape(num_images * num_crops, num_bytes), owner, np.full(len(owner), MatchKind.CROPPED, np.int8))
 
 
-def _frame_codes(frames: Views, images: Ints, first_image: int, *, how: int) -> Codes:
+def _frame_codes(frames: Views, images: Ints, first_image: int, *, kind: MatchKind) -> Codes:
     """The whole, and the middle square where that is something else."""
     whole, square = frames[images, 0], frames[images, 1]
     differs = (whole != square).any(axis=1)
     return Codes(
         views=np.concatenate([whole, square[differs]]),
         image=np.concatenate([images, images[differs]]) + first_image,
-        how=np.concatenate([np.full(len(whole), how), np.full(differs.sum(), how | CROPPED)]).astype(np.int8),
+        kind=np.concatenate([np.full(len(whole), kind), np.full(differs.sum(), kind | MatchKind.CROPPED)]).astype(np.int8),
     )
 
 
@@ -174,8 +189,8 @@ class CopyFinder:
         is_other = queries.image[query] != self._codes.image[entry]
         alike = np.flatnonzero(is_other & have_like_colours(*colours))
         query, entry = query[alike], entry[alike]
-        how = (queries.how[query] | self._codes.how[entry]).astype(np.int64)
-        return join_copies([Copies(queries.image[query], self._codes.image[entry], pairs.distance[alike], how)])
+        kind = (queries.kind[query] | self._codes.kind[entry]).astype(np.int64)
+        return join_copies([Copies(queries.image[query], self._codes.image[entry], pairs.distance[alike], kind)])
 
 
 def nearest(copies: Copies) -> Copies:
@@ -217,4 +232,4 @@ def choose_left_out(copies: Copies, *, rank: Ints) -> Copies:
             kept_for[image] = (keeper, number)
     chosen = np.array([number for _, number in kept_for.values()], np.int64)
     images, keepers = np.array(list(kept_for), np.int64), np.array([keeper for keeper, _ in kept_for.values()], np.int64)
-    return Copies(images, keepers, copies.distance[chosen], copies.how[chosen])
+    return Copies(images, keepers, copies.distance[chosen], copies.kind[chosen])

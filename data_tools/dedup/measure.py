@@ -126,8 +126,9 @@ def plant_copies(images: Sequence[Image.Image], *, seed: int) -> PlantedCopies:
     for name, steps in track(ALTERATIONS.items(), description="plant copies", unit="alteration"):
         altered = _hash_all([_alter(image, steps, seed=(seed, number)) for number, image in enumerate(images)])
         found_in = (
-            whole.find(upright_codes(altered, numbers, first_image=after)), crops.find(whole_codes(altered, numbers, first_image=after)),
-        )  # fmt: skip
+            whole.find(upright_codes(altered, numbers, first_image=after)),
+            crops.find(whole_codes(altered, numbers, first_image=after)),
+        )
         pairs = join_copies(found_in)
         is_own = pairs.first == pairs.second + after
         found[name], false = pairs.distance[is_own], [*false, pairs.distance[~is_own]]

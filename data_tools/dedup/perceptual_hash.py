@@ -3,8 +3,8 @@
 The hash is pHash (Zauner 2010): the signs, about their median, of the lowest 12 x 12 frequencies of the grey image, 144
 bits, as `imagehash.phash(image, hash_size=12)` has them. It does not feel scale and compression, but it does feel a
 crop, so parts of the image are hashed too: a copy that lost a tenth matches one of them. What the hash does not feel
-either is colour, and simple pictures (a bird in the sky, a nail on white) have like hashes, so beside the bits of each part
-stand its colours in 3 x 3 fields.
+either is colour, and simple pictures (a bird in the sky, a nail on white) have like hashes, so besides the bits of each part
+it holds the colours of 3 x 3 fields.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from data_tools.dedup.catalogue import Catalogue, ImagePlace
-from data_tools.dedup.find import Copy, Found
+from data_tools.dedup.catalogue import Catalogue, StoredImage
+from data_tools.dedup.find import Copy, DedupResult
 from data_tools.dedup.perceptual_hash import HASH_BYTES
 from data_tools.parallel import write_json
 from data_tools.shards import list_shards
@@ -29,7 +29,7 @@ CAPTION_HEIGHT = 30
 
 
 @dataclass(frozen=True)
-class Places:
+class DedupOutputs:
     """Where findings go."""
 
     skip_list: Path
@@ -38,41 +38,43 @@ class Places:
     within_sheet: Path
 
 
-def choose_places(corpus: str, *, out: str | None) -> Places:
-    """Beside the shards, or for a URL in the current folder, unless told otherwise."""
+def default_outputs(corpus: str, *, out: str | None) -> DedupOutputs:
+    """Next to the shards, or for a URL in the current folder, unless an option says otherwise."""
     shards = list_shards(corpus)
     folder, prefix = Path(out) if out else shards.output_folder, shards.output_prefix
     names = ("copies.tsv", "dedup.json", "dedup-against.jpg", "dedup-within.jpg")
-    return Places(*(folder / f"{prefix}{name}" for name in names))
+    return DedupOutputs(*(folder / f"{prefix}{name}" for name in names))
 
 
-def write_findings(found: Found, places: Places) -> None:
+def write_findings(found: DedupResult, outputs: DedupOutputs) -> None:
     """Write all files.
 
     Raises:
         DataError: they cannot be written.
     """
     try:
-        places.skip_list.parent.mkdir(parents=True, exist_ok=True)
-        write_skips(places.skip_list, [Skip(copy.image.shard, copy.image.key, _reason(found, copy)) for copy in found.left_out])
-        write_json(places.report, describe(found))
-        for place, pairs in ((places.against_sheet, found.against), (places.within_sheet, found.within or [])):
+        outputs.skip_list.parent.mkdir(parents=True, exist_ok=True)
+        write_skips(
+            outputs.skip_list, [Skip(copy.image.shard, copy.image.key, _reason(found, copy)) for copy in found.left_out]
+        )
+        write_json(outputs.report, describe(found))
+        for sheet_path, pairs in ((outputs.against_sheet, found.against), (outputs.within_sheet, found.within or [])):
             if pairs:
-                draw_sheet(pairs).save(place, quality=88)
+                draw_sheet(pairs).save(sheet_path, quality=88)
             else:
-                place.unlink(missing_ok=True)  # of a search before
+                sheet_path.unlink(missing_ok=True)  # of a search before
     except OSError as error:
-        raise DataError(f"findings cannot be written to {places.report.parent} ({error}); name a folder with --out") from error
+        raise DataError(f"findings cannot be written to {outputs.report.parent} ({error}); name a folder with --out") from error
 
 
-def _reason(found: Found, copy: Copy) -> str:
+def _reason(found: DedupResult, copy: Copy) -> str:
     is_inside = copy.of.folder == found.corpus.images.folder
     source = "" if is_inside else f"{copy.of.folder}:"
     how = "" if copy.how == "whole" else f" ({copy.how})"
     return f"copy of {source}{copy.of.shard}/{copy.of.key} distance {copy.distance}{how}"
 
 
-def describe(found: Found) -> dict[str, Any]:
+def describe(found: DedupResult) -> dict[str, Any]:
     """The report."""
     return {
         "distance": found.distance,
@@ -84,16 +86,20 @@ def describe(found: Found) -> dict[str, Any]:
             "copies_inside": None if found.within is None else len(found.within),
         },
         "test_sets": [
-            {**_describe_set(copies.catalogue), "test_images_with_a_copy": copies.num_test_images, "copies_of_them": copies.num_corpus_images}
+            {
+                **_describe_set(copies.catalogue),
+                "test_images_with_a_copy": copies.num_test_images,
+                "copies_of_them": copies.num_corpus_images,
+            }
             for copies in found.test_sets
         ],
         "pairs_by_distance": {"against": _by_distance(found.against), "within": _by_distance(found.within or [])},
         "pairs_by_kind": {name: dict(Counter(copy.how for copy in pairs)) for name, pairs in _both(found)},
         "pairs": {name: [_describe_pair(copy) for copy in pairs] for name, pairs in _both(found)},
-    }  # fmt: skip
+    }
 
 
-def _both(found: Found) -> list[tuple[str, list[Copy]]]:
+def _both(found: DedupResult) -> list[tuple[str, list[Copy]]]:
     return [("against", found.against), ("within", found.within or [])]
 
 
@@ -105,8 +111,10 @@ def _describe_set(catalogue: Catalogue) -> dict[str, Any]:
         "featureless": int(catalogue.is_featureless.sum()),
         "samples_without_image": catalogue.num_without_image,
         "undecodable": len(catalogue.undecodable),
-        "undecodable_first": [" ".join((f"{shard}/{key}:", reason)) for shard, key, reason in catalogue.undecodable[:MAX_UNDECODABLE_LISTED]],
-    }  # fmt: skip
+        "undecodable_first": [
+            " ".join((f"{shard}/{key}:", reason)) for shard, key, reason in catalogue.undecodable[:MAX_UNDECODABLE_LISTED]
+        ],
+    }
 
 
 def _by_distance(pairs: Sequence[Copy]) -> dict[int, int]:
@@ -122,7 +130,7 @@ def _describe_pair(copy: Copy) -> dict[str, Any]:
     }
 
 
-def tabulate(found: Found) -> str:
+def tabulate(found: DedupResult) -> str:
     """What was found, for the terminal."""
     rows: list[tuple[str, ...]] = [("", "images", "no image", "undecodable", "featureless", "in the corpus", "as copies")]
     rows.append((found.corpus.images.path, *_counts(found.corpus), "", ""))
@@ -149,22 +157,20 @@ def tabulate(found: Found) -> str:
     return "\n".join([*lines, "", f"to leave out: {share}: {', '.join(parts)}"])
 
 
-def next_step(found: Found, places: Places) -> str:
+def next_step(found: DedupResult, outputs: DedupOutputs) -> str:
     """The files, and the command that uses them."""
-    lines = [f"report:    {places.report}", f"skip list: {places.skip_list}"]
+    lines = [f"report:    {outputs.report}", f"skip list: {outputs.skip_list}"]
     lines += [
-        f"to judge:  {place}"
-        for place, pairs in ((places.against_sheet, found.against), (places.within_sheet, found.within))
+        f"to judge:  {path}"
+        for path, pairs in ((outputs.against_sheet, found.against), (outputs.within_sheet, found.within))
         if pairs
     ]
     if not found.left_out:
         return "\n".join([*lines, "next:      nothing; there is nothing to leave out"])
     folder = found.corpus.images.folder
     verified = Path(folder) / SKIP_NAME  # an index that leaves out copies must go on leaving out what cannot be used
-    skip_lists = [*([verified] if not is_remote(folder) and verified.exists() else []), places.skip_list]
-    options = " ".join(f"--skip {place}" for place in skip_lists) + (
-        "" if describe_read_only(folder) is None else " --out PLACE"
-    )
+    skip_lists = [*([verified] if not is_remote(folder) and verified.exists() else []), outputs.skip_list]
+    options = " ".join(f"--skip {path}" for path in skip_lists) + ("" if describe_read_only(folder) is None else " --out PLACE")
     return "\n".join([*lines, f"next:      python -m data_tools index {folder} {options}"])
 
 
@@ -186,10 +192,10 @@ def draw_sheet(pairs: Sequence[Copy]) -> Image.Image:
     for number, copy in enumerate(shown):
         left, top = number % SHEET_COLUMNS * width, number // SHEET_COLUMNS * height + 16
         draw.text((left + 2, top), f"{copy.distance} bits, {copy.how}", fill="black")
-        for side, place in enumerate((copy.image, copy.of)):
-            tile = _read_tile(place)
+        for side, image in enumerate((copy.image, copy.of)):
+            tile = _read_tile(image)
             x, y = left + side * TILE_SIDE, top + CAPTION_HEIGHT
-            draw.text((x + 2, top + 13), _shorten(f"{place.shard.removesuffix('.tar')}/{place.key}"), fill="black")
+            draw.text((x + 2, top + 13), _shorten(f"{image.shard.removesuffix('.tar')}/{image.key}"), fill="black")
             sheet.paste(tile, (x + (TILE_SIDE - tile.width) // 2, y + (TILE_SIDE - tile.height) // 2))
     return sheet
 
@@ -198,9 +204,9 @@ def _shorten(text: str, *, most: int = 26) -> str:
     return text if len(text) <= most else f"...{text[3 - most :]}"
 
 
-def _read_tile(place: ImagePlace) -> Image.Image:
-    data = ShardFolder(place.folder).read_range(place.shard, place.start, place.start + place.length)
-    image = Image.fromarray(decode_image(data))
-    scale = TILE_SIDE / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.BICUBIC)
+def _read_tile(image: StoredImage) -> Image.Image:
+    data = ShardFolder(image.folder).read_range(image.shard, image.start, image.start + image.length)
+    picture = Image.fromarray(decode_image(data))
+    scale = TILE_SIDE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.BICUBIC)

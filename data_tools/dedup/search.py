@@ -36,7 +36,7 @@ FIRST_TEST_IMAGE = 1 << 40  # test images are numbered from here on, beyond any 
 SEARCHED_NAME = "searched.npy"
 # Hashes of whole images are asked for whole images and parts of them, hashes of parts for whole images.
 ASKED_WITH: dict[str, MakeCodes] = {"whole": upright_codes, "crops": whole_codes}
-RULES_VERSION = 3  # of what makes a copy: pairs found by other rules are looked for anew
+RULES_VERSION = 3  # of what makes a copy: pairs found by other rules are searched for again
 
 
 def find_against(corpus: Catalogue, targets: Sequence[Catalogue], starts: Ints, *, distance: int, num_workers: int) -> Copies:
@@ -75,12 +75,12 @@ def find_within(corpus: Catalogue, *, left_out: Ints, distance: int, num_workers
 def _add_identical(left_out: Copies, leader: Ints, numbers: Ints) -> Copies:
     """Leave out, too, the images whose hash is that of another one, for whatever stays in that one's place."""
     kept_for = dict(
-        zip(left_out.first.tolist(), zip(left_out.second, left_out.distance, left_out.how, strict=True), strict=True)
+        zip(left_out.first.tolist(), zip(left_out.second, left_out.distance, left_out.kind, strict=True), strict=True)
     )
     twins = numbers[leader[numbers] != numbers]
     rows = [(twin, *kept_for.get(leader[twin], (leader[twin], 0, 0))) for twin in twins]
-    twin, keeper, distance, how = np.array(rows, np.int64).reshape(-1, 4).T
-    return join_copies([left_out, Copies(twin, keeper, distance, how)])
+    twin, keeper, distance, kind = np.array(rows, np.int64).reshape(-1, 4).T
+    return join_copies([left_out, Copies(twin, keeper, distance, kind)])
 
 
 def _digest(data: bytes) -> str:
@@ -130,7 +130,7 @@ def _search_shard(images: ImageSet, search_name: str, folder: Path, task: tuple[
         ]
         return {column: values.tolist() for column, values in vars(join_copies(found)).items()}
 
-    return remember(search, place=images.work / f"{name}.{search_name}.json", facts=facts)
+    return remember(search, path=images.work / f"{name}.{search_name}.json", facts=facts)
 
 
 @functools.lru_cache(maxsize=len(ASKED_WITH))

@@ -12,8 +12,7 @@ from data_tools import splits
 from data_tools.make.sources.files import is_junk
 from data_tools.make.sources.listing import Listing
 from data_tools.text_files import is_text, printable, read_text, same_name
-from pipeline.data.shards.class_names import LINE_END, split_lines
-from pipeline.data.shards.index import CLASSES_NAME
+from pipeline.data.shards.class_names import CLASSES_NAME, LINE_END, split_lines
 from pipeline.errors import DataError
 
 if TYPE_CHECKING:
@@ -49,7 +48,8 @@ def _as_text(name: str, encoding: str | None) -> str:
         return name
     if encoding is None:
         raise DataError(
-            f"class '{printable(name)}' has a name that is not UTF-8; say which encoding it is with --encoding (latin-1, cp1252), or "
+            f"class '{printable(name)}' has a name that is not UTF-8; say which encoding it is with --encoding "
+            "(latin-1, cp1252), or "
             f"rename it (`convmv` does that for whole trees)"
         )
     try:
@@ -58,9 +58,9 @@ def _as_text(name: str, encoding: str | None) -> str:
         raise DataError(f"class '{printable(name)}' has a name that is not {encoding}; choose another --encoding") from error
 
 
-def _check_stored(place: Path, classes: Sequence[str]) -> None:
-    if place.exists() and split_lines(read_text(str(place), encoding=None)) != list(classes):
-        raise DataError(f"{place} is there already and names other classes; give it with --classes, or move it away")
+def _check_stored(path: Path, classes: Sequence[str]) -> None:
+    if path.exists() and split_lines(read_text(str(path), encoding=None)) != list(classes):
+        raise DataError(f"{path} is there already and names other classes; give it with --classes, or move it away")
 
 
 def _check_siblings(folder: Path, classes: Sequence[str]) -> None:
@@ -69,8 +69,10 @@ def _check_siblings(folder: Path, classes: Sequence[str]) -> None:
         stored = other / CLASSES_NAME
         if stored.exists() and split_lines(read_text(str(stored), encoding=None)) != list(classes):
             raise DataError(
-                f"{folder} would be numbered otherwise than {stored} ({len(classes)} classes of this source, not all the same): a model "
-                f"would be measured on wrong labels. Give --classes {stored}, or choose a folder outside {other.parent} if the two "
+                f"{folder} would be numbered otherwise than {stored} ({len(classes)} classes of this source, not all "
+                "the same): a model "
+                f"would be measured on wrong labels. Give --classes {stored}, or choose a folder outside "
+                f"{other.parent} if the two "
                 f"have nothing to do with each other ({name} is another split by its name)"
             )
 
@@ -92,8 +94,10 @@ def _check_source(source: Path, options: MakeOptions) -> None:
         here, there = ({same_name(child) for child in _folders(folder)} for folder in (source, other))
         if here and there and (differing := sorted(here ^ there)):
             raise DataError(
-                f"{source} and {other} do not hold the same class folders ({len(differing)} differ, {printable(differing[0])} first), so "
-                f"{source.name} by itself would be numbered otherwise than {name}: give the train split's classes.txt with --classes"
+                f"{source} and {other} do not hold the same class folders ({len(differing)} differ, "
+                f"{printable(differing[0])} first), so "
+                f"{source.name} by itself would be numbered otherwise than {name}: give the train split's classes.txt "
+                "with --classes"
             )
 
 

@@ -34,7 +34,7 @@ class Numbering:
     unmapped: Unmapped = "refuse"
 
 
-def read_class_names(path: str, *, encoding: str | None = None) -> tuple[str, ...]:
+def read_class_list(path: str, *, encoding: str | None = None) -> tuple[str, ...]:
     """Class names, one a line, in the order of their ids; empty lines at the end are left out.
 
     Raises:
@@ -49,7 +49,8 @@ def read_class_names(path: str, *, encoding: str | None = None) -> tuple[str, ..
             raise DataError(f"--classes {path} line {line} is empty, so what class has the id {line - 1} is not said")
         if lines.setdefault(same_name(name), line) != line:
             raise DataError(
-                f"--classes {path} line {line}: {name!r} is in line {lines[same_name(name)]} too; each class needs a name of its own "
+                f"--classes {path} line {line}: {name!r} is in line {lines[same_name(name)]} too; each class needs a "
+                "name of its own "
                 f"(and a folder of its own)"
             )
     return tuple(names)
@@ -90,19 +91,19 @@ def number_classes(listing: Listing, numbering: Numbering) -> tuple[Listing, dic
     if listing.classes is None:
         _check_range(listing, numbering.names, "the given")
         return replace(listing, classes=numbering.names), {}
-    places = {same_name(name): place for place, name in enumerate(numbering.names)}
+    index_of = {same_name(name): index for index, name in enumerate(numbering.names)}
     used = np.unique(listing.labels).tolist()
-    if strangers := [name for name in map(listing.classes.__getitem__, used) if same_name(name) not in places]:
-        raise DataError(f"{_some(strangers)} of the source are not among the {len(places)} classes given with --classes")
-    values = [places.get(same_name(name), NO_TARGET) for name in listing.classes]
+    if strangers := [name for name in map(listing.classes.__getitem__, used) if same_name(name) not in index_of]:
+        raise DataError(f"{_some(strangers)} of the source are not among the {len(index_of)} classes given with --classes")
+    values = [index_of.get(same_name(name), NO_TARGET) for name in listing.classes]
     return listing.relabel(np.array(values), numbering.names), {}
 
 
 def _map_classes(listing: Listing, targets: Mapping[str, str], numbering: Numbering) -> tuple[Listing, dict[str, int]]:
-    names, place_of = _number_targets(targets, numbering.names)
+    names, index_of_target = _number_targets(targets, numbering.names)
     num_classes = len(listing.classes) if listing.classes is not None else int(listing.labels.max(initial=-1)) + 1
     of_source = listing.classes or [str(label) for label in range(num_classes)]
-    values = np.array([place_of[targets[name]] if name in targets else NO_TARGET for name in of_source], np.int64)
+    values = np.array([index_of_target[targets[name]] if name in targets else NO_TARGET for name in of_source], np.int64)
     counts = np.bincount(listing.labels, minlength=num_classes)
     unmapped = {of_source[label]: int(counts[label]) for label in np.flatnonzero((values == NO_TARGET) & (counts > 0))}
     if unmapped and numbering.unmapped == "refuse":
@@ -124,10 +125,10 @@ def _number_targets(targets: Mapping[str, str], given: Sequence[str] | None) -> 
             raise DataError(f"the class map has the target {last}, but {len(given or ())} classes were given with --classes")
         return given, {target: int(target) for target in wanted}
     names = wanted if given is None else given
-    places = {name: place for place, name in enumerate(names)}
-    if strangers := [target for target in wanted if target not in places]:
+    index_of = {name: index for index, name in enumerate(names)}
+    if strangers := [target for target in wanted if target not in index_of]:
         raise DataError(f"targets of the class map are not among those given with --classes: {_some(strangers)}")
-    return names, places
+    return names, index_of
 
 
 def _drop_labels(listing: Listing) -> Listing:

@@ -8,13 +8,13 @@ import re
 from collections.abc import Sequence
 
 from data_tools.arguments import add_block_samples, fraction, natural, positive
-from data_tools.make.classes import Numbering, read_class_map, read_class_names
+from data_tools.make.classes import Numbering, read_class_list, read_class_map
 from data_tools.make.pack import MakeOptions, MakeReport, ShardSize
 from data_tools.make.record import RECORD_NAME
 from data_tools.make.reencode import Encoding
 from data_tools.make.sources import SourceOptions
 from data_tools.text_files import printable
-from pipeline.data.shards.index import CLASSES_NAME
+from pipeline.data.shards.class_names import CLASSES_NAME
 from pipeline.errors import DataError
 
 EPILOG = """\
@@ -60,10 +60,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--keep-order", action="store_true", help="do not shuffle")
     command.add_argument(
-        "--split", type=fraction, metavar="FRACTION",
-        help="write FOLDER/train and FOLDER/val, this part of the samples into val. A hash of a sample's name decides, so it stays on "
+        "--split",
+        type=fraction,
+        metavar="FRACTION",
+        help="write FOLDER/train and FOLDER/val, this part of the samples into val. A hash of a sample's name decides, so "
+        "it stays on "
         "its side whatever else is added",
-    )  # fmt: skip
+    )
     _add_class_arguments(command.add_argument_group("classes"))
     _add_image_arguments(command.add_argument_group("images"))
     _add_source_arguments(command.add_argument_group("tables, CSV and CIFAR"))
@@ -71,26 +74,35 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def _add_class_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--classes", metavar="FILE",
+        "--classes",
+        metavar="FILE",
         help="class names, one a line in the order of their ids: give the train split's classes.txt for its test split",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--class-map", metavar="FILE",
-        help="SOURCE CLASS <tab> TARGET a line: a name, or an id if all targets are numbers. Where the source only numbers its classes, "
+        "--class-map",
+        metavar="FILE",
+        help="SOURCE CLASS <tab> TARGET a line: a name, or an id if all targets are numbers. Where the source only numbers "
+        "its classes, "
         "its ids are their names. Target names are numbered as in --classes, or sorted",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--unmapped", choices=("refuse", "drop"), default="refuse",
-        help="samples of classes that are not in the class map: stop and name them, or leave them out and count them (default: %(default)s)",
-    )  # fmt: skip
+        "--unmapped",
+        choices=("refuse", "drop"),
+        default="refuse",
+        help="samples of classes that are not in the class map: stop and name them, or leave them out and count them "
+        "(default: %(default)s)",
+    )
 
 
 def _add_image_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--short-side", type=positive, metavar="PIXELS",
-        help="re-encode images whose shorter side is longer, as JPEG; never enlarges (default: all bytes as they are). An image that "
+        "--short-side",
+        type=positive,
+        metavar="PIXELS",
+        help="re-encode images whose shorter side is longer, as JPEG; never enlarges (default: all bytes as they are). An "
+        "image that "
         "must be re-encoded and cannot be decoded is left out",
-    )  # fmt: skip
+    )
     group.add_argument(
         "--quality",
         type=_quality,
@@ -98,17 +110,22 @@ def _add_image_arguments(group: argparse._ArgumentGroup) -> None:
         help="of the JPEGs that are written, 1 to 100 (default: %(default)s)",
     )
     group.add_argument(
-        "--exif", choices=("keep", "apply"), default="keep",
-        help="apply: turn images as their EXIF orientation says, which re-encodes those as JPEG. The trainer ignores the tag, so with keep "
+        "--exif",
+        choices=("keep", "apply"),
+        default="keep",
+        help="apply: turn images as their EXIF orientation says, which re-encodes those as JPEG. The trainer ignores the "
+        "tag, so with keep "
         "it sees them as they are stored (default: %(default)s)",
-    )  # fmt: skip
+    )
 
 
 def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--source-split", metavar="NAME", help="the split to take, where names of folders, files or a column tell several: train, test, ...; "
-        "several with commas between them. COLUMN=VALUE (is_train=0) names the column too"
-    )  # fmt: skip
+        "--source-split",
+        metavar="NAME",
+        help="the split to take, where names of folders, files or a column tell several: train, test, ...; "
+        "several with commas between them. COLUMN=VALUE (is_train=0) names the column too",
+    )
     group.add_argument(
         "--image-column",
         metavar="NAME",
@@ -120,20 +137,24 @@ def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
         help="default: what the file's metadata say, or label; for CIFAR-100 coarse_labels is another",
     )
     group.add_argument(
-        "--label-field", metavar="NAME",
-        help="the field of WebDataset's .json members that is the label, a.b for one in another (default: .cls, or else label or labels)",
-    )  # fmt: skip
+        "--label-field",
+        metavar="NAME",
+        help="the field of WebDataset's .json members that is the label, a.b for one in another (default: .cls, or else "
+        "label or labels)",
+    )
     group.add_argument(
         "--image-folder", metavar="FOLDER", help="what a CSV's paths are relative to (default: the CSV's own folder)"
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--encoding", metavar="NAME",
+        "--encoding",
+        metavar="NAME",
         help="of a CSV, of --classes and --class-map, and of folder names that are not UTF-8: cp1252, latin-1, utf-16, ...",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--label-separator", metavar="TEXT",
-        help="what stands between the labels of one image in a CSV (default: `;`, and spaces between numbers)",
-    )  # fmt: skip
+        "--label-separator",
+        metavar="TEXT",
+        help="what separates the labels of one image in a CSV (default: `;`, and spaces between numbers)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -158,24 +179,29 @@ def read_options(arguments: argparse.Namespace) -> MakeOptions:
         raise DataError("--unmapped drop has no meaning without --class-map")
     is_by_bytes = arguments.bytes_per_shard is not None
     return MakeOptions(
-        shard_size=ShardSize(arguments.bytes_per_shard, "bytes") if is_by_bytes
+        shard_size=ShardSize(arguments.bytes_per_shard, "bytes")
+        if is_by_bytes
         else ShardSize(arguments.samples_per_shard or ShardSize().amount),
         block_samples=arguments.block_samples,
         order="as listed" if arguments.keep_order else "shuffled",
         seed=arguments.seed,
         numbering=Numbering(
-            names=read_class_names(arguments.classes, encoding=arguments.encoding) if arguments.classes else None,
+            names=read_class_list(arguments.classes, encoding=arguments.encoding) if arguments.classes else None,
             targets=read_class_map(arguments.class_map, encoding=arguments.encoding) if arguments.class_map else None,
             unmapped=arguments.unmapped,
         ),
         encoding=Encoding(short_side=arguments.short_side, exif=arguments.exif, quality=arguments.quality),
         val_fraction=arguments.split,
         source=SourceOptions(
-            image_column=arguments.image_column, label_column=arguments.label_column,
-            label_separator=arguments.label_separator, label_field=arguments.label_field, image_folder=arguments.image_folder,
-            encoding=arguments.encoding, split=arguments.source_split,
+            image_column=arguments.image_column,
+            label_column=arguments.label_column,
+            label_separator=arguments.label_separator,
+            label_field=arguments.label_field,
+            image_folder=arguments.image_folder,
+            encoding=arguments.encoding,
+            split=arguments.source_split,
         ),
-    )  # fmt: skip
+    )
 
 
 def describe(report: MakeReport, folder: str) -> str:
@@ -208,12 +234,14 @@ def describe(report: MakeReport, folder: str) -> str:
             lines.append(f"    if one of the fields of their .json is the label ({fields}), name it with --label-field")
     if report.unmapped:
         lines.append(
-            f"  {report.num_unmapped} samples left out: the class map does not name {len(report.unmapped)} of the source's classes"
+            f"  {report.num_unmapped} samples left out: the class map does not name {len(report.unmapped)} of the "
+            "source's classes"
         )
     if report.left_out:
         first = report.left_out[0]
         lines.append(
-            f"  {len(report.left_out)} images left out that cannot be decoded, {printable(first['sample'])} first ({first['reason']}); "
+            f"  {len(report.left_out)} images left out that cannot be decoded, {printable(first['sample'])} first "
+            f"({first['reason']}); "
             f"{folder}/make.json names them all"
         )
     return "\n".join(lines)

@@ -25,8 +25,9 @@ from data_tools.make.sources.webdataset_tars import count_without_label, fields_
 from data_tools.make.write_shard import ShardTask, is_intact, write_shard
 from data_tools.parallel import map_in_processes
 from data_tools.text_files import printable
+from pipeline.data.shards.class_names import CLASSES_NAME
 from pipeline.data.shards.folder import is_remote
-from pipeline.data.shards.index import CLASSES_NAME, DEFAULT_BLOCK_SAMPLES, INDEX_NAME
+from pipeline.data.shards.index import DEFAULT_BLOCK_SAMPLES, INDEX_NAME
 from pipeline.errors import DataError
 from pipeline.files import remove_drafts
 from pipeline.keyed_random import Purpose, derive_key, permutation
@@ -95,7 +96,7 @@ class MakeReport:
 
 
 @dataclass(frozen=True)
-class _Part:
+class ShardPlan:
     """A folder of shards, and the samples that go there, in order."""
 
     folder: Path
@@ -103,7 +104,7 @@ class _Part:
     shard_ends: NDArray[np.int64]
 
     def shards(self) -> Iterator[tuple[Path, NDArray[np.int64]]]:
-        """Each shard's place and samples."""
+        """Each shard's path and samples."""
         for number, samples in enumerate(np.split(self.samples, self.shard_ends[:-1])):
             yield self.folder / f"shard-{number:06d}.tar", samples
 
@@ -119,9 +120,9 @@ class _Tasks(Sequence[ShardTask]):
     def __len__(self) -> int:
         return len(self._shards)
 
-    def __getitem__(self, place: Any) -> Any:
-        target, samples = self._shards[place]
-        return ShardTask(target, self._record.note_place(target), samples, self._listing.take(samples), self._encoding)
+    def __getitem__(self, number: Any) -> Any:
+        target, samples = self._shards[number]
+        return ShardTask(target, self._record.note_path(target), samples, self._listing.take(samples), self._encoding)
 
 
 def make_shards(source: str, folder: str, *, options: MakeOptions, num_workers: int) -> MakeReport:
@@ -143,8 +144,8 @@ def make_shards(source: str, folder: str, *, options: MakeOptions, num_workers: 
     found = find_source(source, options=options.source, label_use="read" if is_renumbered else "keep", known=known)
     folders = [root] if options.val_fraction is None else [root / "train", root / "val"]
     with lock_folder(root, advice="name another folder"):
-        for place in folders:
-            remove_drafts(place)
+        for path in folders:
+            remove_drafts(path)
         return _make(found, source, folders, options, num_workers=num_workers)
 
 
@@ -172,10 +173,17 @@ def _make(found: Source, source: str, folders: list[Path], options: MakeOptions,
     if not num_written and (report := _stored_report(record, folders, options)):
         return report
     facts = {
-        "kind": found.kind, "num_unmapped": num_listed - len(listing), "unmapped": unmapped, "num_written": num_written,
-        "class_source": _class_source(options.numbering), **_describe_listing(listing), "num_repeated": repeats.alike,
-        "remarks": list(found.remarks), "num_contradicting": repeats.contradicting, "first_contradicting": repeats.first,
-    }  # fmt: skip
+        "kind": found.kind,
+        "num_unmapped": num_listed - len(listing),
+        "unmapped": unmapped,
+        "num_written": num_written,
+        "class_source": _class_source(options.numbering),
+        **_describe_listing(listing),
+        "num_repeated": repeats.alike,
+        "remarks": list(found.remarks),
+        "num_contradicting": repeats.contradicting,
+        "first_contradicting": repeats.first,
+    }
     return _finish(facts, listing.classes, parts, record, options, num_workers=num_workers)
 
 
@@ -196,7 +204,7 @@ def _describe_request(source: Source, options: MakeOptions) -> dict[str, Any]:
 def _stored_report(record: MakeRecord, folders: list[Path], options: MakeOptions) -> MakeReport | None:
     """The report of the call that finished, if all it made is still there.
 
-    The index is then left alone: it may have been made anew since, with skip lists.
+    The index is then left alone: it may have been made again since, with skip lists.
     """
     stored = record.report
     if stored is None or stored["block_samples"] != options.block_samples:
@@ -209,7 +217,7 @@ def _stored_report(record: MakeRecord, folders: list[Path], options: MakeOptions
     return MakeReport(**stored)
 
 
-def _plan(listing: Listing, folders: list[Path], options: MakeOptions) -> list[_Part]:
+def _plan(listing: Listing, folders: list[Path], options: MakeOptions) -> list[ShardPlan]:
     """Which sample goes where."""
     order = np.arange(len(listing))
     if options.order == "shuffled":
@@ -224,9 +232,9 @@ def _plan(listing: Listing, folders: list[Path], options: MakeOptions) -> list[_
             raise DataError(f"--split {options.val_fraction:g} leaves no sample of {len(order)} for {folder}")
     tar_bytes = listing.tar_bytes()
     return [
-        _Part(folder, samples, _cut(tar_bytes[samples], options.shard_size))
+        ShardPlan(folder, samples, _cut(tar_bytes[samples], options.shard_size))
         for folder, samples in zip(folders, members, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def choose_val(listing: Listing, *, fraction: float, seed: int) -> NDArray[np.bool_]:
@@ -249,7 +257,7 @@ def _cut(tar_bytes: NDArray[np.int64], size: ShardSize) -> NDArray[np.int64]:
     return np.array(ends)
 
 
-def _write(parts: list[_Part], listing: Listing, record: MakeRecord, options: MakeOptions, num_workers: int) -> int:
+def _write(parts: list[ShardPlan], listing: Listing, record: MakeRecord, options: MakeOptions, num_workers: int) -> int:
     """Write the shards that are not there yet; how many."""
     for part in parts:
         part.folder.mkdir(exist_ok=True)
@@ -296,9 +304,14 @@ def _describe_listing(listing: Listing) -> dict[str, Any]:
 
 
 def _finish(
-    facts: dict[str, Any], classes: Sequence[str] | None, parts: list[_Part], record: MakeRecord, options: MakeOptions, *,
+    facts: dict[str, Any],
+    classes: Sequence[str] | None,
+    parts: list[ShardPlan],
+    record: MakeRecord,
+    options: MakeOptions,
+    *,
     num_workers: int,
-) -> MakeReport:  # fmt: skip
+) -> MakeReport:
     """Index the shards, check that all samples are there, and write the report."""
     notes = {shard: record.note(shard) or {} for part in parts for shard, _ in part.shards()}
     samples_of: dict[str, int] = {}
@@ -317,11 +330,15 @@ def _finish(
         samples_of[part.folder.name] = expected
         total_bytes += int(index.shard_bytes.sum())
     report = MakeReport(
-        num_samples=sum(samples_of.values()), num_bytes=total_bytes, samples_of=samples_of if len(parts) > 1 else {},
-        num_reencoded=sum(note["num_reencoded"] for note in notes.values()), block_samples=options.block_samples,
+        num_samples=sum(samples_of.values()),
+        num_bytes=total_bytes,
+        samples_of=samples_of if len(parts) > 1 else {},
+        num_reencoded=sum(note["num_reencoded"] for note in notes.values()),
+        block_samples=options.block_samples,
         left_out=[entry for note in notes.values() for entry in note["left_out"]],
-        num_shards=sum(note["num_samples"] > 0 for note in notes.values()), **facts,
-    )  # fmt: skip
+        num_shards=sum(note["num_samples"] > 0 for note in notes.values()),
+        **facts,
+    )
     stored = {entry.name: getattr(report, entry.name) for entry in fields(report) if entry.name != "num_written"}
     record.finish(stored, notes)
     return report

@@ -1,7 +1,7 @@
 """FOLDER/make.json: first what the folder is made from, so that nothing else is mixed in; at the end also the report.
 
 {"request": options and what kind of source it is,
- "stamp": places, sizes and times of the source's files, where reading them is costly,
+ "stamp": paths, sizes and times of the source's files, where reading them is costly,
  "source": digest of the listing,
  "times": hash of when the source's files were written, where the stamp does not tell,
  "shards": what came of each shard, once all are written,
@@ -38,7 +38,7 @@ class MakeRecord:
     def __init__(self, root: Path, request: dict[str, Any], *, folders: Sequence[Path]) -> None:
         self.work = root / WORK_NAME
         self.is_new = not (root / RECORD_NAME).exists()
-        self._place = root / RECORD_NAME
+        self._path = root / RECORD_NAME
         self._root = root
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -71,25 +71,26 @@ class MakeRecord:
             raise DataError(f"{self._refusal()} (what differs: the source's files, labels or classes)")
         if self._values.setdefault("times", f"{times:x}") != f"{times:x}":
             raise DataError(
-                f"{self._refusal()} (what differs: when the source's files were written, so one may have been replaced by another of "
+                f"{self._refusal()} (what differs: when the source's files were written, so one may have been replaced "
+                "by another of "
                 f"its size)"
             )
         self._values["stamp"] = stamp
-        write_json(self._place, self._values)
+        write_json(self._path, self._values)
 
-    def note_place(self, shard: Path) -> Path:
+    def note_path(self, shard: Path) -> Path:
         """Where a shard's note goes while it works."""
         return self.work / f"{'-'.join(shard.relative_to(self._root).parts)}.json"
 
     def note(self, shard: Path) -> dict[str, Any] | None:
         """What came of a shard; None if it is still to be written."""
-        place = self.note_place(shard)
-        note = _read_note(place) if place.exists() else self._stored_notes.get(str(shard.relative_to(self._root)))
+        path = self.note_path(shard)
+        note = _read_note(path) if path.exists() else self._stored_notes.get(str(shard.relative_to(self._root)))
         return note if note is not None and _is_there(shard, note) else None
 
     def unchecked_digest(self, shard: Path) -> str | None:
         """The digest of a shard that a call wrote which did not finish: it may have been cut off by a crash of the machine."""
-        note = self.note(shard) if self.note_place(shard).exists() else None
+        note = self.note(shard) if self.note_path(shard).exists() else None
         return note.get("digest") if note is not None and note["num_samples"] else None
 
     def are_shards_there(self) -> bool:
@@ -104,7 +105,7 @@ class MakeRecord:
         """Record the report, the last step."""
         self._values["shards"] = {str(shard.relative_to(self._root)): note for shard, note in notes.items()}
         self._values["report"] = report
-        write_json(self._place, self._values)
+        write_json(self._path, self._values)
         self.clean()
 
     def clean(self) -> None:
@@ -112,20 +113,20 @@ class MakeRecord:
         shutil.rmtree(self.work, ignore_errors=True)
 
     def _read(self, folders: Sequence[Path]) -> dict[str, Any]:
-        if not self._place.exists():
+        if not self._path.exists():
             if tars := sorted(tar for folder in (self._root, *folders) for tar in folder.glob("*.tar")):
                 raise DataError(
                     f"{self._root} holds tars that were not made by this command ({tars[0].name} ...); choose an empty folder"
                 )
             return {}
         try:
-            values = parse_json(self._place.read_text())
+            values = parse_json(self._path.read_text())
         except ValueError as error:
-            raise DataError(f"{self._place} is damaged ({error}); empty {self._root} and start again") from error
+            raise DataError(f"{self._path} is damaged ({error}); empty {self._root} and start again") from error
         report = values.get("report") if isinstance(values, dict) else None
         notes = values.get("shards", {}) if isinstance(values, dict) else None
         if not isinstance(notes, dict) or not all(map(_is_note, notes.values())) or not _is_report(report):
-            raise DataError(f"{self._place} is damaged (other types than are written); empty {self._root} and start again")
+            raise DataError(f"{self._path} is damaged (other types than are written); empty {self._root} and start again")
         return values
 
     def _refusal(self) -> str:
@@ -144,10 +145,10 @@ def _given(value: Any) -> Any:
     return {name: _given(one) for name, one in value.items() if one is not None} if isinstance(value, dict) else value
 
 
-def _read_note(place: Path) -> dict[str, Any] | None:
+def _read_note(path: Path) -> dict[str, Any] | None:
     """A note; None if it is damaged, and its shard is written again."""
     try:
-        note = parse_json(place.read_text())
+        note = parse_json(path.read_text())
     except ValueError:
         return None
     return note if _is_note(note) else None

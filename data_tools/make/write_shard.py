@@ -55,8 +55,8 @@ def write_shard(task: ShardTask) -> None:
     num_reencoded = 0
     with Draft(task.target) as draft, SourceFiles(task.samples) as source:
         with tarfile.open(fileobj=draft.file, mode="w") as tar:
-            for place, number in enumerate(task.numbers.tolist()):
-                sample = task.samples.sample(place)
+            for index, number in enumerate(task.numbers.tolist()):
+                sample = task.samples.sample(index)
                 values = source.read(sample)
                 try:
                     num_reencoded += _reencode_image(values, task.encoding)
@@ -153,7 +153,7 @@ class SourceFiles:
         return {
             extension: self._read_range(self._listing.files[file], start, length)
             for extension, file, start, length in sample.members
-        }  # fmt: skip
+        }
 
     def _read_range(self, path: str, start: int, length: int) -> bytes:
         try:

@@ -8,7 +8,8 @@ from pathlib import Path
 from data_tools.arguments import natural
 
 EPILOG = (
-    "Reads the images' headers alone, without the samples that the folder's index leaves out. Writes stats.json, and stats.html: one page with everything inside. FOLDER is\n"
+    "Reads the images' headers alone, without the samples that the folder's index leaves out. Writes stats.json, and "
+    "stats.html: one page with everything inside. FOLDER is\n"
     "a folder or URL of WebDataset tars, indexed or not, or one .tar. Run it again after a crash: it goes on.\n\n"
     "examples:\n  python -m data_tools stats /data/imagenet          # then open /data/imagenet/stats.html\n"
     "  python -m data_tools stats s3://bucket/imagenet --out imagenet-stats"
@@ -18,9 +19,9 @@ EPILOG = (
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", help="folder or URL of .tar files, or one .tar")
     command.add_argument(
-        "--out", metavar="FOLDER", help="where the page goes (default: beside the shards; for a URL, the current folder)"
-    )  # fmt: skip
-    command.add_argument("--index", metavar="PLACE", help="index of the shards, where it does not lie beside them")
+        "--out", metavar="FOLDER", help="where the page goes (default: next to the shards; for a URL, the current folder)"
+    )
+    command.add_argument("--index", metavar="PLACE", help="index of the shards, where it does not lie next to them")
     command.add_argument("--seed", type=natural, default=0, help="of the samples on the contact sheet (default: %(default)s)")
 
 
@@ -45,5 +46,6 @@ def run(arguments: argparse.Namespace) -> None:
         write_json(page.with_suffix(".json"), report)
         write_page(measured, report, page)
     print(
-        f"{describe_hidden(shards.hidden)}{lines(shards.remarks)}{tabulate(report)}\n\nfigures: {page.with_suffix('.json')}\npage:    {page}"
+        f"{describe_hidden(shards.hidden)}{lines(shards.remarks)}{tabulate(report)}\n\nfigures: "
+        f"{page.with_suffix('.json')}\npage:    {page}"
     )

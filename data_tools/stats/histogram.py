@@ -27,8 +27,8 @@ def percentiles(counts: Mapping[float, int]) -> dict[str, float]:
         return {}
     values, numbers = (np.array(column) for column in zip(*sorted(counts.items()), strict=True))
     reached = np.cumsum(numbers)
-    places = np.searchsorted(reached, np.array(PERCENTILES) / 100 * reached[-1] * (1 - 1e-12))
-    return {_name(percentile): float(values[place]) for percentile, place in zip(PERCENTILES, places, strict=True)}
+    bins = np.searchsorted(reached, np.array(PERCENTILES) / 100 * reached[-1] * (1 - 1e-12))
+    return {_name(percentile): float(values[bin_index]) for percentile, bin_index in zip(PERCENTILES, bins, strict=True)}
 
 
 def _name(percentile: int) -> str:

@@ -21,8 +21,9 @@ import xxhash
 from data_tools.inspect_image import Header, read_header
 from data_tools.kept_samples import KeptSamples, kept_in_shard
 from data_tools.parallel import map_in_processes, remember, write_json
-from data_tools.shards import Shard, ShardList, is_whole, read_class_names, shard_version
+from data_tools.shards import Shard, ShardList, is_whole, shard_version
 from data_tools.stats.histogram import bin_value, effective_number, log_bin, percentiles
+from pipeline.data.shards.class_names import class_names_of
 from pipeline.data.shards.folder import UnreachableError
 from pipeline.data.shards.index import ShardIndex
 from pipeline.data.shards.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_label
@@ -58,7 +59,7 @@ class Drawn(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
+class CorpusStats:
     """Everything counted in a folder.
 
     Attributes:
@@ -90,7 +91,7 @@ class Measured:
 
 def measure_folder(
     shards: ShardList, *, work: Path, num_workers: int, seed: int = 0, index: ShardIndex | None = None
-) -> Measured:
+) -> CorpusStats:
     """Count everything in some shards that a training would see.
 
     Args:
@@ -117,10 +118,16 @@ def measure_folder(
         drawn = sorted([*drawn, *(Drawn(rank, name, *rest) for rank, *rest in result["drawn"])])[:SHEET_IMAGES]
         if result["broken"] is not None:
             broken[name] = result["broken"]
-    return Measured(
-        folder=shards.folder, num_shards=len(shards.names) + len(shards.compressed), shard_bytes=shard_bytes, counters=counters,
-        totals=totals, broken_shards=dict(sorted(broken.items())), class_names=read_class_names(shards.folder), drawn=drawn,
-    )  # fmt: skip
+    return CorpusStats(
+        folder=shards.folder,
+        num_shards=len(shards.names) + len(shards.compressed),
+        shard_bytes=shard_bytes,
+        counters=counters,
+        totals=totals,
+        broken_shards=dict(sorted(broken.items())),
+        class_names=class_names_of(shards.folder),
+        drawn=drawn,
+    )
 
 
 def _measure_shard(folder: str, work: Path, seed: int, index: ShardIndex | None, name: str) -> dict[str, Any]:
@@ -131,7 +138,7 @@ def _measure_shard(folder: str, work: Path, seed: int, index: ShardIndex | None,
             RULES_VERSION, PIL.__version__, shard_version(folder, name), seed, None if kept is None else kept.version,
         )  # fmt: skip
         measure = partial(measure_shard, folder, name, seed=seed, kept=kept)
-        return remember(measure, place=work / f"{name}.json", facts=facts, is_final=is_whole)
+        return remember(measure, path=work / f"{name}.json", facts=facts, is_final=is_whole)
     except UnreachableError as error:  # not remembered: it may be there the next time
         return {"counters": {}, "totals": {}, "shard_bytes": 0, "drawn": [], "broken": str(error)}
 
@@ -190,9 +197,12 @@ def measure_shard(folder: str, name: str, *, seed: int, kept: KeptSamples | None
         except DataError as error:
             broken = str(error)
         return {
-            "counters": {counter: sorted(counts.items()) for counter, counts in counters.items()}, "totals": totals,
-            "shard_bytes": shard.num_bytes, "drawn": sorted(drawn)[:SHEET_IMAGES], "broken": broken,
-        }  # fmt: skip
+            "counters": {counter: sorted(counts.items()) for counter, counts in counters.items()},
+            "totals": totals,
+            "shard_bytes": shard.num_bytes,
+            "drawn": sorted(drawn)[:SHEET_IMAGES],
+            "broken": broken,
+        }
 
 
 def _read_label(shard: Shard, sample: TarSample) -> int | None:
@@ -227,7 +237,7 @@ def _size_bin(pixels: int) -> int:
     return (pixels**SIZE_BINS_PER_OCTAVE).bit_length() - 1  # floor(log2) of the power: exact
 
 
-def describe(measured: Measured) -> dict[str, Any]:
+def describe(measured: CorpusStats) -> dict[str, Any]:
     """The figures as they are written."""
     counters, totals = measured.counters, measured.totals
     num_images = totals["images"]
@@ -256,7 +266,7 @@ def _unbinned(counts: Mapping[int, int]) -> dict[float, int]:
     return {bin_value(number): count for number, count in counts.items()}
 
 
-def _describe_classes(measured: Measured) -> dict[str, Any]:
+def _describe_classes(measured: CorpusStats) -> dict[str, Any]:
     counts = measured.class_counts
     spread = percentiles(Counter(counts.values()))
     return {
@@ -274,8 +284,10 @@ def tabulate(report: Mapping[str, Any]) -> str:
     classes = report["classes"]
     spread = " / ".join(f"{classes['samples_per_class'].get(name, 0):.0f}" for name in ("min", "median", "max"))
     lines = [
-        f"{report['folder']}: {report['samples']} samples in {report['shards']} {'shard' if report['shards'] == 1 else 'shards'}, {report['shard_bytes'] / 1e6:,.4g} MB",
-        f"classes       {classes['with_samples']} with samples, {len(classes['without_samples'])} named without; samples a class "
+        f"{report['folder']}: {report['samples']} samples in {report['shards']} "
+        f"{'shard' if report['shards'] == 1 else 'shards'}, {report['shard_bytes'] / 1e6:,.4g} MB",
+        f"classes       {classes['with_samples']} with samples, {len(classes['without_samples'])} named without; samples a "
+        "class "
         f"(min / median / max) {spread}; effective number {classes['effective_number']:.1f}",
         f"formats       {_listed(report['formats'])}; modes {_listed(report['modes'])}",
         _percentile_line("", {"min": "min", "p5": "5 %", "median": "median", "p95": "95 %", "max": "max"}),
@@ -286,7 +298,8 @@ def tabulate(report: Mapping[str, Any]) -> str:
         lines.append(f"not counted: {report['left_out_by_index']} samples that the index leaves out, as a training does")
     if report["counted_in_spite_of_index"]:
         lines.append(
-            f"{report['counted_in_spite_of_index']} of them lie in shards that have changed since they were indexed: run `index` again"
+            f"{report['counted_in_spite_of_index']} of them lie in shards that have changed since they were indexed: "
+            "run `index` again"
         )
     missing = {
         "without_image": "without image",

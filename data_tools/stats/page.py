@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from data_tools.stats.measure import MEASURES, Drawn, Measured, shown
+from data_tools.stats.measure import MEASURES, CorpusStats, Drawn, shown
 from data_tools.stats.plots import draw_classes, draw_shapes, draw_sizes
 from pipeline.data.images.decode import UnreadableImage, decode_image
 from pipeline.data.shards.folder import ShardFolder, UnreachableError
@@ -58,7 +58,7 @@ ul { margin: 0; padding-left: 20px; }
 """
 
 
-def write_page(measured: Measured, report: Mapping[str, Any], place: Path) -> None:
+def write_page(measured: CorpusStats, report: Mapping[str, Any], path: Path) -> None:
     """Write the page, whole or not at all.
 
     Raises:
@@ -74,12 +74,12 @@ def write_page(measured: Measured, report: Mapping[str, Any], place: Path) -> No
         f'<h1>{html.escape(title)}</h1><p class="note">{html.escape(report["folder"])}</p>'
         f"{_tiles(report)}{''.join(sections)}</main></body></html>\n"
     )
-    part = place.with_name(f"{place.name}.part")
+    part = path.with_name(f"{path.name}.part")
     try:
         part.write_text(page, encoding="utf-8", errors="backslashreplace")  # tars hold names that are not UTF-8
-        os.replace(part, place)
+        os.replace(part, path)
     except OSError as error:
-        raise DataError(f"{place} cannot be written: {error}") from error
+        raise DataError(f"{path} cannot be written: {error}") from error
 
 
 def _tiles(report: Mapping[str, Any]) -> str:
@@ -116,7 +116,7 @@ def _warnings(report: Mapping[str, Any]) -> str:
     return f'<section class="warning"><h2>What is amiss</h2><ul>{items}</ul><p class="note">`verify` says more.</p></section>'
 
 
-def _contact_sheet(measured: Measured) -> str:
+def _contact_sheet(measured: CorpusStats) -> str:
     if not measured.drawn:
         return ""
     figures = "".join(_figure(measured, drawn) for drawn in sorted(measured.drawn))
@@ -124,9 +124,9 @@ def _contact_sheet(measured: Measured) -> str:
     return f'<section><h2>Samples</h2><p class="note">{note}</p><div class="sheet">{figures}</div></section>'
 
 
-def _figure(measured: Measured, drawn: Drawn) -> str:
-    name, place = html.escape(measured.name(drawn.label)), html.escape(f"{drawn.shard} {drawn.key}", quote=True)
-    return f'<figure title="{place}"><div>{_thumbnail(measured.folder, drawn)}</div><figcaption>{name}</figcaption></figure>'
+def _figure(measured: CorpusStats, drawn: Drawn) -> str:
+    name, title = html.escape(measured.name(drawn.label)), html.escape(f"{drawn.shard} {drawn.key}", quote=True)
+    return f'<figure title="{title}"><div>{_thumbnail(measured.folder, drawn)}</div><figcaption>{name}</figcaption></figure>'
 
 
 def _thumbnail(folder: str, drawn: Drawn) -> str:
@@ -149,7 +149,7 @@ def _thumbnail(folder: str, drawn: Drawn) -> str:
     return f'<img alt="" src="{_inline(buffer.getvalue(), "jpeg")}">'
 
 
-def _classes(measured: Measured, report: Mapping[str, Any]) -> str:
+def _classes(measured: CorpusStats, report: Mapping[str, Any]) -> str:
     classes = report["classes"]
     counts = [(entry["name"], entry["samples"]) for entry in classes["counts"]]
     if not counts:
@@ -176,13 +176,15 @@ def _classes(measured: Measured, report: Mapping[str, Any]) -> str:
     return f'<section><h2>Classes</h2><p class="note">{note}</p>{_plot(draw_classes(counts), "samples by class")}{tables}</section>'
 
 
-def _sizes(measured: Measured, report: Mapping[str, Any]) -> str:
+def _sizes(measured: CorpusStats, report: Mapping[str, Any]) -> str:
     counters = measured.counters
     if not counters["widths"]:
         return ""
     rows = [
-        (title, *(shown(report[name][column] * scale) for column in COLUMNS)) for name, (title, scale) in MEASURES.items() if report[name].get("median")
-    ]  # fmt: skip
+        (title, *(shown(report[name][column] * scale) for column in COLUMNS))
+        for name, (title, scale) in MEASURES.items()
+        if report[name].get("median")
+    ]
     one_size = len(counters["widths"]) == len(counters["heights"]) == 1
     plots = (
         f'<p class="note">All images are {_median_size(report)} px.</p>'

@@ -106,11 +106,11 @@ def _ratio_ticks(axis: Any) -> None:
 
 def _size_grid(sizes: Mapping[tuple[int, int], int]) -> tuple[np.ndarray, int]:
     """Counts on a square grid of (width, height) bins, and the number of its first bin."""
-    places = np.array(list(sizes))
-    first = int(places.min()) - 2
-    length = int(places.max()) - first + 3
+    bins = np.array(list(sizes))
+    first = int(bins.min()) - 2
+    length = int(bins.max()) - first + 3
     grid = np.zeros((length, length))
-    grid[places[:, 0] - first, places[:, 1] - first] = list(sizes.values())
+    grid[bins[:, 0] - first, bins[:, 1] - first] = list(sizes.values())
     return grid, first
 
 
@@ -135,9 +135,15 @@ def _draw_integers(axis: Any, counts: Mapping[int, int]) -> None:
     axis.bar(edges[:-1], heights, width=np.diff(edges), align="edge", color=BLUE, edgecolor="white", linewidth=0.3)
     if is_cut:
         axis.text(
-            0.98, 0.95, f"last bar: {last:,} to {int(values[-1]):,}", transform=axis.transAxes, ha="right", va="top",
-            fontsize=8, color=GREY,
-        )  # fmt: skip
+            0.98,
+            0.95,
+            f"last bar: {last:,} to {int(values[-1]):,}",
+            transform=axis.transAxes,
+            ha="right",
+            va="top",
+            fontsize=8,
+            color=GREY,
+        )
     axis.set_xlim(edges[0] - 2 * width, edges[-1] + 2 * width)
     _thousands(axis.xaxis)
     _thousands(axis.yaxis)

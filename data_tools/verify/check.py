@@ -23,21 +23,22 @@ import simplejpeg
 
 from data_tools.inspect_image import Finding, inspect_image
 from data_tools.parallel import WorkerKilledError, map_in_processes, remember, write_json
-from data_tools.shards import Shard, ShardList, is_whole, read_class_names, shard_version
+from data_tools.shards import Shard, ShardList, is_whole, shard_version
 from data_tools.verify.findings import KINDS, Verification, describe
+from pipeline.data.shards.class_names import class_names_of
 from pipeline.data.shards.folder import UnreachableError
 from pipeline.data.shards.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_label
 from pipeline.data.shards.skips import Skip, read_skips, write_skips
 from pipeline.data.shards.tar import TarSample, find_defect
 from pipeline.errors import DataError
 
-RULES_VERSION = 2  # of what is looked for: findings of another version are made anew
+RULES_VERSION = 2  # of what is looked for: findings of another version are computed again
 MAX_IMAGE_BYTES = 1 << 30
 EXAMPLES_PER_KIND = 5
 
 
 @dataclass(frozen=True)
-class Places:
+class VerifyOutputs:
     """Where the findings go."""
 
     skip_list: Path
@@ -45,17 +46,19 @@ class Places:
     work: Path
 
 
-def choose_places(shards: ShardList, *, skip_list: str | None, report: str | None, work: str | None) -> Places:
-    """Where findings go: beside the shards, or into the current folder for a URL, unless told otherwise."""
+def default_outputs(shards: ShardList, *, skip_list: str | None, report: str | None, work: str | None) -> VerifyOutputs:
+    """Where findings go: next to the shards, or into the current folder for a URL, unless an option says otherwise."""
     folder, prefix = shards.output_folder, shards.output_prefix
-    return Places(
+    return VerifyOutputs(
         skip_list=Path(skip_list) if skip_list else folder / f"{prefix}skip.tsv",
         report=Path(report) if report else folder / f"{prefix}verify.json",
         work=Path(work) if work else folder / ".verify",
     )
 
 
-def verify_shards(shards: ShardList, *, places: Places, num_workers: int, skip_lists: Sequence[str] = ()) -> Verification:
+def verify_shards(
+    shards: ShardList, *, outputs: VerifyOutputs, num_workers: int, skip_lists: Sequence[str] = ()
+) -> Verification:
     """Look at every sample of some shards, and write the skip list and the report.
 
     Args:
@@ -64,13 +67,13 @@ def verify_shards(shards: ShardList, *, places: Places, num_workers: int, skip_l
     Raises:
         DataError: findings cannot be written, or a worker was killed.
     """
-    classes = read_class_names(shards.folder)
+    classes = class_names_of(shards.folder)
     known: dict[str, set[str]] = defaultdict(set)
     given = {skip for file in skip_lists for skip in read_skips(file)}
     for skip in given:
         known[skip.shard].add(skip.key)
-    write_json(places.work / "about.json", {"folder": shards.folder, "is": "what `verify` found; may be deleted"})
-    look = partial(_verify_shard, shards.folder, places.work, None if classes is None else len(classes))
+    write_json(outputs.work / "about.json", {"folder": shards.folder, "is": "what `verify` found; may be deleted"})
+    look = partial(_verify_shard, shards.folder, outputs.work, None if classes is None else len(classes))
     tasks = [(name, frozenset(known[name])) for name in shards.names]
     start = time.perf_counter()
     try:
@@ -79,17 +82,17 @@ def verify_shards(shards: ShardList, *, places: Places, num_workers: int, skip_l
         )
         results = {task[0]: result for task, result in done}
     except WorkerKilledError as error:
-        raise _name_samples(error, places.work) from error
+        raise _name_samples(error, outputs.work) from error
     except MemoryError as error:
         raise DataError(f"{error}; what is finished is kept") from error
     for name in shards.compressed:
         results[name] = _unread(f"{name} is compressed; range reads need plain tars: `gunzip` (or `zstd -d`) it first")
     found = _summarise(shards.folder, results, elapsed_s=time.perf_counter() - start)
-    write_json(places.report, describe(found, skip_list=places.skip_list))
+    write_json(outputs.report, describe(found, skip_list=outputs.skip_list))
     try:
-        write_skips(places.skip_list, {*given, *found.skips})
+        write_skips(outputs.skip_list, {*given, *found.skips})
     except OSError as error:
-        raise DataError(f"skip list {places.skip_list} cannot be written: {error}") from error
+        raise DataError(f"skip list {outputs.skip_list} cannot be written: {error}") from error
     return found
 
 
@@ -106,7 +109,7 @@ def _verify_shard(folder: str, work: Path, num_classes: int | None, task: tuple[
         facts = (
             RULES_VERSION, PIL.__version__, simplejpeg.__version__, shard_version(folder, name), num_classes, sorted(known),
         )  # fmt: skip
-        result = remember(look, place=work / f"{name}.json", facts=facts, is_final=is_whole)
+        result = remember(look, path=work / f"{name}.json", facts=facts, is_final=is_whole)
     except UnreachableError as error:  # not remembered: it may be there the next time
         result = _unread(str(error))
     return {**result, "is_new": bool(looked_at), "is_known": result["broken"] is None and not looked_at}
@@ -184,7 +187,7 @@ def check_shard(
     elif broken is None and repeated:
         broken = (
             f"{name}: {len(repeated)} keys come again ({repeated[0]!r} first): samples with the same key, or members apart "
-            f"from each other; `python -m data_tools make` packs such tars anew"
+            f"from each other; `python -m data_tools make` packs such tars again"
         )
     return _result(tally, broken=broken, seconds=time.perf_counter() - start)
 
@@ -202,16 +205,16 @@ def _marking(mark: Path) -> Iterator[int]:
 
 def _name_samples(error: WorkerKilledError, work: Path) -> DataError:
     """The same error, with the samples that the workers died at."""
-    places = []
+    samples = []
     for name, _ in error.tasks:
         mark = work / f"{name}.at"
         data = mark.read_bytes() if mark.exists() else b""
         if data:
-            places.append(f"{name} {os.fsdecode(data[4 : 4 + int.from_bytes(data[:4], 'little')])!r}")
-    if not places:
+            samples.append(f"{name} {os.fsdecode(data[4 : 4 + int.from_bytes(data[:4], 'little')])!r}")
+    if not samples:
         return error
     return DataError(
-        f"{error}. It was at sample {' and '.join(places)}; if it dies there again, name that sample in a skip list "
+        f"{error}. It was at sample {' and '.join(samples)}; if it dies there again, name that sample in a skip list "
         f"(lines of shard, key and reason, separated by tabs, below such a line of titles) and give it as --skip"
     )
 

@@ -20,13 +20,19 @@ EPILOG = (
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", help="folder or URL of .tar files, or one .tar")
     command.add_argument(
-        "--skip", action="append", default=[], metavar="FILE", help="samples that are left out already: not looked at, and listed again; may be repeated"
-    )  # fmt: skip
+        "--skip",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="samples that are left out already: not looked at, and listed again; may be repeated",
+    )
     command.add_argument("--skip-list", metavar="FILE", help="where to list what to leave out (default: FOLDER/skip.tsv)")
     command.add_argument("--report", metavar="FILE", help="where to write the report (default: FOLDER/verify.json)")
     command.add_argument(
-        "--work", metavar="FOLDER", help="keeps what was found in each shard (default: FOLDER/.verify); for a URL, all three are in the current folder"
-    )  # fmt: skip
+        "--work",
+        metavar="FOLDER",
+        help="keeps what was found in each shard (default: FOLDER/.verify); for a URL, all three are in the current folder",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,24 +40,24 @@ def run(arguments: argparse.Namespace) -> int:
     from data_tools.folder_lock import lock_folder
     from data_tools.shard_names import lines
     from data_tools.shards import describe_hidden, list_shards
-    from data_tools.verify.check import choose_places, verify_shards
+    from data_tools.verify.check import default_outputs, verify_shards
     from data_tools.verify.findings import next_step, summarise, tabulate
 
     shards = list_shards(arguments.folder)
-    places = choose_places(shards, skip_list=arguments.skip_list, report=arguments.report, work=arguments.work)
+    outputs = default_outputs(shards, skip_list=arguments.skip_list, report=arguments.report, work=arguments.work)
     with lock_folder(
-        places.report.parent,
-        name=f".{places.report.name}.lock",
-        advice="name other places with --report, --skip-list and --work",
+        outputs.report.parent,
+        name=f".{outputs.report.name}.lock",
+        advice="name other paths with --report, --skip-list and --work",
     ):
-        is_ours = places.report.exists()
-        check_report(places.report, folder=shards.folder, advice="name other places with --report, --skip-list and --work")
-        check_skip_list(places.skip_list, is_ours=is_ours, given=arguments.skip, advice="name another place with --skip-list")
-        found = verify_shards(shards, places=places, num_workers=arguments.workers, skip_lists=arguments.skip)
+        is_ours = outputs.report.exists()
+        check_report(outputs.report, folder=shards.folder, advice="name other paths with --report, --skip-list and --work")
+        check_skip_list(outputs.skip_list, is_ours=is_ours, given=arguments.skip, advice="name another file with --skip-list")
+        found = verify_shards(shards, outputs=outputs, num_workers=arguments.workers, skip_lists=arguments.skip)
     print(f"{describe_hidden(shards.hidden)}{lines(shards.remarks)}{summarise(found)}")
     print(tabulate(found) or "nothing wrong with any of them")
     given = f", {found.num_passed_over} of them given" if found.num_passed_over else ""
-    print(f"\nreport:    {places.report}")
-    print(f"skip list: {places.skip_list} ({len(found.skips) + found.num_passed_over} samples{given})")
-    print(f"next:      {next_step(found, skip_list=places.skip_list)}")
+    print(f"\nreport:    {outputs.report}")
+    print(f"skip list: {outputs.skip_list} ({len(found.skips) + found.num_passed_over} samples{given})")
+    print(f"next:      {next_step(found, skip_list=outputs.skip_list)}")
     return 1 if found.stops_training else 0

@@ -13,7 +13,7 @@ from pipeline.data.shards.skips import Skip
 Effect = Literal["stops", "replaced", "kept"]
 
 
-class Kind(NamedTuple):
+class DefectKind(NamedTuple):
     """One kind of defect of a sample.
 
     Attributes:
@@ -25,36 +25,36 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "no_image": Kind("stops", "no image"),
-    "no_label": Kind("stops", "no label"),
-    "bad_label": Kind("stops", "label is not a number"),
-    "label_outside": Kind("stops", "label outside classes.txt"),
-    "repeated_member": Kind("stops", "one key for several samples"),
-    "linked_member": Kind("stops", "link to an earlier member"),
-    "empty": Kind("replaced", "image of no bytes"),
-    "not_an_image": Kind("replaced", "not an image"),
-    "unknown_format": Kind("replaced", "unknown format"),
-    "truncated": Kind("replaced", "image cut short"),
-    "damaged": Kind("replaced", "image damaged"),
-    "bomb": Kind("replaced", "decompression bomb"),
-    "oversized": Kind("replaced", "image of more than a GiB"),
-    "one_colour": Kind("kept", "nearly every pixel the same"),
-    "irregular_jpeg": Kind("kept", "JPEG that libjpeg-turbo warns of"),
-    "no_end_marker": Kind("kept", "JPEG without end marker"),
-    "trailing_bytes": Kind("kept", "bytes behind the JPEG's end"),
-    "sixteen_bit": Kind("kept", "more than 8 bits a channel"),
-    "cmyk": Kind("kept", "CMYK"),
-    "alpha": Kind("kept", "transparency"),
-    "palette": Kind("kept", "palette"),
-    "multi_frame": Kind("kept", "several frames"),
-    "several_images": Kind("kept", "several images in a sample"),
-    "exif_orientation": Kind("kept", "EXIF orientation other than 1"),
-    "icc_profile": Kind("kept", "ICC colour profile"),
-    "other_format": Kind("kept", "format differs from the name"),
-    "extreme_aspect_ratio": Kind("kept", "aspect ratio beyond 5:1"),
-    "tiny": Kind("kept", "shorter side under 32 px"),
-    "huge": Kind("kept", "so large that Pillow warns"),
-    "odd_metadata": Kind("kept", "metadata that Pillow complains of"),
+    "no_image": DefectKind("stops", "no image"),
+    "no_label": DefectKind("stops", "no label"),
+    "bad_label": DefectKind("stops", "label is not a number"),
+    "label_outside": DefectKind("stops", "label outside classes.txt"),
+    "repeated_member": DefectKind("stops", "one key for several samples"),
+    "linked_member": DefectKind("stops", "link to an earlier member"),
+    "empty": DefectKind("replaced", "image of no bytes"),
+    "not_an_image": DefectKind("replaced", "not an image"),
+    "unknown_format": DefectKind("replaced", "unknown format"),
+    "truncated": DefectKind("replaced", "image cut short"),
+    "damaged": DefectKind("replaced", "image damaged"),
+    "bomb": DefectKind("replaced", "decompression bomb"),
+    "oversized": DefectKind("replaced", "image of more than a GiB"),
+    "one_colour": DefectKind("kept", "nearly every pixel the same"),
+    "irregular_jpeg": DefectKind("kept", "JPEG that libjpeg-turbo warns of"),
+    "no_end_marker": DefectKind("kept", "JPEG without end marker"),
+    "trailing_bytes": DefectKind("kept", "bytes behind the JPEG's end"),
+    "sixteen_bit": DefectKind("kept", "more than 8 bits a channel"),
+    "cmyk": DefectKind("kept", "CMYK"),
+    "alpha": DefectKind("kept", "transparency"),
+    "palette": DefectKind("kept", "palette"),
+    "multi_frame": DefectKind("kept", "several frames"),
+    "several_images": DefectKind("kept", "several images in a sample"),
+    "exif_orientation": DefectKind("kept", "EXIF orientation other than 1"),
+    "icc_profile": DefectKind("kept", "ICC colour profile"),
+    "other_format": DefectKind("kept", "format differs from the name"),
+    "extreme_aspect_ratio": DefectKind("kept", "aspect ratio beyond 5:1"),
+    "tiny": DefectKind("kept", "shorter side under 32 px"),
+    "huge": DefectKind("kept", "so large that Pillow warns"),
+    "odd_metadata": DefectKind("kept", "metadata that Pillow complains of"),
 }
 REASON_CHARACTERS = 80  # in the table; the report has them all
 EFFECTS: dict[Effect, str] = {
@@ -76,7 +76,7 @@ class Verification:
         counts: samples by kind of defect.
         examples: by kind, the first few.
         broken_shards: what is wrong with them, by name.
-        skips: samples to leave out, beside those of the skip lists given.
+        skips: samples to leave out besides those of the skip lists given.
         images_per_s: of this call; None if everything was known before.
         images_per_worker_s: of all that is reported.
     """
@@ -147,7 +147,8 @@ def summarise(found: Verification) -> str:
     empty = f" ({found.num_empty_shards} of them without any member)" if found.num_empty_shards else ""
     passed_over = f", {found.num_passed_over} passed over as the skip lists say" if found.num_passed_over else ""
     return (
-        f"{found.folder}: {found.num_samples} samples in {found.num_shards} {'shard' if found.num_shards == 1 else 'shards'}{empty}{passed_over}; "
+        f"{found.folder}: {found.num_samples} samples in {found.num_shards} "
+        f"{'shard' if found.num_shards == 1 else 'shards'}{empty}{passed_over}; "
         f"{found.num_readable} images can be decoded{speed}"
     )
 

@@ -56,9 +56,15 @@ class Settings:
 def make_transform(settings: Settings, decoder: str) -> TrainTransform:
     """Inception crop of 5 to 100 % with antialiased resize, which is also what Pillow does."""
     return TrainTransform(
-        image_size=settings.image_size, min_area=0.05, max_area=1.0, min_ratio=3 / 4, max_ratio=4 / 3, flip=True,
-        resize="bilinear_antialias", decoder="region" if decoder == "region" else "whole",
-    )  # fmt: skip
+        image_size=settings.image_size,
+        min_area=0.05,
+        max_area=1.0,
+        min_ratio=3 / 4,
+        max_ratio=4 / 3,
+        flip=True,
+        resize="bilinear_antialias",
+        decoder="region" if decoder == "region" else "whole",
+    )
 
 
 class PillowTransform:
@@ -135,10 +141,13 @@ def ours(decoder: str) -> Callable[[Settings], Iterator[Any]]:
     def batches(settings: Settings) -> Iterator[Any]:
         mixture = Mixture((Corpus(load_index(settings.folder)),))
         stream = TrainStream(
-            mixture=mixture, order=mixture.make_order(seed=0, num_streams=settings.batch_size),
+            mixture=mixture,
+            order=mixture.make_order(seed=0, num_streams=settings.batch_size),
             division=Division(global_batch_size=settings.batch_size, rank=0, world_size=1, accumulation_steps=1),
-            transform=make_transform(settings, decoder), num_classes=2**31, start_step=0,
-        )  # fmt: skip
+            transform=make_transform(settings, decoder),
+            num_classes=2**31,
+            start_step=0,
+        )
         return iter(BatchLoader(stream, num_workers=settings.num_workers, prefetch=PREFETCH, pin_memory=False))
 
     return batches
@@ -203,9 +212,14 @@ def timm_reader(settings: Settings) -> Iterator[Any]:
     prefix = first.rstrip("0123456789")
     split = f"{prefix}{{{first[len(prefix) :]}..{last[len(prefix) :]}}}.tar" if len(names) > 1 else names[0]
     dataset = timm_datasets.IterableImageDataset(
-        settings.folder, reader="wds/", split=f"{split}|{load_index(settings.folder).num_samples}", is_training=True,
-        batch_size=settings.batch_size, transform=PillowTransform(settings), input_key="jpg;jpeg;png",
-    )  # fmt: skip
+        settings.folder,
+        reader="wds/",
+        split=f"{split}|{load_index(settings.folder).num_samples}",
+        is_training=True,
+        batch_size=settings.batch_size,
+        transform=PillowTransform(settings),
+        input_key="jpg;jpeg;png",
+    )
     dataset.reader.sample_shuffle_size, dataset.reader.sample_initial_size = 1000, 100
     return endless(
         torch.utils.data.DataLoader(
@@ -237,10 +251,10 @@ def litdata_reader(*, pillow: bool) -> Callable[[Settings], Iterator[Any]]:
         litdata: Any = importlib.import_module("litdata")
         writers: Any = importlib.import_module("litdata.streaming.writer")
 
-        place = Path(settings.converted) / "litdata"
-        if not (place / "index.json").exists():
-            place.mkdir(parents=True, exist_ok=True)
-            writer = writers.BinaryWriter(str(place), chunk_bytes=16 << 20)
+        folder = Path(settings.converted) / "litdata"
+        if not (folder / "index.json").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            writer = writers.BinaryWriter(str(folder), chunk_bytes=16 << 20)
             for number, data in enumerate(encoded_images(settings)):
                 writer.add_item(number, {"image": data, "label": 0})
             writer.done()
@@ -248,11 +262,11 @@ def litdata_reader(*, pillow: bool) -> Callable[[Settings], Iterator[Any]]:
         record = _Record(settings, pillow=pillow)
 
         class Dataset(litdata.StreamingDataset):
-            def __getitem__(self, place: Any) -> Any:
-                item = super().__getitem__(place)
+            def __getitem__(self, index: Any) -> Any:
+                item = super().__getitem__(index)
                 return record(item["image"], item["label"])
 
-        dataset = Dataset(str(place), shuffle=True, drop_last=True)
+        dataset = Dataset(str(folder), shuffle=True, drop_last=True)
         return endless(litdata.StreamingDataLoader(dataset, batch_size=settings.batch_size, num_workers=settings.num_workers))
 
     return batches
@@ -265,9 +279,11 @@ def mosaicml_reader(*, pillow: bool) -> Callable[[Settings], Iterator[Any]]:
         declare_torchvision_operators()
         streaming: Any = importlib.import_module("streaming")
 
-        place = Path(settings.converted) / "mds"
-        if not (place / "index.json").exists():
-            with streaming.MDSWriter(out=str(place), columns={"image": "bytes", "label": "int"}, size_limit=16 << 20) as writer:
+        folder = Path(settings.converted) / "mds"
+        if not (folder / "index.json").exists():
+            with streaming.MDSWriter(
+                out=str(folder), columns={"image": "bytes", "label": "int"}, size_limit=16 << 20
+            ) as writer:
                 for data in encoded_images(settings):
                     writer.write({"image": data, "label": 0})
         streaming.base.util.clean_stale_shared_memory()
@@ -278,7 +294,7 @@ def mosaicml_reader(*, pillow: bool) -> Callable[[Settings], Iterator[Any]]:
                 item = super().__getitem__(at)
                 return record(item["image"], item["label"])
 
-        dataset = Dataset(local=str(place), shuffle=True, batch_size=settings.batch_size)
+        dataset = Dataset(local=str(folder), shuffle=True, batch_size=settings.batch_size)
         return endless(
             torch.utils.data.DataLoader(
                 dataset,
@@ -299,7 +315,7 @@ def endless(loader: Any) -> Iterator[Any]:
 
 
 def declare_torchvision_operators() -> None:
-    """Let torchvision be imported beside a CPU build of torch, which lacks its binary operators; none is used here."""
+    """Let torchvision be imported next to a CPU build of torch, which lacks its binary operators; none is used here."""
     if torch.version.cuda is None:
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

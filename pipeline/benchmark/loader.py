@@ -1,4 +1,4 @@
-"""`benchmark loader`: this project's loader beside its peers', in interleaved rounds on the same images and cores."""
+"""`benchmark loader`: this project's loader compared with its peers', in interleaved rounds on the same images and cores."""
 
 from __future__ import annotations
 
@@ -28,11 +28,17 @@ from pipeline.errors import DataError
 REPOSITORY = Path(__file__).parent.parent.parent
 BASELINE = "Pillow, decode alone"
 # What each loader does beyond this is its overhead.
-WORK_OF = {"ours, region decoder": "region decoder, decode + crop", "ours, libraries alone": "simplejpeg + torch, decode + crop",
-           "webdataset as open_clip": "Pillow, decode + crop, fp32", "timm reader (wds)": "Pillow, decode + crop, fp32",
-           "litdata": "Pillow, decode + crop, fp32", "mosaicml-streaming": "Pillow, decode + crop, fp32",
-           "webdataset, our transform": "region decoder, decode + crop", "litdata, our transform": "region decoder, decode + crop",
-           "mosaicml-streaming, our transform": "region decoder, decode + crop"}  # fmt: skip
+WORK_OF = {
+    "ours, region decoder": "region decoder, decode + crop",
+    "ours, libraries alone": "simplejpeg + torch, decode + crop",
+    "webdataset as open_clip": "Pillow, decode + crop, fp32",
+    "timm reader (wds)": "Pillow, decode + crop, fp32",
+    "litdata": "Pillow, decode + crop, fp32",
+    "mosaicml-streaming": "Pillow, decode + crop, fp32",
+    "webdataset, our transform": "region decoder, decode + crop",
+    "litdata, our transform": "region decoder, decode + crop",
+    "mosaicml-streaming, our transform": "region decoder, decode + crop",
+}
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,13 @@ class _Process:
         paths = [str(REPOSITORY / ".peers"), str(REPOSITORY / ".reference"), os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.benchmark.contenders", name, json.dumps(asdict(settings))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        )
 
     def ask(self, num_batches: int) -> None:
         assert self._process.stdin is not None
@@ -98,9 +108,13 @@ class _Contender:
         if answers:
             images = share * len(answers) * self.settings.batch_size
             self.rounds.append(
-                {"images": images, "wall_s": max(answer["wall_s"] for answer in answers),
-                 "cpu_s": sum(answer["cpu_s"] for answer in answers), "mib": max(answer["mib"] for answer in answers)}
-            )  # fmt: skip
+                {
+                    "images": images,
+                    "wall_s": max(answer["wall_s"] for answer in answers),
+                    "cpu_s": sum(answer["cpu_s"] for answer in answers),
+                    "mib": max(answer["mib"] for answer in answers),
+                }
+            )
 
     def _gather(self) -> list[dict[str, Any]]:
         answers = [process.answer() for process in self._processes]
@@ -138,8 +152,9 @@ def compare_loaders(
     index = load_index(folder)
     if len(index.shard_names) < num_workers:
         raise DataError(
-            f"{folder} holds {len(index.shard_names)} shards, webdataset gives every worker its own: at least {num_workers}; pack it "
-            f"anew with a smaller --samples-per-shard"
+            f"{folder} holds {len(index.shard_names)} shards, webdataset gives every worker its own: at least "
+            f"{num_workers}; pack it "
+            f"again with a smaller --samples-per-shard"
         )
     with tempfile.TemporaryDirectory() as converted:
         settings = Settings(folder, converted, num_workers, batch_size, image_size)
@@ -157,7 +172,8 @@ def compare_loaders(
             for contender in contenders:
                 contender.close()
         heading = (
-            f"{index.num_samples} images of {folder}, to {image_size} px, batches of {batch_size}, {num_workers} worker processes, "
+            f"{index.num_samples} images of {folder}, to {image_size} px, batches of {batch_size}, {num_workers} "
+            "worker processes, "
             f"{os.cpu_count()} cores; medians of {num_rounds} interleaved rounds of {num_batches} batches"
         )
         resume = "\n".join(resume_line(settings, position) for position in (10**4, 10**9))
@@ -190,11 +206,13 @@ def resume_line(settings: Settings, position: int) -> str:
     mixture = Mixture((Corpus(load_index(settings.folder)),))
     begin = time.perf_counter()
     stream = TrainStream(
-        mixture=mixture, order=mixture.make_order(seed=0, num_streams=settings.batch_size),
+        mixture=mixture,
+        order=mixture.make_order(seed=0, num_streams=settings.batch_size),
         division=Division(global_batch_size=settings.batch_size, rank=0, world_size=1, accumulation_steps=1),
-        transform=make_transform(settings, "region" if has_region_decoder() else "whole"), num_classes=2**31,
+        transform=make_transform(settings, "region" if has_region_decoder() else "whole"),
+        num_classes=2**31,
         start_step=position // settings.batch_size,
-    )  # fmt: skip
+    )
     torch.set_num_threads(1)
     next(iter(BatchLoader(stream, num_workers=0, prefetch=1, pin_memory=False)))
     elapsed_s = time.perf_counter() - begin

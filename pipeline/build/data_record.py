@@ -54,7 +54,8 @@ def check_data(run_dir: Path, data: Data, *, before: str, step: int, accept: str
     if isinstance(data, Mixture) and before == data.order_fingerprint:
         return Continuity(
             [
-                "this run began before indexes knew keys and labels: sizes and order of the shards are as they were, whether labels "
+                "this run began before indexes knew keys and labels: sizes and order of the shards are as they were, "
+                "whether labels "
                 "are cannot be told; from here on they are compared"
             ]
         )
@@ -67,16 +68,23 @@ def check_data(run_dir: Path, data: Data, *, before: str, step: int, accept: str
     if accept != now:
         given = f" (data.accept={accept} names others)" if accept is not None else ""
         raise CheckpointError(
-            f"the shards of data.train are not those this run began with: {changed}{given}. Restore them; or start a new run with "
+            f"the shards of data.train are not those this run began with: {changed}{given}. Restore them; or start a "
+            "new run with "
             f"name=...; or go on with them all the same with data.accept={now}, which is recorded in {RunFolder(run_dir).data}"
         )
     return Continuity(
-        [f"goes on with other shards, as data.accept says: {changed}. In the epoch under way images may come twice or not at all"],
+        [
+            f"goes on with other shards, as data.accept says: {changed}. In the epoch under way images may come twice or "
+            "not at all"
+        ],
         {
-            "step": step, "from": before, "to": now, "changed": changed,
+            "step": step,
+            "from": before,
+            "to": now,
+            "changed": changed,
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
         },
-    )  # fmt: skip
+    )
 
 
 def write_record(run_dir: Path, data: Data, accepted: dict[str, Any] | None = None) -> None:
@@ -141,8 +149,8 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         found = [f"{name} was {old[name]:g}, now {new[name]:g}" for name in ("weight", "first_class") if old[name] != new[name]]
         found += _shard_differences(old["shards"], new["shards"])
         if found:
-            place = new["folder"] if old["folder"] == new["folder"] else f"{old['folder']}, now {new['folder']}"
-            parts.append(f"{place}: {', '.join(found)}")
+            folder = new["folder"] if old["folder"] == new["folder"] else f"{old['folder']}, now {new['folder']}"
+            parts.append(f"{folder}: {', '.join(found)}")
     return parts
 
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.build.data_record import Continuity, check_data, write_record
-from pipeline.config.resolve import Plan, count_schedule_steps, make_schedule, samples_of_epoch
+from pipeline.config.resolve import ResolvedRun, count_schedule_steps, make_schedule, samples_of_epoch
 from pipeline.config.run import RunConfig
 from pipeline.config.upgrade import upgrade
 from pipeline.data.images.decode import HOW_TO_BUILD
@@ -30,7 +30,7 @@ from pipeline.section import relaunch_rule
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """Where a launch begins, as rank 0 decided for all."""
 
     checkpoint: Checkpoint | None
@@ -43,7 +43,7 @@ class Start:
         return 0 if self.checkpoint is None else self.checkpoint.meta.step
 
 
-def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speedup: float) -> Start:
+def prepare_run_folder(run: ResolvedRun, *, world_size: int, lock: RunLock, bf16_speedup: float) -> ResumePoint:
     """Find the newest complete checkpoint and refuse what would corrupt the run. Rank 0 only.
 
     Args:
@@ -54,28 +54,33 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speed
         CheckpointError: the relaunch differs where it must not, every checkpoint is broken, or another training is at work.
         DataError: shards missing or changed.
     """
-    plan.mixture.check_shards()
-    folder = RunFolder(plan.config.run_dir)
+    run.mixture.check_shards()
+    folder = RunFolder(run.config.run_dir)
     check_link(folder.root)
     takeover = lock.take()
     found = find_latest(folder)
     choice = choose_training_precision(
-        plan.config.trainer.precision, zero_stage=plan.config.trainer.zero_stage, bf16_speedup=bf16_speedup,
+        run.config.trainer.precision,
+        zero_stage=run.config.trainer.zero_stage,
+        bf16_speedup=bf16_speedup,
         recorded=None if found.newest is None else read_recorded_precision(folder),
-    )  # fmt: skip
-    plan = plan.with_precision(choice.precision)
+    )
+    run = run.with_precision(choice.precision)
     messages, continuity = takeover, Continuity([])
     # Here, where an error reaches every rank; a run without W&B need not care what its variables say.
-    asked_id = None if plan.config.tracking.mode == "disabled" else read_wandb_environment().run_id
+    asked_id = None if run.config.tracking.mode == "disabled" else read_wandb_environment().run_id
     if found.newest is not None:  # a launch that ended before its first checkpoint binds nobody
         last_launch = _read_last_launch(folder)
-        messages += compare_with_last_launch(plan, last_launch, root=folder.root)
-        messages += compare_learning_rates(plan, last_launch, step=found.newest.meta.step)
+        messages += compare_with_last_launch(run, last_launch, root=folder.root)
+        messages += compare_learning_rates(run, last_launch, step=found.newest.meta.step)
         check_order_version(found.newest)
         continuity = check_data(
-            folder.root, plan.mixture, before=found.newest.meta.data_fingerprint, step=found.newest.meta.step,
-            accept=plan.config.data.accept,
-        )  # fmt: skip
+            folder.root,
+            run.mixture,
+            before=found.newest.meta.data_fingerprint,
+            step=found.newest.meta.step,
+            accept=run.config.data.accept,
+        )
         messages += continuity.messages
     # Nothing is touched before this line.
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -86,33 +91,35 @@ def prepare_run_folder(plan: Plan, *, world_size: int, lock: RunLock, bf16_speed
     ]
     messages += _set_weights_aside(folder, after=-1 if found.newest is None else found.newest.meta.step)
     if found.newest is not None:
-        messages.append(f"resuming from {found.newest.path}: step {found.newest.meta.step} of {plan.total_steps}")
-        messages += describe_other_ranks(plan, found.newest, world_size=world_size)
+        messages.append(f"resuming from {found.newest.path}: step {found.newest.meta.step} of {run.total_steps}")
+        messages += describe_other_ranks(run, found.newest, world_size=world_size)
         messages += describe_lost_loss(folder, found.newest)
     else:
         messages.append(
-            f"new run in {folder.root}: {plan.total_steps} steps on {plan.mixture.describe(num_streams=plan.num_streams)}"
+            f"new run in {folder.root}: {run.total_steps} steps on {run.mixture.describe(num_streams=run.num_streams)}"
         )
     if choice.message is not None:
         messages.append(choice.message)
-    if plan.config.data.decoder == "auto" and plan.decoder == "whole":
+    if run.config.data.decoder == "auto" and run.decoder == "whole":
         messages.append(f"JPEGs are decoded whole: the faster decoder, of the same pixels, is not built here; {HOW_TO_BUILD}")
-    if not plan.config.evaluation.datasets:
+    if not run.config.evaluation.datasets:
         messages.append(
             "no evaluation sets in this configuration: give them here or to `evaluate` later, for example "
             "evaluation.datasets='[{name: cifar10, train: /data/cifar10/train, test: /data/cifar10/test}]'"
         )
-    if plan.stop_step < plan.total_steps:
-        messages.append(f"this launch ends at step {plan.stop_step} (trainer.max_steps)")
-    if found.newest is None or found.newest.meta.step < plan.stop_step:
+    if run.stop_step < run.total_steps:
+        messages.append(f"this launch ends at step {run.stop_step} (trainer.max_steps)")
+    if found.newest is None or found.newest.meta.step < run.stop_step:
         folder.complete.unlink(missing_ok=True)  # this launch was asked for more steps
-    write_record(folder.root, plan.mixture, continuity.accepted)
-    write_whole(folder.config, plan.config.to_yaml().encode())
+    write_record(folder.root, run.mixture, continuity.accepted)
+    write_whole(folder.config, run.config.to_yaml().encode())
     meta = None if found.newest is None else found.newest.meta
     wandb = settle_run(
         folder.root, wanted=asked_id, checkpoint_id=meta.wandb_id if meta else None, step=meta.step if meta else 0
     )
-    return Start(checkpoint=found.newest, wandb_id=wandb.run_id, precision=choice.precision, messages=messages + wandb.messages)
+    return ResumePoint(
+        checkpoint=found.newest, wandb_id=wandb.run_id, precision=choice.precision, messages=messages + wandb.messages
+    )
 
 
 def check_link(root: Path) -> None:
@@ -123,7 +130,8 @@ def check_link(root: Path) -> None:
     """
     if root.is_symlink() and not root.exists():
         raise CheckpointError(
-            f"run folder {root} is a link to {root.readlink()}, which is not there: mount it or make it, or set another output_dir"
+            f"run folder {root} is a link to {root.readlink()}, which is not there: mount it or make it, or set "
+            "another output_dir"
         )
 
 
@@ -134,17 +142,18 @@ def _set_weights_aside(folder: RunFolder, *, after: int) -> list[str]:
         return []
     names = ", ".join(superseded_weights(folder, step).name for step in steps[:3]) + (", ..." if len(steps) > 3 else "")
     return [
-        f"weights of {len(steps)} step{'s' * (len(steps) > 1)} that this launch trains again are set aside: {folder.weights}/{names}"
+        f"weights of {len(steps)} step{'s' * (len(steps) > 1)} that this launch trains again are set aside: "
+        f"{folder.weights}/{names}"
     ]
 
 
-def compare_with_last_launch(plan: Plan, last_launch: dict[str, Any], *, root: Path) -> list[str]:
+def compare_with_last_launch(run: ResolvedRun, last_launch: dict[str, Any], *, root: Path) -> list[str]:
     """What differs from the configuration of the last launch, in words; nothing where this is the first.
 
     Raises:
         CheckpointError: a difference that would mix two runs in one folder.
     """
-    before, now = _flatten(_with_defaults(last_launch)), _flatten(plan.config.model_dump(mode="json"))
+    before, now = _flatten(_with_defaults(last_launch)), _flatten(run.config.model_dump(mode="json"))
     changed = {key: relaunch_rule(RunConfig, key) for key in sorted(before | now) if before.get(key) != now.get(key)}
     fatal = [key for key, rule in changed.items() if rule == "fixed"]
     if fatal:
@@ -160,7 +169,7 @@ def compare_with_last_launch(plan: Plan, last_launch: dict[str, Any], *, root: P
     ]
 
 
-def compare_learning_rates(plan: Plan, last_launch: dict[str, Any], *, step: int) -> list[str]:
+def compare_learning_rates(run: ResolvedRun, last_launch: dict[str, Any], *, step: int) -> list[str]:
     """What a changed schedule does to the learning rate of the next step, in words; nothing where it stays.
 
     Args:
@@ -168,17 +177,18 @@ def compare_learning_rates(plan: Plan, last_launch: dict[str, Any], *, step: int
         step: where this launch begins.
     """
     try:
-        before = RunConfig.model_validate({**last_launch, "data": plan.config.data.model_dump(mode="json")})
-        total, warmup = count_schedule_steps(before, num_samples=samples_of_epoch(plan.mixture))
+        before = RunConfig.model_validate({**last_launch, "data": run.config.data.model_dump(mode="json")})
+        total, warmup = count_schedule_steps(before, num_samples=samples_of_epoch(run.mixture))
     except (ValidationError, ConfigError):
         return ["the last launch's configuration is of another version: its learning rate is not compared with this one's"]
     old = make_schedule(before, total_steps=total, warmup_steps=warmup)
-    new = make_schedule(plan.config, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps)
+    new = make_schedule(run.config, total_steps=run.total_steps, warmup_steps=run.warmup_steps)
     if old(step) == new(step):
         return []
     past = f", which ended at step {total}," if step >= total else ""
     return [
-        f"the learning rate of the next step is {new(step):.3g}; by the last launch's schedule{past} it would be {old(step):.3g}"
+        f"the learning rate of the next step is {new(step):.3g}; by the last launch's schedule{past} it would be "
+        f"{old(step):.3g}"
     ]
 
 
@@ -204,7 +214,7 @@ def _read_last_launch(folder: RunFolder) -> dict[str, Any]:
 
 def _unreadable_config(folder: RunFolder, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"{folder.config} cannot be read ({reason}), so nothing says whether the checkpoints beside it belong to this "
+        f"{folder.config} cannot be read ({reason}), so nothing says whether the checkpoints next to it belong to this "
         f"configuration; restore it (W&B keeps a copy), or start a new run with name=..."
     )
 
@@ -222,12 +232,12 @@ def check_order_version(checkpoint: Checkpoint) -> None:
         )
 
 
-def describe_other_ranks(plan: Plan, checkpoint: Checkpoint, *, world_size: int) -> list[str]:
+def describe_other_ranks(run: ResolvedRun, checkpoint: Checkpoint, *, world_size: int) -> list[str]:
     """What another number of ranks changes, in words; nothing where there are as many."""
     before = checkpoint.meta.world_size
     if before == world_size:
         return []
-    dropout = "; dropout draws by rank, so its masks differ from here on" if plan.model.dropout > 0 else ""
+    dropout = "; dropout draws by rank, so its masks differ from here on" if run.model.dropout > 0 else ""
     return [f"{world_size} ranks go on where {before} stopped: the same samples, sums rounded in another order{dropout}"]
 
 
@@ -238,7 +248,8 @@ def describe_lost_loss(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
         return []
     last = "not finite" if history.last is None else f"{history.last:.4g}"
     text = (
-        f"WARNING: at step {checkpoint.meta.step} the loss was {last}, after {history.lowest:.4g}: the run has lost more than half of "
+        f"WARNING: at step {checkpoint.meta.step} the loss was {last}, after {history.lowest:.4g}: the run has lost "
+        "more than half of "
         f"what it had learnt since {history.first:.4g}"
     )
     kept = [step for step in folder.checkpoint_steps() if step < checkpoint.meta.step]
@@ -246,7 +257,8 @@ def describe_lost_loss(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
     if sound is None:
         return [text]
     return [
-        f"{text}. To go on from step {sound}, before that, stop this, move the checkpoints after it out of {folder.checkpoints}, and lower "
+        f"{text}. To go on from step {sound}, before that, stop this, move the checkpoints after it out of "
+        f"{folder.checkpoints}, and lower "
         f"optimizer.learning_rate or set optimizer.clip_norm"
     ]
 
@@ -259,25 +271,25 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _with_defaults(last_launch: dict[str, Any]) -> dict[str, Any]:
-    """The last launch's configuration, with the settings that were added since: their defaults do what was done without them."""
+    """The last launch's configuration, with the defaults of settings that were added since."""
     try:
         return RunConfig.model_validate(last_launch).model_dump(mode="json")
     except ValidationError:
         return last_launch  # of another version, which is compared key by key
 
 
-def agree_on_start(plan: Plan, world: World, *, device: torch.device, lock: RunLock) -> Start:
+def agree_on_start(run: ResolvedRun, world: World, *, device: torch.device, lock: RunLock) -> ResumePoint:
     """Rank 0 takes the lock and prepares the run folder; every rank gets its answer, or its error."""
-    outcome: Start | PipelineError | None = None
+    outcome: ResumePoint | PipelineError | None = None
     bf16_speedup = minimum(measure_bf16_speedup(device), device=device)
     if world.is_first:
         try:
-            outcome = prepare_run_folder(plan, world_size=world.size, lock=lock, bf16_speedup=bf16_speedup)
+            outcome = prepare_run_folder(run, world_size=world.size, lock=lock, bf16_speedup=bf16_speedup)
         except PipelineError as error:
             outcome = error
         except OSError as error:
             outcome = CheckpointError(
-                f"run folder {plan.config.run_dir}: {error}; set output_dir to a place that can be written"
+                f"run folder {run.config.run_dir}: {error}; set output_dir to a folder that can be written"
             )
     outcome = broadcast(outcome, device=device)
     if isinstance(outcome, PipelineError):

@@ -1,4 +1,4 @@
-"""What a run sees at a step, without running it: keys, classes, places in the shards, and the pixels as a picture."""
+"""What a run sees at a step, without running it: keys, classes, byte ranges in the shards, and the pixels as a picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pipeline.build.streams import make_stream
-from pipeline.config.resolve import make_plan
+from pipeline.config.resolve import resolve_run
 from pipeline.config.run import RunConfig
 from pipeline.data.shards.reader import BlockReader
 from pipeline.data.streams.loader import Batch, BatchLoader
@@ -67,19 +67,19 @@ def list_samples(config: RunConfig, *, step: int, num_steps: int, picture: Path 
         picture: file for a contact sheet of the augmented images, or an existing folder.
 
     Raises:
-        ConfigError: a step beyond the run's end, or a picture that cannot be written: told before anything is read.
+        ConfigError: a step beyond the run's end, or a picture that cannot be written: reported before anything is read.
         DataError: shards that cannot be read.
     """
-    plan = make_plan(config, world_size=1)
-    if isinstance(plan.mixture, UnindexedShards):
+    run = resolve_run(config, world_size=1)
+    if isinstance(run.mixture, UnindexedShards):
         raise ConfigError("data.train names tars without an index: what a step sees is not known before it is read")
-    if not 1 <= step <= plan.total_steps:
-        raise ConfigError(f"--step {step}: the run has steps 1 to {plan.total_steps}")
-    stream = make_stream(plan, world=World.alone(), start_step=step - 1)
-    target = None if picture is None else _place(picture, name=config.name, step=step)
-    names, images = SampleNames(plan.mixture), []
+    if not 1 <= step <= run.total_steps:
+        raise ConfigError(f"--step {step}: the run has steps 1 to {run.total_steps}")
+    stream = make_stream(run, world=World.alone(), start_step=step - 1)
+    target = None if picture is None else _picture_path(picture, name=config.name, step=step)
+    names, images = SampleNames(run.mixture), []
     yield "\t".join(COLUMNS)
-    batches = islice(BatchLoader(stream, num_workers=0, prefetch=1, pin_memory=False), num_steps * plan.accumulation_steps)
+    batches = islice(BatchLoader(stream, num_workers=0, prefetch=1, pin_memory=False), num_steps * run.accumulation_steps)
     for batch in batches:
         for sample in _name(batch, names, global_batch_size=config.trainer.global_batch_size):
             yield sample.line()
@@ -89,8 +89,8 @@ def list_samples(config: RunConfig, *, step: int, num_steps: int, picture: Path 
         _write_picture(_contact_sheet(images), target)
 
 
-def _place(picture: Path, *, name: str, step: int) -> Path:
-    """Where the picture goes; checked to be a place that can be written, and a format that is known."""
+def _picture_path(picture: Path, *, name: str, step: int) -> Path:
+    """Where the picture goes; checked to be a path that can be written, and a format that is known."""
     target = picture / f"{name}-step-{step}.png" if picture.is_dir() else picture
     if target.suffix.lower() not in Image.registered_extensions():
         raise ConfigError(f"--picture {picture}: no picture format is called {target.suffix!r}; use .png or .jpg")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config.resolve import Plan
+from pipeline.config.resolve import ResolvedRun
 from pipeline.data.images.crop import TrainTransform
 from pipeline.data.section import DataSection
 from pipeline.data.shards.remote import RemoteOptions
@@ -12,33 +12,52 @@ from pipeline.data.streams.unindexed import UnindexedStream
 from pipeline.distributed.world import World
 
 
-def make_stream(plan: Plan, *, world: World, start_step: int) -> TrainStream | UnindexedStream:
+def make_stream(run: ResolvedRun, *, world: World, start_step: int) -> TrainStream | UnindexedStream:
     """The training images of this rank, from `start_step` on."""
-    data = plan.config.data
+    data = run.config.data
     transform = TrainTransform(
-        image_size=plan.model.image_size, min_area=data.min_area, max_area=data.max_area, min_ratio=data.min_ratio,
-        max_ratio=data.max_ratio, flip=data.flip, resize=data.resize, decoder=plan.decoder,
+        image_size=run.model.image_size,
+        min_area=data.min_area,
+        max_area=data.max_area,
+        min_ratio=data.min_ratio,
+        max_ratio=data.max_ratio,
+        flip=data.flip,
+        resize=data.resize,
+        decoder=run.decoder,
         shrink_margin=data.shrink_margin,
-    )  # fmt: skip
+    )
     division = Division(
-        global_batch_size=plan.config.trainer.global_batch_size, rank=world.rank, world_size=world.size,
-        accumulation_steps=plan.accumulation_steps,
-    )  # fmt: skip
-    if isinstance(plan.mixture, UnindexedShards):
+        global_batch_size=run.config.trainer.global_batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        accumulation_steps=run.accumulation_steps,
+    )
+    if isinstance(run.mixture, UnindexedShards):
         return UnindexedStream(
-            source=plan.mixture, seed=plan.config.seed, division=division, transform=transform,
-            num_classes=plan.model.num_classes, start_step=start_step,
-        )  # fmt: skip
+            source=run.mixture,
+            seed=run.config.seed,
+            division=division,
+            transform=transform,
+            num_classes=run.model.num_classes,
+            start_step=start_step,
+        )
     return TrainStream(
-        mixture=plan.mixture, order=plan.mixture.make_order(seed=plan.config.seed, num_streams=plan.num_streams),
-        division=division, transform=transform, num_classes=plan.model.num_classes, start_step=start_step,
-        read_ahead=data.read_ahead, remote=make_remote_options(data),
-    )  # fmt: skip
+        mixture=run.mixture,
+        order=run.mixture.make_order(seed=run.config.seed, num_streams=run.num_streams),
+        division=division,
+        transform=transform,
+        num_classes=run.model.num_classes,
+        start_step=start_step,
+        read_ahead=data.read_ahead,
+        remote=make_remote_options(data),
+    )
 
 
 def make_remote_options(data: DataSection) -> RemoteOptions:
     """How shards behind URLs are read."""
     return RemoteOptions(
-        timeout_s=data.read_timeout_s, patience_s=data.read_patience_s, cache_dir=data.cache_dir,
+        timeout_s=data.read_timeout_s,
+        patience_s=data.read_patience_s,
+        cache_dir=data.cache_dir,
         cache_bytes=int(data.cache_gib * 2**30),
-    )  # fmt: skip
+    )

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from pipeline.build.resume import Start
+from pipeline.build.resume import ResumePoint
 from pipeline.build.streams import make_remote_options, make_stream
-from pipeline.config.resolve import Plan, make_schedule
+from pipeline.config.resolve import ResolvedRun, make_schedule
 from pipeline.config.run import RunConfig
-from pipeline.console.lines import say
+from pipeline.console.lines import log_line
 from pipeline.data.streams.datamodule import StreamDataModule
 from pipeline.distributed.hardware import peak_flops
 from pipeline.distributed.world import World
@@ -25,15 +25,15 @@ from pipeline.monitor.loggers import MetricsFile, RunIdentity, WandbTracker, mak
 from pipeline.monitor.wandb_identity import settle_run
 from pipeline.monitor.wandb_settings import read_wandb_environment
 from pipeline.run.checkpoint import MODEL_FILE, RunFolder, collect_versions
-from pipeline.run.live_files import StateFiles
+from pipeline.run.live_files import LiveFiles
 from pipeline.run.records import read_metrics
 from pipeline.run.weights import load_tensors
 from pipeline.train.callbacks.checkpointing import Checkpointing, CheckpointPolicy
-from pipeline.train.callbacks.hangs import Heartbeat, HeartbeatAfterSaving
-from pipeline.train.callbacks.heartbeat import Health, Identity
+from pipeline.train.callbacks.hangs import WatchStep, WatchWaiting
+from pipeline.train.callbacks.heartbeat import Heartbeat, Identity
 from pipeline.train.callbacks.metrics import TrainingMetrics
 from pipeline.train.callbacks.snapshots import RunFacts
-from pipeline.train.callbacks.stops import FiniteGuard
+from pipeline.train.callbacks.stops import StopOnNonFinite
 from pipeline.train.callbacks.stragglers import RankTimes
 from pipeline.train.module import PretrainModule
 from pipeline.train.watchdog import Watchdog
@@ -60,38 +60,41 @@ class Training:
     module: PretrainModule
     data: StreamDataModule
     checkpointing: Checkpointing
-    start: Start
+    start: ResumePoint
 
     def run(self) -> None:
-        """Train to the end, or until told to stop."""
+        """Train to the end, or until a signal asks it to stop."""
         path = self.start.checkpoint.path if self.start.checkpoint else None
         self.trainer.fit(self.module, datamodule=self.data, ckpt_path=path, weights_only=False)
 
 
-def make_training(plan: Plan, *, world: World, stop: StopRequest, start: Start) -> Training:
+def make_training(run: ResolvedRun, *, world: World, stop: StopRequest, start: ResumePoint) -> Training:
     """Wire a training up. The process group exists already."""
-    config = plan.config
+    config = run.config
     if "OMP_NUM_THREADS" not in os.environ:  # else torch has taken that
         share = threads_of_a_rank(local_size=world.local_size, has_own_cores=world.launcher in ("slurm", "mpi"))
         torch.set_num_threads(1 if torch.cuda.is_available() else share)
     if not torch.cuda.is_available():
         # The fused attention's bf16 backward is three times slower on CPU than the plain one, which also computes in fp32.
         torch.backends.cuda.enable_flash_sdp(False)
-    model = make_model(plan.model, seed=config.seed)
+    model = make_model(run.model, seed=config.seed)
     if start.checkpoint is not None:  # before ZeRO cuts it up; the exact masters follow in `ZeroStrategy.load_checkpoint`
         load_tensors(model, start.checkpoint.path / MODEL_FILE)
     if config.trainer.compile:
         model.compile()
     module = PretrainModule(
-        model=model, loss=config.objective.build(num_classes=config.model.num_classes), make_optimizer=lambda m: config.optimizer.build(m, fused=torch.cuda.is_available()),
-        schedule=make_schedule(config, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps), seed=config.seed,
-    )  # fmt: skip
-    checkpointing = _make_checkpointing(plan, stop=stop, start=start)
+        model=model,
+        loss=config.objective.build(num_classes=config.model.num_classes),
+        make_optimizer=lambda m: config.optimizer.build(m, fused=torch.cuda.is_available()),
+        schedule=make_schedule(config, total_steps=run.total_steps, warmup_steps=run.warmup_steps),
+        seed=config.seed,
+    )
+    checkpointing = _make_checkpointing(run, stop=stop, start=start)
     return Training(
-        trainer=_make_trainer(plan, world=world, start=start, checkpointing=checkpointing),
+        trainer=_make_trainer(run, world=world, start=start, checkpointing=checkpointing),
         module=module,
         data=StreamDataModule(
-            make_stream(plan, world=world, start_step=start.step),
+            make_stream(run, world=world, start_step=start.step),
             num_workers=config.data.num_workers,
             prefetch=config.data.prefetch,
         ),
@@ -100,97 +103,128 @@ def make_training(plan: Plan, *, world: World, stop: StopRequest, start: Start) 
     )
 
 
-def _make_checkpointing(plan: Plan, *, stop: StopRequest, start: Start) -> Checkpointing:
-    config = plan.config
+def _make_checkpointing(run: ResolvedRun, *, stop: StopRequest, start: ResumePoint) -> Checkpointing:
+    config = run.config
     return Checkpointing(
         RunFolder(config.run_dir),
         policy=CheckpointPolicy(
-            every_steps=plan.checkpoint_steps, keep_last=config.checkpoint.keep_last, keep_every_steps=plan.keep_every_steps,
+            every_steps=run.checkpoint_steps,
+            keep_last=config.checkpoint.keep_last,
+            keep_every_steps=run.keep_every_steps,
             max_failed_saves=config.checkpoint.max_failed_saves,
         ),
         facts=RunFacts(
-            model=plan.model, global_batch_size=config.trainer.global_batch_size, zero_stage=config.trainer.zero_stage,
-            wandb_id=start.wandb_id, data_fingerprint=plan.mixture.fingerprint,
+            model=run.model,
+            global_batch_size=config.trainer.global_batch_size,
+            zero_stage=config.trainer.zero_stage,
+            wandb_id=start.wandb_id,
+            data_fingerprint=run.mixture.fingerprint,
         ),
-        stop=stop, start=start.checkpoint,
-    )  # fmt: skip
+        stop=stop,
+        start=start.checkpoint,
+    )
 
 
-def _make_metrics(plan: Plan, *, world: World, rank_times: RankTimes, health: Health) -> TrainingMetrics:
-    config = plan.config
-    dtype = torch.float32 if plan.precision == "fp32" else torch.bfloat16
+def _make_metrics(run: ResolvedRun, *, world: World, rank_times: RankTimes, heartbeat: Heartbeat) -> TrainingMetrics:
+    config = run.config
+    dtype = torch.float32 if run.precision == "fp32" else torch.bfloat16
     peak = config.trainer.peak_tflops * 1e12 if config.trainer.peak_tflops else peak_flops(device_of(world), dtype=dtype)
     return TrainingMetrics(
-        metrics=config.objective.metrics(num_classes=config.model.num_classes), global_batch_size=config.trainer.global_batch_size,
-        epochs_per_image=plan.mixture.epochs_per_image(num_streams=plan.num_streams), total_steps=plan.stop_step, log_every=config.tracking.log_every,
-        flops_per_image=plan.model.cost.training_flops, peak_flops=None if peak is None else peak * world.size,
-        unreadable_budget=config.data.unreadable_budget, rank_times=rank_times, health=health,
-    )  # fmt: skip
+        metrics=config.objective.metrics(num_classes=config.model.num_classes),
+        global_batch_size=config.trainer.global_batch_size,
+        epochs_per_image=run.mixture.epochs_per_image(num_streams=run.num_streams),
+        total_steps=run.stop_step,
+        log_every=config.tracking.log_every,
+        flops_per_image=run.model.cost.training_flops,
+        peak_flops=None if peak is None else peak * world.size,
+        unreadable_budget=config.data.unreadable_budget,
+        rank_times=rank_times,
+        heartbeat=heartbeat,
+    )
 
 
-def _make_health(
-    plan: Plan, *, world: World, start: Start, stop: StopRequest, files: StateFiles | None, tracker: WandbTracker | None
-) -> Health:
+def _make_heartbeat(
+    run: ResolvedRun,
+    *,
+    world: World,
+    start: ResumePoint,
+    stop: StopRequest,
+    files: LiveFiles | None,
+    tracker: WandbTracker | None,
+) -> Heartbeat:
     identity = Identity(
-        total_steps=plan.stop_step, global_batch_size=plan.config.trainer.global_batch_size, world_size=world.size,
-        num_nodes=world.num_nodes, slurm_job_id=world.slurm_job_id,
-    )  # fmt: skip
-    return Health(
-        RunFolder(plan.config.run_dir), identity=identity, start_step=start.step, files=files, stop=stop,
+        total_steps=run.stop_step,
+        global_batch_size=run.config.trainer.global_batch_size,
+        world_size=world.size,
+        num_nodes=world.num_nodes,
+        slurm_job_id=world.slurm_job_id,
+    )
+    return Heartbeat(
+        RunFolder(run.config.run_dir),
+        identity=identity,
+        start_step=start.step,
+        files=files,
+        stop=stop,
         send_alert=tracker.writer.alert if tracker else lambda _title, _text: None,
         wandb_off=lambda: tracker.writer.off if tracker else None,
-    )  # fmt: skip
+    )
 
 
-def _watched(callbacks: list[Callback], *, plan: Plan, world: World) -> list[Callback]:
+def _watched(callbacks: list[Callback], *, run: ResolvedRun, world: World) -> list[Callback]:
     """Callbacks with the watchdog's around them, where hangs are to be ended."""
-    timeout_s = plan.config.trainer.hang_timeout_s
+    timeout_s = run.config.trainer.hang_timeout_s
     if timeout_s is None:
         return callbacks
-    watchdog = Watchdog(timeout_s=timeout_s, rank=world.rank, folder=RunFolder(plan.config.run_dir).hangs)
-    return [Heartbeat(watchdog), *callbacks, HeartbeatAfterSaving(watchdog)]
+    watchdog = Watchdog(timeout_s=timeout_s, rank=world.rank, folder=RunFolder(run.config.run_dir).hangs)
+    return [WatchStep(watchdog), *callbacks, WatchWaiting(watchdog)]
 
 
-def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Checkpointing) -> Trainer:
-    config = plan.config
+def _make_trainer(run: ResolvedRun, *, world: World, start: ResumePoint, checkpointing: Checkpointing) -> Trainer:
+    config = run.config
     folder = RunFolder(config.run_dir)
-    record = {**_describe_run(config, folder, plan.model), "world_size": world.size, "num_nodes": world.num_nodes,
-              "slurm_job_id": world.slurm_job_id}  # fmt: skip
+    record = {
+        **_describe_run(config, folder, run.model),
+        "world_size": world.size,
+        "num_nodes": world.num_nodes,
+        "slurm_job_id": world.slurm_job_id,
+    }
     wandb_logger = None
     if world.is_first:
         history = [row for row in read_metrics(folder.metrics) if row["step"] <= start.step]
         wandb_logger = make_wandb_logger(
             make_run_identity(config, run_id=start.wandb_id, folder=folder), config=record, history=history
         )
-    files = StateFiles(folder) if world.is_first else None
-    health = _make_health(plan, world=world, start=start, stop=checkpointing.stop, files=files, tracker=wandb_logger)
+    files = LiveFiles(folder) if world.is_first else None
+    heartbeat = _make_heartbeat(run, world=world, start=start, stop=checkpointing.stop, files=files, tracker=wandb_logger)
     rank_times = RankTimes(zero_stage=config.trainer.zero_stage, files=files)
     strategy = ZeroStrategy(
         config=deepspeed_config(
-            zero_stage=config.trainer.zero_stage, precision=plan.precision,
-            micro_batch_size=plan.micro_batch_size, clip_norm=config.optimizer.clip_norm,
+            zero_stage=config.trainer.zero_stage,
+            precision=run.precision,
+            micro_batch_size=run.micro_batch_size,
+            clip_norm=config.optimizer.clip_norm,
         ),
-        precision=plan.precision,
+        precision=run.precision,
         clip_norm=config.optimizer.clip_norm,
-    )  # fmt: skip
+    )
     trainer = Trainer(
         accelerator="gpu" if torch.cuda.is_available() else "cpu",
         devices=world.local_size,
         num_nodes=world.num_nodes,
         strategy=strategy,
-        max_steps=plan.stop_step,
+        max_steps=run.stop_step,
         max_epochs=-1,
-        accumulate_grad_batches=plan.accumulation_steps,
+        accumulate_grad_batches=run.accumulation_steps,
         logger=[logger for logger in (MetricsFile(folder.metrics), wandb_logger) if logger is not None],
         callbacks=_watched(
             [
                 rank_times,
-                _make_metrics(plan, world=world, rank_times=rank_times, health=health),
-                FiniteGuard(max_skipped_steps=config.trainer.max_skipped_steps),
+                _make_metrics(run, world=world, rank_times=rank_times, heartbeat=heartbeat),
+                StopOnNonFinite(max_skipped_steps=config.trainer.max_skipped_steps),
                 checkpointing,
-                health,
+                heartbeat,
             ],
-            plan=plan,
+            run=run,
             world=world,
         ),
         # Checkpoints, progress and sampling are ours.
@@ -209,16 +243,18 @@ def _make_trainer(plan: Plan, *, world: World, start: Start, checkpointing: Chec
 
 def make_evaluator(folder: RunFolder, config: RunConfig) -> Evaluator:
     """The evaluator of a run folder, which may have moved since the run's configuration was written."""
-    # Made anew if lost: results still belong into evaluations.jsonl.
+    # Created again if lost: results still belong in evaluations.jsonl.
     asked_id = None if config.tracking.mode == "disabled" else read_wandb_environment().run_id
     wandb = settle_run(folder.root, wanted=asked_id, checkpoint_id=None, step=max(folder.weight_steps(), default=0))
     for message in wandb.messages:
-        say(f"[eval] {message}")
+        log_line(f"[eval] {message}")
     return Evaluator(
-        folder, section=config.evaluation, identity=make_run_identity(config, run_id=wandb.run_id, folder=folder),
+        folder,
+        section=config.evaluation,
+        identity=make_run_identity(config, run_id=wandb.run_id, folder=folder),
         record={**_describe_run(config, folder, config.model.resolve()), "slurm_job_id": World.from_environment().slurm_job_id},
         remote=make_remote_options(config.data),
-    )  # fmt: skip
+    )
 
 
 def _describe_run(config: RunConfig, folder: RunFolder, model: ModelConfig) -> dict[str, Any]:
@@ -226,9 +262,13 @@ def _describe_run(config: RunConfig, folder: RunFolder, model: ModelConfig) -> d
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in model.build().parameters())
     return {
-        **config.model_dump(mode="json"), "versions": collect_versions(), "run_dir": str(folder.root.resolve()),
-        "checkpoints": str(folder.checkpoints.resolve()), "model_resolved": {"family": model.family, **model.to_dict()}, "parameters": parameters,
-    }  # fmt: skip
+        **config.model_dump(mode="json"),
+        "versions": collect_versions(),
+        "run_dir": str(folder.root.resolve()),
+        "checkpoints": str(folder.checkpoints.resolve()),
+        "model_resolved": {"family": model.family, **model.to_dict()},
+        "parameters": parameters,
+    }
 
 
 def make_run_identity(config: RunConfig, *, run_id: str, folder: RunFolder) -> RunIdentity:

@@ -7,7 +7,8 @@ import argparse
 from pipeline.launch.signals import StopRequest
 
 EPILOG = (
-    "examples:\n  python -m pipeline benchmark loader /data/imagenet-sample --workers 2\n  python -m pipeline benchmark scale\n\n"
+    "examples:\n  python -m pipeline benchmark loader /data/imagenet-sample --workers 2\n  python -m pipeline "
+    "benchmark scale\n\n"
     "loader: every contender runs in a process of its own, in turns, on the same images and cores. `make peers` installs\n"
     "timm, litdata and mosaicml-streaming; those not installed are left out with a word.\n"
     "scale: plans a corpus of 300 M samples for 4,096 ranks; no image is read."
@@ -36,11 +37,27 @@ def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     if arguments.what == "scale":
         from pipeline.benchmark.scale import measure_scale
 
-        print(measure_scale(num_shards=arguments.shards, samples_per_shard=arguments.samples_per_shard, num_ranks=arguments.ranks,
-                            num_workers=arguments.workers, global_batch_size=arguments.batch))  # fmt: skip
+        print(
+            measure_scale(
+                num_shards=arguments.shards,
+                samples_per_shard=arguments.samples_per_shard,
+                num_ranks=arguments.ranks,
+                num_workers=arguments.workers,
+                global_batch_size=arguments.batch,
+            )
+        )
         return 0
     from pipeline.benchmark.loader import compare_loaders
 
-    print(compare_loaders(arguments.folder, num_workers=arguments.workers, batch_size=arguments.batch, image_size=arguments.image_size,
-                          num_batches=arguments.batches, num_rounds=arguments.rounds, only=arguments.only))  # fmt: skip
+    print(
+        compare_loaders(
+            arguments.folder,
+            num_workers=arguments.workers,
+            batch_size=arguments.batch,
+            image_size=arguments.image_size,
+            num_batches=arguments.batches,
+            num_rounds=arguments.rounds,
+            only=arguments.only,
+        )
+    )
     return 0

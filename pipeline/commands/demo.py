@@ -46,7 +46,7 @@ def run_demo(out: Path) -> None:
     """Run everything in `out`, which is emptied first. Nothing that it starts outlives it.
 
     Raises:
-        PipelineError: a step failed; its own message stands above.
+        PipelineError: a step failed; its own message is printed above.
     """
     start = time.perf_counter()
     exit_on_signals(signal.SIGTERM, signal.SIGHUP)
@@ -140,7 +140,7 @@ def _wait(command: list[str], what: str) -> None:
 
 def _check(code: int, what: str) -> None:
     if code != 0:
-        raise TrainingError(f"{what} failed with exit code {code}; its message stands above")
+        raise TrainingError(f"{what} failed with exit code {code}; its message is printed above")
 
 
 def _before_and_after(folder: RunFolder) -> str:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "examples:\n  python -m pipeline plan configs/l16_in21k.yaml --nodes 4 --samples 14197122 --price 2.50\n"
-    "  python -m pipeline plan configs/h14_in21k.yaml trainer.zero_stage=2 --nodes 16 --gpu h200 --samples 14197122 --simulate lost.png\n\n"
+    "  python -m pipeline plan configs/h14_in21k.yaml trainer.zero_stage=2 --nodes 16 --gpu h200 --samples 14197122 "
+    "--simulate lost.png\n\n"
     "Where data.train has an index, the number and size of images are read from it. docs/planning.md has the formulas."
 )
 
@@ -78,10 +79,15 @@ def _add_cluster(command: argparse.ArgumentParser) -> None:
         ("--image-bytes", _number, None, "mean size of an image; the index's, else 110000"),
         ("--network-gb", _number, 400.0, "GB/s that a node sends, by default through eight 400 Gb/s cards"),
         ("--images-per-core", _number, 600.0, "images that one core decodes a second"),
-        ("--node-mtbf-hours", _number, None, "between failures of a node; if not given Llama 3's, 6335: 419 in 54 days on 2,048 nodes"),
-        ("--save-seconds", _number, 10.0, "that training stands still for a checkpoint (files are written while it goes on)"),
+        (
+            "--node-mtbf-hours",
+            _number,
+            None,
+            "between failures of a node; if not given Llama 3's, 6335: 419 in 54 days on 2,048 nodes",
+        ),
+        ("--save-seconds", _number, 10.0, "that training waits for a checkpoint (files are written while it goes on)"),
         ("--restart-seconds", _number, 600.0, "from a failure to the next step"),
-    ):  # fmt: skip
+    ):
         shown = text if default is None else f"{text} (default: {default:g})"
         command.add_argument(flag, type=kind, default=default, metavar="N", help=shown)
     command.add_argument(
@@ -97,9 +103,16 @@ def _read_cluster(arguments: argparse.Namespace) -> Cluster:
 
     node_mtbf_hours = arguments.node_mtbf_hours
     return Cluster(
-        gpu=arguments.gpu, num_nodes=arguments.nodes, gpus_per_node=arguments.gpus_per_node,
-        gpu_memory_gib=arguments.gpu_memory_gib, headroom=arguments.headroom, mfu=arguments.mfu, price=arguments.price,
-        network_gb_per_s=arguments.network_gb, save_s=arguments.save_seconds, restart_s=arguments.restart_seconds,
+        gpu=arguments.gpu,
+        num_nodes=arguments.nodes,
+        gpus_per_node=arguments.gpus_per_node,
+        gpu_memory_gib=arguments.gpu_memory_gib,
+        headroom=arguments.headroom,
+        mfu=arguments.mfu,
+        price=arguments.price,
+        network_gb_per_s=arguments.network_gb,
+        save_s=arguments.save_seconds,
+        restart_s=arguments.restart_seconds,
         node_mtbf_hours=LLAMA_3_NODE_MTBF_HOURS if node_mtbf_hours is None else node_mtbf_hours,
         images_per_s_per_core=arguments.images_per_core,
-    )  # fmt: skip
+    )

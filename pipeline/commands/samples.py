@@ -33,8 +33,8 @@ def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     from pipeline.console.lines import print_lines
     from pipeline.run.checkpoint import RunFolder
 
-    place = Path(arguments.run)
-    config = load_config(RunFolder(place).config if place.is_dir() else place, arguments.overrides)
+    path = Path(arguments.run)
+    config = load_config(RunFolder(path).config if path.is_dir() else path, arguments.overrides)
     picture = Path(arguments.picture) if arguments.picture else None
     print_lines(
         list_samples(config, step=arguments.step, num_steps=arguments.steps, picture=picture),

@@ -1,4 +1,4 @@
-"""`train`: from the command line to a training, as the only rank, as the launcher of this machine's ranks, or as one of many."""
+"""`train`: the command line of a training with one rank, with ranks on this machine, or as one rank of many."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pipeline.launch.environment import Ranks, read_ranks
 from pipeline.launch.signals import StopRequest, exit_on_request
 
 if TYPE_CHECKING:
-    from pipeline.build.resume import Start
-    from pipeline.config.resolve import Plan
+    from pipeline.build.resume import ResumePoint
+    from pipeline.config.resolve import ResolvedRun
     from pipeline.config.run import RunConfig
     from pipeline.distributed.world import World
 
@@ -32,7 +32,8 @@ EPILOG = (
     "examples:\n  python -m pipeline train configs/l16_in21k.yaml data.train=/data/in21k\n"
     "  python -m pipeline train configs/demo.yaml trainer.devices=2\n\n"
     "One machine: starts trainer.devices ranks by itself. Under srun or torchrun: is one of their ranks.\n"
-    "Ctrl-C, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 save at the end of the step; a second Ctrl-C does not wait. A terminal or\n"
+    "Ctrl-C, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 save at the end of the step; a second Ctrl-C does not wait. A "
+    "terminal or\n"
     "pipe that closes does not end a training; what it prints then goes to RUN_DIR/output.log.\n"
     "Exit codes: 0 done, 2 a named error, 70 no step ended for trainer.hang_timeout_s (RUN_DIR/hangs says where), 73 another\n"
     "program took the run folder over, 75 told to stop and saved (the same command goes on)."
@@ -96,9 +97,9 @@ def run_training(config_path: str, overrides: Sequence[str], stop: StopRequest) 
             for note in examine_dataset(dataset, config.evaluation):
                 voice.say(note)
     if ranks.launcher == "none":
-        from pipeline.config.resolve import make_plan
+        from pipeline.config.resolve import resolve_run
 
-        make_plan(config, world_size=num_ranks).mixture.check_shards()  # what is wrong fails here, before any rank starts
+        resolve_run(config, world_size=num_ranks).mixture.check_shards()  # what is wrong fails here, before any rank starts
         if num_ranks > 1:
             let_stop_wait()
             return _launch(config_path, overrides, num_ranks=num_ranks, stop=stop, voice=voice)
@@ -137,7 +138,7 @@ def _check_hardware(config: RunConfig, ranks: Ranks, voice: Voice) -> int:
 def _train_as_rank(
     config: RunConfig, world: World, stop: StopRequest, *, voice: Voice, let_stop_wait: Callable[[], None]
 ) -> int:
-    from pipeline.config.resolve import make_plan
+    from pipeline.config.resolve import resolve_run
     from pipeline.distributed.quiet import quiet_libraries
 
     voice.say(f"loading Lightning and DeepSpeed ({voice.elapsed})")
@@ -145,7 +146,7 @@ def _train_as_rank(
     from pipeline.build.training import device_of
     from pipeline.distributed.world import init_process_group, leave_process_group
 
-    plan = make_plan(config, world_size=world.size)
+    resolved = resolve_run(config, world_size=world.size)
     if world.size > 1:
         where = f"{world.size} ranks on {world.num_nodes} nodes" if world.num_nodes > 1 else f"{world.size} ranks"
         voice.say(f"waiting for {where} to join ({voice.elapsed})")
@@ -154,7 +155,7 @@ def _train_as_rank(
     device = _describe(device_of(world))
     voice.say(f"{world.size} {'ranks' if world.size > 1 else 'rank'} on {device}, {config.name} ({voice.elapsed})")
     try:
-        stopped = _fit(plan, world, stop, voice=voice)
+        stopped = _fit(resolved, world, stop, voice=voice)
     except PipelineError as error:
         if error.on_all_ranks:
             leave_process_group()
@@ -166,8 +167,8 @@ def _train_as_rank(
     return ExitCode.STOPPED
 
 
-def _fit(plan: Plan, world: World, stop: StopRequest, *, voice: Voice) -> bool:
-    """Train from where the run folder stands; whether a signal ended it early."""
+def _fit(resolved: ResolvedRun, world: World, stop: StopRequest, *, voice: Voice) -> bool:
+    """Train from the state of the run folder; whether a signal ended it early."""
     from pipeline.build.resume import agree_on_start
     from pipeline.build.training import device_of, make_training
     from pipeline.distributed.world import any_rank
@@ -175,16 +176,16 @@ def _fit(plan: Plan, world: World, stop: StopRequest, *, voice: Voice) -> bool:
     from pipeline.run.lock import RunLock
     from pipeline.train.callbacks.checkpointing import mark_complete
 
-    lock = RunLock(plan.config.run_dir, should_stop=lambda: stop.is_set, tell=voice.say)
+    lock = RunLock(resolved.config.run_dir, should_stop=lambda: stop.is_set, tell=voice.say)
     try:
         device = device_of(world)
-        start = agree_on_start(plan, world, device=device, lock=lock)
-        keep_output_in(RunFolder(plan.config.run_dir).output_log)
+        start = agree_on_start(resolved, world, device=device, lock=lock)
+        keep_output_in(RunFolder(resolved.config.run_dir).output_log)
         for message in start.messages:
             voice.say(message)
-        if start.step >= plan.stop_step:
-            voice.say(f"nothing to do: step {start.step} of {plan.stop_step} is reached")
-            folder = RunFolder(plan.config.run_dir)
+        if start.step >= resolved.stop_step:
+            voice.say(f"nothing to do: step {start.step} of {resolved.stop_step} is reached")
+            folder = RunFolder(resolved.config.run_dir)
             if world.is_first and not folder.complete.exists():  # a kill came before it was written
                 mark_complete(folder, start.step)
             return False
@@ -192,25 +193,25 @@ def _fit(plan: Plan, world: World, stop: StopRequest, *, voice: Voice) -> bool:
             names = "/".join(stop.received) or "a signal to another rank"
             raise StoppedError(f"stopped by {names} before a step was made; the same command goes on from here").everywhere()
         voice.say(f"building the model and its optimizer; then the first batch ({voice.elapsed})")
-        training = make_training(plan.with_precision(start.precision), world=world, stop=stop, start=start)
+        training = make_training(resolved.with_precision(start.precision), world=world, stop=stop, start=start)
         training.run()
         if training.checkpointing.stopped_by_signal:
             return True
-        _close(plan, start, voice)
+        _close(resolved, start, voice)
         return False
     finally:
         lock.release()
 
 
-def _close(plan: Plan, start: Start, voice: Voice) -> None:
+def _close(resolved: ResolvedRun, start: ResumePoint, voice: Voice) -> None:
     """Where everything is, and what to type next."""
     from pipeline.run.checkpoint import RunFolder
 
-    config, folder = plan.config, RunFolder(plan.config.run_dir)
+    config, folder = resolved.config, RunFolder(resolved.config.run_dir)
     command = f"{_python()} -m pipeline"
-    goes_on = "" if plan.stop_step == plan.total_steps else "; the same command with more steps goes on"
-    voice.say(f"step {plan.stop_step} of {plan.total_steps} is saved{goes_on}")
-    voice.say(f"weights  {folder.weights_of(plan.stop_step)}")
+    goes_on = "" if resolved.stop_step == resolved.total_steps else "; the same command with more steps goes on"
+    voice.say(f"step {resolved.stop_step} of {resolved.total_steps} is saved{goes_on}")
+    voice.say(f"weights  {folder.weights_of(resolved.stop_step)}")
     voice.say(f"metrics  {folder.metrics}")
     if config.tracking.mode != "disabled":
         voice.say(f"W&B      run {start.wandb_id}, folder {folder.root / 'wandb'}")

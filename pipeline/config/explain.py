@@ -39,7 +39,7 @@ def explain(problems: Sequence[Any], values: dict[str, Any]) -> list[str]:
 
 
 def _without_branches(problems: Sequence[Any]) -> list[dict[str, Any]]:
-    """Problems of values that may be a text or a list: of the form that was meant alone, and without its name in the place."""
+    """Problems of values that may be a text or a list: those of the form that was meant, without its name in the location."""
     found: list[dict[str, Any]] = []
     for problem in problems:
         location = problem["loc"]
@@ -72,7 +72,8 @@ def _explain(problem: Any, values: dict[str, Any]) -> str:
         )
     if problem["type"] == "string_pattern_mismatch":
         return (
-            f"{path}={shorten(problem['input'])}: letters, digits, '.', '_' and '-' only, the first a letter or digit: it names a folder"
+            f"{path}={shorten(problem['input'])}: letters, digits, '.', '_' and '-' only, the first a letter or digit: "
+            "it names a folder"
             + ("; it is the file's name where the file gives none, so set name=..." if path == "name" else "")
         )
     given = problem.get("input")
@@ -132,18 +133,18 @@ def _flow(value: Any) -> str:
 
 def _list_with(location: tuple[Any, ...], values: dict[str, Any]) -> str | None:
     """What to type where a key of a list's item is missing: lists are replaced whole."""
-    place = next((i for i, part in enumerate(location) if isinstance(part, int)), None)
-    if place is None or len(location) != place + 2:
+    list_index = next((i for i, part in enumerate(location) if isinstance(part, int)), None)
+    if list_index is None or len(location) != list_index + 2:
         return None
     found: Any = values
-    for part in location[:place]:
+    for part in location[:list_index]:
         found = found.get(part) if isinstance(found, dict) else None
     items = [found] if isinstance(found, dict) else found
-    if not isinstance(items, list) or not isinstance(items[location[place]], dict):
+    if not isinstance(items, list) or not isinstance(items[location[list_index]], dict):
         return None
     completed = [*items]
-    completed[location[place]] = {**items[location[place]], location[-1]: _PLACEHOLDERS.get(location[-1], "...")}
-    return _line(".".join(str(part) for part in location[:place]), completed)
+    completed[location[list_index]] = {**items[location[list_index]], location[-1]: _PLACEHOLDERS.get(location[-1], "...")}
+    return _line(".".join(str(part) for part in location[:list_index]), completed)
 
 
 def _as_list(given: Any, item: dict[str, str]) -> list[Any]:
@@ -158,10 +159,10 @@ def _example_at(location: tuple[Any, ...]) -> dict[str, str]:
 
 def _section_line(location: tuple[Any, ...]) -> str:
     """What to type where a section belongs."""
-    place = next((i for i, part in enumerate(location) if isinstance(part, int)), None)
-    if place is not None:
+    list_index = next((i for i, part in enumerate(location) if isinstance(part, int)), None)
+    if list_index is not None:
         example = _example_at(location)
-        return f"; type {_line('.'.join(str(part) for part in location[:place]), [example])}" if example else ""
+        return f"; type {_line('.'.join(str(part) for part in location[:list_index]), [example])}" if example else ""
     first = next(iter(_keys(_resolve(location)[1])), None)
     return f", as {'.'.join(str(part) for part in location)}.{first}=..." if first else ""
 
@@ -178,7 +179,7 @@ def shorten_text(text: str) -> str:
 
 
 def _resolve(location: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:
-    """A place without the names of chosen members, which pydantic puts into it; and its type."""
+    """A position without the names of chosen members, which pydantic puts into it; and its type."""
     kept: list[Any] = []
     annotation: Any = RunConfig
     for part in location:
@@ -206,5 +207,5 @@ def _type_below(annotation: Any, key: str) -> Any:
 
 
 def _keys(annotation: Any) -> list[str]:
-    """Keys that a place takes: of every member where one is chosen."""
+    """Keys that a position takes: of every member where one is chosen."""
     return list(dict.fromkeys(key for section in sections_in(annotation) for key in section.model_fields))

@@ -29,7 +29,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     """
     if "=" in str(path) and not Path(path).exists():
         raise ConfigError(
-            f"{shorten(str(path))} is a setting, but the first argument is a config file: type CONFIG.yaml {shlex.quote(str(path))}"
+            f"{shorten(str(path))} is a setting, but the first argument is a config file: type CONFIG.yaml "
+            f"{shlex.quote(str(path))}"
         )
     values = _read_yaml(Path(path))
     values.setdefault("name", Path(path).stem)
@@ -91,29 +92,29 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     keys = dotted.split(".")
     if not equals or not all(keys):
         raise ConfigError(f"override {shorten(override)} is not section.key=value, as trainer.max_steps=100 is")
-    place = values
+    node = values
     for depth, key in enumerate(keys[:-1]):
-        below = place.get(key)
+        below = node.get(key)
         if isinstance(below, list | tuple) or keys[depth + 1].isdigit():
             whole = ".".join(keys[: depth + 1])
             raise ConfigError(f"override {shorten(override)}: {whole} is a list, which is replaced whole: {whole}=[...]")
-        place[key] = dict(below) if isinstance(below, dict) else _default_names(keys[: depth + 1])
-        place = place[key]
+        node[key] = dict(below) if isinstance(below, dict) else _default_names(keys[: depth + 1])
+        node = node[key]
     try:
         value = _read_value(text)
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"override {shorten(override)}: its value is not YAML: {reason}; {_HOW_TO_QUOTE}") from error
-    below = place.get(keys[-1])
+    below = node.get(keys[-1])
     if isinstance(value, list) and isinstance(below, dict):
         names = [getattr(word, "text", word) for word in value]
         if all(isinstance(name, str) for name in names) and len(set(names)) == len(names):
             value = {name: below.get(name) or {} for name in names}  # those that are named keep their settings
-    place[keys[-1]] = value
+    node[keys[-1]] = value
 
 
 def _default_names(keys: list[str]) -> dict[str, Any]:
-    """What an override that reaches into a mapping keeps of its default: `evaluation.protocols.few_shot.shots=[5]` keeps linear."""
+    """The defaults that an override inside a mapping keeps: `evaluation.protocols.few_shot.shots=[5]` keeps linear."""
     section: type[Section] | None = RunConfig
     default: Any = None
     for key in keys:
@@ -151,12 +152,12 @@ def _check_quotes(overrides: list[str]) -> None:
     Raises:
         ConfigError: an override that is continued by the next ones.
     """
-    for place, override in enumerate(overrides):
+    for index, override in enumerate(overrides):
         key, _, text = override.partition("=")
         if _num_open(text) <= 0:
             continue
-        for end in range(place + 2, len(overrides) + 1):
-            whole = " ".join([text, *overrides[place + 1 : end]])
+        for end in range(index + 2, len(overrides) + 1):
+            whole = " ".join([text, *overrides[index + 1 : end]])
             if _num_open(whole) <= 0:
                 raise ConfigError(
                     f"override {shorten(override)} was split at its spaces by the shell; type {key}={shlex.quote(whole)}"

@@ -11,7 +11,8 @@ from pipeline.config.run import RunConfig
 from pipeline.data.images.crop import Decoder
 from pipeline.data.images.decode import HOW_TO_BUILD, has_region_decoder
 from pipeline.data.section import DataSection
-from pipeline.data.shards.index import load_index, read_class_names
+from pipeline.data.shards.class_names import class_names_of
+from pipeline.data.shards.index import load_index
 from pipeline.data.streams.mixture import Corpus, Mixture, UnindexedShards
 from pipeline.data.streams.train import largest_micro_batch
 from pipeline.distributed.precision import TrainingPrecision
@@ -20,7 +21,7 @@ from pipeline.models.base import ModelConfig
 
 
 @dataclass(frozen=True)
-class Plan:
+class ResolvedRun:
     """A configuration made concrete: checked, and counted in steps."""
 
     config: RunConfig
@@ -42,13 +43,13 @@ class Plan:
         assert self.config.trainer.precision != "auto", "asked before the start was agreed on"
         return self.config.trainer.precision
 
-    def with_precision(self, precision: TrainingPrecision) -> Plan:
+    def with_precision(self, precision: TrainingPrecision) -> ResolvedRun:
         """The same plan, its precision chosen."""
         trainer = self.config.trainer.model_copy(update={"precision": precision})
         return replace(self, config=self.config.model_copy(update={"trainer": trainer}))
 
 
-def make_plan(config: RunConfig, *, world_size: int) -> Plan:
+def resolve_run(config: RunConfig, *, world_size: int) -> ResolvedRun:
     """Check a configuration against its data and the number of ranks, before anything expensive starts.
 
     Raises:
@@ -67,12 +68,13 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
     max_steps = config.trainer.max_steps
     if max_steps is not None and max_steps > total:
         raise ConfigError(
-            f"trainer.max_steps={max_steps} ends a launch early, but the whole run (trainer.duration={config.trainer.duration}) has "
+            f"trainer.max_steps={max_steps} ends a launch early, but the whole run "
+            f"(trainer.duration={config.trainer.duration}) has "
             f"{total}; lengthen trainer.duration, or leave max_steps out"
         )
     accumulation = count_accumulation_steps(config, world_size=world_size)
     keep_every = config.checkpoint.keep_every
-    return Plan(
+    return ResolvedRun(
         config=config,
         model=model,
         decoder=choose_decoder(config.data.decoder),
@@ -113,8 +115,10 @@ def count_schedule_steps(config: RunConfig, *, num_samples: int | None, advice: 
     total, warmup = to_steps(config.trainer.duration, "trainer.duration"), to_steps(config.schedule.warmup, None)
     if warmup >= total:
         raise ConfigError(
-            f"schedule.warmup={config.schedule.warmup}{_in_steps(config.schedule.warmup, warmup)} must be shorter than the whole run, "
-            f"trainer.duration={config.trainer.duration}{_in_steps(config.trainer.duration, total)}; shorten schedule.warmup or lengthen "
+            f"schedule.warmup={config.schedule.warmup}{_in_steps(config.schedule.warmup, warmup)} must be shorter than "
+            "the whole run, "
+            f"trainer.duration={config.trainer.duration}{_in_steps(config.trainer.duration, total)}; shorten "
+            "schedule.warmup or lengthen "
             f"trainer.duration"
         )
     return total, warmup
@@ -138,7 +142,7 @@ def load_mixture(section: DataSection) -> Mixture | UnindexedShards:
 
 def _check_classes(mixture: Mixture, *, num_classes: int) -> None:
     for corpus in mixture.corpora:
-        names = read_class_names(corpus.index)
+        names = class_names_of(*corpus.index.folders)
         needed = 0 if names is None else corpus.first_class + len(names)
         if needed > num_classes:
             after = f" after the {corpus.first_class} before it (first_class)" if corpus.first_class else ""
@@ -150,7 +154,8 @@ def _check_classes(mixture: Mixture, *, num_classes: int) -> None:
         if largest is not None and corpus.first_class + largest >= num_classes:
             after = f", and first_class adds {corpus.first_class}" if corpus.first_class else ""
             raise ConfigError(
-                f"model.num_classes={num_classes}, but the largest label in {corpus.index.folder} is {largest} (counted from 0){after}; "
+                f"model.num_classes={num_classes}, but the largest label in {corpus.index.folder} is {largest} "
+                f"(counted from 0){after}; "
                 f"set model.num_classes={corpus.first_class + largest + 1} or more"
             )
 
@@ -183,10 +188,11 @@ def _in_steps(duration: Any, steps: int) -> str:
 
 def _to_steps(
     duration: Any, key: str | None, *, global_batch_size: int, num_samples: int | None, advice: str | None = None
-) -> int:  # fmt: skip
+) -> int:
     if num_samples is None and duration.unit == "epochs":
         raise ConfigError(
-            f"{key or 'schedule.warmup'}={duration}: only a single indexed corpus has epochs of a known length; count in steps or images"
+            f"{key or 'schedule.warmup'}={duration}: only a single indexed corpus has epochs of a known length; count "
+            "in steps or images"
             f"{'' if advice is None else f'. The order is approximate too: {advice}'}"
         )
     steps = duration.to_steps(global_batch_size=global_batch_size, num_samples=num_samples or 1)
@@ -211,8 +217,10 @@ def count_accumulation_steps(config: RunConfig, *, world_size: int) -> int:
     accumulation = -(-share // (micro or share))
     if accumulation > batch // world_size:
         raise ConfigError(
-            f"trainer.micro_batch_size={micro}, but {world_size} ranks do not divide trainer.global_batch_size={batch}: some have "
-            f"{share} images a step, some {share - 1}, which cannot be as many parts of one; use trainer.micro_batch_size=2, or as "
+            f"trainer.micro_batch_size={micro}, but {world_size} ranks do not divide "
+            f"trainer.global_batch_size={batch}: some have "
+            f"{share} images a step, some {share - 1}, which cannot be as many parts of one; use "
+            "trainer.micro_batch_size=2, or as "
             f"many ranks as divide the batch"
         )
     return accumulation

@@ -1,4 +1,4 @@
-"""Settings of older versions, in today's words: old run folders are resumed, evaluated and reported, old files and lines work."""
+"""Settings of older versions are renamed to today's, in old run folders, files and command lines."""
 
 from __future__ import annotations
 

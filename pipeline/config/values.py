@@ -1,6 +1,7 @@
 """From what YAML reads to what was typed: a setting that is a text takes the text, whatever else YAML sees in it.
 
-YAML 1.1 reads `on`, `007`, `1.10`, `2024-05-01` and `12:30` as booleans, numbers and dates. The place in the schema decides what
+YAML 1.1 reads `on`, `007`, `1.10`, `2024-05-01` and `12:30` as booleans, numbers and dates. The position in the schema
+decides what
 such a word is. A number that has two readings is refused.
 """
 
@@ -18,12 +19,12 @@ from pipeline.section import Section, annotation_of, section_for
 
 
 def fit_to_schema(value: Any, annotation: Any, *, path: str = "", name: str | None = None) -> Any:
-    """Plain values, as their places in the schema want them. What fits no place is left for the schema to refuse.
+    """Plain values, as their positions in the schema want them. What fits no position is left for the schema to refuse.
 
     Args:
         value: of `parse_yaml`.
-        annotation: type of its place.
-        path: name of its place, for messages.
+        annotation: type at its position.
+        path: name of its position, for messages.
 
     Raises:
         ValueError: a number with two readings.
@@ -108,5 +109,6 @@ def _check_number(word: Plain, path: str) -> None:
     if digits.isdigit() and int(digits) != abs(word.value):
         sign = "-" if word.text.startswith("-") else ""
         raise ValueError(
-            f"{path}={word.text}: YAML reads this as octal, which is {word.value}; write {path}={sign}{int(digits)} or {path}={word.value}"
+            f"{path}={word.text}: YAML reads this as octal, which is {word.value}; write {path}={sign}{int(digits)} or "
+            f"{path}={word.value}"
         )

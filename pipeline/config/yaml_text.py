@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 MAX_VALUES = 100_000  # aliases followed: ten lines of aliases of aliases stand for billions
-# PyYAML's constructors raise these beside its own errors: `2001-99-99`, `!!bool maybe`, `!!timestamp x`, an integer of 5,000 digits.
+# PyYAML's constructors raise these besides its own errors: `2001-99-99`, `!!bool maybe`, `!!timestamp x`, an integer of
+# 5,000 digits.
 CONSTRUCTION_ERRORS = (ValueError, KeyError, AttributeError, IndexError, TypeError, OverflowError)
 _READ_AS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp", "null"))
 

@@ -1,1 +1,4 @@
-"""What a person reads while a command runs: lines of a log, progress, and streams that never hold a program up. Imports nothing heavy."""
+"""What a person reads while a command runs: lines of a log, progress, and streams that never hold a program up.
+
+Imports nothing heavy.
+"""

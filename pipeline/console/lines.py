@@ -1,4 +1,4 @@
-"""Lines of the log beside a progress bar, and listings that somebody may stop reading."""
+"""Lines of the log next to a progress bar, and listings that somebody may stop reading."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from tqdm import tqdm
 
 
-def say(text: str) -> None:
+def log_line(text: str) -> None:
     """Print a line of its own; a progress bar that is being drawn is drawn again below it."""
     tqdm.write(text)
     sys.stdout.flush()

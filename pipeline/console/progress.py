@@ -38,9 +38,16 @@ class Lines:
     """
 
     def __init__(
-        self, *, total: int | None, description: str, unit: str, initial: int = 0, leave: bool = True, file: TextIO | None = None,
+        self,
+        *,
+        total: int | None,
+        description: str,
+        unit: str,
+        initial: int = 0,
+        leave: bool = True,
+        file: TextIO | None = None,
         every_s: float = LINE_EVERY_S,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._total = total
         self._description = description
         self._unit = unit

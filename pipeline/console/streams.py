@@ -1,7 +1,8 @@
 """Output streams that never hold a program up. Imports nothing heavy.
 
 A log that nobody reads any more (a closed pipe or terminal), that nobody reads just now (a stopped terminal, a pager), or for
-which the disk is full must not end or stall a training: what cannot be written is dropped, and goes to a file where there is one.
+which the disk is full must not end or stall a training: what cannot be written is dropped, and goes to a file where there
+is one.
 """
 
 from __future__ import annotations
@@ -115,17 +116,17 @@ class Outlet(io.TextIOBase):
 
     def _redirect(self) -> None:
         """Also what libraries and the kernel write to the descriptor goes there."""
-        place: str | Path = os.devnull
+        path: str | Path = os.devnull
         if self._fallback is not None and self._fallback.parent.is_dir():
-            place = self._fallback
+            path = self._fallback
         try:
-            target = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         except OSError:
             target = os.open(os.devnull, os.O_WRONLY)
-            place = os.devnull
+            path = os.devnull
         os.dup2(target, self._descriptor)
         os.close(target)
-        if place != os.devnull:
+        if path != os.devnull:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S")
             os.write(
                 self._descriptor, f"[output] {stamp}: nobody reads this program's output any more; it goes on here\n".encode()

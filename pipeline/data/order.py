@@ -1,8 +1,8 @@
-"""Which sample stands at which position of a run: the order, as a pure function of (block sizes, seed, position).
+"""Which sample is at which position of a run: the order, as a pure function of (block sizes, seed, position).
 
 Every epoch permutes all blocks, lays their samples end to end, and cuts this line into C canonical streams of equal
 length (to one sample). Position q of the epoch is sample q // C of stream q mod C, so neighbouring positions come from
-C places of the line. A stream starts at a place of its own in its first block and comes round to it at its end, so
+C places of the line. Each stream starts at its own offset in its first block and wraps around at its end, so
 that streams need their next blocks at different steps; a block's samples are played in shuffled order.
 
 C belongs to the run: ranks and workers only divide positions among them, and with C = the global batch size a stream
@@ -36,7 +36,7 @@ class Located:
     corpus: Int64s
     epoch: Int64s  # of its corpus
     block: Int64s
-    slot: Int64s  # place of the sample in the block, in the file's order
+    slot: Int64s  # slot of the sample in the block, in the file's order
 
 
 class CorpusOrder:
@@ -61,7 +61,7 @@ class CorpusOrder:
         self._epoch = lru_cache(maxsize=3)(lambda epoch: _Epoch(self, epoch))
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Plans do not travel to a worker process; they are made anew there.
+        # Plans are not sent to a worker process; it computes them again.
         return _restore_corpus_order, (self.block_samples, self.seed, self.num_streams)
 
     def locate(self, positions: Int64s) -> tuple[Int64s, Int64s, Int64s]:
@@ -85,13 +85,13 @@ class _Epoch:
         self._order = order
         self._blocks = Permutation(derive_key(order.seed, Purpose.BLOCKS_OF_EPOCH, epoch), order.num_blocks)
         self._phase_key = derive_key(order.seed, Purpose.STREAM_PHASE, epoch)
-        # Short blocks by their place in the line: where each begins, counted in blocks and in samples.
-        places = self._blocks.inverse(order.short_blocks)
-        sorting = np.argsort(places)
-        self._short_place = places[sorting]
+        # Short blocks by their index in the line: where each begins, counted in blocks and in samples.
+        line_index = self._blocks.inverse(order.short_blocks)
+        sorting = np.argsort(line_index)
+        self._short_index = line_index[sorting]
         self._short_samples = np.asarray(order.block_samples[order.short_blocks], np.int64)[sorting]
         missing = order.full_block - self._short_samples
-        self._short_start = self._short_place * order.full_block - (np.cumsum(missing) - missing)
+        self._short_start = self._short_index * order.full_block - (np.cumsum(missing) - missing)
         self._shuffle = lru_cache(maxsize=KEPT_SHUFFLES)(
             lambda block: permutation(
                 derive_key(order.seed, Purpose.INSIDE_BLOCK, epoch, block), int(order.block_samples[block])
@@ -106,22 +106,22 @@ class _Epoch:
         start = stream * least + np.minimum(stream, more)
         length = least + (stream < more)
         phase = random_bits(self._phase_key, stream) % np.minimum(length, self._order.full_block).astype(np.uint64)
-        place, inside = self._find_in_line(start + (turn + phase.astype(np.int64)) % length)
-        blocks = self._blocks(place)
+        index, inside = self._find_in_line(start + (turn + phase.astype(np.int64)) % length)
+        blocks = self._blocks(index)
         slots = [self._shuffle(block)[i] for block, i in zip(blocks.tolist(), inside.tolist(), strict=True)]
         return blocks, np.array(slots, np.int64)
 
     def _find_in_line(self, samples: Int64s) -> tuple[Int64s, Int64s]:
         """Which block of the line holds each of these samples of the line, and where in it."""
         full = self._order.full_block
-        if not len(self._short_place):
+        if not len(self._short_index):
             return np.divmod(samples, full)
         short = np.searchsorted(self._short_start, samples, side="right") - 1  # the last short block that begins before
         known = np.maximum(short, 0)
         beyond = samples - self._short_start[known] - self._short_samples[known]  # below 0: inside it
-        place = np.where(beyond < 0, self._short_place[known], self._short_place[known] + 1 + beyond // full)
+        index = np.where(beyond < 0, self._short_index[known], self._short_index[known] + 1 + beyond // full)
         inside = np.where(beyond < 0, beyond + self._short_samples[known], beyond % full)
-        return np.where(short < 0, samples // full, place), np.where(short < 0, samples % full, inside)
+        return np.where(short < 0, samples // full, index), np.where(short < 0, samples % full, inside)
 
 
 class RunOrder:
@@ -162,12 +162,12 @@ class RunOrder:
         positions = np.asarray(positions, np.int64)
         rows, slots = np.divmod(positions, self.num_streams)
         corpora = self._corpus[slots]
-        epochs, blocks, places = (np.empty_like(positions) for _ in range(3))
+        epochs, blocks, found_slots = (np.empty_like(positions) for _ in range(3))
         for corpus in np.unique(corpora).tolist():
             chosen = corpora == corpus
             own = rows[chosen] * self.streams_of[corpus] + self._turn[slots[chosen]]
-            epochs[chosen], blocks[chosen], places[chosen] = self._orders[corpus].locate(own)
-        return Located(corpus=corpora, epoch=epochs, block=blocks, slot=places)
+            epochs[chosen], blocks[chosen], found_slots[chosen] = self._orders[corpus].locate(own)
+        return Located(corpus=corpora, epoch=epochs, block=blocks, slot=found_slots)
 
 
 def share_streams(weights: Sequence[float], num_streams: int) -> list[int]:
@@ -182,6 +182,7 @@ def share_streams(weights: Sequence[float], num_streams: int) -> list[int]:
     if not counts.all():
         raise ConfigError(
             f"data.train: corpus number {int(np.argmin(counts)) + 1} has weight {weights[int(np.argmin(counts))]} of "
-            f"{sum(weights):g}, less than one image in {num_streams} (the global batch, or data.num_streams); raise its weight or that number"
+            f"{sum(weights):g}, less than one image in {num_streams} (the global batch, or data.num_streams); raise "
+            "its weight or that number"
         )
     return counts.tolist()

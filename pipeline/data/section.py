@@ -14,7 +14,7 @@ class ShardsSection(Section):
     """Where shards lie: a path alone, or `{url: ..., index: ...}` where their index is kept elsewhere."""
 
     path: str = Field(validation_alias=AliasChoices("path", "url"), description="folder or URL of indexed shards")
-    index: str | None = Field(None, description="folder or file of their index, where it does not lie beside them")
+    index: str | None = Field(None, description="folder or file of their index, where it does not lie next to them")
 
     @model_validator(mode="before")
     @classmethod
@@ -45,8 +45,10 @@ class DataSection(Section):
     """The pretraining corpus and what happens to each image."""
 
     train: Annotated[str | tuple[CorpusSection, ...], BeforeValidator(_list_one_corpus)] = Field(
-        description="folder or URL of indexed shards; {url, index} where their index is kept elsewhere; a mixture: a list of {path, "
-        "weight, first_class, index}; or tars without an index (`pipe:COMMAND`, `URL-{000..999}.tar`, `-`), in approximate order",
+        description="folder or URL of indexed shards; {url, index} where their index is kept elsewhere; a mixture: a list "
+        "of {path, "
+        "weight, first_class, index}; or tars without an index (`pipe:COMMAND`, `URL-{000..999}.tar`, `-`), in approximate "
+        "order",
         json_schema_extra=TOLD,
     )
     accept: str | None = Field(

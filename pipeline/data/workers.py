@@ -22,15 +22,19 @@ from pipeline.launch.signals import SIGNALS
 _LIMITS = {
     errno.EMFILE: "this process has as many open files as it may have; raise the limit (ulimit -n 65536)",
     errno.ENFILE: "the machine has as many open files as it may have; raise fs.file-max",
-    errno.ENOSPC: "/dev/shm is full; give the container more (docker --shm-size, or --ipc=host), or remove what crashed programs have left there",
-    errno.EAGAIN: "this user or container has as many processes as it may have; raise the limit (ulimit -u, docker --pids-limit)",
+    errno.ENOSPC: "/dev/shm is full; give the container more (docker --shm-size, or --ipc=host), or remove what crashed "
+        "programs have left there",
+    errno.EAGAIN: "this user or container has as many processes as it may have; raise the limit (ulimit -u, docker "
+        "--pids-limit)",
     errno.ENOMEM: "the machine's memory is full",
 }  # fmt: skip
 
 
 @contextmanager
 def started(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
-    """A loader's iterator whose workers are gone at the end, or when Python exits before. The loader needs `worker_init_fn=start_worker`.
+    """A loader's iterator whose workers are gone at the end, or when Python exits before.
+
+    The loader needs `worker_init_fn=start_worker`.
 
     Python and torch end them by SIGTERM, which they do not listen to (see `start_worker`), and wait for them: a process
     that still held an iterator would never exit.
@@ -108,6 +112,7 @@ def explained(*, remedy: str) -> Iterator[None]:
         # Without process ids: the same end has the same words.
         reason = re.sub(r" \(pids?(\(s\))?:? ?[\d, ]+\)", "", str(error).splitlines()[0]).rstrip(". ")
         raise DataError(
-            f"a decoding process ended ({reason}): most likely the machine's memory is full (lower {remedy}), or an image broke "
+            f"a decoding process ended ({reason}): most likely the machine's memory is full (lower {remedy}), or an "
+            "image broke "
             f"the decoder (`python -m data_tools verify` finds it)"
         ) from error

@@ -1,4 +1,4 @@
-"""Through which the ranks meet, as the environment names it: whether it is there, before a backend fails in its own words, or waits."""
+"""Checks the address at which the ranks meet, before a backend fails with an error of its own or waits."""
 
 from __future__ import annotations
 
@@ -41,13 +41,16 @@ def check_interfaces(
         missing, hint = ([] if left else [value]), ""
     if missing:
         raise ConfigError(
-            f"{variable}={value}: {socket.gethostname()} has no network interface {', '.join(missing)}; it has {', '.join(names)}. "
+            f"{variable}={value}: {socket.gethostname()} has no network interface {', '.join(missing)}; it has "
+            f"{', '.join(names)}. "
             f"Name one of them{hint}, or unset {variable}; under Slurm it is SITE_INTERFACE in slurm/site.env"
         )
 
 
 def check_master(host: str, port: int, *, patience_s: float = RESOLVE_PATIENCE_S) -> None:
-    """Whether the name of rank 0's machine is known here. torch would ask again until the collective timeout, with a warning each time.
+    """Whether the name of rank 0's machine is known here.
+
+    torch would ask again until the collective timeout, with a warning each time.
 
     Raises:
         ConfigError: it is not, for as long as `patience_s`.
@@ -60,7 +63,8 @@ def check_master(host: str, port: int, *, patience_s: float = RESOLVE_PATIENCE_S
         except (socket.gaierror, UnicodeError) as error:
             if time.monotonic() >= end:
                 raise ConfigError(
-                    f"MASTER_ADDR={host}, the machine of rank 0, is not known on {socket.gethostname()} ({error}): set it to a name or an "
+                    f"MASTER_ADDR={host}, the machine of rank 0, is not known on {socket.gethostname()} ({error}): set "
+                    "it to a name or an "
                     f"address that every node knows (`getent hosts {host}` asks)"
                 ) from error
         time.sleep(1.0)
@@ -71,7 +75,8 @@ def choose_interface(
 ) -> str | None:
     """The interface for gloo where its own choice, the address of this machine's name, is one that no other machine reaches.
 
-    Debian and Ubuntu give a machine without a fixed address the name 127.0.1.1. (127.0.0.1 may also mean that all ranks are here.)
+    Debian and Ubuntu give a machine without a fixed address the name 127.0.1.1. (127.0.0.1 may also mean that all ranks
+    are here.)
 
     Args:
         own: address of this machine's name.
@@ -93,7 +98,8 @@ def choose_interface(
     ] or others  # none: this is rank 0's machine, by that name
     if len(fits) != 1:
         raise ConfigError(
-            f"{socket.gethostname()} knows itself as {own}, which other machines do not reach, and has the interfaces {', '.join(fits) or 'lo alone'}: "
+            f"{socket.gethostname()} knows itself as {own}, which other machines do not reach, and has the interfaces "
+            f"{', '.join(fits) or 'lo alone'}: "
             f"name the one between the nodes by {variable} (under Slurm SITE_INTERFACE in slurm/site.env)"
         )
     return fits[0]

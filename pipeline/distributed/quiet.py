@@ -11,7 +11,7 @@ def quiet_libraries(*, is_first: bool) -> None:
     """Keep warnings and errors; drop banners. Ranks other than the first keep errors only."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_gpu() else "cpu")  # else DeepSpeed guesses, aloud
     import deepspeed.runtime.bf16_optimizer as bf16_optimizer
-    import lightning.pytorch  # noqa: F401  # importing it later would set its log levels anew
+    import lightning.pytorch  # noqa: F401  # importing it later would set its log levels again
 
     bf16_optimizer.see_memory_usage = _nothing  # prints a dozen lines, whatever the log level
     logging.getLogger("DeepSpeed").addFilter(lambda record: "ZeRO with an untested optimizer" not in record.getMessage())

@@ -72,7 +72,8 @@ class World:
         if 0 < num_visible < self.local_size:
             raise ConfigError(
                 f"{self.local_size} tasks on a node, but each sees {num_visible} GPUs; ask Slurm for as many GPUs a node as "
-                f"tasks (--gpus-per-node={self.local_size} --ntasks-per-node={self.local_size}), or one a task (--gpus-per-task=1)"
+                f"tasks (--gpus-per-node={self.local_size} --ntasks-per-node={self.local_size}), or one a task "
+                "(--gpus-per-task=1)"
             )
         return self
 
@@ -140,7 +141,7 @@ def init_process_group(world: World, *, timeout_s: float) -> None:
 
 
 def leave_process_group() -> None:
-    """Part together: a rank that exits while another still listens to it makes that one abort instead of ending."""
+    """Leave the process group together. A rank that exits early makes the others abort."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.data.class_counts import ClassCounts
-from pipeline.data.shards.index import ShardIndex, check_shards, load_index, read_class_names
+from pipeline.data.shards.class_names import class_names_of
+from pipeline.data.shards.index import ShardIndex, check_shards, load_index
 from pipeline.errors import DataError, EvaluationError
 from pipeline.evaluation.requirements import compare_classes
 from pipeline.evaluation.section import EvalDataset, EvaluationSection
@@ -39,15 +40,16 @@ def open_dataset(dataset: EvalDataset) -> EvaluationSet:
             _check_labels(index)
     except DataError as error:
         raise DataError(f"evaluation set {dataset.name!r}: {error}") from error
-    names, others = read_class_names(train), read_class_names(test)
+    names, others = class_names_of(*train.folders), class_names_of(*test.folders)
     if names is not None and others is not None and names != others:
         raise DataError(
             f"evaluation set {dataset.name!r}: the splits number their classes differently (see classes.txt in {train.folder} "
-            f"and {test.folder}); make the test split again with `python -m data_tools make ... --classes {train.folder}/classes.txt`"
+            f"and {test.folder}); make the test split again with `python -m data_tools make ... --classes "
+            f"{train.folder}/classes.txt`"
         )
     notes = []
     if (names is None or others is None) and dataset.train != dataset.test:
-        notes.append("no classes.txt beside both splits, so nothing can check that they number classes alike")
+        notes.append("no classes.txt next to both splits, so nothing can check that they number classes alike")
     if train.fingerprint == test.fingerprint:
         notes.append("train and test are the same images: its accuracies say nothing about other images")
     return EvaluationSet(dataset.name, train, test, tuple(notes))
@@ -84,7 +86,10 @@ def examine_dataset(dataset: EvalDataset, section: EvaluationSection) -> list[st
 
 
 def _judge_train(opened: EvaluationSet, train: ClassCounts, section: EvaluationSection) -> list[str]:
-    """What the train split has too few images for. What would fail at every checkpoint is refused if nothing else is asked for."""
+    """What the train split has too few images for.
+
+    What would fail at every checkpoint is refused if nothing else is asked for.
+    """
     impossible = {name: protocol.why_impossible(train) for name, protocol in section.protocols.items()}
     reasons = {name: reason for name, reason in impossible.items() if reason is not None}
     left_out = " ".join(f"evaluation.protocols.{name}=null" for name in reasons)
@@ -93,7 +98,7 @@ def _judge_train(opened: EvaluationSet, train: ClassCounts, section: EvaluationS
             f"evaluation set {opened.name!r}: {'; '.join(reasons.values())}; leave the set out, or name a protocol that can"
         )
     notes = [f"{name} will fail: {reason}; leave it out with {left_out}" for name, reason in reasons.items()]
-    names = read_class_names(opened.train)
+    names = class_names_of(*opened.train.folders)
     for name, protocol in section.protocols.items():
         notes += protocol.notes(train, class_names=names, path=f"evaluation.protocols.{name}")
     return notes

@@ -32,19 +32,29 @@ class Features:
 
 @torch.no_grad()
 def extract_features(
-    model: Backbone, index: ShardIndex, *, transform: EvalTransform, device: torch.device,
-    precision: EvaluationPrecision, batch_size: int, num_workers: int, description: str,
+    model: Backbone,
+    index: ShardIndex,
+    *,
+    transform: EvalTransform,
+    device: torch.device,
+    precision: EvaluationPrecision,
+    batch_size: int,
+    num_workers: int,
+    description: str,
     remote: RemoteOptions | None = None,
-) -> Features:  # fmt: skip
+) -> Features:
     """Run a frozen model over a split.
 
     The forward pass runs in fp32 or under bf16 autocast; features come back as fp32. They do not depend on the number
     of workers.
     """
     loader = DataLoader(
-        EvalStream(index=index, transform=transform, remote=remote), batch_size=None, num_workers=num_workers,
-        multiprocessing_context="spawn" if num_workers else None, worker_init_fn=start_worker,
-    )  # fmt: skip
+        EvalStream(index=index, transform=transform, remote=remote),
+        batch_size=None,
+        num_workers=num_workers,
+        multiprocessing_context="spawn" if num_workers else None,
+        worker_init_fn=start_worker,
+    )
     values: list[Tensor] = []
     labels: list[Tensor] = []
     unreadable = 0

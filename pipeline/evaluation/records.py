@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.section import EvaluationSection
 from pipeline.evaluation.splits import Measured, Splits
-from pipeline.evaluation.tasks import Conditions, Task, describe
+from pipeline.evaluation.tasks import EvaluationTask, MeasuredUnder, describe
 from pipeline.run.evaluations import measure_of, read_lines
 from pipeline.run.records import append_json_lines, read_json_lines
 from pipeline.run.weights import WeightsHeader
@@ -19,8 +19,8 @@ Row = dict[str, Any]
 
 def result_row(
     header: WeightsHeader,
-    task: Task,
-    conditions: Conditions,
+    task: EvaluationTask,
+    conditions: MeasuredUnder,
     value: Measured,
     *,
     splits: Splits,
@@ -30,19 +30,27 @@ def result_row(
     """A measurement."""
     count = len(test.labels)
     return {
-        **describe(header.step, task, conditions), "images_seen": header.images_seen, "accuracy": value.accuracy,
+        **describe(header.step, task, conditions),
+        "images_seen": header.images_seen,
+        "accuracy": value.accuracy,
         # 95 % by the normal approximation, over the choice of test images alone.
         "ci95": 1.96 * (value.accuracy * (1 - value.accuracy) / count) ** 0.5,
-        "test_images": count, "train_images": len(train.labels), "unreadable": train.num_unreadable + test.num_unreadable,
-        **splits.facts, **value.detail,
-    }  # fmt: skip
+        "test_images": count,
+        "train_images": len(train.labels),
+        "unreadable": train.num_unreadable + test.num_unreadable,
+        **splits.facts,
+        **value.detail,
+    }
 
 
-def failed_row(header: WeightsHeader, task: Task, conditions: Conditions, reason: str) -> Row:
+def failed_row(header: WeightsHeader, task: EvaluationTask, conditions: MeasuredUnder, reason: str) -> Row:
     """A measurement that could not be made, and why. It has no accuracy; the next start of an evaluator tries again."""
     return {
-        **describe(header.step, task, conditions), "images_seen": header.images_seen, "accuracy": None, "error": reason,
-    }  # fmt: skip
+        **describe(header.step, task, conditions),
+        "images_seen": header.images_seen,
+        "accuracy": None,
+        "error": reason,
+    }
 
 
 class ResultFile:

@@ -1,4 +1,4 @@
-"""What a set must have to be measured: one rule, for a launch, which knows the index, and for the evaluator, which knows features."""
+"""What a data set needs to be measured: one rule for the launch, which knows the index, and for the evaluator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.errors import EvaluationError
 
 @dataclass(frozen=True)
 class Comparison:
-    """The classes of a train split beside those of its test split."""
+    """The classes of a train split compared with those of its test split."""
 
     unknown_images: int  # of test, of classes that train does not have
     untested_classes: int  # of train, that test does not have
@@ -58,6 +58,7 @@ def why_no_linear(train: ClassCounts) -> str | None:
     if int(train.images.max()) > 1:
         return None
     return (
-        f"no class has two images in its train split ({train.num_images} images of {len(train.ids)} classes), so none can be held "
+        f"no class has two images in its train split ({train.num_images} images of {len(train.ids)} classes), so none "
+        "can be held "
         f"out to choose the penalty of the linear probe; few_shot can be measured"
     )

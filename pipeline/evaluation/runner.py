@@ -27,7 +27,7 @@ from pipeline.evaluation.features import Features, extract_features
 from pipeline.evaluation.records import ResultFile, Row, failed_row, result_row, summarise, warnings_of
 from pipeline.evaluation.section import EvaluationSection
 from pipeline.evaluation.splits import Splits, prepare_splits
-from pipeline.evaluation.tasks import Conditions, Key, Task, key_of, key_of_row, list_tasks
+from pipeline.evaluation.tasks import EvaluationTask, Key, MeasuredUnder, key_of, key_of_row, list_tasks
 from pipeline.monitor.loggers import EvaluationTracker, RunIdentity
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.claims import Claims
@@ -169,7 +169,7 @@ class Evaluator:
             return False
         return known is not None
 
-    def _missing(self, step: int, done: set[Key]) -> list[Task]:
+    def _missing(self, step: int, done: set[Key]) -> list[EvaluationTask]:
         try:
             header = self._header(step)
         except CheckpointError:
@@ -189,11 +189,13 @@ class Evaluator:
             self._headers[path] = (stamp, header)
         return header
 
-    def _conditions(self, header: WeightsHeader, dataset: str) -> Conditions:
-        return Conditions(
-            weights=header.digest, data=self.sets[dataset].fingerprint if dataset in self.sets else None,
-            short_side=self.section.short_side or round(header.model.image_size * RESIZE_RATIO), precision=self.precision,
-        )  # fmt: skip
+    def _conditions(self, header: WeightsHeader, dataset: str) -> MeasuredUnder:
+        return MeasuredUnder(
+            weights=header.digest,
+            data=self.sets[dataset].fingerprint if dataset in self.sets else None,
+            short_side=self.section.short_side or round(header.model.image_size * RESIZE_RATIO),
+            precision=self.precision,
+        )
 
     def _try_step(self, step: int) -> None:
         """Weights that cannot be loaded must not keep the newer ones from being evaluated."""
@@ -226,7 +228,7 @@ class Evaluator:
             print(f"[eval] {warning}", flush=True)
         print(f"[eval] step {step}: {summarise(new_rows)} ({time.perf_counter() - start:.1f} s)", flush=True)
 
-    def _evaluate_dataset(self, weights: Weights, tasks: list[Task], reason: str | None) -> list[Row]:
+    def _evaluate_dataset(self, weights: Weights, tasks: list[EvaluationTask], reason: str | None) -> list[Row]:
         """Features once, then every probe on them; each result is recorded as soon as it is known.
 
         Args:
@@ -254,7 +256,7 @@ class Evaluator:
             self.results.add(rows[-1])
         return rows
 
-    def _record_failure(self, header: WeightsHeader, task: Task, reason: str) -> Row:
+    def _record_failure(self, header: WeightsHeader, task: EvaluationTask, reason: str) -> Row:
         conditions = self._conditions(header, task.dataset)
         self._failed[key_of(header.step, task, conditions)] = reason
         row = failed_row(header, task, conditions, reason)
@@ -273,10 +275,16 @@ class Evaluator:
         section, image_size = self.section, weights.header.model.image_size
         transform = EvalTransform(image_size=image_size, short_side=section.short_side or round(image_size * RESIZE_RATIO))
         return extract_features(
-            weights.model, index, transform=transform, device=self.device,
-            precision=self.precision, batch_size=section.batch_size, num_workers=section.num_workers, description=description,
+            weights.model,
+            index,
+            transform=transform,
+            device=self.device,
+            precision=self.precision,
+            batch_size=section.batch_size,
+            num_workers=section.num_workers,
+            description=description,
             remote=self.remote,
-        )  # fmt: skip
+        )
 
     def _track(self, step: int) -> None:
         """Send all that is known of a step, also what was measured before a crash."""
@@ -315,7 +323,8 @@ class Evaluator:
             problems += list(self.unopened.values())
         if self.results.waiting:
             problems.append(
-                f"{len(self.results.waiting)} results are not recorded: {self.results.path} cannot be written ({self.results.problem}); mend that, "
+                f"{len(self.results.waiting)} results are not recorded: {self.results.path} cannot be written "
+                f"({self.results.problem}); mend that, "
                 f"and run the same command again"
             )
         if problems:
@@ -352,7 +361,8 @@ def _why_not_finite(weights: Weights) -> str | None:
     if not broken:
         return None
     return (
-        f"the weights of step {weights.header.step} are not finite (NaN or infinity in {len(broken)} tensors, {broken[0]} first): "
+        f"the weights of step {weights.header.step} are not finite (NaN or infinity in {len(broken)} tensors, "
+        f"{broken[0]} first): "
         f"training has diverged"
     )
 

@@ -28,7 +28,7 @@ class EvaluationSection(Section):
     datasets: tuple[EvalDataset, ...] = ()
     protocols: dict[str, Protocol] = Field(
         {"few_shot": FewShot(), "linear": Linear()},  # type: ignore[call-arg]
-        description="by name: {few_shot: {shots: [1, 5]}, linear: {}}; a protocol that stands twice names itself: "
+        description="by name: {few_shot: {shots: [1, 5]}, linear: {}}; a protocol that is listed twice names itself: "
         "{more_shots: {protocol: few_shot, shots: [50]}}",
     )
     short_side: int | None = Field(None, ge=1, description="resize before the centre crop; image size * 256 / 224 if not given")
@@ -42,7 +42,7 @@ class EvaluationSection(Section):
     )
     batch_size: int = Field(64, ge=1)
     num_workers: int = Field(2, ge=0, description="decoding processes; 0 decodes in the evaluator itself")
-    cpu_threads: int = Field(1, ge=1, description="without a GPU; one leaves the rest to a training beside it")
+    cpu_threads: int = Field(1, ge=1, description="without a GPU; one leaves the rest to a training next to it")
 
     @model_validator(mode="after")
     def _nothing_is_named_twice(self) -> Self:
@@ -51,7 +51,7 @@ class EvaluationSection(Section):
             other = first.setdefault(name.casefold(), name)
             if (count := sum(dataset.name == name for dataset in self.datasets)) > 1:
                 raise ValueError(
-                    f"datasets: {count} sets are named {name!r}; results are told apart by name, so give each its own"
+                    f"datasets: {count} sets are named {name!r}; results are distinguished by name, so give each its own"
                 )
             if other != name:
                 raise ValueError(f"datasets: the names {other!r} and {name!r} differ in case alone; rename one of the sets")

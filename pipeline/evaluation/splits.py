@@ -60,13 +60,19 @@ def prepare_splits(train: Features, test: Features) -> Splits:
         collapsed = ": the representation has collapsed" if constant == num_features else ""
         notes.append(f"{constant} of {num_features} features have one value for all train images{collapsed}")
     counts = {
-        "test_images_of_unknown_class": compared.unknown_images, "classes_without_test_image": compared.untested_classes,
+        "test_images_of_unknown_class": compared.unknown_images,
+        "classes_without_test_image": compared.untested_classes,
         "constant_features": constant,
-    }  # fmt: skip
+    }
     return Splits(
-        train=train.values, train_labels=_renumber(train.labels, classes), test=test.values, test_labels=_renumber(test.labels, classes),
-        num_classes=len(classes), facts={name: count for name, count in counts.items() if count}, notes=tuple(notes),
-    )  # fmt: skip
+        train=train.values,
+        train_labels=_renumber(train.labels, classes),
+        test=test.values,
+        test_labels=_renumber(test.labels, classes),
+        num_classes=len(classes),
+        facts={name: count for name, count in counts.items() if count},
+        notes=tuple(notes),
+    )
 
 
 def _check_features(split: Features, *, name: str) -> None:
@@ -75,12 +81,13 @@ def _check_features(split: Features, *, name: str) -> None:
     broken = (~split.values.isfinite()).any(dim=1)
     if broken.any():
         raise EvaluationError(
-            f"the features of {int(broken.sum())} of {len(broken)} images of its {name} split are not finite (NaN or infinity): the "
+            f"the features of {int(broken.sum())} of {len(broken)} images of its {name} split are not finite (NaN or "
+            "infinity): the "
             f"weights overflow in this precision, or training has diverged"
         )
 
 
 def _renumber(labels: Tensor, classes: Tensor) -> Tensor:
-    """Ids to places among sorted classes; -1 for an id that is not one of them."""
-    places = torch.searchsorted(classes, labels).clamp_max(len(classes) - 1)
-    return torch.where(classes[places] == labels, places, -1)
+    """Ids to indices among sorted classes; -1 for an id that is not one of them."""
+    indices = torch.searchsorted(classes, labels).clamp_max(len(classes) - 1)
+    return torch.where(classes[indices] == labels, indices, -1)

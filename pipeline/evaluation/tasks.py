@@ -13,7 +13,7 @@ _KEYS = ("step", "dataset", "protocol", "measure", "seed", *_CONDITION_KEYS)
 
 
 @dataclass(frozen=True)
-class Task:
+class EvaluationTask:
     """One number to be measured on one set: a line of evaluations.jsonl.
 
     Args:
@@ -31,8 +31,8 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """What a result depends on beside its task. A result of other conditions does not count."""
+class MeasuredUnder:
+    """What besides the task determines a result. A stored result counts only if these are equal."""
 
     weights: str  # digest of the weights
     data: str | None  # fingerprint of the two splits; None where they cannot be opened
@@ -52,10 +52,10 @@ class Key:
     conditions: tuple[Any, ...]
 
 
-def list_tasks(section: EvaluationSection) -> list[Task]:
+def list_tasks(section: EvaluationSection) -> list[EvaluationTask]:
     """Every number that a checkpoint is to have. What a protocol under a name of its own measures carries that name."""
     return [
-        Task(
+        EvaluationTask(
             dataset.name, name, setting if name == protocol.protocol else replace(setting, measure=f"{name} {setting.measure}")
         )
         for dataset in section.datasets
@@ -64,7 +64,7 @@ def list_tasks(section: EvaluationSection) -> list[Task]:
     ]
 
 
-def key_of(step: int, task: Task, conditions: Conditions) -> Key:
+def key_of(step: int, task: EvaluationTask, conditions: MeasuredUnder) -> Key:
     """Identifies a measurement."""
     return Key(step, task.dataset, task.protocol, task.setting.measure, task.setting.seed, astuple(conditions))
 
@@ -75,10 +75,16 @@ def key_of_row(row: dict[str, Any]) -> Key:
     return Key(*values[:5], conditions=tuple(values[5:]))
 
 
-def describe(step: int, task: Task, conditions: Conditions) -> dict[str, Any]:
+def describe(step: int, task: EvaluationTask, conditions: MeasuredUnder) -> dict[str, Any]:
     """The part of a line that identifies its measurement."""
     setting = task.setting
     return {
-        "step": step, "dataset": task.dataset, "protocol": task.protocol, "measure": setting.measure, "seed": setting.seed,
-        "shots": None, **dict(setting.parameters), **asdict(conditions),
-    }  # fmt: skip
+        "step": step,
+        "dataset": task.dataset,
+        "protocol": task.protocol,
+        "measure": setting.measure,
+        "seed": setting.seed,
+        "shots": None,
+        **dict(setting.parameters),
+        **asdict(conditions),
+    }

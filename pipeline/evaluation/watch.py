@@ -48,7 +48,8 @@ class Outlook:
 
     def is_over(self) -> bool:
         """Look once more: whether the run has been over for some looks."""
-        # A lock that a lost machine has left would have this wait for ever. Whether it is touched is seen, not read off a clock.
+        # A lock that a lost machine has left would have this wait for ever. Whether it is touched is seen, not read off a
+        # clock.
         is_silent = self._sightings.silent_s(self.folder.lock) > SILENT_AFTER_S
         state = read_state(self.folder.root, lock="silent" if is_silent else "counts")
         self._looks_at_the_end = self._looks_at_the_end + 1 if state.outlook == "over" else 0
@@ -72,13 +73,19 @@ def reason_of(state: RunState) -> str:
     detail = "" if state.detail is None else f" ({state.detail})"
     if state.state == "never started":
         return "no training has been started in this folder"
-    verb = {"finished": "has finished", "failed": "has failed", "died": "has died", "copied": "was copied here",
-            "silent": "is silent", "stopped by signal": "was stopped by a signal"}.get(state.state, f"is {state.state}")  # fmt: skip
+    verb = {
+        "finished": "has finished",
+        "failed": "has failed",
+        "died": "has died",
+        "copied": "was copied here",
+        "silent": "is silent",
+        "stopped by signal": "was stopped by a signal",
+    }.get(state.state, f"is {state.state}")
     return f"the training {verb}{reached}{detail}"
 
 
 def wait_for_weights(folder: RunFolder, *, stop: StopRequest, poll_s: float) -> None:
-    """Wait for the first weights of a run: an evaluator may well start before the training beside it.
+    """Wait for the first weights of a run: an evaluator may well start before its training.
 
     Raises:
         EvaluationError: the run is over without any.
@@ -112,7 +119,7 @@ def watch_run(evaluator: Evaluations, folder: RunFolder, *, watch: bool, stop: S
             looks_for_folder = looks_for_folder + 1 if lost else 0
             if lost:  # a file server may be away for a while
                 if not watch or looks_for_folder >= LOOKS_AT_THE_END:
-                    lost += "; if it was moved, type `python -m pipeline evaluate` with its new place"
+                    lost += "; if it was moved, type `python -m pipeline evaluate` with its new path"
                     break
                 if looks_for_folder == 1:
                     print(f"[eval] {lost}. This ends shortly unless it comes back", flush=True)

@@ -52,9 +52,12 @@ class Torch:
             is_available = torch.cuda.is_available()
         said = next((str(warning.message).splitlines()[0] for warning in caught if "CUDA" in str(warning.message)), None)
         return Torch(
-            num_gpus=count if is_available else 0, is_cuda_build=torch.version.cuda is not None or torch.version.hip is not None,
-            version=torch.__version__, has_driver_library=_has_library("libcuda.so.1"), problem=said,
-        )  # fmt: skip
+            num_gpus=count if is_available else 0,
+            is_cuda_build=torch.version.cuda is not None or torch.version.hip is not None,
+            version=torch.__version__,
+            has_driver_library=_has_library("libcuda.so.1"),
+            problem=said,
+        )
 
 
 # ---------------------------------------------------------------------------------------------------- what was allotted
@@ -142,7 +145,8 @@ def check_hidden(environment: Environment, *, setting: str) -> None:
         return
     why = "is empty: exported by a shell or a script" if not environment[hiding].strip() else "says that this step has none"
     raise ConfigError(
-        f"{_there_are(given)}, but {hiding}={environment[hiding]} {why}. Unset it, or start with srun --gpus-per-node=...; if this is "
+        f"{_there_are(given)}, but {hiding}={environment[hiding]} {why}. Unset it, or start with srun "
+        "--gpus-per-node=...; if this is "
         f"meant: {setting}, and it computes on the CPU"
     )
 
@@ -155,7 +159,10 @@ def likely_cause(environment: Environment, torch: Torch, *, root: Path = Path("/
         return f"this is a build of torch without CUDA ({torch.version}); install one with CUDA (pytorch.org, Get started)"
     has_files = any(root.glob("dev/nvidia[0-9]*")) or (root / "dev/kfd").exists()
     if is_container(environment, root=root) and not (has_files and torch.has_driver_library):
-        return "the container was started without GPUs (apptainer exec --nv, docker run --gpus all; SITE_CONTAINER in slurm/site.env)"
+        return (
+            "the container was started without GPUs (apptainer exec --nv, docker run --gpus all; SITE_CONTAINER in "
+            "slurm/site.env)"
+        )
     if not has_files:
         return "this machine has no device files of GPUs (/dev/nvidia0): no GPU, no driver loaded, or the scheduler hides them"
     if not torch.has_driver_library or not (root / "proc/driver/nvidia/version").exists():
@@ -188,7 +195,8 @@ def check_nodes(environment: Environment, *, num_nodes: int, launcher: Launcher,
     allotted = nodes_allotted(environment)
     if allotted is not None and allotted[0] > num_nodes:
         raise ConfigError(
-            f"{allotted[0]} nodes are set aside ({allotted[1]}), but these ranks are on {num_nodes}: start them with srun, one task a GPU "
+            f"{allotted[0]} nodes are set aside ({allotted[1]}), but these ranks are on {num_nodes}: start them with "
+            "srun, one task a GPU "
             f"on every node (`srun python -m pipeline train ...`, or slurm/pretrain_l16.sh). If this is meant: {setting}"
         )
     listing = environment.get("SLURM_JOB_NODELIST", "")
@@ -223,7 +231,8 @@ def check_ranks(environment: Environment, torch: Torch, *, local_size: int, laun
     if local_size > num_gpus:
         if launcher == "slurm" and on_node:
             raise ConfigError(
-                f"{local_size} tasks on a node share {num_gpus} GPU{'s'[: num_gpus != 1]} ({given.source}): ask Slurm for one a task, "
+                f"{local_size} tasks on a node share {num_gpus} GPU{'s'[: num_gpus != 1]} ({given.source}): ask Slurm "
+                "for one a task, "
                 f"--gpus-per-node={local_size} --ntasks-per-node={local_size}. If this is meant: {setting}"
             )
         return
@@ -244,7 +253,8 @@ def check_enough(torch: Torch, *, local_size: int, launcher: Launcher) -> None:
         return  # of srun's tasks each may see its own GPU alone: see `World.on_devices`
     asked = f"trainer.devices={local_size}" if launcher == "none" else f"{launcher} has started {local_size} ranks here"
     raise ConfigError(
-        f"{asked}, but this machine has {torch.num_gpus} GPU{'s'[: torch.num_gpus != 1]}; use at most that many, or hide them to train on "
+        f"{asked}, but this machine has {torch.num_gpus} GPU{'s'[: torch.num_gpus != 1]}; use at most that many, or "
+        "hide them to train on "
         f"the CPU: CUDA_VISIBLE_DEVICES= python -m pipeline train ..."
     )
 

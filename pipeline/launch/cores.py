@@ -9,7 +9,8 @@ ROOT = Path("/")
 
 
 def usable_cores(root: Path = ROOT) -> int:
-    """Cores by the process's affinity (taskset, Slurm, docker --cpuset-cpus) and its cgroups' quotas (docker --cpus, Kubernetes).
+    """Cores by the process's affinity (taskset, Slurm, docker --cpuset-cpus) and its cgroups' quotas (docker --cpus,
+    Kubernetes).
 
     More threads than that wait for one another while the kernel holds them up: an OpenMP program with the threads of the whole
     machine runs a tenth as fast, or worse.

@@ -101,7 +101,8 @@ def read_ranks(environment: Environment | None = None) -> Ranks:
         return _read_torch(env, launcher="local")
     if env.get(LOCAL_LAUNCHER) and "RANK" in env:
         raise ConfigError(
-            f"{LOCAL_LAUNCHER}={env[LOCAL_LAUNCHER]} in the environment: the launcher of this rank has ended, or its variables were "
+            f"{LOCAL_LAUNCHER}={env[LOCAL_LAUNCHER]} in the environment: the launcher of this rank has ended, or its "
+            "variables were "
             f"left behind. {_way_out([LOCAL_LAUNCHER, *(name for name in RANK_VARIABLES if name in env)])}"
         )
     if "TORCHELASTIC_RUN_ID" in env:  # torchrun, also inside srun or mpirun
@@ -125,7 +126,8 @@ def _read_torch(env: Environment, *, launcher: Launcher) -> Ranks:
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not env.get(name)]
     if missing:
         raise ConfigError(
-            f"{_name(env, found)} in the environment, without {_enumerate(missing)}: half a launcher's variables, or left behind by "
+            f"{_name(env, found)} in the environment, without {_enumerate(missing)}: half a launcher's variables, or "
+            "left behind by "
             f"another program. {_way_out(found)}; or start the ranks with torchrun or srun"
         )
     rank, size = _number(env, "RANK"), _number(env, "WORLD_SIZE")
@@ -134,7 +136,8 @@ def _read_torch(env: Environment, *, launcher: Launcher) -> Ranks:
     _refuse_kubeflow_without_torchrun(env, local_size)
     if size % local_size:
         raise ConfigError(
-            f"WORLD_SIZE={size} is no multiple of LOCAL_WORLD_SIZE={local_size}: every node must have as many ranks; start all of them "
+            f"WORLD_SIZE={size} is no multiple of LOCAL_WORLD_SIZE={local_size}: every node must have as many ranks; "
+            "start all of them "
             f"with the same --nproc-per-node"
         )
     num_nodes = size // local_size
@@ -146,7 +149,7 @@ def _read_torch(env: Environment, *, launcher: Launcher) -> Ranks:
 
 
 def _read_local(env: Environment, *, rank: int, size: int, found: list[str]) -> tuple[int, int]:
-    """The place on this machine. Launchers that start one rank a machine (Kubeflow) say nothing of it."""
+    """The local rank. Launchers that start one rank a machine (Kubeflow) say nothing of it."""
     size_name = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in env), None)
     if size_name is None:
         is_here = size == 1 or env["MASTER_ADDR"].startswith(LOOPBACK)
@@ -163,8 +166,10 @@ def _read_local(env: Environment, *, rank: int, size: int, found: list[str]) -> 
     local_rank = _number(env, "LOCAL_RANK") if "LOCAL_RANK" in env else rank % max(1, local_size)
     if not 0 <= local_rank < local_size or local_size > size:
         raise ConfigError(
-            f"LOCAL_RANK={local_rank}, {size_name or 'LOCAL_WORLD_SIZE'}={local_size} and WORLD_SIZE={size} contradict one another: the "
-            f"local rank counts from 0 to below the ranks of this machine. {_way_out(found)}; or start the ranks with torchrun or srun"
+            f"LOCAL_RANK={local_rank}, {size_name or 'LOCAL_WORLD_SIZE'}={local_size} and WORLD_SIZE={size} contradict "
+            "one another: the "
+            f"local rank counts from 0 to below the ranks of this machine. {_way_out(found)}; or start the ranks with "
+            "torchrun or srun"
         )
     return local_rank, local_size
 
@@ -175,7 +180,8 @@ def _read_master(env: Environment, *, num_nodes: int) -> tuple[str, int]:
         raise ConfigError(f"MASTER_PORT={port} is no port: set one from 1024 to 65535, the same for all ranks")
     if num_nodes > 1 and host.startswith(LOOPBACK):
         raise ConfigError(
-            f"MASTER_ADDR={host} is every machine's own address, but the ranks are on {num_nodes} machines: set it to the name of the "
+            f"MASTER_ADDR={host} is every machine's own address, but the ranks are on {num_nodes} machines: set it to "
+            "the name of the "
             f"machine of rank 0"
         )
     return host, port
@@ -185,7 +191,8 @@ def _refuse_kubeflow_without_torchrun(env: Environment, local_size: int) -> None
     wanted = env.get("PET_NPROC_PER_NODE", "")
     if wanted.isdigit() and int(wanted) > 1 and local_size == 1:
         raise ConfigError(
-            f"PET_NPROC_PER_NODE={wanted} (Kubeflow) asks for {wanted} ranks a pod, but this is the only one here: start the pod "
+            f"PET_NPROC_PER_NODE={wanted} (Kubeflow) asks for {wanted} ranks a pod, but this is the only one here: "
+            "start the pod "
             f"with `torchrun -m pipeline train ...`, which reads it"
         )
 
@@ -200,13 +207,15 @@ def _read_mpi(env: Environment, names: tuple[str, str, str, str]) -> Ranks:
     for name, mpi_name in own.items():
         if env.get(name) and env.get(mpi_name) and env[name] != env[mpi_name]:
             raise ConfigError(
-                f"{what}, but {name}={env[name]} and {mpi_name}={env[mpi_name]} contradict each other: unset {name}, or start the "
+                f"{what}, but {name}={env[name]} and {mpi_name}={env[mpi_name]} contradict each other: unset {name}, "
+                "or start the "
                 f"ranks with torchrun or srun"
             )
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not env.get(name)]
     if missing:
         raise ConfigError(
-            f"{what}, without {_enumerate(missing)}, through which the ranks meet: add `-x MASTER_ADDR=HOST -x MASTER_PORT=29500` with "
+            f"{what}, without {_enumerate(missing)}, through which the ranks meet: add `-x MASTER_ADDR=HOST -x "
+            "MASTER_PORT=29500` with "
             f"the host of rank 0, or start the ranks with torchrun or srun instead of mpirun"
         )
     missing = [name for name in names if not env.get(name)]
@@ -224,13 +233,14 @@ def is_in_step(env: Environment) -> bool:
 
 
 def _read_step(env: Environment) -> Ranks | None:
-    """This process's place in an srun step; None where it is no task of one."""
+    """This process's rank in an srun step; None where it is no task of one."""
     if not env.get("SLURM_PROCID"):
         return None
     if not is_in_step(env):
         if _number(env, "SLURM_PROCID") > 0:
             raise ConfigError(
-                f"SLURM_PROCID={env['SLURM_PROCID']}, but SLURM_STEP_ID names no step of srun: left behind by another program, or "
+                f"SLURM_PROCID={env['SLURM_PROCID']}, but SLURM_STEP_ID names no step of srun: left behind by another "
+                "program, or "
                 f"kept from the container. {_way_out(['SLURM_PROCID'])}; or start the ranks with srun"
             )
         return None
@@ -253,7 +263,8 @@ def _check_step(env: Environment, *, size: int, counts: list[int]) -> Ranks:
     rank, local_rank, node = (_number(env, name) for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"))
     if len(set(counts)) > 1:
         raise ConfigError(
-            f"Slurm has put {','.join(map(str, counts))} tasks on the nodes, which must all have as many: ask with --ntasks-per-node"
+            f"Slurm has put {','.join(map(str, counts))} tasks on the nodes, which must all have as many: ask with "
+            "--ntasks-per-node"
         )
     contradictions = [
         text for wrong, text in (
@@ -265,12 +276,14 @@ def _check_step(env: Environment, *, size: int, counts: list[int]) -> Ranks:
     ]  # fmt: skip
     if contradictions and _count(env.get("SLURM_HET_SIZE")) > 1:
         raise ConfigError(
-            f"{'; '.join(contradictions)}: the job is heterogeneous (SLURM_HET_SIZE={env['SLURM_HET_SIZE']}); start all ranks in one of "
+            f"{'; '.join(contradictions)}: the job is heterogeneous (SLURM_HET_SIZE={env['SLURM_HET_SIZE']}); start "
+            "all ranks in one of "
             f"its parts, srun --het-group=0 ..."
         )
     if contradictions:
         raise ConfigError(
-            f"{'; '.join(contradictions)}: variables of another step or job, left behind or set by hand. Start the ranks with srun, "
+            f"{'; '.join(contradictions)}: variables of another step or job, left behind or set by hand. Start the "
+            "ranks with srun, "
             f"from a shell without them: {_unset(_slurm_task_variables(env))}"
         )
     return Ranks(
@@ -290,7 +303,8 @@ def _check_step_against_others(step: Ranks, env: Environment) -> Ranks:
         if inner.size == step.size * inner.local_size and inner.node == step.rank:
             return inner
     raise ConfigError(
-        f"{_name(env, wrong)} in the environment, but Slurm has started this process as rank {step.rank} of {step.size}: left behind by "
+        f"{_name(env, wrong)} in the environment, but Slurm has started this process as rank {step.rank} of "
+        f"{step.size}: left behind by "
         f"another program, or exported before srun. {_way_out([name for name in RANK_VARIABLES if name in env])}"
     )
 
@@ -298,7 +312,8 @@ def _check_step_against_others(step: Ranks, env: Environment) -> Ranks:
 def _half_a_step(env: Environment, missing: str) -> ConfigError:
     names = [name for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS") if name in env]
     return ConfigError(
-        f"{_name(env, names)} in the environment, without {missing}: half of what srun sets, left behind or not handed on to the "
+        f"{_name(env, names)} in the environment, without {missing}: half of what srun sets, left behind or not handed "
+        "on to the "
         f"container. {_way_out(['SLURM_PROCID'])}; or start the ranks with srun"
     )
 

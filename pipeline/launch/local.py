@@ -115,7 +115,13 @@ def _reserve_port() -> socket.socket:
 def _environment(number: int, num_ranks: int, reserved: socket.socket) -> dict[str, str]:
     threads = str(threads_of_a_rank(local_size=num_ranks, has_own_cores=False))
     ours = {
-        "RANK": number, "WORLD_SIZE": num_ranks, "LOCAL_RANK": number, "LOCAL_WORLD_SIZE": num_ranks, "GROUP_RANK": 0,
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": reserved.getsockname()[1], LOCAL_LAUNCHER: os.getpid(),
-    }  # fmt: skip
+        "RANK": number,
+        "WORLD_SIZE": num_ranks,
+        "LOCAL_RANK": number,
+        "LOCAL_WORLD_SIZE": num_ranks,
+        "GROUP_RANK": 0,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": reserved.getsockname()[1],
+        LOCAL_LAUNCHER: os.getpid(),
+    }
     return {"OMP_NUM_THREADS": threads, **os.environ, **{name: str(value) for name, value in ours.items()}}

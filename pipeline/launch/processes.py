@@ -30,8 +30,12 @@ class Process:
     def myself() -> Process:
         pid = os.getpid()
         return Process(
-            host=socket.gethostname(), pid=pid, machine=_machine(), pid_namespace=_pid_namespace(), process_start=process_start(pid)
-        )  # fmt: skip
+            host=socket.gethostname(),
+            pid=pid,
+            machine=_machine(),
+            pid_namespace=_pid_namespace(),
+            process_start=process_start(pid),
+        )
 
     @staticmethod
     def described_by(values: Mapping[str, Any]) -> Process:
@@ -43,9 +47,12 @@ class Process:
 
         pid = values.get("pid")
         return Process(
-            host=text("host") or "", pid=pid if isinstance(pid, int) else 0, machine=text("machine"),
-            pid_namespace=text("pid_namespace"), process_start=text("process_start"),
-        )  # fmt: skip
+            host=text("host") or "",
+            pid=pid if isinstance(pid, int) else 0,
+            machine=text("machine"),
+            pid_namespace=text("pid_namespace"),
+            process_start=text("process_start"),
+        )
 
     def is_same_as(self, other: Process) -> bool:
         """Whether both describe one process. A host may change its name."""

@@ -1,7 +1,8 @@
 """Being asked to stop: a signal only sets a flag, the ranks agree at a step's end.
 
 A handler that saves by itself deadlocks when another rank is inside another collective (Lightning issues #20806 and
-#21406). The signals are blocked in all threads, and in all processes that are started, and one thread waits for them: so none is
+#21406). The signals are blocked in all threads, and in all processes that are started, and one thread waits for them: so
+none is
 lost while the main thread is inside a library, none breaks a library's call off, and a child that has not begun to listen yet
 keeps them pending. Imports nothing heavy: it is installed before torch is loaded.
 """
@@ -21,7 +22,8 @@ from typing import Literal
 
 from pipeline.errors import ExitCode
 
-# What shells and schedulers send to have a program stop: preemption, Ctrl-C, a supervisor's or a shell's end, Ctrl-\, warnings of
+# What shells and schedulers send to have a program stop: preemption, Ctrl-C, a supervisor's or a shell's end, Ctrl-\,
+# warnings of
 # a time limit.
 SIGNALS = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
@@ -49,7 +51,8 @@ class StopRequest:
         self._had_terminal = has_terminal()
         # A background job whose terminal has `stty tostop` set would be halted by its first line of output.
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-        # `nohup` has SIGHUP ignored, and it stays so; SIGINT is ignored by shells in background jobs, where only `kill` sends it.
+        # `nohup` has SIGHUP ignored, and it stays so; SIGINT is ignored by shells in background jobs, where only `kill`
+        # sends it.
         numbers = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
         for number in numbers:
             signal.signal(number, self._handle)  # for threads that were there before

@@ -3,8 +3,8 @@
 A series is judged by the median of its `recent` last values (a single odd value, such as an interval with a checkpoint
 in it, is passed over; of the loss the last value alone, a spike being short) against its own `baseline`, the values
 before. It is raised at one threshold. It is cleared when it has been below a lower one for `calm` lines in a row, so that
-a series near a threshold does not raise and clear an alert by turns. The baseline does not change while an alert is raised, or the new
-level would soon look ordinary; a level that has lasted a whole window becomes the new baseline.
+a series near a threshold does not raise and clear an alert by turns. The baseline is frozen while an alert is active: otherwise
+it would drift to the abnormal level and hide the problem; a level that has lasted a whole window becomes the new baseline.
 
 The thresholds are this project's, chosen by simulation (tests/monitor/test_alerts.py): silent on 10^5 lines of stationary noise
 of up to 20 % (log-normal), at a doubling raised within ten lines, and at most one change in 500 lines at any level.
@@ -76,19 +76,51 @@ class Rule:
 
 
 RULES = (
-    Rule("data_wait", "speed/data_wait_fraction", lambda v, b: judge_multiple(v, b, least_rise=0.1), recent=7, least_baseline=20, calm=20,
-         text="ranks wait for data {value:.0%} of the time, usually {usual:.0%}: look at the storage, or raise data.num_workers"),
-    Rule("step_time", "speed/step_time_s", lambda v, b: judge_multiple(v, b, least_rise=0.0), recent=7, least_baseline=20, calm=20,
-         text="steps take {value:.3g} s, usually {usual:.3g} s: look for a slow node (stragglers.json), the storage or the network"),
-    Rule("loss", "train/loss", judge_spike, recent=1, least_baseline=30, window=100, calm=10,
-         text="the loss rose to {value:.4g}, usually {usual:.4g}: `python -m pipeline samples RUN_DIR --step {step}` shows what it saw"),
-    Rule("straggler", "speed/slowest_rank_cost", judge_share, recent=9, least_baseline=0, calm=20, subject="speed/slowest_rank",
-         text="the others wait {value:.0%} of each step for rank {subject}: stragglers.json has a table by node"),
-)  # fmt: skip
+    Rule(
+        "data_wait",
+        "speed/data_wait_fraction",
+        lambda v, b: judge_multiple(v, b, least_rise=0.1),
+        recent=7,
+        least_baseline=20,
+        calm=20,
+        text="ranks wait for data {value:.0%} of the time, usually {usual:.0%}: look at the storage, or raise data.num_workers",
+    ),
+    Rule(
+        "step_time",
+        "speed/step_time_s",
+        lambda v, b: judge_multiple(v, b, least_rise=0.0),
+        recent=7,
+        least_baseline=20,
+        calm=20,
+        text="steps take {value:.3g} s, usually {usual:.3g} s: look for a slow node (stragglers.json), the storage or the "
+        "network",
+    ),
+    Rule(
+        "loss",
+        "train/loss",
+        judge_spike,
+        recent=1,
+        least_baseline=30,
+        window=100,
+        calm=10,
+        text="the loss rose to {value:.4g}, usually {usual:.4g}: `python -m pipeline samples RUN_DIR --step {step}` shows "
+        "what it saw",
+    ),
+    Rule(
+        "straggler",
+        "speed/slowest_rank_cost",
+        judge_share,
+        recent=9,
+        least_baseline=0,
+        calm=20,
+        subject="speed/slowest_rank",
+        text="the others wait {value:.0%} of each step for rank {subject}: stragglers.json has a table by node",
+    ),
+)
 
 
 @dataclass(frozen=True)
-class Series:
+class AlertSeries:
     """What is remembered of one series."""
 
     baseline: tuple[float, ...] = ()
@@ -113,13 +145,13 @@ class Alert:
 
 
 @dataclass(frozen=True)
-class Watched:
+class AlertState:
     """All series of a run."""
 
-    series: Mapping[str, Series] = field(default_factory=dict)
+    series: Mapping[str, AlertSeries] = field(default_factory=dict)
 
 
-def observe_value(series: Series, value: float, rule: Rule, subject: Any = None) -> Series:
+def observe_value(series: AlertSeries, value: float, rule: Rule, subject: Any = None) -> AlertSeries:
     """The series after one more value; `raised` tells what it makes of it."""
     window = (*series.recent, value)
     left, recent = window[: -rule.recent], window[-rule.recent :]
@@ -128,7 +160,7 @@ def observe_value(series: Series, value: float, rule: Rule, subject: Any = None)
         series = replace(series, since_raised=(*series.since_raised, *left)[-rule.window :])
         if rule.least_baseline and len(series.since_raised) >= rule.window:
             finite = tuple(other for other in series.since_raised if math.isfinite(other))
-            return Series(baseline=finite, recent=recent, subjects=series.subjects)  # the new ordinary
+            return AlertSeries(baseline=finite, recent=recent, subjects=series.subjects)  # the new ordinary
     else:
         # What leaves the recent values joins the baseline; not-finite ones would spoil it.
         kept = tuple(other for other in left if math.isfinite(other))
@@ -142,7 +174,7 @@ def observe_value(series: Series, value: float, rule: Rule, subject: Any = None)
     return replace(series, raised=False, since_raised=(), calm=0) if calm >= rule.calm else replace(series, calm=calm)
 
 
-def _judged(series: Series) -> float:
+def _judged(series: AlertSeries) -> float:
     """The median of the recent values that speak of whom most of them speak of."""
     usual = mode(series.subjects)
     if series.subjects.count(usual) == len(series.subjects):
@@ -150,17 +182,17 @@ def _judged(series: Series) -> float:
     return median(value if subject == usual else 0.0 for value, subject in zip(series.recent, series.subjects, strict=True))
 
 
-def observe_line(watched: Watched, line: Mapping[str, Any]) -> tuple[Watched, list[Alert]]:
+def observe_line(state: AlertState, line: Mapping[str, Any]) -> tuple[AlertState, list[Alert]]:
     """All series after one more line of metrics, and the alerts it raised or cleared. A missing loss counts as infinite."""
-    series, alerts = dict(watched.series), []
+    series, alerts = dict(state.series), []
     for rule in RULES:
         if rule.key not in line:
             continue
         value = math.inf if line[rule.key] is None or math.isnan(line[rule.key]) else float(line[rule.key])
-        before = series.get(rule.kind, Series())
+        before = series.get(rule.kind, AlertSeries())
         after = series[rule.kind] = observe_value(before, value, rule, line.get(rule.subject) if rule.subject else None)
         if before.raised != after.raised:
             facts = {key.replace("/", "_"): item for key, item in line.items()}
             text = rule.text.format(**facts, value=_judged(after), usual=before.usual(), subject=mode(after.subjects))
             alerts.append(Alert(rule.kind, "raised" if after.raised else "cleared", int(line["step"]), text))
-    return Watched(series), alerts
+    return AlertState(series), alerts

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from pipeline.console.lines import say
+from pipeline.console.lines import log_line
 from pipeline.monitor.wandb_identity import Destination, forked_from, settle_destination
 from pipeline.monitor.wandb_settings import Choice, Mode, Resolved, WandbEnvironment, choose_mode, read_wandb_environment
 from pipeline.monitor.wandb_writer import INIT_TIMEOUT_S, WandbRun, WandbWriter
@@ -40,7 +40,7 @@ class RunIdentity:
 
 
 class RowLogger(Logger):
-    """A Lightning logger of metrics alone: hyper-parameters stand in config.yaml, and W&B's run was opened with them."""
+    """A Lightning logger of metrics alone: hyper-parameters are in config.yaml, and W&B's run was opened with them."""
 
     @property
     def version(self) -> str:
@@ -87,21 +87,29 @@ def _make_writer(
     environment = read_wandb_environment()
     choice = choose_mode(identity.mode, environment)
     if choice.mode == "disabled":
-        say(f"[wandb] disabled: {choice.reason}")
+        log_line(f"[wandb] disabled: {choice.reason}")
         return None
     destination = settle_destination(identity.folder, environment, project=identity.project, entity=identity.entity)
-    say(describe_run(identity, choice, destination, environment))
+    log_line(describe_run(identity, choice, destination, environment))
     fork = forked_from(identity.folder)
     copied = f"Copied from {fork['folder']} (run {fork['run_id']}) at step {fork['step']}." if fork else ""
     return WandbWriter(
         WandbRun(
-            writer=writer, mode=choice.mode, name=identity.name, run_id=identity.run_id, folder=str(identity.folder),
-            project=destination.project, entity=destination.entity, config={**config, **({"forked_from": fork} if fork else {})},
-            history=history, group=environment.group or identity.name, tags=list(environment.tags),
+            writer=writer,
+            mode=choice.mode,
+            name=identity.name,
+            run_id=identity.run_id,
+            folder=str(identity.folder),
+            project=destination.project,
+            entity=destination.entity,
+            config={**config, **({"forked_from": fork} if fork else {})},
+            history=history,
+            group=environment.group or identity.name,
+            tags=list(environment.tags),
             notes=" ".join(text for text in (environment.notes, copied) if text) or None,
             init_timeout_s=INIT_TIMEOUT_S if environment.init_timeout_s is None else environment.init_timeout_s,
         )
-    )  # fmt: skip
+    )
 
 
 def describe_run(identity: RunIdentity, choice: Choice, destination: Destination, environment: WandbEnvironment) -> str:
@@ -109,7 +117,8 @@ def describe_run(identity: RunIdentity, choice: Choice, destination: Destination
     entity = destination.entity or ("that of the key" if choice.mode == "online" else "that of the key at `wandb sync`")
     ignored = [f"{name} ({why})" for name, why in {**environment.ignored, **destination.ignored}.items()]
     return (
-        f"[wandb] {choice.mode}: {choice.reason}. Project {destination.project}, entity {entity}, run {identity.run_id}, files in "
+        f"[wandb] {choice.mode}: {choice.reason}. Project {destination.project}, entity {entity}, run "
+        f"{identity.run_id}, files in "
         f"{identity.folder}/wandb{'. Ignored: ' + ', '.join(ignored) if ignored else ''}"
     )
 
@@ -187,7 +196,7 @@ def _by_step(results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 class MetricsFile(RowLogger):
-    """Appends every line of metrics to a JSON-lines file. After a resume a step may stand twice: the later line counts.
+    """Appends every line of metrics to a JSON-lines file. After a resume a step may occur twice: the later line counts.
 
     Lines that cannot be written, because the disk is full or the folder away, wait in memory for the next.
     """
@@ -208,6 +217,6 @@ class MetricsFile(RowLogger):
             append_json_lines(self._path, self._waiting)
         except OSError as error:
             if len(self._waiting) == 1:
-                say(f"[run] metrics wait in memory: {self._path} cannot be written ({error})")
+                log_line(f"[run] metrics wait in memory: {self._path} cannot be written ({error})")
         else:
             self._waiting.clear()

@@ -74,23 +74,23 @@ class RunStatus:
     warnings: list[str]
 
 
-def find_runs(places: Sequence[str]) -> list[Path]:
+def find_runs(paths: Sequence[str]) -> list[Path]:
     """Run folders named, and those inside folders named.
 
     Raises:
-        ConfigError: a place that is neither, or cannot be read.
+        ConfigError: a path that is neither, or cannot be read.
     """
     runs: list[Path] = []
-    for place in map(Path, places):
+    for path in map(Path, paths):
         try:
-            if not place.is_dir():
-                raise ConfigError(f"{place} is not a folder; name a run's folder, or one that holds several")
-            os.listdir(place)  # what may not be listed would pass for empty
-            inside = [place] if _is_run(place) else sorted(path for path in place.iterdir() if path.is_dir() and _is_run(path))
+            if not path.is_dir():
+                raise ConfigError(f"{path} is not a folder; name a run's folder, or one that holds several")
+            os.listdir(path)  # what may not be listed would pass for empty
+            inside = [path] if _is_run(path) else sorted(child for child in path.iterdir() if child.is_dir() and _is_run(child))
         except OSError as error:
-            raise ConfigError(f"{place} cannot be read: {error.strerror}") from error
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
         if not inside:
-            raise ConfigError(f"{place} is no run folder and holds none; `python -m pipeline train` makes one")
+            raise ConfigError(f"{path} is no run folder and holds none; `python -m pipeline train` makes one")
         runs += inside
     return runs
 
@@ -128,13 +128,26 @@ def read_status(
     stored = _read_stored(folder, measured={row["step"] for row in results.rows if row.get("accuracy") is not None}, now=now)
     problems = [*signs.problems, *results.passed_over, *name_failures(results.rows, run=folder), *stored.problems]
     return RunStatus(
-        run=str(folder), state=found.state, detail=found.detail, since_s=found.since_s, step=found.step, total_steps=found.total_steps,
-        images_seen=_images_seen(found.step, heartbeat, line), eta_s=left * speed["step_time_s"] if left is not None and "step_time_s" in speed else None,
-        line=line, speed=speed, losses=[number(row, "train/loss") for row in lines],
-        loss_steps=(lines[0]["step"], line["step"]) if lines else None, checkpoint=stored.checkpoint,
-        evaluations=_summarise(results.rows), evaluating=_describe_claims(folder, sightings or claims.Sightings()), not_evaluated=stored.not_evaluated, heartbeat=heartbeat,
-        stragglers=_stragglers(folder), warnings=[*(heartbeat.get("alerts", []) if going or found.state == "silent" else []), *problems],
-    )  # fmt: skip
+        run=str(folder),
+        state=found.state,
+        detail=found.detail,
+        since_s=found.since_s,
+        step=found.step,
+        total_steps=found.total_steps,
+        images_seen=_images_seen(found.step, heartbeat, line),
+        eta_s=left * speed["step_time_s"] if left is not None and "step_time_s" in speed else None,
+        line=line,
+        speed=speed,
+        losses=[number(row, "train/loss") for row in lines],
+        loss_steps=(lines[0]["step"], line["step"]) if lines else None,
+        checkpoint=stored.checkpoint,
+        evaluations=_summarise(results.rows),
+        evaluating=_describe_claims(folder, sightings or claims.Sightings()),
+        not_evaluated=stored.not_evaluated,
+        heartbeat=heartbeat,
+        stragglers=_stragglers(folder),
+        warnings=[*(heartbeat.get("alerts", []) if going or found.state == "silent" else []), *problems],
+    )
 
 
 def _images_seen(step: int | None, heartbeat: Row, line: Row) -> int | None:

@@ -59,15 +59,15 @@ class Style:
         return f"\033[{code}m{text}\033[0m" if self.colours else text
 
 
-def show(places: Sequence[str], *, output: str, watch: bool, style: Style) -> None:
+def show(paths: Sequence[str], *, output: str, watch: bool, style: Style) -> None:
     """Print the state of runs; with `watch`, again and again until none of them trains any more.
 
     Raises:
-        ConfigError: a place that holds no run.
+        ConfigError: a path that holds no run.
     """
     sightings = Sightings()
     while True:
-        runs = find_runs(places)
+        runs = find_runs(paths)
         if not watch:  # else the next looks show it
             watch_claims(runs, sightings)
         signs = watch_for_life([read_signs(folder) for folder in runs])
@@ -105,7 +105,7 @@ def describe_run(status: RunStatus, *, style: Style) -> Iterator[str]:
         *_training(status, style),
         *_stored(status),
         *_evaluated(status),
-        *_place(status),
+        *_where_rows(status),
     ]
     for label, text in rows:
         yield f"  {label:<12} {text}"
@@ -138,9 +138,11 @@ def _progress(status: RunStatus, style: Style) -> Iterator[tuple[str, str]]:
 def _speed(status: RunStatus) -> Iterator[tuple[str, str]]:
     speed = status.speed
     texts = {
-        "images_per_s": "{:,.4g} images/s", "step_time_s": "{:.3g} s a step", "data_wait_fraction": "{:.1%} of it waiting for data",
+        "images_per_s": "{:,.4g} images/s",
+        "step_time_s": "{:.3g} s a step",
+        "data_wait_fraction": "{:.1%} of it waiting for data",
         "mfu": "MFU {:.1%}",
-    }  # fmt: skip
+    }
     parts = [text.format(speed[name]).replace("%", " %") for name, text in texts.items() if name in speed]
     if parts:
         yield "speed", ", ".join(parts)
@@ -149,7 +151,8 @@ def _speed(status: RunStatus) -> Iterator[tuple[str, str]]:
         yield (
             "slowest rank",
             (
-                f"{straggler['rank']}: {straggler['ratio']:.2f} times the others' own time, they wait {100 * straggler['cost']:.1f} % "
+                f"{straggler['rank']}: {straggler['ratio']:.2f} times the others' own time, they wait "
+                f"{100 * straggler['cost']:.1f} % "
                 f"of each step for it ({' + '.join(straggler['measured'])})"
             ),
         )
@@ -173,7 +176,8 @@ def _training(status: RunStatus, style: Style) -> Iterator[tuple[str, str]]:
     yield (
         "",
         (
-            f"learning rate {finite(line, 'train/learning_rate', '.3g')}, gradient norm {finite(line, 'train/gradient_norm', '.3g')}, "
+            f"learning rate {finite(line, 'train/learning_rate', '.3g')}, gradient norm "
+            f"{finite(line, 'train/gradient_norm', '.3g')}, "
             f"skipped steps {count(line, 'train/skipped_steps')}"
         ),
     )
@@ -203,12 +207,12 @@ def _stored(status: RunStatus) -> Iterator[tuple[str, str]]:
 
 def _evaluated(status: RunStatus) -> Iterator[tuple[str, str]]:
     width = max((len(found.measure) for found in status.evaluations), default=0)
-    for place, found in enumerate(status.evaluations):
+    for index, found in enumerate(status.evaluations):
         text = f"{found.measure:<{width}}  {100 * found.newest:.1f} % (step {found.newest_step:,})"
         if found.num_checkpoints > 1:
             maximum = f"{100 * found.highest:.1f} % (step {found.highest_step:,})"
             text += f"; max over {found.num_checkpoints} checkpoints, on the test split: {maximum}"
-        yield "" if place else "evaluation", text
+        yield "" if index else "evaluation", text
     if status.evaluating:
         yield "evaluating", ", ".join(status.evaluating)
     if status.not_evaluated:
@@ -216,7 +220,7 @@ def _evaluated(status: RunStatus) -> Iterator[tuple[str, str]]:
         yield ("" if status.evaluations else "evaluation"), f"{missing} checkpoint{'s' * (missing > 1)} without any result"
 
 
-def _place(status: RunStatus) -> Iterator[tuple[str, str]]:
+def _where_rows(status: RunStatus) -> Iterator[tuple[str, str]]:
     beat = status.heartbeat
     if "host" not in beat:
         return
@@ -257,13 +261,17 @@ def _cells(status: RunStatus) -> list[str]:
     if state in ("silent", "died") and status.since_s is not None:
         state = f"{state} {duration(status.since_s)}"
     return [
-        Path(status.run).name, state, cell(status.step, f"{status.step}"),
+        Path(status.run).name,
+        state,
+        cell(status.step, f"{status.step}"),
         f"{100 * status.step / status.total_steps:.0f} %" if status.total_steps and status.step is not None else "-",
         cell(status.eta_s, duration(status.eta_s or 0)),
-        f"{speed['images_per_s']:.4g}" if "images_per_s" in speed else "-", f"{100 * speed['mfu']:.1f} %" if "mfu" in speed else "-",
+        f"{speed['images_per_s']:.4g}" if "images_per_s" in speed else "-",
+        f"{100 * speed['mfu']:.1f} %" if "mfu" in speed else "-",
         finite(status.line, "train/loss", ".4g") if status.line else "-",
-        cell(newest, f"{100 * newest.newest:.1f} % {newest.measure}" if newest else ""), str(len(status.warnings) or "-"),
-    ]  # fmt: skip
+        cell(newest, f"{100 * newest.newest:.1f} % {newest.measure}" if newest else ""),
+        str(len(status.warnings) or "-"),
+    ]
 
 
 def sparkline(values: Sequence[float | None], *, style: Style) -> str:

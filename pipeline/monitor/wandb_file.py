@@ -27,18 +27,18 @@ def read_records(path: Path) -> Iterator[bytes]:
     data = path.read_bytes()
     if data[:4] != _MAGIC:
         raise ValueError(f"{path} is no file of W&B's client")
-    place, record = _HEADER, b""
-    while place + _HEADER <= len(data):
-        room = _BLOCK - place % _BLOCK
+    offset, record = _HEADER, b""
+    while offset + _HEADER <= len(data):
+        room = _BLOCK - offset % _BLOCK
         if room < _HEADER:  # too little for a chunk: padding
-            place += room
+            offset += room
             continue
-        _checksum, length, kind = struct.unpack_from("<IHB", data, place)
-        end = place + _HEADER + length
+        _checksum, length, kind = struct.unpack_from("<IHB", data, offset)
+        end = offset + _HEADER + length
         if kind == 0 or end > len(data):
             return
-        record += data[place + _HEADER : end]
-        place = end
+        record += data[offset + _HEADER : end]
+        offset = end
         if kind in (_WHOLE, _LAST):
             yield record
             record = b""

@@ -4,8 +4,8 @@
     RUN_DIR/wandb_run.json    project and entity of the first launch, where the folder lay, and what it was copied from
 
 A folder that was moved, renamed, restored from a backup or is seen under another mount is the same run. A copy is another:
-under the first one's id the two would write over each other. A copy is told by its original: the folder lies elsewhere
-than noted, and the noted place, or a folder beside this one, still holds the original.
+under the first one's id the two would write over each other. A copy is recognised by its original: the folder lies elsewhere
+than noted, and the noted place, or a folder next to this one, still holds the original.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.console.lines import say
+from pipeline.console.lines import log_line
 from pipeline.files import write_whole
 from pipeline.monitor.wandb_settings import Said, WandbEnvironment, check_name
 from pipeline.run.folder import RunFolder
@@ -61,7 +61,7 @@ def settle_run(root: Path, *, wanted: Said | None, checkpoint_id: str | None, st
         messages.append(f"{wanted.source}={wanted.value} is ignored: this run folder's W&B run is {run_id}")
     original = _find_original(root, record, run_id)
     if original is not None:
-        mine = _place(root)
+        mine = _location(root)
         # Not drawn: an evaluator and a training that notice the copy at once must choose the same id.
         new = hashlib.blake2b(f"{run_id} {mine['path']} {mine['folder_inode']}".encode(), digest_size=4).hexdigest()
         record["forked_from"] = {"run_id": run_id, "folder": str(original), "step": step}
@@ -71,7 +71,7 @@ def settle_run(root: Path, *, wanted: Said | None, checkpoint_id: str | None, st
         )
         run_id = new
         _forget_sent(root)
-    _write(root, run_id, {**record, "run_id": run_id, "place": _place(root)})
+    _write(root, run_id, {**record, "run_id": run_id, "place": _location(root)})
     return WandbIdentity(run_id, messages)
 
 
@@ -129,7 +129,7 @@ def _read_id(root: Path) -> str | None:
         return None
 
 
-def _place(root: Path) -> dict[str, Any]:
+def _location(root: Path) -> dict[str, Any]:
     """What tells a folder from its copies: a rename keeps inodes, a copy has new ones."""
     try:
         file_inode = (root / ID_FILE).stat().st_ino
@@ -143,7 +143,7 @@ def _find_original(root: Path, record: dict[str, Any], run_id: str) -> Path | No
     noted = record.get("place")
     if not isinstance(noted, dict) or not noted.get("path"):
         return None  # of an older version, which noted none
-    here = _place(root)
+    here = _location(root)
     if (here["folder_inode"], here["file_inode"]) == (noted.get("folder_inode"), noted.get("file_inode")):
         return None
     there = Path(noted["path"])
@@ -166,10 +166,11 @@ def _write(root: Path, run_id: str | None, record: dict[str, Any]) -> None:
     try:
         if run_id is not None and _read_id(root) != run_id:
             write_whole(root / ID_FILE, run_id)
-            record["place"] = _place(root)  # of the new file
+            record["place"] = _location(root)  # of the new file
         if read_json(RunFolder(root).wandb_record) != record:
             replace_json(RunFolder(root).wandb_record, record)
     except OSError as error:  # an evaluator may see a run folder that it cannot write
-        say(
-            f"[wandb] {RunFolder(root).wandb_record} cannot be written ({error}): a copy of this folder will pass for the run itself"
+        log_line(
+            f"[wandb] {RunFolder(root).wandb_record} cannot be written ({error}): a copy of this folder will pass for "
+            "the run itself"
         )

@@ -1,4 +1,5 @@
-"""The process that talks to Weights & Biases: `python -m pipeline.monitor.wandb_process`, started by `WandbWriter`, one a launch.
+"""The process that talks to Weights & Biases: `python -m pipeline.monitor.wandb_process`, started by `WandbWriter`, one a
+launch.
 
 It reads JSON lines from its input (first who and what the run is, then rows and alerts) and answers each on its output.
 Whatever becomes of W&B's client, its service or the network happens here, not in a training.
@@ -69,7 +70,7 @@ def serve(spec: dict[str, Any], answers: TextIO) -> None:
         if run.offline:
             set_superseded_aside(folder, run_id=run.id)
         _answer(answers, opened="offline" if run.offline else "online", note=note, folder=str(folder))
-        exit_code = 1  # unless told otherwise: an input that merely ends is a writer that died
+        exit_code = 1  # unless an option says otherwise: an input that merely ends is a writer that died
         for message in _messages():
             if "row" in message:
                 log.add(message["row"], "all")
@@ -88,7 +89,10 @@ def serve(spec: dict[str, Any], answers: TextIO) -> None:
 
 
 def count_lost(path: Path, *, rows: int, patience_s: float = WRITING_S) -> int:
-    """Lines of metrics that W&B's file lacks. On a busy machine its service writes it a moment after it has said that it has ended."""
+    """Lines of metrics that W&B's file lacks.
+
+    On a busy machine its service writes it a moment after it has said that it has ended.
+    """
     end = time.monotonic() + patience_s
     while (lost := rows - count_rows(path)) > 0 and time.monotonic() < end:
         time.sleep(0.1)
@@ -141,14 +145,30 @@ def open_run(spec: dict[str, Any], *, mode: str) -> Any:
     owns = is_training or not online
     apart = "" if online or is_training else "-eval"
     run = wandb.init(
-        project=spec["project"], entity=spec["entity"], dir=spec["folder"], group=shorten_name(spec["group"]) if spec["group"] else None, job_type=spec["writer"],
-        name=shorten_name(f"{spec['name']}{apart}"), id=f"{spec['run_id']}{apart}", config=spec["config"] if owns else None, mode=mode,  # type: ignore[arg-type]
-        resume="allow" if online else None, tags=spec["tags"] if owns else None, notes=spec["notes"] if owns else None,
+        project=spec["project"],
+        entity=spec["entity"],
+        dir=spec["folder"],
+        group=shorten_name(spec["group"]) if spec["group"] else None,
+        job_type=spec["writer"],
+        name=shorten_name(f"{spec['name']}{apart}"),
+        id=f"{spec['run_id']}{apart}",
+        config=spec["config"] if owns else None,
+        mode=mode,  # type: ignore[arg-type]
+        resume="allow" if online else None,
+        tags=spec["tags"] if owns else None,
+        notes=spec["notes"] if owns else None,
         settings=wandb.Settings(
-            x_primary=owns, x_label=spec["writer"], x_update_finish_state=owns, program=f"python -m pipeline {spec['writer']}",
-            silent=not online, console="off", init_timeout=spec["init_timeout_s"], x_stats_pid=spec["pid"], disable_code=True,
+            x_primary=owns,
+            x_label=spec["writer"],
+            x_update_finish_state=owns,
+            program=f"python -m pipeline {spec['writer']}",
+            silent=not online,
+            console="off",
+            init_timeout=spec["init_timeout_s"],
+            x_stats_pid=spec["pid"],
+            disable_code=True,
         ),
-    )  # fmt: skip
+    )
     if online:
         run.define_metric(STEP_KEY, hidden=True)
     for group in METRIC_GROUPS:
@@ -173,9 +193,9 @@ def set_superseded_aside(newest: Path, *, run_id: str) -> None:
 
 
 def _set_aside(folder: Path) -> None:
-    place = folder.parent / "superseded"
-    place.mkdir(exist_ok=True)
-    folder.rename(place / folder.name)
+    superseded = folder.parent / "superseded"
+    superseded.mkdir(exist_ok=True)
+    folder.rename(superseded / folder.name)
 
 
 def _try_lock(file: IO[str]) -> bool:

@@ -48,9 +48,9 @@ _IGNORED = {
 }
 # Not handed to W&B's client: decided here, or read by it as orders of its own.
 _WITHHELD = {
-    *_IGNORED, "WANDB_MODE", "WANDB_DISABLED", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_RUN_ID", "WANDB_RUN_GROUP", "WANDB_TAGS", "WANDB_NOTES",
-    "WANDB_RESUME_FROM", "WANDB_FORK_FROM", "WANDB_RUN_NAME", "WANDB_RUN_TAGS", "WANDB_RUN_NOTES", "WANDB_RUN_JOB_TYPE", "WANDB_ROOT_DIR",
-    "WANDB_INIT_TIMEOUT", "WANDB_PROGRAM",
+    *_IGNORED, "WANDB_MODE", "WANDB_DISABLED", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_RUN_ID", "WANDB_RUN_GROUP",
+    "WANDB_TAGS", "WANDB_NOTES", "WANDB_RESUME_FROM", "WANDB_FORK_FROM", "WANDB_RUN_NAME", "WANDB_RUN_TAGS",
+    "WANDB_RUN_NOTES", "WANDB_RUN_JOB_TYPE", "WANDB_ROOT_DIR", "WANDB_INIT_TIMEOUT", "WANDB_PROGRAM",
 }  # fmt: skip
 
 
@@ -115,12 +115,19 @@ def read_wandb_environment(environ: Mapping[str, str] | None = None, *, folder: 
     if any(len(tag) > _MAX_TAG for tag in tags):
         ignored["WANDB_TAGS"] = f"in part: a tag has at most {_MAX_TAG} characters"
     return WandbEnvironment(
-        mode=_check_mode(_one_of(values, "WANDB_MODE", files, "mode")), is_disabled=_check_disabled(values), key=key, no_key=no_key,
+        mode=_check_mode(_one_of(values, "WANDB_MODE", files, "mode")),
+        is_disabled=_check_disabled(values),
+        key=key,
+        no_key=no_key,
         project=check_name("project", _one_of(values, "WANDB_PROJECT", files, "project")),
         entity=check_name("entity", _one_of(values, "WANDB_ENTITY", files, "entity")),
-        run_id=_check_run_id(values), group=values.get("WANDB_RUN_GROUP"), notes=values.get("WANDB_NOTES"),
-        tags=tuple(tag for tag in tags if len(tag) <= _MAX_TAG), init_timeout_s=_check_timeout(values), ignored=ignored,
-    )  # fmt: skip
+        run_id=_check_run_id(values),
+        group=values.get("WANDB_RUN_GROUP"),
+        notes=values.get("WANDB_NOTES"),
+        tags=tuple(tag for tag in tags if len(tag) <= _MAX_TAG),
+        init_timeout_s=_check_timeout(values),
+        ignored=ignored,
+    )
 
 
 def choose_mode(asked: Mode, environment: WandbEnvironment) -> Choice:
@@ -150,7 +157,7 @@ def client_environment(environ: Mapping[str, str], *, cache: Path) -> dict[str, 
     """The environment of W&B's client and service: nothing they would obey against the run, nothing that needs a HOME.
 
     Args:
-        cache: folder for what they write beside the run's own files.
+        cache: folder for what they write next to the run's own files.
     """
     # A client started earlier in this process tells its children to share its service.
     kept = {name: value for name, value in environ.items() if name not in _WITHHELD and "WANDB_SERVICE" not in name}
@@ -179,7 +186,8 @@ def check_name(of: Literal["project", "entity"], said: Said | None) -> Said | No
     if said is None or (len(said.value) <= _MAX_NAME and not _NOT_IN_NAMES & set(said.value)):
         return said
     raise ConfigError(
-        f"{said.source}={said.value!r} cannot be the name of a W&B {of}: it may have {_MAX_NAME} characters and none of / \\ # ? % :"
+        f"{said.source}={said.value!r} cannot be the name of a W&B {of}: it may have {_MAX_NAME} characters and none "
+        "of / \\ # ? % :"
     )
 
 
@@ -192,22 +200,22 @@ def shorten_name(name: str) -> str:
 
 def _read_settings_files(values: Mapping[str, str], folder: Path) -> dict[str, Said]:
     """Settings by name; those of a later file count more, as with W&B."""
-    places = [_expand_user(values.get("WANDB_CONFIG_DIR", "~/.config/wandb")) / "settings"]
+    paths = [_expand_user(values.get("WANDB_CONFIG_DIR", "~/.config/wandb")) / "settings"]
     for root in dict.fromkeys([folder, _expand_user(values.get("WANDB_DIR", str(folder)))]):
-        places.append(root / (".wandb" if os.path.exists(root / ".wandb") else "wandb") / "settings")
+        paths.append(root / (".wandb" if os.path.exists(root / ".wandb") else "wandb") / "settings")
     settings: dict[str, Said] = {}
-    for place in places:
-        if not os.path.exists(place):  # or in a folder that is closed to this user, whose word it is not
+    for path in paths:
+        if not os.path.exists(path):  # or in a folder that is closed to this user, whose word it is not
             continue
         parser = configparser.ConfigParser(interpolation=None)
         try:
-            parser.read_string(place.read_text())
+            parser.read_string(path.read_text())
         except (OSError, UnicodeDecodeError, configparser.Error) as error:
             reason = str(error).splitlines()[0]
-            raise ConfigError(f"W&B's settings file {place} cannot be read ({reason}); mend it, or move it away") from error
+            raise ConfigError(f"W&B's settings file {path} cannot be read ({reason}); mend it, or move it away") from error
         if parser.has_section("default"):
             settings |= {
-                name: Said(value.strip(), f"{place}: {name}") for name, value in parser.items("default") if value.strip()
+                name: Said(value.strip(), f"{path}: {name}") for name, value in parser.items("default") if value.strip()
             }
     return settings
 
@@ -268,8 +276,8 @@ def _find_key(values: Mapping[str, str], files: Mapping[str, Said], *, host: str
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
         if name in values:
             return name, ""
-    places = [_expand_user(name) for name in ([values["NETRC"]] if "NETRC" in values else ["~/.netrc", "~/_netrc"])]
-    path = next((place for place in places if os.path.exists(place)), places[0])
+    paths = [_expand_user(name) for name in ([values["NETRC"]] if "NETRC" in values else ["~/.netrc", "~/_netrc"])]
+    path = next((path for path in paths if os.path.exists(path)), paths[0])
     problem = ""
     try:
         entries = netrc.netrc(str(path)).hosts
@@ -291,5 +299,5 @@ def _find_key(values: Mapping[str, str], files: Mapping[str, Said], *, host: str
 
 
 def _expand_user(name: str) -> Path:
-    """As it stands where there is no home: HOME is unset and the user has no entry in the password file."""
+    """The path unchanged where there is no home: HOME is unset and the user has no entry in the password file."""
     return Path(os.path.expanduser(name))

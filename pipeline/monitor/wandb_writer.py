@@ -16,7 +16,7 @@ from typing import IO, Any, Literal
 
 import psutil
 
-from pipeline.console.lines import say
+from pipeline.console.lines import log_line
 from pipeline.monitor.wandb_settings import client_environment
 
 INIT_TIMEOUT_S = 90.0
@@ -30,7 +30,7 @@ class WandbRun:
 
     Args:
         folder: the run folder.
-        history: rows that stand in the run folder already; those that W&B lacks are sent first.
+        history: rows that are in the run folder already; those that W&B lacks are sent first.
     """
 
     writer: Literal["train", "evaluate"]
@@ -80,9 +80,13 @@ class WandbWriter:
         self._listener = threading.Thread(target=self._listen, daemon=True, name="W&B answers")
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.monitor.wandb_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                env=environment, start_new_session=True,  # a terminal's Ctrl-C is for the training
-            )  # fmt: skip
+                [sys.executable, "-m", "pipeline.monitor.wandb_process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+                start_new_session=True,  # a terminal's Ctrl-C is for the training
+            )
         except OSError as error:  # no memory, too many processes
             self._process = None
             self._switch_off(f"its process cannot be started ({error})")
@@ -151,7 +155,7 @@ class WandbWriter:
         for line in answers:
             answer = json.loads(line)
             if "ignored" in answer:  # an answer to nothing
-                say(f"[wandb] {answer['ignored']}")
+                log_line(f"[wandb] {answer['ignored']}")
                 continue
             with self._lock:
                 self._unanswered -= 1
@@ -160,13 +164,14 @@ class WandbWriter:
             if "off" in answer:
                 self._switch_off(answer["off"])
             elif answer.get("note"):
-                say(
+                log_line(
                     f"[wandb] no run online ({answer['note']}); it is written offline instead, and "
                     f"`wandb sync {answer['folder']}` uploads it later"
                 )
             if answer.get("lost", 0) > 0:
-                say(
-                    f"[wandb] {answer['lost']} of {answer['rows']} lines are missing in {answer['folder']}, which is cut short: is the disk full? "
+                log_line(
+                    f"[wandb] {answer['lost']} of {answer['rows']} lines are missing in {answer['folder']}, which is "
+                    "cut short: is the disk full? "
                     f"{self._truth()} holds every line, and the next launch writes them all again"
                 )
             self._finished = self._finished or "finished" in answer
@@ -176,8 +181,9 @@ class WandbWriter:
             if self.off is not None:
                 return
             self.off = reason
-        say(
-            f"[wandb] W&B IS SWITCHED OFF for this launch: {reason}. Nothing else is touched: {self._truth()} holds every line, and "
+        log_line(
+            f"[wandb] W&B IS SWITCHED OFF for this launch: {reason}. Nothing else is touched: {self._truth()} holds "
+            "every line, and "
             f"the next launch sends W&B what it has missed"
         )
         self._outbox.put({"finish": 1})  # ends the feeder

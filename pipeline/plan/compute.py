@@ -50,11 +50,17 @@ def run_compute(
     seconds = images / images_per_s
     gpu_hours = seconds * num_gpus / 3600
     return Compute(
-        steps=steps, images=images, epochs=None if num_samples is None else images / num_samples,
-        flops_per_image=flops_per_image, flops=images * flops_per_image, images_per_s=images_per_s,
-        step_s=global_batch_size / images_per_s, seconds=seconds, gpu_hours=gpu_hours,
+        steps=steps,
+        images=images,
+        epochs=None if num_samples is None else images / num_samples,
+        flops_per_image=flops_per_image,
+        flops=images * flops_per_image,
+        images_per_s=images_per_s,
+        step_s=global_batch_size / images_per_s,
+        seconds=seconds,
+        gpu_hours=gpu_hours,
         cost=None if price_per_gpu_hour is None else gpu_hours * price_per_gpu_hour,
-    )  # fmt: skip
+    )
 
 
 def step_traffic_bytes(

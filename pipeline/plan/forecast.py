@@ -34,7 +34,7 @@ class Cluster:
         headroom: part of it left to CUDA, NCCL and the allocator's fragments.
         price: of a GPU for an hour.
         network_gb_per_s: that a node sends to others, in 10^9 bytes.
-        save_s: training stands still so long for a checkpoint.
+        save_s: training waits this long for a checkpoint.
         restart_s: from a node's failure to the next step.
     """
 
@@ -53,7 +53,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class KnownCorpus:
+class CorpusFacts:
     """What is known of the images without reading any; from where; and why the index was not read where one was sought."""
 
     num_samples: int | None
@@ -121,7 +121,7 @@ class Forecast:
     micro_batch_size: int
     accumulation_steps: int
     global_batch_size: int
-    corpus: KnownCorpus
+    corpus: CorpusFacts
     memory: tuple[StageMemory, ...]
     compute: Compute
     traffic_bytes: float  # that a node sends to others in a step
@@ -144,44 +144,78 @@ def make_forecast(config: RunConfig, *, cluster: Cluster, num_samples: int | Non
     num_gpus = cluster.num_nodes * cluster.gpus_per_node
     model = config.model.resolve()
     accumulation = count_accumulation_steps(config, world_size=num_gpus)
-    corpus = _know_corpus(config, num_samples=num_samples, image_bytes=image_bytes)
+    corpus = corpus_facts(config, num_samples=num_samples, image_bytes=image_bytes)
     sizes, num_kernel_elements = _sizes(model)
     memory_bytes = (cluster.gpu_memory_gib or DATA_SHEET_MEMORY_GIB[gpu]) * 2**30 * (1 - cluster.headroom)
     batch = config.trainer.global_batch_size
     compute = run_compute(
-        steps=_count_steps(config, corpus), global_batch_size=batch, num_samples=corpus.num_samples,
-        flops_per_image=model.cost.training_flops, peak_flops=_peak_flops(config, gpu), mfu=cluster.mfu,
-        num_gpus=num_gpus, price_per_gpu_hour=cluster.price,
-    )  # fmt: skip
+        steps=_count_steps(config, corpus),
+        global_batch_size=batch,
+        num_samples=corpus.num_samples,
+        flops_per_image=model.cost.training_flops,
+        peak_flops=_peak_flops(config, gpu),
+        mfu=cluster.mfu,
+        num_gpus=num_gpus,
+        price_per_gpu_hour=cluster.price,
+    )
     return Forecast(
-        name=config.name, model_name=config.model.name, model=model, num_parameters=sizes.total, cluster=cluster, gpu_name=gpu, num_gpus=num_gpus,
-        memory_bytes=memory_bytes, micro_batch_size=largest_micro_batch(batch, num_ranks=num_gpus, accumulation_steps=accumulation),
-        accumulation_steps=accumulation, global_batch_size=batch, corpus=corpus,
+        name=config.name,
+        model_name=config.model.name,
+        model=model,
+        num_parameters=sizes.total,
+        cluster=cluster,
+        gpu_name=gpu,
+        num_gpus=num_gpus,
+        memory_bytes=memory_bytes,
+        micro_batch_size=largest_micro_batch(batch, num_ranks=num_gpus, accumulation_steps=accumulation),
+        accumulation_steps=accumulation,
+        global_batch_size=batch,
+        corpus=corpus,
         memory=tuple(
-            _stage_memory(stage, config, model=model, sizes=sizes, kernels=num_kernel_elements, num_gpus=num_gpus,
-                          accumulation=accumulation, memory_bytes=memory_bytes)
+            _stage_memory(
+                stage,
+                config,
+                model=model,
+                sizes=sizes,
+                kernels=num_kernel_elements,
+                num_gpus=num_gpus,
+                accumulation=accumulation,
+                memory_bytes=memory_bytes,
+            )
             for stage in STAGES
         ),
         compute=compute,
         traffic_bytes=step_traffic_bytes(
-            sizes.total, stage=config.trainer.zero_stage, precision=_precision(config, stage=config.trainer.zero_stage), num_nodes=cluster.num_nodes,
+            sizes.total,
+            stage=config.trainer.zero_stage,
+            precision=_precision(config, stage=config.trainer.zero_stage),
+            num_nodes=cluster.num_nodes,
             accumulation_steps=accumulation,
         ),
         reading=reading_rates(
-            images_per_s=compute.images_per_s, image_bytes=corpus.image_bytes, block_samples=corpus.block_samples,
-            num_samples=corpus.num_samples, num_streams=config.data.num_streams or batch,
-            images_per_s_per_core=cluster.images_per_s_per_core, num_nodes=cluster.num_nodes,
+            images_per_s=compute.images_per_s,
+            image_bytes=corpus.image_bytes,
+            block_samples=corpus.block_samples,
+            num_samples=corpus.num_samples,
+            num_streams=config.data.num_streams or batch,
+            images_per_s_per_core=cluster.images_per_s_per_core,
+            num_nodes=cluster.num_nodes,
         ),
         checkpoints=_checkpoints(config, cluster=cluster, sizes=sizes, compute=compute, corpus=corpus),
-    )  # fmt: skip
+    )
 
 
 def _check(cluster: Cluster) -> None:
     positive = {
-        "--nodes": cluster.num_nodes, "--gpus-per-node": cluster.gpus_per_node, "--gpu-memory-gib": cluster.gpu_memory_gib,
-        "--mfu": cluster.mfu, "--node-mtbf-hours": cluster.node_mtbf_hours, "--save-seconds": cluster.save_s,
-        "--images-per-core": cluster.images_per_s_per_core, "--network-gb": cluster.network_gb_per_s,
-    }  # fmt: skip
+        "--nodes": cluster.num_nodes,
+        "--gpus-per-node": cluster.gpus_per_node,
+        "--gpu-memory-gib": cluster.gpu_memory_gib,
+        "--mfu": cluster.mfu,
+        "--node-mtbf-hours": cluster.node_mtbf_hours,
+        "--save-seconds": cluster.save_s,
+        "--images-per-core": cluster.images_per_s_per_core,
+        "--network-gb": cluster.network_gb_per_s,
+    }
     for name, value in positive.items():
         if value is not None and value <= 0:
             raise ConfigError(f"{name} {value:g}: must be more than 0")
@@ -202,7 +236,9 @@ def _peak_flops(config: RunConfig, gpu: str) -> float:
 
 
 def _precision(config: RunConfig, *, stage: Stage) -> TrainingPrecision:
-    """What a stage trains in. `auto` is bf16 on every GPU known here; without ZeRO nothing keeps fp32 masters of bf16 weights."""
+    """What a stage trains in. `auto` is bf16 on every GPU known here; without ZeRO nothing keeps fp32 masters of bf16
+    weights.
+    """
     wanted = "bf16" if config.trainer.precision == "auto" else config.trainer.precision
     return "bf16_autocast" if stage == 0 and wanted == "bf16" else wanted
 
@@ -214,7 +250,7 @@ def _sizes(model: ModelConfig) -> tuple[ParameterSizes, int]:
     return sizes, sum(sizes.groups[0])
 
 
-def _know_corpus(config: RunConfig, *, num_samples: int | None, image_bytes: float | None) -> KnownCorpus:
+def corpus_facts(config: RunConfig, *, num_samples: int | None, image_bytes: float | None) -> CorpusFacts:
     """From the flags, then from the index, where there is one."""
     if (num_samples is not None and num_samples < 1) or (image_bytes is not None and image_bytes <= 0):
         raise ConfigError("--samples and --image-bytes must be more than 0")
@@ -226,11 +262,11 @@ def _know_corpus(config: RunConfig, *, num_samples: int | None, image_bytes: flo
             unread = str(error)
     if not isinstance(mixture, Mixture):
         assumed = "assumed" if image_bytes is None else "as given"
-        return KnownCorpus(num_samples, image_bytes or IMAGE_BYTES, DEFAULT_BLOCK_SAMPLES, source=assumed, unread=unread)
+        return CorpusFacts(num_samples, image_bytes or IMAGE_BYTES, DEFAULT_BLOCK_SAMPLES, source=assumed, unread=unread)
     indexes = [corpus.index for corpus in mixture.corpora]
     total = sum(index.num_samples for index in indexes)
     known = mixture.num_samples if mixture.is_one_corpus else None
-    return KnownCorpus(
+    return CorpusFacts(
         num_samples=num_samples or known,
         image_bytes=image_bytes or sum(int(index.block_bytes.sum()) for index in indexes) / total,
         block_samples=total / sum(index.num_blocks for index in indexes),
@@ -239,7 +275,7 @@ def _know_corpus(config: RunConfig, *, num_samples: int | None, image_bytes: flo
     )
 
 
-def _to_steps(duration: Duration, key: str, *, config: RunConfig, corpus: KnownCorpus) -> int:
+def _to_steps(duration: Duration, key: str, *, config: RunConfig, corpus: CorpusFacts) -> int:
     if duration.unit == "epochs" and corpus.num_samples is None:
         raise ConfigError(
             f"{key}={duration}, and data.train={config.data.train} has no index here to count an epoch by: give the number "
@@ -251,13 +287,14 @@ def _to_steps(duration: Duration, key: str, *, config: RunConfig, corpus: KnownC
     return steps
 
 
-def _count_steps(config: RunConfig, corpus: KnownCorpus) -> int:
+def _count_steps(config: RunConfig, corpus: CorpusFacts) -> int:
     total = _to_steps(config.trainer.duration, "trainer.duration", config=config, corpus=corpus)
     if (warmup := config.schedule.warmup).amount:
         warmup_steps = _to_steps(warmup, "schedule.warmup", config=config, corpus=corpus)
         if warmup_steps >= total:
             raise ConfigError(
-                f"schedule.warmup={warmup} is {warmup_steps:,} steps, but trainer.duration={config.trainer.duration} is {total:,}; "
+                f"schedule.warmup={warmup} is {warmup_steps:,} steps, but trainer.duration={config.trainer.duration} "
+                f"is {total:,}; "
                 "shorten schedule.warmup or lengthen trainer.duration"
             )
     return min(total, config.trainer.max_steps or total)
@@ -290,10 +327,16 @@ def _stage_memory(
     largest = max(0, int((memory_bytes - state.total - once) // image))
     total = state.total + once + micro * image
     return StageMemory(
-        stage=stage, precision=precision, chosen=stage == config.trainer.zero_stage, state=state,
-        activations=once + micro * image, total=total, fits=total <= memory_bytes, largest_micro_batch=largest,
+        stage=stage,
+        precision=precision,
+        chosen=stage == config.trainer.zero_stage,
+        state=state,
+        activations=once + micro * image,
+        total=total,
+        fits=total <= memory_bytes,
+        largest_micro_batch=largest,
         usable_micro_batch=_usable_micro_batch(largest, share=share, is_even=batch % num_gpus == 0),
-    )  # fmt: skip
+    )
 
 
 def _usable_micro_batch(largest: int, *, share: int, is_even: bool) -> int:
@@ -303,7 +346,7 @@ def _usable_micro_batch(largest: int, *, share: int, is_even: bool) -> int:
 
 
 def _checkpoints(
-    config: RunConfig, *, cluster: Cluster, sizes: ParameterSizes, compute: Compute, corpus: KnownCorpus
+    config: RunConfig, *, cluster: Cluster, sizes: ParameterSizes, compute: Compute, corpus: CorpusFacts
 ) -> Checkpoints:
     section = config.checkpoint
     every = min(compute.steps, _to_steps(section.every, "checkpoint.every", config=config, corpus=corpus))
@@ -312,15 +355,22 @@ def _checkpoints(
         kept += compute.steps // _to_steps(section.keep_every, "checkpoint.keep_every", config=config, corpus=corpus)
     moments, weights = moments_bytes(sizes, optimizer_bytes=config.optimizer.state_bytes), weights_bytes(sizes)
     costs = Interruptions(
-        mtbf_s=job_mtbf_s(node_mtbf_hours=cluster.node_mtbf_hours, num_nodes=cluster.num_nodes), save_s=cluster.save_s,
+        mtbf_s=job_mtbf_s(node_mtbf_hours=cluster.node_mtbf_hours, num_nodes=cluster.num_nodes),
+        save_s=cluster.save_s,
         restart_s=cluster.restart_s,
-    )  # fmt: skip
+    )
     interval, daly = every * compute.step_s, daly_interval_s(costs)
     lost = lost_fraction(interval, costs=costs)
     return Checkpoints(
-        checkpoint_bytes=moments + weights, weights_bytes=weights,
-        kept_bytes=kept * moments + (1 + -(-compute.steps // every)) * weights, interruptions=costs, interval_steps=every,
-        interval_s=interval, lost=lost, young_s=young_interval_s(costs), daly_s=daly,
+        checkpoint_bytes=moments + weights,
+        weights_bytes=weights,
+        kept_bytes=kept * moments + (1 + -(-compute.steps // every)) * weights,
+        interruptions=costs,
+        interval_steps=every,
+        interval_s=interval,
+        lost=lost,
+        young_s=young_interval_s(costs),
+        daly_s=daly,
         lost_at_daly=lost_fraction(daly, costs=costs),
         expected_failures=compute.seconds / (1 - lost) / costs.mtbf_s if lost < 1 else float("inf"),
-    )  # fmt: skip
+    )

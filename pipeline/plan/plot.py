@@ -23,9 +23,12 @@ def simulate_failures(checkpoints: Checkpoints) -> Simulation:
     """30 days of the job, over checkpoint intervals around Young's."""
     centre = checkpoints.young_s
     return simulate(
-        np.geomspace(centre / SPAN, min(centre * SPAN, DAYS * 86_400), NUM_INTERVALS), costs=checkpoints.interruptions,
-        duration_s=DAYS * 86_400, num_runs=NUM_RUNS, generator=np.random.default_rng(SEED),
-    )  # fmt: skip
+        np.geomspace(centre / SPAN, min(centre * SPAN, DAYS * 86_400), NUM_INTERVALS),
+        costs=checkpoints.interruptions,
+        duration_s=DAYS * 86_400,
+        num_runs=NUM_RUNS,
+        generator=np.random.default_rng(SEED),
+    )
 
 
 @house_style()
@@ -59,15 +62,19 @@ def draw_simulation(simulation: Simulation, *, forecast: Forecast, path: Path) -
     best = simulation.best_interval_s
     axes.plot(best / 60, mean.min(), "o", color="tab:green", ms=8, zorder=5, label=f"best simulated: {duration(best)}")
     axes.set(
-        xscale="log", xlabel="minutes between checkpoints", ylabel="% of the wall clock lost", xlim=(minutes[0], minutes[-1]),
+        xscale="log",
+        xlabel="minutes between checkpoints",
+        ylabel="% of the wall clock lost",
+        xlim=(minutes[0], minutes[-1]),
         ylim=(0, min(100.0, 5 * float(mean.min()) + 5)),
-    )  # fmt: skip
+    )
     axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.25, which="both", lw=0.5)
     axes.set_title(
         f"{DAYS} days of {forecast.name} on {forecast.cluster.num_nodes} nodes: a failure in {duration(costs.mtbf_s)}, "
-        f"{duration(costs.save_s)} to save, {duration(costs.restart_s)} to restart", fontsize=10,
-    )  # fmt: skip
+        f"{duration(costs.save_s)} to save, {duration(costs.restart_s)} to restart",
+        fontsize=10,
+    )
     axes.legend(fontsize=8.5, framealpha=0.9)
     try:
         figure.savefig(path)

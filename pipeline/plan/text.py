@@ -47,7 +47,8 @@ def _heading(forecast: Forecast) -> str:
     cluster = forecast.cluster
     gpus = _count(forecast.num_gpus, "GPU")
     return (
-        f"{forecast.name}: ViT-{forecast.model_name} at {forecast.model.image_size} px, {forecast.num_parameters / 1e6:.1f} M parameters, "
+        f"{forecast.name}: ViT-{forecast.model_name} at {forecast.model.image_size} px, "
+        f"{forecast.num_parameters / 1e6:.1f} M parameters, "
         f"on {_count(cluster.num_nodes, 'node')} of {cluster.gpus_per_node} {forecast.gpu_name} ({gpus})"
     )
 
@@ -71,11 +72,14 @@ def _memory_section(forecast: Forecast) -> str:
         f", {forecast.accumulation_steps} times a step" if forecast.accumulation_steps > 1 else ""
     )
     chosen = next(memory for memory in forecast.memory if memory.chosen)
-    return "\n".join([
-        f"Memory of a GPU, GiB: {micro}; {forecast.memory_bytes / GIB:.0f} GiB may be used ({forecast.cluster.headroom:.0%} kept back)",
-        columns(rows),
-        _memory_advice(forecast, chosen),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"Memory of a GPU, GiB: {micro}; {forecast.memory_bytes / GIB:.0f} GiB may be used "
+            f"({forecast.cluster.headroom:.0%} kept back)",
+            columns(rows),
+            _memory_advice(forecast, chosen),
+        ]
+    )
 
 
 def _memory_row(memory: StageMemory) -> list[str]:
@@ -93,12 +97,14 @@ def _memory_advice(forecast: Forecast, chosen: StageMemory) -> str:
         return f"* the configuration's: it fits, with {(forecast.memory_bytes - chosen.total) / GIB:.1f} GiB to spare"
     if chosen.usable_micro_batch:
         return (
-            f"* the configuration's: it does not fit; set trainer.micro_batch_size={chosen.usable_micro_batch}, which cuts a GPU's "
+            f"* the configuration's: it does not fit; set trainer.micro_batch_size={chosen.usable_micro_batch}, which "
+            "cuts a GPU's "
             f"share of a batch into the fewest parts that do"
         )
     if chosen.largest_micro_batch:
         return (
-            f"* the configuration's: one image fits, but {forecast.num_gpus} GPUs do not divide a batch of {forecast.global_batch_size}: "
+            f"* the configuration's: one image fits, but {forecast.num_gpus} GPUs do not divide a batch of "
+            f"{forecast.global_batch_size}: "
             f"their shares are not as many parts of one; take as many GPUs as divide it, another ZeRO stage or a larger GPU"
         )
     return "* the configuration's: not even one image fits; another ZeRO stage, a larger GPU or more of them"
@@ -127,10 +133,18 @@ def _compute_rows(forecast: Forecast) -> list[tuple[str, str]]:
 def _network(forecast: Forecast) -> str:
     seconds = forecast.traffic_bytes / (forecast.cluster.network_gb_per_s * 1e9)
     computing = forecast.compute.step_s
-    verdict = f"{seconds / computing:.0%} of the computing it overlaps with" if seconds <= computing else (
-        f"LONGER than computing: at most {forecast.cluster.mfu * computing / seconds:.0%} MFU; use fewer nodes or a larger batch"
-    )  # fmt: skip
-    return f"{forecast.traffic_bytes / 1e9:.2f} GB from each node a step, {duration(seconds)} at {forecast.cluster.network_gb_per_s:g} GB/s: {verdict}"
+    verdict = (
+        f"{seconds / computing:.0%} of the computing it overlaps with"
+        if seconds <= computing
+        else (
+            f"LONGER than computing: at most {forecast.cluster.mfu * computing / seconds:.0%} MFU; use fewer nodes or "
+            "a larger batch"
+        )
+    )
+    return (
+        f"{forecast.traffic_bytes / 1e9:.2f} GB from each node a step, {duration(seconds)} at "
+        f"{forecast.cluster.network_gb_per_s:g} GB/s: {verdict}"
+    )
 
 
 def _with_losses(forecast: Forecast) -> str:
@@ -156,23 +170,43 @@ def _checkpoint_rows(forecast: Forecast) -> list[tuple[str, str]]:
     checkpoints = forecast.checkpoints
     costs, node_mtbf_hours = checkpoints.interruptions, forecast.cluster.node_mtbf_hours
     return [
-        ("size", f"{checkpoints.checkpoint_bytes / 1e9:.2f} GB, of which {checkpoints.weights_bytes / 1e9:.2f} GB are the fp32 weights, which are kept"),
+        (
+            "size",
+            f"{checkpoints.checkpoint_bytes / 1e9:.2f} GB, of which {checkpoints.weights_bytes / 1e9:.2f} GB are the fp32 "
+            "weights, which are kept",
+        ),
         ("disk", f"{checkpoints.kept_bytes / 1e9:,.0f} GB kept at the end"),
-        ("failures", f"one in {duration(costs.mtbf_s)} ({node_mtbf_hours:,.0f} hours a node), {checkpoints.expected_failures:.3g} in the run"),
+        (
+            "failures",
+            f"one in {duration(costs.mtbf_s)} ({node_mtbf_hours:,.0f} hours a node), {checkpoints.expected_failures:.3g} "
+            "in the run",
+        ),
         ("assumed", f"{duration(costs.save_s)} to save, {duration(costs.restart_s)} from a failure to the next step"),
-        ("as configured", f"every {checkpoints.interval_steps:,} steps, {duration(checkpoints.interval_s)}: {_percent(checkpoints.lost)} lost"),
+        (
+            "as configured",
+            f"every {checkpoints.interval_steps:,} steps, {duration(checkpoints.interval_s)}: {_percent(checkpoints.lost)} "
+            "lost",
+        ),
         ("Young", f"every {duration(checkpoints.young_s)}"),
         ("Daly", f"every {_interval(forecast, checkpoints.daly_s)}: {_percent(checkpoints.lost_at_daly)} lost"),
-    ]  # fmt: skip
+    ]
 
 
 def _simulation_rows(forecast: Forecast, simulation: Simulation) -> list[tuple[str, str]]:
     checkpoints = forecast.checkpoints
     mean = simulation.lost.mean(axis=0)
     return [
-        ("best interval", f"{_interval(forecast, simulation.best_interval_s)}: {_percent(float(mean.min()))} lost on average of {len(simulation.lost)} runs"),
-        ("formulas", f"Young {duration(checkpoints.young_s)}, Daly {duration(checkpoints.daly_s)}: {_percent(checkpoints.lost_at_daly)} lost"),
-    ]  # fmt: skip
+        (
+            "best interval",
+            f"{_interval(forecast, simulation.best_interval_s)}: {_percent(float(mean.min()))} lost on average of "
+            f"{len(simulation.lost)} runs",
+        ),
+        (
+            "formulas",
+            f"Young {duration(checkpoints.young_s)}, Daly {duration(checkpoints.daly_s)}: "
+            f"{_percent(checkpoints.lost_at_daly)} lost",
+        ),
+    ]
 
 
 def _interval(forecast: Forecast, seconds: float) -> str:
@@ -188,9 +222,13 @@ def columns(rows: list[list[str]]) -> str:
     """Rows of words under each other; the first two columns to the left, the rest to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  " + "  ".join(cell.ljust(width) if number < 2 else cell.rjust(width) for number, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  "
+        + "  ".join(
+            cell.ljust(width) if number < 2 else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
-    )  # fmt: skip
+    )
 
 
 def _percent(part: float) -> str:

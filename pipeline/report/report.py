@@ -58,7 +58,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Report:
         raise ConfigError(f"{run_dir} has no line of metrics.jsonl or evaluations.jsonl yet; nothing to report{found}")
     text = [_summarise_state(run_dir), summarise_training(metrics), "", tabulate_results(results.rows), ""]
     text += [f"! {problem}" for problem in [*problems, *name_failures(results.rows, run=run_dir)]]
-    target = _place(run_dir, out)
+    target = _page_path(run_dir, out)
     try:
         write_whole(target, draw(metrics, results.rows, title=run_dir.resolve().name, format=target.suffix[1:] or "png"))
     except Exception as error:  # matplotlib raises almost anything; a ValueError where it does not know the format
@@ -69,7 +69,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Report:
     return Report("\n".join([*text, f"picture: {target}"]))
 
 
-def _place(run_dir: Path, out: Path | None) -> Path:
+def _page_path(run_dir: Path, out: Path | None) -> Path:
     if out is None:
         return RunFolder(run_dir).picture
     return out / f"{run_dir.resolve().name}.png" if out.is_dir() else out
@@ -138,7 +138,7 @@ def _spread(values: Sequence[int], count: int) -> list[int]:
     """At most so many of them: the first, the last, and others at equal distances."""
     if len(values) <= count:
         return list(values)
-    return [values[round(place * (len(values) - 1) / (count - 1))] for place in range(count)]
+    return [values[round(index * (len(values) - 1) / (count - 1))] for index in range(count)]
 
 
 def _cell(values: Sequence[float]) -> str:

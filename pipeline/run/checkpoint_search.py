@@ -36,14 +36,14 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Found:
+class CheckpointSearch:
     """The newest sound checkpoint, and the newer ones that are not."""
 
     newest: Checkpoint | None
     rejected: tuple[Rejected, ...]
 
 
-def find_latest(folder: RunFolder) -> Found:
+def find_latest(folder: RunFolder) -> CheckpointSearch:
     """The newest checkpoint that is whole and finite.
 
     Raises:
@@ -57,7 +57,7 @@ def find_latest(folder: RunFolder) -> Found:
             if checkpoint.meta.step != step:  # a copy that somebody made under a name of ours
                 raise DamagedError(f"{checkpoint.path} holds step {checkpoint.meta.step}, not {step}")
             check_finite(checkpoint.path)
-            return Found(checkpoint, tuple(rejected))
+            return CheckpointSearch(checkpoint, tuple(rejected))
         except DamagedError as error:
             rejected.append(Rejected(step, "broken", str(error)))
         except RuinedError as error:
@@ -71,7 +71,7 @@ def find_latest(folder: RunFolder) -> Found:
         raise CheckpointError(
             f"no checkpoint of {folder.root} is whole: {reasons}. Restore one, or start a new run with name=..."
         )
-    return Found(None, tuple(rejected))
+    return CheckpointSearch(None, tuple(rejected))
 
 
 def check_finite(path: Path) -> None:
@@ -85,7 +85,7 @@ def check_finite(path: Path) -> None:
     for file in sorted(path.glob("*.safetensors")):
         try:
             with safe_open(file, framework="pt") as tensors:
-                ruined += [name for name in tensors.keys() if not is_finite(tensors.get_tensor(name))]  # noqa: SIM118  (not a dictionary)
+                ruined += [name for name in tensors.keys() if not is_finite(tensors.get_tensor(name))]  # noqa: SIM118
         except Exception as error:  # its hash is right: what this library cannot read, another version of it wrote
             raise CheckpointError(f"{file} cannot be read: {error}; read it with the version that wrote it") from error
     if ruined:
@@ -106,12 +106,12 @@ def name_tensors(names: list[str]) -> str:
 
 
 def set_aside(folder: RunFolder, step: int, condition: Condition) -> Path:
-    """Rename a checkpoint that nobody should resume from, so that it neither counts nor is in the way; returns its place."""
-    place = folder.checkpoints / f"{condition}-{step_name(step)}"
-    if place.exists():
-        shutil.rmtree(place)  # an older wreck of the same step
-    folder.checkpoint_of(step).rename(place)
-    return place
+    """Rename a checkpoint that nobody should resume from, so that it neither counts nor is in the way; returns its path."""
+    path = folder.checkpoints / f"{condition}-{step_name(step)}"
+    if path.exists():
+        shutil.rmtree(path)  # an older wreck of the same step
+    folder.checkpoint_of(step).rename(path)
+    return path
 
 
 def clear_leftovers(folder: RunFolder) -> None:

@@ -1,11 +1,12 @@
-"""Claims: who works on something in a shared folder, so that nobody else does; and what becomes of the claims of the dead.
+"""Lock files in a shared folder: who is working on what, and when a stale lock may be taken over.
 
     RUN_DIR/claims/step_00001000.json     the evaluator at work on these weights
     RUN_DIR/lock.json                     the training that this folder belongs to (see `run_lock`)
 
 A claim is a file, created whole or not at all. Its owner touches it while it works, and finds out at the same time whether it
 is still the owner. A claim is taken over from an owner that is known to be dead: its process is gone from this machine and
-container, or Slurm has requeued the very job since. Of any other owner nothing is known, and its claim is watched: clocks of two
+container, or Slurm has requeued the very job since. Of any other owner nothing is known, and its claim is watched: clocks
+of two
 machines are never compared, what counts is whether the file changes while this process looks. Imports nothing heavy.
 """
 
@@ -56,9 +57,11 @@ class Owner:
         """From a file's values; an older version's, or one that lacks some, names an owner of which less is known."""
         since, token = values.get("since"), values.get("token")
         return Owner(
-            process=Process.described_by(values), slurm=SlurmJob.described_by(values),
-            since=since if isinstance(since, int | float) and 0 <= since < LATEST else 0.0, token=token if isinstance(token, str) else "",
-        )  # fmt: skip
+            process=Process.described_by(values),
+            slurm=SlurmJob.described_by(values),
+            since=since if isinstance(since, int | float) and 0 <= since < LATEST else 0.0,
+            token=token if isinstance(token, str) else "",
+        )
 
     def to_json(self) -> str:
         slurm = {} if self.slurm is None else self.slurm.to_values()
@@ -117,7 +120,7 @@ class Claims:
             CheckpointError: the folder cannot be written.
         """
         path = self.folder / name
-        self._let_go_of_the_dead(path)
+        self._remove_if_stale(path)
         mine = Owner.myself()
         try:
             path.parent.mkdir(exist_ok=True)  # without parents: a run's folder that was renamed must not come into being again
@@ -131,18 +134,18 @@ class Claims:
             yield False
             return
         self._doubts.discard(path)
-        stop = keep_touching(path, mine, every_s=self._touch_every_s, on_loss=lambda: None)
+        stop = refresh(path, mine, every_s=self._touch_every_s, on_loss=lambda: None)
         try:
             yield True
         finally:
             stop()
-            give_up(path, mine)
+            release(path, mine)
 
     def are_in_doubt(self) -> bool:
         """Whether some claim was met of which it is not known yet if its owner lives: it pays to try again soon."""
         return bool(self._doubts)
 
-    def _let_go_of_the_dead(self, path: Path) -> None:
+    def _remove_if_stale(self, path: Path) -> None:
         owner = read_owner(path)
         if owner is None:
             self._doubts.discard(path)
@@ -153,7 +156,7 @@ class Claims:
         if owner.why_dead() is not None or silent_s > self._silent_after_s:
             self._doubts.discard(path)
             self._met.discard(path)
-            remove(path, owner)
+            remove_stale(path, owner)
         elif owner.process.life() == "alive" or (silent_s == 0.0 and not is_new):
             self._doubts.discard(path)  # it has changed while we looked
         elif is_new:
@@ -165,12 +168,12 @@ def create(path: Path, owner: Owner) -> bool:
     draft = path.with_name(f".{path.name}.{owner.token}")
     try:
         draft.write_text(owner.to_json())
-        return place(draft, path)
+        return link_or_create(draft, path)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def place(draft: Path, path: Path) -> bool:
+def link_or_create(draft: Path, path: Path) -> bool:
     """Give a file's contents a name that nobody has taken; whether it worked. The draft stays."""
     try:
         os.link(draft, path)  # whole or not at all
@@ -207,23 +210,25 @@ def read_owner(path: Path) -> Owner | None:
     return Owner.described_by(values if isinstance(values, dict) else {})
 
 
-def remove(path: Path, owner: Owner) -> None:
+def remove_stale(path: Path, owner: Owner) -> None:
     """Take away the claim of an owner that is dead. Of several that try, one does."""
-    grave = path.with_name(f".{path.name}.stale-{uuid.uuid4().hex}")
+    stale_path = path.with_name(f".{path.name}.stale-{uuid.uuid4().hex}")
     if read_owner(path) != owner:  # another was first; whoever renames a living claim leaves its name free for a moment
         return
     try:
-        path.rename(grave)
+        path.rename(stale_path)
     except OSError as error:
         if error.errno not in GONE:
             raise
         return
-    if read_owner(grave) != owner:  # put back what is not the claim we judged; if somebody has claimed it since, theirs holds
-        place(grave, path)
-    grave.unlink()
+    if (
+        read_owner(stale_path) != owner
+    ):  # put back what is not the claim we judged; if somebody has claimed it since, theirs holds
+        link_or_create(stale_path, path)
+    stale_path.unlink()
 
 
-def give_up(path: Path, owner: Owner) -> None:
+def release(path: Path, owner: Owner) -> None:
     """Remove a claim if it is still this owner's."""
     try:
         if read_owner(path) == owner:
@@ -232,7 +237,7 @@ def give_up(path: Path, owner: Owner) -> None:
         return  # the folder is gone or read-only by now: whoever comes next finds this process dead
 
 
-def keep_touching(path: Path, owner: Owner, *, every_s: float, on_loss: Callable[[], None]) -> Callable[[], None]:
+def refresh(path: Path, owner: Owner, *, every_s: float, on_loss: Callable[[], None]) -> Callable[[], None]:
     """Show that the owner lives, from a thread, until the function that is returned is called.
 
     Args:

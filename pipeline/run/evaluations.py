@@ -1,6 +1,7 @@
 """Which lines of evaluations.jsonl are results of the weights that a run has now. Imports nothing heavy.
 
-A line names the digest of the weights it was measured on. Weights are replaced when a run begins again, or goes back to an older
+A line names the digest of the weights it was measured on. Weights are replaced when a run begins again, or goes back to an
+older
 checkpoint and trains on otherwise; what was measured on those before is superseded.
 """
 
@@ -93,7 +94,9 @@ def superseded_weights(folder: RunFolder, step: int) -> Path:
 
 
 def set_weights_aside(folder: RunFolder, *, after: int) -> list[int]:
-    """Give weights of steps after `after` names that no reader takes for the run's. A launch that begins there trains those steps again.
+    """Give weights of steps after `after` names that no reader takes for the run's.
+
+    A launch that begins there trains those steps again.
 
     Returns:
         The steps.
@@ -161,7 +164,8 @@ def name_failures(rows: Sequence[Row], *, run: Path) -> list[str]:
         verb = "has" if len(settings) == 1 else "have"
         what = "was tried once more in vain" if has_value else f"{verb} no result"
         failures.append(
-            f"{dataset} {', '.join(settings)} {what} at step {step}{f': {reason}' if isinstance(reason, str) and reason else ''}"
+            f"{dataset} {', '.join(settings)} {what} at step "
+            f"{step}{f': {reason}' if isinstance(reason, str) and reason else ''}"
         )
     return [
         *failures,
@@ -180,7 +184,9 @@ def read_digest(path: Path) -> str | None:
 
 @functools.lru_cache(maxsize=4096)
 def _read_digest(path: Path, _mtime_ns: int, size: int) -> str | None:
-    """Read again only when the file changes. Its first eight bytes say how long the header is, little-endian; then comes JSON."""
+    """Read again only when the file changes. Its first eight bytes say how long the header is, little-endian; then comes
+    JSON.
+    """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with os.fdopen(descriptor, "rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -120,7 +120,7 @@ class RunFolder:
         return sorted(step for name in files if (step := step_of(name, suffix=WEIGHTS_SUFFIX)) is not None)
 
     def checkpoint_steps(self) -> list[int]:
-        """Steps that have a checkpoint folder (not yet verified), ascending. A link whose target is away counts.
+        """Steps that have a checkpoint folder (not yet verified), ascending. A link whose target is missing counts.
 
         Raises:
             OSError: the folder cannot be listed.

@@ -14,10 +14,10 @@ WRITE_EVERY_S = 5.0
 CLOSE_TIMEOUT_S = 10.0
 
 
-class StateFiles:
-    """Writes what was last put, at most every few seconds, and only what has changed.
+class LiveFiles:
+    """Writes the newest state of each file, at most every few seconds, and only if it has changed.
 
-    The times in it are the caller's: a training that hangs puts nothing, so its files grow old although the thread lives.
+    Timestamps come from the training loop, not from this thread: if the loop hangs, the file becomes stale.
     """
 
     def __init__(self, folder: RunFolder, *, every_s: float = WRITE_EVERY_S) -> None:

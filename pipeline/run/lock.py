@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.errors import CheckpointError, ExitCode, PipelineError, StoppedError
 from pipeline.launch.environment import SlurmJob
 from pipeline.launch.slurm_queue import ask_after_job
-from pipeline.run.claims import Owner, Sightings, create, give_up, keep_touching, read_owner, remove
+from pipeline.run.claims import Owner, Sightings, create, read_owner, refresh, release, remove_stale
 from pipeline.run.folder import RunFolder
 
 TOUCH_EVERY_S = 10.0
@@ -35,9 +35,13 @@ class FolderLock:
     """
 
     def __init__(
-        self, path: Path, *, refuse: Callable[[Owner, str], PipelineError], should_stop: Callable[[], bool] = lambda: False,
+        self,
+        path: Path,
+        *,
+        refuse: Callable[[Owner, str], PipelineError],
+        should_stop: Callable[[], bool] = lambda: False,
         tell: Callable[[str], None] = lambda _text: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.path = path
         self._refuse = refuse
         self._should_stop = should_stop
@@ -65,16 +69,16 @@ class FolderLock:
             if why is None:
                 continue  # given up, or another's by now
             messages.append(f"took over the folder from {owner}: {why}")
-            remove(self.path, owner)
+            remove_stale(self.path, owner)
         self._mine = mine
-        self._stop = keep_touching(self.path, mine, every_s=TOUCH_EVERY_S, on_loss=self._end_at_once)
+        self._stop = refresh(self.path, mine, every_s=TOUCH_EVERY_S, on_loss=self._end_at_once)
         return messages
 
     def release(self) -> None:
         """Give the lock up; nothing if it is not held."""
         if self._stop is not None and self._mine is not None:
             self._stop()
-            give_up(self.path, self._mine)
+            release(self.path, self._mine)
         self._stop = self._mine = None
 
     def _judge(self, owner: Owner) -> str | None:
@@ -145,7 +149,8 @@ def _refuse_second_training(folder: Path) -> Callable[[Owner, str], CheckpointEr
     def refuse(owner: Owner, known: str) -> CheckpointError:
         end = f"end it (scancel {owner.slurm.id})" if owner.slurm else "end it"
         return CheckpointError(
-            f"{folder} is being trained by {owner}{f'; {known}' if known else ''}; wait for it, {end}, or start another run with "
+            f"{folder} is being trained by {owner}{f'; {known}' if known else ''}; wait for it, {end}, or start "
+            "another run with "
             f"name=..."
         )
 

@@ -1,8 +1,11 @@
-"""How far a run's loss has come, kept with every checkpoint: which ones hold what was learnt, and which were saved after it was lost.
+"""How far a run's loss has come, kept with every checkpoint: which ones hold what was learnt, and which were saved after
+it was lost.
 
 A run that diverges need not meet a value that is not finite: its weights grow, its loss rises far above what it was, and every
-step is taken. Such a checkpoint is whole, and of no use. The line is drawn where the loss has risen from its lowest by half of what
-it had come down, and by a tenth of the first one, below which it may be noise. It knows nothing of the loss's kind or scale. A spike
+step is taken. Such a checkpoint is whole, and of no use. The line is drawn where the loss has risen from its lowest by
+half of what
+it had come down, and by a tenth of the first one, below which it may be noise. It knows nothing of the loss's kind or
+scale. A spike
 that crosses it costs the place of a few more checkpoints until the run has recovered.
 """
 

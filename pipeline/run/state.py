@@ -134,7 +134,7 @@ def _judge(signs: Signs, *, owner: claims.Owner | None, now: float) -> tuple[Sta
     last = max(beat.get("time", 0.0), number(signs.line, "time") or 0.0)
     since_s = max(0.0, now - last) if last else None
     if owner is not None and not owner.process.is_same_as(Process.described_by(beat)) and owner.why_dead() is None:
-        # A launch that has not written a heartbeat yet. It is told by who it is: the last one's clock may be another.
+        # A launch that has not written a heartbeat yet. It is recognised by its process: the last one's clock may be another.
         held_s = max(0.0, now - owner.since)
         if held_s < SILENT_IN_LONG_PHASES_S:
             return "starting", None, held_s
@@ -217,7 +217,7 @@ def has_staging(root: Path) -> bool:
 def watch_for_life(found: Sequence[Signs], *, watch_s: float = WATCH_S) -> list[Signs]:
     """Look twice at runs that seem silent, some seconds apart: a heartbeat that changes is alive, whatever a clock says.
 
-    The clock of another machine may be behind by more than the silence that would be told.
+    The clock of another machine may be behind by more than the silence that would be reported.
     """
     now = time.time()
     states = [judge(signs, now=now) for signs in found]

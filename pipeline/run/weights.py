@@ -25,10 +25,16 @@ from pipeline.models.base import Backbone, ModelConfig
 def save_weights(path: Path, tensors: dict[str, Tensor], *, model: ModelConfig, step: int, images_seen: int) -> None:
     """Write plain weights as safetensors, the model's config in the header, whole or not at all."""
     header = {
-        "family": model.family, "model": json.dumps(model.to_dict()), "step": str(step), "images_seen": str(images_seen),
-        "digest": digest_tensors(tensors), "format": "pt",
-    }  # fmt: skip
-    path.parent.mkdir(exist_ok=True)  # not its parents: a run folder that is away must not be made anew under its mount point
+        "family": model.family,
+        "model": json.dumps(model.to_dict()),
+        "step": str(step),
+        "images_seen": str(images_seen),
+        "digest": digest_tensors(tensors),
+        "format": "pt",
+    }
+    path.parent.mkdir(
+        exist_ok=True
+    )  # not its parents: if the file system is not mounted, that would write below the empty mount point
     temporary = path.with_name(f".{path.name}.part")  # straight to disk: a copy in memory would double the peak
     try:
         save_tensors(temporary, tensors, header=header)
@@ -104,9 +110,11 @@ def read_weights_header(path: Path) -> WeightsHeader:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
         return WeightsHeader(
-            digest=header["digest"], model=config_from_dict(header.get("family", "vit"), parse_json(header["model"])), step=_count(header["step"]),
+            digest=header["digest"],
+            model=config_from_dict(header.get("family", "vit"), parse_json(header["model"])),
+            step=_count(header["step"]),
             images_seen=_count(header["images_seen"]),
-        )  # fmt: skip
+        )
     except FileNotFoundError as error:
         raise CheckpointError(f"weights file {path} does not exist") from error
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:

@@ -52,6 +52,6 @@ class PretrainModule(LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         logits = self.model(batch["images"])  # (B, C)
         # The weight makes the mean over micro-batches and ranks the mean over images, where a batch does not divide evenly.
-        loss = self.loss(logits, batch["labels"]) * batch["weight"]
+        loss = self.loss(logits, batch["labels"]) * batch["loss_weight"]
         # Lightning divides "loss" by the micro-batches of a step; callbacks read what was there before.
         return {"loss": loss, "micro_loss": loss.detach(), "logits": logits.detach()}

@@ -21,7 +21,8 @@ class TrainerSection(Section):
     global_batch_size: int = Field(ge=1, description="images in one optimizer step over all ranks")
     micro_batch_size: PositiveInt | None = Field(
         None,
-        description="images a rank computes at once at most; more are accumulated, in parts as equal as can be. All its share if not set",
+        description="images a rank computes at once at most; more are accumulated, in parts as equal as can be. All its "
+        "share if not set",
         json_schema_extra=TOLD,
     )
     devices: PositiveInt | Literal["auto"] = Field(
@@ -40,7 +41,7 @@ class TrainerSection(Section):
     )
     compile: bool = Field(
         False,
-        description="torch.compile the model; best where the ranks divide the batch: another size compiles anew",
+        description="torch.compile the model; best where the ranks divide the batch: another size compiles again",
         json_schema_extra=TOLD,
     )
     peak_tflops: float | None = Field(

@@ -1,4 +1,4 @@
-"""Ends a rank in which no step has ended for too long, after writing down where every thread of it stands."""
+"""Ends a rank in which no step has ended for too long, after writing down the stack of every thread."""
 
 from __future__ import annotations
 

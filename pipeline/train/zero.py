@@ -137,9 +137,14 @@ class ZeroStrategy(DeepSpeedStrategy):
             trainer.fit_loop.state_dict(), step=meta.step, micro_batches=meta.step * trainer.accumulate_grad_batches
         )
         return {
-            "pytorch-lightning_version": lightning.__version__, "epoch": 0, "global_step": meta.step, "state_dict": {},
-            "loops": {"fit_loop": loops}, "callbacks": meta.callbacks, "lr_schedulers": [],
-        }  # fmt: skip
+            "pytorch-lightning_version": lightning.__version__,
+            "epoch": 0,
+            "global_step": meta.step,
+            "state_dict": {},
+            "loops": {"fit_loop": loops},
+            "callbacks": meta.callbacks,
+            "lr_schedulers": [],
+        }
 
 
 def loop_progress(template: dict[str, Any], *, step: int, micro_batches: int) -> dict[str, Any]:

@@ -87,9 +87,13 @@ def test_nothing_outlives_the_demo(tmp_path: Path, number: signal.Signals) -> No
     """Ended while two ranks train, an evaluator watches and W&B writes: by Ctrl-C, or by the kernel."""
     log = (tmp_path / "log").open("w")
     demo = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "demo", "--out", str(tmp_path / "demo")], cwd=REPOSITORY, start_new_session=True,
-        env=environment() | {"DEMO_UNDER_TEST": str(tmp_path)}, stdout=log, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [sys.executable, "-m", "pipeline", "demo", "--out", str(tmp_path / "demo")],
+        cwd=REPOSITORY,
+        start_new_session=True,
+        env=environment() | {"DEMO_UNDER_TEST": str(tmp_path)},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
     metrics = tmp_path / "demo" / "runs" / "demo" / "metrics.jsonl"
     try:
         end = time.monotonic() + 200

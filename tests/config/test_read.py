@@ -12,7 +12,7 @@ import yaml
 
 from pipeline.commands.train import run_training
 from pipeline.config.read import load_config, parse_config
-from pipeline.config.resolve import make_plan
+from pipeline.config.resolve import resolve_run
 from pipeline.data.shards.index import load_index
 from pipeline.durations import parse_duration
 from pipeline.errors import ConfigError, DataError
@@ -96,7 +96,10 @@ BAD = [
     ("schedule.warmup=10", "schedule.warmup=10: 10 is not a duration; write a number and a unit"),
     ("schedule.warmup=3 days", "'3 days' is not a duration"),
     ("trainer.hang_timeout_s=1200", "trainer.hang_timeout_s=1200 must be below trainer.collective_timeout_s=1200"),
-    ("data.read_patience_s=900", "data.read_patience_s=900 must be below trainer.hang_timeout_s=900: a store that is away"),
+    (
+        "data.read_patience_s=900",
+        "data.read_patience_s=900 must be below trainer.hang_timeout_s=900: a store that cannot be reached",
+    ),
     ("name=a/b", "name='a/b': letters, digits, '.', '_' and '-' only"),
     ("data.min_area=", "data.min_area=None"),
     ("name=", "name is empty; type a value behind name="),
@@ -128,7 +131,7 @@ BAD = [
     ),
     (
         "evaluation.datasets=[{name: a, train: b, test: c},{name: a, train: d, test: c}]",
-        "evaluation: datasets: 2 sets are named 'a'; results are told apart by name, so give each its own",
+        "evaluation: datasets: 2 sets are named 'a'; results are distinguished by name, so give each its own",
     ),
     (
         "evaluation.datasets=[{name: cars, train: b, test: c},{name: Cars, train: d, test: c}]",
@@ -176,7 +179,9 @@ WORDS = ["42", "007", "1.10", "2024-05-01", "2001-99-99", "1.0e-3", "1e-3", "on"
 
 @pytest.mark.parametrize("word", WORDS)
 def test_a_name_is_what_was_typed(tmp_path: Path, write_config: WriteConfig, word: str) -> None:
-    """YAML reads these as numbers, dates, booleans and nothing: in a file, on the command line, and in what is written again."""
+    """YAML reads these as numbers, dates, booleans and nothing: in a file, on the command line, and in what is written
+    again.
+    """
     name = word.lstrip(".")
     path = write_config()
     typed = load_config(path, [f"name={name}", f"data.train={word}", f"tracking.project={word}"])
@@ -291,23 +296,23 @@ UNFIT = [
 @pytest.mark.parametrize(("overrides", "message"), UNFIT, ids=[overrides[0] for overrides, _ in UNFIT])
 def test_numbers_that_do_not_fit_are_answered_in_words(write_config: WriteConfig, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        make_plan(load_config(write_config(), overrides), world_size=2)
+        resolve_run(load_config(write_config(), overrides), world_size=2)
     assert message in str(caught.value)
 
 
 def test_missing_shards_are_answered_in_words(tmp_path: Path, write_config: WriteConfig) -> None:
     with pytest.raises(DataError, match=r"data folder '/nowhere' does not exist"):
-        make_plan(load_config(write_config(), ["data.train=/nowhere"]), world_size=2)
+        resolve_run(load_config(write_config(), ["data.train=/nowhere"]), world_size=2)
     with pytest.raises(DataError, match=r"does not exist or holds no shards; check the path, or make shards with"):
-        make_plan(load_config(write_config(), [f"data.train={tmp_path}"]), world_size=2)
+        resolve_run(load_config(write_config(), [f"data.train={tmp_path}"]), world_size=2)
     (tmp_path / "a.tar").write_bytes(b"")
     with pytest.raises(DataError, match=r"holds no index; make one with `python -m data_tools index"):
-        make_plan(load_config(write_config(), [f"data.train={tmp_path}"]), world_size=2)
+        resolve_run(load_config(write_config(), [f"data.train={tmp_path}"]), world_size=2)
     (tmp_path / "index.safetensors").write_bytes(b"cut short")
     with pytest.raises(DataError, match=r"index\.safetensors is damaged .*; make it again with `python -m data_tools index"):
-        make_plan(load_config(write_config(), [f"data.train={tmp_path}"]), world_size=2)
+        resolve_run(load_config(write_config(), [f"data.train={tmp_path}"]), world_size=2)
     with pytest.raises(DataError, match=r"data folder 'foo://bar'.*foo"):
-        make_plan(load_config(write_config(), ["data.train=foo://bar"]), world_size=2)
+        resolve_run(load_config(write_config(), ["data.train=foo://bar"]), world_size=2)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +337,7 @@ def test_a_path_that_is_no_folder_of_shards_has_advice_of_its_own(
         (folder / other).write_bytes(b"x")
     match = said.format(corpus=folder)
     with pytest.raises(DataError, match=match):
-        make_plan(load_config(write_config(), [f"data.train=[{{path: '{folder}/{name}'}}]"]), world_size=2)
+        resolve_run(load_config(write_config(), [f"data.train=[{{path: '{folder}/{name}'}}]"]), world_size=2)
     dataset = EvalDataset.model_validate(
         {"name": "a", "train": str(folder), "test": {"url": f"{folder}/{name}", "index": "zz"}}
     )
@@ -346,7 +351,7 @@ def test_classes_the_shards_name_must_fit_the_head(corpus: Path, tmp_path: Path,
     with pytest.raises(
         ConfigError, match=r"model\.num_classes=4, but .*/classes\.txt names 7 classes; set model\.num_classes=7"
     ):
-        make_plan(load_config(write_config(), [f"data.train={folder}"]), world_size=2)
+        resolve_run(load_config(write_config(), [f"data.train={folder}"]), world_size=2)
 
 
 def test_labels_must_fit_the_head(corpus: Path, tmp_path: Path, write_config: WriteConfig) -> None:
@@ -359,7 +364,7 @@ def test_labels_must_fit_the_head(corpus: Path, tmp_path: Path, write_config: Wr
             (folder / path.name).symlink_to(path)
     overrides = [f"data.train={folder}", f"model.num_classes={largest}"]
     with pytest.raises(ConfigError, match=rf"the largest label in .* is {largest} .*; set model\.num_classes={largest + 1} or"):
-        make_plan(load_config(write_config(), overrides), world_size=2)
+        resolve_run(load_config(write_config(), overrides), world_size=2)
 
 
 def test_a_training_opens_its_evaluation_sets_first(corpus: Path, write_config: WriteConfig) -> None:
@@ -399,8 +404,8 @@ def test_the_image_size_may_be_smaller_than_a_patch_only_in_error() -> None:
 def test_a_share_is_computed_in_as_few_parts_as_fit(
     write_config: Callable[..., Path], world_size: int, micro: int | None, expected: tuple[int, int]
 ) -> None:
-    plan = make_plan(load_config(write_config(trainer={"micro_batch_size": micro})), world_size=world_size)
-    assert (plan.micro_batch_size, plan.accumulation_steps) == expected
+    resolved = resolve_run(load_config(write_config(trainer={"micro_batch_size": micro})), world_size=world_size)
+    assert (resolved.micro_batch_size, resolved.accumulation_steps) == expected
 
 
 @pytest.mark.parametrize(
@@ -458,11 +463,11 @@ def test_durations_beyond_any_training_are_refused(text: str) -> None:
 def test_an_index_may_lie_elsewhere_than_its_shards(corpus: Path, tmp_path: Path, write_config: WriteConfig) -> None:
     folder = Path(shutil.copytree(corpus, tmp_path / "shards"))
     (folder / "index.safetensors").rename(tmp_path / "kept.safetensors")
-    place = f"{{url: {folder}, index: {tmp_path / 'kept.safetensors'}}}"
+    shards = f"{{url: {folder}, index: {tmp_path / 'kept.safetensors'}}}"
     config = load_config(
-        write_config(), [f"data.train={place}", f"evaluation.datasets=[{{name: a, train: {place}, test: {folder}}}]"]
+        write_config(), [f"data.train={shards}", f"evaluation.datasets=[{{name: a, train: {shards}, test: {folder}}}]"]
     )
-    assert make_plan(config, world_size=2).total_steps > 0
+    assert resolve_run(config, world_size=2).total_steps > 0
     written = config.model_dump(mode="json")
     assert parse_config(written, source="what it wrote") == config
     assert written["evaluation"]["datasets"] == [

@@ -11,13 +11,13 @@ from typing import Literal
 import pytest
 from tqdm import tqdm
 
-from pipeline.console.lines import print_lines, say
+from pipeline.console.lines import log_line, print_lines
 
 
 def test_a_line_does_not_mix_with_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     with tqdm(total=3, file=sys.stdout, ncols=40) as bar:
         bar.update()
-        say("something happened")
+        log_line("something happened")
     shown = [line.rpartition("\r")[2] for line in capsys.readouterr().out.split("\n")]
     assert shown[0] == "something happened"
     assert "1/3" in shown[1]  # drawn again

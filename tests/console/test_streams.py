@@ -16,7 +16,7 @@ from pipeline.console.streams import Outlet
 from tests.conftest import REPOSITORY
 
 LOG = "output.log"
-START = "import os, sys, time\nfrom pathlib import Path\nfrom pipeline.console.streams import keep_output_in, open_outlets\nfrom pipeline.console.lines import say\nopen_outlets()\n"
+START = "import os, sys, time\nfrom pathlib import Path\nfrom pipeline.console.streams import keep_output_in, open_outlets\nfrom pipeline.console.lines import log_line\nopen_outlets()\n"
 
 
 def start(program: str, *, stdout: int, stderr: int | None = None, shell: str = 'exec "$@"') -> subprocess.Popen[bytes]:
@@ -30,7 +30,7 @@ def test_a_closed_pipe_ends_nothing_and_the_rest_goes_to_the_run_folder(tmp_path
     program = f"""keep_output_in(Path({str(tmp_path / LOG)!r}))
 print("one", flush=True)
 input()
-for number in range(3): say(f"line {{number}}")
+for number in range(3): log_line(f"line {{number}}")
 os.write(1, b"a library\\n")
 print("to the end", file=sys.stderr)
 """
@@ -58,7 +58,12 @@ def test_output_lost_before_there_is_a_run_folder_goes_nowhere_and_then_to_its_f
 def test_a_reader_that_pauses_does_not_hold_the_program_up() -> None:
     """A pager, a stopped terminal: lines are dropped and counted."""
     read, write = os.pipe()
-    process = start("start = time.monotonic()\nfor _ in range(3000): print('x' * 99)\nprint(time.monotonic() - start, file=sys.stderr)\ninput()\nprint('end')", stdout=write, stderr=subprocess.PIPE)  # fmt: skip
+    process = start(
+        "start = time.monotonic()\nfor _ in range(3000): print('x' * 99)\nprint(time.monotonic() - start, "
+        "file=sys.stderr)\ninput()\nprint('end')",
+        stdout=write,
+        stderr=subprocess.PIPE,
+    )
     os.close(write)
     assert process.stderr is not None
     assert float(process.stderr.readline()) < 30  # nothing is read until here

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.order import RunOrder
-from pipeline.data.streams.train import Division, cut
+from pipeline.data.streams.train import Division, share_of
 from pipeline.keyed_random import Permutation, derive_key, few_uniforms, mix, permutation, uniforms
 
 BLOCKS = st.lists(st.integers(1, 9), min_size=1, max_size=40)
@@ -62,7 +62,7 @@ def test_ranks_and_workers_only_divide_a_batch(world: int, accumulation: int, wo
         for micro_step in range(accumulation):
             positions = division.positions(step=step, micro_step=micro_step)
             assert 1 <= len(positions) <= division.micro_batch_size < len(positions) + 3
-            parts += [positions[cut(len(positions), part=n, num_parts=max(1, workers))] for n in range(max(1, workers))]
+            parts += [positions[share_of(len(positions), part=n, num_parts=max(1, workers))] for n in range(max(1, workers))]
     assert np.concatenate(parts).tolist() == list(range(48 * step, 48 * (step + 1)))
 
 

@@ -64,7 +64,7 @@ def test_shards_are_checked_against_their_notes(images: Path, tmp_path: Path) ->
     first.write_bytes(whole[first.name][:-512])
     assert make(images, folder) == 0
     assert contents(folder) == whole
-    # A call that was cut off: of its shards the bytes are compared too. Drafts of the dead are removed.
+    # A call that was cut off: of its shards the bytes are compared too. Drafts of dead processes are removed.
     record = json.loads((folder / RECORD_NAME).read_text())
     (folder / WORK_NAME).mkdir()
     for name, note in record.pop("shards").items():

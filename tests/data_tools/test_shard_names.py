@@ -54,9 +54,9 @@ def test_gaps_in_the_numbering(case: str) -> None:
 
 def test_a_tar_that_a_download_has_not_filled_is_refused() -> None:
     """It has its full size from the start: what has not come reads as the end of the tar."""
-    check_finished(["0.tar", "1.tar.aria2"], place="x")
+    check_finished(["0.tar", "1.tar.aria2"], source="x")
     with pytest.raises(DataError, match=r"x: 0\.tar\.aria2 says that the download of 0\.tar has not ended"):
-        check_finished(["0.tar", "0.tar.aria2"], place="x")
+        check_finished(["0.tar", "0.tar.aria2"], source="x")
 
 
 @pytest.mark.parametrize("command", ["index", "verify", "make"])
@@ -67,8 +67,8 @@ def test_commands_say_it(command: str, tmp_path: Path, capsys: pytest.CaptureFix
     for number in (0, 1, 3):
         write_tar(folder / f"{number:05d}.tar", [(f"{number}.png", picture), (f"{number}.cls", b"1")])
     (folder / "00004.tar.part").write_bytes(b"x")
-    places = [str(folder), *([str(tmp_path / "made")] if command == "make" else [])]
-    assert main([command, *places, "--workers", "1"]) == 0
+    folders = [str(folder), *([str(tmp_path / "made")] if command == "make" else [])]
+    assert main([command, *folders, "--workers", "1"]) == 0
     said = capsys.readouterr().out
     assert "passed over: 00004.tar.part, by the name a tar that did not come whole; fetch it again" in said
     assert "missing in the numbering: 00002.tar; fetch them if they are part of the set" in said

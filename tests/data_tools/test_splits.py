@@ -39,7 +39,7 @@ def test_a_split_is_a_word_of_a_name(name: str) -> None:
     assert (None if found is None else found.split) == MEANINGS[name]
 
 
-CLASS_NAMES: dict[str, tuple[list[str], list[str]]] = {  # names beside each other, and those that are splits
+CLASS_NAMES: dict[str, tuple[list[str], list[str]]] = {  # names next to each other, and those that are splits
     "splits": (["train", "val"], ["train", "val"]),
     "splits and others": (["annotations", "test", "train"], ["test", "train"]),
     "of a set": (["flowers_test", "flowers_train", "labels"], ["flowers_test", "flowers_train"]),
@@ -77,9 +77,9 @@ def test_columns_of_splits() -> None:
 
 def image_folder(root: Path, names: Sequence[str]) -> None:
     for name in names:
-        place = root / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(JPEG)
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(JPEG)
 
 
 def table(path: Path, columns: dict[str, Sequence[Any]]) -> None:

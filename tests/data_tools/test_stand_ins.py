@@ -1,4 +1,6 @@
-"""Files that have not come: a clone without git-lfs leaves pointers, git-annex and others links that lead nowhere, servers pages."""
+"""Files that have not come: a clone without git-lfs leaves pointers, git-annex and others links that lead nowhere,
+servers pages.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ import pytest
 
 from data_tools.__main__ import main
 from data_tools.index import index_folder
-from data_tools.make.classes import read_class_map, read_class_names
+from data_tools.make.classes import read_class_list, read_class_map
+from pipeline.data.shards.class_names import class_names_of
 from pipeline.data.shards.index import load_index
-from pipeline.data.shards.index import read_class_names as stored_class_names
 from pipeline.errors import DataError
 from tests.conftest import encode, make_image, write_tar
 from tests.data_tools.make.test_labels import list_source, write_images
@@ -41,14 +43,14 @@ def test_a_source_that_has_not_come_is_named(tmp_path: Path, name: str, content:
 def test_a_list_of_classes_that_has_not_come_is_no_list_of_classes(tmp_path: Path, content: str) -> None:
     path = tmp_path / "classes.txt"
     path.write_text(content)
-    for read in (read_class_names, read_class_map):
+    for read in (read_class_list, read_class_map):
         with pytest.raises(DataError, match=rf"classes\.txt{SAID[content]}"):
             read(str(path))
     folder = write_shards(tmp_path / "x")
     index_folder(str(folder), block_samples=4, num_workers=0)
     shutil.copy(path, folder)
     with pytest.raises(DataError, match=rf"classes\.txt{SAID[content]}"):
-        stored_class_names(load_index(str(folder)))
+        class_names_of(*load_index(str(folder)).folders)
 
 
 def test_images_of_a_clone_without_lfs_are_refused_before_they_are_packed(tmp_path: Path) -> None:

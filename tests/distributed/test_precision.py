@@ -74,8 +74,12 @@ def test_a_library_that_may_not_use_the_instructions_is_slow() -> None:
     """What counts is what a product takes here, not what the processor could do."""
     code = "import torch; from pipeline.distributed.precision import measure_bf16_speedup as m; print(m(torch.device('cpu')))"
     result = subprocess.run(
-        [sys.executable, "-c", code], env=environment() | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True, check=True
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        env=environment() | {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert float(result.stdout) < 0.5
 
 

@@ -18,7 +18,7 @@ from pipeline.evaluation.splits import Measured, Splits, prepare_splits
 from pipeline.evaluation.tasks import list_tasks
 
 WIDTH = 6
-Task = tuple[ProtocolSection, Setting]
+EvaluationTask = tuple[ProtocolSection, Setting]
 LINEAR = (Linear(), Linear().settings()[0])
 
 
@@ -30,12 +30,12 @@ def features(labels: list[int], *, seed: int = 0, unreadable: int = 0) -> Featur
     return Features(torch.from_numpy(values).float(), torch.tensor(labels, dtype=torch.int64), unreadable)
 
 
-def few_shot(shots: int, seed: int = 0) -> Task:
+def few_shot(shots: int, seed: int = 0) -> EvaluationTask:
     protocol = FewShot(shots=(shots,), seeds=(seed,))
     return protocol, protocol.settings()[0]
 
 
-def measure(task: Task, splits: Splits) -> Measured:
+def measure(task: EvaluationTask, splits: Splits) -> Measured:
     protocol, setting = task
     return protocol.measure(splits, setting)
 

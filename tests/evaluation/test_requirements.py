@@ -43,8 +43,10 @@ def examine(tmp_path: Path, train: list[int], test: list[int], **section: object
 def test_too_few_images_for_the_shots_are_said_with_the_class_and_the_line_to_type(tmp_path: Path) -> None:
     train = [0] * 6 + [1] * 3 + [2] * 12
     assert examine(tmp_path, train, [0, 1, 2], protocols={"few_shot": {"shots": (1, 3, 5, 10, 25)}}) == [
-        "evaluation set 'x': class 1 (bee) has 3 train images, and evaluation.protocols.few_shot.shots asks for 5, 10 and 25. A class with fewer gives "
-        "all that it has (1 of 3 classes at 5-shot, 2 of 3 classes at 10-shot, 3 of 3 classes at 25-shot); at 25 that is all of "
+        "evaluation set 'x': class 1 (bee) has 3 train images, and evaluation.protocols.few_shot.shots asks for 5, 10 and "
+        "25. A class with fewer gives "
+        "all that it has (1 of 3 classes at 5-shot, 2 of 3 classes at 10-shot, 3 of 3 classes at 25-shot); at 25 that "
+        "is all of "
         "train, whatever the seed. Shots that every class has: evaluation.protocols.few_shot.shots='[1, 3]'"
     ]
 

@@ -82,7 +82,7 @@ def test_every_checkpoint_is_evaluated_once(folder: RunFolder, call: Call) -> No
 def test_a_result_stands_only_for_what_it_was_measured_on(
     folder: RunFolder, downstream: dict[str, str], tmp_path: Path, write_shards: Callable[..., object], call: Call
 ) -> None:
-    """Other weights of the same step, other images under the same name, another preprocessing: measured anew."""
+    """Other weights of the same step, other images under the same name, another preprocessing: measured again."""
     add_weights(folder, 4)
     call("evaluate", str(folder.root), "evaluation.precision=fp32")
     first = read_json_lines(folder.evaluations)
@@ -102,10 +102,12 @@ def test_a_result_stands_only_for_what_it_was_measured_on(
 def test_results_do_not_depend_on_batching_or_on_who_decodes(
     folder: RunFolder, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor on the length of TMPDIR: a worker that could not open its socket there told nobody, and the evaluator waited for ever."""
-    place = tmp_path / ("a-scratch-folder-of-a-job" * 4)
-    place.mkdir()
-    monkeypatch.setenv("TMPDIR", str(place))
+    """Nor on the length of TMPDIR: a worker that could not open its socket there told nobody, and the evaluator waited
+    for ever.
+    """
+    scratch = tmp_path / ("a-scratch-folder-of-a-job" * 4)
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
     monkeypatch.setattr(tempfile, "tempdir", None)
     add_weights(folder, 4)
     call("evaluate", str(folder.root), "evaluation.precision=fp32")
@@ -246,7 +248,7 @@ def test_a_folder_that_was_renamed_is_neither_made_again_nor_mixed_up(
         if after == "renamed"
         else f"{folder.root} is another run's folder now (W&B id another, not abc123)"
     )
-    assert str(raised.value) == f"not evaluated: {why}; if it was moved, type `python -m pipeline evaluate` with its new place"
+    assert str(raised.value) == f"not evaluated: {why}; if it was moved, type `python -m pipeline evaluate` with its new path"
     assert f"[eval] {why}. This ends shortly unless it comes back" in capsys.readouterr().out
     assert len(read_json_lines(renamed / "evaluations.jsonl")) == RESULTS_PER_STEP
     assert not folder.evaluations.exists()
@@ -323,7 +325,7 @@ def test_in_a_folder_that_is_gone_a_command_says_so(folder: RunFolder, tmp_path:
 def test_weights_that_are_removed_before_their_turn_are_passed_over(
     folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by a clean-up beside a watcher: no failure, and nothing to try again."""
+    """As by a clean-up while a watcher runs: no failure, and nothing to try again."""
     add_weights(folder, 0)
     add_weights(folder, 4)
     evaluator = make_evaluator(folder, load_config(folder.config, ["tracking.mode=disabled"]))
@@ -376,7 +378,8 @@ def test_what_one_set_or_protocol_lacks_is_recorded_and_the_rest_is_measured(
     shard.write_bytes(shard.read_bytes().replace(b"\x89PNG", b"\x89GNP"))
     train, test = downstream["train"], downstream["test"]
     sets = (
-        f"evaluation.datasets=[{{name: one, train: {tmp_path}/one, test: {test}}},{{name: away, train: /nowhere, test: {test}}},"
+        f"evaluation.datasets=[{{name: one, train: {tmp_path}/one, test: {test}}},{{name: away, train: /nowhere, test: "
+        f"{test}}},"
         f"{{name: broken, train: {train}, test: {tmp_path}/broken}},{{name: fine, train: {train}, test: {test}}}]"
     )
     result = call("evaluate", str(folder.root), sets)
@@ -388,7 +391,8 @@ def test_what_one_set_or_protocol_lacks_is_recorded_and_the_rest_is_measured(
     assert {row["protocol"]: row["accuracy"] is None for row in rows["one"]} == {"few_shot": False, "linear": True}
     reasons = {name: {row.get("error") for row in rows[name] if row["accuracy"] is None} for name in rows}
     assert reasons["one"] == {
-        "no class has two images in its train split (4 images of 4 classes), so none can be held out to choose the penalty of the "
+        "no class has two images in its train split (4 images of 4 classes), so none can be held out to choose the penalty "
+        "of the "
         "linear probe; few_shot can be measured"
     }
     assert reasons["broken"] == {"none of the 6 images of its test split can be read"}
@@ -435,7 +439,9 @@ def test_results_wait_while_they_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_a_write_that_a_signal_breaks_off_is_not_made_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The handler raises when the call returns; what is written by then is written again at the evaluator's end, if nothing is noticed."""
+    """The handler raises when the call returns; what is written by then is written again at the evaluator's end, if
+    nothing is noticed.
+    """
     results = ResultFile(tmp_path / "evaluations.jsonl")
     results.add({"step": 1})
     write = records.append_json_lines

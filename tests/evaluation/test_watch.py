@@ -70,7 +70,7 @@ def test_a_watcher_ends_with_the_reason_when_the_run_has_failed(tmp_path: Path, 
 
 
 def test_a_watcher_goes_on_with_a_run_that_is_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A training that is submitted beside its evaluator may start later: the folder still says what the last launch said."""
+    """A training that is submitted next to its evaluator may start later: the folder still says what the last launch said."""
     folder = RunFolder(tmp_path)
     write_heartbeat(folder, FAILED)
     stop, stops = stop_at(3 * LOOKS_AT_THE_END)

@@ -49,7 +49,9 @@ class Outcome:
 def write_config(folder: Path, corpus: Path, *, name: str) -> Path:
     """A training of a second or two a dozen steps, with every source of randomness on."""
     values = {
-        "name": name, "output_dir": str(folder / "runs"), "seed": 3,
+        "name": name,
+        "output_dir": str(folder / "runs"),
+        "seed": 3,
         "model": {"name": "Ti/8", "image_size": 16, "num_classes": 4, "width": 64, "depth": 2, "num_heads": 2, "dropout": 0.1},
         "data": {"train": str(corpus), "num_workers": 0},
         "objective": {"name": "softmax"},
@@ -58,7 +60,7 @@ def write_config(folder: Path, corpus: Path, *, name: str) -> Path:
         "trainer": {"duration": f"{STEPS} steps", "global_batch_size": 16, "zero_stage": 2, "peak_tflops": 1.0},
         "checkpoint": {"every": f"{SAVE_EVERY} steps", "keep_last": 2, "max_failed_saves": 1000},
         "tracking": {"log_every": 1, "mode": "disabled"},
-    }  # fmt: skip
+    }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
@@ -176,14 +178,14 @@ def run_campaign(folder: Path, *, num_faults: int, seed: int) -> int:
     try:
         for number, group in enumerate(tqdm(groups, desc="trainings", unit="training")):
             name = f"training-{number:03d}"
-            place = folder / "disk"
-            config = write_config(place, corpus, name=name)
+            disk = folder / "disk"
+            config = write_config(disk, corpus, name=name)
             # The log is elsewhere: a file open for writing keeps a disk from becoming read-only.
             outcomes += disturb(config, group, log=folder / f"{name}.log", chance=chance)
-            differs = difference(RunFolder(place / "runs" / name), RunFolder(folder / "runs" / "reference"))
+            differs = difference(RunFolder(disk / "runs" / name), RunFolder(folder / "runs" / "reference"))
             if differs:
                 differing.append(f"{name} DIFFERS in {differs}: {', '.join(group)}")
-            subprocess.run(["rm", "-rf", str(place / "runs" / name)], check=True)
+            subprocess.run(["rm", "-rf", str(disk / "runs" / name)], check=True)
     finally:
         if can_mount:
             subprocess.run(["umount", "--lazy", str(folder / "disk")], check=False)
@@ -204,7 +206,9 @@ def load_libraries() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--faults", type=int, default=100, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     arguments = parser.parse_args(argv)

@@ -170,13 +170,13 @@ def fill_disk(scene: Scene) -> str:
 
 def make_read_only(scene: Scene) -> str:
     """Until a save has failed."""
-    place = str(scene.config.parent)  # where the disk is mounted
-    while subprocess.run(["mount", "-o", "remount,ro", place], capture_output=True, check=False).returncode != 0:
+    mount_point = str(scene.config.parent)  # where the disk is mounted
+    while subprocess.run(["mount", "-o", "remount,ro", mount_point], capture_output=True, check=False).returncode != 0:
         if not scene.launch.poll():
             return "had ended"
         time.sleep(0.001)  # a file is open for writing just now
     said = _wait_for_failed_save(scene)
-    subprocess.run(["mount", "-o", "remount,rw", place], check=True)
+    subprocess.run(["mount", "-o", "remount,rw", mount_point], check=True)
     return said
 
 
@@ -185,7 +185,7 @@ def take_folder_away(scene: Scene) -> str:
     away = scene.folder.root.with_name("away")
     scene.folder.root.rename(away)
     said = _wait_for_failed_save(scene)
-    assert not scene.folder.root.exists(), "a run folder was made anew where the old one was away"
+    assert not scene.folder.root.exists(), "a run folder was created where the old one was missing"
     away.rename(scene.folder.root)
     return said
 
@@ -218,10 +218,10 @@ FAULTS: dict[str, Fault] = {
 NEED_MOUNT = ("disk full until a save fails", "disk read-only until a save fails")
 
 
-def mount_small_disk(place: Path, *, size: str) -> bool:
+def mount_small_disk(mount_point: Path, *, size: str) -> bool:
     """A tmpfs of this size; whether this user may."""
-    place.mkdir(parents=True, exist_ok=True)
+    mount_point.mkdir(parents=True, exist_ok=True)
     if shutil.which("mount") is None:
         return False
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(mount_point)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0

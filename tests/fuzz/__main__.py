@@ -84,8 +84,11 @@ def run(campaigns: list[Campaign], *, jobs: int, limit_s: float | None) -> list[
 
 def print_row(result: Result) -> None:
     a_second = round(result.executions / max(result.seconds, 1e-9))
-    print(f"{result.target:<16}{result.executions:>12,}{a_second:>10,}{result.taken:>10,}{result.refused:>10,}"
-          f"{result.faults.total():>10,}", flush=True)  # fmt: skip
+    print(
+        f"{result.target:<16}{result.executions:>12,}{a_second:>10,}{result.taken:>10,}{result.refused:>10,}"
+        f"{result.faults.total():>10,}",
+        flush=True,
+    )
 
 
 def print_faults(results: list[Result]) -> None:

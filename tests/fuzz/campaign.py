@@ -91,9 +91,16 @@ class Campaign:
         findings.write_text("")
         with report.open("wb") as file:
             process = self._start(
-                "--first", str(result.executions), "--last", str(self.executions), "--progress", str(progress),
-                "--findings", str(findings), stderr=file,
-            )  # fmt: skip
+                "--first",
+                str(result.executions),
+                "--last",
+                str(self.executions),
+                "--progress",
+                str(progress),
+                "--findings",
+                str(findings),
+                stderr=file,
+            )
         death = _watch(process, progress, limit_s=self.target.limit_s, until=until)
         number, taken, refused = PROGRESS.unpack(progress.read_bytes())
         result.taken, result.refused = result.taken + taken, result.refused + refused
@@ -113,9 +120,12 @@ class Campaign:
         command = [sys.executable, "-m", "tests.fuzz.worker", self.name, "--seed", str(self.seed)]
         env = {**os.environ, "OMP_NUM_THREADS": "1", **(self.module.environment() if self.module else {})}
         return subprocess.Popen(
-            [*command, "--scratch", str(self.scratch), *arguments], cwd=REPOSITORY, env=env, stdout=subprocess.DEVNULL,
+            [*command, "--scratch", str(self.scratch), *arguments],
+            cwd=REPOSITORY,
+            env=env,
+            stdout=subprocess.DEVNULL,
             stderr=stderr,  # type: ignore[arg-type]
-        )  # fmt: skip
+        )
 
     def _note(self, result: Result, fault: str, text: str, number: int) -> None:
         result.faults[fault] += 1
@@ -126,9 +136,18 @@ class Campaign:
         kept.with_suffix(".txt").write_text(f"{fault}\n{text}")
         result.kept.append(kept)
         self._start(
-            "--first", str(number), "--last", str(number), "--save", str(kept), "--progress", os.devnull, "--findings",
-            os.devnull, stderr=subprocess.DEVNULL,
-        ).wait()  # fmt: skip
+            "--first",
+            str(number),
+            "--last",
+            str(number),
+            "--save",
+            str(kept),
+            "--progress",
+            os.devnull,
+            "--findings",
+            os.devnull,
+            stderr=subprocess.DEVNULL,
+        ).wait()
 
 
 def _watch(process: subprocess.Popen[bytes], progress: Path, *, limit_s: float, until: float | None) -> str | None:

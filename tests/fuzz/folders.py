@@ -15,13 +15,13 @@ def pack(files: Mapping[str, bytes]) -> bytes:
 
 
 def unpack(packed: bytes) -> dict[str, bytes]:
-    files, place = {}, 0
-    while place < len(packed):
-        name_bytes, data_bytes = _SIZES.unpack_from(packed, place)
-        place += _SIZES.size
-        name = packed[place : place + name_bytes].decode()
-        files[name] = packed[place + name_bytes : place + name_bytes + data_bytes]
-        place += name_bytes + data_bytes
+    files, offset = {}, 0
+    while offset < len(packed):
+        name_bytes, data_bytes = _SIZES.unpack_from(packed, offset)
+        offset += _SIZES.size
+        name = packed[offset : offset + name_bytes].decode()
+        files[name] = packed[offset + name_bytes : offset + name_bytes + data_bytes]
+        offset += name_bytes + data_bytes
     return files
 
 

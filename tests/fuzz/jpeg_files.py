@@ -79,22 +79,22 @@ def make_seeds(encoder: Path) -> list[bytes]:
 def parse(data: bytes) -> Segments:
     """The segments of a whole JPEG."""
     segments: Segments = []
-    place = 0
-    while place < len(data):
-        marker = data[place + 1]
-        place += 2
+    offset = 0
+    while offset < len(data):
+        marker = data[offset + 1]
+        offset += 2
         if marker in (SOI, EOI):
             segments.append(Segment(marker, None))
             continue
-        length = int.from_bytes(data[place : place + 2], "big")
-        payload = data[place + 2 : place + length]
-        place += length
-        end = place
+        length = int.from_bytes(data[offset : offset + 2], "big")
+        payload = data[offset + 2 : offset + length]
+        offset += length
+        end = offset
         if marker == SOS:
             while not (data[end] == 0xFF and data[end + 1] != 0 and not 0xD0 <= data[end + 1] <= 0xD7):
                 end += 1
-        segments.append(Segment(marker, payload, data[place:end]))
-        place = end
+        segments.append(Segment(marker, payload, data[offset:end]))
+        offset = end
     return segments
 
 
@@ -125,23 +125,23 @@ def _of(segments: Segments, markers: Sequence[int], random: Random) -> Segment |
     return random.choice(found) if found else None
 
 
-def _poke(payload: bytes, place: int, value: int) -> bytes:
-    return payload[:place] + bytes((value & 0xFF,)) + payload[place + 1 :] if place < len(payload) else payload
+def _poke(payload: bytes, offset: int, value: int) -> bytes:
+    return payload[:offset] + bytes((value & 0xFF,)) + payload[offset + 1 :] if offset < len(payload) else payload
 
 
 def _frame_size(segments: Segments, seeds: Sequence[Segments], random: Random) -> None:
     frame = _of(segments, FRAMES, random)
     if frame is None or frame.payload is None or len(frame.payload) < 5:
         return
-    place = random.choice((1, 3))
-    old = int.from_bytes(frame.payload[place : place + 2], "big")
+    offset = random.choice((1, 3))
+    old = int.from_bytes(frame.payload[offset : offset + 2], "big")
     # Large sizes cost seconds and are rare: other mutations matter more.
     new = (
         random.choice(SIZES)
         if random.random() < 0.02
         else random.choice((old + random.randint(-17, 17), random.choice(SIZES[:15])))
     )
-    frame.payload = frame.payload[:place] + max(0, new).to_bytes(2, "big") + frame.payload[place + 2 :]
+    frame.payload = frame.payload[:offset] + max(0, new).to_bytes(2, "big") + frame.payload[offset + 2 :]
 
 
 def _frame_field(segments: Segments, seeds: Sequence[Segments], random: Random) -> None:
@@ -215,21 +215,23 @@ def _scan_data(segments: Segments, seeds: Sequence[Segments], random: Random) ->
     scan = _of(segments, (SOS,), random)
     if scan is None or len(scan.data) < 4:
         return
-    place = random.randrange(len(scan.data))
+    offset = random.randrange(len(scan.data))
     kind = random.randrange(6)
     if kind == 0:
         scan.data = mutate_bytes(scan.data, random)
     elif kind == 1:
-        scan.data = scan.data[:place]
+        scan.data = scan.data[:offset]
     elif kind == 2:
         scan.data = (
-            scan.data[:place] + bytes((0xFF, 0xD0 + random.randrange(8))) * random.choice((1, 1, 2, 9)) + scan.data[place:]
+            scan.data[:offset] + bytes((0xFF, 0xD0 + random.randrange(8))) * random.choice((1, 1, 2, 9)) + scan.data[offset:]
         )
     elif kind == 3:
-        scan.data = scan.data[:place] + b"\xff\xd9" + scan.data[place:]
+        scan.data = scan.data[:offset] + b"\xff\xd9" + scan.data[offset:]
     elif kind == 4:
         scan.data = (
-            scan.data[:place] + scan.data[place : place + random.randrange(40)] * random.choice((2, 3, 20)) + scan.data[place:]
+            scan.data[:offset]
+            + scan.data[offset : offset + random.randrange(40)] * random.choice((2, 3, 20))
+            + scan.data[offset:]
         )
     else:
         scan.data = b"".join(part for part in _restart_parts(scan.data) if random.random() < 0.8)
@@ -237,46 +239,53 @@ def _scan_data(segments: Segments, seeds: Sequence[Segments], random: Random) ->
 
 def _restart_parts(data: bytes) -> list[bytes]:
     parts, start = [], 0
-    for place in range(1, len(data) - 1):
-        if data[place] == 0xFF and 0xD0 <= data[place + 1] <= 0xD7:
-            parts.append(data[start:place])
-            start = place
+    for offset in range(1, len(data) - 1):
+        if data[offset] == 0xFF and 0xD0 <= data[offset + 1] <= 0xD7:
+            parts.append(data[start:offset])
+            start = offset
     return [*parts, data[start:]]
 
 
 def _order(segments: Segments, seeds: Sequence[Segments], random: Random) -> None:
-    place, other = (random.randrange(len(segments)) for _ in range(2))
+    offset, other = (random.randrange(len(segments)) for _ in range(2))
     kind = random.randrange(5)
     if kind == 0 and len(segments) > 3:
-        del segments[place]
+        del segments[offset]
     elif kind == 1:
-        segments.insert(other, replace(segments[place]))
+        segments.insert(other, replace(segments[offset]))
     elif kind == 2:
-        segments[place], segments[other] = segments[other], segments[place]
+        segments[offset], segments[other] = segments[other], segments[offset]
     elif kind == 3:
-        segments.insert(place, replace(random.choice(random.choice(seeds))))  # a copy: later mutations may change it
+        segments.insert(offset, replace(random.choice(random.choice(seeds))))  # a copy: later mutations may change it
     else:
-        segments[place].length_error = random.choice((-3, -2, -1, 1, 2, 100, 0x7FFF))
+        segments[offset].length_error = random.choice((-3, -2, -1, 1, 2, 100, 0x7FFF))
 
 
 def _more_scans(segments: Segments, seeds: Sequence[Segments], random: Random) -> None:
-    scans = [place for place, segment in enumerate(segments) if segment.marker == SOS]
+    scans = [offset for offset, segment in enumerate(segments) if segment.marker == SOS]
     if not scans:
         return
-    place = random.choice(scans)
+    offset = random.choice(scans)
     times = random.choice((1, 2, 5, 20) if random.random() < 0.98 else (1000, 3000))
-    times = min(times, LARGE_FILE // (len(segments[place].data) + 16))
-    segments[place:place] = [segments[place]] * times
+    times = min(times, LARGE_FILE // (len(segments[offset].data) + 16))
+    segments[offset:offset] = [segments[offset]] * times
 
 
 def _metadata(segments: Segments, seeds: Sequence[Segments], random: Random) -> None:
     junk = random.randbytes(random.choice((0, 1, 6, 30, 300)))
-    payload = random.choice((
-        b"Exif\0\0" + random.choice((b"MM\0*\0\0\0\x08", b"II*\0\x08\0\0\0", b"")) + junk,
-        b"JFIF\0\x01\x01" + junk, b"Adobe\0d\0\0\0\0" + bytes((random.randrange(4),)), b"ICC_PROFILE\0\x01\x01" + junk,
-        b"ICC_PROFILE\0\x02\x05" + junk, b"MPF\0MM\0*\0\0\0\x08" + junk, b"http://ns.adobe.com/xap/1.0/\0" + junk,
-        b"Photoshop 3.0\08BIM\x03\xed\0\0\0\0" + junk, junk,
-    ))  # fmt: skip
+    payload = random.choice(
+        (
+            b"Exif\0\0" + random.choice((b"MM\0*\0\0\0\x08", b"II*\0\x08\0\0\0", b"")) + junk,
+            b"JFIF\0\x01\x01" + junk,
+            b"Adobe\0d\0\0\0\0" + bytes((random.randrange(4),)),
+            b"ICC_PROFILE\0\x01\x01" + junk,
+            b"ICC_PROFILE\0\x02\x05" + junk,
+            b"MPF\0MM\0*\0\0\0\x08" + junk,
+            b"http://ns.adobe.com/xap/1.0/\0" + junk,
+            b"Photoshop 3.0\08BIM\x03\xed\0\0\0\0" + junk,
+            junk,
+        )
+    )
     marker = random.choice((*range(APP0, APP0 + 16), COM, 0x01, 0xF0, 0xD0, 0xDC, 0xDE, 0xDF))
     segments.insert(random.randrange(1, len(segments) + 1), Segment(marker, payload))
 

@@ -42,27 +42,27 @@ def _cut(data: bytearray, random: Random, words: Sequence[bytes]) -> None:
 
 
 def _copy(data: bytearray, random: Random, words: Sequence[bytes]) -> None:
-    start, place = (random.randrange(len(data) + 1) for _ in range(2))
-    data[place:place] = data[start : start + random.choice((1, 2, 4, 16, 64, 512))]
+    start, offset = (random.randrange(len(data) + 1) for _ in range(2))
+    data[offset:offset] = data[start : start + random.choice((1, 2, 4, 16, 64, 512))]
 
 
 def _overwrite(data: bytearray, random: Random, words: Sequence[bytes]) -> None:
-    start, place = (random.randrange(len(data) + 1) for _ in range(2))
+    start, offset = (random.randrange(len(data) + 1) for _ in range(2))
     part = data[start : start + random.choice((1, 2, 4, 16, 64, 512))]
-    data[place : place + len(part)] = part
+    data[offset : offset + len(part)] = part
 
 
 def _integer(data: bytearray, random: Random, words: Sequence[bytes]) -> None:
     size = random.choice((1, 2, 4, 8))
     value = random.choice(INTERESTING_INTEGERS) % (1 << 8 * size)
-    place = random.randrange(len(data) + 1)
-    data[place : place + size] = value.to_bytes(size, random.choice(("little", "big")))
+    offset = random.randrange(len(data) + 1)
+    data[offset : offset + size] = value.to_bytes(size, random.choice(("little", "big")))
 
 
 def _digits(data: bytearray, random: Random, words: Sequence[bytes]) -> None:
     """A number in decimal or octal digits replaced by another."""
     starts = [
-        place for place in range(len(data)) if 48 <= data[place] <= 57 and (place == 0 or not 48 <= data[place - 1] <= 57)
+        offset for offset in range(len(data)) if 48 <= data[offset] <= 57 and (offset == 0 or not 48 <= data[offset - 1] <= 57)
     ]
     if not starts:
         return
@@ -77,13 +77,13 @@ def _digits(data: bytearray, random: Random, words: Sequence[bytes]) -> None:
 
 
 def _word(data: bytearray, random: Random, words: Sequence[bytes]) -> None:
-    place, word = random.randrange(len(data) + 1), random.choice(words)
-    data[place : place + (len(word) if random.random() < 0.5 else 0)] = word
+    offset, word = random.randrange(len(data) + 1), random.choice(words)
+    data[offset : offset + (len(word) if random.random() < 0.5 else 0)] = word
 
 
 def _noise(data: bytearray, random: Random, words: Sequence[bytes]) -> None:
-    place = random.randrange(len(data) + 1)
-    data[place:place] = random.randbytes(random.choice((1, 2, 8, 64)))
+    offset = random.randrange(len(data) + 1)
+    data[offset:offset] = random.randbytes(random.choice((1, 2, 8, 64)))
 
 
 BYTE_MUTATIONS: tuple[Callable[[bytearray, Random, Sequence[bytes]], None], ...] = (

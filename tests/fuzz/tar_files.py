@@ -156,8 +156,8 @@ def _extended(parts: list[bytearray], random: Random) -> None:
     header[124:136] = b"%011o\0" % size
     fix_checksum(header, 0)
     times = random.choice((1, 1, 1, 2, 40, 1500))
-    place = random.randrange(len(parts))
-    parts[place:place] = [header + body + bytes(-len(body) % UNIT)] * times
+    index = random.randrange(len(parts))
+    parts[index:index] = [header + body + bytes(-len(body) % UNIT)] * times
 
 
 def _sparse(parts: list[bytearray], random: Random) -> None:
@@ -165,7 +165,7 @@ def _sparse(parts: list[bytearray], random: Random) -> None:
     header = bytearray(tarfile.TarInfo("000009.png").tobuf(tarfile.GNU_FORMAT))
     header[156:157] = b"S"
     pieces = sorted(random.choice((0, 512, 1024, 4096)) for _ in range(random.randrange(5)))
-    table = b"".join(b"%011o\0%011o\0" % (place, random.choice((0, 1, 512))) for place in pieces[:4])
+    table = b"".join(b"%011o\0%011o\0" % (index, random.choice((0, 1, 512))) for index in pieces[:4])
     header[386 : 386 + len(table)] = table
     header[482:483] = random.choice((b"\0", b"\0", b"\1"))
     header[483:495] = b"%011o\0" % random.choice((0, 4096, 8192, 1 << 29, 8**11 - 1))
@@ -175,14 +175,14 @@ def _sparse(parts: list[bytearray], random: Random) -> None:
 
 
 def _order(parts: list[bytearray], random: Random) -> None:
-    place, other = (random.randrange(len(parts)) for _ in range(2))
+    index, other = (random.randrange(len(parts)) for _ in range(2))
     kind = random.randrange(3)
     if kind == 0:
-        parts[place], parts[other] = parts[other], parts[place]
+        parts[index], parts[other] = parts[other], parts[index]
     elif kind == 1:
-        parts.insert(place, bytearray(parts[other]))
+        parts.insert(index, bytearray(parts[other]))
     else:
-        parts.insert(place, bytearray(random.choice((bytes(UNIT), bytes(3 * UNIT), b"\0" * 100, b"junk"))))
+        parts.insert(index, bytearray(random.choice((bytes(UNIT), bytes(3 * UNIT), b"\0" * 100, b"junk"))))
 
 
 PART_MUTATIONS: tuple[Callable[[list[bytearray], Random], None], ...] = (
@@ -197,7 +197,9 @@ PART_MUTATIONS: tuple[Callable[[list[bytearray], Random], None], ...] = (
 
 
 def has_gnu_prefix(data: bytes) -> bool:
-    """Whether a GNU header has something where others keep the first folders: GNU keeps times there, tarfile takes it for folders."""
+    """Whether a GNU header has something where others keep the first folders: GNU keeps times there, tarfile takes it for
+    folders.
+    """
     return any(
         data[at + 257 : at + 265] == b"ustar  \0" and data[at + 345 : at + 346].strip(b"\0") for at in range(0, len(data), UNIT)
     )

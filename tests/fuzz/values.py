@@ -28,10 +28,10 @@ def mutate_values(values: Any, random: Random, *, words: Sequence[str] = ()) -> 
     """
     values = copy.deepcopy(values)
     for _ in range(random.choice((1, 1, 2, 4))):
-        places = list(_places(values))
-        if not places:
+        locations = list(_locations(values))
+        if not locations:
             return odd_value(random, words)
-        _change(*random.choice(places), random, words)
+        _change(*random.choice(locations), random, words)
     return values
 
 
@@ -50,12 +50,12 @@ def odd_value(random: Random, words: Sequence[str] = ()) -> Any:
     return random.choice((None, True, False))
 
 
-def _places(values: Any) -> list[tuple[Any, Any]]:
+def _locations(values: Any) -> list[tuple[Any, Any]]:
     """Every container with each of its keys, at any depth."""
     if not isinstance(values, dict | list):
         return []
     keys = list(values) if isinstance(values, dict) else list(range(len(values)))
-    return [place for key in keys for place in ((values, key), *_places(values[key]))]
+    return [location for key in keys for location in ((values, key), *_locations(values[key]))]
 
 
 def _change(container: Any, key: Any, random: Random, words: Sequence[str]) -> None:

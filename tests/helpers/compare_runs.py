@@ -2,7 +2,8 @@
 
     python -m tests.helpers.compare_runs RUN_DIR RUN_DIR
 
-The exit code is 0 where digests, losses, gradient norms and weights are equal, to the last bit, at every step that both runs have.
+The exit code is 0 where digests, losses, gradient norms and weights are equal, to the last bit, at every step that both
+runs have.
 """
 
 from __future__ import annotations

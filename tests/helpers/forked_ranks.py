@@ -49,9 +49,13 @@ def start_rank(module: str, arguments: list[str], *, rank: int, num_ranks: int, 
     code = 1
     try:
         os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(num_ranks),
+            "LOCAL_WORLD_SIZE": str(num_ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
         sys.argv = [module, *arguments]
         sys.modules.pop(module)  # runpy warns of a module that is imported already
         runpy.run_module(module, run_name="__main__", alter_sys=True)

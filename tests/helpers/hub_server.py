@@ -1,4 +1,6 @@
-"""A hub of data sets on loopback: its API of repositories and trees, page by page, and files behind a redirect to another host."""
+"""A hub of data sets on loopback: its API of repositories and trees, page by page, and files behind a redirect to another
+host.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +54,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send_file(self.root / "/".join(parts), body=body)
         self._note(0)
         match parts:
-            case ["api", "datasets", owner, name, "tree", revision, *place] if revision in (REVISION, "main"):
-                return self._send_tree(self.root / owner / name, "/".join(place), url.query, body=body)
+            case ["api", "datasets", owner, name, "tree", revision, *path] if revision in (REVISION, "main"):
+                return self._send_tree(self.root / owner / name, "/".join(path), url.query, body=body)
             case ["api", "datasets", owner, name, "paths-info", revision] if revision in (REVISION, "main"):
                 form = parse_qs(posted.decode()) if not posted.startswith(b"{") else json.loads(posted)
                 paths = form["paths"] if isinstance(form["paths"], list) else [form["paths"]]
@@ -63,8 +65,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if not (self.root / owner / name).is_dir() or (owner == "gated" and not self.headers.get("Authorization")):
                     return self._send(401, headers={"X-Error-Code": "RepoNotFound"}, body=body)
                 return self._send_json({"id": f"{owner}/{name}", "sha": REVISION, "siblings": []}, body=body)
-            case ["datasets", owner, name, "resolve", revision, *place] if revision in (REVISION, "main"):
-                path = "/".join([owner, name, *place])
+            case ["datasets", owner, name, "resolve", revision, *path] if revision in (REVISION, "main"):
+                path = "/".join([owner, name, *path])
                 if not (self.root / path).is_file():
                     return self._send(404, headers={"X-Error-Code": "EntryNotFound"}, body=body)
                 signed = f"{self.store}/{path}?signature={len(self.requests)}"  # another one each time
@@ -74,10 +76,10 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 return self._send(404, body=body)
 
-    def _send_tree(self, folder: Path, place: str, query: str, *, body: bool) -> None:
-        if not (folder / place).is_dir():
+    def _send_tree(self, folder: Path, path: str, query: str, *, body: bool) -> None:
+        if not (folder / path).is_dir():
             return self._send(404, headers={"X-Error-Code": "EntryNotFound"}, body=body)
-        names = sorted(child.relative_to(folder).as_posix() for child in (folder / place).iterdir())
+        names = sorted(child.relative_to(folder).as_posix() for child in (folder / path).iterdir())
         first = int(parse_qs(query).get("cursor", ["0"])[0])
         headers = {}
         if first + PAGE < len(names):
@@ -117,10 +119,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _entry(folder: Path, path: str) -> dict[str, Any]:
-    place = folder / path
-    if place.is_dir():
+    file = folder / path
+    if file.is_dir():
         return {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
-    size = place.stat().st_size
+    size = file.stat().st_size
     return {
         "type": "file",
         "path": path,

@@ -2,7 +2,8 @@
 
     python -m tests.helpers.import_graph        draws, and prints the counts of rooms, arrows and what has grown long
 
-A room is a package or module directly below `pipeline` or `data_tools`. An arrow that follows from others is counted, not drawn.
+A room is a package or module directly below `pipeline` or `data_tools`. An arrow that follows from others is counted, not
+drawn.
 """
 
 from __future__ import annotations

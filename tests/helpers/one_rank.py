@@ -59,7 +59,7 @@ def make_batch(number: int, *, value: float = 1.0, **more: Any) -> dict[str, Any
     ids = torch.tensor([2 * number, 2 * number + 1])
     images = value * torch.randn((2, FEATURES), generator=torch.Generator().manual_seed(number))
     return {
-        "images": images, "labels": ids % CLASSES, "weight": 1.0, "sample_ids": ids, "positions": ids, "unreadable": [], "retries": [],
+        "images": images, "labels": ids % CLASSES, "loss_weight": 1.0, "sample_ids": ids, "positions": ids, "unreadable": [], "retries": [],
         "wait_s": 0.0, "digest": number, "when_copied": [], **more,
     }  # fmt: skip
 

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from pipeline.build.resume import agree_on_start
 from pipeline.build.training import device_of, make_training
 from pipeline.config.read import load_config
-from pipeline.config.resolve import make_plan
+from pipeline.config.resolve import resolve_run
 from pipeline.distributed.quiet import quiet_libraries
 from pipeline.distributed.world import World, die_with_parent, init_process_group, leave_process_group
 from pipeline.launch.signals import StopRequest
@@ -39,11 +39,11 @@ def main(listing: Path) -> None:
     quiet_libraries(is_first=world.is_first)
     init_process_group(world, timeout_s=600)
     for path in json.loads(listing.read_text()):
-        plan = make_plan(load_config(path), world_size=world.size)
-        lock = RunLock(plan.config.run_dir)
-        start = agree_on_start(plan, world, device=device_of(world), lock=lock)
-        training = make_training(plan.with_precision(start.precision), world=world, stop=StopRequest(), start=start)
-        training.trainer.callbacks.append(SaveByDeepSpeed(plan.config.run_dir / "deepspeed"))  # type: ignore[attr-defined]
+        run = resolve_run(load_config(path), world_size=world.size)
+        lock = RunLock(run.config.run_dir)
+        start = agree_on_start(run, world, device=device_of(world), lock=lock)
+        training = make_training(run.with_precision(start.precision), world=world, stop=StopRequest(), start=start)
+        training.trainer.callbacks.append(SaveByDeepSpeed(run.config.run_dir / "deepspeed"))  # type: ignore[attr-defined]
         training.run()
         lock.release()
     leave_process_group()

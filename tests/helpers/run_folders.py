@@ -41,11 +41,24 @@ def write_checkpoint(run: RunFolder, step: int, *, seed: int = 0, model: ViTConf
     staging = run.staging_of(step)
     staging.mkdir(parents=True)
     (staging / MODEL_FILE).hardlink_to(weights)
-    save_tensors(staging / "moments-00000-of-00001.safetensors", {"exp_avg/head.weight": torch.ones(3), "exp_avg_sq/head.weight": torch.ones(3)})  # fmt: skip
+    save_tensors(
+        staging / "moments-00000-of-00001.safetensors",
+        {"exp_avg/head.weight": torch.ones(3), "exp_avg_sq/head.weight": torch.ones(3)},
+    )
     values: dict[str, Any] = {
-        "format": FORMAT, "step": step, "images_seen": 8 * step, "num_updates": step, "skipped_steps": 0, "callbacks": {}, "world_size": 1,
-        "zero_stage": 1, "wandb_id": "abc", "data_fingerprint": "f", "order_version": 1, "versions": {"pipeline": "1.0"},
-    }  # fmt: skip
+        "format": FORMAT,
+        "step": step,
+        "images_seen": 8 * step,
+        "num_updates": step,
+        "skipped_steps": 0,
+        "callbacks": {},
+        "world_size": 1,
+        "zero_stage": 1,
+        "wandb_id": "abc",
+        "data_fingerprint": "f",
+        "order_version": 1,
+        "versions": {"pipeline": "1.0"},
+    }
     write_meta(staging, CheckpointMeta(**{**values, **meta}))
     publish(staging, run.checkpoint_of(step), manifest=describe_files(staging, files_of(staging)))
     return run.checkpoint_of(step)

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from pipeline.build.resume import agree_on_start
 from pipeline.build.training import device_of, make_training
 from pipeline.config.read import load_config
-from pipeline.config.resolve import make_plan
+from pipeline.config.resolve import resolve_run
 from pipeline.distributed.quiet import quiet_libraries
 from pipeline.distributed.world import World, die_with_parent, init_process_group, leave_process_group
 from pipeline.launch.signals import StopRequest
@@ -36,10 +36,10 @@ def main(config_path: str, sleep_s: float) -> None:
     world = World.from_environment()
     quiet_libraries(is_first=world.is_first)
     init_process_group(world, timeout_s=300.0)
-    plan = make_plan(load_config(config_path), world_size=world.size)
-    lock = RunLock(plan.config.run_dir)
-    start = agree_on_start(plan, world, device=device_of(world), lock=lock)
-    training = make_training(plan.with_precision(start.precision), world=world, stop=StopRequest(), start=start)
+    run = resolve_run(load_config(config_path), world_size=world.size)
+    lock = RunLock(run.config.run_dir)
+    start = agree_on_start(run, world, device=device_of(world), lock=lock)
+    training = make_training(run.with_precision(start.precision), world=world, stop=StopRequest(), start=start)
     if not world.is_first:
         training.trainer.callbacks.append(Sleeper(sleep_s))  # type: ignore[attr-defined]
     training.run()

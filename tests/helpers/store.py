@@ -125,7 +125,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._drop(reset=True)  # the server is gone
         finally:
             upstream.close()
-        headers = [(k, v) for k, v in answer.getheaders() if k.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server")]  # fmt: skip
+        headers = [
+            (k, v)
+            for k, v in answer.getheaders()
+            if k.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server")
+        ]
         sent = body[: len(body) // 2] if fault == "short" else body
         told = answer.getheader("Content-Length", "0") if self.command == "HEAD" else str(len(sent))
         headers.append(("Content-Length", told))
@@ -170,9 +174,13 @@ class _Handler(BaseHTTPRequestHandler):
 def s3_environment(url: str) -> dict[str, str]:
     """Where clients find the store and who they are. One attempt a request: what fails reaches the code under test."""
     return {
-        "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1", "AWS_EC2_METADATA_DISABLED": "true",
-    }  # fmt: skip
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
 
 
 def after(seconds: float, action: Callable[[], None]) -> threading.Timer:

@@ -37,8 +37,13 @@ def run_ranks(module: str, *arguments: str, num_ranks: int = 2, timeout_s: float
     """Run a module of the tests as ranks of one launch. Returns what they printed."""
     result = subprocess.run(
         [sys.executable, "-m", "tests.helpers.forked_ranks", str(num_ranks), module, *arguments],
-        cwd=REPOSITORY, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout_s,
-    )  # fmt: skip
+        cwd=REPOSITORY,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=timeout_s,
+    )
     assert result.returncode == 0, result.stdout
     return result.stdout
 
@@ -54,9 +59,14 @@ def training(config: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
     """A training in the background, with its output in a file; every process of it is gone at the end."""
     log = config.with_suffix(".log").open("w")
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "train", str(config), *overrides], cwd=REPOSITORY, env=environment(), text=True,
-        stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "pipeline", "train", str(config), *overrides],
+        cwd=REPOSITORY,
+        env=environment(),
+        text=True,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     try:
         yield process
     finally:

@@ -1,4 +1,6 @@
-"""What was set aside, compared with what is used: a difference is refused with its likely cause and the setting that allows it."""
+"""What was set aside, compared with what is used: a difference is refused with its likely cause and the setting that
+allows it.
+"""
 
 from __future__ import annotations
 
@@ -138,7 +140,10 @@ def test_nodes_that_are_set_aside(tmp_path: Path) -> None:
 
 
 def test_an_allocation_of_several_nodes_is_not_trained_on_one() -> None:
-    with pytest.raises(ConfigError, match=r"3 nodes are set aside \(SLURM_JOB_NUM_NODES=3\), but these ranks are on 1: start them with srun.*trainer.hardware=found"):  # fmt: skip
+    with pytest.raises(
+        ConfigError,
+        match=r"3 nodes are set aside \(SLURM_JOB_NUM_NODES=3\), but these ranks are on 1: start them with srun.*trainer.hardware=found",
+    ):
         check_nodes(BATCH, num_nodes=1, launcher="none", setting=SETTING)
     with pytest.raises(ConfigError, match="but these ranks are on 2"):
         check_nodes(BATCH, num_nodes=2, launcher="torchrun", setting=SETTING)

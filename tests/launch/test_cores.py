@@ -44,9 +44,17 @@ def test_a_quota_counts_whoever_set_it(files: dict[str, str], cores: int, tmp_pa
 def test_affinity_counts() -> None:
     first = min(os.sched_getaffinity(0))
     told = subprocess.run(
-        [sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{first}])\nfrom pipeline.launch.cores import usable_cores; print(usable_cores())"],
-        cwd=REPOSITORY, text=True, capture_output=True, check=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            f"import os; os.sched_setaffinity(0, [{first}])\nfrom pipeline.launch.cores import usable_cores; "
+            "print(usable_cores())",
+        ],
+        cwd=REPOSITORY,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     assert told.stdout == "1\n"
 
 

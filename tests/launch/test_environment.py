@@ -43,7 +43,7 @@ def without(environment: dict[str, str], *names: str) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in names}
 
 
-def place(ranks: Ranks) -> tuple[int, ...]:
+def position(ranks: Ranks) -> tuple[int, ...]:
     return ranks.rank, ranks.size, ranks.local_rank, ranks.local_size, ranks.node, ranks.num_nodes
 
 
@@ -102,7 +102,7 @@ def test_what_agrees_is_used(case: str) -> None:
     environment, launcher, expected = UNDERSTOOD[case]
     ranks = read_ranks(environment)
     assert "[" not in (ranks.master or ("",))[0]  # which no resolver knows
-    assert (ranks.launcher, place(ranks)) == (launcher, expected)
+    assert (ranks.launcher, position(ranks)) == (launcher, expected)
 
 
 REFUSED = {

@@ -36,9 +36,14 @@ one.recv(1)  # in C, for ever
 
 def start(program: str, *, stdin: int = subprocess.DEVNULL, prepare: str = "") -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", prepare + program], cwd=REPOSITORY, text=True, stdin=stdin, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-c", prepare + program],
+        cwd=REPOSITORY,
+        text=True,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
@@ -148,8 +153,10 @@ def test_a_background_job_is_not_halted_by_what_it_prints() -> None:
     """`stty tostop`: the terminal stops a background job that writes, unless it ignores that."""
     process = start(LISTEN)
     ignored = next(
-        int(line.split()[1], 16) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if line.startswith("SigIgn")
-    )  # fmt: skip
+        int(line.split()[1], 16)
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        if line.startswith("SigIgn")
+    )
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert ignored >> (signal.SIGTTOU - 1) & 1

@@ -121,9 +121,13 @@ def test_an_evaluator_that_nobody_reads_goes_on_and_told_to_stop_it_leaves_no_cl
     (run / "weights" / weights.name).write_bytes(weights.read_bytes())
     read, write = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "evaluate", str(run), "--watch"], cwd=REPOSITORY, env=environment(), stdout=write,
-        stderr=write, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "pipeline", "evaluate", str(run), "--watch"],
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=write,
+        stderr=write,
+        start_new_session=True,
+    )
     os.close(write)
     os.close(read)
     try:

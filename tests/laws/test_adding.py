@@ -42,9 +42,14 @@ def test_an_objective_and_a_protocol_are_one_file_and_one_name_each(tmp_path: Pa
 
     def call(*words: str) -> str:
         result = subprocess.run(
-            [sys.executable, "-m", "pipeline", *words], cwd=copy, env=environment(), text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, timeout=240,
-        )  # fmt: skip
+            [sys.executable, "-m", "pipeline", *words],
+            cwd=copy,
+            env=environment(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=240,
+        )
         assert result.returncode == 0, result.stdout
         return result.stdout
 

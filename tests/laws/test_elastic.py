@@ -32,9 +32,19 @@ def write_scenario(
     path = folder / f"{name}.yaml"
     path.parent.mkdir(exist_ok=True, parents=True)
     values = {
-        **values, "name": name, "model": {**values["model"], "dropout": 0.0}, "checkpoint": {"every": "100 steps"},
-        "trainer": {**values["trainer"], "global_batch_size": 13, "precision": precision, "zero_stage": stage, "duration": f"{STEPS_A_LEG * len(LEGS)} steps", **trainer},
-    }  # fmt: skip
+        **values,
+        "name": name,
+        "model": {**values["model"], "dropout": 0.0},
+        "checkpoint": {"every": "100 steps"},
+        "trainer": {
+            **values["trainer"],
+            "global_batch_size": 13,
+            "precision": precision,
+            "zero_stage": stage,
+            "duration": f"{STEPS_A_LEG * len(LEGS)} steps",
+            **trainer,
+        },
+    }
     path.write_text(yaml.safe_dump(values))
     return path
 
@@ -106,7 +116,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any
     configs = []
     for name, (stage, precision) in RESUMED.items():
         scenario: dict[str, Any] = {"stage": stage, "precision": precision, "duration": "6 steps"}
-        whole, parts = ({**tiny_config, "output_dir": str(folder / place)} for place in ("whole", "parts"))
+        whole, parts = ({**tiny_config, "output_dir": str(folder / folder_name)} for folder_name in ("whole", "parts"))
         configs.append(write_scenario(folder / "a", whole, name, **scenario))
         configs.append(write_scenario(folder / "b", parts, name, max_steps=3, **scenario))
         configs.append(write_scenario(folder / "c", parts, name, **scenario))
@@ -116,7 +126,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_as_many_ranks_go_on_with_the_same_bits(name: str, resumed: Path) -> None:
-    whole, parts = (RunFolder(resumed / place / name) for place in ("whole", "parts"))
+    whole, parts = (RunFolder(resumed / folder_name / name) for folder_name in ("whole", "parts"))
     assert parts.checkpoint_steps() == [3, 6]
     ours, theirs = (load_weights(folder.weights_of(6)).model.state_dict() for folder in (parts, whole))
     for key, tensor in theirs.items():

@@ -137,7 +137,9 @@ def test_a_broken_newest_checkpoint_is_skipped_aloud(reference: RunFolder, write
 def test_told_to_stop_it_saves_and_goes_on_later(
     reference: RunFolder, write_config: WriteConfig, number: signal.Signals, target: str
 ) -> None:
-    """Whoever is signalled, both ranks save at the same step. `everyone`, as a terminal's Ctrl-C or a scheduler, includes the decoding workers
+    """Whoever is signalled, both ranks save at the same step.
+
+    `everyone`, as a terminal's Ctrl-C or a scheduler, includes the decoding workers
     and W&B's process."""
     alone = {"data": {"num_workers": 1}, "tracking": {"mode": "offline"}}  # the processes that `everyone` adds
     config = write_config(**(alone if target == "everyone" else {}))

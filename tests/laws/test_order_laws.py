@@ -84,9 +84,14 @@ def play(
     for rank in range(world_size):
         division = Division(global_batch_size=run.batch, rank=rank, world_size=world_size, accumulation_steps=accumulation)
         stream = TrainStream(
-            mixture=run.mixture, order=run.mixture.make_order(seed=run.seed, num_streams=run.num_streams), division=division,
-            transform=TRANSFORM, num_classes=10_000, start_step=first, read_ahead=workers % 4,
-        )  # fmt: skip
+            mixture=run.mixture,
+            order=run.mixture.make_order(seed=run.seed, num_streams=run.num_streams),
+            division=division,
+            transform=TRANSFORM,
+            num_classes=10_000,
+            start_step=first,
+            read_ahead=workers % 4,
+        )
         for worker in range(max(1, workers)):
             ring = torch.empty((1, division.micro_batch_size, 3, 4, 4), dtype=torch.uint8)
             parts = stream.parts(ring, worker=worker, num_workers=max(1, workers))

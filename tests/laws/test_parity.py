@@ -13,7 +13,7 @@ from pipeline.build.streams import make_stream
 from pipeline.build.training import make_model
 from pipeline.commands.demo import write_digits
 from pipeline.config.read import load_config
-from pipeline.config.resolve import make_plan, make_schedule
+from pipeline.config.resolve import make_schedule, resolve_run
 from pipeline.data.streams.loader import BatchLoader
 from pipeline.distributed.world import World
 from pipeline.run.checkpoint import RunFolder
@@ -52,17 +52,17 @@ CLIP = 0.5  # below the gradient norms of these runs, so that clipping acts
 def train_plainly(config_path: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
     """The same training in thirty lines of torch, fp32, one process: losses, gradient norms, final weights."""
     config = load_config(config_path, ["trainer.micro_batch_size=null"])
-    plan = make_plan(config, world_size=1)
-    stream = make_stream(plan, world=World.alone(), start_step=0)
+    run = resolve_run(config, world_size=1)
+    stream = make_stream(run, world=World.alone(), start_step=0)
     batches = iter(BatchLoader(stream, num_workers=0, prefetch=1, pin_memory=False))
-    model, loss = make_model(plan.model, seed=config.seed), config.objective.build(num_classes=config.model.num_classes)
-    schedule = make_schedule(config, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps)
+    model, loss = make_model(run.model, seed=config.seed), config.objective.build(num_classes=config.model.num_classes)
+    schedule = make_schedule(config, total_steps=run.total_steps, warmup_steps=run.warmup_steps)
     kernels = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
     others = [p for p in model.parameters() if not any(p is kernel for kernel in kernels)]
     groups = [{"params": kernels, "weight_decay": config.optimizer.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups) if config.optimizer.name == "adamw" else torch.optim.SGD(groups, lr=1.0, momentum=0.9)
     losses, norms = [], []
-    for step in range(plan.stop_step):
+    for step in range(run.stop_step):
         batch = next(batches)
         for group in optimizer.param_groups:
             group["lr"] = schedule(step)
@@ -84,12 +84,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any]) 
     configs = []
     for name, trainer in SCENARIOS.items():
         values = {
-            **tiny_config, "name": name, "output_dir": str(folder / "runs"),
+            **tiny_config,
+            "name": name,
+            "output_dir": str(folder / "runs"),
             "model": {**tiny_config["model"], "dropout": 0.0},
             "optimizer": {**tiny_config["optimizer"], "clip_norm": CLIP, **OPTIMIZERS[kind_of(name)]},
             "trainer": {**tiny_config["trainer"], **trainer, "duration": "8 steps"},
             "tracking": {"log_every": 1, "mode": "disabled"},
-        }  # fmt: skip
+        }
         configs.append(folder / f"{name}.yaml")
         configs[-1].write_text(yaml.safe_dump(values))
     train_together(configs, folder / "scenarios.json")
@@ -168,12 +170,20 @@ def demo_config(folder: Path, name: str, *, precision: str, seed: int) -> Path:
     config = load_config(
         REPOSITORY / "configs" / "demo.yaml",
         [
-            f"name={name}", f"seed={seed}", f"output_dir={folder}/runs", f"data.train={folder}/data/pretrain",
-            "model.dropout=0.0", "optimizer.learning_rate=3e-4", "trainer.duration=200 steps",
-            f"trainer.precision={precision}", "checkpoint.every=200 steps", "evaluation.datasets=[]",
-            "tracking.mode=disabled", "tracking.log_every=1",
+            f"name={name}",
+            f"seed={seed}",
+            f"output_dir={folder}/runs",
+            f"data.train={folder}/data/pretrain",
+            "model.dropout=0.0",
+            "optimizer.learning_rate=3e-4",
+            "trainer.duration=200 steps",
+            f"trainer.precision={precision}",
+            "checkpoint.every=200 steps",
+            "evaluation.datasets=[]",
+            "tracking.mode=disabled",
+            "tracking.log_every=1",
         ],
-    )  # fmt: skip
+    )
     path = folder / f"{name}.yaml"
     path.write_text(config.to_yaml())
     return path

@@ -27,9 +27,10 @@ def test_a_training_on_s3_sees_what_a_local_one_sees(
     try:
         proxy.inject("mixed", probability=0.2)
         remote = write_config(
-            "remote", trainer={"duration": "60 steps"},
+            "remote",
+            trainer={"duration": "60 steps"},
             data={"train": "s3://bucket/corpus", "num_workers": 1, "read_timeout_s": 2.0, "read_patience_s": 120.0},
-        )  # fmt: skip
+        )
 
         def restart() -> None:
             while proxy.counts["reads"] < 60:  # the training is under way

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.build.resume import check_order_version, compare_learning_rates
 from pipeline.config.read import load_config
-from pipeline.config.resolve import make_plan
+from pipeline.config.resolve import resolve_run
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.checkpoint_search import find_latest
@@ -60,11 +60,11 @@ def test_a_lost_configuration_and_a_forbidden_place_are_answered_in_words(
     lost = run_command("train", str(write_config()), "trainer.duration=20 steps", ONE_RANK)
     assert lost.returncode == 2
     assert "config.yaml cannot be read (it is empty)" in lost.stdout
-    place = write_config().parent / "a file"
-    place.write_text("")
-    forbidden = run_command("train", str(write_config()), f"output_dir={place}", ONE_RANK)
+    path = write_config().parent / "a file"
+    path.write_text("")
+    forbidden = run_command("train", str(write_config()), f"output_dir={path}", ONE_RANK)
     assert forbidden.returncode == 2
-    assert "set output_dir to a place that can be written" in forbidden.stdout
+    assert "set output_dir to a folder that can be written" in forbidden.stdout
     assert "Traceback" not in lost.stdout + forbidden.stdout
 
 
@@ -114,11 +114,14 @@ def test_a_relaunch_that_would_corrupt_the_run_is_refused(
 def test_what_a_longer_run_does_to_the_learning_rate_is_said(write_config: WriteConfig) -> None:
     path = write_config()
     before = load_config(path).model_dump(mode="json")
-    longer, same = (make_plan(load_config(path, overrides), world_size=1) for overrides in (["trainer.duration=32 steps"], []))
+    longer, same = (
+        resolve_run(load_config(path, overrides), world_size=1) for overrides in (["trainer.duration=32 steps"], [])
+    )
     assert compare_learning_rates(same, before, step=12) == []
     (line,) = compare_learning_rates(longer, before, step=12)
     assert line == (
-        "the learning rate of the next step is 0.00134; by the last launch's schedule, which ended at step 12, it would be 1e-05"
+        "the learning rate of the next step is 0.00134; by the last launch's schedule, which ended at step 12, it "
+        "would be 1e-05"
     )
     assert "is not compared" in compare_learning_rates(longer, {**before, "model": {"name": "another version's"}}, step=12)[0]
 
@@ -126,7 +129,7 @@ def test_what_a_longer_run_does_to_the_learning_rate_is_said(write_config: Write
 def test_an_early_end_after_the_end_is_refused(write_config: WriteConfig) -> None:
     config = load_config(write_config(), ["trainer.max_steps=13"])
     with pytest.raises(ConfigError, match=r"trainer\.max_steps=13 .*the whole run \(trainer\.duration=12 steps\) has 12"):
-        make_plan(config, world_size=1)
+        resolve_run(config, world_size=1)
 
 
 def test_shards_that_changed_are_refused(reference: RunFolder, tmp_path: Path, write_shards: Callable[..., object]) -> None:

@@ -1,4 +1,6 @@
-"""The last checkpoint of a launch, from which no step was taken: set aside by the launch that cannot take one, and by no other."""
+"""The last checkpoint of a launch, from which no step was taken: set aside by the launch that cannot take one, and by no
+other.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,10 @@ DIVERGED, FULL = DivergedError("gradients were not finite").everywhere(), Checkp
 def trainer_at(step: int, *, refused: int, first: bool = True) -> Any:
     """What the callback asks of a trainer when it ends: where it is, and what the optimizer has refused."""
     return SimpleNamespace(
-        global_step=step, is_global_zero=first,
+        global_step=step,
+        is_global_zero=first,
         strategy=SimpleNamespace(skipped_steps=refused, broadcast=lambda found: found, root_device="cpu"),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,8 +45,15 @@ def trainer_at(step: int, *, refused: int, first: bool = True) -> Any:
     ],
 )
 def test_it_is_set_aside_by_a_launch_that_takes_no_step_from_it(
-    tmp_path: Any, capsys: pytest.CaptureFixture[str], error: Exception, proven: bool, steps: int, refused: int, first: bool, aside: bool
-) -> None:  # fmt: skip
+    tmp_path: Any,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    proven: bool,
+    steps: int,
+    refused: int,
+    first: bool,
+    aside: bool,
+) -> None:
     run = RunFolder(tmp_path / "run")
     write_checkpoint(run, 8)
     write_checkpoint(run, 12, proven=proven, skipped_steps=1)

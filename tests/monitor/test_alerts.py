@@ -8,14 +8,14 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from pipeline.monitor.alerts import RULES, Alert, Rule, Series, Watched, observe_line, observe_value
+from pipeline.monitor.alerts import RULES, Alert, AlertSeries, AlertState, Rule, observe_line, observe_value
 
 RULE: dict[str, Rule] = {rule.kind: rule for rule in RULES}
 
 
 def changes(kind: str, values: Iterable[float]) -> list[tuple[int, bool]]:
     """At which values an alert was raised (True) or cleared."""
-    series, found = Series(), []
+    series, found = AlertSeries(), []
     for number, value in enumerate(values):
         before, series = series, observe_value(series, float(value), RULE[kind])
         if before.raised != series.raised:
@@ -101,7 +101,7 @@ def test_a_loss_that_spikes_at_every_other_line_is_one_alert(excess: float) -> N
 def test_another_slowest_rank_at_each_line_is_noise() -> None:
     """With many ranks the largest of their times is always above the others' median."""
     draw = np.random.default_rng(4)
-    series = Series()
+    series = AlertSeries()
     for _ in range(2000):
         series = observe_value(series, float(draw.uniform(0.1, 0.4)), RULE["straggler"], int(draw.integers(64)))
         assert not series.raised
@@ -123,7 +123,7 @@ def test_a_loss_spike_is_told_at_once_and_cleared_when_it_is_over() -> None:
 
 
 def test_a_loss_that_is_not_a_number_is_a_spike() -> None:
-    watched, alerts = Watched(), []
+    watched, alerts = AlertState(), []
     for step in range(70):
         watched, new = observe_line(watched, {"step": step, "train/loss": math.nan if step == 50 else 2.0 + 0.01 * (step % 3)})
         alerts += new
@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_a_number_is_a_spike() -> None:
 
 
 def test_an_alert_says_what_to_do() -> None:
-    watched, alerts = Watched(), list[Alert]()
+    watched, alerts = AlertState(), list[Alert]()
     for step in range(1, 80):
         line = {"step": step, "speed/slowest_rank_cost": 0.02 if step < 40 else 0.4, "speed/slowest_rank": 5}
         watched, new = observe_line(watched, line)

@@ -103,9 +103,15 @@ def result(step: int, seed: int | None, accuracy: float | None, **more: Any) -> 
     """A line of evaluations.jsonl."""
     protocol, shots = ("linear", None) if seed is None else ("few_shot", 5)
     return {
-        "step": step, "images_seen": 8 * step, "dataset": "d", "protocol": protocol, "shots": shots, "seed": seed,
-        "accuracy": accuracy, **more,
-    }  # fmt: skip
+        "step": step,
+        "images_seen": 8 * step,
+        "dataset": "d",
+        "protocol": protocol,
+        "shots": shots,
+        "seed": seed,
+        "accuracy": accuracy,
+        **more,
+    }
 
 
 def test_evaluations_are_logged_by_training_step_with_spread_and_confidence(tmp_path: Path) -> None:
@@ -295,10 +301,20 @@ def test_a_training_outlives_wandbs_service(write_config: WriteConfig) -> None:
 
 
 def make_writer(folder: Path, **changes: Any) -> WandbRun:
-    return WandbRun(**{
-        "writer": "train", "mode": "offline", "name": "tiny", "run_id": "abc123", "folder": str(folder), "project": "p",
-        "entity": None, "config": {}, "history": [], **changes,
-    })  # fmt: skip
+    return WandbRun(
+        **{
+            "writer": "train",
+            "mode": "offline",
+            "name": "tiny",
+            "run_id": "abc123",
+            "folder": str(folder),
+            "project": "p",
+            "entity": None,
+            "config": {},
+            "history": [],
+            **changes,
+        }
+    )
 
 
 def test_a_wandb_that_stalls_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

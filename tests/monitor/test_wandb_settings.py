@@ -130,9 +130,17 @@ def test_settings_files_count_as_with_wandb(tmp_path: Path) -> None:
 
 def test_wandbs_client_is_given_nothing_that_speaks_against_the_run(tmp_path: Path) -> None:
     given = {
-        "PATH": "/bin", "WANDB_MODE": " ofline", "WANDB_RUN_ID": "x", "WANDB_RESUME": "must", "WANDB_TAGS": "a,,b", "WANDB_SERVICE": "old",
-        "WANDB_API_KEY": f"{'k' * 40}\n", "WANDB_SILENT": "", "WANDB_HTTP_TIMEOUT": "30", "https_proxy": "http://proxy:3128",
-    }  # fmt: skip
+        "PATH": "/bin",
+        "WANDB_MODE": " ofline",
+        "WANDB_RUN_ID": "x",
+        "WANDB_RESUME": "must",
+        "WANDB_TAGS": "a,,b",
+        "WANDB_SERVICE": "old",
+        "WANDB_API_KEY": f"{'k' * 40}\n",
+        "WANDB_SILENT": "",
+        "WANDB_HTTP_TIMEOUT": "30",
+        "https_proxy": "http://proxy:3128",
+    }
     environment = client_environment(given, cache=tmp_path)
     assert {name: value for name, value in environment.items() if not value.startswith(str(tmp_path))} == {
         "PATH": "/bin", "WANDB_API_KEY": "k" * 40, "WANDB_HTTP_TIMEOUT": "30", "https_proxy": "http://proxy:3128",
@@ -147,7 +155,8 @@ def test_no_home_is_needed(tmp_path: Path) -> None:
     script = (
         "import os, sys; os.setgroups([]); os.setgid(54321); os.setuid(54321)\n"
         "from pathlib import Path; from pipeline.monitor.wandb_settings import *\n"
-        "print(choose_mode('auto', read_wandb_environment(folder=Path('/'))).mode, client_environment({}, cache=Path('/c')).get('HOME'))"
+        "print(choose_mode('auto', read_wandb_environment(folder=Path('/'))).mode, client_environment({}, "
+        "cache=Path('/c')).get('HOME'))"
     )
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)

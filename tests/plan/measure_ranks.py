@@ -101,7 +101,7 @@ def measure(case: dict[str, Any], model_config: ViTConfig) -> dict[str, int]:
     updated = [parameter for group in inner.param_groups for parameter in group["params"]]
     if case["stage"] == 3:
         updated = engine.optimizer.fp32_partitioned_groups_flat
-    masters = {place: held for place, held in storages(updated).items() if place not in parameters}
+    masters = {address: held for address, held in storages(updated).items() if address not in parameters}
     states = [inner.state[parameter] for parameter in inner.state]
     moments = storages(value for state in states for value in state.values() if isinstance(value, Tensor) and value.numel() > 1)
     kinds = {"parameters": parameters, "masters": masters, "gradients": gradients, "moments": moments}

@@ -53,9 +53,15 @@ def predict(case: Case) -> tuple[StateBytes, int]:
     """The engine's state, and everything at its peak."""
     sizes, kernels = sizes_of(MODEL)
     state = state_bytes(
-        sizes, stage=case["stage"], precision=case["precision"], num_ranks=RANKS, optimizer_bytes=8,
-        accumulation_steps=case["accumulation_steps"], bucket_elements=case["bucket_elements"], staging_buckets=1,
-    )  # fmt: skip
+        sizes,
+        stage=case["stage"],
+        precision=case["precision"],
+        num_ranks=RANKS,
+        optimizer_bytes=8,
+        accumulation_steps=case["accumulation_steps"],
+        bucket_elements=case["bucket_elements"],
+        staging_buckets=1,
+    )
     precision = case["precision"]
     image = MODEL.cost.saved_bytes(precision=precision) + MODEL.cost.working_bytes(precision=precision)
     return state, state.total + case["batch"] * image + saved_bytes_per_pass(kernels, precision=precision)

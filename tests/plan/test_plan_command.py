@@ -54,9 +54,20 @@ def test_the_papers_costs(call: Call, name: str, epochs: int, exaflops: float, t
     A TPUv3 core makes at most 61.5 TFLOP/s, half of a chip's 123: the paper's runs had an MFU of 32 % (H/14) and 43 % (L/16).
     """
     plan = forecast(
-        call, recipe("l16_in21k"), f"model.name={name}", "model.num_classes=18291", "model.dropout=0", "--samples", "303e6",
-        f"trainer.duration={epochs} epochs", "trainer.peak_tflops=61.5", "--mfu", "1", "--nodes", "1",
-    )  # fmt: skip
+        call,
+        recipe("l16_in21k"),
+        f"model.name={name}",
+        "model.num_classes=18291",
+        "model.dropout=0",
+        "--samples",
+        "303e6",
+        f"trainer.duration={epochs} epochs",
+        "trainer.peak_tflops=61.5",
+        "--mfu",
+        "1",
+        "--nodes",
+        "1",
+    )
     assert plan["compute"]["flops"] / 1e18 == pytest.approx(exaflops, rel=0.03)
     if tpu_core_days is not None:
         assert 0.3 < plan["compute"]["gpu_hours"] / 24 / tpu_core_days < 0.45

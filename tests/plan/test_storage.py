@@ -34,7 +34,12 @@ def test_an_epochs_reads_are_foreseen(num_streams: int) -> None:
         _, blocks, _ = order.locate(np.arange(stream, order.num_samples, num_streams))
         reads += 1 + np.count_nonzero(np.diff(blocks))
     rates = reading_rates(
-        images_per_s=order.num_samples, image_bytes=1.0, block_samples=order.num_samples / order.num_blocks,
-        num_samples=order.num_samples, num_streams=num_streams, images_per_s_per_core=600.0, num_nodes=1,
-    )  # fmt: skip
+        images_per_s=order.num_samples,
+        image_bytes=1.0,
+        block_samples=order.num_samples / order.num_blocks,
+        num_samples=order.num_samples,
+        num_streams=num_streams,
+        images_per_s_per_core=600.0,
+        num_nodes=1,
+    )
     assert order.num_blocks <= reads <= rates.requests_per_s == pytest.approx(order.num_blocks + 2 * num_streams)

@@ -165,6 +165,10 @@ def test_a_folder_without_results_is_answered_in_words(tmp_path: Path, call: Cal
 def test_a_reader_that_has_seen_enough_is_no_error(reference: RunFolder) -> None:
     command = [sys.executable, "-m", "pipeline", "report", str(reference.root)]
     shell = subprocess.run(
-        ["bash", "-c", 'set -o pipefail; "$@" | true', "-", *command], cwd=REPOSITORY, env=environment(), text=True, stderr=subprocess.PIPE
-    )  # fmt: skip
+        ["bash", "-c", 'set -o pipefail; "$@" | true', "-", *command],
+        cwd=REPOSITORY,
+        env=environment(),
+        text=True,
+        stderr=subprocess.PIPE,
+    )
     assert (shell.returncode, shell.stderr) in ((141, ""), (0, ""))

@@ -1,4 +1,6 @@
-"""Newer, unreadable, damaged, ruined: four kinds of checkpoint that a launch cannot go on from, and none costs the sound one."""
+"""Newer, unreadable, damaged, ruined: four kinds of checkpoint that a launch cannot go on from, and none costs the sound
+one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims: one holder at a time, and the dead let go."""
+"""Claims: one holder at a time, and stale claims removed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.files import STALE_LOOKS
 from pipeline.launch.environment import SlurmJob
 from pipeline.launch.processes import Process
 from pipeline.run import claims
-from pipeline.run.claims import Claims, Owner, Sightings, create, give_up, read_owner, remove, touch
+from pipeline.run.claims import Claims, Owner, Sightings, create, read_owner, release, remove_stale, touch
 
 NAME = "step_00000001.json"
 SILENT_S = 0.3
@@ -247,9 +247,9 @@ def test_of_many_that_see_a_dead_claim_one_takes_it(tmp_path: Path, request: pyt
 def test_a_claim_that_is_not_the_one_judged_is_put_back(tmp_path: Path) -> None:
     path, living = tmp_path / NAME, elsewhere()
     create(path, living)
-    remove(path, elsewhere())
+    remove_stale(path, elsewhere())
     assert read_owner(path) == living
-    give_up(path, elsewhere())
+    release(path, elsewhere())
     assert read_owner(path) == living
     assert [entry.name for entry in tmp_path.iterdir()] == [NAME]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.run.folder import RunFolder
-from pipeline.run.live_files import StateFiles
+from pipeline.run.live_files import LiveFiles
 from pipeline.run.records import read_json
 
 
@@ -22,7 +22,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_the_newest_state_is_written_and_the_last_one_at_the_end(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    files = StateFiles(folder, every_s=0.01)
+    files = LiveFiles(folder, every_s=0.01)
     files.put(folder.heartbeat, {"step": 1})
     wait_for(lambda: read_json(folder.heartbeat) == {"step": 1})
     files.put(folder.heartbeat, {"step": 2})
@@ -35,7 +35,7 @@ def test_the_newest_state_is_written_and_the_last_one_at_the_end(tmp_path: Path)
 
 def test_no_more_is_written_than_once_an_interval(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    files = StateFiles(folder, every_s=60)
+    files = LiveFiles(folder, every_s=60)
     seen = set()
     for step in range(50):
         files.put(folder.heartbeat, {"step": step})
@@ -48,7 +48,7 @@ def test_no_more_is_written_than_once_an_interval(tmp_path: Path) -> None:
 
 def test_a_file_of_a_training_that_hangs_grows_old(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    files = StateFiles(folder, every_s=0.01)
+    files = LiveFiles(folder, every_s=0.01)
     files.put(folder.heartbeat, {"step": 1})
     wait_for(folder.heartbeat.exists)
     before = folder.heartbeat.stat()
@@ -59,7 +59,7 @@ def test_a_file_of_a_training_that_hangs_grows_old(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_cannot_be_written_costs_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = StateFiles(RunFolder(tmp_path / "gone"), every_s=0.01)
+    files = LiveFiles(RunFolder(tmp_path / "gone"), every_s=0.01)
     for number in range(20):
         files.put(files.folder.heartbeat, {"step": number})
     files.close()
@@ -68,7 +68,7 @@ def test_a_disk_that_cannot_be_written_costs_one_message(tmp_path: Path, capsys:
 
 def test_writing_goes_on_once_the_disk_is_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = RunFolder(tmp_path / "gone")
-    files = StateFiles(folder, every_s=0.01)
+    files = LiveFiles(folder, every_s=0.01)
     files.put(folder.heartbeat, {"step": 1})
     said = ""
 

@@ -58,9 +58,19 @@ def result(folder: RunFolder, step: int, **changes: Any) -> dict[str, Any]:
     """A line as the evaluator writes it."""
     digest = read_digest(folder.weights_of(step))
     return {
-        "step": step, "images_seen": 8 * step, "dataset": "bars", "protocol": "few_shot", "shots": 5, "seed": 0,
-        "accuracy": 0.5, "ci95": 0.1, "test_images": 22, "unreadable": 0, "weights": digest, **changes,
-    }  # fmt: skip
+        "step": step,
+        "images_seen": 8 * step,
+        "dataset": "bars",
+        "protocol": "few_shot",
+        "shots": 5,
+        "seed": 0,
+        "accuracy": 0.5,
+        "ci95": 0.1,
+        "test_images": 22,
+        "unreadable": 0,
+        "weights": digest,
+        **changes,
+    }
 
 
 @pytest.fixture
@@ -77,29 +87,29 @@ def look(run: Path) -> str:
     return re.sub(r"\d+ (d|h|min|s)( \d+ (h|min|s))? ago", "AGE ago", text)
 
 
-def places(values: Any) -> Iterator[list[Any]]:
+def locations(values: Any) -> Iterator[list[Any]]:
     """Where in nested values something can be replaced."""
     for key in values if isinstance(values, dict) else range(len(values)) if isinstance(values, list) else ():
         yield [key]
-        yield from ([key, *rest] for rest in places(values[key]))
+        yield from ([key, *rest] for rest in locations(values[key]))
 
 
-def changed(values: Any, place: list[Any], new: Any) -> Any:
+def changed(values: Any, location: list[Any], new: Any) -> Any:
     copy = json.loads(json.dumps(values))
     inside = copy
-    for key in place[:-1]:
+    for key in location[:-1]:
         inside = inside[key]
-    inside[place[-1]] = new
+    inside[location[-1]] = new
     return copy
 
 
 @pytest.mark.parametrize("name", STATES)
 def test_a_state_of_the_wrong_kind_costs_itself_alone(run: Path, name: str) -> None:
     values = json.loads((run / name).read_text())
-    for place in places(values):
+    for location in locations(values):
         for wrong in WRONG:
-            (run / name).write_text(json.dumps(changed(values, place, wrong)))
-            assert "bars 5-shot  50.0 % (step 12)" in look(run), (place, wrong)
+            (run / name).write_text(json.dumps(changed(values, location, wrong)))
+            assert "bars 5-shot  50.0 % (step 12)" in look(run), (location, wrong)
     for text in ("", "{", "null", "[]", "\0" * 50, '"x"', "\udcff", "[" * 5000):
         (run / name).write_bytes(text.encode(errors="surrogateescape"))
         assert "bars 5-shot  50.0 % (step 12)" in look(run), text
@@ -113,11 +123,11 @@ def test_a_line_of_the_wrong_kind_costs_itself_alone(run: Path, name: str) -> No
     path = run / "checkpoints" / "step_00000012" / name if name == "manifest.json" else run / name
     text = path.read_text()
     last = json.loads(text if name == "manifest.json" else text.splitlines()[-1])
-    for place in places(last):
+    for location in locations(last):
         for wrong in WRONG:
-            line = json.dumps(changed(last, place, wrong))
+            line = json.dumps(changed(last, location, wrong))
             path.write_text(line if name == "manifest.json" else text + line + "\n")
-            assert "step 8" in look(run) or "step 12" in look(run), (place, wrong)
+            assert "step 8" in look(run) or "step 12" in look(run), (location, wrong)
     for torn in ("\0" * 50, '{"step": 13', '"x"', "[" * 5000, "nul", "\u2028"):
         path.write_text(torn if name == "manifest.json" else text + torn)
         assert "12 of 12" in look(run)

@@ -135,8 +135,23 @@ class Cluster:
         """Switch a node on."""
         # A node knows its peers by name, and its own /proc, so that its slurmd sees no other node's processes.
         inside = f"hostname {name} && mount --bind {self.root}/hosts /etc/hosts && exec slurmd -D -f {self.root}/slurm.conf -N {name}"
-        self._spawn(name, ["unshare", "--mount", "--propagation", "private", "--uts", "--pid", "--fork", "--kill-child",
-                           "--mount-proc", "bash", "-c", inside])  # fmt: skip
+        self._spawn(
+            name,
+            [
+                "unshare",
+                "--mount",
+                "--propagation",
+                "private",
+                "--uts",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "bash",
+                "-c",
+                inside,
+            ],
+        )
 
     def is_on(self, name: str) -> bool:
         return name in self._processes
@@ -203,16 +218,27 @@ class Cluster:
         ]
         (self.root / "slurm.conf").write_text(
             # The rendezvous port comes from the job's number: two clusters on one machine must not both begin at 1.
-            SLURM_CONF.format(root=self.root, port=port, nodes="\n".join(nodes), first_job=random.SystemRandom().randrange(1000, 60_000),
-                              kill_wait=KILL_WAIT_S, node_timeout=NODE_TIMEOUT_S, grace=GRACE_TIME_S)
-        )  # fmt: skip
+            SLURM_CONF.format(
+                root=self.root,
+                port=port,
+                nodes="\n".join(nodes),
+                first_job=random.SystemRandom().randrange(1000, 60_000),
+                kill_wait=KILL_WAIT_S,
+                node_timeout=NODE_TIMEOUT_S,
+                grace=GRACE_TIME_S,
+            )
+        )
 
     def _spawn(self, name: str, command: Sequence[str]) -> None:
         with (self.root / "log" / f"{name}.out").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *command], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                ["setpriv", "--pdeathsig", "KILL", *command],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,
-            )  # fmt: skip
+            )
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + START_TIMEOUT_S
@@ -318,11 +344,13 @@ def _run_with_switches(cluster: Cluster, command: list[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.slurm.cluster", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__,
+        prog="python -m tests.slurm.cluster",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
         epilog="Needs root, for namespaces. Installs Debian's Slurm packages where they are missing.\n\nexamples:\n"
         "  python -m tests.slurm.cluster                      # a shell in which sbatch, squeue, sinfo work\n"
         "  python -m tests.slurm.cluster --nodes 2 sinfo -N   # one command, then the cluster ends",
-    )  # fmt: skip
+    )
     parser.add_argument("--nodes", type=int, default=4, help="how many (default: 4)")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="to run instead of a shell")
     arguments = parser.parse_args(argv)

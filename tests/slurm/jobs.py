@@ -105,8 +105,17 @@ class Desk:
     cluster: Cluster
     site: Path
 
-    def submit(self, name: str, *overrides: str, nodes: int = 2, tasks: int = 1, options: tuple[str, ...] = (), tiny: tuple[str, ...] = TINY,
-               script: str = "slurm/pretrain_l16.sh", **extra: str) -> Job:  # fmt: skip
+    def submit(
+        self,
+        name: str,
+        *overrides: str,
+        nodes: int = 2,
+        tasks: int = 1,
+        options: tuple[str, ...] = (),
+        tiny: tuple[str, ...] = TINY,
+        script: str = "slurm/pretrain_l16.sh",
+        **extra: str,
+    ) -> Job:
         """sbatch one of the project's job scripts."""
         folder = self.site.parent
         shape = (f"--nodes={nodes}", f"--ntasks-per-node={tasks}", f"--output={folder}/%j.log")

@@ -97,8 +97,12 @@ def test_an_option_behind_the_script_ends_the_job_with_a_word(tmp_path: Path) ->
     """`sbatch slurm/pretrain_l16.sh --nodes=1` makes it the script's argument."""
     env = with_commands(tmp_path, srun="echo trained")
     result = subprocess.run(
-        ["bash", SCRIPT, "--nodes=1"], cwd=REPOSITORY, env={**env, "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x"}, text=True, capture_output=True
-    )  # fmt: skip
+        ["bash", SCRIPT, "--nodes=1"],
+        cwd=REPOSITORY,
+        env={**env, "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x"},
+        text=True,
+        capture_output=True,
+    )
     assert (result.returncode, result.stdout) == (2, "")
     assert "options of sbatch come before the script (sbatch --nodes=1 slurm/pretrain_...)" in result.stderr
 
@@ -129,9 +133,12 @@ def test_what_follows_from_how_a_job_ended(
         f'echo "   JobState={state} Reason=None"; echo "   Requeue=1 Restarts={restarts} BatchFlag=1"' if state else "exit 1"
     )
     env = with_commands(
-        tmp_path, scontrol=f'if [ "$1" = requeue ]; then echo requeue "$2" >>{tmp_path}/did; else {shown}; fi',
-        squeue='[[ $* == *--name=x-eval* ]] && echo 8 || echo 7', scancel=f'echo cancel "$@" >>{tmp_path}/did', srun=":",
-    )  # fmt: skip
+        tmp_path,
+        scontrol=f'if [ "$1" = requeue ]; then echo requeue "$2" >>{tmp_path}/did; else {shown}; fi',
+        squeue="[[ $* == *--name=x-eval* ]] && echo 8 || echo 7",
+        scancel=f'echo cancel "$@" >>{tmp_path}/did',
+        srun=":",
+    )
     script = f"SLURM_JOB_ID=7 SLURM_JOB_NAME=x SLURM_NNODES=1 SLURM_RESTART_COUNT=1; source slurm/common.sh; end_job {code} {tmp_path}/run"
     result = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, env=env, text=True, capture_output=True)
     assert result.returncode == code, result.stderr
@@ -143,9 +150,11 @@ def test_what_follows_from_how_a_job_ended(
 
 def test_a_link_of_a_chain_that_is_cancelled_leaves_the_next_ones_evaluator(tmp_path: Path) -> None:
     env = with_commands(
-        tmp_path, scontrol="echo JobState=COMPLETING", squeue='[[ $* == *--name=x-eval* ]] && echo 9 || printf "7\n8\n"',
+        tmp_path,
+        scontrol="echo JobState=COMPLETING",
+        squeue='[[ $* == *--name=x-eval* ]] && echo 9 || printf "7\n8\n"',
         scancel=f"touch {tmp_path}/cancelled",
-    )  # fmt: skip
+    )
     script = f"SLURM_JOB_ID=7 SLURM_JOB_NAME=x; source slurm/common.sh; end_job 75 {tmp_path}/run"
     result = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, env=env, text=True, capture_output=True)
     assert "not requeued from here (the job is over)" in result.stderr
@@ -205,19 +214,35 @@ def test_every_script_would_be_accepted(desk: Desk) -> None:
 def test_the_site_file_reaches_every_task(desk: Desk, recorder: Path) -> None:
     """`module` and a container, as a site would have them; account and partition through slurm/submit."""
     desk.set_site(
-        "SITE_ACCOUNT=vision", "SITE_PARTITION=scavenge", "SITE_MODULES=(cuda/13.0 'python 3')", "SITE_INTERFACE=lo",
+        "SITE_ACCOUNT=vision",
+        "SITE_PARTITION=scavenge",
+        "SITE_MODULES=(cuda/13.0 'python 3')",
+        "SITE_INTERFACE=lo",
         f"SITE_CONTAINER=({recorder} exec --nv '/images/with space.sif')",
-    )  # fmt: skip
+    )
     # Lmod and Environment Modules define a function, which sbatch hands on.
     module = {
         "BASH_FUNC_module%%": '() { [ "$1" = load ] && shift && export LOADED="$*"; }',
         "RECORD": str(recorder.parent / "record"),
     }
     result = subprocess.run(
-        ["slurm/submit", "pretrain_l16.sh", "--nodes=2", "--ntasks-per-node=2", "--job-name=odd name", f"--output={desk.site.parent}/%j.log",
-         "--cpus-per-task=3", "--", "model.name=Ti/8", "optimizer.betas=[0.9, 0.99]"],
-        cwd=REPOSITORY, env={**environment(), **desk.cluster.environment, **module, "SITE_ENV": str(desk.site)}, text=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "slurm/submit",
+            "pretrain_l16.sh",
+            "--nodes=2",
+            "--ntasks-per-node=2",
+            "--job-name=odd name",
+            f"--output={desk.site.parent}/%j.log",
+            "--cpus-per-task=3",
+            "--",
+            "model.name=Ti/8",
+            "optimizer.betas=[0.9, 0.99]",
+        ],
+        cwd=REPOSITORY,
+        env={**environment(), **desk.cluster.environment, **module, "SITE_ENV": str(desk.site)},
+        text=True,
+        capture_output=True,
+    )
     assert result.returncode == 0, result.stderr
     job = desk.job_named("odd name")
     assert job.wait_for_end() == "0:0", job.text
@@ -297,9 +322,14 @@ def test_the_shell_works_under_any_bashrc_and_cuts_a_nodes_power(tmp_path: Path)
     (tmp_path / ".bashrc").write_text("export PATH=/usr/bin:/bin SLURM_CONF=/nowhere\n")
     typed = "which python; kill-node n2; kill-node n9; until sinfo -h -n n2 | grep -q down; do sleep 0.5; done; start-node n2; until sinfo -h -p gpu | grep -q '2 *idle'; do sleep 0.5; done; echo both\n"  # fmt: skip
     result = subprocess.run(
-        [sys.executable, "-m", "tests.slurm.cluster", "--nodes=2"], cwd=REPOSITORY, env={**environment(), "HOME": str(tmp_path)}, text=True,
-        input=typed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [sys.executable, "-m", "tests.slurm.cluster", "--nodes=2"],
+        cwd=REPOSITORY,
+        env={**environment(), "HOME": str(tmp_path)},
+        text=True,
+        input=typed,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert str(Path(sys.executable).parent / "python") in result.stdout, result.stdout
     assert "name a node: kill-node n2" in result.stdout
     assert "\nboth\n" in result.stdout

@@ -35,8 +35,12 @@ wait_for_ever()
 
 def start_stuck(folder: Path, *, timeout_s: float) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", STUCK, str(folder), str(timeout_s)], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )  # fmt: skip
+        [sys.executable, "-c", STUCK, str(folder), str(timeout_s)],
+        cwd=REPOSITORY,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
@@ -75,10 +79,15 @@ def test_the_rank_that_waits_for_a_halted_one_says_so(write_config: WriteConfig)
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "pipeline", "train", str(config)], cwd=REPOSITORY, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            [sys.executable, "-m", "pipeline", "train", str(config)],
+            cwd=REPOSITORY,
+            text=True,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **shared),
-        ) for rank in range(2)
-    ]  # fmt: skip
+        )
+        for rank in range(2)
+    ]
     try:
         wait_until(lambda: reached(folder, 5), ranks[0])
         ranks[1].send_signal(signal.SIGSTOP)

@@ -109,7 +109,8 @@ def _recognise(root: Path, *, options: SourceOptions, label_use: LabelUse, known
         return _tars(root, [root], options, label_use, known)
     if root.is_file():
         raise DataError(
-            f"source '{root}' is neither a folder nor a .csv, .tsv, .jsonl, .parquet, .arrow or plain .tar; `gunzip` a compressed tar first"
+            f"source '{root}' is neither a folder nor a .csv, .tsv, .jsonl, .parquet, .arrow or plain .tar; `gunzip` a "
+            "compressed tar first"
         )
     if not root.is_dir():
         raise DataError(f"source '{root}' does not exist")
@@ -124,9 +125,16 @@ def _recognise_folder(root: Path, *, options: SourceOptions, label_use: LabelUse
     if tars and {path.stem for path in tables} <= {path.stem for path in tars}:
         tables = []  # each is about the tar of its name, as img2dataset writes them
     batches = cifar.find_splits(root)
-    found = [name for name, is_there in (
-        ("class folders", folders), ("tars", tars), ("Parquet or Arrow files", tables), ("CIFAR batches", batches),
-    ) if is_there]  # fmt: skip
+    found = [
+        name
+        for name, is_there in (
+            ("class folders", folders),
+            ("tars", tars),
+            ("Parquet or Arrow files", tables),
+            ("CIFAR batches", batches),
+        )
+        if is_there
+    ]
     if len(found) > 1:
         raise DataError(
             f"source '{root}' holds {' and '.join(found)}; give them folders of their own, so that it is clear what to pack"
@@ -170,14 +178,15 @@ def _folders(
         inside = [child for word in taken for child in of_split[word]]
         if len(inside) > 1:
             raise DataError(
-                f"--source-split {options.split} names {len(inside)} folders of {root} ({', '.join(child.name for child in inside)}); "
+                f"--source-split {options.split} names {len(inside)} folders of {root} "
+                f"({', '.join(child.name for child in inside)}); "
                 f"folders are packed one at a time"
             )
         rest = [word for word in wanted if not splits.matches(taken, [word])]
         chosen = replace(options, split=",".join(rest) or None)
         return _recognise(inside[0], options=chosen, label_use=label_use, known=known)
     if real:
-        splits.check_found(wanted, of_split, place=root)
+        splits.check_found(wanted, of_split, source=root)
     if wanted is None:
         lists = [child.name for child in visible if child.suffix.lower() in csv_file.CSV_SUFFIXES]
         if lists and len(folders) == 1 and not splits.is_split(folders[0].name):
@@ -185,26 +194,30 @@ def _folders(
                 f"source '{root}' holds {lists[0]} and a single folder; give {root / lists[0]} if it lists the images"
             )
         check_class_folders(root, known=known)
-    return Source("image folder", None, lambda scratch, workers: _take_split(
-        list_image_folder(root, num_workers=workers), options, place=root, skip_parts=1
-    ), remarks=tuple(_remark_beside(root, visible)))  # fmt: skip
+    return Source(
+        "image folder",
+        None,
+        lambda scratch, workers: _take_split(list_image_folder(root, num_workers=workers), options, source=root, skip_parts=1),
+        remarks=tuple(_remark_beside(root, visible)),
+    )
 
 
 def _remark_beside(root: Path, visible: list[Path]) -> Iterator[str]:
-    """What lies beside class folders and is no part of the set, though it looks like it."""
+    """What lies next to class folders and is no part of the set, though it looks like it."""
     if images := [child.name for child in visible if not child.is_dir() and image_extension(child.name) is not None]:
-        yield f"left out: {len(images)} images beside the class folders, in no class ({images[0]} first)"
+        yield f"left out: {len(images)} images next to the class folders, in no class ({images[0]} first)"
     if lists := [child for child in visible if child.suffix.lower() in csv_file.CSV_SUFFIXES and child.is_file()]:
         yield f"not read: {lists[0].name}; labels are the folders' names. To take its labels give {root / lists[0].name} itself"
 
-    if found := splits.lists_beside(root):
+    if found := splits.lists_next_to(root):
         yield (
-            f"not read: {', '.join(map(str, found[:3]))}, which by the name says what is of which split: every image is taken, of all splits. To "
+            f"not read: {', '.join(map(str, found[:3]))}, which by the name says what is of which split: every image "
+            "is taken, of all splits. To "
             f"take one, give a CSV of path, label and split, with --source-split and --image-folder {root}"
         )
 
 
-def _take_split(listing: Listing, options: SourceOptions, *, place: Path, skip_parts: int) -> Listing:
+def _take_split(listing: Listing, options: SourceOptions, *, source: Path, skip_parts: int) -> Listing:
     """The samples of one split, where the folders and files of the samples' names tell several.
 
     Args:
@@ -213,8 +226,8 @@ def _take_split(listing: Listing, options: SourceOptions, *, place: Path, skip_p
     wanted = options.wanted_splits
     found = Counter(map(splits.parse_path, _inner_names(listing, skip_parts)))
     counts = splits.name_counts(found)
-    taken = splits.choose(counts, wanted, place=place, unit="samples", answer=CHOOSE, unmarked=splits.unmarked_rule(found))
-    splits.check_found(wanted, counts, place=place)
+    taken = splits.choose(counts, wanted, source=source, unit="samples", answer=CHOOSE, unmarked=splits.unmarked_rule(found))
+    splits.check_found(wanted, counts, source=source)
     if taken is None:
         return listing
     kept = np.fromiter(
@@ -234,33 +247,50 @@ def _with_article(kind: Kind) -> str:
 
 def _csv(path: Path, options: SourceOptions) -> Source:
     of_file = csv_file.CsvOptions(
-        image_column=options.image_column, label_column=options.label_column, label_separator=options.label_separator,
-        image_folder=None if options.image_folder is None else Path(options.image_folder), encoding=options.encoding,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        label_separator=options.label_separator,
+        image_folder=None if options.image_folder is None else Path(options.image_folder),
+        encoding=options.encoding,
         wanted_splits=options.wanted_splits,
-    )  # fmt: skip
+    )
     return Source("CSV", None, lambda scratch, workers: csv_file.list_csv(path, of_file))
 
 
 def _table(paths: list[Path], options: SourceOptions) -> Source:
     groups = splits.group_files(path.name for path in paths)
-    place = paths[0].parent if len(paths) > 1 else paths[0]
+    source = paths[0].parent if len(paths) > 1 else paths[0]
     taken = splits.choose(
-        {split: len(names) for split, names in groups.items()}, options.wanted_splits, place=place, unit="files", answer=CHOOSE
+        {split: len(names) for split, names in groups.items()},
+        options.wanted_splits,
+        source=source,
+        unit="files",
+        answer=CHOOSE,
     )
     chosen = [path for path in paths if taken is None or splits.split_of_file(path.name) in taken]
     others = [path for path in paths if path not in chosen and not splits.is_cache(path.name)]
     stamp = stamp_files([*chosen, *others], "table", options.image_column, options.label_column, options.wanted_splits)
-    return Source("Parquet or Arrow files", stamp, partial(
-        table.list_tables, chosen, stamp=stamp, image_column=options.image_column, label_column=options.label_column,
-        wanted_splits=options.wanted_splits, others=others, file_splits=tuple(groups),
-    ))  # fmt: skip
+    return Source(
+        "Parquet or Arrow files",
+        stamp,
+        partial(
+            table.list_tables,
+            chosen,
+            stamp=stamp,
+            image_column=options.image_column,
+            label_column=options.label_column,
+            wanted_splits=options.wanted_splits,
+            others=others,
+            file_splits=tuple(groups),
+        ),
+    )
 
 
 def _cifar(root: Path, batches: dict[str, list[Path]], options: SourceOptions) -> Source:
     taken = splits.choose(
-        {split: len(paths) for split, paths in batches.items()}, options.wanted_splits, place=root, unit="files", answer=CHOOSE
+        {split: len(paths) for split, paths in batches.items()}, options.wanted_splits, source=root, unit="files", answer=CHOOSE
     )
-    splits.check_found(options.wanted_splits, batches, place=root)
+    splits.check_found(options.wanted_splits, batches, source=root)
     paths = [path for split, of_split in batches.items() if taken is None or split in taken for path in of_split]
     stamp = stamp_files(paths, "CIFAR", options.label_column)
     return Source("CIFAR", stamp, partial(cifar.list_cifar, paths, stamp=stamp, label_column=options.label_column))
@@ -269,10 +299,11 @@ def _cifar(root: Path, batches: dict[str, list[Path]], options: SourceOptions) -
 def _tars(root: Path, paths: list[Path], options: SourceOptions, label_use: LabelUse, known: frozenset[str]) -> Source:
     if empty := [path.name for path in paths if not path.stat().st_size]:
         raise DataError(
-            f"{root}: {len(empty)} tars of no bytes, {empty[0]} first, as downloads leave them that failed; fetch or delete them"
+            f"{root}: {len(empty)} tars of no bytes, {empty[0]} first, as downloads leave them that failed; fetch or "
+            "delete them"
         )
     names = [root.name] if root.is_file() else [child.name for child in root.iterdir()]
-    check_finished(names, place=root)
+    check_finished(names, source=root)
     source = _tars_by_content(root, paths, options, label_use, known)
     return replace(source, remarks=tuple(remark(names, [path.name for path in paths]) if root.is_dir() else ()))
 
@@ -284,19 +315,27 @@ def _tars_by_content(
     if contents == "tars":
         if not root.is_file():
             raise DataError(f"{root} holds tars of tars; give one such tar, or a folder of the inner ones")
-        return Source("class tars", None, lambda scratch, workers: _take_split(
-            list_outer_tar(root, known=known, num_workers=workers), options, place=root, skip_parts=1
-        ))  # fmt: skip
+        return Source(
+            "class tars",
+            None,
+            lambda scratch, workers: _take_split(
+                list_outer_tar(root, known=known, num_workers=workers), options, source=root, skip_parts=1
+            ),
+        )
     if contents == "images" or all(path.stem in known for path in paths):
         if root.is_file() and root.stem not in known:
             raise DataError(
-                f"{root} holds images without labels. WebDataset samples have a label beside the image (KEY.jpg, "
+                f"{root} holds images without labels. WebDataset samples have a label next to the image (KEY.jpg, "
                 f"KEY.cls); tars of one class each lie in a folder, named after their class, like n01440764.tar or cat.tar"
             )
-        check_class_tars([path.stem for path in paths], place=root, known=known)
-        return Source("class tars", None, lambda scratch, workers: _take_split(
-            list_class_tars(paths, known=known, num_workers=workers), options, place=root, skip_parts=1
-        ))  # fmt: skip
+        check_class_tars([path.stem for path in paths], source=root, known=known)
+        return Source(
+            "class tars",
+            None,
+            lambda scratch, workers: _take_split(
+                list_class_tars(paths, known=known, num_workers=workers), options, source=root, skip_parts=1
+            ),
+        )
     return _webdataset(root, paths, options, LabelRule(label_use, options.label_field))
 
 
@@ -304,10 +343,14 @@ def _webdataset(root: Path, paths: list[Path], options: SourceOptions, rule: Lab
     groups = splits.group_files(path.name for path in paths)
     wanted = options.wanted_splits
     counts = {split: len(names) for split, names in groups.items()}
-    taken = splits.choose(counts, wanted, place=root, unit="tars", answer=CHOOSE)
+    taken = splits.choose(counts, wanted, source=root, unit="tars", answer=CHOOSE)
     chosen = [path for path in paths if taken is None or splits.split_of_file(path.name) in taken]
     rest = [word for word in wanted or () if not splits.matches(groups, [word])]
     inner = replace(options, split=",".join(rest) or None)
-    return Source("WebDataset tars", None, lambda scratch, workers: _take_split(
-        list_webdataset(chosen, rule=rule, num_workers=workers), inner, place=root, skip_parts=1
-    ))  # fmt: skip
+    return Source(
+        "WebDataset tars",
+        None,
+        lambda scratch, workers: _take_split(
+            list_webdataset(chosen, rule=rule, num_workers=workers), inner, source=root, skip_parts=1
+        ),
+    )

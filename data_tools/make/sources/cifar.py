@@ -20,7 +20,7 @@ SIDE = 32
 META_NAMES = ("batches.meta", "meta")  # of CIFAR-10, of CIFAR-100
 DEFAULT_LABELS = ("labels", "fine_labels")
 NAMES_OF_LABELS = {"labels": "label_names", "fine_labels": "fine_label_names", "coarse_labels": "coarse_label_names"}
-# All that these files need beside numbers, bytes, lists and dicts; a pickle that names anything else is not loaded.
+# All that these files need besides numbers, bytes, lists and dicts; a pickle that names anything else is not loaded.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 ALLOWED = {
     ("numpy", "ndarray"): np.ndarray,
@@ -63,7 +63,7 @@ def list_cifar(paths: list[Path], scratch: Path, num_workers: int, *, stamp: str
     Raises:
         DataError: not CIFAR's layout.
     """
-    meta = next(place for name in META_NAMES if (place := paths[0].parent / name).exists())
+    meta = next(path for name in META_NAMES if (path := paths[0].parent / name).exists())
     names = _load(meta)
     label_key = label_column or next((key for key in DEFAULT_LABELS if NAMES_OF_LABELS[key].encode() in names), "labels")
     try:

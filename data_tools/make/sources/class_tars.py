@@ -40,8 +40,8 @@ def list_class_tars(paths: list[Path], *, known: Collection[str], num_workers: i
     Raises:
         DataError: damaged tars, no images, or tars whose folders are the classes.
     """
-    places = {path.stem: str(path) for path in paths}
-    tars = [ClassTar(places[name], None, 0, name, label) for label, name in enumerate(sort_classes(places))]
+    path_of = {path.stem: str(path) for path in paths}
+    tars = [ClassTar(path_of[name], None, 0, name, label) for label, name in enumerate(sort_classes(path_of))]
     return _list(tars, known, num_workers)
 
 
@@ -60,22 +60,24 @@ def list_outer_tar(path: Path, *, known: Collection[str], num_workers: int) -> L
                 inner.append((stem, member.start, member.length))
             else:
                 others.append(member.name)
-    check_class_tars([name for name, *_ in inner], place=path, known=known)
-    places = {name: (start, length) for name, start, length in inner}
-    if len(places) < len(inner):
+    check_class_tars([name for name, *_ in inner], source=path, known=known)
+    range_of = {name: (start, length) for name, start, length in inner}
+    if len(range_of) < len(inner):
         name = next(name for name, count in Counter(name for name, *_ in inner).items() if count > 1)
         raise DataError(f"{path}: two inner tars are named {name}.tar, so they cannot be told apart")
     tars = [
-        ClassTar(str(path), places[name][0], places[name][1], name, label) for label, name in enumerate(sort_classes(places))
+        ClassTar(str(path), range_of[name][0], range_of[name][1], name, label)
+        for label, name in enumerate(sort_classes(range_of))
     ]
     listing = _list(tars, known, num_workers)
     return replace(
-        listing, passed_over=listing.passed_over + len(others),
+        listing,
+        passed_over=listing.passed_over + len(others),
         first_passed_over=(*others, *listing.first_passed_over)[:MAX_NAMED],
-    )  # fmt: skip
+    )
 
 
-def check_class_tars(names: Collection[str], *, place: object, known: Collection[str]) -> None:
+def check_class_tars(names: Collection[str], *, source: object, known: Collection[str]) -> None:
     """Refuse tars whose names are no classes: splits, numbered shards.
 
     Args:
@@ -87,13 +89,15 @@ def check_class_tars(names: Collection[str], *, place: object, known: Collection
     unknown = sorted(name for name in names if name not in known)
     if unknown and _are_shards(unknown):
         raise DataError(
-            f"{place} holds images without labels in tars that are numbered like shards ({unknown[0]}.tar ...). WebDataset samples "
-            f"have a label beside the image (KEY.jpg, KEY.cls); tars of one class each must be named after their class, like "
+            f"{source} holds images without labels in tars that are numbered like shards ({unknown[0]}.tar ...). "
+            "WebDataset samples "
+            f"have a label next to the image (KEY.jpg, KEY.cls); tars of one class each must be named after their class, like "
             f"n01440764.tar or cat.tar. If these are classes, name them in a --classes file"
         )
     if splits := splits_among_classes(unknown):
         raise DataError(
-            f"{place} holds tars of the splits {', '.join(splits)}, with images and no labels; a split is no class. WebDataset samples "
+            f"{source} holds tars of the splits {', '.join(splits)}, with images and no labels; a split is no class. "
+            "WebDataset samples "
             f"have a label next to the image (KEY.jpg, KEY.cls); if they are classes, name them in a --classes file"
         )
 
@@ -128,8 +132,10 @@ def _check_folders(listing: Listing, tars: Sequence[ClassTar], known: Collection
         shared = sorted(folder for folder in found if tars_of[folder] > 1)
         if len(shared) > 1:
             raise DataError(
-                f"{tars[0].path} and the other tars hold folders of the same names ({printable(shared[0])}, {printable(shared[1])} ... "
-                f"in {tar}.tar), so the folders look like the classes, not the tars: unpack them and give the folder. If each tar is a "
+                f"{tars[0].path} and the other tars hold folders of the same names ({printable(shared[0])}, "
+                f"{printable(shared[1])} ... "
+                f"in {tar}.tar), so the folders look like the classes, not the tars: unpack them and give the folder. "
+                "If each tar is a "
                 f"class, name them in a --classes file"
             )
 
@@ -147,9 +153,9 @@ def _list_tar(tar: ClassTar) -> Listing:
     with open(tar.path, "rb") as file:
         builder.note_time(tar.name, os.fstat(file.fileno()).st_mtime_ns)
         within = file if tar.start is None else cast(BinaryIO, _Window(file, tar.start, tar.length))
-        place = tar.path if tar.start is None else f"{tar.path} ({tar.name}.tar in it)"
+        source = tar.path if tar.start is None else f"{tar.path} ({tar.name}.tar in it)"
         # WebDataset would join a.1.jpg and a.2.jpg; here each is an image of its own.
-        for member in _visible_files(within, place):
+        for member in _visible_files(within, source):
             key, ending = split_name(member.name)
             name = f"{tar.name}/{key}.{ending.lower()}" if key else f"{tar.name}/{member.name}"
             extension = _find_extension(file, member, start=tar.start or 0)
@@ -158,19 +164,19 @@ def _list_tar(tar: ClassTar) -> Listing:
                 continue
             builder.add(
                 name, labels=(tar.label,), members=(Member(extension, 0, (tar.start or 0) + member.start, member.length),)
-            )  # fmt: skip
+            )
     return builder.build(layout="ranges", files=(tar.path,))
 
 
-def _visible_files(file: BinaryIO, place: str) -> Iterator[TarFile]:
+def _visible_files(file: BinaryIO, source: str) -> Iterator[TarFile]:
     """The files of a tar without those that systems leave behind.
 
     Raises:
         DataError: damaged, or sparse.
     """
-    for member in scan_files(file, name=place):
+    for member in scan_files(file, name=source):
         if not any(is_junk(part) for part in member.name.removeprefix("./").split("/")):
-            refuse_sparse(member, place)
+            refuse_sparse(member, source)
             yield member
 
 
@@ -187,17 +193,17 @@ class _Window:
 
     def __init__(self, file: BinaryIO, start: int, length: int) -> None:
         self._file, self._start, self._length = file, start, length
-        self._place = 0
+        self._offset = 0
 
     def read(self, size: int) -> bytes:
-        self._file.seek(self._start + self._place)
-        data = self._file.read(min(size, max(0, self._length - self._place)))
-        self._place += len(data)
+        self._file.seek(self._start + self._offset)
+        data = self._file.read(min(size, max(0, self._length - self._offset)))
+        self._offset += len(data)
         return data
 
-    def seek(self, place: int) -> int:
-        self._place = place
-        return place
+    def seek(self, offset: int) -> int:
+        self._offset = offset
+        return offset
 
     def tell(self) -> int:
-        return self._place
+        return self._offset

@@ -27,8 +27,8 @@ from pipeline.json_text import parse_json
 
 CSV_SUFFIXES = (".csv", ".tsv", ".jsonl")
 PATH_NAMES = (
-    "path", "file_name", "filename", "file", "filepath", "filepaths", "image_path", "img_path", "image", "image_name", "img", "image_id",
-    "id",
+    "path", "file_name", "filename", "file", "filepath", "filepaths", "image_path", "img_path", "image", "image_name",
+    "img", "image_id", "id",
 )  # fmt: skip
 LABEL_NAMES = ("label", "labels", "class", "classes", "class_name", "category", "target", "tags")
 DELIMITERS = (",", ";", "\t", "|")
@@ -95,7 +95,7 @@ def list_csv(path: Path, options: CsvOptions) -> Listing:
             if not labels:
                 raise DataError(f"{path} line {line}: no label")
             image = _find_image(path, line, cells[columns.path], folder=folder, encoding=options.encoding)
-            builder.add(image.name, labels=labels, members=(Member(image.extension, 0, 0, image.stat.st_size),), place=line)
+            builder.add(image.name, labels=labels, members=(Member(image.extension, 0, 0, image.stat.st_size),), row=line)
             builder.note_time(image.name, image.stat.st_mtime_ns)
     if not len(builder):
         raise DataError(f"{path} names no images")
@@ -118,21 +118,21 @@ class _Selection:
                 raise DataError(f"{path} line {line}: bytes that are no UTF-8; {ADVICE}")
             survey.add([cells[i] for i in others])
             in_paths[splits.parse_path(cells[columns.path])] += 1
-        self._chosen = survey.choose(place=path)
+        self._chosen = survey.choose(source=path)
         if self._chosen is not None:
             teller = self._chosen.teller
-            self._places = [others[names.index(name)] for name in teller.names]
+            self._split_columns = [others[names.index(name)] for name in teller.names]
             return
         wanted, found = options.wanted_splits, splits.name_counts(in_paths)
         self._in_paths = splits.choose(
-            found, wanted, place=path, unit="rows", answer=ANSWER, unmarked=splits.unmarked_rule(in_paths)
+            found, wanted, source=path, unit="rows", answer=ANSWER, unmarked=splits.unmarked_rule(in_paths)
         )
-        splits.check_found(wanted, found, place=path)
+        splits.check_found(wanted, found, source=path)
 
     def holds(self, cells: list[str]) -> bool:
         """Whether a row is of the split."""
         if self._chosen is not None:
-            return self._chosen.holds([cells[i] for i in self._places])
+            return self._chosen.holds([cells[i] for i in self._split_columns])
         return self._in_paths is None or splits.path_in(cells[self._columns.path], self._in_paths)
 
 
@@ -210,22 +210,23 @@ def _find_columns(path: Path, first: list[str], options: CsvOptions, *, folder: 
     if not is_asked and looks_like_image:
         return _Columns(len(first), False, tuple(first), 0, 1)
     names = [name.lower() for name in first]
-    places: list[int] = []
+    columns: list[int] = []
     for asked, known, option in (
-        (options.image_column, PATH_NAMES, "--image-column"), (options.label_column, LABEL_NAMES, "--label-column"),
-    ):  # fmt: skip
+        (options.image_column, PATH_NAMES, "--image-column"),
+        (options.label_column, LABEL_NAMES, "--label-column"),
+    ):
         wanted = known if asked is None else (asked.lower(),)
-        place = next((names.index(name) for name in wanted if name in names), None)
-        if place is None and (asked is not None or len(names) != 2):
+        column = next((names.index(name) for name in wanted if name in names), None)
+        if column is None and (asked is not None or len(names) != 2):
             raise DataError(
                 f"{path}: no column {' or '.join(wanted)} among {', '.join(first)} in its header; name it with {option}"
             )
-        places.append(len(places) if place is None else place)
-    if places[0] == places[1]:
+        columns.append(len(columns) if column is None else column)
+    if columns[0] == columns[1]:
         raise DataError(
-            f"{path}: column {first[places[0]]!r} cannot be both path and label; see --image-column, --label-column"
+            f"{path}: column {first[columns[0]]!r} cannot be both path and label; see --image-column, --label-column"
         )
-    return _Columns(len(first), True, tuple(first), places[0], places[1])
+    return _Columns(len(first), True, tuple(first), columns[0], columns[1])
 
 
 def _find_image(path: Path, line: int, name: str, *, folder: Path, encoding: str | None) -> _Image:
@@ -235,18 +236,19 @@ def _find_image(path: Path, line: int, name: str, *, folder: Path, encoding: str
         names.append(os.fsdecode(name.encode(encoding, "replace")))
     if image_extension(name) is None:
         names += [f"{name}.{extension}" for extension in IMAGE_EXTENSIONS]
-    place = os.path.join(folder, name)
+    image_path = os.path.join(folder, name)
     for candidate in names:
-        candidate_place = os.path.join(folder, candidate)
-        if not os.path.isfile(candidate_place):
+        candidate_path = os.path.join(folder, candidate)
+        if not os.path.isfile(candidate_path):
             continue
-        extension = find_image_extension(candidate_place)
+        extension = find_image_extension(candidate_path)
         if extension is None:
-            raise DataError(f"{path} line {line}: {candidate_place} does not end like an image, and does not begin like one")
-        return _Image(candidate, extension, os.stat(candidate_place))
-    reason = "is no file" if os.path.exists(place) else "No such file or directory"
+            raise DataError(f"{path} line {line}: {candidate_path} does not end like an image, and does not begin like one")
+        return _Image(candidate, extension, os.stat(candidate_path))
+    reason = "is no file" if os.path.exists(image_path) else "No such file or directory"
     raise DataError(
-        f"{path} line {line}: {place}: {reason}; paths are relative to {'the file' if folder == path.parent else folder}, or give "
+        f"{path} line {line}: {image_path}: {reason}; paths are relative to "
+        f"{'the file' if folder == path.parent else folder}, or give "
         f"their folder with --image-folder"
     )
 

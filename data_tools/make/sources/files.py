@@ -1,4 +1,4 @@
-"""Which files are images, by their names or else by their first bytes, and which files and folders every system leaves behind."""
+"""Image files are recognised by name or first bytes; files that systems leave behind are known by name."""
 
 from __future__ import annotations
 
@@ -12,16 +12,36 @@ ALIASES = {
     "pgm": "ppm", "pbm": "ppm", "pnm": "ppm", "dib": "bmp",
 }  # fmt: skip
 SIGNATURES = {
-    b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF87a": "gif", b"GIF89a": "gif", b"II*\x00": "tif", b"MM\x00*": "tif",
-}  # fmt: skip
+    b"\xff\xd8\xff": "jpg",
+    b"\x89PNG\r\n\x1a\n": "png",
+    b"GIF87a": "gif",
+    b"GIF89a": "gif",
+    b"II*\x00": "tif",
+    b"MM\x00*": "tif",
+}
 BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)
 SIGNATURE_BYTES = 18
 UNFINISHED = ("~", ".bak", ".tmp", ".temp", ".part", ".crdownload", ".download", ".swp")
 # Written by systems, file servers and programs, not by people.
 JUNK = frozenset(
-    {"__macosx", "@eadir", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "#recycle", "@recycle",
-     "@recently-snapshot", "system volume information", "__pycache__", "network trash folder", "temporary items"}
-)  # fmt: skip
+    {
+        "__macosx",
+        "@eadir",
+        "lost+found",
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "icon\r",
+        "$recycle.bin",
+        "#recycle",
+        "@recycle",
+        "@recently-snapshot",
+        "system volume information",
+        "__pycache__",
+        "network trash folder",
+        "temporary items",
+    }
+)
 
 
 def is_junk(name: str) -> bool:
@@ -59,7 +79,10 @@ def is_unfinished(name: str) -> bool:
 
 
 def sniff_named(data: bytes, name: str) -> str | None:
-    """What an image is to be called by its first bytes, where its name does not tell. Raw files of cameras begin like TIFF files."""
+    """What an image is to be called by its first bytes, where its name does not tell.
+
+    Raw files of cameras begin like TIFF files.
+    """
     found = sniff_image(data)
     return None if found == "tif" and extension_of(name) else found
 

@@ -58,17 +58,21 @@ def list_image_folder(root: Path, *, num_workers: int) -> Listing:
     tasks = [ClassFolder(name, label) for label, name in enumerate(folders)]
     listing = list_parts(
         partial(_list_class, str(root)), tasks, num_workers=num_workers, description="list class folders", unit="folder"
-    )  # fmt: skip
+    )
     if not len(listing):
         raise DataError(
             f"{root}: no images in its {len(folders)} class folders (looked for {', '.join(IMAGE_EXTENSIONS)}); a folder "
             f"that holds tars, Parquet files or CIFAR batches, or a CSV file, must be given itself"
         )
     files = tuple(entry.name for entry in entries if not entry.is_dir())
-    return drop_empty_classes(replace(
-        listing, classes=tuple(folders), passed_over=listing.passed_over + len(files),
-        first_passed_over=files + listing.first_passed_over,
-    ))  # fmt: skip
+    return drop_empty_classes(
+        replace(
+            listing,
+            classes=tuple(folders),
+            passed_over=listing.passed_over + len(files),
+            first_passed_over=files + listing.first_passed_over,
+        )
+    )
 
 
 def drop_empty_classes(listing: Listing) -> Listing:
@@ -100,30 +104,34 @@ def check_class_folders(root: Path, *, known: Collection[str]) -> None:
         shown = ", ".join(f"{name}/ ({_describe(look)})" for name, look in looks.items())
         others = f" and {len(names) - len(splits)} other folders" if len(names) > len(splits) else ""
         raise DataError(
-            f"source '{root}' holds the splits {shown}{others}; splits are no classes. {_advise(root, looks)}. If they are classes, name "
+            f"source '{root}' holds the splits {shown}{others}; splits are no classes. {_advise(root, looks)}. If they "
+            "are classes, name "
             f"them in a --classes file"
         )
     if parts := numbered_parts(unknown):
         raise DataError(
-            f"source '{root}' holds numbered parts, {parts[0]}/ and others, which are no classes: put what they hold together, or give a "
+            f"source '{root}' holds numbered parts, {parts[0]}/ and others, which are no classes: put what they hold "
+            "together, or give a "
             f"CSV of their images and labels. If they are classes, name them in a --classes file"
         )
     if len(unknown) == 1 and len(names) == 1:
         if beside := _look(root).num_images:
             raise DataError(
-                f"source '{root}' holds a single folder, {names[0]}/, and {beside} images beside it, so folders are no classes here: give a CSV of "
+                f"source '{root}' holds a single folder, {names[0]}/, and {beside} images next to it, so folders are "
+                "no classes here: give a CSV of "
                 f"the images and their labels, or name {names[0]} in a --classes file if it is the only class"
             )
         look = _look(root / names[0])
         if look.num_folders > 1 and not look.num_images:
             raise DataError(
-                f"source '{root}' holds a single folder, {names[0]}/, with {look.num_folders} folders in it; give {root / names[0]} if "
+                f"source '{root}' holds a single folder, {names[0]}/, with {look.num_folders} folders in it; give "
+                f"{root / names[0]} if "
                 f"these are the classes, or name {names[0]} in a --classes file if it is the only class"
             )
 
 
 def _holds_classes(root: Path, name: str, names: list[str]) -> bool:
-    """Whether a folder named like a split holds folders alone, unlike those beside it, which hold images or nothing."""
+    """Whether a folder named like a split holds folders alone, unlike those next to it, which hold images or nothing."""
     look = _look(root / name)
     others = [_look(root / other) for other in names if other != name]
     return look.num_folders > 0 and not look.num_images and all(not other.num_folders or other.num_images for other in others)
@@ -152,7 +160,10 @@ def _advise(root: Path, looks: Mapping[str, _Look]) -> str:
     lists = {split_of(path.stem): path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv")}
     for name in looks:
         if path := lists.get(split_of(name)):
-            return f"They hold no class folders; if {path.name} lists the images of {name}, give {path} --image-folder {root / name}"
+            return (
+                f"They hold no class folders; if {path.name} lists the images of {name}, give {path} --image-folder "
+                f"{root / name}"
+            )
     return f"They hold no class folders; give a CSV of their images and labels, with --image-folder {root / first}"
 
 

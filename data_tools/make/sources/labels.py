@@ -26,7 +26,7 @@ def read_number(text: str) -> int | None:
     return int(text.partition(".")[0]) if WHOLE_NUMBER.fullmatch(text) else None
 
 
-def read_texts(listing: Listing, *, known: Collection[str] = (), place: str = "the source") -> Listing:
+def read_texts(listing: Listing, *, known: Collection[str] = (), source: str = "the source") -> Listing:
     """Labels that are texts are ids if all of them are whole numbers, and else names.
 
     Args:
@@ -46,10 +46,10 @@ def read_texts(listing: Listing, *, known: Collection[str] = (), place: str = "t
     if len(ids) < len(texts):
         if all(NUMBER.fullmatch(text) for text in texts):
             strange = next(text for text, value in zip(texts, values, strict=True) if value is None)
-            raise DataError(f"{place}: label {strange} is no class number; they are whole numbers and begin at 0")
+            raise DataError(f"{source}: label {strange} is no class number; they are whole numbers and begin at 0")
         return named
     if max(ids, default=0) > MAX_LABEL:
-        raise DataError(f"{place}: label {max(ids)} is no class number; name the classes in a --class-map")
+        raise DataError(f"{source}: label {max(ids)} is no class number; name the classes in a --class-map")
     return named.relabel(np.array(ids, np.int64), None)
 
 

@@ -36,7 +36,7 @@ class Member(NamedTuple):
     """One file of a sample, to be stored as KEY.extension."""
 
     extension: str
-    file: int  # place in the listing's files
+    file: int  # index into the listing's files
     start: int
     length: int
 
@@ -55,7 +55,7 @@ class Listing:
 
     With the layout `files` a sample is one whole file, FILES[0]/NAME; with `ranges` its members are byte ranges of the
     files. `classes` are names (of folders, from metadata), or texts that a column or member holds, which may turn out to be
-    numbers. `places` are lines or rows of the list or table in `origins` that names a sample, where one does.
+    numbers. `rows` are lines or rows of the list or table in `origins` that names a sample, where one does.
     """
 
     layout: Layout
@@ -77,7 +77,7 @@ class Listing:
     member_file: NDArray[np.int32]
     member_start: Int64s
     member_length: Int64s
-    places: NDArray[np.int32]  # (N,), or none
+    rows: NDArray[np.int32]  # (N,), or none
 
     def __len__(self) -> int:
         return len(self.name_ends)
@@ -96,7 +96,7 @@ class Listing:
         of_sample = slice(_first(self.member_ends, sample), int(self.member_ends[sample]))
         columns = (self.member_extension, self.member_file, self.member_start, self.member_length)
         rows = zip(*(column[of_sample].tolist() for column in columns), strict=True)
-        return [Member(self.extensions[extension], *place) for extension, *place in rows]
+        return [Member(self.extensions[extension], *byte_range) for extension, *byte_range in rows]
 
     def take(self, samples: NDArray[np.integer]) -> Listing:
         """These samples alone, in this order."""
@@ -105,14 +105,20 @@ class Listing:
         name_ends, name_bytes = _copy_names(self, samples)
         used, member_file = np.unique(self.member_file[members], return_inverse=True)
         return replace(
-            self, files=self.files if self.layout == "files" else tuple(self.files[i] for i in used),
+            self,
+            files=self.files if self.layout == "files" else tuple(self.files[i] for i in used),
             origins=self.origins if self.layout == "files" else tuple(self.origins[i] for i in used),
-            places=self.places[samples] if len(self.places) else self.places,
-            name_ends=name_ends, name_bytes=name_bytes, label_ends=label_ends, labels=self.labels[labels],
-            member_ends=member_ends, member_extension=self.member_extension[members],
-            member_file=member_file.astype(np.int32), member_start=self.member_start[members],
+            rows=self.rows[samples] if len(self.rows) else self.rows,
+            name_ends=name_ends,
+            name_bytes=name_bytes,
+            label_ends=label_ends,
+            labels=self.labels[labels],
+            member_ends=member_ends,
+            member_extension=self.member_extension[members],
+            member_file=member_file.astype(np.int32),
+            member_start=self.member_start[members],
             member_length=self.member_length[members],
-        )  # fmt: skip
+        )
 
     def relabel(self, values: NDArray[np.integer], classes: Sequence[str] | None) -> Listing:
         """Every label l replaced by values[l]."""
@@ -129,47 +135,57 @@ class Listing:
     def digest(self) -> str:
         """Hash of names, labels, kinds and sizes; where the source lies is not part of it."""
         result = hashlib.blake2b(repr((self.extensions, self.classes)).encode(), digest_size=16)
-        for values in (self.name_ends, self.name_bytes, self.label_ends, self.labels, self.member_ends,
-                       self.member_extension, self.member_start, self.member_length):  # fmt: skip
+        for values in (
+            self.name_ends,
+            self.name_bytes,
+            self.label_ends,
+            self.labels,
+            self.member_ends,
+            self.member_extension,
+            self.member_start,
+            self.member_length,
+        ):
             result.update(np.ascontiguousarray(values).data)
         return result.hexdigest()
 
-    def save(self, place: Path) -> None:
+    def save(self, path: Path) -> None:
         """Write it to a file that `load_listing` reads."""
-        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}
+        arrays = {STORED_NAMES.get(name, name): np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}
         facts = json.dumps({name: getattr(self, name) for name in FACTS})
-        place.write_bytes(save(arrays, metadata={"facts": facts, "digest": _digest_stored(arrays, facts)}))
+        path.write_bytes(save(arrays, metadata={"facts": facts, "digest": _digest_stored(arrays, facts)}))
 
 
 FACTS = (
-    "layout", "class_source", "passed_over", "times", "files", "origins", "extensions", "classes", "first_passed_over", "empty_classes",
+    "layout", "class_source", "passed_over", "times", "files", "origins", "extensions", "classes", "first_passed_over",
+    "empty_classes",
 )  # fmt: skip
-COLUMNS = ("name_bytes", "labels", "member_start", "member_length", "places")  # those that are joined as they are
+COLUMNS = ("name_bytes", "labels", "member_start", "member_length", "rows")  # those that are joined as they are
 ENDS = ("name_ends", "label_ends", "member_ends")
 ARRAYS = (*COLUMNS, *ENDS, "member_extension", "member_file")
+STORED_NAMES = {"rows": "places"}  # of columns whose name in the file is another
 
 
-def load_listing(place: Path) -> Listing:
+def load_listing(path: Path) -> Listing:
     """What `Listing.save` wrote.
 
     Raises:
         DataError: it is damaged.
     """
     try:
-        with safe_open(place, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in ARRAYS}
+        with safe_open(path, framework="numpy") as file:
+            arrays = {stored: file.get_tensor(stored) for stored in (STORED_NAMES.get(name, name) for name in ARRAYS)}
             metadata = file.metadata()
         if metadata["digest"] != _digest_stored(arrays, metadata["facts"]):
             raise ValueError("its content is not what was written")
         facts = {name: tuple(v) if isinstance(v, list) else v for name, v in parse_json(metadata["facts"]).items()}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{place} is damaged ({error}); remove it and start again") from error
-    return Listing(**facts, **arrays)
+        raise DataError(f"{path} is damaged ({error}); remove it and start again") from error
+    return Listing(**facts, **{name: arrays[STORED_NAMES.get(name, name)] for name in ARRAYS})
 
 
 def _digest_stored(arrays: dict[str, Any], facts: str) -> str:
     digest = hashlib.blake2b(facts.encode(), digest_size=16)
-    for name in ARRAYS:
+    for name in (STORED_NAMES.get(name, name) for name in ARRAYS):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
         digest.update(arrays[name].data)
     return digest.hexdigest()
@@ -183,7 +199,7 @@ class ListingBuilder:
         self._name_ends, self._label_ends, self._member_ends = array("q"), array("q"), array("q")
         self._labels, self._extension, self._file = array("i"), array("i"), array("i")
         self._start, self._length = array("q"), array("q")
-        self._places = array("i")
+        self._rows = array("i")
         self._extensions: dict[str, int] = {}
         self._vocabulary: dict[str, int] = {}
         self._has_numbers = False
@@ -194,16 +210,14 @@ class ListingBuilder:
     def __len__(self) -> int:
         return len(self._name_ends)
 
-    def add(
-        self, name: str, *, labels: Iterable[int | str], members: Iterable[Member], place: int | None = None
-    ) -> None:  # fmt: skip
+    def add(self, name: str, *, labels: Iterable[int | str], members: Iterable[Member], row: int | None = None) -> None:
         """Add a sample behind the others; a label that is given twice counts once.
 
         Args:
-            place: the line or row that names it; of all samples or of none.
+            row: the line or row that names it; of all samples or of none.
         """
-        if place is not None:
-            self._places.append(place)
+        if row is not None:
+            self._rows.append(row)
         self._name_bytes += name.encode("utf-8", "surrogateescape")
         self._name_ends.append(len(self._name_bytes))
         for label in dict.fromkeys(labels):
@@ -236,8 +250,13 @@ class ListingBuilder:
             self._first_passed_over.append(name)
 
     def build(
-        self, *, layout: Layout, files: Sequence[str], classes: Sequence[str] | None = None, origins: Sequence[str] | None = None
-    ) -> Listing:  # fmt: skip
+        self,
+        *,
+        layout: Layout,
+        files: Sequence[str],
+        classes: Sequence[str] | None = None,
+        origins: Sequence[str] | None = None,
+    ) -> Listing:
         """All that was added.
 
         Args:
@@ -250,20 +269,32 @@ class ListingBuilder:
         if self._vocabulary and self._has_numbers:
             raise DataError(f"{files[0]}: some of its labels are numbers, others are names; make them alike")
         listing = Listing(
-            layout=layout, files=tuple(files), origins=tuple(files if origins is None else origins), extensions=tuple(self._extensions), passed_over=self._passed_over,
-            first_passed_over=tuple(self._first_passed_over), empty_classes=(), times=self._times,
-            classes=None if classes is None else tuple(classes), class_source="texts" if self._vocabulary else "names",
-            name_ends=np.array(self._name_ends, np.int64), name_bytes=np.frombuffer(bytes(self._name_bytes), np.uint8),
-            label_ends=np.array(self._label_ends, np.int64), labels=np.array(self._labels, np.int32),
-            member_ends=np.array(self._member_ends, np.int64), member_extension=np.array(self._extension, np.int32),
-            member_file=np.array(self._file, np.int32), member_start=np.array(self._start, np.int64),
-            member_length=np.array(self._length, np.int64), places=np.array(self._places, np.int32),
-        )  # fmt: skip
+            layout=layout,
+            files=tuple(files),
+            origins=tuple(files if origins is None else origins),
+            extensions=tuple(self._extensions),
+            passed_over=self._passed_over,
+            first_passed_over=tuple(self._first_passed_over),
+            empty_classes=(),
+            times=self._times,
+            classes=None if classes is None else tuple(classes),
+            class_source="texts" if self._vocabulary else "names",
+            name_ends=np.array(self._name_ends, np.int64),
+            name_bytes=np.frombuffer(bytes(self._name_bytes), np.uint8),
+            label_ends=np.array(self._label_ends, np.int64),
+            labels=np.array(self._labels, np.int32),
+            member_ends=np.array(self._member_ends, np.int64),
+            member_extension=np.array(self._extension, np.int32),
+            member_file=np.array(self._file, np.int32),
+            member_start=np.array(self._start, np.int64),
+            member_length=np.array(self._length, np.int64),
+            rows=np.array(self._rows, np.int32),
+        )
         if not self._vocabulary:
             return listing
         names = sorted(self._vocabulary)
-        places = {name: place for place, name in enumerate(names)}
-        return listing.relabel(np.array([places[name] for name in self._vocabulary]), names)
+        index_of = {name: index for index, name in enumerate(names)}
+        return listing.relabel(np.array([index_of[name] for name in self._vocabulary]), names)
 
 
 def concatenate(parts: Sequence[Listing]) -> Listing:
@@ -275,7 +306,7 @@ def concatenate(parts: Sequence[Listing]) -> Listing:
     parts = _agree_on_classes(parts)
     first_passed_over = tuple(name for part in parts for name in part.first_passed_over)[:MAX_NAMED]
     extensions = tuple(dict.fromkeys(extension for part in parts for extension in part.extensions))
-    places = {extension: place for place, extension in enumerate(extensions)}
+    index_of = {extension: index for index, extension in enumerate(extensions)}
     is_one = parts[0].layout == "files"
     files = parts[0].files if is_one else tuple(file for part in parts for file in part.files)
     origins = parts[0].origins if is_one else tuple(origin for part in parts for origin in part.origins)
@@ -284,19 +315,25 @@ def concatenate(parts: Sequence[Listing]) -> Listing:
     for name, values in zip(ENDS, ("name_bytes", "labels", "member_start"), strict=True):
         firsts = np.cumsum([0, *(len(getattr(part, values)) for part in parts)])
         joined[name] = np.concatenate([getattr(part, name) + first for part, first in zip(parts, firsts, strict=False)])
-    joined["member_extension"] = np.concatenate([
-        np.array([places[extension] for extension in part.extensions], np.int32)[part.member_extension] for part in parts
-    ])  # fmt: skip
-    joined["member_file"] = np.concatenate([
-        (part.member_file + first).astype(np.int32) for part, first in zip(parts, first_files, strict=False)
-    ])  # fmt: skip
+    joined["member_extension"] = np.concatenate(
+        [np.array([index_of[extension] for extension in part.extensions], np.int32)[part.member_extension] for part in parts]
+    )
+    joined["member_file"] = np.concatenate(
+        [(part.member_file + first).astype(np.int32) for part, first in zip(parts, first_files, strict=False)]
+    )
     return Listing(
-        layout=parts[0].layout, files=files, origins=origins, extensions=extensions, classes=parts[0].classes,
+        layout=parts[0].layout,
+        files=files,
+        origins=origins,
+        extensions=extensions,
+        classes=parts[0].classes,
         class_source="texts" if any(part.class_source == "texts" for part in parts) else "names",
-        passed_over=sum(part.passed_over for part in parts), first_passed_over=first_passed_over,
+        passed_over=sum(part.passed_over for part in parts),
+        first_passed_over=first_passed_over,
         empty_classes=tuple(name for part in parts for name in part.empty_classes),
-        times=sum(part.times for part in parts) % TIMES_MODULUS, **joined,
-    )  # fmt: skip
+        times=sum(part.times for part in parts) % TIMES_MODULUS,
+        **joined,
+    )
 
 
 def _agree_on_classes(parts: Sequence[Listing]) -> Sequence[Listing]:
@@ -309,8 +346,8 @@ def _agree_on_classes(parts: Sequence[Listing]) -> Sequence[Listing]:
     names = sorted({name for classes in lists for name in classes or ()}) or None
     if names is None:
         return parts
-    places = {name: place for place, name in enumerate(names)}
-    return [part.relabel(np.array([places[name] for name in part.classes or ()], np.int32), names) for part in parts]
+    index_of = {name: index for index, name in enumerate(names)}
+    return [part.relabel(np.array([index_of[name] for name in part.classes or ()], np.int32), names) for part in parts]
 
 
 def _first(ends: Int64s, sample: int) -> int:

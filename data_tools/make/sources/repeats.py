@@ -48,7 +48,7 @@ def find_repeats(listing: Listing) -> Repeats:
     num_refused, refused = 0, list[str]()
     for samples in _groups(listing):
         labels = [frozenset(listing.sample(sample).labels) for sample in samples]
-        other = next((place for place, of_sample in enumerate(labels) if of_sample != labels[0]), None)
+        other = next((index for index, of_sample in enumerate(labels) if of_sample != labels[0]), None)
         if other is None:
             alike += len(samples) - 1
             continue
@@ -70,7 +70,7 @@ def find_repeats(listing: Listing) -> Repeats:
 
 def _groups(listing: Listing) -> Iterator[list[int]]:
     """Samples of one image each, in their order, those with more than one sample."""
-    if not len(listing.places):
+    if not len(listing.rows):
         return
     folder = os.path.abspath(os.fsencode(listing.files[0])) if listing.layout == "files" else b""
     names = (os.path.normpath(os.path.join(folder, listing.name(sample))) for sample in range(len(listing)))
@@ -84,12 +84,12 @@ def _groups(listing: Listing) -> Iterator[list[int]]:
 
 
 def _describe(listing: Listing, one: int, other: int) -> str:
-    """Two samples of one image: its name, and of each the place and the labels."""
+    """Two samples of one image: its name, and the line or row and the labels of each."""
     unit = "line" if listing.layout == "files" else "row"
     files = [listing.origins[listing.members(sample)[0].file] for sample in (one, other)]
     labels = [_labels(listing, sample) for sample in (one, other)]
-    places = [f"{unit} {listing.places[sample]}" for sample in (one, other)]
-    where = f"{files[0]} {places[0]}: {labels[0]}, {'' if files[0] == files[1] else f'{files[1]} '}{places[1]}: {labels[1]}"
+    rows = [f"{unit} {listing.rows[sample]}" for sample in (one, other)]
+    where = f"{files[0]} {rows[0]}: {labels[0]}, {'' if files[0] == files[1] else f'{files[1]} '}{rows[1]}: {labels[1]}"
     return f"{printable(listing.name(one).decode('utf-8', 'replace'))} ({where})"
 
 

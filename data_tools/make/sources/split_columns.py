@@ -41,7 +41,7 @@ class Teller:
         return _split(self.flags, [_truth(value) for value in values]) if self.flags else values[0]
 
     @property
-    def place(self) -> str:
+    def source(self) -> str:
         named = ", ".join(map(repr, self.names))
         return f"column {named}" if len(self.names) == 1 else f"columns {named}"
 
@@ -89,42 +89,43 @@ class Survey:
 
     def add(self, cells: Sequence[str]) -> None:
         """A row's values in these columns."""
-        for place, (cell, values) in enumerate(zip(cells, self._values, strict=True)):
-            if len(values) <= splits.MAX_SPLIT_VALUES or cell in values or self._is_explicit(place):
+        for column, (cell, values) in enumerate(zip(cells, self._values, strict=True)):
+            if len(values) <= splits.MAX_SPLIT_VALUES or cell in values or self._is_explicit(column):
                 values[cell] += 1
         if self._flags:
             self._joint[tuple(_truth(cells[i]) for i in self._flags)] += 1
 
-    def _is_explicit(self, place: int) -> bool:
-        return self._explicit is not None and self._names[place] == self._explicit[0]
+    def _is_explicit(self, column: int) -> bool:
+        return self._explicit is not None and self._names[column] == self._explicit[0]
 
-    def choose(self, *, place: object) -> Chosen | None:
+    def choose(self, *, source: object) -> Chosen | None:
         """The rows to take; None where no column tells splits.
 
         Raises:
             DataError: several splits and no choice, a choice of what is not there, or a row of two splits.
         """
         if self._explicit is not None:
-            return self._choose_explicit(*self._explicit, place=place)
+            return self._choose_explicit(*self._explicit, source=source)
         if strange := [word for word in self._wanted if "=" in word]:
             column = strange[0].partition("=")[0]
             raise DataError(
-                f"--source-split {strange[0]}: {place} has no column {column!r}{_others(self._names) if self._has_names else ''}"
+                f"--source-split {strange[0]}: {source} has no column "
+                f"{column!r}{_others(self._names) if self._has_names else ''}"
             )
-        tellers = self._find_tellers(place)
+        tellers = self._find_tellers(source)
         if not tellers:
             return None
         found = (teller for teller in tellers if self._wanted and all(_matches(teller, [word]) for word in self._wanted))
         teller = next(found, tellers[0])
-        where = f"{teller.place} of {place}"
+        where = f"{teller.source} of {source}"
         if taken := _matches(teller, self._wanted):
-            splits.check_found([word for word in self._wanted if not _matches(teller, [word])], teller.counts, place=where)
+            splits.check_found([word for word in self._wanted if not _matches(teller, [word])], teller.counts, source=where)
             return Chosen(teller, frozenset(taken))
-        taken = splits.choose(teller.counts, self._wanted or None, place=where, unit="rows", answer=ANSWER)
-        splits.check_found(self._wanted, teller.counts, place=where)
+        taken = splits.choose(teller.counts, self._wanted or None, source=where, unit="rows", answer=ANSWER)
+        splits.check_found(self._wanted, teller.counts, source=where)
         return Chosen(teller, None if taken is None else frozenset(taken))
 
-    def _choose_explicit(self, name: str, wanted: Sequence[str], *, place: object) -> Chosen:
+    def _choose_explicit(self, name: str, wanted: Sequence[str], *, source: object) -> Chosen:
         counts = self._values[self._names.index(name)]
         taken: set[str] = set()
         for word in wanted:
@@ -133,11 +134,11 @@ class Survey:
                 same = {text for text in counts if _truth(text) == _truth(word)}
             if not same:
                 shown = ", ".join(map(str, list(counts)[: splits.MAX_SPLIT_VALUES]))
-                raise DataError(f"column {name!r} of {place} holds no {word!r}; it holds {shown}")
+                raise DataError(f"column {name!r} of {source} holds no {word!r}; it holds {shown}")
             taken |= same
         return Chosen(Teller((name,), (), counts), frozenset(taken))
 
-    def _find_tellers(self, place: object) -> list[Teller]:
+    def _find_tellers(self, source: object) -> list[Teller]:
         """Columns that are named so, then those of yes and no, then those whose values are nothing but splits."""
         flags = [i for i in self._flags if _is_flag(self._values[i])]
         few = [i for i, values in enumerate(self._values) if i not in flags and len(values) <= splits.MAX_SPLIT_VALUES]
@@ -145,10 +146,10 @@ class Survey:
         others = [i for i in few if i not in named and splits.are_splits(self._values[i])]
         found = [Teller((self._names[i],), (), self._values[i]) for i in named]
         if flags:
-            found.append(self._join(flags, place))
+            found.append(self._join(flags, source))
         return found + [Teller((self._names[i],), (), self._values[i]) for i in others]
 
-    def _join(self, flags: Sequence[int], place: object) -> Teller:
+    def _join(self, flags: Sequence[int], source: object) -> Teller:
         of = tuple(flag_of(self._names[i]) or "" for i in flags)
         names = tuple(self._names[i] for i in flags)
         counts: Counter[str] = Counter()
@@ -157,7 +158,7 @@ class Survey:
             if len({split for split, truth in zip(of, row, strict=True) if truth}) > 1:
                 both = [f"{name}=1" for name, truth in zip(names, row, strict=True) if truth]
                 raise DataError(
-                    f"{place}: {count} rows are of several splits at once ({' and '.join(both)}); choose by one column, as "
+                    f"{source}: {count} rows are of several splits at once ({' and '.join(both)}); choose by one column, as "
                     f"--source-split {both[0]}"
                 )
             counts[_split(of, row)] += count
@@ -171,8 +172,11 @@ def _find_explicit(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, li
         DataError: a choice by several columns.
     """
     by_name = {name.lower(): name for name in names}
-    found = [(by_name[column.strip().lower()], value.strip()) for column, equals, value in (word.partition("=") for word in wanted)
-             if equals and column.strip().lower() in by_name]  # fmt: skip
+    found = [
+        (by_name[column.strip().lower()], value.strip())
+        for column, equals, value in (word.partition("=") for word in wanted)
+        if equals and column.strip().lower() in by_name
+    ]
     if not found:
         return None
     if len({name for name, _ in found}) > 1 or len(found) < len(wanted):

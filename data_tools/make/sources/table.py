@@ -40,9 +40,17 @@ class Columns(NamedTuple):
 
 
 def list_tables(
-    paths: list[Path], scratch: Path, num_workers: int, *, stamp: str, image_column: str | None, label_column: str | None,
-    wanted_splits: tuple[str, ...] | None = None, others: Sequence[Path] = (), file_splits: Collection[str] = (),
-) -> Listing:  # fmt: skip
+    paths: list[Path],
+    scratch: Path,
+    num_workers: int,
+    *,
+    stamp: str,
+    image_column: str | None,
+    label_column: str | None,
+    wanted_splits: tuple[str, ...] | None = None,
+    others: Sequence[Path] = (),
+    file_splits: Collection[str] = (),
+) -> Listing:
     """The rows of these files, their images copied to `scratch`.
 
     Args:
@@ -98,9 +106,9 @@ def _select_rows(
         for batch in _open(str(path))[1](names):
             for row in _rows_of(batch, names):
                 survey.add(row)
-    chosen = survey.choose(place=paths[0].parent if len(paths) > 1 else paths[0])
+    chosen = survey.choose(source=paths[0].parent if len(paths) > 1 else paths[0])
     if chosen is None:
-        splits.check_found(wanted, file_splits, place=paths[0].parent)
+        splits.check_found(wanted, file_splits, source=paths[0].parent)
     return chosen if chosen is not None and chosen.taken is not None else None
 
 

@@ -2,7 +2,7 @@
 
 A shuffled shard takes its samples from everywhere. Read from such a file directly, nearly every row group would be read
 and decompressed again for every shard; copied out in one pass, they are byte ranges like any other. The copies need as
-much disk as the images, beside the shards, until these are written. Each file's copy is whole or absent, so a killed
+much disk as the images, next to the shards, until these are written. Each file's copy is whole or absent, so a killed
 command goes on with the next file.
 
     SCRATCH/<hash of the file's facts>.bytes       its images one behind the other
@@ -40,7 +40,7 @@ ReadEntries = Callable[[str], Iterator[Entry]]
 
 
 def stamp_files(paths: Sequence[Path], *options: object) -> str:
-    """Hash of the files' places, sizes and times, and of options: tells whether a source is the same without reading it.
+    """Hash of the files' paths, sizes and times, and of options: tells whether a source is the same without reading it.
 
     The time is among them because a label may be corrected without a change of the size.
     """
@@ -49,8 +49,14 @@ def stamp_files(paths: Sequence[Path], *options: object) -> str:
 
 
 def unpack_files(
-    read: ReadEntries, paths: Sequence[Path], *, scratch: Path, stamp: str, classes: Sequence[str] | None, num_workers: int,
-) -> Listing:  # fmt: skip
+    read: ReadEntries,
+    paths: Sequence[Path],
+    *,
+    scratch: Path,
+    stamp: str,
+    classes: Sequence[str] | None,
+    num_workers: int,
+) -> Listing:
     """Copy the images of all files out and list them.
 
     Args:
@@ -80,7 +86,7 @@ def _unpack(read: ReadEntries, scratch: str, stamp: str, classes: Sequence[str] 
                 builder.note_labels(entry.labels)
                 continue
             member = Member(sniff_image(entry.image) or UNKNOWN, 0, file.tell(), len(entry.image))
-            builder.add(entry.name, labels=entry.labels, members=(member,), place=entry.row)
+            builder.add(entry.name, labels=entry.labels, members=(member,), row=entry.row)
             file.write(entry.image)
         file.flush()
         os.fsync(file.fileno())

@@ -16,8 +16,7 @@ from data_tools.make.sources.labels import fields_of, read_member, read_texts, t
 from data_tools.make.sources.listing import Listing, ListingBuilder, Member
 from data_tools.make.sources.parts import list_parts
 from data_tools.text_files import printable, read_text, same_name
-from pipeline.data.shards.class_names import split_lines
-from pipeline.data.shards.index import CLASSES_NAME
+from pipeline.data.shards.class_names import CLASSES_NAME, split_lines
 from pipeline.data.shards.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, MAX_LABEL_BYTES, cut_at_last_dot
 from pipeline.data.shards.tar import refuse_sparse, scan_samples
 from pipeline.errors import DataError
@@ -45,32 +44,33 @@ def list_webdataset(paths: list[Path], *, rule: LabelRule, num_workers: int) -> 
     like names. The .cls is written again, and outranks the .json, which keeps its other fields.
 
     Raises:
-        DataError: damaged tars, no images, members that cannot be told apart, or labels that are none.
+        DataError: damaged tars, no images, members that cannot be distinguished, or labels that are none.
     """
     listing = list_parts(
         partial(_list_tar, rule), [str(path) for path in paths], num_workers=num_workers, description="list tars", unit="tar"
-    )  # fmt: skip
+    )
     if not len(listing):
         ends = ", ".join(printable(name) for name in listing.first_passed_over[:3])
         raise DataError(
-            f"{paths[0]}: no images in its {listing.passed_over} samples (looked for KEY.{', KEY.'.join(IMAGE_EXTENSIONS)}; it holds "
+            f"{paths[0]}: no images in its {listing.passed_over} samples (looked for "
+            f"KEY.{', KEY.'.join(IMAGE_EXTENSIONS)}; it holds "
             f"{ends} ...)"
         )
     return _name_classes(listing, paths[0].parent)
 
 
 def _name_classes(listing: Listing, folder: Path) -> Listing:
-    """With the class names that lie beside the tars, by id."""
+    """With the class names that lie next to the tars, by id."""
     if not (folder / CLASSES_NAME).exists():
-        return read_texts(listing, place=str(folder))
-    listing = read_texts(listing, place=str(folder))
+        return read_texts(listing, source=str(folder))
+    listing = read_texts(listing, source=str(folder))
     names = tell_apart(split_lines(read_text(str(folder / CLASSES_NAME), encoding=None)))
     if listing.classes is None:
         return replace(listing, classes=names)
-    places = {same_name(name): place for place, name in enumerate(names)}
-    if strangers := [name for name in listing.classes if same_name(name) not in places]:
+    index_of = {same_name(name): index for index, name in enumerate(names)}
+    if strangers := [name for name in listing.classes if same_name(name) not in index_of]:
         raise DataError(f"label '{printable(strangers[0])}' is not among the {len(names)} names of {folder / CLASSES_NAME}")
-    return listing.relabel(np.array([places[same_name(name)] for name in listing.classes]), names)
+    return listing.relabel(np.array([index_of[same_name(name)] for name in listing.classes]), names)
 
 
 def fields_without_label(listing: Listing) -> list[str]:
@@ -97,7 +97,7 @@ def _list_tar(rule: LabelRule, path: str) -> Listing:
 def _separate(key: str, members: list[Member]) -> list[tuple[str, list[Member]]]:
     """The samples whose keys hold dots (22.05.jpg, 22.05.cls, 22.06.jpg) and that are one when names are cut at the first.
 
-    They are told from one sample of several files (input.jpg, output.cls) by an image in each.
+    They are distinguished from one sample of several files (input.jpg, output.cls) by an image in each.
     """
     if any(member.extension in IMAGE_EXTENSIONS for member in members):
         return [(key, members)]
@@ -153,21 +153,21 @@ def _read_labels(file: BinaryIO, members: list[Member], rule: LabelRule, *, path
     """The labels of a sample, as texts."""
     by_extension = {member.extension: member for member in members}
     extensions = LABEL_EXTENSIONS if rule.field is None else ("json",)
-    place = f"{path}: sample {key!r}"
+    source = f"{path}: sample {key!r}"
     for extension in extensions:
         if (member := by_extension.get(extension)) is None:
             continue
         if extension == "cls" and member.length > MAX_LABEL_BYTES:
-            raise DataError(f"{place}: its .cls has {member.length} bytes; a label is short")
+            raise DataError(f"{source}: its .cls has {member.length} bytes; a label is short")
         file.seek(member.start)
         try:
             labels = read_member(file.read(member.length), extension, field=rule.field)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{place} has a .{extension} that is no label: {error}") from error
+            raise DataError(f"{source} has a .{extension} that is no label: {error}") from error
         if labels:
             return labels
     if rule.use == "read" or rule.field is not None:
-        raise DataError(f"{place} has no label ({', '.join(extensions)}), so its class cannot be numbered")
+        raise DataError(f"{source} has no label ({', '.join(extensions)}), so its class cannot be numbered")
     return []
 
 

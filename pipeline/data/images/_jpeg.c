@@ -1,6 +1,6 @@
 /* Decodes the part of a JPEG that a crop needs and resizes it, in one call without the GIL.
 
-   libjpeg-turbo skips the rows above the crop, the columns beside it and everything below it, and may shrink by 2, 4 or
+   libjpeg-turbo skips the rows above the crop, the columns next to it and everything below it, and may shrink by 2, 4 or
    8 inside its inverse DCT. The resize is that of torch.nn.functional.interpolate on uint8: separable, columns first,
    16-bit weights, one rounding a pass; so an unshrunk crop has the very pixels of the path in plain Python.
 

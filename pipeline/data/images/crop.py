@@ -58,9 +58,16 @@ class TrainTransform:
         if size is not None:
             box, flip = self.choose(*size, key=key)
             if decode_jpeg_crop(
-                data, top=box.top, left=box.left, height=box.height, width=box.width, shrink=self._shrink(box), flip=flip,
-                antialias=self.resize == "bilinear_antialias", out=out.numpy(),
-            ):  # fmt: skip
+                data,
+                top=box.top,
+                left=box.left,
+                height=box.height,
+                width=box.width,
+                shrink=self._shrink(box),
+                flip=flip,
+                antialias=self.resize == "bilinear_antialias",
+                out=out.numpy(),
+            ):
                 return
         pixels = decode_image(data)
         box, flip = self.choose(*pixels.shape[:2], key=key)
@@ -95,7 +102,7 @@ def inception_box(height: int, width: int, *, transform: TrainTransform, draws: 
     The aspect ratio is uniform, then the crop's height is uniform among those whose area is allowed; a crop that
     does not fit is refused and drawn again, and after `CROP_ATTEMPTS` the whole image is used.
 
-    One difference: TensorFlow never draws the last possible place of a crop, here every place is drawn alike.
+    One difference: TensorFlow never draws the last possible position of a crop; here every position is equally likely.
 
     Args:
         draws: four numbers in [0, 1): ratio, height, top, left.

@@ -17,15 +17,15 @@ class BlockBytes(Protocol):
 
     @property
     def num_bytes(self) -> int:
-        """That are there: fewer than the index says where the shard is cut short."""
+        """The number of bytes in the block: fewer than in the index if the shard is truncated."""
         ...
 
     def open(self) -> BinaryIO:
-        """To be scanned from its start."""
+        """Open the block for a scan from its start."""
         ...
 
     def read(self, start: int, length: int) -> bytes:
-        """A part of it; fewer bytes where the block ends."""
+        """Read a range of the block; fewer bytes where the block ends."""
         ...
 
 
@@ -50,7 +50,7 @@ class FileBlock:
     and copying them a tenth of the time of decoding.
 
     Args:
-        descriptor: gives the open file, each time anew.
+        descriptor: opens the file; called for each read.
     """
 
     def __init__(self, descriptor: Callable[[], int], *, offset: int, num_bytes: int) -> None:
@@ -59,14 +59,14 @@ class FileBlock:
         self.num_bytes = max(0, min(num_bytes, os.fstat(descriptor()).st_size - offset))
 
     def open(self) -> BinaryIO:
-        return io.BufferedReader(_Part(self), HEADERS_BYTES)
+        return io.BufferedReader(_BlockStream(self), HEADERS_BYTES)
 
     def read(self, start: int, length: int) -> bytes:
         length = min(length, self.num_bytes - start)  # what follows in the file is another block's
         return os.pread(self._descriptor(), max(0, length), self._offset + start)
 
 
-class _Part(io.RawIOBase):
+class _BlockStream(io.RawIOBase):
     """A file block as a file of its own."""
 
     def __init__(self, block: FileBlock) -> None:

@@ -14,8 +14,8 @@ from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.core import url_to_fs
 
 from pipeline.data.ranges import read_range
-from pipeline.data.shards.range_file import BlockFile
-from pipeline.data.shards.retry import call_again
+from pipeline.data.shards.range_file import RangeFile
+from pipeline.data.shards.retry import retry
 from pipeline.data.shards.web import check_listing, client_options, is_web, look_at
 from pipeline.errors import DataError
 from pipeline.files import Draft, write_whole
@@ -40,7 +40,7 @@ def is_remote(path: str) -> bool:
 
 
 def describe_read_only(path: str) -> str | None:
-    """What kind of place a path is if no file can be written to any of that kind; None for all others."""
+    """What kind of store a path is if no file can be written to any of that kind; None for all others."""
     kind = next((kind for begin, kind in READ_ONLY.items() if path.startswith(begin)), None)
     return None if path.startswith(WRITABLE) else kind
 
@@ -78,7 +78,7 @@ class ShardFolder:
         except (OSError, ValueError) as error:
             raise DataError(f"data folder {path!r} cannot be reached: {error}") from error
 
-    def place(self, name: str) -> str:
+    def full_path(self, name: str) -> str:
         """A file of the folder as its filesystem names it."""
         return f"{self.root}/{name}"
 
@@ -113,7 +113,7 @@ class ShardFolder:
             UnreachableError: the store cannot be reached, or refuses.
         """
         try:
-            return call_again(function, patience_s=PATIENCE_S if self.is_remote else 0)
+            return retry(function, patience_s=PATIENCE_S if self.is_remote else 0)
         except (FileNotFoundError, DataError):
             raise
         except Exception as error:  # stores' libraries have errors of their own
@@ -121,11 +121,11 @@ class ShardFolder:
 
     def exists(self, name: str) -> bool:
         """Whether a file is there."""
-        return self._call(lambda: self.filesystem.exists(self.place(name)))
+        return self._call(lambda: self.filesystem.exists(self.full_path(name)))
 
     def read(self, name: str) -> bytes:
         """All of a small file."""
-        return self._call(lambda: self.filesystem.cat_file(self.place(name)))
+        return self._call(lambda: self.filesystem.cat_file(self.full_path(name)))
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, whole or not at all.
@@ -134,13 +134,13 @@ class ShardFolder:
             DataError: it cannot be written.
         """
         if self.is_remote:  # object stores show a file once it is whole
-            self._call(lambda: self.filesystem.pipe_file(self.place(name), data))
+            self._call(lambda: self.filesystem.pipe_file(self.full_path(name), data))
             return
         try:
             Path(self.root).mkdir(parents=True, exist_ok=True)
-            write_whole(self.place(name), data)
+            write_whole(self.full_path(name), data)
         except OSError as error:
-            raise DataError(f"{self.place(name)} cannot be written: {error.strerror or error}") from error
+            raise DataError(f"{self.full_path(name)} cannot be written: {error.strerror or error}") from error
 
     def why_unwritable(self) -> str | None:
         """Why no file can be written there, found out by writing one; None if it can. A local folder is made."""
@@ -150,10 +150,10 @@ class ShardFolder:
         try:
             if self.is_remote:
                 self._put_once(name)
-                self._call(lambda: self.filesystem.rm_file(self.place(name)))
+                self._call(lambda: self.filesystem.rm_file(self.full_path(name)))
             else:
                 Path(self.root).mkdir(parents=True, exist_ok=True)
-                with Draft(self.place(name), durability="unflushed") as draft:
+                with Draft(self.full_path(name), durability="unflushed") as draft:
                     draft.file.write(b"x")
         except TimeoutError:
             return f"a byte could not be written within {PATIENCE_S:.0f} s"
@@ -164,15 +164,15 @@ class ShardFolder:
     def _put_once(self, name: str) -> None:
         """Write a byte, for a limited time: libraries try for minutes what a store refuses with the wrong code."""
         if isinstance(self.filesystem, AsyncFileSystem):
-            sync(self.filesystem.loop, self.filesystem._pipe_file, self.place(name), b"x", timeout=PATIENCE_S)
+            sync(self.filesystem.loop, self.filesystem._pipe_file, self.full_path(name), b"x", timeout=PATIENCE_S)
         else:
-            self.filesystem.pipe_file(self.place(name), b"x")
+            self.filesystem.pipe_file(self.full_path(name), b"x")
 
     def version(self, name: str) -> str:
-        """What tells a file from one written later under its name: size, times and checksums, as far as they are told."""
+        """Size, times and checksums of a file, as far as the store reports them: they change when it is written again."""
         if is_web(self.path):  # what fsspec tells of a file there includes the URL behind redirects, which is signed each time
-            return self._call(lambda: look_at(self.filesystem, self.place(name)).version)
-        return self._call(lambda: str(self.filesystem.info(self.place(name))))
+            return self._call(lambda: look_at(self.filesystem, self.full_path(name)).version)
+        return self._call(lambda: str(self.filesystem.info(self.full_path(name))))
 
     def list_shards(self) -> list[str]:
         """Names of the folder's tars, sorted. Hidden ones are none: see `hidden_tars`.
@@ -192,7 +192,7 @@ class ShardFolder:
         return shards
 
     def hidden_tars(self) -> list[str]:
-        """Tars that are passed over because their names begin with a dot, as the files do that macOS leaves beside others."""
+        """Tars that are passed over because their names begin with a dot, as the files do that macOS leaves next to others."""
         return [name for name in self.list_names() if name.startswith(".") and name.endswith((".tar", *COMPRESSED))]
 
     def open(self, name: str) -> BinaryIO:
@@ -203,15 +203,15 @@ class ShardFolder:
             UnreachableError: here, or when it is read.
         """
         if not self.is_remote:
-            return open(self.place(name), "rb")
+            return open(self.full_path(name), "rb")
         fetch = functools.partial(self.read_range, name)
-        return io.BufferedReader(BlockFile(fetch, num_bytes=self.size(name), block_bytes=READ_AHEAD_BYTES))
+        return io.BufferedReader(RangeFile(fetch, num_bytes=self.size(name), block_bytes=READ_AHEAD_BYTES))
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of a file: all of them."""
 
         def read() -> bytes:
-            data = read_range(self.filesystem, self.place(name), start=start, end=end)
+            data = read_range(self.filesystem, self.full_path(name), start=start, end=end)
             if len(data) > end - start:
                 raise DataError(f"{self.path}/{name}: {len(data)} bytes came where {end - start} were asked for")
             if len(data) != end - start:
@@ -228,8 +228,8 @@ class ShardFolder:
             DataError: a server that does not tell.
         """
         if is_web(self.path):
-            return self._call(lambda: look_at(self.filesystem, self.place(name)).num_bytes)
-        size = self._call(lambda: self.filesystem.size(self.place(name)))
+            return self._call(lambda: look_at(self.filesystem, self.full_path(name)).num_bytes)
+        size = self._call(lambda: self.filesystem.size(self.full_path(name)))
         if size is None:
             raise DataError(f"{self.path}/{name}: the server does not tell its size, so it serves no byte ranges")
         return int(size)

@@ -27,16 +27,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from pipeline.data.class_counts import ClassCounts
-from pipeline.data.shards.class_names import parse_class_names
 from pipeline.data.shards.folder import ShardFolder, describe_hub_path, is_remote
 from pipeline.data.shards.scan import ShardEntry
-from pipeline.data.wrong_place import advise_on_place
+from pipeline.data.wrong_path import advise_on_folder
 from pipeline.errors import DataError
 from pipeline.files import write_whole
 from pipeline.json_text import parse_json
 
 INDEX_NAME = "index.safetensors"
-CLASSES_NAME = "classes.txt"
 FORMAT_VERSION = "3"
 DEFAULT_BLOCK_SAMPLES = 32
 MAX_BLOCK_SAMPLES = 2**16 - 1
@@ -44,7 +42,7 @@ MAX_HEADER_BYTES = 1 << 20
 READ_ERRORS = (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
 
 
-class BlockPlace(NamedTuple):
+class BlockRange(NamedTuple):
     """Where a block lies."""
 
     shard: str
@@ -65,13 +63,13 @@ class ShardIndex:
     block_samples: NDArray[np.uint16]  # (num_blocks,)
     first_sample: NDArray[np.int64]  # (num_blocks + 1,) id of each block's first sample; the last is the total
     skipped_block: NDArray[np.int64]  # (num_skipped,) ascending: samples in a block's bytes that are no part of the corpus
-    skipped_place: NDArray[np.uint16]  # (num_skipped,) place of each among the samples in its block's bytes
+    skipped_slot: NDArray[np.uint16]  # (num_skipped,) number of each among the samples in its block's bytes
     block_content: NDArray[np.uint64]  # (num_blocks,) keys, members' sizes and labels of its samples: see `content`
     max_label: int | None  # the largest class of any sample; None if none has a usable label
     num_unlabelled: int  # samples without a usable label
     file: str | None = None  # what the arrays are mapped from
     class_counts: ClassCounts | None = None  # images of each class; None where an older version made the index
-    kept_in: str | None = None  # folder of the index, where it does not lie beside the shards
+    kept_in: str | None = None  # folder of the index, where it does not lie next to the shards
     stored_fingerprint: str | None = None  # as the file says
 
     @property
@@ -82,9 +80,14 @@ class ShardIndex:
     def num_blocks(self) -> int:
         return len(self.block_offset)
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Folders that may hold the files of the corpus besides its shards: the index's own, then the shards'."""
+        return (self.folder,) if self.kept_in is None else (self.kept_in, self.folder)
+
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of everything the sample order depends on, and of all keys and labels. The folder's place is not part of it."""
+        """Hash of everything the sample order depends on, and of all keys and labels. The folder's path is not part of it."""
         return self._hash(ARRAYS)
 
     @functools.cached_property
@@ -98,19 +101,19 @@ class ShardIndex:
             digest.update(np.ascontiguousarray(getattr(self, name)).data)
         return digest.hexdigest()
 
-    def place(self, block: int) -> BlockPlace:
+    def byte_range(self, block: int) -> BlockRange:
         """Shard and byte range of a block."""
         shard = int(np.searchsorted(self.shard_first_block, block, side="right")) - 1
-        return BlockPlace(self.shard_names[shard], int(self.block_offset[block]), int(self.block_bytes[block]))
+        return BlockRange(self.shard_names[shard], int(self.block_offset[block]), int(self.block_bytes[block]))
 
     def skipped_in(self, block: int) -> set[int]:
-        """Places, among the samples in a block's bytes, that are no part of the corpus."""
+        """Slots of a block's bytes whose samples are not part of the corpus."""
         first, last = np.searchsorted(self.skipped_block, [block, block + 1])
-        return set(self.skipped_place[first:last].tolist())
+        return set(self.skipped_slot[first:last].tolist())
 
     def describe_block(self, block: int) -> str:
         """Where a block lies, for messages."""
-        shard, start, num_bytes = self.place(block)
+        shard, start, num_bytes = self.byte_range(block)
         return f"{self.folder}/{shard} bytes {start}-{start + num_bytes}"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -121,10 +124,11 @@ class ShardIndex:
 
 ORDER_ARRAYS = (
     "shard_bytes", "shard_first_block", "block_offset", "block_bytes", "block_samples", "first_sample", "skipped_block",
-    "skipped_place",
+    "skipped_slot",
 )  # fmt: skip
 ARRAYS = (*ORDER_ARRAYS, "block_content")
-DTYPES = dict.fromkeys(ARRAYS, np.int64) | {"block_samples": np.uint16, "skipped_place": np.uint16, "block_content": np.uint64}
+DTYPES = dict.fromkeys(ARRAYS, np.int64) | {"block_samples": np.uint16, "skipped_slot": np.uint16, "block_content": np.uint64}
+STORED_NAMES = {"skipped_slot": "skipped_place"}  # of arrays whose name in the file is another
 CLASS_IDS, CLASS_IMAGES = "class_ids", "class_images"  # which older indexes of this format lack
 STORED_AS = {np.int64: "I64", np.uint16: "U16", np.uint8: "U8", np.uint64: "U64"}
 
@@ -151,7 +155,7 @@ def assemble_index(folder: str, shards: list[ShardEntry]) -> ShardIndex:
         block_samples=block_samples,
         first_sample=np.concatenate([[0], np.cumsum(block_samples, dtype=np.int64)]),
         skipped_block=np.concatenate([shard.skipped_block + first for shard, first in zip(shards, first_block, strict=False)]),
-        skipped_place=np.concatenate([shard.skipped_place for shard in shards]),
+        skipped_slot=np.concatenate([shard.skipped_slot for shard in shards]),
         block_content=np.concatenate([shard.block_content for shard in shards]),
         max_label=int(class_counts.ids[-1]) if len(class_counts.ids) else None,
         num_unlabelled=sum(shard.num_unlabelled for shard in shards),
@@ -164,7 +168,7 @@ def find_index(folder: str, index: str | None) -> tuple[str, str]:
 
     Args:
         folder: of the shards.
-        index: another folder, or a file; None for beside the shards.
+        index: another folder, or a file; None for next to the shards.
     """
     if index is None:
         return folder, INDEX_NAME
@@ -175,12 +179,12 @@ def find_index(folder: str, index: str | None) -> tuple[str, str]:
 
 
 def save_index(index: ShardIndex, out: str | None = None) -> None:
-    """Write the index file beside the shards, or elsewhere; whole or not at all.
+    """Write the index file next to the shards, or elsewhere; whole or not at all.
 
     Raises:
         DataError: it cannot be written.
     """
-    arrays = {name: np.ascontiguousarray(getattr(index, name)) for name in ARRAYS}
+    arrays = {STORED_NAMES.get(name, name): np.ascontiguousarray(getattr(index, name)) for name in ARRAYS}
     names = np.frombuffer("\n".join(index.shard_names).encode(), np.uint8)
     counts = index.class_counts
     of_classes = {} if counts is None else {CLASS_IDS: counts.ids, CLASS_IMAGES: counts.images}
@@ -201,13 +205,13 @@ def identify(folder: str) -> str:
     return folder.rstrip("/") if is_remote(folder) else os.path.realpath(folder)
 
 
-def read_owner(place: str, name: str) -> str | None:
+def read_owner(index_folder: str, name: str) -> str | None:
     """Whose index a file is: the folder of its shards; None if there is no such file.
 
     Raises:
-        DataError: a file that is no index of its own place.
+        DataError: a file that is not an index written with `--out`.
     """
-    folder = ShardFolder(place)
+    folder = ShardFolder(index_folder)
     if not folder.exists(name):
         return None
     try:
@@ -216,7 +220,7 @@ def read_owner(place: str, name: str) -> str | None:
             return str(parse_json(file.read(min(size, MAX_HEADER_BYTES)))["__metadata__"]["shards"])
     except READ_ERRORS as error:
         raise DataError(
-            f"{folder.place(name)} is there already, and no index that `--out` wrote; choose another place"
+            f"{folder.full_path(name)} is there already, and no index that `--out` wrote; choose another folder or file"
         ) from error
 
 
@@ -224,21 +228,21 @@ def load_index(path: str, index: str | None = None) -> ShardIndex:
     """The index of a shard folder, given the folder or its index file; local or any fsspec URL.
 
     Args:
-        index: folder or file of the index, where it does not lie beside the shards.
+        index: folder or file of the index, where it does not lie next to the shards.
 
     Raises:
         DataError: no such folder, no index in it, or an index of another format or that is damaged.
     """
-    place = path.removesuffix(INDEX_NAME).rstrip("/") or ("/" if path.startswith("/") else ".")
-    if (advice := advise_on_place(place, index_name=INDEX_NAME)) is not None:
+    root = path.removesuffix(INDEX_NAME).rstrip("/") or ("/" if path.startswith("/") else ".")
+    if (advice := advise_on_folder(root, index_name=INDEX_NAME)) is not None:
         raise DataError(advice)
-    folder = ShardFolder(place)
+    folder = ShardFolder(root)
     if index is not None:
         elsewhere, name = find_index(folder.path, index)
         kept_in = ShardFolder(elsewhere)
         if not kept_in.exists(name):
             raise DataError(
-                f"no index at {kept_in.place(name)}; make it with `python -m data_tools index {folder.path} --out {index}`"
+                f"no index at {kept_in.full_path(name)}; make it with `python -m data_tools index {folder.path} --out {index}`"
             )
         return _load(_local_file(kept_in, name), folder.path, kept_in.path)
     if not folder.exists(INDEX_NAME):
@@ -263,10 +267,10 @@ def _load(file: str, folder: str, kept_in: str | None) -> ShardIndex:
 
 
 def _local_file(folder: ShardFolder, name: str) -> str:
-    """The index file, or a local copy of a remote one, named after the URL and the version of the object, made once a machine."""
+    """The index file; of a remote one a local copy, named after URL and object version, made once a machine."""
     if not folder.is_remote:
-        return folder.place(name)
-    version = hashlib.blake2b(f"{folder.place(name)} {folder.version(name)}".encode(), digest_size=16).hexdigest()
+        return folder.full_path(name)
+    version = hashlib.blake2b(f"{folder.full_path(name)} {folder.version(name)}".encode(), digest_size=16).hexdigest()
     copies = Path(tempfile.gettempdir()) / f"shard-indexes-{os.getuid()}"
     copies.mkdir(mode=0o700, exist_ok=True)
     if copies.stat().st_uid != os.getuid():
@@ -292,9 +296,16 @@ def _map_index(file: str, folder: str, kept_in: str | None) -> ShardIndex:
         if not (max_label is None or type(max_label) is int) or type(num_unlabelled) is not int:
             raise ValueError("its largest label is no number")
         index = ShardIndex(
-            folder=folder, shard_names=names, file=file, kept_in=kept_in, max_label=max_label, num_unlabelled=num_unlabelled,
-            stored_fingerprint=facts["fingerprint"], class_counts=_map_counts(data, start, header), **{name: _map_array(data, start, header[name], DTYPES[name]) for name in ARRAYS},
-        )  # fmt: skip
+            folder=folder,
+            shard_names=names,
+            file=file,
+            kept_in=kept_in,
+            max_label=max_label,
+            num_unlabelled=num_unlabelled,
+            stored_fingerprint=facts["fingerprint"],
+            class_counts=_map_counts(data, start, header),
+            **{name: _map_array(data, start, header[STORED_NAMES.get(name, name)], DTYPES[name]) for name in ARRAYS},
+        )
         _check_lengths(index)
         if index.class_counts is not None:
             index.class_counts.check(index.num_samples - index.num_unlabelled)
@@ -340,17 +351,10 @@ def _check_lengths(index: ShardIndex) -> None:
     pairs = (
         (index.shard_bytes, num_shards), (index.shard_first_block, num_shards + 1), (index.block_bytes, num_blocks),
         (index.block_samples, num_blocks), (index.first_sample, num_blocks + 1), (index.block_content, num_blocks),
-        (index.skipped_place, len(index.skipped_block)),
+        (index.skipped_slot, len(index.skipped_block)),
     )  # fmt: skip
     if num_blocks == 0 or any(len(array) != length for array, length in pairs):
         raise ValueError("its arrays do not fit together")
-
-
-def read_class_names(index: ShardIndex) -> list[str] | None:
-    """Class names by id, or None where the folder does not say."""
-    folders = [ShardFolder(place) for place in (index.kept_in, index.folder) if place is not None]
-    found = next((folder for folder in folders if folder.exists(CLASSES_NAME)), None)
-    return None if found is None else parse_class_names(found.read(CLASSES_NAME), place=found.place(CLASSES_NAME))
 
 
 def check_shards(index: ShardIndex) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 KEPT_BLOCKS = 4
 
 
-class BlockFile(io.RawIOBase):
+class RangeFile(io.RawIOBase):
     """Reads forwards cost one request a block, and steps back within the last few blocks none.
 
     Args:

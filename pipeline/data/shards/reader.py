@@ -56,7 +56,7 @@ class LocalSource:
         self._open: OrderedDict[str, OpenFile] = OrderedDict()
 
     def start(self, block: int) -> Callable[[], BlockBytes]:
-        shard, offset, num_bytes = self._index.place(block)
+        shard, offset, num_bytes = self._index.byte_range(block)
         file = self._file(shard)
         os.posix_fadvise(file(), offset, num_bytes, os.POSIX_FADV_WILLNEED)
         return lambda: FileBlock(file, offset=offset, num_bytes=num_bytes)
@@ -130,7 +130,7 @@ class BlockReader:
 
     def _parse(self, block: int, data: BlockBytes) -> list[RawSample]:
         index = self.index
-        shard, _, num_bytes = index.place(block)
+        shard, _, num_bytes = index.byte_range(block)
         if data.num_bytes != num_bytes:
             raise DataError(
                 f"{index.describe_block(block)}: only {data.num_bytes} of {num_bytes} bytes there; the shard is cut short"
@@ -140,7 +140,7 @@ class BlockReader:
             stored = list(scan_samples(data.open(), name=shard, links="mark"))
         except DataError as error:
             raise DataError(f"{index.describe_block(block)}: {error}; index the folder again if its shards changed") from error
-        kept = [sample for place, sample in enumerate(stored) if place not in skipped]
+        kept = [sample for slot, sample in enumerate(stored) if slot not in skipped]
         if len(kept) != index.block_samples[block]:
             raise DataError(
                 f"{index.describe_block(block)}: {len(kept)} samples, the index says {index.block_samples[block]}; "
@@ -153,7 +153,8 @@ class BlockReader:
         if content.digest != index.block_content[block]:
             raise DataError(
                 f"{index.describe_block(block)}: {describe_difference(int(index.block_content[block]), content.digest)} of its "
-                f"samples differ from the index: the shard was rewritten at the same size. Restore it, or index the folder again "
+                "samples differ from the index: the shard was rewritten at the same size. Restore it, or index the "
+                "folder again "
                 f"with `python -m data_tools index {index.folder}`"
             )
         return samples

@@ -1,7 +1,7 @@
-"""Blocks behind fsspec URLs: range requests side by side and ahead of need, tried again when they fail, kept on a disk.
+"""Remote blocks through fsspec: concurrent range requests with read-ahead, retries and a disk cache.
 
-The store may be slow, reset connections, answer with errors, send too little or be gone for a while. A read is tried
-again, after random waits that grow, until `patience_s` has passed since its first failure; every failure is counted.
+The store may be slow, reset connections, answer with errors, send too little or be gone for a while. A read is
+retried, with growing random waits, until `patience_s` has passed since its first failure; every failure is counted.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from fsspec.asyn import AsyncFileSystem, sync
 from pipeline.data.ranges import read_range
 from pipeline.data.shards.blocks import BlockBytes, FileBlock, MemoryBlock, OpenFile
 from pipeline.data.shards.folder import ShardFolder
-from pipeline.data.shards.index import BlockPlace, ShardIndex
-from pipeline.data.shards.retry import call_again, is_permanent
+from pipeline.data.shards.index import BlockRange, ShardIndex
+from pipeline.data.shards.retry import is_permanent, retry
 from pipeline.errors import DataError
 from pipeline.files import write_whole
 
@@ -70,7 +70,7 @@ class BlockCache:
         self._shard_start = np.concatenate([[0], np.cumsum(index.shard_bytes)])
         self.damaged = 0
 
-    def place(self, block: int) -> Path | None:
+    def path_of(self, block: int) -> Path | None:
         """Where a block is kept, or None if it is not one of those."""
         index = self._index
         shard = int(np.searchsorted(index.shard_first_block, block, side="right")) - 1
@@ -80,11 +80,11 @@ class BlockCache:
 
     def get(self, block: int) -> bytes | None:
         """A block's bytes; None where they are not kept, or damaged."""
-        place = self.place(block)
-        if place is None:
+        path = self.path_of(block)
+        if path is None:
             return None
         try:
-            stored = place.read_bytes()
+            stored = path.read_bytes()
         except FileNotFoundError:
             return None
         data, checksum = stored[:-CHECKSUM_BYTES], stored[-CHECKSUM_BYTES:]
@@ -99,15 +99,15 @@ class BlockCache:
         Raises:
             DataError: the folder cannot be written to.
         """
-        place = self.place(block)
-        if place is None:
+        path = self.path_of(block)
+        if path is None:
             return
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(place, data + xxhash.xxh3_64_digest(data), durability="unflushed")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, data + xxhash.xxh3_64_digest(data), durability="unflushed")
         except OSError as error:
             raise DataError(
-                f"block cache {self._folder}: {error}; make room or choose another place (data.cache_dir), or less of it "
+                f"block cache {self._folder}: {error}; make room or choose another folder (data.cache_dir), or less of it "
                 f"(data.cache_gib)"
             ) from error
 
@@ -151,43 +151,43 @@ class RemoteSource:
                 future.set_exception(error)
 
     def _read(self, block: int) -> BlockBytes:
-        place = self._index.place(block)
-        kept = self.cache.place(block) if self.cache else None
+        wanted = self._index.byte_range(block)
+        kept = self.cache.path_of(block) if self.cache else None
         if self.cache is None or kept is None:
-            return MemoryBlock(self._fetch(place))
+            return MemoryBlock(self._fetch(wanted))
         if self.cache.get(block) is None:
-            self.cache.put(block, self._fetch(place))
-        return FileBlock(OpenFile(kept), offset=0, num_bytes=place.num_bytes)
+            self.cache.put(block, self._fetch(wanted))
+        return FileBlock(OpenFile(kept), offset=0, num_bytes=wanted.num_bytes)
 
-    def _fetch(self, place: BlockPlace) -> bytes:
+    def _fetch(self, wanted: BlockRange) -> bytes:
         def count(error: Exception) -> None:
-            self._retries.put(Retry(place.shard, f"{type(error).__name__}: {error}"))
+            self._retries.put(Retry(wanted.shard, f"{type(error).__name__}: {error}"))
 
         begin = time.monotonic()
         try:
-            return call_again(lambda: self._request(place), patience_s=self._options.patience_s, on_failure=count)
+            return retry(lambda: self._request(wanted), patience_s=self._options.patience_s, on_failure=count)
         except Exception as error:
-            raise self._explain(place, error, elapsed_s=time.monotonic() - begin) from error
+            raise self._explain(wanted, error, elapsed_s=time.monotonic() - begin) from error
 
-    def _request(self, place: BlockPlace) -> bytes:
+    def _request(self, wanted: BlockRange) -> bytes:
         filesystem: Any = self._folder.filesystem
-        path, end = self._folder.place(place.shard), place.offset + place.num_bytes
+        path, end = self._folder.full_path(wanted.shard), wanted.offset + wanted.num_bytes
         if isinstance(filesystem, AsyncFileSystem):
             timeout_s = self._options.timeout_s
-            data: Any = sync(filesystem.loop, filesystem._cat_file, path, start=place.offset, end=end, timeout=timeout_s)
+            data: Any = sync(filesystem.loop, filesystem._cat_file, path, start=wanted.offset, end=end, timeout=timeout_s)
         else:
-            data = read_range(filesystem, path, start=place.offset, end=end)
-        if len(data) > place.num_bytes:
+            data = read_range(filesystem, path, start=wanted.offset, end=end)
+        if len(data) > wanted.num_bytes:
             raise ValueError(
-                f"{len(data)} bytes came where {place.num_bytes} were asked for: the server sends no parts of files"
+                f"{len(data)} bytes came where {wanted.num_bytes} were asked for: the server sends no parts of files"
             )
-        if len(data) != place.num_bytes:
-            raise EOFError(f"{len(data)} bytes came of {place.num_bytes}")
+        if len(data) != wanted.num_bytes:
+            raise EOFError(f"{len(data)} bytes came of {wanted.num_bytes}")
         return data
 
-    def _explain(self, place: BlockPlace, error: Exception, *, elapsed_s: float) -> DataError:
-        shard = f"{self._index.folder}/{place.shard}"
-        where = f"{shard} bytes {place.offset}-{place.offset + place.num_bytes}"
+    def _explain(self, wanted: BlockRange, error: Exception, *, elapsed_s: float) -> DataError:
+        shard = f"{self._index.folder}/{wanted.shard}"
+        where = f"{shard} bytes {wanted.offset}-{wanted.offset + wanted.num_bytes}"
         if isinstance(error, FileNotFoundError):
             return DataError(f"{shard} is missing; restore it, or index the folder again")
         if isinstance(error, EOFError):

@@ -1,4 +1,4 @@
-"""Calls to a store, made again when they fail."""
+"""Retry a call to a store, with growing random waits."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def is_permanent(error: Exception) -> bool:
     return is_refusal or isinstance(error, PERMANENT) or type(error).__name__ in PERMANENT_NAMES
 
 
-def call_again(
+def retry(
     function: Callable[[], Result], *, patience_s: float, on_failure: Callable[[Exception], None] | None = None
 ) -> Result:
-    """`function()`, again and again until it succeeds, after random waits that grow.
+    """Call a function until it succeeds, with growing random waits between the tries.
 
     Args:
         patience_s: how long since the first failure to go on; then its last error is raised.
-        on_failure: told each error that is followed by another try.
+        on_failure: called with each error that is followed by another try.
 
     Raises:
         what the function raises: at once if it is permanent.

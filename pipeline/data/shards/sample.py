@@ -76,7 +76,7 @@ def describe_missing(sample: TarSample, what: str, extensions: tuple[str, ...], 
 
 
 def cut_at_last_dot(extension: str) -> tuple[str, str]:
-    """What of an extension belongs to the key where keys hold dots, and what is left: `05.jpg` of 22.05.jpg is `05` and `jpg`."""
+    """Split an extension where keys hold dots: `05.jpg` of 22.05.jpg gives `05`, part of the key, and `jpg`."""
     head, _, last = extension.rpartition(".")
     return head, last
 

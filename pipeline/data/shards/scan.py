@@ -25,8 +25,8 @@ class ShardEntry:
     block_offset: NDArray[np.int64]
     block_bytes: NDArray[np.int64]
     block_samples: NDArray[np.uint16]  # without the skipped ones
-    skipped_block: NDArray[np.int64]  # block in the shard, and place in its bytes, of each sample inside a block to leave out
-    skipped_place: NDArray[np.uint16]
+    skipped_block: NDArray[np.int64]  # block in the shard, and slot in it, of each sample inside a block to leave out
+    skipped_slot: NDArray[np.uint16]
     num_skipped: int  # those between blocks too
     block_content: NDArray[np.uint64]  # of each block, its samples' keys, members' sizes and labels: see `content`
     images_of: Mapping[int, int]  # images by class, of samples with a usable label
@@ -48,13 +48,13 @@ def scan_shard(
     starts: list[int] = []  # of each block, like the three below
     ends: list[int] = []
     counts: list[int] = []
-    last_places: list[int] = []  # of the last sample kept
+    last_slots: list[int] = []  # of the last sample kept
     contents: list[BlockContent] = []
     images_of: Counter[int] = Counter()
     num_unlabelled = 0
     skipped: list[tuple[int, int]] = []
     seen: set[str] = set()
-    place = 0  # among the samples since the current block's start
+    slot = 0  # among the samples since the current block's start
     for sample in scan_samples(file, name=name):
         if sample.key in seen:
             raise DataError(
@@ -71,12 +71,12 @@ def scan_shard(
             starts.append(sample.start)
             ends.append(sample.end)
             counts.append(0)
-            last_places.append(0)
+            last_slots.append(0)
             contents.append(BlockContent())
-            place = 0
+            slot = 0
         if is_kept:
             counts[-1] += 1
-            ends[-1], last_places[-1] = sample.end, place
+            ends[-1], last_slots[-1] = sample.end, slot
             label = _usable_label(file, sample, name=name)
             contents[-1].add(sample, label)
             if label is None or label < 0:
@@ -84,8 +84,8 @@ def scan_shard(
             else:
                 images_of[label] += 1
         elif counts:
-            skipped.append((len(counts) - 1, place))
-        place += 1
+            skipped.append((len(counts) - 1, slot))
+        slot += 1
         if sample.end > num_bytes:
             raise DataError(
                 f"{name}: cut short: sample {sample.key!r} needs {sample.end} bytes, the file has {num_bytes}; copy it again"
@@ -97,7 +97,7 @@ def scan_shard(
             f"{name}: {len(strangers)} samples to skip are not in it, {strangers[0]!r} first; make the skip list again"
         )
     # What was skipped behind a block's last sample lies outside its bytes.
-    inside = [(block, place) for block, place in skipped if place < last_places[block]]
+    inside = [(block, slot) for block, slot in skipped if slot < last_slots[block]]
     return ShardEntry(
         name=name,
         num_bytes=num_bytes,
@@ -105,7 +105,7 @@ def scan_shard(
         block_bytes=np.array(ends, np.int64) - np.array(starts, np.int64),
         block_samples=np.array(counts, np.uint16),
         skipped_block=np.array([block for block, _ in inside], np.int64),
-        skipped_place=np.array([place for _, place in inside], np.uint16),
+        skipped_slot=np.array([slot for _, slot in inside], np.uint16),
         num_skipped=len(skip),
         block_content=np.array([content.digest for content in contents], np.uint64),
         images_of=images_of,

@@ -36,7 +36,7 @@ LinkUse = Literal["follow", "mark"]
 class Piece(NamedTuple):
     """Part of a sparse member that the tar holds; between the pieces there are zeros."""
 
-    place: int  # in the member
+    offset: int  # in the member
     start: int  # in the tar
     length: int
 
@@ -66,9 +66,9 @@ class TarMember:
         if length > MAX_SPARSE_BYTES:
             raise DataError(f"a sparse member .{self.extension} of {length} bytes is more than 256 MiB")
         data = bytearray(length)
-        for place, start, size in self.pieces:
-            part = read_range(start, max(0, min(size, length - place)))
-            data[place : place + len(part)] = part
+        for offset, start, size in self.pieces:
+            part = read_range(start, max(0, min(size, length - offset)))
+            data[offset : offset + len(part)] = part
         return bytes(data)
 
 
@@ -126,7 +126,8 @@ def find_defect(sample: TarSample) -> Defect | None:
         if member.is_link:
             return Defect(
                 "linked_member",
-                f"has a member .{member.extension} that is a link to an earlier member; a training reads parts of a tar: pack it "
+                f"has a member .{member.extension} that is a link to an earlier member; a training reads parts of a tar: "
+                "pack it "
                 f"again with `tar --dereference --hard-dereference`, or with `python -m data_tools make`, which copies them",
             )
     return None
@@ -159,7 +160,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def scan_samples(file: BinaryIO, *, name: str, links: LinkUse = "follow") -> Iterator[TarSample]:
-    """Read a tar's headers, from the place the file stands at.
+    """Read a tar's headers, from its current offset.
 
     Folders and names without a dot are no samples; PAX and GNU headers travel with their member. A link is read as the
     earlier member that it leads to. A tar without its end blocks is read to its last member.
@@ -232,7 +233,8 @@ class _Links:
         target = self._files.get(link.target)
         if target is None:
             raise DataError(
-                f"{self._name}: member {link.name!r} is a link to {link.target!r}, which is no earlier file of this tar; pack it again "
+                f"{self._name}: member {link.name!r} is a link to {link.target!r}, which is no earlier file of this "
+                "tar; pack it again "
                 f"with `tar --dereference --hard-dereference`"
             )
         self._files[posixpath.normpath(link.name)] = target
@@ -294,7 +296,7 @@ def _filled(length: int) -> int:
 
 
 def _read_pax(file: BinaryIO, header: bytes, at: int) -> _Entry | None:
-    """An ordinary file behind a PAX header, which Python's writers add for the fractions of a second; None for anything else."""
+    """An ordinary file behind a PAX header, as Python's writers add for fractions of a second; None for anything else."""
     if header[156:157] != b"x" or header[257:262] != b"ustar" or not header[124:135].isdigit() or header[135] not in (0, 0x20):
         return None
     length = int(header[124:135], 8)
@@ -349,7 +351,8 @@ class _HeaderReader:
 def _describe(file: BinaryIO, info: tarfile.TarInfo, end: int, name: str) -> _Entry:
     if info.type == b"M":
         raise DataError(
-            f"{name}: begins inside member {info.name!r}: it is one volume of an archive of several (`tar -M`); unpack them together "
+            f"{name}: begins inside member {info.name!r}: it is one volume of an archive of several (`tar -M`); unpack "
+            "them together "
             f"and pack the files again"
         )
     if (info.islnk() or info.issym()) and not _has_data(file, info):
@@ -363,13 +366,13 @@ def _describe(file: BinaryIO, info: tarfile.TarInfo, end: int, name: str) -> _En
     if info.sparse is None:
         return _Entry(info.name, "file", info.offset_data, info.size, info.offset_data + _filled(info.size))
     start, filled, pieces = info.offset_data, 0, list[Piece]()
-    for place, length in cast("list[tuple[int, int]]", info.sparse):
+    for offset, length in cast("list[tuple[int, int]]", info.sparse):
         if length == 0:  # of no use, and old formats fill their maps up with such
             continue
-        if length < 0 or not filled <= place <= info.size - length:
+        if length < 0 or not filled <= offset <= info.size - length:
             raise _unusable(name, f"the map of sparse member {info.name!r} is damaged")
-        pieces.append(Piece(place, start, length))
-        start, filled = start + length, place + length
+        pieces.append(Piece(offset, start, length))
+        start, filled = start + length, offset + length
     if not start <= end < start + UNIT:
         raise _unusable(name, f"the map of sparse member {info.name!r} does not fit its size in the tar")
     return _Entry(info.name, "file", info.offset_data, info.size, end, tuple(pieces))

@@ -25,8 +25,10 @@ BLOCKS_AHEAD = 4  # read before they are needed
 class EvalImages:
     """A chunk of a downstream set.
 
-    Arrays, which a worker process sends through a pipe. Tensors would go by shared memory, file descriptors and a socket below TMPDIR,
-    and whoever waits for them is not told where one of these fails: /dev/shm is small in containers, a socket's path is short.
+    Arrays, which a worker process sends through a pipe. Tensors would go by shared memory, file descriptors and a socket
+    below TMPDIR,
+    and whoever waits for them gets no error where one of these fails: /dev/shm is small in containers, a socket's path is
+    short.
     """
 
     images: npt.NDArray[np.uint8]  # (B, 3, S, S)

@@ -1,6 +1,6 @@
 """Worker processes that write decoded images straight into the batches: shared memory, nothing copied, nothing pickled.
 
-A ring of R micro-batches lies in shared memory. Workers write their places of micro-batch n into slot n % R; only
+A ring of R micro-batches lies in shared memory. Workers write their share of micro-batch n into slot n % R; only
 labels, ids and counts travel through a queue. The ring needs no locks: a worker begins a micro-batch when it is asked
 for it, at most `prefetch` ahead, and R leaves room for the ones still in use.
 """
@@ -20,21 +20,21 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pipeline.data.images.crop import TrainTransform
 from pipeline.data.shards.remote import Retry
-from pipeline.data.streams.train import DIGEST_MODULUS, Division, Part, Unreadable
+from pipeline.data.streams.train import DIGEST_MODULUS, Division, Unreadable, WorkerShare
 from pipeline.data.workers import explained, start_worker, started
 from pipeline.errors import DataError, PipelineError
 
-HELD = 3  # micro-batches the trainer may hold: the one it computes, the one it fetched ahead, the one it is handed
+MICRO_BATCHES_IN_USE = 3  # by the trainer: the one it computes, the one it fetched ahead, the one it is handed
 
 
 class Batch(TypedDict):
     """One rank's part of one micro-batch. Valid until the third one after it is asked for."""
 
     images: Tensor  # (B, 3, S, S) uint8
-    weight: float  # of its mean loss: its images as a part of the mean micro-batch, 1 where all have as many
+    loss_weight: float  # of its mean loss: its images as a part of the mean micro-batch, 1 where all have as many
     labels: Tensor  # (B,) int64
     sample_ids: Tensor  # (B,) int64: number of the sample in the mixture
-    positions: Tensor  # (B,) int64: place in the run's order
+    positions: Tensor  # (B,) int64: position in the run's order
     unreadable: list[Unreadable]
     retries: list[Retry]
     wait_s: float  # how long the training process waited for it
@@ -51,7 +51,7 @@ class Stream(Protocol):
     @property
     def transform(self) -> TrainTransform: ...
 
-    def parts(self, images: Tensor, *, worker: int, num_workers: int) -> Iterator[Part]: ...
+    def parts(self, images: Tensor, *, worker: int, num_workers: int) -> Iterator[WorkerShare]: ...
 
 
 class BatchLoader:
@@ -71,7 +71,7 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         size, batch = self.stream.transform.image_size, self.stream.division.micro_batch_size
-        shape = (self.prefetch + HELD, batch, 3, size, size)
+        shape = (self.prefetch + MICRO_BATCHES_IN_USE, batch, 3, size, size)
         images = _share(shape) if self.num_workers else torch.empty(shape, dtype=torch.uint8)
         if self.pin_memory:
             _pin(images)
@@ -97,7 +97,7 @@ class BatchLoader:
             number = 0
             while True:
                 start = time.perf_counter()
-                if len(in_use) == HELD:  # asking for the next one lets its memory be written
+                if len(in_use) == MICRO_BATCHES_IN_USE:  # asking for the next one lets its memory be written
                     for wait in in_use.popleft()["when_copied"]:
                         wait()
                 taken = [self._take(parts) for _ in range(max(1, self.num_workers))]
@@ -107,7 +107,7 @@ class BatchLoader:
                 number += 1
                 yield batch
 
-    def _take(self, parts: Iterator[Part | PipelineError]) -> Part:
+    def _take(self, parts: Iterator[WorkerShare | PipelineError]) -> WorkerShare:
         with explained(remedy="data.num_workers or data.prefetch"):
             part = next(parts)
         if isinstance(part, PipelineError):
@@ -115,14 +115,14 @@ class BatchLoader:
         return part
 
 
-class _Filler(IterableDataset[Part | PipelineError]):
+class _Filler(IterableDataset[WorkerShare | PipelineError]):
     """What `DataLoader` runs in each worker. It hands the parts over in worker order; an error ends them."""
 
     def __init__(self, stream: Stream, images: Tensor) -> None:
         self.stream = stream
         self.images = images
 
-    def __iter__(self) -> Iterator[Part | PipelineError]:
+    def __iter__(self) -> Iterator[WorkerShare | PipelineError]:
         info = get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         try:
@@ -135,11 +135,11 @@ def _as_it_is(part: Any) -> Any:
     return part
 
 
-def _join(parts: list[Part], images: Tensor, *, division: Division) -> Batch:
+def _join(parts: list[WorkerShare], images: Tensor, *, division: Division) -> Batch:
     num_images = sum(len(part.positions) for part in parts)
     return Batch(
         images=images[:num_images],
-        weight=num_images / division.mean_micro_batch_size,
+        loss_weight=num_images / division.mean_micro_batch_size,
         labels=torch.from_numpy(np.concatenate([part.labels for part in parts])),
         sample_ids=torch.from_numpy(np.concatenate([part.sample_ids for part in parts])),
         positions=torch.from_numpy(np.concatenate([part.positions for part in parts])),
@@ -173,7 +173,8 @@ def _pin(images: Tensor) -> None:
     code = runtime.cudaHostRegister(images.data_ptr(), images.nbytes, 0)
     if int(code) != 0:
         raise DataError(
-            f"{images.nbytes / 2**20:.0f} MiB of batches cannot be page-locked (CUDA error {int(code)}); raise the limit on locked "
+            f"{images.nbytes / 2**20:.0f} MiB of batches cannot be page-locked (CUDA error {int(code)}); raise the "
+            "limit on locked "
             f"memory (ulimit -l), or lower data.prefetch"
         )
 

@@ -13,7 +13,7 @@ from braceexpand import braceexpand
 from pipeline.data.order import RunOrder, share_streams
 from pipeline.data.shards.folder import is_remote
 from pipeline.data.shards.index import INDEX_NAME, ShardIndex, check_shards
-from pipeline.data.wrong_place import advise_on_tar
+from pipeline.data.wrong_path import advise_on_tar
 from pipeline.errors import DataError
 
 
@@ -65,9 +65,11 @@ class Mixture:
     def make_order(self, *, seed: int, num_streams: int) -> RunOrder:
         """The order of a run over these corpora."""
         return RunOrder(
-            [corpus.index.block_samples for corpus in self.corpora], weights=[corpus.weight for corpus in self.corpora],
-            seed=seed, num_streams=num_streams,
-        )  # fmt: skip
+            [corpus.index.block_samples for corpus in self.corpora],
+            weights=[corpus.weight for corpus in self.corpora],
+            seed=seed,
+            num_streams=num_streams,
+        )
 
     def describe(self, *, num_streams: int) -> str:
         """The corpora in words."""
@@ -136,7 +138,8 @@ class UnindexedShards:
         """In words, what is lost without an index."""
         del num_streams  # belongs to an exact order
         return (
-            f"{len(self.urls)} tars without an index ({self.urls[0]}, ...). Order is approximate: shards are drawn at random with "
+            f"{len(self.urls)} tars without an index ({self.urls[0]}, ...). Order is approximate: shards are drawn at "
+            "random with "
             f"replacement and samples pass a shuffle buffer, so nothing says that each is seen once an epoch, and a resumed "
             f"run sees other images than one that was never stopped: {self.advice}"
         )

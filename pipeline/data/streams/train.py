@@ -36,7 +36,7 @@ class Unreadable(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Part:
+class WorkerShare:
     """What one worker has put into its slots of a micro-batch, its pixels apart."""
 
     labels: Int64s
@@ -74,18 +74,18 @@ class Division:
 
     def positions(self, *, step: int, micro_step: int) -> Int64s:
         """This rank's positions of one micro-batch."""
-        mine = cut(self.global_batch_size, part=self.rank, num_parts=self.world_size)
-        some = cut(mine.stop - mine.start, part=micro_step, num_parts=self.accumulation_steps)
+        mine = share_of(self.global_batch_size, part=self.rank, num_parts=self.world_size)
+        some = share_of(mine.stop - mine.start, part=micro_step, num_parts=self.accumulation_steps)
         first = step * self.global_batch_size + mine.start
         return np.arange(first + some.start, first + some.stop, dtype=np.int64)
 
-    def worker_parts(self, *, start_step: int, worker: int, num_workers: int) -> Iterator[tuple[Int64s, slice]]:
-        """A worker's positions in one micro-batch after the other, and their places there."""
+    def worker_slots(self, *, start_step: int, worker: int, num_workers: int) -> Iterator[tuple[Int64s, slice]]:
+        """A worker's positions in one micro-batch after the other, and their slots in it."""
         for step in itertools.count(start_step):
             for micro_step in range(self.accumulation_steps):
                 positions = self.positions(step=step, micro_step=micro_step)
-                places = cut(len(positions), part=worker, num_parts=num_workers)
-                yield positions[places], places
+                slots = share_of(len(positions), part=worker, num_parts=num_workers)
+                yield positions[slots], slots
 
 
 def largest_micro_batch(global_batch_size: int, *, num_ranks: int, accumulation_steps: int) -> int:
@@ -93,13 +93,13 @@ def largest_micro_batch(global_batch_size: int, *, num_ranks: int, accumulation_
     return -(-global_batch_size // (num_ranks * accumulation_steps))
 
 
-def cut(length: int, *, part: int, num_parts: int) -> slice:
+def share_of(length: int, *, part: int, num_parts: int) -> slice:
     """One of `num_parts` runs of neighbours in [0, length), which differ by one at most."""
     return slice(part * length // num_parts, (part + 1) * length // num_parts)
 
 
 @dataclass(frozen=True)
-class Used:
+class DecodedSample:
     """The sample that fills a position, and what was unreadable on the way to it."""
 
     sample: RawSample
@@ -107,9 +107,9 @@ class Used:
     unreadable: list[Unreadable]
 
 
-def use_first_readable(
+def decode_or_substitute(
     reader: BlockReader, block: int, slot: int, *, position: int, decode: Callable[[RawSample, int], None]
-) -> Used:
+) -> DecodedSample:
     """Decode a block's sample at `slot`, or where that cannot be decoded the next one of the block that can.
 
     The replacement depends on the block alone, so every rank, worker and resumed run takes the same one.
@@ -130,7 +130,7 @@ def use_first_readable(
         except UnreadableImage as error:
             unreadable.append(Unreadable(position=position, key=sample.key, shard=sample.shard, reason=str(error)))
         else:
-            return Used(sample, used, unreadable)
+            return DecodedSample(sample, used, unreadable)
     raise DataError(
         f"{reader.index.describe_block(block)}: none of its {len(samples)} images can be decoded "
         f"(first: {unreadable[0].key!r}: {unreadable[0].reason})"
@@ -152,9 +152,17 @@ class TrainStream:
     """
 
     def __init__(
-        self, *, mixture: Mixture, order: RunOrder, division: Division, transform: TrainTransform, num_classes: int,
-        start_step: int, read_ahead: int = 8, remote: RemoteOptions | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        mixture: Mixture,
+        order: RunOrder,
+        division: Division,
+        transform: TrainTransform,
+        num_classes: int,
+        start_step: int,
+        read_ahead: int = 8,
+        remote: RemoteOptions | None = None,
+    ) -> None:
         self.mixture = mixture
         self.order = order
         self.division = division
@@ -164,8 +172,8 @@ class TrainStream:
         self.read_ahead = read_ahead
         self.remote = remote or RemoteOptions()
 
-    def parts(self, images: Tensor, *, worker: int, num_workers: int) -> Iterator[Part]:
-        """Fill this worker's places of micro-batch n in `images[n % R]`, for n = 0, 1, ...; a part when one is full.
+    def parts(self, images: Tensor, *, worker: int, num_workers: int) -> Iterator[WorkerShare]:
+        """Fill this worker's slots of micro-batch n in `images[n % R]`, for n = 0, 1, ...; a part when one is full.
 
         Args:
             images: (R, B, 3, S, S) uint8, in memory that all workers share. Whoever iterates sees to it that a
@@ -174,13 +182,13 @@ class TrainStream:
         readers = self._open_readers(num_workers)
         window: deque[tuple[Int64s, Located, slice]] = deque()
         number = 0
-        for positions, places in self.division.worker_parts(start_step=self.start_step, worker=worker, num_workers=num_workers):
+        for positions, slots in self.division.worker_slots(start_step=self.start_step, worker=worker, num_workers=num_workers):
             located = self.order.locate(positions)
             for corpus, block in zip(located.corpus.tolist(), located.block.tolist(), strict=True):
                 readers[corpus].start(block)
-            window.append((positions, located, places))
+            window.append((positions, located, slots))
             if len(window) > self.read_ahead:
-                due, found, slots = window.popleft()
+                due, found, slots = window.popleft()  # of the micro-batch that is due
                 yield self._fill(readers, due, found, slots=images[number % len(images), slots])
                 number += 1
 
@@ -192,7 +200,7 @@ class TrainStream:
         # A stream plays one block at a time; twice that rides out the ends of epochs.
         return [BlockReader(corpus.index, capacity=2 * streams + 2, remote=self.remote) for corpus in self.mixture.corpora]
 
-    def _fill(self, readers: list[BlockReader], positions: Int64s, located: Located, *, slots: Tensor) -> Part:
+    def _fill(self, readers: list[BlockReader], positions: Int64s, located: Located, *, slots: Tensor) -> WorkerShare:
         labels, sample_ids = np.empty_like(positions), np.empty_like(positions)
         unreadable: list[Unreadable] = []
         digest = 0
@@ -200,12 +208,12 @@ class TrainStream:
             corpus, block = int(located.corpus[i]), int(located.block[i])
             first = self.mixture.first_sample[corpus] + int(self.mixture.corpora[corpus].index.first_sample[block])
             render = functools.partial(self._render, epoch=int(located.epoch[i]), first=first, out=slots[i])
-            used = use_first_readable(readers[corpus], block, int(located.slot[i]), position=position, decode=render)
+            used = decode_or_substitute(readers[corpus], block, int(located.slot[i]), position=position, decode=render)
             labels[i] = self._checked_label(used.sample, self.mixture.corpora[corpus])
             sample_ids[i] = first + used.slot
             unreadable += used.unreadable
             digest += derive_key(position, first + used.slot, xxhash.xxh3_64_intdigest(slots[i].numpy().data))
-        return Part(
+        return WorkerShare(
             labels=labels,
             sample_ids=sample_ids,
             positions=positions,
@@ -221,7 +229,8 @@ class TrainStream:
         label = corpus.first_class + sample.label
         if not 0 <= label < self.num_classes:  # a GPU would stop without a word on which sample
             raise DataError(
-                f"{corpus.index.folder}/{sample.shard}: sample {sample.key!r} has class {label}, but model.num_classes={self.num_classes} "
+                f"{corpus.index.folder}/{sample.shard}: sample {sample.key!r} has class {label}, but "
+                f"model.num_classes={self.num_classes} "
                 f"(classes count from 0); raise it, or make shards with these classes alone"
             )
         return label

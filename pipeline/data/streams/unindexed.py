@@ -16,7 +16,7 @@ from pipeline.data.images.crop import TrainTransform
 from pipeline.data.images.decode import UnreadableImage
 from pipeline.data.shards.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label
 from pipeline.data.streams.mixture import UnindexedShards
-from pipeline.data.streams.train import DIGEST_MODULUS, Division, Part, Unreadable
+from pipeline.data.streams.train import DIGEST_MODULUS, Division, Unreadable, WorkerShare
 from pipeline.errors import ConfigError, DataError
 from pipeline.keyed_random import Purpose, derive_key
 
@@ -29,7 +29,7 @@ class UnindexedStream:
 
     Args:
         source: the tars.
-        seed: of the run; drawn from it anew at each start, so that a resumed run does not repeat its beginning.
+        seed: of the run; each start derives another order from it, so that a resumed run does not repeat its beginning.
         division: this rank's part of each batch.
         transform: bytes to pixels.
         num_classes: of the model; a label beyond is an error.
@@ -37,8 +37,15 @@ class UnindexedStream:
     """
 
     def __init__(
-        self, *, source: UnindexedShards, seed: int, division: Division, transform: TrainTransform, num_classes: int, start_step: int
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        source: UnindexedShards,
+        seed: int,
+        division: Division,
+        transform: TrainTransform,
+        num_classes: int,
+        start_step: int,
+    ) -> None:
         self.source = source
         self.seed = seed
         self.division = division
@@ -46,12 +53,12 @@ class UnindexedStream:
         self.num_classes = num_classes
         self.start_step = start_step
 
-    def parts(self, images: Tensor, *, worker: int, num_workers: int) -> Iterator[Part]:
-        """Fill this worker's places of micro-batch n in `images[n % R]`: see `TrainStream.parts`."""
+    def parts(self, images: Tensor, *, worker: int, num_workers: int) -> Iterator[WorkerShare]:
+        """Fill this worker's slots of micro-batch n in `images[n % R]`: see `TrainStream.parts`."""
         samples = self._samples(worker, num_workers)
-        parts = self.division.worker_parts(start_step=self.start_step, worker=worker, num_workers=num_workers)
-        for number, (positions, places) in enumerate(parts):
-            yield self._fill(images[number % len(images), places], positions, samples)
+        parts = self.division.worker_slots(start_step=self.start_step, worker=worker, num_workers=num_workers)
+        for number, (positions, slots) in enumerate(parts):
+            yield self._fill(images[number % len(images), slots], positions, samples)
 
     def _samples(self, worker: int, num_workers: int) -> Iterator[dict[str, Any]]:
         wds: Any = importlib.import_module("webdataset")
@@ -71,7 +78,7 @@ class UnindexedStream:
             raise DataError(f"{self.source.urls[0]} and others: {type(error).__name__}: {error}") from error
         raise DataError(f"{self.source.urls[0]}: no more samples; the run goes on from its last checkpoint with new ones")
 
-    def _fill(self, slots: Tensor, positions: np.ndarray, samples: Iterator[dict[str, Any]]) -> Part:
+    def _fill(self, slots: Tensor, positions: np.ndarray, samples: Iterator[dict[str, Any]]) -> WorkerShare:
         labels, sample_ids = np.empty_like(positions), np.empty_like(positions)
         unreadable: list[Unreadable] = []
         digest = 0
@@ -80,10 +87,14 @@ class UnindexedStream:
             labels[i] = self._label(sample)
             sample_ids[i] = xxhash.xxh3_64_intdigest(f"{sample['__url__']} {sample['__key__']}".encode()) >> 1
             digest += derive_key(position, int(sample_ids[i]), xxhash.xxh3_64_intdigest(slots[i].numpy().data))
-        return Part(
-            labels=labels, sample_ids=sample_ids, positions=positions, unreadable=unreadable, retries=[],
+        return WorkerShare(
+            labels=labels,
+            sample_ids=sample_ids,
+            positions=positions,
+            unreadable=unreadable,
+            retries=[],
             digest=digest % DIGEST_MODULUS,
-        )  # fmt: skip
+        )
 
     def _first_readable(
         self, samples: Iterator[dict[str, Any]], position: int, out: Tensor, unreadable: list[Unreadable]

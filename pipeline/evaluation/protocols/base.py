@@ -17,7 +17,7 @@ class Setting:
     """One number that a protocol measures on a set.
 
     Args:
-        measure: what it is called beside the set's name: `5-shot`.
+        measure: what it is called after the set's name: `5-shot`.
         seed: of what is drawn; None where nothing is.
         parameters: kept in the result, by name.
     """

@@ -57,13 +57,18 @@ class FewShot(ProtocolSection):
             return splits.known[key]
         support = choose_support(splits.train_labels.cpu(), shots=shots, seed=seed)
         accuracy = few_shot_accuracy(
-            train_features=splits.train, train_labels=splits.train_labels, test_features=splits.test,
-            test_labels=splits.test_labels, support=support, num_classes=splits.num_classes,
-        )  # fmt: skip
+            train_features=splits.train,
+            train_labels=splits.train_labels,
+            test_features=splits.test,
+            test_labels=splits.test_labels,
+            support=support,
+            num_classes=splits.num_classes,
+        )
         detail = {
-            "short_classes": len(support.short_classes), "support": "all" if is_all else "drawn",
+            "short_classes": len(support.short_classes),
+            "support": "all" if is_all else "drawn",
             "support_images": len(support.indices),
-        }  # fmt: skip
+        }
         splits.known[key] = result = Measured(accuracy, detail)
         return result
 
@@ -79,8 +84,10 @@ class FewShot(ProtocolSection):
         seeds = f"; at {', '.join(map(str, whole))} that is all of train, whatever the seed" if whole else ""
         enough = [shots for shots in self.shots if shots not in short] or [count]
         return [
-            f"class {label}{name} has {count} train image{'s' * (count != 1)}, and {path}.shots asks for {_listed(short)}. A class with "
-            f"fewer gives all that it has ({', '.join(parts)}){seeds}. Shots that every class has: {path}.shots='[{', '.join(map(str, enough))}]'"
+            f"class {label}{name} has {count} train image{'s' * (count != 1)}, and {path}.shots asks for {_listed(short)}. "
+            "A class with "
+            f"fewer gives all that it has ({', '.join(parts)}){seeds}. Shots that every class has: "
+            f"{path}.shots='[{', '.join(map(str, enough))}]'"
         ]
 
     def warnings(self, row: dict[str, Any]) -> list[str]:
@@ -89,7 +96,8 @@ class FewShot(ProtocolSection):
             found.append(f"{row['dataset']}: {row['short_classes']} classes have fewer than {row['shots']} train images")
         if row.get("support") == "all":
             found.append(
-                f"{row['dataset']} {row['shots']}-shot: no class has more images, so it takes all {row['support_images']} of train: no spread over seeds"
+                f"{row['dataset']} {row['shots']}-shot: no class has more images, so it takes all "
+                f"{row['support_images']} of train: no spread over seeds"
             )
         return found
 
@@ -134,9 +142,15 @@ def ridge_weights(features: Tensor, targets: Tensor, *, l2: float) -> Tensor:
 
 
 def few_shot_accuracy(
-    *, train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor, support: Support,
-    num_classes: int, l2: float = L2_PENALTY,
-) -> float:  # fmt: skip
+    *,
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    support: Support,
+    num_classes: int,
+    l2: float = L2_PENALTY,
+) -> float:
     """Part of the test images classified right by the ridge classifier of `support`.
 
     Args:

@@ -34,18 +34,25 @@ class Linear(ProtocolSection):
     def measure(self, splits: Splits, setting: Setting) -> Measured:
         del setting
         result = linear_probe(
-            train_features=splits.train, train_labels=splits.train_labels, test_features=splits.test,
-            test_labels=splits.test_labels, num_classes=splits.num_classes,
-        )  # fmt: skip
+            train_features=splits.train,
+            train_labels=splits.train_labels,
+            test_features=splits.test,
+            test_labels=splits.test_labels,
+            num_classes=splits.num_classes,
+        )
         fit = result.convergence  # a classifier that is not at its optimum is not the one that the protocol names
         return Measured(
             result.accuracy,
             {
-                "penalty": result.penalty, "held_out_accuracy": result.held_out_accuracy,
-                "held_out_images": result.held_out_images, "converged": fit.converged, "iterations": fit.iterations,
-                "gradient_norm": fit.gradient_norm, "not_converged_penalties": list(result.not_converged),
+                "penalty": result.penalty,
+                "held_out_accuracy": result.held_out_accuracy,
+                "held_out_images": result.held_out_images,
+                "converged": fit.converged,
+                "iterations": fit.iterations,
+                "gradient_norm": fit.gradient_norm,
+                "not_converged_penalties": list(result.not_converged),
             },
-        )  # fmt: skip
+        )
 
     def why_impossible(self, train: ClassCounts) -> str | None:
         return why_no_linear(train)
@@ -54,13 +61,15 @@ class Linear(ProtocolSection):
         found = []
         if row.get("converged") is False:
             found.append(
-                f"WARNING: {row['dataset']} linear: the solver stopped before the optimum ({row['iterations']} iterations, gradient "
+                f"WARNING: {row['dataset']} linear: the solver stopped before the optimum ({row['iterations']} "
+                "iterations, gradient "
                 f"norm {row['gradient_norm']:.2g}); the accuracy is of the classifier it had reached"
             )
         if row.get("not_converged_penalties"):
             found.append(
                 f"WARNING: {row['dataset']} linear: the solver stopped before the optimum at penalties "
-                f"{', '.join(f'{p:g}' for p in row['not_converged_penalties'])}, which may have changed the choice of the penalty"
+                f"{', '.join(f'{p:g}' for p in row['not_converged_penalties'])}, which may have changed the choice of "
+                "the penalty"
             )
         return found
 
@@ -152,8 +161,10 @@ def linear_probe(
     penalty = max(p for p, score in scores.items() if score == best)  # of equals the strongest
     probe = fit_logistic(train_features, train_labels, num_classes=num_classes, penalty=penalty, start=probes[penalty])
     return LinearResult(
-        accuracy=probe.accuracy(test_features, test_labels), penalty=penalty, held_out_accuracy=best,
+        accuracy=probe.accuracy(test_features, test_labels),
+        penalty=penalty,
+        held_out_accuracy=best,
         held_out_images=len(choose),
         convergence=probe.convergence,
         not_converged=tuple(p for p, fitted in probes.items() if not fitted.convergence.converged),
-    )  # fmt: skip
+    )

@@ -131,9 +131,10 @@ def solve_logistic(
         point = moved
         converged = _has_converged(point, penalty)
     return Solution(
-        weight=point.weight[:-1], bias=point.weight[-1],
+        weight=point.weight[:-1],
+        bias=point.weight[-1],
         convergence=Convergence(converged, steps, products, float(point.gradient.norm()), point.objective),
-    )  # fmt: skip
+    )
 
 
 def _has_converged(point: _Point, penalty: float) -> bool:

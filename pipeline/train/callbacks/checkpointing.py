@@ -6,7 +6,7 @@ publish  once all have written and a step that began from it was taken: weights,
 
 A step that the optimizer refuses saves nothing. Weights that have gone wrong are often finite still, and give gradients that
 are not: a checkpoint is published only after they gave finite ones, so a run that diverges leaves its last sound checkpoint in
-place. The last save of a launch cannot wait for that. It is marked `proven: false`, stays beside the newest proven one, and is
+place. The last save of a launch cannot wait for that. It is marked `proven: false`, stays next to the newest proven one, and is
 set aside if the launch that begins from it cannot take a step. What is finite but has lost what was learnt: see `loss_history`.
 """
 
@@ -27,7 +27,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from pipeline.console.lines import say
+from pipeline.console.lines import log_line
 from pipeline.errors import CheckpointError, DivergedError, PipelineError
 from pipeline.files import sync_folder, write_whole
 from pipeline.launch.signals import StopRequest
@@ -143,13 +143,17 @@ class Checkpointing(Callback):
             self._finish(trainer)
         gave_nothing = trainer.global_step - _refused_steps(trainer) == self._first_taken
         if (
-            isinstance(exception, DivergedError) and trainer.is_global_zero and gave_nothing
-            and self.start is not None and not self.start.meta.proven
-        ):  # fmt: skip
-            place = set_aside(self.folder, self.start.meta.step, "ruined")
-            say(
-                f"[checkpoint] no step could be taken from step {self.start.meta.step}, the last one that an earlier launch saved: "
-                f"it is now {place}, and the same command goes on from the checkpoint before it"
+            isinstance(exception, DivergedError)
+            and trainer.is_global_zero
+            and gave_nothing
+            and self.start is not None
+            and not self.start.meta.proven
+        ):
+            path = set_aside(self.folder, self.start.meta.step, "ruined")
+            log_line(
+                f"[checkpoint] no step could be taken from step {self.start.meta.step}, the last one that an earlier "
+                "launch saved: "
+                f"it is now {path}, and the same command goes on from the checkpoint before it"
             )
 
     def _is_proven(self, trainer: Trainer) -> bool:
@@ -179,9 +183,12 @@ class Checkpointing(Callback):
         name = f"moments-{trainer.global_rank:05d}-of-{trainer.world_size:05d}.safetensors"
         written = _in_background(functools.partial(write_share, snapshot, folder=self.folder, facts=self.facts, name=name))
         self._save = Save(
-            step=step, taken_steps=step - self._refused_steps, begun_at=begun_at, blocked_s=time.perf_counter() - begun_at,
+            step=step,
+            taken_steps=step - self._refused_steps,
+            begun_at=begun_at,
+            blocked_s=time.perf_counter() - begun_at,
             written=written,
-        )  # fmt: skip
+        )
 
     def _finish(self, trainer: Trainer, *, on_failure: Literal["go on", "end"] = "go on") -> None:
         """Wait for all ranks' files and make the checkpoint visible, or give it up. A collective.
@@ -238,15 +245,19 @@ class Checkpointing(Callback):
             return [f"rank 0: {error}"]
         total_s = time.perf_counter() - save.begun_at
         size = sum(entry["bytes"] for entry in manifest.values()) / 2**30
-        say(
+        log_line(
             f"[checkpoint] step {save.step}: {size:.3g} GiB in {total_s:.3g} s, of which training waited {save.blocked_s:.3g} s"
         )
         self._report_cleaning()
         sound = save.step if self._is_newer_taken(trainer, save) else self._sound_step
         keep = functools.partial(
-            delete_old, self.folder, newest=save.step, sound=sound, keep_last=self.policy.keep_last,
+            delete_old,
+            self.folder,
+            newest=save.step,
+            sound=sound,
+            keep_last=self.policy.keep_last,
             keep_every_steps=self.policy.keep_every_steps,
-        )  # fmt: skip
+        )
         self._cleaning = _in_background(keep)
         return []
 
@@ -254,7 +265,7 @@ class Checkpointing(Callback):
         """Wait for the last deletion of old checkpoints. One that fails costs space alone: the next launch clears it up."""
         cleaning, self._cleaning = self._cleaning, None
         if cleaning is not None and isinstance(problem := _outcome(cleaning), str):
-            say(f"[checkpoint] an old checkpoint could not be deleted: {problem}")
+            log_line(f"[checkpoint] an old checkpoint could not be deleted: {problem}")
 
     def _give_up(self, trainer: Trainer, save: Save, problems: list[str], *, on_failure: Literal["go on", "end"]) -> None:
         if trainer.is_global_zero:
@@ -263,10 +274,11 @@ class Checkpointing(Callback):
         told = f"step {save.step} could not be saved to {self.folder.checkpoints} ({'; '.join(problems)})"
         if on_failure == "end" or self._failed_in_a_row >= self.policy.max_failed_saves:
             raise CheckpointError(
-                f"{told}, {self._failed_in_a_row} in a row; make room there, then the same command goes on from the last checkpoint"
+                f"{told}, {self._failed_in_a_row} in a row; make room there, then the same command goes on from the "
+                "last checkpoint"
             ).everywhere()
         if trainer.is_global_zero:
-            say(f"[checkpoint] {told}; training goes on and tries again at the next interval")
+            log_line(f"[checkpoint] {told}; training goes on and tries again at the next interval")
 
     def _drop(self, trainer: Trainer, save: Save) -> None:
         """Leave nothing of a save. A collective: no rank may still write."""

@@ -10,7 +10,7 @@ from pipeline.train.callbacks.steps import is_step_end
 from pipeline.train.watchdog import Watchdog
 
 
-class Heartbeat(Callback):
+class WatchStep(Callback):
     """Before the callbacks that measure and save: the watch, and the phases in and at the end of a step."""
 
     def __init__(self, watchdog: Watchdog) -> None:
@@ -37,7 +37,7 @@ class Heartbeat(Callback):
         self._watchdog.stop()
 
 
-class HeartbeatAfterSaving(Callback):
+class WatchWaiting(Callback):
     """The last of the callbacks: what follows a step's end is the wait for the next batch."""
 
     def __init__(self, watchdog: Watchdog) -> None:

@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pipeline.console.lines import say
+from pipeline.console.lines import log_line
 from pipeline.credentials import redact
 from pipeline.launch.processes import Process
 from pipeline.launch.signals import StopRequest
-from pipeline.monitor.alerts import Alert, Watched, observe_line
+from pipeline.monitor.alerts import Alert, AlertState, observe_line
 from pipeline.run.checkpoint import RunFolder
-from pipeline.run.live_files import StateFiles
+from pipeline.run.live_files import LiveFiles
 from pipeline.run.records import append_json_line, read_metrics
 from pipeline.train.callbacks.steps import is_step_end
 
@@ -38,10 +38,10 @@ class Identity:
     slurm_job_id: str | None
 
 
-class Health(Callback):
+class Heartbeat(Callback):
     """Writes heartbeats from the training loop, so that a hang shows as an old one. Acts on rank 0 alone.
 
-    Goes after the callback that saves: a step ends when its checkpoint stands.
+    Goes after the callback that saves: a step ends when its checkpoint is complete.
 
     Args:
         start_step: where the launch begins, shown until the trainer has loaded it.
@@ -51,9 +51,16 @@ class Health(Callback):
     """
 
     def __init__(
-        self, folder: RunFolder, *, identity: Identity, start_step: int, files: StateFiles | None, stop: StopRequest,
-        send_alert: Callable[[str, str], None], wandb_off: Callable[[], str | None],
-    ) -> None:  # fmt: skip
+        self,
+        folder: RunFolder,
+        *,
+        identity: Identity,
+        start_step: int,
+        files: LiveFiles | None,
+        stop: StopRequest,
+        send_alert: Callable[[str, str], None],
+        wandb_off: Callable[[], str | None],
+    ) -> None:
         self.folder = folder
         self.identity = identity
         self.start_step = start_step
@@ -61,30 +68,33 @@ class Health(Callback):
         self.stop = stop
         self.send_alert = send_alert
         self.wandb_off = wandb_off
-        self._watched = Watched()
-        self._standing: dict[str, str] = {}
+        self._alert_state = AlertState()
+        self._active: dict[str, str] = {}
         self._facts = {
-            "started": round(time.time(), 3), **asdict(identity), **asdict(Process.myself()), "folder_inode": _inode(folder),
-        }  # fmt: skip
+            "started": round(time.time(), 3),
+            **asdict(identity),
+            **asdict(Process.myself()),
+            "folder_inode": _inode(folder),
+        }
 
     def observe(self, line: dict[str, Any]) -> None:
         """Judge a line of metrics. Rank 0 only."""
-        self._watched, alerts = observe_line(self._watched, line)
+        self._alert_state, alerts = observe_line(self._alert_state, line)
         for alert in alerts:
-            self._tell(alert)
+            self._report(alert)
 
-    def _tell(self, alert: Alert) -> None:
+    def _report(self, alert: Alert) -> None:
         if alert.change == "raised":
-            self._standing[alert.kind] = alert.text
-            say(f"[alert] step {alert.step}: {alert.text}")
+            self._active[alert.kind] = alert.text
+            log_line(f"[alert] step {alert.step}: {alert.text}")
             self.send_alert(f"{self.folder.root.name}: {alert.kind}", f"step {alert.step}: {alert.text}")
         else:
-            self._standing.pop(alert.kind, None)
-            say(f"[alert] step {alert.step}: {alert.kind} is ordinary again")
+            self._active.pop(alert.kind, None)
+            log_line(f"[alert] step {alert.step}: {alert.kind} is ordinary again")
         try:
             append_json_line(self.folder.alerts, {"time": round(time.time(), 3), **asdict(alert)})
         except OSError as error:  # it was printed; what matters is metrics.jsonl
-            say(f"[alert] alerts.jsonl cannot be written: {error}")
+            log_line(f"[alert] alerts.jsonl cannot be written: {error}")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._beat(trainer, "starting")
@@ -93,7 +103,7 @@ class Health(Callback):
         if self.files is not None:  # what was usual before this launch is usual now
             before = [row for row in read_metrics(self.folder.metrics) if row["step"] <= trainer.global_step]
             for line in before[-REMEMBERED_LINES:]:
-                self._watched, _ = observe_line(self._watched, line)
+                self._alert_state, _ = observe_line(self._alert_state, line)
         self._beat(trainer, "waiting for data")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -118,14 +128,18 @@ class Health(Callback):
         if self.files is None:
             return
         off = self.wandb_off()
-        standing = [*self._standing.values(), *([f"W&B is off for this launch: {off}"] if off else [])]
+        active = [*self._active.values(), *([f"W&B is off for this launch: {off}"] if off else [])]
         self.files.put(
             self.folder.heartbeat,
             {
-                "time": round(time.time(), 3), "phase": phase, "step": max(self.start_step, trainer.global_step), **self._facts, "alerts": standing,
+                "time": round(time.time(), 3),
+                "phase": phase,
+                "step": max(self.start_step, trainer.global_step),
+                **self._facts,
+                "alerts": active,
                 **more,
             },
-        )  # fmt: skip
+        )
 
     def _end(self, trainer: Trainer, phase: Phase, **more: str) -> None:
         self._beat(trainer, phase, **more)

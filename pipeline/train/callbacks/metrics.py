@@ -11,13 +11,13 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from pipeline.console.lines import say
+from pipeline.console.lines import log_line
 from pipeline.console.progress import Progress, progress
 from pipeline.data.streams.train import DIGEST_MODULUS
 from pipeline.errors import TrainingError
 from pipeline.run.checkpoint import METRICS_STATE
 from pipeline.run.loss_history import LossHistory
-from pipeline.train.callbacks.heartbeat import Health
+from pipeline.train.callbacks.heartbeat import Heartbeat
 from pipeline.train.callbacks.steps import is_step_end
 from pipeline.train.callbacks.stragglers import RankTimes
 
@@ -37,13 +37,23 @@ class TrainingMetrics(Callback):
         peak_flops: of all ranks together, per second; None where nobody knows, and no MFU is logged.
         unreadable_budget: part of the images seen that may be unreadable.
         rank_times: asked for the slowest rank at each line.
-        health: shown each line, on rank 0.
+        heartbeat: shown each line, on rank 0.
     """
 
     def __init__(
-        self, *, metrics: dict[str, Metric], global_batch_size: int, epochs_per_image: dict[str, float], total_steps: int, log_every: int,
-        flops_per_image: float, peak_flops: float | None, unreadable_budget: float, rank_times: RankTimes, health: Health,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        metrics: dict[str, Metric],
+        global_batch_size: int,
+        epochs_per_image: dict[str, float],
+        total_steps: int,
+        log_every: int,
+        flops_per_image: float,
+        peak_flops: float | None,
+        unreadable_budget: float,
+        rank_times: RankTimes,
+        heartbeat: Heartbeat,
+    ) -> None:
         self.global_batch_size = global_batch_size
         self.epochs_per_image = epochs_per_image
         self.total_steps = total_steps
@@ -52,7 +62,7 @@ class TrainingMetrics(Callback):
         self.peak_flops = peak_flops
         self.unreadable_budget = unreadable_budget
         self.rank_times = rank_times
-        self.health = health
+        self.heartbeat = heartbeat
         self._loss: LossHistory | None = None  # the same on every rank
         # Over all ranks since the run's start, the same on every rank: digest of everything seen, unreadable images,
         # requests to a store made again.
@@ -97,9 +107,11 @@ class TrainingMetrics(Callback):
         self._step_totals += torch.tensor(counts, device=self._step_totals.device)
         self._of_outputs.update(outputs["logits"], batch["labels"])
         for item in batch["unreadable"]:
-            say(f"[data] unreadable image {item.key!r} in {item.shard} at position {item.position} replaced: {item.reason}")
+            log_line(
+                f"[data] unreadable image {item.key!r} in {item.shard} at position {item.position} replaced: {item.reason}"
+            )
         for reason, times in Counter(batch["retries"]).items():
-            say(f"[data] {reason.shard}: a read failed {times} times and was made again: {reason.reason}")
+            log_line(f"[data] {reason.shard}: a read failed {times} times and was made again: {reason.reason}")
         if is_step_end(trainer, batch_idx):
             step = trainer.global_step
             dist.all_reduce(self._step_totals)
@@ -150,7 +162,7 @@ class TrainingMetrics(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
         if trainer.is_global_zero:
-            self.health.observe(values)
+            self.heartbeat.observe(values)
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {means['loss']:.4g}, {images_per_s:.4g} images/s", refresh=True)
         self._metrics.reset()

@@ -6,12 +6,12 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pipeline.console.lines import say
+from pipeline.console.lines import log_line
 from pipeline.errors import DivergedError
 from pipeline.train.callbacks.steps import is_step_end
 
 
-class FiniteGuard(Callback):
+class StopOnNonFinite(Callback):
     """Counts refused steps. The optimizer itself refuses a step with a non-finite gradient, on all ranks alike.
 
     Args:
@@ -42,7 +42,7 @@ class FiniteGuard(Callback):
         self._skipped_before = skipped
         self._in_a_row += 1
         shown = ", ".join(map(str, samples[:16])) + (", ..." if len(samples) > 16 else "")
-        say(
+        log_line(
             f"[guard] step {trainer.global_step}: non-finite gradients, step skipped ({self._in_a_row} in a row); "
             f"loss on rank {trainer.global_rank}: {float(outputs['micro_loss']):.6g}; its samples: {shown}"
         )

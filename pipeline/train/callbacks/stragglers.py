@@ -30,7 +30,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from pipeline.run.live_files import StateFiles
+from pipeline.run.live_files import LiveFiles
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class RankTimes(Callback):
         files: where the report goes; None on other ranks than the first.
     """
 
-    def __init__(self, *, zero_stage: int, files: StateFiles | None) -> None:
+    def __init__(self, *, zero_stage: int, files: LiveFiles | None) -> None:
         self.measures = ["data wait"] if zero_stage == 3 else ["data wait", "forward"]
         self.files = files
         self._hosts: list[str] = []
@@ -114,7 +114,7 @@ class RankTimes(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._wait_s += float(batch["wait_s"])
-        self._weights.append(float(batch["weight"]))
+        self._weights.append(float(batch["loss_weight"]))
         if "forward" in self.measures:
             self._start = _now(pl_module.device)
 
@@ -153,10 +153,14 @@ class RankTimes(Callback):
             self.files.put(
                 self.files.folder.stragglers,
                 {
-                    "time": round(time.time(), 3), "step": trainer.global_step, "step_time_s": step_time_s,
-                    "measured": self.measures, **asdict(slowest), "nodes": [asdict(node) for node in nodes],
+                    "time": round(time.time(), 3),
+                    "step": trainer.global_step,
+                    "step_time_s": step_time_s,
+                    "measured": self.measures,
+                    **asdict(slowest),
+                    "nodes": [asdict(node) for node in nodes],
                 },
-            )  # fmt: skip
+            )
         return {
             "speed/slowest_rank": slowest.rank,
             "speed/slowest_rank_ratio": slowest.ratio,

@@ -71,9 +71,16 @@ def crop_both_ways(
     data=st.data(),
 )
 def test_a_crop_has_the_pixels_of_the_whole_image(
-    height: int, width: int, subsampling: int, progressive: bool, mode: str, size: int, flip: bool, antialias: bool,
+    height: int,
+    width: int,
+    subsampling: int,
+    progressive: bool,
+    mode: str,
+    size: int,
+    flip: bool,
+    antialias: bool,
     data: st.DataObject,
-) -> None:  # fmt: skip
+) -> None:
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     box = Box(top, left, data.draw(st.integers(1, height - top)), data.draw(st.integers(1, width - left)))
     jpeg = make_jpeg(height, width, mode=mode, subsampling=subsampling, progressive=progressive)
@@ -86,9 +93,16 @@ def test_a_crop_has_the_pixels_of_the_whole_image(
 def test_shrinking_while_decoding_costs_little_where_there_is_a_margin(margin: float, lowest: float) -> None:
     jpeg = make_jpeg(801, 977)
     law = TrainTransform(
-        image_size=24, min_area=0.1, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3, flip=True, resize="bilinear_antialias",
-        decoder="region", shrink_margin=margin,
-    )  # fmt: skip
+        image_size=24,
+        min_area=0.1,
+        max_area=1.0,
+        min_ratio=0.75,
+        max_ratio=4 / 3,
+        flip=True,
+        resize="bilinear_antialias",
+        decoder="region",
+        shrink_margin=margin,
+    )
     exact = dataclasses.replace(law, shrink_margin=None)
     errors = []
     for sample_id in range(60):
@@ -142,9 +156,9 @@ def every_crop_agrees(data: bytes, height: int, width: int) -> bool:
 @pytest.mark.parametrize("marker", [b"\xff\xd8", b"\xff\xc4\x00\x03\x00", b"\xff\xda\x00\x02"], ids=["start", "table", "scan"])
 def test_a_marker_below_the_crop_is_damage_to_a_crop_too(marker: bytes) -> None:
     jpeg = make_jpeg(120, 80)
-    place = len(jpeg) - 60
-    place += jpeg[place - 1] == 0xFF
-    damaged = jpeg[:place] + marker + jpeg[place:]
+    offset = len(jpeg) - 60
+    offset += jpeg[offset - 1] == 0xFF
+    damaged = jpeg[:offset] + marker + jpeg[offset:]
     with pytest.raises(UnreadableImage):
         decode_image(damaged)
     out = np.zeros((3, 8, 8), np.uint8)
@@ -157,7 +171,7 @@ def test_a_progressive_image_without_its_last_scans_has_the_same_pixels_in_a_cro
     """Libraries smooth its blocks, and do so from neighbours."""
     jpeg = make_jpeg(48, 48, progressive=True)
     assert every_crop_agrees(jpeg, 48, 48)
-    scans = [place for place in range(len(jpeg) - 2) if jpeg[place : place + 3] == b"\xff\xda\x00"]
+    scans = [offset for offset in range(len(jpeg) - 2) if jpeg[offset : offset + 3] == b"\xff\xda\x00"]
     for kept in range(1, len(scans)):
         assert not every_crop_agrees(jpeg[: scans[kept]] + b"\xff\xd9", 48, 48)
 
@@ -244,9 +258,15 @@ def test_both_decoders_give_a_transform_the_same_pixels(format: str, resize: str
         outs = []
         for decoder in ("region", "whole"):
             law = TrainTransform(
-                image_size=48, min_area=0.05, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3, flip=True,
-                resize=resize, decoder=decoder,
-            )  # type: ignore[arg-type]  # fmt: skip
+                image_size=48,
+                min_area=0.05,
+                max_area=1.0,
+                min_ratio=0.75,
+                max_ratio=4 / 3,
+                flip=True,
+                resize=resize,
+                decoder=decoder,
+            )  # type: ignore[arg-type]
             outs.append(torch.zeros((3, 48, 48), dtype=torch.uint8))
             law(buffer.getvalue(), seed=0, epoch=0, sample_id=sample_id, out=outs[-1])
         assert torch.equal(*outs)

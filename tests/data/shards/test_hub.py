@@ -1,4 +1,6 @@
-"""Sets on the Hugging Face hub, in timm's layout, through the hub's own client: listed, indexed elsewhere and read block by block."""
+"""Sets on the Hugging Face hub, in timm's layout, through the hub's own client: listed, indexed elsewhere and read block
+by block.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ print(json.dumps([index.fingerprint, int(index.block_bytes.sum()), [sample for b
 
 
 def write_hub(root: Path) -> Path:
-    """OWNER/NAME as timm's sets are: shards of two splits in one folder, members .cls, .jpg and .json, a card and a list beside them."""
+    """OWNER/NAME as timm's sets are: shards of two splits in one folder, members .cls, .jpg and .json, a card and a list
+    next to them.
+    """
     folder = root / "timm" / NAME
     folder.mkdir(parents=True)
     (folder / "README.md").write_text("a card")
@@ -61,11 +65,15 @@ def write_hub(root: Path) -> Path:
 
 def run(url: str, tmp_path: Path, folder: str, split: str, **environment: str) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join([str(REPOSITORY), str(REFERENCE / "scientific")])
-    places = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path), "PYTHONPATH": paths}
+    locations = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path), "PYTHONPATH": paths}
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, folder, str(tmp_path / "index"), split],
-        env={**os.environ, "HF_TOKEN": "hf_of_a_test", **places, **environment}, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+        env={**os.environ, "HF_TOKEN": "hf_of_a_test", **locations, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
 
 
 def read_here(folder: Path, out: Path) -> tuple[str, int, list[list[object]]]:

@@ -111,11 +111,11 @@ def test_the_text_of_a_label_does_not_matter_but_its_number(tmp_path: Path) -> N
 def test_an_index_of_the_old_format_is_refused_with_the_command_that_mends_it(tmp_path: Path) -> None:
     made = index(tmp_path, members(["0", "1"]))
     assert made.file is not None
-    place = Path(made.file)
-    place.write_bytes(place.read_bytes().replace(b'"format":"3"', b'"format":"2"'))
+    offset = Path(made.file)
+    offset.write_bytes(offset.read_bytes().replace(b'"format":"3"', b'"format":"2"'))
     with pytest.raises(DataError, match=r"index format 2.*`python -m data_tools index .*` once more.*--skip lists"):
         load_index(str(tmp_path))
-    place.write_bytes(place.read_bytes().replace(b'"format":"2"', b'"format":"9"'))
+    offset.write_bytes(offset.read_bytes().replace(b'"format":"2"', b'"format":"9"'))
     with pytest.raises(DataError, match="index format 9 of a newer version"):
         load_index(str(tmp_path))
 
@@ -160,12 +160,12 @@ def test_a_tar_without_members_is_a_shard_without_samples(tmp_path: Path) -> Non
     assert index(tmp_path).shard_names == ("000.tar",)
 
 
-@pytest.mark.parametrize("place", [-1, -200, 300])
-def test_an_index_with_a_byte_changed_is_refused(place: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("offset", [-1, -200, 300])
+def test_an_index_with_a_byte_changed_is_refused(offset: int, tmp_path: Path) -> None:
     made = index(tmp_path, members(["0", "1", "2", "0", "1"]))
     assert made.file is not None
     data = bytearray(Path(made.file).read_bytes())
-    data[place] ^= 1
+    data[offset] ^= 1
     Path(made.file).unlink()
     Path(made.file).write_bytes(data)
     with pytest.raises(DataError, match=r"index\.safetensors is damaged .*`python -m data_tools index"):

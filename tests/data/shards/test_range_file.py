@@ -7,13 +7,13 @@ import io
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.shards.range_file import KEPT_BLOCKS, BlockFile
+from pipeline.data.shards.range_file import KEPT_BLOCKS, RangeFile
 
 DATA = bytes(range(256)) * 5
 Request = tuple[int, int]
 
 
-def open_data(*, block_bytes: int, num_bytes: int = len(DATA)) -> tuple[BlockFile, list[Request]]:
+def open_data(*, block_bytes: int, num_bytes: int = len(DATA)) -> tuple[RangeFile, list[Request]]:
     """The file, and the requests it makes."""
     requests: list[Request] = []
 
@@ -21,7 +21,7 @@ def open_data(*, block_bytes: int, num_bytes: int = len(DATA)) -> tuple[BlockFil
         requests.append((start, end))
         return DATA[start:end]
 
-    return BlockFile(fetch, num_bytes=num_bytes, block_bytes=block_bytes), requests
+    return RangeFile(fetch, num_bytes=num_bytes, block_bytes=block_bytes), requests
 
 
 STEPS = st.lists(

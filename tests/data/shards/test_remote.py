@@ -57,9 +57,14 @@ def proxy(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultPr
 def make_stream(folder: str, remote: RemoteOptions = PATIENT) -> TrainStream:
     mixture = Mixture((Corpus(load_index(folder)),))
     return TrainStream(
-        mixture=mixture, order=mixture.make_order(seed=5, num_streams=BATCH), transform=TRANSFORM, num_classes=4, start_step=0,
-        division=Division(global_batch_size=BATCH, rank=0, world_size=1, accumulation_steps=1), remote=remote,
-    )  # fmt: skip
+        mixture=mixture,
+        order=mixture.make_order(seed=5, num_streams=BATCH),
+        transform=TRANSFORM,
+        num_classes=4,
+        start_step=0,
+        division=Division(global_batch_size=BATCH, rank=0, world_size=1, accumulation_steps=1),
+        remote=remote,
+    )
 
 
 def seen(stream: TrainStream, steps: int = STEPS) -> tuple[torch.Tensor, int, int]:
@@ -163,7 +168,7 @@ def test_a_damaged_block_of_the_cache_is_read_again(local: Path, proxy: FaultPro
     remote = RemoteOptions(cache_dir=str(tmp_path), cache_bytes=1 << 30)
     index = load_index("s3://bucket/corpus")
     whole = [sample.image for sample in BlockReader(index, capacity=1, remote=remote).read(3)]
-    kept = BlockCache(index, folder=str(tmp_path), num_bytes=1 << 30).place(3)
+    kept = BlockCache(index, folder=str(tmp_path), num_bytes=1 << 30).path_of(3)
     assert kept is not None
     data = bytearray(kept.read_bytes())
     data[700] ^= 1

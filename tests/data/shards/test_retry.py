@@ -12,7 +12,7 @@ import requests
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from pipeline.data.shards.retry import call_again, is_permanent
+from pipeline.data.shards.retry import is_permanent, retry
 from pipeline.errors import DataError
 
 
@@ -50,7 +50,7 @@ def test_answers_that_may_change_are_tried_again(answer: Callable[[int], Excepti
 def test_a_passing_failure_is_tried_again(error: Exception) -> None:
     function, calls = failing(error, error)
     told: list[Exception] = []
-    assert call_again(function, patience_s=60, on_failure=told.append) == "done"
+    assert retry(function, patience_s=60, on_failure=told.append) == "done"
     assert (len(calls), told) == (3, [error, error])
     assert calls[1] - calls[0] <= 5  # the first wait is short
 
@@ -60,14 +60,14 @@ def test_what_no_second_try_mends_is_raised_at_once(error: Exception) -> None:
     function, calls = failing(error)
     told: list[Exception] = []
     with pytest.raises(type(error)):
-        call_again(function, patience_s=60, on_failure=told.append)
+        retry(function, patience_s=60, on_failure=told.append)
     assert (len(calls), told) == (1, [])
 
 
 def test_without_patience_there_is_one_try() -> None:
     function, calls = failing(OSError("one"), OSError("two"))
     with pytest.raises(OSError, match="one"):
-        call_again(function, patience_s=0)
+        retry(function, patience_s=0)
     assert len(calls) == 1
 
 
@@ -81,7 +81,7 @@ def test_patience_lasts_from_the_first_failure_and_the_last_error_is_raised() ->
         raise OSError(len(calls))
 
     with pytest.raises(OSError) as raised:
-        call_again(function, patience_s=0.25, on_failure=told.append)
+        retry(function, patience_s=0.25, on_failure=told.append)
     assert time.monotonic() - calls[0] > 0.25
     assert len(calls) > 1
     assert raised.value.args == (len(calls),)

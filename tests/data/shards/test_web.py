@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.index import index_folder, lock_place
+from data_tools.index import index_folder, lock_index_folder
+from pipeline.data.shards.class_names import class_names_of
 from pipeline.data.shards.folder import ShardFolder, describe_read_only
-from pipeline.data.shards.index import check_shards, load_index, read_class_names
+from pipeline.data.shards.index import check_shards, load_index
 from pipeline.data.shards.reader import BlockReader
 from pipeline.data.shards.scan import scan_shard
 from pipeline.errors import DataError
@@ -66,16 +67,16 @@ def test_shards_of_a_public_store_are_indexed_elsewhere_and_read(root: Path, tmp
             pytest.raises(
                 DataError, match=f"no index can be written there .a web server takes no files.; `--out PLACE`.*{public}"
             ),
-            lock_place(public, None),
+            lock_index_folder(public, None),
         ):
             pass
         assert not requests  # it is refused before anything is read
-        with lock_place(public, out):
+        with lock_index_folder(public, out):
             index_folder(public, block_samples=3, num_workers=1, out=out)
         index = load_index(public, out)
         check_shards(index)
         assert (index.num_samples, index.folder, index.kept_in) == (16, public, str(tmp_path / "indexes"))
-        assert read_class_names(index) == ["ant", "bee", "cat", "dog"]
+        assert class_names_of(*index.folders) == ["ant", "bee", "cat", "dog"]
         local = index_folder(str(root / "set"), block_samples=3, num_workers=1, out=str(tmp_path / "local")).index
         assert index.fingerprint == local.fingerprint
         far, near = BlockReader(index, capacity=9), BlockReader(local, capacity=9)
@@ -85,8 +86,8 @@ def test_shards_of_a_public_store_are_indexed_elsewhere_and_read(root: Path, tmp
             ]
         assert not (root / "set" / "index.safetensors").exists()
         with (
-            pytest.raises(DataError, match=f"holds the index of {public}; choose another place"),
-            lock_place(str(root / "set"), out),
+            pytest.raises(DataError, match=f"holds the index of {public}; choose another folder or file"),
+            lock_index_folder(str(root / "set"), out),
         ):
             pass
     with pytest.raises(DataError, match=f"no index at .*; make it with `python -m data_tools index {public} --out nowhere`"):
@@ -102,11 +103,14 @@ def test_repositories_of_the_hub_take_no_files_but_its_buckets_do() -> None:
 def test_a_store_that_refuses_is_asked_for_a_place_first(tmp_path: Path, root: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(DataError, match=r"nothing can be written there .*; choose another place with --out"),
-        lock_place(str(root / "set"), str(tmp_path / "file" / "index")),
+        pytest.raises(DataError, match=r"nothing can be written there .*; choose another folder with --out"),
+        lock_index_folder(str(root / "set"), str(tmp_path / "file" / "index")),
     ):
         pass
     if os.geteuid():
         (tmp_path / "set").mkdir(mode=0o500)
-        with pytest.raises(DataError, match=r"`--out PLACE` puts the index elsewhere"), lock_place(str(tmp_path / "set"), None):
+        with (
+            pytest.raises(DataError, match=r"`--out PLACE` puts the index elsewhere"),
+            lock_index_folder(str(tmp_path / "set"), None),
+        ):
             pass

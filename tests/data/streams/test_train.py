@@ -42,9 +42,13 @@ def make_stream(
     division = Division(global_batch_size=BATCH, rank=rank, world_size=world_size, accumulation_steps=accumulation)
     mixture = Mixture((Corpus(index),))
     return TrainStream(
-        mixture=mixture, order=mixture.make_order(seed=5, num_streams=BATCH), division=division, transform=TRANSFORM,
-        num_classes=classes, start_step=start_step,
-    )  # fmt: skip
+        mixture=mixture,
+        order=mixture.make_order(seed=5, num_streams=BATCH),
+        division=division,
+        transform=TRANSFORM,
+        num_classes=classes,
+        start_step=start_step,
+    )
 
 
 def keep(batch: Batch) -> Batch:
@@ -216,9 +220,13 @@ def test_remote_shards_give_the_same_batches(corpus: Path) -> None:
         check_shards(index)
         local = make_stream(corpus)
         remote = TrainStream(
-            mixture=Mixture((Corpus(index),)), order=local.order, division=local.division, transform=TRANSFORM,
-            num_classes=12, start_step=0,
-        )  # fmt: skip
+            mixture=Mixture((Corpus(index),)),
+            order=local.order,
+            division=local.division,
+            transform=TRANSFORM,
+            num_classes=12,
+            start_step=0,
+        )
         for ours, theirs in zip(islice(batches(local), 3), islice(batches(remote), 3), strict=True):
             assert torch.equal(ours["images"], theirs["images"])
     finally:
@@ -256,9 +264,12 @@ def test_evaluation_sees_each_sample_once_in_order(corpus: Path, workers: int) -
     """Whatever a scheduler sends to all processes of a job, while they still start or later: their owner decides."""
     stream = EvalStream(index=load_index(str(corpus)), transform=EvalTransform(image_size=16, short_side=18))
     loader = DataLoader(
-        stream, batch_size=None, num_workers=workers, multiprocessing_context="spawn" if workers else None,
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="spawn" if workers else None,
         worker_init_fn=start_worker,
-    )  # fmt: skip
+    )
     labels = []
     with started(loader) as items:
         for moment in ("while they import torch", "while they decode"):

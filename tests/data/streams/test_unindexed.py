@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.config.read import load_config
-from pipeline.config.resolve import make_plan
+from pipeline.config.resolve import resolve_run
 from pipeline.data.streams.loader import Batch, BatchLoader
 from pipeline.data.streams.mixture import UnindexedShards
 from pipeline.data.streams.train import Division
@@ -22,9 +22,13 @@ from tests.data.streams.test_train import TRANSFORM, joined, keep
 
 def collect(urls: str, *, steps: int, start_step: int = 0, rank: int = 0, workers: int = 0, classes: int = 4) -> list[Batch]:
     stream = UnindexedStream(
-        source=UnindexedShards.parse(urls), seed=1, transform=TRANSFORM, num_classes=classes, start_step=start_step,
+        source=UnindexedShards.parse(urls),
+        seed=1,
+        transform=TRANSFORM,
+        num_classes=classes,
+        start_step=start_step,
         division=Division(global_batch_size=21, rank=rank, world_size=2, accumulation_steps=1),
-    )  # fmt: skip
+    )
     return [keep(b) for b in islice(BatchLoader(stream, num_workers=workers, prefetch=2, pin_memory=False), steps)]
 
 
@@ -61,7 +65,7 @@ def test_problems_are_words(
         collect(f"{tmp_path}/a.tar", steps=1)
     config = write_config(data={"train": f"pipe:cat {corpus}/shard-000.tar"}, trainer={"duration": "3 epochs"})
     with pytest.raises(ConfigError, match=r"trainer\.duration=3 epochs: only a single indexed corpus has epochs"):
-        make_plan(load_config(config), world_size=1)
+        resolve_run(load_config(config), world_size=1)
     assert "what a step sees is not known" in call("samples", str(config), "trainer.duration=9 steps", "--step", "1").text
 
 
@@ -77,7 +81,7 @@ def test_tars_that_are_not_there_are_found_before_a_rank_starts(corpus: Path, tm
 def test_the_way_to_an_exact_order_is_said(corpus: Path, tmp_path: Path, write_config: Callable[..., Path]) -> None:
     epochs = {"duration": "3 epochs"}
     with pytest.raises(ConfigError, match=rf"{corpus} has an index: type data\.train={corpus}$"):
-        make_plan(load_config(write_config(data={"train": f"{corpus}/shard-000.tar"}, trainer=epochs)), world_size=1)
+        resolve_run(load_config(write_config(data={"train": f"{corpus}/shard-000.tar"}, trainer=epochs)), world_size=1)
     (tmp_path / "a.tar").touch()
     said = UnindexedShards.parse(f"{tmp_path}/a.tar").describe(num_streams=1)
     assert said.endswith(f"`python -m data_tools index {tmp_path}` makes an index, once; then type data.train={tmp_path}")

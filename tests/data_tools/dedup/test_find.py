@@ -200,19 +200,19 @@ def test_killed_it_goes_on_where_it_stopped(tmp_path: Path, test_set: Path) -> N
 def test_a_damaged_file_of_hashes_is_made_anew(tmp_path: Path, test_set: Path) -> None:
     task = (str(test_set), "t.tar", str(tmp_path / "work"))
     hash_shard(task)
-    place = tmp_path / "work" / "t.tar.safetensors"
-    whole = place.read_bytes()
+    path = tmp_path / "work" / "t.tar.safetensors"
+    whole = path.read_bytes()
     for damaged in (b"", whole[:-10], b"\xff" * 200):
-        place.write_bytes(damaged)
+        path.write_bytes(damaged)
         hash_shard(task)
-        assert place.read_bytes() == whole
+        assert path.read_bytes() == whole
 
 
 def test_sets_behind_urls_and_single_tars_are_compared_too(tmp_path: Path, test_set: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus")
     assert run(corpus, "--against", test_set) == 0
-    places = ("--work", tmp_path / "work", "--out", tmp_path / "found")
-    assert run(f"file://{corpus}", "--against", f"{test_set}/t.tar", *places) == 0
+    options = ("--work", tmp_path / "work", "--out", tmp_path / "found")
+    assert run(f"file://{corpus}", "--against", f"{test_set}/t.tar", *options) == 0
     assert sorted(path.name.rpartition("-")[0] for path in (tmp_path / "work").iterdir()) == ["corpus", "test"]
     assert read_skips(tmp_path / "found" / "copies.tsv") == read_skips(corpus / "copies.tsv")
 

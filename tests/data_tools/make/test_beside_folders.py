@@ -1,4 +1,6 @@
-"""Images and lists that lie beside class folders, or in a folder without any: said or asked about, never taken for something else."""
+"""Images and lists that lie next to class folders, or in a folder without any: said or asked about, never taken for
+something else.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,14 @@ def test_images_beside_class_folders_are_in_no_class_and_said(tmp_path: Path) ->
         write_images(tmp_path / name, 2)
     assert remarks(tmp_path) == ()
     write_images(tmp_path, 3)
-    assert remarks(tmp_path) == ("left out: 3 images beside the class folders, in no class (0.jpg first)",)
+    assert remarks(tmp_path) == ("left out: 3 images next to the class folders, in no class (0.jpg first)",)
     assert len(list_source(tmp_path, tmp_path / "scratch")) == 4
 
 
 def test_images_beside_a_single_folder_make_it_no_class(tmp_path: Path) -> None:
     write_images(tmp_path / "data", 2)
     write_images(tmp_path, 3)
-    with pytest.raises(DataError, match=r"a single folder, data/, and 3 images beside it, so folders are no classes here"):
+    with pytest.raises(DataError, match=r"a single folder, data/, and 3 images next to it, so folders are no classes here"):
         list_source(tmp_path, tmp_path / "scratch")
     found = find_source(
         str(tmp_path), options=SourceOptions(), label_use="read", known={"data"}

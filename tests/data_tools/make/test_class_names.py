@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools.make.classes import Numbering, read_class_names
+from data_tools.make.classes import Numbering, read_class_list
 from data_tools.make.pack import MakeOptions, make_shards
 from data_tools.make.sources.labels import tell_apart
 from pipeline.data.shards.class_names import parse_class_names
@@ -48,7 +48,7 @@ def test_a_table_with_such_a_list_is_packed_and_its_test_split_after_it(tmp_path
         write_hub_table(tmp_path / f"{name}.parquet", labels) for name, labels in (("a", [0, 1, 2, 0, 1, 2]), ("b", [2, 0]))
     )
     make_shards(str(train), str(tmp_path / "one"), options=MakeOptions(), num_workers=1)
-    names = read_class_names(str(tmp_path / "one" / "classes.txt"))
+    names = read_class_list(str(tmp_path / "one" / "classes.txt"))
     assert names == ("crane (0)", "dog", "crane (2)", "maillot", "tank suit")
     options = MakeOptions(numbering=Numbering(names=names), order="as listed")
     make_shards(str(test), str(tmp_path / "two"), options=options, num_workers=1)
@@ -66,4 +66,4 @@ def test_shards_beside_such_a_list_keep_their_ids(tmp_path: Path) -> None:
     (tmp_path / "x" / "classes.txt").write_text("".join(f"{name}\n" for name in NAMES))
     listing = list_source(tmp_path / "x" / "x.tar", tmp_path / "scratch")
     assert [listing.sample(i).labels for i in range(2)] == [[2], [0]]
-    assert listing.classes == tell_apart(parse_class_names((tmp_path / "x" / "classes.txt").read_bytes(), place="x"))
+    assert listing.classes == tell_apart(parse_class_names((tmp_path / "x" / "classes.txt").read_bytes(), source="x"))

@@ -1,4 +1,6 @@
-"""Labels as sources write them: whole numbers are ids however they are written, names are numbered, anything else is refused."""
+"""Labels as sources write them: whole numbers are ids however they are written, names are numbered, anything else is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,7 @@ def write_samples(path: Path, labels: Sequence[bytes], *, kind: str) -> Path:
 
 TEXTS: dict[str, tuple[list[str], list[int], tuple[str, ...] | None]] = {  # labels, ids, classes
     "numbers": (["10", "2", "0"], [10, 2, 0], None),
-    "floats, as pandas writes them beside missing ones": (["10.0", "2.0", "0.0"], [10, 2, 0], None),
+    "floats, as pandas writes them next to missing ones": (["10.0", "2.0", "0.0"], [10, 2, 0], None),
     "with zeros in front": (["010", "002", "000"], [10, 2, 0], None),
     "names": (["cat", "bee", "cat"], [1, 0, 1], ("bee", "cat")),
     "names that are numbers among others": (["a", "10", "2"], [2, 0, 1], ("10", "2", "a")),

@@ -16,13 +16,12 @@ from PIL import Image
 
 from data_tools.__main__ import main
 from data_tools.index import index_folder
-from data_tools.make.classes import Numbering, number_classes, read_class_map, read_class_names
+from data_tools.make.classes import Numbering, number_classes, read_class_list, read_class_map
 from data_tools.make.pack import MakeOptions, make_shards
 from data_tools.make.sources import SourceOptions, find_source
 from data_tools.make.sources.listing import Listing
-from pipeline.data.shards.class_names import parse_class_names
+from pipeline.data.shards.class_names import class_names_of, parse_class_names
 from pipeline.data.shards.index import load_index
-from pipeline.data.shards.index import read_class_names as stored_class_names
 from pipeline.data.shards.reader import BlockReader
 from pipeline.errors import DataError
 from tests.conftest import encode, make_image, write_tar
@@ -58,8 +57,16 @@ def test_folders_that_systems_leave_behind_are_no_classes(tmp_path: Path, capsys
     for name in ("Adam", "beth"):
         write(source / name / "0.jpg")
         write(source / "__MACOSX" / name / "._0.jpg", b"\0\5\x16\7 AppleDouble")
-    for name in ("__MACOSX/x.jpg", "@eaDir/0.jpg/SYNOFILE_THUMB_S.jpg", ".ipynb_checkpoints/0.jpg", "lost+found/0.jpg", "beth/.0.jpg",
-                 "beth/@eaDir/0.jpg", "beth/__MACOSX/0.jpg", "$RECYCLE.BIN/0.jpg"):  # fmt: skip
+    for name in (
+        "__MACOSX/x.jpg",
+        "@eaDir/0.jpg/SYNOFILE_THUMB_S.jpg",
+        ".ipynb_checkpoints/0.jpg",
+        "lost+found/0.jpg",
+        "beth/.0.jpg",
+        "beth/@eaDir/0.jpg",
+        "beth/__MACOSX/0.jpg",
+        "$RECYCLE.BIN/0.jpg",
+    ):
         write(source / name)
     write(source / "beth" / "Thumbs.db", b"\xd0\xcf\x11\xe0")
     (source / "aaron").mkdir()
@@ -221,14 +228,14 @@ def test_class_lists_are_read_right_or_refused(tmp_path: Path, case: str) -> Non
     data, expected = LISTS[case]
     (tmp_path / "list.txt").write_bytes(data)
     if isinstance(expected, tuple):
-        assert read_class_names(str(tmp_path / "list.txt")) == expected
+        assert read_class_list(str(tmp_path / "list.txt")) == expected
         if case != "UTF-16":  # a folder's classes.txt is UTF-8
-            assert tuple(parse_class_names(data, place="classes.txt")) == expected
+            assert tuple(parse_class_names(data, source="classes.txt")) == expected
         return
     with pytest.raises(DataError, match=expected):
-        read_class_names(str(tmp_path / "list.txt"))
+        read_class_list(str(tmp_path / "list.txt"))
     if case == "cp1252":
-        assert read_class_names(str(tmp_path / "list.txt"), encoding="cp1252") == ("cat", "caf\u00e9")
+        assert read_class_list(str(tmp_path / "list.txt"), encoding="cp1252") == ("cat", "caf\u00e9")
 
 
 def test_a_class_map_is_read_like_a_list(tmp_path: Path) -> None:
@@ -241,10 +248,10 @@ def test_every_reader_of_classes_txt_agrees_on_its_lines(tmp_path: Path) -> None
     for name in ("a\u2028b", "c"):
         write(tmp_path / "source" / name / "0.jpg")
     assert make(tmp_path / "source", tmp_path / "made") == 0
-    assert stored_class_names(load_index(str(tmp_path / "made"))) == ["a\u2028b", "c"]
+    assert class_names_of(*load_index(str(tmp_path / "made")).folders) == ["a\u2028b", "c"]
     assert main(["verify", str(tmp_path / "made"), "--workers", "1"]) == 0
     (tmp_path / "made" / "classes.txt").write_bytes("\ufeffx\r\ny\r\n\r\n".encode())  # edited on Windows
-    assert stored_class_names(load_index(str(tmp_path / "made"))) == ["x", "y"]
+    assert class_names_of(*load_index(str(tmp_path / "made")).folders) == ["x", "y"]
     write(tmp_path / "other" / "d\ne" / "0.jpg")
     write(tmp_path / "other" / "f" / "0.jpg")
     assert make(tmp_path / "other", tmp_path / "more") == 2
@@ -267,27 +274,29 @@ def test_a_test_split_that_would_be_numbered_otherwise_is_refused(
 ) -> None:
     for name in ("train/ant", "train/bee", "train/cat", "val/bee", "val/cat"):
         write(tmp_path / "raw" / name / "0.jpg")
-    place = tmp_path / target
-    place.parent.mkdir(exist_ok=True)
+    folder = tmp_path / target
+    folder.parent.mkdir(exist_ok=True)
     assert make(tmp_path / "raw" / "train", tmp_path / "FOLDER" / "train") == 0
     assert "3 classes, numbered by this source: give its other splits --classes" in capsys.readouterr().out
-    assert make(tmp_path / "raw" / "val", place) == 2
+    assert make(tmp_path / "raw" / "val", folder) == 2
     assert "--classes" in capsys.readouterr().err
-    assert not list(place.glob("*.tar"))
-    assert make(tmp_path / "raw" / "val", place, "--classes", str(tmp_path / "FOLDER" / "train" / "classes.txt")) == 0
-    index = load_index(str(place))
+    assert not list(folder.glob("*.tar"))
+    assert make(tmp_path / "raw" / "val", folder, "--classes", str(tmp_path / "FOLDER" / "train" / "classes.txt")) == 0
+    index = load_index(str(folder))
     assert sorted(sample.label for sample in BlockReader(index, capacity=1).read(0)) == [1, 2]
 
 
 def test_a_folder_of_img2dataset_is_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Tars with a table and statistics of each beside them; captions, and a label in one of the .json's fields."""
+    """Tars with a table and statistics of each next to them; captions, and a label in one of the .json's fields."""
     source = tmp_path / "source"
     source.mkdir()
     for number in range(2):
         facts = [json.dumps({"caption": "x", "url": "y", "class": i, "status": "success"}).encode() for i in range(3)]
-        members = [(f"{number:05d}{i:04d}.{kind}", data) for i in range(3) for kind, data in (
-            ("jpg", JPEG), ("txt", b"x"), ("json", facts[i])
-        )]  # fmt: skip
+        members = [
+            (f"{number:05d}{i:04d}.{kind}", data)
+            for i in range(3)
+            for kind, data in (("jpg", JPEG), ("txt", b"x"), ("json", facts[i]))
+        ]
         write_tar(source / f"{number:05d}.tar", members)
         pq.write_table(pa.table({"url": ["y"] * 3, "key": ["k"] * 3}), source / f"{number:05d}.parquet")
         (source / f"{number:05d}_stats.json").write_text("{}")

@@ -48,7 +48,7 @@ def image_folder(tmp_path: Path) -> Path:
 def make(source: Path, folder: Path, *, per_shard: int = 8, workers: int = 1, seed: int | None = 0) -> MakeReport:
     options = MakeOptions(
         shard_size=ShardSize(per_shard), block_samples=4, order="as listed" if seed is None else "shuffled", seed=seed or 0
-    )  # fmt: skip
+    )
     return make_shards(str(source), str(folder), options=options, num_workers=workers)
 
 

@@ -106,9 +106,13 @@ def write_table(
     """As `datasets` writes it: few rows a group, class names in the schema's metadata."""
     values = [{"bytes": data, "path": f"{i}.jpg"} if form == "struct" else data for i, (_, data) in enumerate(images)]
     features = {image: {"_type": "Image"}, label: {"names": list(CLASSES), "_type": "ClassLabel"}}
-    table = pa.table({
-        "caption": ["x"] * len(images), image: values, label: [CLASSES.index(name) for name, _ in images],
-    }).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})  # fmt: skip
+    table = pa.table(
+        {
+            "caption": ["x"] * len(images),
+            image: values,
+            label: [CLASSES.index(name) for name, _ in images],
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     if path.suffix == ".parquet":
         pq.write_table(table, path, row_group_size=5)
         return
@@ -273,9 +277,11 @@ def test_classes_are_mapped_merged_and_dropped(tmp_path: Path, images: list[Labe
 
 def test_labels_in_members_and_several_labels_are_mapped_too(tmp_path: Path) -> None:
     labels = ["3", '{"label": 5}', '{"labels": [3, 5, 9]}', '{"labels": [5, 9]}', "9"]
-    members = [(f"{i}.{kind}", data) for i, label in enumerate(labels) for kind, data in (
-        ("jpg", str(i).encode()), ("cls" if label.isdecimal() else "json", label.encode())
-    )]  # fmt: skip
+    members = [
+        (f"{i}.{kind}", data)
+        for i, label in enumerate(labels)
+        for kind, data in (("jpg", str(i).encode()), ("cls" if label.isdecimal() else "json", label.encode()))
+    ]
     write_tar(tmp_path / "x.tar", members)
     numbering = Numbering(targets={"3": "0", "5": "1", "9": "7"})
     packed = pack(list_source(tmp_path / "x.tar", tmp_path, numbering), tmp_path / "shards")
@@ -306,9 +312,9 @@ def test_a_listing_is_what_was_added(tmp_path_factory: pytest.TempPathFactory, p
         listings.append(builder.build(layout="ranges", files=(f"{number}.tar",)))
     joined = concatenate(listings)
     order = random.sample(range(len(expected)), random.randint(0, len(expected)))
-    place = tmp_path_factory.mktemp("listing") / "x"
-    joined.take(np.array(order, np.int64)).save(place)
-    chosen = load_listing(place)
+    path = tmp_path_factory.mktemp("listing") / "x"
+    joined.take(np.array(order, np.int64)).save(path)
+    chosen = load_listing(path)
     found = [chosen.sample(i) for i in range(len(chosen))]
     assert [(s.name, s.labels, [(m.extension, chosen.files[m.file], m.start, m.length) for m in s.members]) for s in found] == [
         expected[i] for i in order
@@ -364,13 +370,13 @@ def test_bad_sources_are_answered_in_words(tmp_path: Path, message: str) -> None
         list_source(source / name, tmp_path / "scratch", **options)
 
 
-@pytest.mark.parametrize("place", [-1, -60, 40])
-def test_a_listing_with_a_byte_changed_is_refused(place: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("offset", [-1, -60, 40])
+def test_a_listing_with_a_byte_changed_is_refused(offset: int, tmp_path: Path) -> None:
     builder = ListingBuilder()
     builder.add("a", labels=[1], members=[Member("png", 0, 0, 9)])
     builder.build(layout="ranges", files=("x.tar",)).save(tmp_path / "x")
     data = bytearray((tmp_path / "x").read_bytes())
-    data[place] ^= 1
+    data[offset] ^= 1
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(DataError, match="x is damaged"):
         load_listing(tmp_path / "x")

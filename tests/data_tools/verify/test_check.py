@@ -22,7 +22,7 @@ from PIL import Image
 from data_tools.__main__ import main
 from data_tools.parallel import WorkerKilledError, map_in_processes
 from data_tools.shards import list_shards
-from data_tools.verify.check import Places, verify_shards
+from data_tools.verify.check import VerifyOutputs, verify_shards
 from data_tools.verify.findings import KINDS
 from pipeline.data.images.decode import decode_image
 from pipeline.data.shards.index import load_index
@@ -234,8 +234,8 @@ def test_what_a_bad_network_does_is_not_taken_for_damage(store: FaultProxy, tmp_
     found = {}
     for folder in (str(tmp_path / "bucket"), "s3://bucket"):
         out = tmp_path / folder.partition(":")[0].strip("/").replace("/", "-")
-        places = Places(skip_list=out / "skip.tsv", report=out / "verify.json", work=out)
-        found[folder] = verify_shards(list_shards(folder), places=places, num_workers=1)
+        outputs = VerifyOutputs(skip_list=out / "skip.tsv", report=out / "verify.json", work=out)
+        found[folder] = verify_shards(list_shards(folder), outputs=outputs, num_workers=1)
     local, remote = found.values()
     assert sum(store.counts[fault] for fault in FaultProxy.FAULTS) > 2
     assert local.num_samples == 300 + len(ODD) + 8

@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from pipeline.config.read import load_config
-from pipeline.config.resolve import make_plan
+from pipeline.config.resolve import resolve_run
 from pipeline.data.shards.index import assemble_index, save_index
 from pipeline.data.shards.scan import ShardEntry
 from pipeline.errors import PipelineError
@@ -54,10 +54,18 @@ def _write_index(folder: Path) -> None:
     blocks = np.arange(1000)  # of 30,000 samples: enough that the recipes' numbers fit
     none = np.zeros(0, np.int64)
     entry = ShardEntry(
-        name="a.tar", num_bytes=1024 * len(blocks), block_offset=1024 * blocks, block_bytes=np.full(len(blocks), 1024),
-        block_samples=np.full(len(blocks), 30_000, np.uint16), skipped_block=none, skipped_place=none.astype(np.uint16),
-        num_skipped=0, block_content=blocks.astype(np.uint64), images_of={3: 30_000 * len(blocks)}, num_unlabelled=0,
-    )  # fmt: skip
+        name="a.tar",
+        num_bytes=1024 * len(blocks),
+        block_offset=1024 * blocks,
+        block_bytes=np.full(len(blocks), 1024),
+        block_samples=np.full(len(blocks), 30_000, np.uint16),
+        skipped_block=none,
+        skipped_slot=none.astype(np.uint16),
+        num_skipped=0,
+        block_content=blocks.astype(np.uint64),
+        images_of={3: 30_000 * len(blocks)},
+        num_unlabelled=0,
+    )
     save_index(assemble_index(str(folder), [entry]))
 
 
@@ -106,7 +114,7 @@ def _check(data: bytes, path: Path) -> Outcome:
             fields = [name for name in type(config).model_fields if getattr(reread, name) != getattr(config, name)]
             raise BrokenLaw("a configuration reads back as another", details=", ".join(fields))
         with contextlib.redirect_stdout(None):
-            make_plan(config, world_size=1 + len(data) % 8)
+            resolve_run(config, world_size=1 + len(data) % 8)
     except PipelineError as error:
         if len(str(error)) > MAX_MESSAGE:
             raise BrokenLaw("a message is too long to be read", details=f"{len(str(error))}: {str(error)[:1000]}") from error

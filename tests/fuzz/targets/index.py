@@ -41,16 +41,22 @@ def _entry(number: int, num_blocks: int, skipped: int) -> ShardEntry:
     num_unlabelled = min(number, int(samples.sum()))
     num_labelled = int(samples.sum()) - num_unlabelled
     return ShardEntry(
-        name=f"shard-{number}.tar", num_bytes=4096 * num_blocks, block_offset=4096 * blocks,
-        block_bytes=np.full(num_blocks, 4096), block_samples=samples,
-        skipped_block=blocks[:skipped] % num_blocks, skipped_place=np.zeros(min(skipped, num_blocks), np.uint16),
-        num_skipped=skipped, block_content=(blocks + number).astype(np.uint64), num_unlabelled=num_unlabelled,
+        name=f"shard-{number}.tar",
+        num_bytes=4096 * num_blocks,
+        block_offset=4096 * blocks,
+        block_bytes=np.full(num_blocks, 4096),
+        block_samples=samples,
+        skipped_block=blocks[:skipped] % num_blocks,
+        skipped_slot=np.zeros(min(skipped, num_blocks), np.uint16),
+        num_skipped=skipped,
+        block_content=(blocks + number).astype(np.uint64),
+        num_unlabelled=num_unlabelled,
         images_of={number: num_labelled} if num_labelled else {},
-    )  # fmt: skip
+    )
 
 
 def _change_header(header: dict[str, Any], random: Random) -> Any:
-    if random.random() < 0.3:  # two arrays take each other's place
+    if random.random() < 0.3:  # two arrays take each other's found
         one, other = random.sample(sorted(header.keys() - {"__metadata__"}), 2)
         return header | {one: header[other], other: header[one]}
     return mutate_values(header, random, words=KEYS)
@@ -73,9 +79,9 @@ def _check(data: bytes, folder: Path, written: list[str]) -> Outcome:
 
 def _use(index: ShardIndex) -> None:
     for block in range(index.num_blocks):
-        place = index.place(block)
-        if place.num_bytes != 4096 or place.offset % 4096 or place.shard not in index.shard_names:
-            raise BrokenLaw("a block lies elsewhere than it was written", details=str(place))
+        found = index.byte_range(block)
+        if found.num_bytes != 4096 or found.offset % 4096 or found.shard not in index.shard_names:
+            raise BrokenLaw("a block lies elsewhere than it was written", details=str(found))
         index.skipped_in(block)
         index.describe_block(block)
     if index.num_samples != int(index.block_samples.sum()) or not isinstance(index.num_unlabelled, int):

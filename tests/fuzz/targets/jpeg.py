@@ -34,7 +34,10 @@ def region_decoder(scratch: Path) -> Fuzzer:
 
 
 def check(data: bytes) -> Outcome:
-    """Taken means: by the region decoder, and compared. The crop is drawn from the content, so that the input alone repeats a finding."""
+    """Taken means: by the region decoder, and compared.
+
+    The crop is drawn from the content, so that the input alone repeats a finding.
+    """
     random = Random(data)
     try:
         decode.entropy_decode(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
-from data_tools.make.classes import Numbering, number_classes, read_class_map, read_class_names
+from data_tools.make.classes import Numbering, number_classes, read_class_list, read_class_map
 from data_tools.make.sources.csv_file import CsvOptions, list_csv
 from data_tools.make.sources.labels import fields_of, read_member
 from pipeline.data.shards.class_names import parse_class_names
@@ -56,8 +56,8 @@ def _make(random: Random) -> bytes:
 
 def _check(data: bytes, folder: Path) -> Outcome:
     kind, _, text = data.partition(SEPARATOR)
-    place = folder / "list"
-    place.write_bytes(text)
+    path = folder / "list"
+    path.write_bytes(text)
     checks = {
         b"csv": _check_csv,
         b"classes": _check_classes,
@@ -66,46 +66,46 @@ def _check(data: bytes, folder: Path) -> Outcome:
         b"labels": _check_label,
     }
     try:
-        checks[kind](text, place)
+        checks[kind](text, path)
     except DataError:
         return "refused"
     return "taken"
 
 
-def _check_csv(text: bytes, place: Path) -> None:
+def _check_csv(text: bytes, path: Path) -> None:
     encoding = (None, "cp1252", "latin-1")[len(text) % 3]
-    listing = list_csv(place, CsvOptions(encoding=encoding))
+    listing = list_csv(path, CsvOptions(encoding=encoding))
     for sample in map(listing.sample, range(len(listing))):
-        if not (place.parent / sample.name).is_file() or not sample.labels:
+        if not (path.parent / sample.name).is_file() or not sample.labels:
             raise BrokenLaw("a row is taken that names no file or no label", details=str(sample))
     number_classes(listing, Numbering())
 
 
-def _check_classes(text: bytes, place: Path) -> None:
-    names = read_class_names(str(place))
+def _check_classes(text: bytes, path: Path) -> None:
+    names = read_class_list(str(path))
     if len(set(names)) != len(names) or not all(name.strip() for name in names):
         raise BrokenLaw("class names that are not all different", details=repr(names))
-    if b"\0" not in text and list(names) != parse_class_names(text, place="list"):
+    if b"\0" not in text and list(names) != parse_class_names(text, source="list"):
         raise BrokenLaw("two readers find different class names", details=repr(names))
 
 
-def _check_map(text: bytes, place: Path) -> None:
-    targets = read_class_map(str(place))
-    (place.parent / "a.csv").write_bytes(b"a.png,cat\nb.png,dog\n")
-    listing, _ = number_classes(list_csv(place.parent / "a.csv", CsvOptions()), Numbering(targets=targets, unmapped="drop"))
+def _check_map(text: bytes, path: Path) -> None:
+    targets = read_class_map(str(path))
+    (path.parent / "a.csv").write_bytes(b"a.png,cat\nb.png,dog\n")
+    listing, _ = number_classes(list_csv(path.parent / "a.csv", CsvOptions()), Numbering(targets=targets, unmapped="drop"))
     if any(label < 0 for label in listing.labels.tolist()):
         raise BrokenLaw("a label that is no class", details=str(listing.labels))
 
 
-def _check_skips(text: bytes, place: Path) -> None:
-    skips = read_skips(place)
-    again = place.with_name("again")
+def _check_skips(text: bytes, path: Path) -> None:
+    skips = read_skips(path)
+    again = path.with_name("again")
     write_skips(again, skips)
     if read_skips(again) != sorted(skips):
         raise BrokenLaw("a skip list reads back as another", details=repr(skips))
 
 
-def _check_label(text: bytes, place: Path) -> None:
+def _check_label(text: bytes, path: Path) -> None:
     fields_of(text)
     texts: list[str] | None = None
     for extension in ("cls", "json"):

@@ -95,7 +95,7 @@ def _check_hashes(root: Path) -> Outcome:
     shard = load_shard(ImageSet(path="p", folder="p", shards=(SHARD,), work=root), SHARD)
     if (
         not len(shard.keys)
-        == len(shard.place)
+        == len(shard.path)
         == len(shard.size)
         == len(shard.hashes.frames)
         == len(shard.hashes.is_featureless)
@@ -107,7 +107,7 @@ def _check_hashes(root: Path) -> Outcome:
 def _check_record(root: Path, kind: str) -> Outcome:
     shard = root / SHARD
     if kind == "result":
-        result = remember(lambda: {"samples": 4}, place=root / "result", facts=("a",))
+        result = remember(lambda: {"samples": 4}, path=root / "result", facts=("a",))
         return "taken" if isinstance(result, dict) else "refused"
     if kind == "record":
         (root / "record").rename(root / "make.json")

@@ -50,8 +50,9 @@ def _check_content(samples: list[TarSample], data: bytes) -> None:
         return
     found = [
         (sample.key, member.extension, member.read(lambda start, length: data[start : start + length]))
-        for sample in samples for member in sample.members
-    ]  # fmt: skip
+        for sample in samples
+        for member in sample.members
+    ]
     expected = tar_files.reference(data)
     if expected is None:
         return

@@ -46,10 +46,10 @@ def weights_files(scratch: Path) -> Fuzzer:
         path = scratch / "weights" / f"seed{number}.safetensors"
         save_weights(path, dict(model.state_dict()), model=config, step=7, images_seen=56)
         seeds.append(path.read_bytes())
-    place = scratch / "weights" / "step_00000007.safetensors"
+    path = scratch / "weights" / "step_00000007.safetensors"
     return Fuzzer(
         make=lambda random: mutate_file(random.choice(seeds), random, change=_change_header),
-        check=lambda data: _check(data, place),
+        check=lambda data: _check(data, path),
     )
 
 

@@ -18,9 +18,16 @@ def config_of(
 ) -> ViTConfig:
     shape, patch_size = parse_name(name)
     return ViTConfig(
-        image_size=image_size, patch_size=patch_size, width=shape.width, depth=shape.depth, mlp_dim=shape.mlp_dim,
-        num_heads=shape.num_heads, num_classes=num_classes, representation_size=shape.width if tanh else None, dropout=dropout,
-    )  # fmt: skip
+        image_size=image_size,
+        patch_size=patch_size,
+        width=shape.width,
+        depth=shape.depth,
+        mlp_dim=shape.mlp_dim,
+        num_heads=shape.num_heads,
+        num_classes=num_classes,
+        representation_size=shape.width if tanh else None,
+        dropout=dropout,
+    )
 
 
 def random_model(config: ViTConfig) -> VisionTransformer:
@@ -139,10 +146,16 @@ def test_pre_logits_equal_transformers() -> None:
     ours = random_model(config)
     theirs = ViTModel(
         TheirConfig(
-            hidden_size=config.width, num_hidden_layers=config.depth, num_attention_heads=config.num_heads, intermediate_size=config.mlp_dim,
-            image_size=224, patch_size=16, layer_norm_eps=1e-6, hidden_act="gelu",
+            hidden_size=config.width,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.mlp_dim,
+            image_size=224,
+            patch_size=16,
+            layer_norm_eps=1e-6,
+            hidden_act="gelu",
         )
-    ).eval()  # fmt: skip
+    ).eval()
     state = to_transformers(ours)
     names = list(theirs.state_dict())
     for i, block in enumerate(ours.blocks):
@@ -159,13 +172,15 @@ def copy_block(state: dict[str, Tensor], names: list[str], number: int, block: t
     query, key, value = (dict(zip(("weight", "bias"), (w, b), strict=True)) for w, b in zip(
         block.get_submodule("attention.qkv").weight.chunk(3), block.get_submodule("attention.qkv").bias.chunk(3), strict=True))  # fmt: skip
     sources = {
-        ("query", "q_proj"): query, ("key", "k_proj"): key, ("value", "v_proj"): value,
+        ("query", "q_proj"): query,
+        ("key", "k_proj"): key,
+        ("value", "v_proj"): value,
         ("attention.output.dense", "o_proj"): block.get_submodule("attention.out").state_dict(),
         ("intermediate.dense", "fc1"): block.get_submodule("mlp.up").state_dict(),
         ("layernorm_before",): block.get_submodule("norm_attention").state_dict(),
         ("layernorm_after",): block.get_submodule("norm_mlp").state_dict(),
         ("output.dense", "fc2"): block.get_submodule("mlp.down").state_dict(),
-    }  # fmt: skip
+    }
     for name in here:
         part, _, kind = name.rpartition(".")
         source = next(tensors for endings, tensors in sources.items() if part.endswith(endings))
@@ -197,9 +212,9 @@ def test_initial_weights_follow_the_authors_code() -> None:
 
 def test_dropout_stands_where_the_paper_puts_it() -> None:
     model = VisionTransformer(config_of("Ti/32", dropout=0.1))
-    places = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout) and module.p == 0.1]
-    assert places[0] == "dropout"
-    assert len(places) == 1 + 2 * SIZES["Ti"].depth
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout) and module.p == 0.1]
+    assert names[0] == "dropout"
+    assert len(names) == 1 + 2 * SIZES["Ti"].depth
 
 
 @pytest.mark.parametrize("name", ["XL/16", "L", "L/0", "L/16x"])

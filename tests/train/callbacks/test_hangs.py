@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pipeline.train.callbacks.hangs import Heartbeat, HeartbeatAfterSaving
+from pipeline.train.callbacks.hangs import WatchStep, WatchWaiting
 from pipeline.train.watchdog import Watchdog
 from tests.helpers.one_rank import fit, make_batch
 
@@ -51,7 +51,7 @@ def watching() -> bool:
 def test_phases_follow_the_training_and_only_steps_are_beats(tmp_path: Path) -> None:
     watchdog = Listened(tmp_path)
     batches = [make_batch(number) for number in range(4)]
-    callbacks: list[Callback] = [Heartbeat(watchdog), HeartbeatAfterSaving(watchdog)]
+    callbacks: list[Callback] = [WatchStep(watchdog), WatchWaiting(watchdog)]
     fit(callbacks, batches, folder=tmp_path, max_steps=2, accumulation_steps=2)
     micro_batch, end = ["in a step"], ["at a step's end", "waiting for data"]
     assert watchdog.heard == [
@@ -63,5 +63,5 @@ def test_phases_follow_the_training_and_only_steps_are_beats(tmp_path: Path) -> 
 def test_the_watch_ends_with_a_run_that_fails(tmp_path: Path) -> None:
     watchdog = Listened(tmp_path)
     with pytest.raises(RuntimeError, match="on purpose"):
-        fit([Heartbeat(watchdog), Fails()], [make_batch(0)], folder=tmp_path, max_steps=1)
+        fit([WatchStep(watchdog), Fails()], [make_batch(0)], folder=tmp_path, max_steps=1)
     assert not watching()

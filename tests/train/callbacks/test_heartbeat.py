@@ -17,15 +17,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from pipeline.errors import TrainingError
 from pipeline.launch.signals import StopRequest
 from pipeline.run.checkpoint import RunFolder
-from pipeline.run.live_files import StateFiles
+from pipeline.run.live_files import LiveFiles
 from pipeline.run.records import append_json_lines, read_json, read_json_lines
-from pipeline.train.callbacks.heartbeat import Health, Identity
+from pipeline.train.callbacks.heartbeat import Heartbeat, Identity
 from tests.conftest import REPOSITORY, environment
 from tests.helpers.one_rank import fit, make_batch
 from tests.helpers.trainings import WriteConfig, folder_of
 
 
-class Recorded(StateFiles):
+class Recorded(LiveFiles):
     """Live files that also keep every state they were given."""
 
     def __init__(self, folder: RunFolder) -> None:
@@ -46,11 +46,11 @@ class Outside:
     stop: StopRequest = field(default_factory=StopRequest)
 
 
-def make_health(
-    folder: RunFolder, *, files: StateFiles | None, outside: Outside | None = None, start_step: int = 0, total_steps: int = 3
-) -> Health:
+def make_heartbeat(
+    folder: RunFolder, *, files: LiveFiles | None, outside: Outside | None = None, start_step: int = 0, total_steps: int = 3
+) -> Heartbeat:
     outside = outside or Outside()
-    return Health(
+    return Heartbeat(
         folder, identity=Identity(total_steps=total_steps, global_batch_size=2, world_size=1, num_nodes=1, slurm_job_id=None),
         start_step=start_step, files=files, stop=outside.stop, send_alert=lambda title, text: outside.alerts.append((title, text)),
         wandb_off=lambda: outside.wandb_problem,
@@ -73,7 +73,7 @@ def line(step: int, step_time_s: float) -> dict[str, Any]:
     return {"step": step, "speed/step_time_s": step_time_s}
 
 
-def slow_down(health: Health, *, ordinary: int, first: int = 1) -> list[int]:
+def slow_down(health: Heartbeat, *, ordinary: int, first: int = 1) -> list[int]:
     """Steps of which a heartbeat hears: ordinary ones, then slow ones; those at which alerts stand in alerts.jsonl."""
     for step in range(first, first + ordinary):
         health.observe(line(step, 0.4))
@@ -88,7 +88,7 @@ def test_a_beat_at_every_turn_of_the_loop(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     files = Recorded(folder)
     batches = [make_batch(number) for number in range(6)]
-    fit([make_health(folder, files=files)], batches, folder=tmp_path, max_steps=3, accumulation_steps=2)
+    fit([make_heartbeat(folder, files=files)], batches, folder=tmp_path, max_steps=3, accumulation_steps=2)
     step = ["computing", "computing", "waiting for data"]
     assert [state["phase"] for state in files.states] == ["starting", "waiting for data", *step, *step, *step, "finished"]
     assert [state["step"] for state in files.states if state["phase"] != "computing"] == [0, 0, 1, 2, 3, 3]
@@ -104,7 +104,7 @@ def test_a_beat_at_every_turn_of_the_loop(tmp_path: Path) -> None:
 def test_a_run_that_was_told_to_stop_says_by_what(received: list[str], by: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     outside = Outside(stop=StopRequest(received=received))
-    health = make_health(folder, files=Recorded(folder), outside=outside, total_steps=9)
+    health = make_heartbeat(folder, files=Recorded(folder), outside=outside, total_steps=9)
     fit([health], [make_batch(0)], folder=tmp_path, max_steps=1)
     beat = read_json(folder.heartbeat)
     assert beat is not None
@@ -116,7 +116,7 @@ def test_a_failure_is_said_without_credentials(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with pytest.raises(TrainingError):
         fit(
-            [make_health(folder, files=Recorded(folder)), Fails("https://me:opensesame@host is gone" + 1000 * "!")],
+            [make_heartbeat(folder, files=Recorded(folder)), Fails("https://me:opensesame@host is gone" + 1000 * "!")],
             [make_batch(0)], folder=tmp_path, max_steps=1,
         )  # fmt: skip
     beat = read_json(folder.heartbeat)
@@ -129,19 +129,19 @@ def test_a_failure_is_said_without_credentials(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("rank")
 def test_a_resumed_run_shows_its_step_before_it_is_loaded(tmp_path: Path) -> None:
     files = Recorded(RunFolder(tmp_path))
-    fit([make_health(files.folder, files=files, start_step=7)], [make_batch(0)], folder=tmp_path, max_steps=1)
+    fit([make_heartbeat(files.folder, files=files, start_step=7)], [make_batch(0)], folder=tmp_path, max_steps=1)
     assert files.states[0]["step"] == 7
 
 
 @pytest.mark.usefixtures("rank")
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
-    fit([make_health(RunFolder(tmp_path), files=None)], [make_batch(0)], folder=tmp_path, max_steps=1)
+    fit([make_heartbeat(RunFolder(tmp_path), files=None)], [make_batch(0)], folder=tmp_path, max_steps=1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_alert_is_written_sent_and_shown_until_it_is_cleared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, outside = RunFolder(tmp_path), Outside()
-    health = make_health(folder, files=None, outside=outside)
+    health = make_heartbeat(folder, files=None, outside=outside)
     raised_at = slow_down(health, ordinary=40)
     assert len(raised_at) == 1
     assert [title for title, _ in outside.alerts] == [f"{tmp_path.name}: step_time"]
@@ -158,7 +158,7 @@ def test_an_alert_is_written_sent_and_shown_until_it_is_cleared(tmp_path: Path, 
 def test_heartbeats_show_what_is_out_of_the_ordinary(tmp_path: Path) -> None:
     folder, outside = RunFolder(tmp_path), Outside(wandb_problem="no network")
     files = Recorded(folder)
-    health = make_health(folder, files=files, outside=outside)
+    health = make_heartbeat(folder, files=files, outside=outside)
     slow_down(health, ordinary=40)
     fit([health], [make_batch(0)], folder=tmp_path, max_steps=1)
     assert len(files.states[-1]["alerts"]) == 2
@@ -174,7 +174,7 @@ def test_what_was_usual_before_a_launch_is_usual_in_it(first: int, alerts: int, 
     append_json_lines(folder.metrics, [line(step, 0.4) for step in range(first, first + 30)])
     trainer = fit([], [make_batch(number) for number in range(30)], folder=tmp_path, max_steps=30)
     files = Recorded(folder)
-    health = make_health(folder, files=files)
+    health = make_heartbeat(folder, files=files)
     health.on_train_start(trainer, trainer.lightning_module)
     assert len(slow_down(health, ordinary=0, first=31)) == alerts
     files.close()
@@ -184,7 +184,7 @@ def test_what_was_usual_before_a_launch_is_usual_in_it(first: int, alerts: int, 
 def test_a_disk_that_takes_no_alerts_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, outside = RunFolder(tmp_path), Outside()
     folder.alerts.mkdir()  # nothing can be appended to it
-    health = make_health(folder, files=None, outside=outside)
+    health = make_heartbeat(folder, files=None, outside=outside)
     for step in range(60):
         health.observe(line(step, 0.4 if step < 40 else 1.0))
     assert len(outside.alerts) == 1

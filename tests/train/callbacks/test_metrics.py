@@ -23,7 +23,7 @@ from pipeline.run.records import read_json_lines
 from pipeline.train.callbacks.metrics import UNREADABLE_GRACE, TrainingMetrics
 from pipeline.train.callbacks.stragglers import RankTimes
 from tests.helpers.one_rank import LEARNING_RATE, fit, make_batch, make_module
-from tests.train.callbacks.test_heartbeat import make_health
+from tests.train.callbacks.test_heartbeat import make_heartbeat
 
 pytestmark = pytest.mark.usefixtures("rank")
 Batch = dict[str, Any]
@@ -38,7 +38,7 @@ def make_metrics(folder: Path, **changes: Any) -> TrainingMetrics:
     settings: dict[str, Any] = {
         "metrics": Softmax().metrics(num_classes=2), "global_batch_size": BATCH, "epochs_per_image": {"epoch": 0.25}, "total_steps": 100, "log_every": 1,
         "flops_per_image": 5e17, "peak_flops": 1e20, "unreadable_budget": 0.0, "rank_times": RankTimes(zero_stage=0, files=None),
-        "health": make_health(RunFolder(folder), files=None),
+        "heartbeat": make_heartbeat(RunFolder(folder), files=None),
     }  # fmt: skip
     return TrainingMetrics(**{**settings, **changes})
 

@@ -11,7 +11,7 @@ import pytest
 from lightning.pytorch import Trainer
 
 from pipeline.errors import DivergedError
-from pipeline.train.callbacks.stops import FiniteGuard
+from pipeline.train.callbacks.stops import StopOnNonFinite
 from tests.helpers.one_rank import fit, make_batch
 
 pytestmark = pytest.mark.usefixtures("rank")
@@ -21,7 +21,7 @@ def train(good: Iterable[bool], folder: Path, *, accumulation_steps: int = 1, ze
     """One micro-batch each; the bad ones hold an infinity."""
     batches = [make_batch(number, value=1.0 if is_good else math.inf) for number, is_good in enumerate(good)]
     return fit(
-        [FiniteGuard(max_skipped_steps=most)], batches, folder=folder, max_steps=len(batches) // accumulation_steps,
+        [StopOnNonFinite(max_skipped_steps=most)], batches, folder=folder, max_steps=len(batches) // accumulation_steps,
         accumulation_steps=accumulation_steps, zero_stage=zero_stage,
     )  # fmt: skip
 

@@ -12,11 +12,11 @@ SOURCE_SUFFIXES = (".csv", ".tsv", ".parquet", ".arrow")  # of files that `pytho
 WILDCARDS = "*?["
 
 
-def advise_on_place(path: str, *, index_name: str) -> str | None:
+def advise_on_folder(path: str, *, index_name: str) -> str | None:
     """What is wrong with a path and what to type instead; None for what may be a folder of shards.
 
     Args:
-        index_name: how an index beside its shards is called.
+        index_name: how an index next to its shards is called.
     """
     is_file = not is_remote(path) and os.path.isfile(path)
     folder = shlex.quote(path.rpartition("/")[0] or ("/" if path.startswith("/") else "."))
@@ -34,7 +34,10 @@ def advise_on_place(path: str, *, index_name: str) -> str | None:
             f"{path} is a compressed tar; shards are plain tars: `gunzip` (or `zstd -d`) all of {folder} and give that folder"
         )
     if lower.endswith(INDEX_SUFFIX):
-        return f"{path} is a file; an index that does not lie beside its shards is given with their folder: {{url: FOLDER, index: {path}}}"
+        return (
+            f"{path} is a file; an index that does not lie next to its shards is given with their folder: {{url: "
+            f"FOLDER, index: {path}}}"
+        )
     if lower.endswith(SOURCE_SUFFIXES):
         return f"{path} is a file; pack its images with `python -m data_tools make {shlex.quote(path)} FOLDER` and give FOLDER"
     return (
