@@ -62,6 +62,7 @@ def test_a_disk_that_cannot_be_written_costs_one_message(tmp_path: Path, capsys:
     files = LiveFiles(RunFolder(tmp_path / "gone"), every_s=0.01)
     for number in range(20):
         files.put(files.folder.heartbeat, {"step": number})
+        time.sleep(0.01)  # more than one try
     files.close()
     assert capsys.readouterr().out.count("cannot be written") == 1
 

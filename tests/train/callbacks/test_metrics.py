@@ -120,6 +120,12 @@ def test_the_wait_for_data_is_a_part_of_the_time(tmp_path: Path) -> None:
     assert rows[3]["speed/data_wait_fraction"] == 1
 
 
+def test_the_waits_of_all_micro_batches_count(tmp_path: Path) -> None:
+    train([make_batch(number, wait_s=1e-6) for number in range(4)], tmp_path, accumulation_steps=2)
+    for row in rows_of(tmp_path):
+        assert row["speed/data_wait_fraction"] * row["speed/step_time_s"] == pytest.approx(2e-6, rel=1e-3)
+
+
 def test_the_first_batch_is_waited_for_within_the_first_step(tmp_path: Path) -> None:
     train([make_batch(0, wait_s=5.0)], tmp_path)
     (row,) = rows_of(tmp_path)
