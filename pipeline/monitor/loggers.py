@@ -213,10 +213,21 @@ class MetricsFile(RowLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._waiting.append({"time": round(time.time(), 3), **metrics})
+        error = self._write()
+        if error is not None and len(self._waiting) == 1:
+            log_line(f"[run] metrics wait in memory: {self._path} cannot be written ({error})")
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """What still waits is written once more, or counted in the log."""
+        error = self._write() if self._waiting else None
+        if error is not None:
+            log_line(f"[run] {len(self._waiting)} lines of metrics are lost: {self._path} cannot be written ({error})")
+
+    def _write(self) -> OSError | None:
         try:
             append_json_lines(self._path, self._waiting)
         except OSError as error:
-            if len(self._waiting) == 1:
-                log_line(f"[run] metrics wait in memory: {self._path} cannot be written ({error})")
-        else:
-            self._waiting.clear()
+            return error
+        self._waiting.clear()
+        return None

@@ -37,6 +37,22 @@ def test_a_line_cut_by_a_crash_costs_that_line_alone(tmp_path: Path) -> None:
     assert [row["step"] for row in read_json_lines(path)] == [0, 1, 3]
 
 
+def test_metrics_that_wait_at_the_end_are_written_once_more_or_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    mirror = MetricsFile(path)
+    mirror.log_metrics({"step": 1})
+    mirror.log_metrics({"step": 2})
+    mirror.finalize("failed")
+    assert f"2 lines of metrics are lost: {path} cannot be written" in capsys.readouterr().out
+    path.parent.mkdir()
+    mirror.finalize("success")
+    assert [row["step"] for row in read_json_lines(path)] == [1, 2]
+    mirror.finalize("success")
+    assert len(read_json_lines(path)) == 2
+
+
 def test_of_a_step_logged_twice_the_later_line_counts(tmp_path: Path) -> None:
     mirror = MetricsFile(tmp_path / "metrics.jsonl")
     for step, loss in [(1, 0.5), (2, 0.4), (3, 0.3), (2, 0.41), (3, 0.31)]:  # a resume from step 1
