@@ -140,9 +140,8 @@ class Desk:
         """The job that a training has submitted. Its logs, which are where the script puts them, are deleted in the end."""
         name, logs = f"{training.folder.root.name}-eval", REPOSITORY / "slurm" / "logs"
         try:
-            training.wait(
-                lambda: self.cluster.run("squeue", "--noheader", "--states=all", f"--name={name}") != "", "with evaluator"
-            )
+            # Slurm still lists the evaluators of earlier trainings of this name.
+            training.wait(lambda: any(int(job) > int(training.id) for job in self._jobs_named(name)), "with evaluator")
             job = self.job_named(name)
             yield replace(job, log=logs / f"{job.id}.log", folder=training.folder)
         finally:
@@ -163,7 +162,10 @@ class Desk:
 
     def job_named(self, name: str) -> Job:
         """The newest job of that name, for jobs that jobs submit."""
-        listing = self.cluster.run("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%i").split()
+        listing = self._jobs_named(name)
         assert listing, f"no job is called {name}"
         job = max(listing, key=int)
         return Job(self.cluster, job, self.site.parent / f"{job}.log", RunFolder(self.site.parent / "runs" / name))
+
+    def _jobs_named(self, name: str) -> list[str]:
+        return self.cluster.run("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%i").split()

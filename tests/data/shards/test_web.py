@@ -86,7 +86,7 @@ def test_shards_of_a_public_store_are_indexed_elsewhere_and_read(root: Path, tmp
             ]
         assert not (root / "set" / "index.safetensors").exists()
         with (
-            pytest.raises(DataError, match=f"holds the index of {public}; choose another folder or file"),
+            pytest.raises(DataError, match=f"holds the index of {public}; choose another folder with --out"),
             lock_index_folder(str(root / "set"), out),
         ):
             pass
