@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -191,10 +192,13 @@ def make_table(results: Mapping[str, Cost | str]) -> str:
         if not isinstance(cost, Cost):
             lines.append(f"| {name} | {cost} | | | | | |")
             continue
-        per_core = 1e3 / cost.cpu_ms_per_image
-        relative = f"{costs[BASELINE].cpu_ms_per_image / cost.cpu_ms_per_image:.2f}" if BASELINE in costs else ""
+        own = cost.cpu_ms_per_image or math.nan  # less than a tick of the clock that counts it
+        per_core = 1e3 / own
+        relative = f"{costs[BASELINE].cpu_ms_per_image / own:.2f}" if BASELINE in costs else ""
         work = costs.get(WORK_OF.get(name, ""))
-        overhead = f"{100 * (cost.cpu_ms_per_image / work.cpu_ms_per_image - 1):+.0f} %" if work else ""
+        overhead = (
+            f"{100 * (cost.cpu_ms_per_image / work.cpu_ms_per_image - 1):+.0f} %" if work and work.cpu_ms_per_image else ""
+        )
         memory = "" if name in ALONE else f"{cost.worker_mib:.0f}"
         wall = "" if name in ALONE else f"{cost.images_per_s:.0f}"
         lines.append(f"| {name} | {wall} | {per_core:.0f} | {cost.cpu_ms_per_image:.2f} | {relative} | {overhead} | {memory} |")
