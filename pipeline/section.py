@@ -71,10 +71,15 @@ class OneOf:
         return core_schema.tagged_union_schema(choices, discriminator=self.chosen)
 
 
-def members_of(choice: Any) -> dict[str, type[Section]]:
-    """The members of `Annotated[A | B, OneOf(...)]` by the text that chooses them."""
-    union, *marks = typing.get_args(choice)
-    return next(mark for mark in marks if isinstance(mark, OneOf)).members(union)
+def mark_of(annotation: Any) -> OneOf | None:
+    """The mark of `Annotated[A | B, OneOf(...)]`; None for every other type."""
+    return next((item for item in typing.get_args(annotation) if isinstance(item, OneOf)), None)
+
+
+def members_of(annotation: Any) -> dict[str, type[Section]]:
+    """The members of a marked union by the text that chooses them; none for every other type."""
+    mark = mark_of(annotation)
+    return {} if mark is None else mark.members(typing.get_args(annotation)[0])
 
 
 def annotation_of(field: FieldInfo) -> Any:
@@ -83,13 +88,16 @@ def annotation_of(field: FieldInfo) -> Any:
     return field.annotation if mark is None else Annotated[field.annotation, mark]
 
 
-def section_for(annotation: Any, value: Any) -> type[Section] | None:
-    """The section that a value of this type is read as; None for no section, or for a choice that no member answers to."""
-    if typing.get_origin(annotation) is Annotated:
-        union, *marks = typing.get_args(annotation)
-        mark = next((item for item in marks if isinstance(item, OneOf)), None)
-        return section_for(union, value) if mark is None else mark.members(union).get(mark.chosen(value))
-    return next(sections_in(annotation), None)
+def section_for(annotation: Any, value: Mapping[str, Any], *, name: str | None = None) -> type[Section] | None:
+    """The section that a value of this type is read as; None for no section, or for a choice that no member answers to.
+
+    Args:
+        name: the value's key in a mapping, by which it chooses if it does not say.
+    """
+    mark = mark_of(annotation)
+    if mark is None:
+        return next(sections_in(annotation), None)
+    return members_of(annotation).get(mark.chosen(value if name is None else {mark.key: name, **value}))
 
 
 def sections_in(annotation: Any) -> Iterator[type[Section]]:

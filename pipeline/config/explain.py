@@ -12,7 +12,7 @@ import yaml
 
 from pipeline.config.run import RunConfig
 from pipeline.credentials import redact
-from pipeline.section import OneOf, annotation_of, section_for, sections_in
+from pipeline.section import annotation_of, mark_of, members_of, section_for, sections_in
 
 MAX_SHOWN = 200  # characters of a value, in a message
 MAX_PROBLEMS = 20  # of a configuration, in a message
@@ -89,7 +89,7 @@ def _explain(problem: Any, values: dict[str, Any]) -> str:
 
 def _explain_choice(location: tuple[Any, ...], problem: Any) -> str:
     """A key names no member of its kind."""
-    mark = _mark(_resolve(location)[1])
+    mark = mark_of(_resolve(location)[1])
     assert mark is not None
     given, known = str(problem["ctx"]["tag"]), [name.strip("' ") for name in str(problem["ctx"]["expected_tags"]).split(",")]
     near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
@@ -183,8 +183,7 @@ def _resolve(location: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:
     kept: list[Any] = []
     annotation: Any = RunConfig
     for part in location:
-        mark = _mark(annotation)
-        members = {} if mark is None else mark.members(typing.get_args(annotation)[0])
+        members = members_of(annotation)
         if part in members:
             annotation = members[part]
             continue
@@ -192,10 +191,6 @@ def _resolve(location: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:
         if not isinstance(part, int):
             annotation = _type_below(annotation, str(part))
     return tuple(kept), annotation
-
-
-def _mark(annotation: Any) -> OneOf | None:
-    return next((item for item in typing.get_args(annotation) if isinstance(item, OneOf)), None)
 
 
 def _type_below(annotation: Any, key: str) -> Any:

@@ -32,7 +32,7 @@ def fit_to_schema(value: Any, annotation: Any, *, path: str = "", name: str | No
     if isinstance(value, dict):
         texts = {key.text if isinstance(key, Plain) else str(key): below for key, below in value.items()}
         said = {key: below.text if isinstance(below, Plain) else below for key, below in texts.items()}
-        section = section_for(annotation, said if name is None else {"protocol": name, **said})
+        section = section_for(annotation, said, name=name)
         fields = {} if section is None else _annotations(section)
         other = _values_of(annotation)
         return {

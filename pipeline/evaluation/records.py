@@ -10,7 +10,7 @@ from pipeline.evaluation.features import Features
 from pipeline.evaluation.section import EvaluationSection
 from pipeline.evaluation.splits import Measured, Splits
 from pipeline.evaluation.tasks import EvaluationTask, MeasuredUnder, describe
-from pipeline.run.evaluations import measure_of, read_lines
+from pipeline.run.evaluations import measure_of
 from pipeline.run.records import append_json_lines, read_json_lines
 from pipeline.run.weights import WeightsHeader
 
@@ -86,7 +86,7 @@ class ResultFile:
 
     def rows(self) -> list[Row]:
         """All results, also those that wait."""
-        return read_lines(self.path) + self.waiting
+        return read_json_lines(self.path) + self.waiting
 
 
 def summarise(rows: Sequence[Row]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.evaluation.protocols.base import Setting
 from pipeline.evaluation.section import EvaluationSection
+from pipeline.run.evaluations import setting_of
 
 _CONDITION_KEYS = ("weights", "data", "short_side", "precision")
 _KEYS = ("step", "dataset", "protocol", "measure", "seed", *_CONDITION_KEYS)
@@ -71,6 +72,7 @@ def key_of(step: int, task: EvaluationTask, conditions: MeasuredUnder) -> Key:
 
 def key_of_row(row: dict[str, Any]) -> Key:
     """Identifies the measurement that a line of evaluations.jsonl is of."""
+    row = {**row, "measure": setting_of(row)}
     values = [None if isinstance(value := row.get(name), list | dict) else value for name in _KEYS]
     return Key(*values[:5], conditions=tuple(values[5:]))
 

@@ -34,23 +34,10 @@ class Results:
 def read_results(folder: RunFolder) -> Results:
     """The results of a run. What cannot be read is named, and costs itself alone."""
     try:
-        rows = read_lines(folder.evaluations)
+        rows = read_json_lines(folder.evaluations)
     except OSError as error:
         return Results([], [f"{folder.evaluations.name} cannot be read: {error.strerror}"])
     return choose_results(folder, rows)
-
-
-def read_lines(path: Path) -> list[Row]:
-    """All lines of evaluations.jsonl. Those of older versions get the name of what they measured.
-
-    Raises:
-        OSError: the file is there and cannot be read.
-    """
-    return [_with_measure(row) for row in read_json_lines(path)]
-
-
-def _with_measure(row: Row) -> Row:
-    return row if "measure" in row else {**row, "measure": setting_of(row)}
 
 
 def choose_results(folder: RunFolder, rows: Sequence[Row]) -> Results:
@@ -72,7 +59,7 @@ def _lines(count: int) -> str:
 
 def is_result(row: Row) -> bool:
     """Whether a line has what a result needs. An accuracy that is null stands for a measurement that failed."""
-    named = all(isinstance(row.get(key), str) for key in ("dataset", "protocol", "measure"))
+    named = all(isinstance(row.get(key), str) for key in ("dataset", "protocol")) and setting_of(row) is not None
     measured = row.get("accuracy") is None or number(row, "accuracy") is not None
     return has_step(row) and named and measured and isinstance(row.get("seed"), int | None)
 
@@ -113,13 +100,14 @@ def measure_of(row: Row) -> str:
 
 
 def setting_of(row: Row) -> str | None:
-    """How it was measured: `5-shot`, `linear`. Lines of older versions say it by their protocol and shots."""
-    measure = row.get("measure")
-    if isinstance(measure, str):
-        return measure
-    if row.get("protocol") != "few_shot":
-        return row.get("protocol")
-    return f"{row['shots']}-shot" if is_count(row.get("shots")) else None
+    """How it was measured: `5-shot`, `linear`. Lines of older versions say it by their protocol and shots; None for no result."""
+    if "measure" in row:
+        measure = row["measure"]
+    elif row.get("protocol") != "few_shot":
+        measure = row.get("protocol")
+    else:
+        measure = f"{row['shots']}-shot" if is_count(row.get("shots")) else None
+    return measure if isinstance(measure, str) else None
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
