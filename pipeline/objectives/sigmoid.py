@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from pipeline.functional.losses import one_hot_targets, sigmoid_cross_entropy
+from pipeline.functional.losses import sigmoid_cross_entropy
 from pipeline.objectives.base import Loss, ObjectiveSection
+from pipeline.objectives.one_label import one_label_loss
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -24,12 +23,7 @@ class Sigmoid(ObjectiveSection):
     head_bias: ClassVar[float] = -10.0  # google-research/vision_transformer, issue #34
 
     def build(self, *, num_classes: int) -> Loss:
-        targets = functools.partial(one_hot_targets, num_classes=num_classes, label_smoothing=self.label_smoothing)
-
-        def loss(logits: Tensor, labels: Tensor) -> Tensor:
-            return sigmoid_cross_entropy(logits, targets(labels))
-
-        return loss
+        return one_label_loss(sigmoid_cross_entropy, num_classes=num_classes, label_smoothing=self.label_smoothing)
 
     def metrics(self, *, num_classes: int) -> dict[str, Metric]:
         from pipeline.objectives.accuracy import top1

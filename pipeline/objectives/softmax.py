@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from pipeline.functional.losses import one_hot_targets, softmax_cross_entropy
+from pipeline.functional.losses import softmax_cross_entropy
 from pipeline.objectives.base import Loss, ObjectiveSection
+from pipeline.objectives.one_label import one_label_loss
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -22,12 +21,7 @@ class Softmax(ObjectiveSection):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
     def build(self, *, num_classes: int) -> Loss:
-        targets = functools.partial(one_hot_targets, num_classes=num_classes, label_smoothing=self.label_smoothing)
-
-        def loss(logits: Tensor, labels: Tensor) -> Tensor:
-            return softmax_cross_entropy(logits, targets(labels))
-
-        return loss
+        return one_label_loss(softmax_cross_entropy, num_classes=num_classes, label_smoothing=self.label_smoothing)
 
     def metrics(self, *, num_classes: int) -> dict[str, Metric]:
         from pipeline.objectives.accuracy import top1
