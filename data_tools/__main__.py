@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib import import_module
 
-from data_tools.arguments import positive
-from pipeline.console.command_line import Parser, use_utf8
+from data_tools.arguments import add_workers
+from pipeline.console.command_line import Parser, add_commands, chosen_command, use_utf8
 from pipeline.errors import ExitCode, PipelineError
-from pipeline.launch.cores import usable_cores
 
 COMMANDS = {  # its module, and what it does
     "make": ("data_tools.make.command", "pack images into shuffled shards, and index them"),
@@ -40,27 +38,13 @@ def make_parser(chosen: str) -> argparse.ArgumentParser:
         epilog="example:\n  python -m data_tools make /raw/imagenet/train /data/imagenet",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (module_name, help) in COMMANDS.items():
-        command = commands.add_parser(name, help=help, description=help, formatter_class=argparse.RawDescriptionHelpFormatter)
-        if name == chosen:
-            module = import_module(module_name)
-            command.epilog = module.EPILOG
-            command.set_defaults(function=module.run)
-            command.add_argument(
-                "--workers",
-                type=positive,
-                default=usable_cores(),
-                help="processes (default: all cores that this process may use, %(default)s)",
-            )
-            module.add_arguments(command)
+    add_commands(parser, COMMANDS, chosen=chosen, for_all=add_workers)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
-    chosen = next((word for word in words if not word.startswith("-")), "")
-    arguments = make_parser(chosen).parse_args(words)
+    arguments = make_parser(chosen_command(words)).parse_args(words)
     try:
         code = arguments.function(arguments)
     except PipelineError as error:
@@ -68,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         return ExitCode.ERROR
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", file=sys.stderr)
-        return 130
+        return ExitCode.STOPPED_AT_ONCE
     return code or 0
 
 

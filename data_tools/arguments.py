@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pipeline.data.shards.index import DEFAULT_BLOCK_SAMPLES, MAX_BLOCK_SAMPLES
+from pipeline.launch.cores import usable_cores
 
 
 def positive(text: str) -> int:
@@ -45,4 +46,14 @@ def add_block_samples(command: argparse.ArgumentParser) -> None:
         type=_block_samples,
         default=DEFAULT_BLOCK_SAMPLES,
         help="samples in one range read (default: %(default)s)",
+    )
+
+
+def add_workers(command: argparse.ArgumentParser) -> None:
+    """How many processes work."""
+    command.add_argument(
+        "--workers",
+        type=positive,
+        default=usable_cores(),
+        help="processes (default: all cores that this process may use, %(default)s)",
     )

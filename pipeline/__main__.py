@@ -10,11 +10,10 @@ import argparse
 import os
 import shlex
 import sys
-from importlib import import_module
 from typing import Literal
 
 from pipeline.commands import COMMANDS
-from pipeline.console.command_line import Parser, use_utf8
+from pipeline.console.command_line import Parser, add_commands, chosen_command, use_utf8
 from pipeline.errors import ExitCode, PipelineError, StoppedError
 from pipeline.files import check_surroundings
 from pipeline.launch.signals import Interrupted, StopRequest
@@ -32,20 +31,14 @@ def make_parser(chosen: str) -> argparse.ArgumentParser:
         epilog="example:\n  python -m pipeline train configs/l16_in21k.yaml data.train=/data/in21k",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, help in COMMANDS.items():
-        command = commands.add_parser(name, help=help, description=help, formatter_class=argparse.RawDescriptionHelpFormatter)
-        if name == chosen:
-            module = import_module(f"pipeline.commands.{name.replace('-', '_')}")
-            command.epilog = module.EPILOG
-            module.add_arguments(command)
-            command.set_defaults(function=module.run)
+    modules = {name: (f"pipeline.commands.{name.replace('-', '_')}", help) for name, help in COMMANDS.items()}
+    add_commands(parser, modules, chosen=chosen)
     return parser
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Options and key=value overrides may come in any order, which argparse alone does not allow with subcommands."""
-    parser = make_parser(_command(argv))
+    parser = make_parser(chosen_command(sys.argv[1:] if argv is None else argv))
     arguments, rest = parser.parse_known_args(argv)
     _refuse_dashes(parser, arguments, rest)
     unknown = [text for text in rest if text.startswith("-") or "=" not in text]
@@ -76,7 +69,7 @@ def main(argv: list[str] | None = None, *, process: Literal["own", "shared"] = "
     """
     stop = StopRequest()
     if process == "own":
-        _prepare(_command(argv), stop)
+        _prepare(chosen_command(sys.argv[1:] if argv is None else argv), stop)
     arguments = parse_arguments(argv)
     os.umask(os.umask(0o077) | 0o002)  # whatever a shell or a scheduler left: nothing of ours may be writable by everybody
     try:
@@ -98,7 +91,7 @@ def main(argv: list[str] | None = None, *, process: Literal["own", "shared"] = "
         return ExitCode.STOPPED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return ExitCode.STOPPED_AT_ONCE
     except BrokenPipeError:  # `| head` has seen enough; nothing more can be written, at exit neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.BROKEN_PIPE
@@ -111,10 +104,6 @@ def _prepare(command: str, stop: StopRequest) -> None:
         from pipeline.console.streams import open_outlets
 
         open_outlets()
-
-
-def _command(argv: list[str] | None) -> str:
-    return next((text for text in (sys.argv[1:] if argv is None else argv) if not text.startswith("-")), "")
 
 
 def _print_error(error: PipelineError) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import NoReturn
 
 MISSING = "the following arguments are required: "
@@ -34,3 +36,32 @@ class Parser(argparse.ArgumentParser):
         example = next((line.strip() for line in (self.epilog or "").splitlines() if line.startswith(f"  {self.prog} ")), None)
         line = "" if example is None else f"; type, for example\n  {example}"
         self.exit(2, f"error: {self.prog} needs {' and '.join(names)}{listed}{line}\n`{self.prog} --help` explains more\n")
+
+
+def chosen_command(words: Sequence[str]) -> str:
+    """The command that a line names; empty where it names none."""
+    return next((word for word in words if not word.startswith("-")), "")
+
+
+def add_commands(
+    parser: argparse.ArgumentParser,
+    commands: Mapping[str, tuple[str, str]],
+    *,
+    chosen: str,
+    for_all: Callable[[argparse.ArgumentParser], object] = lambda _command: None,
+) -> None:
+    """Give a program its commands: `arguments.function` is the `run` of the chosen one, whose module alone is imported.
+
+    Args:
+        commands: by name: the module, which has `EPILOG`, `add_arguments` and `run`, and what the command does.
+        for_all: adds what every command takes.
+    """
+    added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module_name, help) in commands.items():
+        command = added.add_parser(name, help=help, description=help, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name == chosen:
+            module = import_module(module_name)
+            command.epilog = module.EPILOG
+            for_all(command)
+            module.add_arguments(command)
+            command.set_defaults(function=module.run)

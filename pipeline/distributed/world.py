@@ -1,4 +1,4 @@
-"""Who this process is among all ranks, and how the ranks join. What launchers say is read by `launcher_environment`."""
+"""Who this process is among all ranks, and how the ranks join. What launchers say is read by `launch.environment`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import os
 import signal
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,23 +14,14 @@ import torch.distributed as dist
 
 from pipeline.distributed.network import VARIABLES, check_interfaces, check_master, choose_interface_here
 from pipeline.errors import ConfigError
-from pipeline.launch.environment import Launcher, SlurmJob, read_ranks
+from pipeline.launch.environment import ALONE, Ranks, SlurmJob, read_ranks
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
-class World:
+class World(Ranks):
     """Ranks of a job: one process a device."""
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-    node: int
-    num_nodes: int
-    launcher: Launcher
-    master: tuple[str, int] | None = None
 
     @property
     def is_first(self) -> bool:
@@ -50,13 +41,13 @@ class World:
             ConfigError: they contradict one another.
         """
         ranks = read_ranks()
-        world = World(**{field.name: getattr(ranks, field.name) for field in fields(ranks)})
+        world = World(**vars(ranks))
         return world.on_devices(torch.cuda.device_count()) if world.launcher == "slurm" else world
 
     @staticmethod
     def alone() -> World:
         """One process that is all ranks."""
-        return World(rank=0, size=1, local_rank=0, local_size=1, node=0, num_nodes=1, launcher="none")
+        return World(**vars(ALONE))
 
     def on_devices(self, num_visible: int) -> World:
         """As seen by a rank that sees `num_visible` GPUs: `local_rank` is the index of its own among them.

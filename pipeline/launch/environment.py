@@ -1,7 +1,7 @@
 """What launchers and schedulers put into the environment: the only reader of it. Imports nothing heavy.
 
 Ranks come from srun, from torchrun (and whatever sets the same variables: DeepSpeed's launcher, Kubeflow), from mpirun, or from
-`local_launch`, which this program starts by itself. Variables of several launchers may be set at once, by nesting (torchrun
+`launch.local`, which this program starts by itself. Variables of several launchers may be set at once, by nesting (torchrun
 inside srun), by a job script's exports, or because an earlier program left them. They are read together: what is complete and
 agrees is used, anything else is refused in a sentence that names the variables.
 """
@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 
 Launcher = Literal["slurm", "torchrun", "mpi", "local", "none"]
 Environment = Mapping[str, str]
-LOCAL_LAUNCHER = "PIPELINE_LOCAL_LAUNCHER"  # set by `local_launch` for its ranks: its own process id
+LOCAL_LAUNCHER = "PIPELINE_LOCAL_LAUNCHER"  # set by `launch.local` for its ranks: its own process id
 
 # Slurm numbers these steps for the batch script, its extern step and interactive shells: no rank runs there.
 BATCH_STEPS = {"4294967291", "4294967292", "4294967290", "batch", "extern", "interactive"}
@@ -84,7 +84,7 @@ class Ranks:
     node: int
     num_nodes: int
     launcher: Launcher
-    master: tuple[str, int] | None  # host and port of rank 0; None where this process may choose them
+    master: tuple[str, int] | None = None  # host and port of rank 0; None where this process may choose them
 
 
 ALONE = Ranks(rank=0, size=1, local_rank=0, local_size=1, node=0, num_nodes=1, launcher="none", master=None)

@@ -2,7 +2,7 @@
 
 torchrun does more (several machines, restarts), but learns of a signal only once its own handlers are in place, gives its ranks
 sessions of their own, which a terminal's keys do not reach, and prints a traceback after an ordinary stop. Ranks here begin
-with the signals blocked (see `interruption`), so that none is lost while Python starts.
+with the signals blocked (see `launch.signals`), so that none is lost while Python starts.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class StopRequest:
     """Whether this process was told to stop, and by which signals."""
 
     received: list[str] = field(default_factory=list)
-    second_interrupt: Literal["abort", "ignore"] = "abort"  # of SIGINT; the ranks of `local_launch` leave it to their launcher
+    second_interrupt: Literal["abort", "ignore"] = "abort"  # of SIGINT; the ranks of `launch.local` leave it to their launcher
     _at: dict[str, float] = field(default_factory=dict)
     _listeners: list[Callable[[str], None]] = field(default_factory=list)
     _had_terminal: bool = False

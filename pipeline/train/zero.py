@@ -117,7 +117,7 @@ class ZeroStrategy(DeepSpeedStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Take up a training where a checkpoint left it, whatever number of ranks and ZeRO stage wrote it.
 
-        The module holds the checkpoint's weights already (`build.make_training`): DeepSpeed has rounded them to bf16.
+        The module holds the checkpoint's weights already (`build.training.make_training`): DeepSpeed has rounded them to bf16.
 
         Returns:
             What Lightning restores its loops and callbacks from: it follows from the step, and is not stored.
