@@ -23,7 +23,7 @@ from pipeline.files import write_whole
 from pipeline.monitor.wandb_identity import settle_run
 from pipeline.monitor.wandb_settings import read_wandb_environment
 from pipeline.run.checkpoint import Checkpoint, RunFolder, is_lost, read_loss_history
-from pipeline.run.checkpoint_search import clear_leftovers, find_latest, set_aside
+from pipeline.run.checkpoint_search import CheckpointSearch, clear_leftovers, find_latest, set_aside
 from pipeline.run.evaluations import set_weights_aside, superseded_weights
 from pipeline.run.lock import RunLock
 from pipeline.section import relaunch_rule
@@ -57,49 +57,73 @@ def prepare_run_folder(run: ResolvedRun, *, world_size: int, lock: RunLock, bf16
     run.mixture.check_shards()
     folder = RunFolder(run.config.run_dir)
     check_link(folder.root)
-    takeover = lock.take()
+    messages = lock.take()
     found = find_latest(folder)
+    newest = found.newest
+    last_launch = None if newest is None else read_last_launch(folder)  # without a checkpoint it binds nobody
     choice = choose_training_precision(
         run.config.trainer.precision,
         zero_stage=run.config.trainer.zero_stage,
         bf16_speedup=bf16_speedup,
-        recorded=None if found.newest is None else read_recorded_precision(folder),
+        recorded=None if last_launch is None else recorded_precision(last_launch),
     )
     run = run.with_precision(choice.precision)
-    messages, continuity = takeover, Continuity([])
     # Here, where an error reaches every rank; a run without W&B need not care what its variables say.
     asked_id = None if run.config.tracking.mode == "disabled" else read_wandb_environment().run_id
-    if found.newest is not None:  # a launch that ended before its first checkpoint binds nobody
-        last_launch = _read_last_launch(folder)
+    continuity = Continuity([])
+    if newest is not None and last_launch is not None:
         messages += compare_with_last_launch(run, last_launch, root=folder.root)
-        messages += compare_learning_rates(run, last_launch, step=found.newest.meta.step)
-        check_order_version(found.newest)
-        continuity = check_data(
-            folder.root,
-            run.mixture,
-            before=found.newest.meta.data_fingerprint,
-            step=found.newest.meta.step,
-            accept=run.config.data.accept,
-        )
+        messages += compare_learning_rates(run, last_launch, step=newest.meta.step)
+        continuity = _check_continuity(run, newest, root=folder.root)
         messages += continuity.messages
     # Nothing is touched before this line.
+    messages += _clean_up(folder, found)
+    messages += _describe_beginning(run, newest, folder=folder, world_size=world_size)
+    messages += [choice.message] if choice.message is not None else []
+    messages += _describe_choices(run)
+    if newest is None or newest.meta.step < run.stop_step:
+        folder.complete.unlink(missing_ok=True)  # this launch was asked for more steps
+    write_record(folder.root, run.mixture, continuity.accepted)
+    write_whole(folder.config, run.config.to_yaml().encode())
+    meta = None if newest is None else newest.meta
+    wandb = settle_run(
+        folder.root, wanted=asked_id, checkpoint_id=meta.wandb_id if meta else None, step=meta.step if meta else 0
+    )
+    return ResumePoint(checkpoint=newest, wandb_id=wandb.run_id, precision=choice.precision, messages=messages + wandb.messages)
+
+
+def _check_continuity(run: ResolvedRun, newest: Checkpoint, *, root: Path) -> Continuity:
+    """Whether the samples and their order are those of the checkpoint."""
+    check_order_version(newest)
+    return check_data(
+        root, run.mixture, before=newest.meta.data_fingerprint, step=newest.meta.step, accept=run.config.data.accept
+    )
+
+
+def _clean_up(folder: RunFolder, found: CheckpointSearch) -> list[str]:
+    """Set aside what this launch does not go on from; what was set aside, in words."""
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder)
-    messages += [
+    skipped = [
         f"skipped a {item.condition} checkpoint: {item.reason} (now {set_aside(folder, item.step, item.condition)})"
         for item in found.rejected
     ]
-    messages += _set_weights_aside(folder, after=-1 if found.newest is None else found.newest.meta.step)
-    if found.newest is not None:
-        messages.append(f"resuming from {found.newest.path}: step {found.newest.meta.step} of {run.total_steps}")
-        messages += describe_other_ranks(run, found.newest, world_size=world_size)
-        messages += describe_lost_loss(folder, found.newest)
-    else:
-        messages.append(
-            f"new run in {folder.root}: {run.total_steps} steps on {run.mixture.describe(num_streams=run.num_streams)}"
-        )
-    if choice.message is not None:
-        messages.append(choice.message)
+    return skipped + _set_weights_aside(folder, after=-1 if found.newest is None else found.newest.meta.step)
+
+
+def _describe_beginning(run: ResolvedRun, newest: Checkpoint | None, *, folder: RunFolder, world_size: int) -> list[str]:
+    if newest is None:
+        return [f"new run in {folder.root}: {run.total_steps} steps on {run.mixture.describe(num_streams=run.num_streams)}"]
+    return [
+        f"resuming from {newest.path}: step {newest.meta.step} of {run.total_steps}",
+        *describe_other_ranks(run, newest, world_size=world_size),
+        *describe_lost_loss(folder, newest),
+    ]
+
+
+def _describe_choices(run: ResolvedRun) -> list[str]:
+    """What a user may not expect of this configuration here."""
+    messages = []
     if run.config.data.decoder == "auto" and run.decoder == "whole":
         messages.append(f"JPEGs are decoded whole: the faster decoder, of the same pixels, is not built here; {HOW_TO_BUILD}")
     if not run.config.evaluation.datasets:
@@ -109,17 +133,7 @@ def prepare_run_folder(run: ResolvedRun, *, world_size: int, lock: RunLock, bf16
         )
     if run.stop_step < run.total_steps:
         messages.append(f"this launch ends at step {run.stop_step} (trainer.max_steps)")
-    if found.newest is None or found.newest.meta.step < run.stop_step:
-        folder.complete.unlink(missing_ok=True)  # this launch was asked for more steps
-    write_record(folder.root, run.mixture, continuity.accepted)
-    write_whole(folder.config, run.config.to_yaml().encode())
-    meta = None if found.newest is None else found.newest.meta
-    wandb = settle_run(
-        folder.root, wanted=asked_id, checkpoint_id=meta.wandb_id if meta else None, step=meta.step if meta else 0
-    )
-    return ResumePoint(
-        checkpoint=found.newest, wandb_id=wandb.run_id, precision=choice.precision, messages=messages + wandb.messages
-    )
+    return messages
 
 
 def check_link(root: Path) -> None:
@@ -192,17 +206,18 @@ def compare_learning_rates(run: ResolvedRun, last_launch: dict[str, Any], *, ste
     ]
 
 
-def read_recorded_precision(folder: RunFolder) -> TrainingPrecision | None:
-    """What the run has trained in so far; None where its configuration does not say.
-
-    Raises:
-        CheckpointError: the run's configuration cannot be read.
-    """
-    recorded = _flatten(_read_last_launch(folder)).get("trainer.precision")
+def recorded_precision(last_launch: dict[str, Any]) -> TrainingPrecision | None:
+    """What the run has trained in so far; None where its configuration does not say."""
+    recorded = _flatten(last_launch).get("trainer.precision")
     return recorded if recorded in get_args(TrainingPrecision) else None
 
 
-def _read_last_launch(folder: RunFolder) -> dict[str, Any]:
+def read_last_launch(folder: RunFolder) -> dict[str, Any]:
+    """The configuration that the last launch recorded, in today's words.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     try:
         last_launch = yaml.safe_load(folder.config.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.build.resume import read_recorded_precision
+from pipeline.build.resume import read_last_launch, recorded_precision
 from pipeline.distributed.precision import choose_evaluation_precision, choose_training_precision, measure_bf16_speedup
 from pipeline.errors import CheckpointError
 from tests.conftest import environment, run_command
@@ -89,7 +89,7 @@ def test_a_resumed_run_keeps_its_own(write_config: WriteConfig) -> None:
     config = write_config("auto", trainer={"precision": "auto", "duration": "4 steps", "devices": 1})
     output = train(config, "trainer.max_steps=2")
     folder = folder_of(config)
-    chosen = read_recorded_precision(folder)
+    chosen = recorded_precision(read_last_launch(folder))
     fast = measure_bf16_speedup(torch.device("cpu")) >= 1
     assert chosen == ("bf16" if fast else "fp32")
     assert f"precision {chosen} (trainer.precision=auto)" in output
@@ -104,4 +104,4 @@ def test_a_configuration_that_cannot_be_read_says_no_precision(tmp_path: Path) -
 
     (tmp_path / "config.yaml").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        read_recorded_precision(RunFolder(tmp_path))
+        read_last_launch(RunFolder(tmp_path))

@@ -95,7 +95,7 @@ def _check_hashes(root: Path) -> Outcome:
     shard = load_shard(ImageSet(path="p", folder="p", shards=(SHARD,), work=root), SHARD)
     if (
         not len(shard.keys)
-        == len(shard.path)
+        == len(shard.byte_ranges)
         == len(shard.size)
         == len(shard.hashes.frames)
         == len(shard.hashes.is_featureless)
