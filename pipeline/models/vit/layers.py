@@ -54,3 +54,10 @@ class EncoderBlock(nn.Module):
     def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         tokens = tokens + self.attention(self.norm_attention(tokens))
         return tokens + self.mlp(self.norm_mlp(tokens))
+
+
+def lecun_normal_(weight: Tensor, generator: torch.Generator) -> None:
+    """Truncated normal of variance 1 / fan_in, cut at two standard deviations (Flax `lecun_normal`)."""
+    fan_in = weight[0].numel()
+    std = fan_in**-0.5 / 0.87962566103423978  # divides out what the cut takes from the standard deviation
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
