@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> int:
 
     keep_output_in(RunFolder(Path(arguments.run_dir)).output_log)
     print(f"[eval] evaluating {arguments.run_dir}; loading torch", flush=True)
-    from pipeline.build.training import make_evaluator
+    from pipeline.build.evaluator import make_evaluator
     from pipeline.config.read import load_config
     from pipeline.errors import ConfigError
     from pipeline.evaluation.watch import wait_for_weights, watch_run

@@ -143,8 +143,8 @@ def _train_as_rank(
 
     voice.say(f"loading Lightning and DeepSpeed ({voice.elapsed})")
     quiet_libraries(is_first=world.is_first)
-    from pipeline.build.training import device_of
-    from pipeline.distributed.world import init_process_group, leave_process_group
+    import pipeline.build.training  # noqa: F401  # loads them here, before the ranks wait for one another
+    from pipeline.distributed.world import device_of, init_process_group, leave_process_group
 
     resolved = resolve_run(config, world_size=world.size)
     if world.size > 1:
@@ -170,8 +170,8 @@ def _train_as_rank(
 def _fit(resolved: ResolvedRun, world: World, stop: StopRequest, *, voice: Voice) -> bool:
     """Train from the state of the run folder; whether a signal ended it early."""
     from pipeline.build.resume import agree_on_start
-    from pipeline.build.training import device_of, make_training
-    from pipeline.distributed.world import any_rank
+    from pipeline.build.training import make_training
+    from pipeline.distributed.world import any_rank, device_of
     from pipeline.run.checkpoint import RunFolder
     from pipeline.run.lock import RunLock
     from pipeline.train.callbacks.checkpointing import mark_complete

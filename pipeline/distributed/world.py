@@ -97,6 +97,11 @@ def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
+def device_of(world: World) -> torch.device:
+    """This rank's device."""
+    return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def init_process_group(world: World, *, timeout_s: float) -> None:
     """Join all ranks: NCCL where there are GPUs, gloo on CPU.
 

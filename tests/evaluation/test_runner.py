@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.build.training import make_evaluator
+from pipeline.build.evaluator import make_evaluator
 from pipeline.config.read import load_config
 from pipeline.errors import EvaluationError
 from pipeline.evaluation import records

@@ -12,11 +12,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pipeline.build.resume import agree_on_start
-from pipeline.build.training import device_of, make_training
+from pipeline.build.training import make_training
 from pipeline.config.read import load_config
 from pipeline.config.resolve import resolve_run
 from pipeline.distributed.quiet import quiet_libraries
-from pipeline.distributed.world import World, die_with_parent, init_process_group, leave_process_group
+from pipeline.distributed.world import World, device_of, die_with_parent, init_process_group, leave_process_group
 from pipeline.launch.signals import StopRequest
 from pipeline.run.lock import RunLock
 

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from pipeline.console.lines import log_line
@@ -43,7 +43,7 @@ from pipeline.train.callbacks.snapshots import (
     take_snapshot,
     write_share,
 )
-from pipeline.train.callbacks.steps import is_step_end
+from pipeline.train.callbacks.steps import StepCallback
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class Save:
     written: Future[Entries | NotFinite]
 
 
-class Checkpointing(Callback):
+class Checkpointing(StepCallback):
     """Writes complete-or-absent checkpoints and plain weights, on all ranks together.
 
     Weights of the step a launch starts from are written too where they are missing: step 0 of a new run.
@@ -103,12 +103,7 @@ class Checkpointing(Callback):
         if trainer.strategy.broadcast(not self.folder.weights_of(trainer.global_step).exists()):
             self._write_first_weights(trainer, trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if not is_step_end(trainer, batch_idx):
-            return
-        step = trainer.global_step
+    def on_step_end(self, trainer: Trainer, step: int, batch: Any, outputs: Any) -> None:
         refused_before, self._refused_steps = self._refused_steps, _refused_steps(trainer)
         was_taken = self._refused_steps == refused_before
         if was_taken and self._sound_step is None and self.start is not None:

@@ -6,11 +6,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pipeline.train.callbacks.steps import is_step_end
+from pipeline.train.callbacks.steps import StepCallback
 from pipeline.train.watchdog import Watchdog
 
 
-class WatchStep(Callback):
+class WatchStep(StepCallback):
     """Before the callbacks that measure and save: the watch, and the phases in and at the end of a step."""
 
     def __init__(self, watchdog: Watchdog) -> None:
@@ -26,9 +26,11 @@ class WatchStep(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if is_step_end(trainer, batch_idx):
-            self._watchdog.beat(step=trainer.global_step)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._watchdog.enter("at a step's end (metrics, saving)")
+
+    def on_step_end(self, trainer: Trainer, step: int, batch: Any, outputs: Any) -> None:
+        self._watchdog.beat(step=step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._watchdog.stop()

@@ -1,10 +1,30 @@
-"""Shared by the callbacks: when a batch's end is an optimizer step's end."""
+"""The base of callbacks that act at the end of an optimizer step, not of each micro-batch."""
 
 from __future__ import annotations
 
-from lightning.pytorch import Trainer
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 
-def is_step_end(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether micro-batch `batch_idx` was the last of its optimizer step."""
-    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+class StepCallback(Callback):
+    """Calls `on_step_end` after the last micro-batch of each optimizer step.
+
+    What is done at every micro-batch goes into `on_train_batch_end`, which calls this class's.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.on_step_end(trainer, trainer.global_step, batch, outputs)
+
+    def on_step_end(self, trainer: Trainer, step: int, batch: Any, outputs: Any) -> None:
+        """Act at the end of a step.
+
+        Args:
+            step: optimizer steps of the run up to here, the one that ended among them.
+            batch: the step's last micro-batch.
+            outputs: what `training_step` returned for it.
+        """
+        raise NotImplementedError

@@ -1,17 +1,21 @@
-"""Stops a run whose gradients stay non-finite, and names the images it choked on."""
+"""Stops a run whose gradients stay non-finite, or whose images cannot be read, and names the images."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from pipeline.console.lines import log_line
-from pipeline.errors import DivergedError
-from pipeline.train.callbacks.steps import is_step_end
+from pipeline.errors import DivergedError, TrainingError
+from pipeline.train.callbacks.metrics import TrainingMetrics
+from pipeline.train.callbacks.steps import StepCallback
+
+UNREADABLE_GRACE = 10  # unreadable images that never stop a run, however short
 
 
-class StopOnNonFinite(Callback):
+class StopOnNonFinite(StepCallback):
     """Counts refused steps. The optimizer itself refuses a step with a non-finite gradient, on all ranks alike.
 
     Args:
@@ -32,8 +36,9 @@ class StopOnNonFinite(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._samples += batch["sample_ids"].tolist()
-        if not is_step_end(trainer, batch_idx):
-            return
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_step_end(self, trainer: Trainer, step: int, batch: Any, outputs: Any) -> None:
         samples, self._samples = self._samples, []
         skipped = trainer.strategy.skipped_steps  # type: ignore[attr-defined]
         if skipped == self._skipped_before:
@@ -43,12 +48,47 @@ class StopOnNonFinite(Callback):
         self._in_a_row += 1
         shown = ", ".join(map(str, samples[:16])) + (", ..." if len(samples) > 16 else "")
         log_line(
-            f"[guard] step {trainer.global_step}: non-finite gradients, step skipped ({self._in_a_row} in a row); "
+            f"[guard] step {step}: non-finite gradients, step skipped ({self._in_a_row} in a row); "
             f"loss on rank {trainer.global_rank}: {float(outputs['micro_loss']):.6g}; its samples: {shown}"
         )
         if self._in_a_row >= self.max_skipped_steps:
             error = DivergedError(
-                f"gradients were not finite for {self._in_a_row} steps in a row (up to step {trainer.global_step}); "
+                f"gradients were not finite for {self._in_a_row} steps in a row (up to step {step}); "
                 f"lower optimizer.learning_rate, set optimizer.clip_norm, or look at the samples named above"
+            )
+            raise error.everywhere()
+
+
+class StopOnUnreadable(StepCallback):
+    """Names what could not be read, and judges its number by the lines of metrics. Goes after the callback that makes them.
+
+    Args:
+        budget: part of the images seen that may be unreadable.
+    """
+
+    def __init__(self, metrics: TrainingMetrics, *, budget: float) -> None:
+        self.metrics = metrics
+        self.budget = budget
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for item in batch["unreadable"]:
+            log_line(
+                f"[data] unreadable image {item.key!r} in {item.shard} at position {item.position} replaced: {item.reason}"
+            )
+        for reason, times in Counter(batch["retries"]).items():
+            log_line(f"[data] {reason.shard}: a read failed {times} times and was made again: {reason.reason}")
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_step_end(self, trainer: Trainer, step: int, batch: Any, outputs: Any) -> None:
+        line = self.metrics.line
+        if line is None:
+            return
+        unreadable, images_seen = line["data/unreadable"], line["images_seen"]
+        if unreadable > max(UNREADABLE_GRACE, self.budget * images_seen):
+            error = TrainingError(
+                f"{unreadable} of {images_seen} images could not be read, more than data.unreadable_budget="
+                f"{self.budget} allows; the log above names them. Repair the shards, or raise the budget"
             )
             raise error.everywhere()

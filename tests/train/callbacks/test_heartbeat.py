@@ -1,4 +1,4 @@
-"""The run's sign of life, and what is said when its numbers leave the ordinary."""
+"""The run's sign of life."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.errors import TrainingError
 from pipeline.launch.signals import StopRequest
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.live_files import LiveFiles
-from pipeline.run.records import append_json_lines, read_json, read_json_lines
+from pipeline.run.records import read_json
 from pipeline.train.callbacks.heartbeat import Heartbeat, Identity
 from tests.conftest import REPOSITORY, environment
 from tests.helpers.one_rank import fit, make_batch
@@ -41,8 +41,7 @@ class Recorded(LiveFiles):
 class Outside:
     """What a heartbeat reaches outside of the run folder."""
 
-    alerts: list[tuple[str, str]] = field(default_factory=list)
-    wandb_problem: str | None = None
+    notices: list[str] = field(default_factory=list)
     stop: StopRequest = field(default_factory=StopRequest)
 
 
@@ -52,8 +51,7 @@ def make_heartbeat(
     outside = outside or Outside()
     return Heartbeat(
         folder, identity=Identity(total_steps=total_steps, global_batch_size=2, world_size=1, num_nodes=1, slurm_job_id=None),
-        start_step=start_step, files=files, stop=outside.stop, send_alert=lambda title, text: outside.alerts.append((title, text)),
-        wandb_off=lambda: outside.wandb_problem,
+        start_step=start_step, files=files, stop=outside.stop, notices=lambda: outside.notices,
     )  # fmt: skip
 
 
@@ -67,19 +65,6 @@ class Fails(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         raise TrainingError(self.message)
-
-
-def line(step: int, step_time_s: float) -> dict[str, Any]:
-    return {"step": step, "speed/step_time_s": step_time_s}
-
-
-def slow_down(health: Heartbeat, *, ordinary: int, first: int = 1) -> list[int]:
-    """Steps of which a heartbeat hears: ordinary ones, then slow ones; those at which alerts stand in alerts.jsonl."""
-    for step in range(first, first + ordinary):
-        health.observe(line(step, 0.4))
-    for step in range(first + ordinary, first + ordinary + 15):
-        health.observe(line(step, 1.0))
-    return [row["step"] for row in read_json_lines(health.folder.alerts)]
 
 
 @pytest.mark.usefixtures("rank")
@@ -139,56 +124,13 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_alert_is_written_sent_and_shown_until_it_is_cleared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, outside = RunFolder(tmp_path), Outside()
-    health = make_heartbeat(folder, files=None, outside=outside)
-    raised_at = slow_down(health, ordinary=40)
-    assert len(raised_at) == 1
-    assert [title for title, _ in outside.alerts] == [f"{tmp_path.name}: step_time"]
-    assert outside.alerts[0][1].startswith(f"step {raised_at[0]}: steps take 1 s, usually 0.4 s")
-    assert outside.alerts[0][1] in capsys.readouterr().out
-    for step in range(100, 140):
-        health.observe(line(step, 0.4))
-    assert [row["change"] for row in read_json_lines(folder.alerts)] == ["raised", "cleared"]
-    assert len(outside.alerts) == 1  # nobody is woken by good news
-    assert "step_time is ordinary again" in capsys.readouterr().out
-
-
 @pytest.mark.usefixtures("rank")
-def test_heartbeats_show_what_is_out_of_the_ordinary(tmp_path: Path) -> None:
-    folder, outside = RunFolder(tmp_path), Outside(wandb_problem="no network")
-    files = Recorded(folder)
-    health = make_heartbeat(folder, files=files, outside=outside)
-    slow_down(health, ordinary=40)
-    fit([health], [make_batch(0)], folder=tmp_path, max_steps=1)
-    assert len(files.states[-1]["alerts"]) == 2
-    assert files.states[-1]["alerts"][0].startswith("steps take 1 s, usually 0.4 s")
-    assert files.states[-1]["alerts"][1] == "W&B is off for this launch: no network"
-
-
-@pytest.mark.usefixtures("rank")
-@pytest.mark.parametrize(("first", "alerts"), [(1, 1), (31, 0)])
-def test_what_was_usual_before_a_launch_is_usual_in_it(first: int, alerts: int, tmp_path: Path) -> None:
-    """Lines of steps that a launch from step 30 trains again say nothing."""
-    folder = RunFolder(tmp_path)
-    append_json_lines(folder.metrics, [line(step, 0.4) for step in range(first, first + 30)])
-    trainer = fit([], [make_batch(number) for number in range(30)], folder=tmp_path, max_steps=30)
-    files = Recorded(folder)
-    health = make_heartbeat(folder, files=files)
-    health.on_train_start(trainer, trainer.lightning_module)
-    assert len(slow_down(health, ordinary=0, first=31)) == alerts
-    files.close()
-
-
-@pytest.mark.usefixtures("rank")
-def test_a_disk_that_takes_no_alerts_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, outside = RunFolder(tmp_path), Outside()
-    folder.alerts.mkdir()  # nothing can be appended to it
-    health = make_heartbeat(folder, files=None, outside=outside)
-    for step in range(60):
-        health.observe(line(step, 0.4 if step < 40 else 1.0))
-    assert len(outside.alerts) == 1
-    assert "alerts.jsonl cannot be written" in capsys.readouterr().out
+def test_heartbeats_show_what_a_reader_should_know(tmp_path: Path) -> None:
+    folder, outside = RunFolder(tmp_path), Outside(notices=["steps take 1 s"])
+    fit([make_heartbeat(folder, files=Recorded(folder), outside=outside)], [make_batch(0)], folder=tmp_path, max_steps=1)
+    beat = read_json(folder.heartbeat)
+    assert beat is not None
+    assert beat["alerts"] == outside.notices
 
 
 def test_a_finished_run_says_so(reference: RunFolder) -> None:

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.nn import functional as F
 
 from pipeline.data.shards.remote import Retry
-from pipeline.data.streams.train import DIGEST_MODULUS, Unreadable
-from pipeline.errors import TrainingError
+from pipeline.data.streams.train import DIGEST_MODULUS
 from pipeline.monitor.loggers import MetricsFile
 from pipeline.objectives.softmax import Softmax
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import read_json_lines
-from pipeline.train.callbacks.metrics import UNREADABLE_GRACE, TrainingMetrics
+from pipeline.train.callbacks.metrics import TrainingMetrics
+from pipeline.train.callbacks.steps import StepCallback
 from pipeline.train.callbacks.stragglers import RankTimes
 from tests.helpers.one_rank import LEARNING_RATE, fit, make_batch, make_module
-from tests.train.callbacks.test_heartbeat import make_heartbeat
 
 pytestmark = pytest.mark.usefixtures("rank")
 Batch = dict[str, Any]
@@ -34,20 +33,37 @@ def make_batches(count: int) -> list[Batch]:
     return [make_batch(number, value=1.0 + number % 3) for number in range(count)]
 
 
-def make_metrics(folder: Path, **changes: Any) -> TrainingMetrics:
+def make_metrics(**changes: Any) -> TrainingMetrics:
     settings: dict[str, Any] = {
-        "metrics": Softmax().metrics(num_classes=2), "global_batch_size": BATCH, "epochs_per_image": {"epoch": 0.25}, "total_steps": 100, "log_every": 1,
-        "flops_per_image": 5e17, "peak_flops": 1e20, "unreadable_budget": 0.0, "rank_times": RankTimes(zero_stage=0, files=None),
-        "heartbeat": make_heartbeat(RunFolder(folder), files=None),
+        "metrics": Softmax().metrics(num_classes=2), "global_batch_size": BATCH, "epochs_per_image": {"epoch": 0.25}, "log_every": 1,
+        "flops_per_image": 5e17, "peak_flops": 1e20, "rank_times": RankTimes(zero_stage=0, files=None),
     }  # fmt: skip
     return TrainingMetrics(**{**settings, **changes})
 
 
-def train(batches: list[Batch], folder: Path, *, metrics: TrainingMetrics | None = None, **options: Any) -> Trainer:
-    metrics = metrics or make_metrics(folder)
+class Lines(StepCallback):
+    """What stands in `line` at each step's end."""
+
+    def __init__(self, metrics: TrainingMetrics) -> None:
+        self.metrics = metrics
+        self.lines: list[dict[str, Any] | None] = []
+
+    def on_step_end(self, trainer: Trainer, step: int, batch: Any, outputs: Any) -> None:
+        self.lines.append(self.metrics.line)
+
+
+def train(
+    batches: list[Batch],
+    folder: Path,
+    *,
+    metrics: TrainingMetrics | None = None,
+    after: Sequence[Callback] = (),
+    **options: Any,
+) -> Trainer:
+    metrics = metrics or make_metrics()
     steps = len(batches) // options.get("accumulation_steps", 1)
     return fit(
-        [metrics.rank_times, metrics], batches, folder=folder, max_steps=steps, logger=[MetricsFile(RunFolder(folder).metrics)], **options
+        [metrics.rank_times, metrics, *after], batches, folder=folder, max_steps=steps, logger=[MetricsFile(RunFolder(folder).metrics)], **options
     )  # fmt: skip
 
 
@@ -85,7 +101,7 @@ def test_a_line_is_the_mean_since_the_last_one(accumulation_steps: int, zero_sta
     batches = make_batches(7 * accumulation_steps)
     losses, norms, hits = reference(batches, accumulation_steps=accumulation_steps)
     train(
-        batches, tmp_path, metrics=make_metrics(tmp_path, log_every=3), accumulation_steps=accumulation_steps, zero_stage=zero_stage
+        batches, tmp_path, metrics=make_metrics(log_every=3), accumulation_steps=accumulation_steps, zero_stage=zero_stage
     )  # fmt: skip
     rows = rows_of(tmp_path)
     assert [row["step"] for row in rows] == [3, 6, 7]
@@ -97,6 +113,14 @@ def test_a_line_is_the_mean_since_the_last_one(accumulation_steps: int, zero_sta
         assert row["train/learning_rate"] == LEARNING_RATE
 
 
+def test_other_callbacks_see_the_line_of_a_step_that_has_one(tmp_path: Path) -> None:
+    metrics = make_metrics(log_every=3)
+    seen = Lines(metrics)
+    train(make_batches(2 * 7), tmp_path, metrics=metrics, after=[seen], accumulation_steps=2)
+    assert [None if line is None else line["step"] for line in seen.lines] == [None, None, 3, None, None, 6, 7]
+    assert [line["train/loss"] for line in seen.lines if line is not None] == [row["train/loss"] for row in rows_of(tmp_path)]
+
+
 def test_counts_follow_from_the_step(tmp_path: Path) -> None:
     train(make_batches(4), tmp_path)
     for step, row in enumerate(rows_of(tmp_path), start=1):
@@ -106,7 +130,7 @@ def test_counts_follow_from_the_step(tmp_path: Path) -> None:
 
 
 def test_without_a_peak_there_is_no_mfu(tmp_path: Path) -> None:
-    train(make_batches(1), tmp_path, metrics=make_metrics(tmp_path, peak_flops=None))
+    train(make_batches(1), tmp_path, metrics=make_metrics(peak_flops=None))
     assert "speed/mfu" not in rows_of(tmp_path)[0]
 
 
@@ -149,7 +173,7 @@ def test_totals_go_on_after_a_resume_as_if_nothing_had_happened(tmp_path: Path) 
     for name in ("whole", "first", "second"):
         (tmp_path / name).mkdir()
     train(batches, tmp_path / "whole", accumulation_steps=2)
-    first, second = (make_metrics(tmp_path) for _ in range(2))
+    first, second = (make_metrics() for _ in range(2))
     train(batches[:2], tmp_path / "first", metrics=first, accumulation_steps=2)
     second.load_state_dict(first.state_dict())
     train(batches[2:], tmp_path / "second", metrics=second, accumulation_steps=2)
@@ -162,38 +186,8 @@ def test_totals_go_on_after_a_resume_as_if_nothing_had_happened(tmp_path: Path) 
     assert all(0 <= digest < DIGEST_MODULUS for digest, _ in whole)
 
 
-def unreadable(count: int) -> list[Unreadable]:
-    return [Unreadable(key=f"image{number}", shard="a.tar", position=number, reason="truncated") for number in range(count)]
-
-
-@pytest.mark.parametrize(("budget", "allowed"), [(0.0, UNREADABLE_GRACE), (4.0, 24)])
-def test_the_budget_of_unreadable_images(budget: float, allowed: int, tmp_path: Path) -> None:
-    """Judged at the line after three steps, of six images."""
-    for count in (allowed, allowed + 1):
-        batches = make_batches(3)
-        batches[1]["unreadable"] = unreadable(count)
-        metrics = make_metrics(tmp_path, log_every=3, unreadable_budget=budget)
-        if count <= allowed:
-            train(batches, tmp_path, metrics=metrics)
-            continue
-        with pytest.raises(
-            TrainingError, match=rf"{count} of 6 images could not be read.*data\.unreadable_budget={budget}"
-        ) as raised:
-            train(batches, tmp_path, metrics=metrics)
-        assert raised.value.on_all_ranks
-    assert [row["data/unreadable"] for row in rows_of(tmp_path)] == [allowed, allowed + 1]
-
-
-def test_what_was_replaced_or_read_again_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    batches = [make_batch(0, unreadable=unreadable(1), retries=3 * [Retry("b.tar", "reset")])]
-    train(batches, tmp_path)
-    said = capsys.readouterr().out
-    assert "unreadable image 'image0' in a.tar at position 0 replaced: truncated" in said
-    assert said.count("b.tar: a read failed 3 times and was made again: reset") == 1
-
-
 def test_the_loss_history_is_kept_with_a_checkpoint(tmp_path: Path) -> None:
-    metrics = make_metrics(tmp_path)
+    metrics = make_metrics()
     train(make_batches(5), tmp_path, metrics=metrics)
     losses = [row["train/loss"] for row in rows_of(tmp_path)]
     assert metrics.state_dict()["loss"] == {"first": losses[0], "lowest": min(losses), "last": losses[-1]}

@@ -1,4 +1,4 @@
-"""A micro-batch's end is a step's end where the trainer's step has moved on."""
+"""A callback acts once a step, where the trainer's step has moved on."""
 
 from __future__ import annotations
 
@@ -6,22 +6,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
-from pipeline.train.callbacks.steps import is_step_end
+from pipeline.train.callbacks.steps import StepCallback
 from tests.helpers.one_rank import fit, make_batch
 
 
-class Steps(Callback):
-    """After each micro-batch: what the function says, and the trainer's step."""
+class Steps(StepCallback):
+    """After each micro-batch: the steps that it was told of, and the trainer's step."""
 
     def __init__(self) -> None:
+        self.told: list[tuple[int, int]] = []
         self.seen: list[tuple[bool, int]] = []
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.seen.append((is_step_end(trainer, batch_idx), trainer.global_step))
+        before = len(self.told)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self.seen.append((len(self.told) > before, trainer.global_step))
+
+    def on_step_end(self, trainer: Trainer, step: int, batch: Any, outputs: Any) -> None:
+        self.told.append((step, batch["digest"]))
 
 
 @pytest.mark.usefixtures("rank")
@@ -35,3 +41,5 @@ def test_a_step_ends_where_the_trainers_step_moves_on(accumulation_steps: int, t
     for is_end, step in steps.seen:
         assert is_end == (step > before)
         before = step
+    # With the step's number and its last micro-batch.
+    assert steps.told == [(step, accumulation_steps * step - 1) for step in (1, 2, 3)]

@@ -1,0 +1,29 @@
+"""Makes the evaluator of a run folder."""
+
+from __future__ import annotations
+
+from pipeline.build.loggers import describe_run, make_run_identity
+from pipeline.build.streams import make_remote_options
+from pipeline.config.run import RunConfig
+from pipeline.console.lines import log_line
+from pipeline.distributed.world import World
+from pipeline.evaluation.runner import Evaluator
+from pipeline.monitor.wandb_identity import settle_run
+from pipeline.monitor.wandb_settings import read_wandb_environment
+from pipeline.run.folder import RunFolder
+
+
+def make_evaluator(folder: RunFolder, config: RunConfig) -> Evaluator:
+    """The evaluator of a run folder, which may have moved since the run's configuration was written."""
+    # Created again if lost: results still belong in evaluations.jsonl.
+    asked_id = None if config.tracking.mode == "disabled" else read_wandb_environment().run_id
+    wandb = settle_run(folder.root, wanted=asked_id, checkpoint_id=None, step=max(folder.weight_steps(), default=0))
+    for message in wandb.messages:
+        log_line(f"[eval] {message}")
+    return Evaluator(
+        folder,
+        section=config.evaluation,
+        identity=make_run_identity(config, run_id=wandb.run_id, folder=folder),
+        record={**describe_run(config, folder, config.model.resolve()), "slurm_job_id": World.from_environment().slurm_job_id},
+        remote=make_remote_options(config.data),
+    )
