@@ -3,11 +3,12 @@
 from typing import Annotated, Any
 
 from pipeline.models.base import ModelConfig
+from pipeline.models.bit.section import BiT
 from pipeline.models.section import ModelSection
 from pipeline.models.vit.section import ViT
 from pipeline.section import OneOf, members_of
 
-Model = Annotated[ViT, OneOf("family", default="vit")]
+Model = Annotated[ViT | BiT, OneOf("family", default="vit")]
 
 
 def config_from_dict(family: str, values: Any) -> ModelConfig:

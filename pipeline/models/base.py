@@ -44,6 +44,10 @@ class Cost(ABC):
             mask_bytes: of one element of a dropout mask: 1 on GPUs, where it is boolean.
         """
 
+    def saved_bytes_once(self, *, precision: TrainingPrecision) -> int:
+        """Bytes kept for the backward pass once, whatever the batch, besides the bf16 copies that autocast makes of kernels."""
+        return 0
+
     @abstractmethod
     def working_bytes(self, *, precision: TrainingPrecision) -> int:
         """Most that one operation of the backward pass takes beyond what was saved."""

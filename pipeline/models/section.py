@@ -18,6 +18,11 @@ class ModelSection(Section):
 
     config_type: ClassVar[type[ModelConfig]]  # what `resolve` returns, for files that hold one
 
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What people call the model."""
+
     @abstractmethod
     def resolve(self, *, head_bias: float = 0.0) -> ModelConfig:
         """The model that the settings describe.

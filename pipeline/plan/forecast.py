@@ -160,7 +160,7 @@ def make_forecast(config: RunConfig, *, cluster: Cluster, num_samples: int | Non
     )
     return Forecast(
         name=config.name,
-        model_name=config.model.name,
+        model_name=config.model.title,
         model=model,
         num_parameters=sizes.total,
         cluster=cluster,
@@ -315,7 +315,7 @@ def _stage_memory(
     batch = config.trainer.global_batch_size
     share, micro = (largest_micro_batch(batch, num_ranks=num_gpus, accumulation_steps=parts) for parts in (1, accumulation))
     image = model.cost.saved_bytes(precision=precision) + model.cost.working_bytes(precision=precision)
-    once = saved_bytes_per_pass(kernels, precision=precision)
+    once = saved_bytes_per_pass(kernels, precision=precision) + model.cost.saved_bytes_once(precision=precision)
     state = state_bytes(
         sizes,
         stage=stage,

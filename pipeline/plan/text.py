@@ -47,7 +47,7 @@ def _heading(forecast: Forecast) -> str:
     cluster = forecast.cluster
     gpus = _count(forecast.num_gpus, "GPU")
     return (
-        f"{forecast.name}: ViT-{forecast.model_name} at {forecast.model.image_size} px, "
+        f"{forecast.name}: {forecast.model_name} at {forecast.model.image_size} px, "
         f"{forecast.num_parameters / 1e6:.1f} M parameters, "
         f"on {_count(cluster.num_nodes, 'node')} of {cluster.gpus_per_node} {forecast.gpu_name} ({gpus})"
     )

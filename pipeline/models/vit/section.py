@@ -28,6 +28,10 @@ class ViT(ModelSection):
 
     config_type: ClassVar[type[ModelConfig]] = ViTConfig
 
+    @property
+    def title(self) -> str:
+        return f"ViT-{self.name}"
+
     def resolve(self, *, head_bias: float = 0.0) -> ViTConfig:
         size, patch_size = parse_name(self.name)
         if self.image_size % patch_size:

@@ -1,0 +1,42 @@
+"""The settings of a ResNet of BiT."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from pipeline.models.base import ModelConfig
+from pipeline.models.bit.layers import Variant
+from pipeline.models.bit.model import MAX_STAGES, BiTConfig
+from pipeline.models.bit.sizes import parse_name
+from pipeline.models.section import ModelSection
+
+
+class BiT(ModelSection):
+    """A ResNet with weight standardisation and group normalisation (Big Transfer, arXiv 1912.11370)."""
+
+    family: Literal["bit"] = "bit"
+    name: str = Field("R50x1", description="layers (26, 50, 101, 152, 200) and width factor")
+    variant: Variant = Field("v2", description="v2: pre-activation, as released; v1: post-activation, as big_vision trains it")
+    image_size: int = Field(224, ge=1, description="side of the square input in pixels")
+    blocks: tuple[PositiveInt, ...] | None = Field(
+        None, min_length=1, max_length=MAX_STAGES, description="overrides the blocks of each stage (for models of your own)"
+    )
+
+    config_type: ClassVar[type[ModelConfig]] = BiTConfig
+
+    @property
+    def title(self) -> str:
+        return f"BiT-{self.name}" if self.variant == "v2" else f"{self.name} ({self.variant})"
+
+    def resolve(self, *, head_bias: float = 0.0) -> BiTConfig:
+        blocks, width = parse_name(self.name)
+        return BiTConfig(
+            image_size=self.image_size,
+            variant=self.variant,
+            blocks=self.blocks or blocks,
+            width=width,
+            num_classes=self.num_classes,
+            head_bias=head_bias,
+        )
