@@ -1,6 +1,6 @@
-"""`python -m data_tools COMMAND`: parses, runs a command, and turns its error into an exit code.
+"""`python -m data_tools COMMAND`: parses the arguments, runs a command, and turns its error into an exit code.
 
-The module of a command has `EPILOG`, `add_arguments(parser)` and `run(arguments)`; the one that is asked for is imported alone.
+A command's module has `EPILOG`, `add_arguments(parser)` and `run(arguments)`. Only the requested command's module is imported.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from data_tools.arguments import add_workers
 from pipeline.console.command_line import Parser, add_commands, chosen_command, use_utf8
 from pipeline.errors import ExitCode, PipelineError
 
-COMMANDS = {  # its module, and what it does
+COMMANDS = {  # each command's module and description
     "make": ("data_tools.make.command", "pack images into shuffled shards, and index them"),
     "index": ("data_tools.index_command", "index the .tar files of a folder or URL, whoever wrote them"),
     "verify": (
@@ -31,7 +31,7 @@ COMMANDS = {  # its module, and what it does
 
 
 def make_parser(chosen: str) -> argparse.ArgumentParser:
-    """The parser of one command; of the others it has the names."""
+    """Return the parser of one command. The other commands are only named in it."""
     parser = Parser(
         prog="python -m data_tools",
         description="Make and index corpora of WebDataset shards.",
@@ -48,10 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code = arguments.function(arguments)
     except PipelineError as error:
-        print(f"\nerror: {error}", file=sys.stderr)  # below a progress bar that may be open
+        print(f"\nerror: {error}", file=sys.stderr)  # the message starts below a progress bar that may be open
         return ExitCode.ERROR
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        print("\ninterrupted; the same command resumes", file=sys.stderr)
         return ExitCode.STOPPED_AT_ONCE
     return code or 0
 

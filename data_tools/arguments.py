@@ -1,4 +1,4 @@
-"""Arguments of the command line that several tools have, and checks of their values."""
+"""Command line arguments that several tools have, and checks of their values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.launch.cores import usable_cores
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parse a whole number of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
@@ -17,7 +17,7 @@ def positive(text: str) -> int:
 
 
 def natural(text: str) -> int:
-    """A whole number of at least 0."""
+    """Parse a whole number of at least 0."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
@@ -25,7 +25,7 @@ def natural(text: str) -> int:
 
 
 def fraction(text: str) -> float:
-    """A number between 0 and 1, neither included."""
+    """Parse a number between 0 and 1, both excluded."""
     value = float(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
@@ -40,7 +40,7 @@ def _block_samples(text: str) -> int:
 
 
 def add_block_samples(command: argparse.ArgumentParser) -> None:
-    """How the shards are cut into blocks."""
+    """Add `--block-samples`: how the shards are cut into blocks."""
     command.add_argument(
         "--block-samples",
         type=_block_samples,
@@ -50,7 +50,7 @@ def add_block_samples(command: argparse.ArgumentParser) -> None:
 
 
 def add_workers(command: argparse.ArgumentParser) -> None:
-    """How many processes work."""
+    """Add `--workers`: how many processes work."""
     command.add_argument(
         "--workers",
         type=positive,

@@ -1,4 +1,4 @@
-"""What earlier commands wrote is not replaced by what covers less, or by what is about other shards."""
+"""Refuse to replace what an earlier command wrote by something that covers less, or that is about other shards."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def check_skip_list(path: Path, *, is_ours: bool, given: Collection[str], advice
 
 
 def read_report(path: Path) -> dict[str, Any] | None:
-    """A report that an earlier command wrote; None if there is none. One that is damaged is none either."""
+    """Return the report that an earlier command wrote; None if there is none or it is damaged."""
     try:
         values = parse_json(path.read_bytes())
     except (FileNotFoundError, ValueError):

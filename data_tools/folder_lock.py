@@ -1,4 +1,4 @@
-"""One command at a time writes into a folder: a second one is refused, and names the first."""
+"""Let one command at a time write into a folder. A second one is refused, with the name of the first."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LOCK_NAME = ".data-tools.lock"
 
 @contextmanager
 def lock_folder(folder: Path, *, advice: str, name: str = LOCK_NAME) -> Iterator[None]:
-    """Hold the lock of a folder, which is made if need be. A lock of a process that was killed is taken over.
+    """Hold the lock of a folder, which is made if it does not exist. The stale lock of a killed process is taken over.
 
     Args:
-        name: of the lock's file; commands that write different files into a folder have locks of their own.
+        name: the lock file's name; commands that write different files into a folder have locks of their own.
         advice: what to do where nothing can be written there: the option that names another path.
 
     Raises:

@@ -23,7 +23,7 @@ from pipeline.errors import DataError
 
 @dataclass(frozen=True)
 class Indexed:
-    """An index that was made, and what of the folder is not in it."""
+    """Describes an index that was made, and the files of the folder that are not in it."""
 
     index: ShardIndex
     empty: tuple[str, ...]  # tars without any member, or whose samples are all skipped
@@ -78,7 +78,7 @@ def index_folder(
 
 
 def describe(made: Indexed) -> str:
-    """What was made, in lines."""
+    """Describe the new index, in lines."""
     index = made.index
     empty = f", {len(made.empty)} without samples ({made.empty[0]} first)" if made.empty else ""
     return (
@@ -89,7 +89,7 @@ def describe(made: Indexed) -> str:
 
 
 def describe_use(folder: str, out: str) -> str:
-    """How an index elsewhere is used."""
+    """Say how an index elsewhere is used."""
     return f"a training reads both with data.train='{{url: {folder}, index: {out}}}'"
 
 
@@ -107,7 +107,7 @@ def lock_index_folder(folder: str, out: str | None) -> Iterator[None]:
         else "choose another folder with --out"
     )
     if not is_remote(index_folder):
-        if out is None and not Path(index_folder).is_dir():  # `list_shards` says so
+        if out is None and not Path(index_folder).is_dir():  # `list_shards` reports it
             yield
             return
         with lock_folder(Path(index_folder), advice=advice):
@@ -123,7 +123,11 @@ def lock_index_folder(folder: str, out: str | None) -> Iterator[None]:
 
 
 def _check_owner(folder: str, out: str | None) -> None:
-    """Raises DataError: the index of another folder would be replaced."""
+    """Refuse to replace the index of another folder.
+
+    Raises:
+        DataError: the index would be replaced.
+    """
     if out is None:
         return
     index_folder, name = find_index(folder, out)
@@ -142,7 +146,7 @@ def _keep_other_index(folder: str, names: Sequence[str], chosen: Sequence[str], 
         return
     try:
         others = set(load_index(folder, out).shard_names) & (set(names) - set(chosen))
-    except DataError:  # none, or none that can be read
+    except DataError:  # no index, or none that can be read
         return
     if others:
         raise DataError(

@@ -1,4 +1,4 @@
-"""What is odd about one encoded image: why it cannot be decoded, or what a person should know of one that can."""
+"""Find what is odd about one encoded image: why it cannot be decoded, or what a person should know of one that can."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIGNATURES = {  # formats that `decode_image` reads
     "BMP": re.compile(rb"BM.{4}\0{4}", re.DOTALL),
     "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
 }
-OTHERS = {  # what is found under an image's name now and then
+OTHERS = {  # formats that are found under an image's name now and then
     **STAND_INS,
     "JSON": re.compile(rb'\s*[{\[]\s*["{\[\]}]'),
     "PDF": re.compile(rb"%PDF-"),
@@ -49,7 +49,7 @@ FIRST_BYTES = 512
 
 
 class Finding(NamedTuple):
-    """One thing found out about a sample."""
+    """Names one fact found out about a sample."""
 
     kind: str
     reason: str
@@ -57,7 +57,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """What an image's header tells."""
+    """Holds what an image's header says."""
 
     format: str
     mode: str
@@ -66,7 +66,7 @@ class Header:
 
 
 def read_header(data: bytes) -> Header | None:
-    """An image's header, from its first bytes; None where they do not hold one."""
+    """Return an image's header, from its first bytes; None where they do not hold one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -107,7 +107,7 @@ def _jpeg_complaint(data: bytes) -> str | None:
 
 
 def _explain(data: bytes, reason: str) -> Finding:
-    """Why an image that could not be decoded could not."""
+    """Return why an image cannot be decoded."""
     if not data:
         return Finding("empty", "no bytes")
     if not data.strip(b"\0"):
@@ -149,7 +149,7 @@ def _pixels_in_header(data: bytes) -> int | None:
                 return image.width * image.height
     except Image.DecompressionBombError:
         return MAX_PIXELS + 1
-    except Exception:  # as in `read_header`
+    except Exception:  # see `read_header`
         return None
 
 
@@ -169,7 +169,7 @@ def _is_cut_short(data: bytes, name: str) -> bool:
 
 
 def jpeg_end(data: bytes) -> int | None:
-    """Place behind a JPEG's end marker, or None where it has none. Thumbnails inside it have others."""
+    """Return the offset behind a JPEG's end marker; None where it has none. Thumbnails inside it have markers of their own."""
     values = np.frombuffer(data, np.uint8)
     offsets = np.flatnonzero(values[:-1] == 0xFF)
     codes = values[offsets + 1]
@@ -194,7 +194,7 @@ def _header_findings(data: bytes, extension: str) -> Iterator[Finding]:
                 yield from _orientation_findings(image)
         except MemoryError:
             raise
-        except Exception as error:  # as in `read_header`; its pixels could be decoded
+        except Exception as error:  # see `read_header`; its pixels could be decoded
             yield Finding("odd_metadata", f"{type(error).__name__}: {error}")
     for warning in caught:
         kind = "huge" if issubclass(warning.category, Image.DecompressionBombWarning) else "odd_metadata"
@@ -217,7 +217,7 @@ def _colour_findings(image: Image.Image, data: bytes) -> Iterator[Finding]:
 
 def _bits_per_channel(image: Image.Image, data: bytes) -> int:
     if image.format == "PNG":
-        return data[24]  # of the IHDR chunk, which comes first
+        return data[24]  # in the IHDR chunk, which comes first
     if image.format == "TIFF":
         return int(max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))))  # pyright: ignore[reportAttributeAccessIssue]
     return 32 if image.mode == "I" else 16 if image.mode.startswith("I;16") else 8
@@ -270,5 +270,5 @@ def _size_findings(pixels: Pixels) -> Iterator[Finding]:
 
 
 def _is_flat(pixels: Pixels, *, step: int) -> bool:
-    """Whether every `step`-th pixel has nearly the same colour."""
+    """Return whether every `step`-th pixel has nearly the same colour."""
     return float(pixels[::step, ::step].std(axis=(0, 1)).max()) < FLAT_DEVIATION

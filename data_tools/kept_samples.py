@@ -1,4 +1,4 @@
-"""Which samples of a shard a training sees: those that its index does not leave out."""
+"""Tell which samples of a shard a training sees: those that its index does not leave out."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from pipeline.data.shards.tar import TarSample
 
 @dataclass(frozen=True)
 class KeptSamples:
-    """What the index keeps of one shard."""
+    """Holds what the index keeps of one shard."""
 
-    starts: NDArray[np.int64]  # of its blocks, in bytes
+    starts: NDArray[np.int64]  # start of each block, in bytes
     ends: NDArray[np.int64]
-    skipped: tuple[frozenset[int], ...]  # slots of each block
-    num_bytes: int | None  # of the shard when it was indexed; None if the index does not name it
+    skipped: tuple[frozenset[int], ...]  # skipped slots of each block
+    num_bytes: int | None  # size of the shard when it was indexed; None if the index does not name it
 
     @property
     def version(self) -> str:
-        """Changes with what is kept."""
+        """Return a value that changes with what is kept."""
         facts = repr((self.starts.tolist(), self.ends.tolist(), [sorted(slots) for slots in self.skipped], self.num_bytes))
         return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
     def mark(self, samples: Iterable[TarSample]) -> Iterator[tuple[TarSample, bool]]:
-        """Every sample of the shard, and whether it is kept."""
+        """Yield every sample of the shard, and whether it is kept."""
         block, slot = -1, 0
         for sample in samples:
             found = int(np.searchsorted(self.starts, sample.start, side="right")) - 1
@@ -39,7 +39,7 @@ class KeptSamples:
 
 
 def find_index_of(folder: str, index: str | None) -> ShardIndex | None:
-    """The index of a folder; None if it has none.
+    """Return the index of a folder; None if it has none.
 
     Args:
         index: where it lies, if not next to the shards.
@@ -53,7 +53,7 @@ def find_index_of(folder: str, index: str | None) -> ShardIndex | None:
 
 
 def kept_in_shard(index: ShardIndex, name: str) -> KeptSamples:
-    """What an index keeps of a shard; nothing if it does not name it."""
+    """Return what an index keeps of a shard; nothing if it does not name the shard."""
     if name not in index.shard_names:
         return KeptSamples(np.zeros(0, np.int64), np.zeros(0, np.int64), (), None)
     shard = index.shard_names.index(name)

@@ -1,4 +1,4 @@
-"""Work on many shards in parallel, each finished shard remembered, so that a killed command goes on where it stopped."""
+"""Work on many shards in parallel. Each finished shard is remembered, so that a killed command resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Result = TypeVar("Result")
 
 
 class WorkerKilledError(DataError):
-    """A worker process ended without a word: a library crashed, or the system killed it.
+    """A worker process ended without a message: a library crashed, or the system killed it.
 
     Attributes:
-        tasks: what it was at work on; more than one if several workers were killed.
+        tasks: the tasks in work; more than one if several workers were killed.
     """
 
     def __init__(self, message: str, tasks: Sequence[Any]) -> None:
@@ -45,7 +45,7 @@ def map_in_processes(
     unit: str,
     name_task: Callable[[Task], str] = str,
 ) -> Iterator[tuple[Task, Result]]:
-    """(task, function(task)) as they finish, with a progress bar. At most two tasks a worker wait at a time.
+    """Yield (task, function(task)) as they finish, with a progress bar. At most two tasks a worker wait at a time.
 
     Args:
         name_task: what to call a task in messages.
@@ -88,7 +88,7 @@ def map_in_processes(
 
 
 def _call_noted(notes: str, number: int, function: Callable[[Task], Result], task: Task) -> Result:
-    """Leave a note of what this process is at work on: a process that is killed cannot say it any more."""
+    """Leave a note of this process's current task: a killed process can no longer report it."""
     Path(notes, str(os.getpid())).write_text(str(number))
     return function(task)
 
@@ -120,7 +120,7 @@ def remember(
     facts: Sequence[object],
     is_final: Callable[[dict[str, Any]], bool] = lambda _: True,
 ) -> dict[str, Any]:
-    """The result of an earlier call with the same facts, or else that of calling now, kept at `path` (JSON).
+    """Return the result of an earlier call with the same facts, kept at `path` (JSON), or else that of calling now.
 
     Args:
         facts: everything the result depends on, for example a shard's size and the options.
@@ -129,7 +129,7 @@ def remember(
     key = hashlib.blake2b(repr(tuple(facts)).encode(), digest_size=16).hexdigest()
     try:
         stored = parse_json(path.read_text())
-    except (FileNotFoundError, ValueError):  # never made, or a file that another program wrote
+    except (FileNotFoundError, ValueError):  # never made, or written by another program
         stored = {}
     if isinstance(stored, dict) and stored.get("key") == key and isinstance(stored.get("result"), dict):
         return stored["result"]

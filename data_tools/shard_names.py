@@ -1,4 +1,4 @@
-"""What the names in a folder of shards say: downloads that did not end, and numbers that are missing."""
+"""Read what the names in a folder of shards say: downloads that did not end, and numbers that are missing."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.errors import DataError
 
-CONTROL = ".aria2"  # lies next to a file that has its full size from the start, with zeros where nothing has come yet
+CONTROL = ".aria2"  # exists next to a file that has its full size from the start, with zeros where nothing has come yet
 ENDINGS = frozenset({"part", "partial", "crdownload", "download", "incomplete", "filepart", "tmp", "temp", "swp", "lock"})
 COMPANIONS = re.compile(
     r"(?:md5|sha\d+|crc\d*|xxh\d*)(?:sums?)?|idx|index|json|csv|txt|done|ok|log|gz|tgz|zst|xz|bz2|lz4", re.IGNORECASE
 )
-RANDOM = re.compile(r"(?=.*[A-Z0-9])[A-Za-z0-9]{6,8}")  # of rsync, `aws s3 cp` and others, behind the name while they write
+RANDOM = re.compile(r"(?=.*[A-Z0-9])[A-Za-z0-9]{6,8}")  # suffix that rsync, `aws s3 cp` and others add while they write
 OF_MANY = re.compile(r"(.*?)(\d+)-of-(\d+)(\D*)")
 NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
 MAX_SHOWN = 5
 
 
 def find_unfinished(names: Iterable[str]) -> list[str]:
-    """Files that are parts of tars by their names."""
+    """Return files that are parts of tars by their names."""
     return sorted(name for name in names if _is_unfinished(name))
 
 
@@ -49,7 +49,7 @@ def check_finished(names: Sequence[str], *, source: object) -> None:
 
 
 def find_gaps(shards: Iterable[str]) -> list[str]:
-    """Names of shards that are missing in the numbering of those that are there; none if they are not numbered."""
+    """Return the names of shards that are missing in the numbering; none if the shards are not numbered."""
     groups: dict[tuple[str, str, str, int], set[int]] = {}
     for name in shards:
         stem = name.removesuffix(".tar")
@@ -72,15 +72,15 @@ def find_gaps(shards: Iterable[str]) -> list[str]:
 
 
 def lines(found: Iterable[str]) -> str:
-    """Remarks for a terminal; empty if there are none."""
+    """Return remarks as lines for a terminal; empty if there are none."""
     return "".join(f"{line}\n" for line in found)
 
 
 def remark(names: Sequence[str], shards: Sequence[str]) -> list[str]:
-    """What to tell of a folder.
+    """Return the remarks on a folder.
 
     Args:
-        names: of all its files.
+        names: names of all its files.
         shards: those of them that are taken.
     """
     found: list[str] = []

@@ -1,4 +1,4 @@
-"""The shards that a command is given, by a folder, a URL or a single tar, and the samples in each."""
+"""List the shards that a command is given, by a folder, a URL or a single tar, and read the samples in each."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from pipeline.errors import DataError
 
 @dataclass(frozen=True)
 class ShardList:
-    """Shards of one folder."""
+    """Names the shards of one folder."""
 
     folder: str
     names: tuple[str, ...]
     compressed: tuple[str, ...]  # tars that must be unpacked before anything can read them
     is_single: bool  # one tar was named, not its folder
-    hidden: tuple[str, ...] = ()  # passed over: their names begin with a dot
-    remarks: tuple[str, ...] = ()  # on what the folder's names say
+    hidden: tuple[str, ...] = ()  # files passed over: their names begin with a dot
+    remarks: tuple[str, ...] = ()  # remarks on the folder's names
 
     @property
     def output_folder(self) -> Path:
-        """Where findings go unless an option says otherwise: next to the shards, or for a URL into the current folder."""
+        """Return the folder for findings unless an option says otherwise: next to the shards, or for a URL the current one."""
         return Path() if is_remote(self.folder) else Path(self.folder)
 
     @property
     def output_prefix(self) -> str:
-        """Begins the names of findings: those on one tar of a folder are not those on the folder."""
+        """Return the prefix of the findings' names: those on one tar of a folder are not those on the folder."""
         return f"{(*self.names, *self.compressed)[0].removesuffix('.tar')}." if self.is_single else ""
 
 
 def list_shards(path: str) -> ShardList:
-    """The tars of a folder or URL, or the one tar that is named.
+    """Return the tars of a folder or URL, or the one tar that is named.
 
     Raises:
         DataError: no such path, or no tars in it.
@@ -67,7 +67,7 @@ def list_shards(path: str) -> ShardList:
 
 
 def describe_hidden(names: Sequence[str]) -> str:
-    """A line for the terminal; empty if there are none."""
+    """Return a line for the terminal; empty if no files are hidden."""
     if not names:
         return ""
     return (
@@ -77,7 +77,7 @@ def describe_hidden(names: Sequence[str]) -> str:
 
 
 def shard_version(folder: str, name: str) -> str:
-    """Changes whenever the shard does.
+    """Return a value that changes whenever the shard does.
 
     Raises:
         UnreachableError: it cannot be reached.
@@ -87,12 +87,12 @@ def shard_version(folder: str, name: str) -> str:
 
 
 def is_whole(result: Mapping[str, Any]) -> bool:
-    """Whether a shard's findings are to be remembered: one that is broken, or seems so, is looked at again."""
+    """Return whether a shard's findings are remembered. A shard that is broken, or seems so, is checked again."""
     return result["broken"] is None
 
 
 class Shard:
-    """An open shard, read once from front to back.
+    """Reads one open shard once, from front to back.
 
     Raises:
         UnreachableError: it cannot be opened.
@@ -112,7 +112,7 @@ class Shard:
         self._file.close()
 
     def samples(self) -> Iterator[TarSample]:
-        """Every sample of the tar.
+        """Yield every sample of the tar.
 
         Raises:
             DataError: compressed, damaged or cut short.
@@ -122,7 +122,7 @@ class Shard:
             yield from scan_samples(self._file, name=self.name)
 
     def read(self, member: TarMember, num_bytes: int | None = None) -> bytes:
-        """A member's bytes, or the first of them.
+        """Return a member's bytes, or the first of them.
 
         Raises:
             DataError: a sparse file too large for memory.
@@ -139,14 +139,14 @@ class Shard:
         return data
 
     def is_empty_tar(self) -> bool:
-        """Whether it holds no member at all."""
+        """Return whether the tar holds no member at all."""
         with store_errors(self.name):
             return is_empty_tar(self._file)
 
 
 @contextmanager
 def store_errors(name: str) -> Iterator[None]:
-    """What keeps a shard from being read, as an error that names it.
+    """Raise what keeps a shard from being read as an error that names it.
 
     Raises:
         UnreachableError: a link that leads nowhere, no permission, a store that fails.

@@ -1,8 +1,8 @@
-"""Splits by name: recognises train, val, test ... in names of folders, files and columns, and refuses to mix them.
+"""Recognise splits (train, val, test ...) in names of folders, files and columns, and refuse to mix them.
 
 A name is cut into words at separators, at changes of case and between letters and digits; a split is one of these words:
-`flowers-train.arrow`, `train2017`, `TestImages`, `imagenet22k-validation-0001.tar`. What stays of the name without the
-split, numbers and words like `images` is its family: `flowers-train` and `flowers-test` are of one, `test_tube` is of another.
+`flowers-train.arrow`, `train2017`, `TestImages`, `imagenet22k-validation-0001.tar`. The rest of the name, without numbers and
+words like `images`, is its family: `flowers-train` and `flowers-test` are of one, `test_tube` is of another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal
 
 from pipeline.errors import DataError
 
-# Every spelling, and the split that it means: two spellings of one split are not two splits.
+# Every spelling maps to the split that it means: two spellings of one split are not two splits.
 SPLITS = {
     "train": "train", "training": "train", "trn": "train",
     "val": "val", "valid": "val", "validation": "val", "validate": "val", "dev": "val", "devel": "val", "minival": "val",
@@ -43,7 +43,7 @@ COLUMNS = frozenset(
     {"split", "splits", "subset", "partition", "fold", "folds", "usage", "set", "phase", "split_name", "data_split"}
 )
 FLAG = re.compile(r"(?:is|in|for)[_ ]?(.+)")
-UNNAMED = "unnamed"  # what to type for files and rows whose names tell no split
+UNNAMED = "unnamed"  # what to type for files and rows whose names contain no split
 DIGITS = re.compile(r"\d+")
 NUMBERED_PART = re.compile(
     r"(?:parts?|shards?|chunks?|batch(?:es)?|buckets?|volumes?|vol|disk|data|images?|imgs?|jpe?gs?|photos?|folds?|splits?|sets?|subsets?|"
@@ -63,13 +63,13 @@ Unmarked = Literal["refuse", "allow"]
 
 @dataclass(frozen=True)
 class SplitName:
-    """A name that holds a split word.
+    """Holds a name that contains a split word.
 
     Attributes:
         split: what the word means.
         word: as it is written, in lower case.
         family: what else the name says, without numbers and generic words.
-        part: of a path, that holds the name.
+        part: the part of a path that holds the name.
     """
 
     split: str
@@ -79,7 +79,7 @@ class SplitName:
 
 
 def parse_split(name: str) -> SplitName | None:
-    """The split in a name; None if there is none."""
+    """Return the split in a name; None if there is none."""
     words = _words(name)
     for word, width in words:
         split = _meaning(word)
@@ -90,19 +90,19 @@ def parse_split(name: str) -> SplitName | None:
 
 
 def split_of(name: str) -> str | None:
-    """What split a name means, by the spelling that it uses; None if it names none."""
+    """Return the split that a name means, by its spelling; None if it names none."""
     found = parse_split(name)
     return None if found is None else found.word
 
 
 def meaning(text: str) -> str:
-    """What a split's name means: `validation` and `VAL` mean the same. Other words mean themselves."""
+    """Return what a split's name means. `validation` and `VAL` mean the same. Other words mean themselves."""
     found = parse_split(text)
     return text.strip().lower() if found is None or found.family else found.split
 
 
 def _words(name: str) -> list[tuple[str, int]]:
-    """Words in lower case, those that make up a split together as one, and of how many each consists."""
+    """Return words in lower case, those that make up a split together as one, and how many words each consists of."""
     words = [word.lower() for word in WORD.findall(name)]
     joined: list[tuple[str, int]] = []
     index = 0
@@ -120,10 +120,9 @@ def _meaning(word: str) -> str | None:
 
 
 def split_of_file(name: str) -> str:
-    """The split that a table's or tar's name tells; "" if none.
+    """Return the split that a table's or tar's name contains; "" if none.
 
-    Hugging Face's NAME-00000-of-00002 tells it whatever NAME is; `cache-HASH` is what a `map` left there: the same rows
-    once more.
+    Hugging Face's NAME-00000-of-00002 contains it whatever NAME is. A `map` leaves `cache-HASH` there: the same rows once more.
     """
     if cache := CACHE.match(name):
         return cache[1]
@@ -133,7 +132,7 @@ def split_of_file(name: str) -> str:
 
 
 def lists_next_to(folder: Path) -> list[Path]:
-    """Split lists next to a folder of all images: CUB's train_test_split.txt, Food-101's meta/train.txt."""
+    """Return split lists next to a folder of all images: CUB's train_test_split.txt, Food-101's meta/train.txt."""
     path = folder.absolute()
     if path.name.lower() not in GENERIC:
         return []
@@ -142,13 +141,13 @@ def lists_next_to(folder: Path) -> list[Path]:
         for child in sorted(path.parent.iterdir()):
             inner = [child] if child.is_file() else sorted(child.iterdir()) if child.name.lower() in FOLDERS_OF_LISTS else []
             found += [path for path in inner if path.suffix.lower() in LISTS and parse_split(path.stem) is not None]
-    except OSError:  # what cannot be looked at says nothing
+    except OSError:  # an unreadable file says nothing
         return []
     return found
 
 
 def select_shards(names: Sequence[str], split: str | None, *, source: object) -> list[str]:
-    """Those tars of a folder that are to be indexed as one corpus.
+    """Return those tars of a folder that are to be indexed as one corpus.
 
     Args:
         split: what the user asked for; several with commas between them.
@@ -171,17 +170,17 @@ def select_shards(names: Sequence[str], split: str | None, *, source: object) ->
 
 
 def parse_wanted(text: str) -> tuple[str, ...]:
-    """Splits that a user names, with commas between them."""
+    """Return the splits that a user names, with commas between them."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def is_cache(name: str) -> bool:
-    """Whether a table is what a `map` of Hugging Face's library left."""
+    """Return whether a `map` of Hugging Face's library left a table."""
     return CACHE.match(name) is not None
 
 
 def group_files(names: Iterable[str]) -> dict[str, list[str]]:
-    """File names by their split."""
+    """Group file names by their split."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(split_of_file(name), []).append(name)
@@ -197,13 +196,13 @@ def choose(
     answer: str,
     unmarked: Unmarked = "refuse",
 ) -> set[str] | None:
-    """Which of the splits that were found to take; None for all, where that is one split alone.
+    """Return which of the found splits to take; None for all, where there is only one.
 
     Args:
-        counts: by split, as the names spell it; "" for what names none.
-        wanted: what the user asked for; it may be found elsewhere.
+        counts: counts by split, as the names spell it; "" for names without a split.
+        wanted: the user's choice; it may be found elsewhere.
         unit: what is counted.
-        answer: what to type.
+        answer: the advice: what to type.
         unmarked: `refuse` if names without a split next to those of one are a reason to ask.
 
     Raises:
@@ -221,10 +220,10 @@ def choose(
 
 
 def check_found(wanted: Collection[str] | None, found: Collection[str], *, source: object) -> None:
-    """Refuse a choice of what is not there.
+    """Refuse a choice of what does not exist.
 
     Raises:
-        DataError: naming it and what is there.
+        DataError: the message names it and what exists.
     """
     if missing := [word for word in wanted or () if not _matches(found, word)]:
         shown = ", ".join(_shown(split) for split in found)
@@ -232,12 +231,12 @@ def check_found(wanted: Collection[str] | None, found: Collection[str], *, sourc
 
 
 def matches(splits: Collection[str], wanted: Iterable[str]) -> set[str]:
-    """Those splits that are wanted, by their spelling or else by their meaning."""
+    """Return those splits that are wanted, by their spelling or else by their meaning."""
     return {split for word in wanted for split in _matches(splits, word)}
 
 
 def _matches(splits: Collection[str], word: str) -> set[str]:
-    if "=" in word:  # of a column, which names it
+    if "=" in word:  # a choice for a column, which it names
         return set()
     if word.lower() == UNNAMED:
         return {split for split in splits if not split}
@@ -246,7 +245,7 @@ def _matches(splits: Collection[str], word: str) -> set[str]:
 
 
 def describe(counts: Mapping[str, int], unit: str) -> str:
-    """The splits with their counts."""
+    """Return the splits with their counts."""
     return ", ".join(
         f"{_shown(split)} ({counts[split]} {unit if counts[split] != 1 else unit.removesuffix('s')})" for split in counts
     )
@@ -257,20 +256,20 @@ def _shown(split: str) -> str:
 
 
 def is_split_column(name: str) -> bool:
-    """Whether a column's name says that it holds each row's split: split, subset, fold, is_train, is_valid ..."""
+    """Return whether a column's name says that it holds each row's split: split, subset, fold, is_train, is_valid ..."""
     plain = name.strip().lower()
     flag = FLAG.fullmatch(plain)
     return plain in COLUMNS or (flag is not None and (found := parse_split(flag[1])) is not None and not found.family)
 
 
 def is_split(value: str) -> bool:
-    """Whether a value says a split and nothing else."""
+    """Return whether a value says a split and nothing else."""
     found = parse_split(value)
     return found is not None and not found.family
 
 
 def are_splits(values: Collection[str]) -> bool:
-    """Whether values of a column, whatever its name, are splits: at least two, and nothing else."""
+    """Return whether values of a column, whatever its name, are splits: at least two, and nothing else."""
     if not 2 <= len(values) <= MAX_SPLIT_VALUES:
         return False
     named = [value for value in values if value.strip()]
@@ -278,7 +277,7 @@ def are_splits(values: Collection[str]) -> bool:
 
 
 def splits_among_classes(names: Sequence[str]) -> list[str]:
-    """Those of some class names (of folders, of tars) that are splits, not classes.
+    """Return those of some class names (of folders, of tars) that are splits, not classes.
 
     Two splits of one family are splits whatever lies next to them. A single one, like the `train` among vehicles, is
     a class unless it is alone.
@@ -293,15 +292,16 @@ def splits_among_classes(names: Sequence[str]) -> list[str]:
 
 
 def numbered_parts(names: Collection[str]) -> list[str]:
-    """Names that number the parts of something (images_001, fold1, shard-0002); none if they are classes."""
+    """Return names that number the parts of something (images_001, fold1, shard-0002); none if they are classes."""
     found = sorted(name for name in names if NUMBERED_PART.fullmatch(name))
     return found if len(found) > 1 or len(found) == len(names) else []
 
 
 def parse_path(path: str) -> SplitName | None:
-    """The split that a path's folders tell, the outermost first, or else its file's name: `train_0001.jpg`, `x_val_17.png`.
+    """Return the split that a path's folders contain, the outermost first, or else its file's name: `train_0001.jpg`,
+    `x_val_17.png`.
 
-    A file's name tells it where nothing but a number follows the word.
+    A file's name counts where nothing but a number follows the word.
     """
     *folders, name = path.replace("\\", "/").split("/")
     for folder in folders:
@@ -322,7 +322,7 @@ _parse_cached = functools.lru_cache(maxsize=CACHE_ENTRIES)(parse_split)
 
 
 def name_counts(found: Mapping[SplitName | None, int]) -> Counter[str]:
-    """Counts by split, as it is spelt; "" for none. Words that are splits in one family of names alone are none."""
+    """Return counts by split, as it is spelt; "" for none. Words that are splits in one family of names alone are none."""
     families: dict[tuple[str, ...], set[str]] = {}
     for one in found:
         if one is not None:
@@ -335,12 +335,14 @@ def name_counts(found: Mapping[SplitName | None, int]) -> Counter[str]:
 
 
 def unmarked_rule(found: Iterable[SplitName | None]) -> Unmarked:
-    """What paths without a split are next to those with one: a folder `test` among them sets its files apart from the rest."""
+    """Return what paths without a split are next to those with one: a folder `test` among them sets its files apart from the
+    rest.
+    """
     is_apart = any(one is not None and one.part == "folder" and one.split != "train" for one in found)
     return "refuse" if is_apart else "allow"
 
 
 def path_in(path: str, taken: Collection[str]) -> bool:
-    """Whether a path is of one of these splits."""
+    """Return whether a path is of one of these splits."""
     found = parse_path(path)
     return (found.word if found is not None else "") in taken

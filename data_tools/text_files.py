@@ -1,4 +1,4 @@
-"""Text that people and other programs write: its encoding is found out or asked for, and lines end where editors end them."""
+"""Read text that people and other programs write: its encoding is detected or given, and any line end is accepted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ADVICE = "say which encoding it is with --encoding (cp1252 is what Windows write
 
 
 def find_encoding(data: bytes) -> str | None:
-    """The encoding that a byte-order mark tells."""
+    """Return the encoding that a byte-order mark means."""
     return next((encoding for mark, encoding in MARKS.items() if data.startswith(mark)), None)
 
 
@@ -26,7 +26,7 @@ def check_encoding(name: str) -> None:
     """Refuse an encoding that Python does not know.
 
     Raises:
-        DataError: unknown.
+        DataError: Python does not know it.
     """
     try:
         codecs.lookup(name)
@@ -36,7 +36,7 @@ def check_encoding(name: str) -> None:
 
 
 def read_text(path: str, *, encoding: str | None) -> str:
-    """A file's text: in the encoding that is given, else that of its byte-order mark, else UTF-8.
+    """Return a file's text, decoded by the encoding that is given, else by that of its byte-order mark, else as UTF-8.
 
     Raises:
         DataError: no such file, or bytes that are no text in this encoding.
@@ -59,15 +59,15 @@ def read_text(path: str, *, encoding: str | None) -> str:
 
 
 def is_text(name: str) -> bool:
-    """Whether a name is text that can be written, and not bytes of an unknown encoding from a file system."""
+    """Return whether a name is text that can be written, and not bytes of an unknown encoding from a file system."""
     return not any("\udc80" <= letter <= "\udcff" for letter in name)
 
 
 def printable(name: str) -> str:
-    """For a terminal or a message."""
+    """Make a name safe for a terminal or a message."""
     return name if name.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def same_name(name: str) -> str:
-    """Names that look the same are the same: systems write accents in two ways."""
+    """Return the same text for names that look the same: systems write accents in two ways."""
     return unicodedata.normalize("NFC", name)

@@ -1,1 +1,1 @@
-"""`dedup`: near-copies between sets and inside one."""
+"""The command `dedup` finds near-copies between sets and inside one."""

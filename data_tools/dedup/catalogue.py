@@ -1,4 +1,4 @@
-"""The hashed images of a set, numbered through its shards."""
+"""Number the hashed images of a set through its shards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_tools.dedup.matching import Codes, HashTable, Ints, join_codes
 
 
 class StoredImage(NamedTuple):
-    """Where one encoded image lies."""
+    """Locates one encoded image."""
 
     folder: str
     shard: str
@@ -23,13 +23,13 @@ class StoredImage(NamedTuple):
 
 
 class MakeCodes(Protocol):
-    """Which hashes of some images of a table to take: see `near_copies`."""
+    """Chooses which hashes of some images of a table to take: see `matching`."""
 
     def __call__(self, table: HashTable, images: Ints, *, first_image: int = 0) -> Codes: ...
 
 
 class Catalogue:
-    """What is known of a set that was hashed. It keeps some 40 bytes an image; hashes are read again when wanted."""
+    """Holds what is known of a hashed set. It keeps some 40 bytes an image; hashes are read again when needed."""
 
     def __init__(self, images: ImageSet) -> None:
         self.images = images
@@ -45,7 +45,7 @@ class Catalogue:
             pixels.append(shard.size.prod(axis=1))
             wholes.append(shard.hashes.frames[:, 0])
             featureless.append(shard.hashes.is_featureless)
-        self.start = np.array(starts, np.int64)  # (shards + 1,): number of each shard's first image
+        self.start = np.array(starts, np.int64)  # (shards + 1,): the number of each shard's first image
         self.num_pixels: Ints = np.concatenate(pixels)
         self.whole_view: NDArray[np.uint8] = np.concatenate(wholes)
         self.is_featureless: NDArray[np.bool_] = np.concatenate(featureless)
@@ -54,21 +54,21 @@ class Catalogue:
         return int(self.start[-1])
 
     def shards(self) -> Iterator[HashedShard]:
-        """Each shard, read now."""
+        """Yield each shard, read at that moment."""
         return (load_shard(self.images, name) for name in self.images.shards)
 
     def codes(self, position: int, make: MakeCodes, chosen: NDArray[np.bool_]) -> Codes:
-        """Hashes of the chosen images that are in one shard."""
+        """Return hashes of the chosen images that are in one shard."""
         first, last = self.start[position : position + 2].tolist()
         shard = load_shard(self.images, self.images.shards[position])
         return make(shard.hashes, np.flatnonzero(chosen[first:last]), first_image=first)
 
     def all_codes(self, make: MakeCodes, chosen: NDArray[np.bool_]) -> Codes:
-        """Hashes of the chosen images of all shards."""
+        """Return hashes of the chosen images of all shards."""
         return join_codes([self.codes(position, make, chosen) for position in range(len(self.images.shards))])
 
     def images_of(self, numbers: Ints) -> dict[int, StoredImage]:
-        """Where some images lie, by their numbers."""
+        """Return the location of some images, by their numbers."""
         wanted = np.unique(numbers)
         owner = np.searchsorted(self.start, wanted, side="right") - 1
         images_of: dict[int, StoredImage] = {}

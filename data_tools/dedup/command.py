@@ -1,4 +1,4 @@
-"""Copies of test images in a corpus, and copies inside it."""
+"""Find copies of test images in a corpus, and copies inside it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EPILOG = (
     "Finds images of CORPUS that are near-copies of an image of a TEST_SET (rescaled, recompressed, mirrored, cropped by a\n"
     "tenth), and with --within those that are copies of each other; of these the largest stays. Writes a skip list for\n"
     "`index --skip` (copies.tsv), a report (dedup.json), and pictures of the pairs, the doubtful ones first\n"
-    "(dedup-against.jpg, dedup-within.jpg). Images are hashed once; run it again after a crash: it goes on.\n"
+    "(dedup-against.jpg, dedup-within.jpg). Images are hashed once; run it again after a crash: it resumes.\n"
     "docs/data-tools.md says what it finds and misses.\n\n"
     "examples:\n  python -m data_tools dedup /data/imagenet21k --against /data/cifar10/test --against /data/flowers/test\n"
     "  python -m data_tools dedup /data/imagenet21k --against /data/cifar10/test --within --out /data/findings\n"

@@ -1,7 +1,7 @@
 """Find near-copies of test images in a corpus, and copies inside the corpus itself.
 
-Every image is hashed once (`image_hashes`); pairs are found by an index over the hashes (`near_copies`, `hamming`), shard
-by shard, and remembered until a shard, a test set or the distance changes.
+Every image is hashed once (`hash_sets`). Pairs are found by an index over the hashes (`matching`, `hamming`), shard by shard,
+and remembered until a shard, a test set or the distance changes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.errors import DataError
 
 @dataclass(frozen=True)
 class Copy:
-    """An image of the corpus and what it is a copy of."""
+    """Names an image of the corpus and the image that it is a copy of."""
 
     image: StoredImage
     of: StoredImage
@@ -32,27 +32,27 @@ class Copy:
 
 @dataclass(frozen=True)
 class SetCopies:
-    """What of one test set is in the corpus."""
+    """Counts the images that one test set and the corpus share."""
 
     catalogue: Catalogue
-    num_test_images: int  # that have a copy in the corpus
-    num_corpus_images: int  # that are a copy of one
+    num_test_images: int  # those that have a copy in the corpus
+    num_corpus_images: int  # those that are a copy of a test image
 
 
 @dataclass(frozen=True)
 class DedupResult:
-    """Everything a search found."""
+    """Holds everything that a search found."""
 
     distance: int
     corpus: Catalogue
     test_sets: list[SetCopies]
     against: list[Copy]  # every pair of a corpus image and a test image
     left_out_for_test: list[Copy]  # each of those corpus images once, with the nearest test image
-    within: list[Copy] | None  # each copy inside the corpus, with the image that stays; None if not looked for
+    within: list[Copy] | None  # each copy inside the corpus, with the image that stays; None if there was no search for them
 
     @property
     def left_out(self) -> list[Copy]:
-        """Every image to leave out, once."""
+        """Return every image to leave out, once."""
         return [*self.left_out_for_test, *(self.within or [])]
 
 

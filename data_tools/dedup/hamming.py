@@ -1,9 +1,9 @@
-"""All pairs of bit strings within a Hamming distance, found by an index instead of comparing each with each.
+"""Find all pairs of bit strings within a Hamming distance, by an index instead of comparing each with each.
 
-Multi-index hashing (Norouzi, Punjani, Fleet 2012): cut the strings into m parts. If two of them differ in at most
-radius = m * k + a bits, then they differ in at most k bits in one of the first a + 1 parts, or in at most k - 1 bits in
-one of the others: otherwise they would differ in more than `radius` bits in all. So the strings are sorted by each
-part, a query looks up everything within that distance of its part, and what it finds is compared in full. Exact.
+The method is multi-index hashing (Norouzi, Punjani, Fleet 2012): cut the strings into m parts. If two of them differ in at most
+radius = m * k + a bits, then they differ in at most k bits in one of the first a + 1 parts, or in at most k - 1 bits in one of
+the others: otherwise they would differ in more than `radius` bits in all. So the strings are sorted by each part, a query looks
+up everything within that distance of its part, and what it finds is compared in full. The result is exact.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Bits = NDArray[np.uint8]  # (N, bytes)
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs within the radius, sorted by query, then entry."""
+    """Holds pairs within the radius, sorted by query, then entry."""
 
     query: NDArray[np.int64]
     entry: NDArray[np.int64]
@@ -37,10 +37,10 @@ class Pairs:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """The entries sorted by one part of their bits."""
+    """Holds the entries sorted by one part of their bits."""
 
-    flips: NDArray[np.int32]  # what a query's part is XORed with to get all that it may match
-    first: NDArray[np.int32]  # (2**bits + 1,) where each value begins in `order`
+    flips: NDArray[np.int32]  # values to XOR with a query's part to get all that it may match
+    first: NDArray[np.int32]  # (2**bits + 1,): where each value begins in `order`
     order: NDArray[np.int32]  # (N,)
 
 
@@ -69,7 +69,7 @@ class HammingIndex:
         return cls(_as_words(bits), parts, num_bits=num_bits, radius=radius)
 
     def save(self, folder: Path) -> None:
-        """Write it to a folder, to be opened by many processes."""
+        """Write the index to a folder, for many processes to open."""
         folder.mkdir(parents=True)
         np.save(folder / "words.npy", self._words)
         for number, part in enumerate(self._parts):
@@ -80,7 +80,7 @@ class HammingIndex:
 
     @classmethod
     def open(cls, folder: Path) -> HammingIndex:
-        """Map what `save` wrote: all processes share its pages."""
+        """Map what `save` wrote. All processes share its pages."""
         about = json.loads((folder / "about.json").read_text())
         names = [field.name for field in fields(_Chunk)]
         parts = [
@@ -89,14 +89,14 @@ class HammingIndex:
         return cls(map_array(folder / "words.npy"), parts, num_bits=about["num_bits"], radius=about["radius"])
 
     def search(self, queries: Bits) -> Pairs:
-        """All pairs of a query and an entry within the radius, each once."""
+        """Return all pairs of a query and an entry within the radius, each once."""
         found = [
             self._search_part(part, queries[start : start + QUERIES_AT_ONCE], start)
             for start in range(0, len(queries), QUERIES_AT_ONCE)
             for part in range(len(self._parts))
         ]
         joined = np.concatenate([np.zeros((0, 3), np.int64), *(rows for group in found for rows in group)])
-        # The same pair turns up in every part that the two agree in.
+        # The same pair is found in every part that the two agree in.
         unique = np.unique(joined[:, 0] * max(1, len(self._words)) + joined[:, 1], return_index=True)[1]
         return Pairs(*joined[unique].T)
 
@@ -121,7 +121,9 @@ class HammingIndex:
     def _compare(
         self, part: _Chunk, words: NDArray[np.uint64], first: NDArray[np.int32], count: NDArray[np.int32]
     ) -> NDArray[np.int64]:
-        """(query, entry, distance) of what lies in order[first : first + count] of each query and is near enough."""
+        """Return (query, entry, distance) of the near pairs among each query and its entries in order[first : first +
+        count].
+        """
         ends = np.cumsum(count, dtype=np.int32)
         query = np.repeat(np.arange(len(words), dtype=np.int32), count)
         entry = part.order.take(np.repeat(first - (ends - count), count) + np.arange(len(query), dtype=np.int32))
@@ -132,19 +134,19 @@ class HammingIndex:
 
 
 def map_array(path: Path) -> NDArray[Any]:
-    """An array file's pages, or the array itself where there are none to map."""
+    """Map an array file's pages. An array that has none to map is returned itself."""
     array = np.load(path, mmap_mode=None if path.stat().st_size < 256 else "r")
     return array.view(np.ndarray)
 
 
 def choose_num_parts(num_entries: int, *, num_bits: int, radius: int) -> int:
-    """The number of parts that makes a query cheapest: few look-ups, or few candidates to compare."""
+    """Return the number of parts that makes a query cheapest: few look-ups, or few candidates to compare."""
     fewest = -(-num_bits // MAX_PART_BITS)
     return min(range(fewest, num_bits + 1), key=lambda parts: _query_cost(num_entries, num_bits, radius, parts))
 
 
 def _query_cost(num_entries: int, num_bits: int, radius: int, num_parts: int) -> float:
-    """Look-ups, and what the candidates they bring cost, if values were spread evenly."""
+    """Return the cost of a query: look-ups plus candidates, if values were spread evenly."""
     cost = 0.0
     for width, reach in zip(_part_bits(num_bits, num_parts), _part_radii(radius, num_parts), strict=True):
         look_ups = sum(math.comb(width, flipped) for flipped in range(reach + 1))
@@ -153,7 +155,7 @@ def _query_cost(num_entries: int, num_bits: int, radius: int, num_parts: int) ->
 
 
 def _part_radii(radius: int, num_parts: int) -> list[int]:
-    """How far each part may be off; -1 for parts that need not be looked at."""
+    """Return how many bits each part may differ in; -1 for parts that need no look-up."""
     reach, rest = divmod(radius, num_parts)
     return [reach if number <= rest else reach - 1 for number in range(num_parts)]
 
@@ -168,7 +170,7 @@ def _flips(width: int, reach: int) -> NDArray[np.int32]:
 
 
 def _take_part(bits: Bits, number: int, num_parts: int) -> NDArray[np.int32]:
-    """Every num_parts-th bit from `number` on, as a number: neighbouring frequencies go to different parts."""
+    """Return every num_parts-th bit from `number` on, as a number, so that neighbouring frequencies go to different parts."""
     pieces = [np.unpackbits(bits[i : i + (1 << 16)], axis=1)[:, number::num_parts] for i in range(0, len(bits), 1 << 16)]
     weights = [(piece @ (1 << np.arange(piece.shape[1], dtype=np.int32))).astype(np.int32) for piece in pieces]
     return np.concatenate([np.zeros(0, np.int32), *weights])
@@ -181,7 +183,7 @@ def _as_words(bits: Bits) -> NDArray[np.uint64]:
 
 
 def _cut(count: NDArray[np.int32]) -> list[tuple[int, int]]:
-    """Ranges of queries with a bounded number of candidates each, if more than one query shares them."""
+    """Yield ranges of queries with a bounded number of candidates each, if more than one query shares them."""
     if int(count.sum(dtype=np.int64)) <= CANDIDATES_AT_ONCE:
         return [(0, len(count))]
     group = np.cumsum(count, dtype=np.int64) // CANDIDATES_AT_ONCE

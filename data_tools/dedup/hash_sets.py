@@ -1,4 +1,4 @@
-"""Hash every image of sets of shards once, in parallel. A shard is hashed again when the filesystem says that it changed."""
+"""Hash every image of sets of shards once, in parallel. A shard that has changed in the file system is hashed again."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pipeline.data.shards.sample import IMAGE_EXTENSIONS, find_member
 from pipeline.data.shards.tar import TarMember, find_defect, refuse_sparse
 from pipeline.errors import DataError
 
-HASHES_VERSION = 1  # of what is hashed and how it is stored; other versions are computed again
+HASHES_VERSION = 1  # version of what is hashed and how it is stored; hashes of other versions are computed again
 
 
 def hash_sets(sets: Sequence[ImageSet], *, num_workers: int) -> None:
-    """Hash what is not hashed yet.
+    """Hash the shards that are not hashed yet.
 
     Raises:
         DataError: a damaged shard, or hashes that cannot be written.
@@ -33,7 +33,7 @@ def hash_sets(sets: Sequence[ImageSet], *, num_workers: int) -> None:
 
 
 def hash_shard(task: tuple[str, str, str]) -> None:
-    """Hash the images of one shard, unless that has been done: (folder, name, work folder)."""
+    """Hash the images of one shard, given as (folder, name, work folder), unless that has been done."""
     folder, name, work = task
     facts = f"{HASHES_VERSION} {shard_version(folder, name)}"
     if stored_facts(Path(work), name) == facts:

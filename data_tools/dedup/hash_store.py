@@ -1,4 +1,4 @@
-"""The hashes of a set's images as they are kept, a file a shard.
+"""Store the hashes of a set's images, one file a shard.
 
 FOLDER/.dedup/
   shard-000000.tar.safetensors    hashes, sizes and byte ranges of its images; what could not be decoded
@@ -33,7 +33,7 @@ HASH_ARRAYS = ("frames", "mirrored", "crops", "detail")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Shards of one folder, and where their hashes are kept."""
+    """Names the shards of one folder, and the folder where their hashes are kept."""
 
     path: str  # as the user gave it
     folder: str
@@ -41,13 +41,13 @@ class ImageSet:
     work: Path
 
     def shares_shards(self, other: ImageSet) -> bool:
-        """Whether some shard is in both."""
+        """Return whether some shard is in both sets."""
         return _identity(self.folder) == _identity(other.folder) and not set(self.shards).isdisjoint(other.shards)
 
 
 @dataclass(frozen=True)
 class HashedShard:
-    """The images of one shard that could be decoded, in its order."""
+    """Holds the images of one shard that could be decoded, in the shard's order."""
 
     name: str
     facts: str
@@ -63,7 +63,7 @@ class HashedShard:
 
 
 def open_set(path: str, *, work: str | None) -> ImageSet:
-    """The tars of a folder or URL, or the one tar that is named.
+    """Return the tars of a folder or URL, or the one tar that is named.
 
     Args:
         work: where hashes go; a set gets a folder of its own in it. Next to the shards if not given, or for a URL in
@@ -77,12 +77,12 @@ def open_set(path: str, *, work: str | None) -> ImageSet:
         raise DataError(f"{path}: {listed.compressed[0]} is compressed; `gunzip` (or `zstd -d`) it first")
     folder = listed.folder
     own_name = f"{folder.rpartition('/')[2]}-{hashlib.blake2b(_identity(folder).encode(), digest_size=4).hexdigest()}"
-    beside = Path(WORK_NAME, own_name) if is_remote(path) else Path(folder, WORK_NAME)
+    default = Path(WORK_NAME, own_name) if is_remote(path) else Path(folder, WORK_NAME)
     return ImageSet(
         path=path,
         folder=folder,
         shards=listed.names,
-        work=Path(work, own_name) if work else beside,
+        work=Path(work, own_name) if work else default,
     )
 
 
@@ -91,7 +91,7 @@ def _identity(folder: str) -> str:
 
 
 def tabulate(hashes: Sequence[ImageHashes]) -> HashTable:
-    """The hashes of images as one table."""
+    """Return the hashes of images as one table."""
     return HashTable(
         frames=np.array([image.frames for image in hashes], np.uint8).reshape(-1, NUM_FRAMES, VIEW_BYTES),
         mirrored=np.array([image.mirrored for image in hashes], np.uint8).reshape(-1, NUM_FRAMES, VIEW_BYTES),
@@ -120,7 +120,7 @@ def save_shard(work: Path, shard: HashedShard) -> None:
 
 
 def stored_facts(work: Path, name: str) -> str | None:
-    """What the hashes that are kept of a shard depend on; None if there are none."""
+    """Return the facts that a shard's stored hashes depend on; None if no hashes are stored."""
     try:
         with safe_open(_hashes_path(work, name), framework="numpy") as file:
             return parse_json(file.metadata()["about"])["facts"]
@@ -131,12 +131,12 @@ def stored_facts(work: Path, name: str) -> str | None:
         KeyError,
         ValueError,
         AttributeError,
-    ):  # never made, or a file that another program wrote
+    ):  # never made, or written by another program
         return None
 
 
 def load_shard(images: ImageSet, name: str) -> HashedShard:
-    """What was found in a shard that is hashed.
+    """Return the stored hashes of a shard.
 
     Raises:
         DataError: the file is damaged.

@@ -1,4 +1,4 @@
-"""Which images are near-copies of which, and which of a set's own copies to keep.
+"""Decide which images are near-copies of which, and which of a set's own copies to keep.
 
 Two images match if a hash of one of them or of its mirror image is near a hash of the other one or of a part of it, so
 it does not matter which of the two was mirrored or cropped.
@@ -20,15 +20,15 @@ from data_tools.dedup.perceptual_hash import HASH_BYTES, MIN_DETAIL, Views
 Ints = NDArray[np.int64]
 
 DEFAULT_DISTANCE = 20  # of 144 bits; see docs/data-tools.md
-MAX_DISTANCE = 32  # beyond it unrelated images match in numbers
+MAX_DISTANCE = 32  # beyond it unrelated images match in large numbers
 MAX_COLOUR_DISTANCE = 10.0  # of 256 levels; measured like the distance
-MAX_GREY_DISTANCE = 6.0  # of pairs that are compared in grey: a third of the values say less, and simple pictures agree in them
+MAX_GREY_DISTANCE = 6.0  # for pairs compared in grey: a third of the values say less, and simple pictures agree in them
 MAX_GREY_SPREAD = 4.0  # levels between the channels of an image without colour: JPEG and rounding leave some
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's mode L has it
 
 
 class MatchKind(IntFlag):
-    """How the two images of a pair differ."""
+    """Says how the two images of a pair differ."""
 
     WHOLE = 0
     CROPPED = 1
@@ -36,13 +36,13 @@ class MatchKind(IntFlag):
 
     @property
     def title(self) -> str:
-        """In words, as reports have it."""
+        """Return the kind in the words of reports."""
         return ("whole", "cropped", "mirrored", "mirrored and cropped")[self]
 
 
 @dataclass(frozen=True)
 class HashTable:
-    """The hashes of many images; see `perceptual_hash.ImageHashes`."""
+    """Holds the hashes of many images; see `perceptual_hash.ImageHashes`."""
 
     frames: Views  # (N, 2, 45)
     mirrored: Views  # (N, 2, 45)
@@ -51,13 +51,13 @@ class HashTable:
 
     @property
     def is_featureless(self) -> NDArray[np.bool_]:
-        """Images whose hashes say nothing: they are no copies of anything."""
+        """Return which images have hashes that say nothing: they are no copies of anything."""
         return self.detail < MIN_DETAIL
 
 
 @dataclass(frozen=True)
 class Codes:
-    """Hashes in a row, with the image each is of and how it was altered."""
+    """Holds hashes in a row, with the image that each belongs to and how it was altered."""
 
     views: Views  # (N, 45)
     image: Ints
@@ -66,7 +66,7 @@ class Codes:
 
 @dataclass(frozen=True)
 class Copies:
-    """Pairs of images, each pair once, with the least distance of any of their parts."""
+    """Holds pairs of images, each pair once, with the least distance of any of their parts."""
 
     first: Ints
     second: Ints
@@ -77,17 +77,17 @@ class Copies:
         return len(self.first)
 
     def take(self, chosen: Ints | NDArray[np.bool_]) -> Copies:
-        """Some of the pairs."""
+        """Return the chosen pairs."""
         return Copies(self.first[chosen], self.second[chosen], self.distance[chosen], self.kind[chosen])
 
 
 def join_codes(codes: Sequence[Codes]) -> Codes:
-    """One after the other."""
+    """Return all hashes, one set after the other."""
     return Codes(*(np.concatenate([getattr(part, name) for part in codes]) for name in ("views", "image", "kind")))
 
 
 def join_copies(copies: Sequence[Copies]) -> Copies:
-    """Pairs of several searches, each pair once."""
+    """Return pairs of several searches, each pair once."""
     first, second, distance, kind = (
         np.concatenate([np.zeros(0, np.int64), *(getattr(part, name) for part in copies)])
         for name in ("first", "second", "distance", "kind")
@@ -100,13 +100,13 @@ def join_copies(copies: Sequence[Copies]) -> Copies:
 
 
 def whole_codes(table: HashTable, images: Ints, *, first_image: int = 0) -> Codes:
-    """The frames of some images, upright and mirrored. Images are numbered from `first_image`."""
+    """Return the frames of some images, upright and mirrored. Images are numbered from `first_image`."""
     upright = _frame_codes(table.frames, images, first_image, kind=MatchKind.WHOLE)
     return join_codes([upright, _frame_codes(table.mirrored, images, first_image, kind=MatchKind.MIRRORED)])
 
 
 def upright_codes(table: HashTable, images: Ints, *, first_image: int = 0) -> Codes:
-    """The frames and the crops of some images."""
+    """Return the frames and the crops of some images."""
     return join_codes(
         [
             _frame_codes(table.frames, images, first_image, kind=MatchKind.WHOLE),
@@ -116,7 +116,7 @@ def upright_codes(table: HashTable, images: Ints, *, first_image: int = 0) -> Co
 
 
 def crop_codes(table: HashTable, images: Ints, *, first_image: int = 0) -> Codes:
-    """The crops of some images."""
+    """Return the crops of some images."""
     crops = table.crops[images]
     num_images, num_crops, num_bytes = crops.shape
     owner = np.repeat(images + first_image, num_crops)
@@ -124,7 +124,7 @@ def crop_codes(table: HashTable, images: Ints, *, first_image: int = 0) -> Codes
 
 
 def _frame_codes(frames: Views, images: Ints, first_image: int, *, kind: MatchKind) -> Codes:
-    """The whole, and the middle square where that is something else."""
+    """Return the whole image's frame, and the middle square's where it differs."""
     whole, square = frames[images, 0], frames[images, 1]
     differs = (whole != square).any(axis=1)
     return Codes(
@@ -135,9 +135,10 @@ def _frame_codes(frames: Views, images: Ints, first_image: int, *, kind: MatchKi
 
 
 def colour_distance(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Root mean square difference of colours, (N, 27) each, made equally bright by one factor shared between the two.
+    """Return the root mean square difference of colours, (N, 27) each, made equally bright by one factor shared between the
+    two.
 
-    Where one of the two has no colour, the other one's is taken away: copies are made grey more often than tinted.
+    Where one of the two has no colour, the other's is removed: copies are made grey more often than tinted.
     """
     one, other = first.astype(np.float64).reshape(-1, 9, 3), second.astype(np.float64).reshape(-1, 9, 3)
     has_grey = _has_grey(first, second)[:, None, None]
@@ -148,19 +149,19 @@ def colour_distance(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDAr
 
 
 def _has_grey(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Whether one of two has no colour, (N, 27) each."""
+    """Return whether one of two images has no colour, (N, 27) each."""
     spreads = [np.ptp(side.astype(np.float64).reshape(-1, 9, 3), axis=2).max(axis=1) for side in (first, second)]
     return np.minimum(*spreads) <= MAX_GREY_SPREAD
 
 
 def have_like_colours(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Whether the colours of a copy, (N, 27) each, could be these."""
+    """Return whether the colours of a copy, (N, 27) each, could be these."""
     limit = np.where(_has_grey(first, second), MAX_GREY_DISTANCE, MAX_COLOUR_DISTANCE)
     return colour_distance(first, second) <= limit
 
 
 class CopyFinder:
-    """Finds images of which a view is alike: its bits within a distance, and its colours like: see `have_like_colours`."""
+    """Finds images with a similar view: its bits are within a distance, and its colours are similar (`have_like_colours`)."""
 
     def __init__(self, index: HammingIndex, codes: Codes) -> None:
         self._index, self._codes = index, codes
@@ -170,7 +171,7 @@ class CopyFinder:
         return cls(HammingIndex.build(codes.views[:, :HASH_BYTES], radius=distance), codes)
 
     def save(self, folder: Path) -> None:
-        """Write it to a folder, to be opened by many processes."""
+        """Write the finder to a folder, for many processes to open."""
         self._index.save(folder)
         for name, array in vars(self._codes).items():
             np.save(folder / f"{name}.npy", array)
@@ -182,7 +183,7 @@ class CopyFinder:
         return cls(HammingIndex.open(folder), codes)
 
     def find(self, queries: Codes) -> Copies:
-        """Pairs of a query's image and one of ours; an image is no copy of itself."""
+        """Return pairs of a query's image and an indexed image. An image is no copy of itself."""
         pairs = self._index.search(queries.views[:, :HASH_BYTES])
         query, entry = pairs.query, pairs.entry
         colours = queries.views[query, HASH_BYTES:], self._codes.views[entry, HASH_BYTES:]
@@ -194,13 +195,13 @@ class CopyFinder:
 
 
 def nearest(copies: Copies) -> Copies:
-    """For every first image the pair with the least distance, the first such."""
+    """Return, for every first image, the pair with the least distance; the first such."""
     ordered = copies.take(np.lexsort((copies.second, copies.distance, copies.first)))
     return ordered.take(np.unique(ordered.first, return_index=True)[1])
 
 
 def group_identical(views: Views, *, rank: Ints) -> Ints:
-    """Of every image the one of least rank with the same bits, if its colours are alike, else itself.
+    """Return, for every image, the image of least rank with the same bits if its colours are alike, else the image itself.
 
     A picture that a set holds ten thousand times would otherwise make fifty million pairs.
     """
@@ -212,15 +213,14 @@ def group_identical(views: Views, *, rank: Ints) -> Ints:
 
 
 def choose_left_out(copies: Copies, *, rank: Ints) -> Copies:
-    """Which images to leave out, so that no two that match stay: pairs of one and the image kept in its place.
+    """Return which images to leave out, so that no two matching images stay, as pairs of one and the image kept in its place.
 
-    Images are gone through by rank. One that is not left out yet is kept, and all that match it are left out. So
-    whatever is left out matches an image that is kept: a chain of ever more different images is not followed beyond its
-    first link.
+    Images are visited by rank. An image that is not left out yet is kept, and all that match it are left out. So every image
+    that is left out matches a kept one: a chain of ever more different images is not followed beyond its first link.
 
     Args:
         copies: all pairs of a set, in either order.
-        rank: of each image; the least is kept first.
+        rank: rank of each image; the least is kept first.
     """
     first, second = np.concatenate([copies.first, copies.second]), np.concatenate([copies.second, copies.first])
     pair = np.tile(np.arange(len(copies)), 2)

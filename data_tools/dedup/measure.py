@@ -44,42 +44,42 @@ Alteration = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
 def recompress(image: Image.Image, _: np.random.Generator, *, quality: int) -> Image.Image:
-    """To JPEG and back."""
+    """Encode the image as JPEG and decode it."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")
 
 
 def rescale(image: Image.Image, _: np.random.Generator, *, factor: float) -> Image.Image:
-    """To another size."""
+    """Resize the image."""
     return image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))), Image.Resampling.BICUBIC)
 
 
 def crop(image: Image.Image, generator: np.random.Generator, *, side: float) -> Image.Image:
-    """A part with this share of width and height, anywhere."""
+    """Cut out a part with this share of width and height, anywhere."""
     width, height = max(1, round(image.width * side)), max(1, round(image.height * side))
     left, top = generator.integers(image.width - width + 1), generator.integers(image.height - height + 1)
     return image.crop((int(left), int(top), int(left) + width, int(top) + height))
 
 
 def cut_square(image: Image.Image, _: np.random.Generator) -> Image.Image:
-    """The middle square."""
+    """Cut out the middle square."""
     box, (width, height) = middle_square(image.width / image.height), image.size
     return image.crop((round(box.left * width), round(box.top * height), round(box.right * width), round(box.bottom * height)))
 
 
 def mirror(image: Image.Image, _: np.random.Generator) -> Image.Image:
-    """Left to right."""
+    """Swap left and right."""
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def brighten(image: Image.Image, _: np.random.Generator, *, factor: float) -> Image.Image:
-    """Every level times a factor."""
+    """Multiply every level by a factor."""
     return ImageEnhance.Brightness(image).enhance(factor)
 
 
 def drop_colour(image: Image.Image, _: np.random.Generator) -> Image.Image:
-    """Grey."""
+    """Make the image grey."""
     return image.convert("L").convert("RGB")
 
 
@@ -106,15 +106,15 @@ ALTERATIONS: dict[str, tuple[Alteration, ...]] = {
 
 @dataclass(frozen=True)
 class PlantedCopies:
-    """What was found of planted copies."""
+    """Holds the planted copies that were found."""
 
     num_images: int
-    distance_by_alteration: dict[str, NDArray[np.int64]]  # of those found
-    false_distance: NDArray[np.int64]  # of pairs of a copy and another image than its own
+    distance_by_alteration: dict[str, NDArray[np.int64]]  # distances of the copies that were found
+    false_distance: NDArray[np.int64]  # distances of pairs of a copy and another image than its own
 
 
 def plant_copies(images: Sequence[Image.Image], *, seed: int) -> PlantedCopies:
-    """Alter images in all ways, look for the copies among the originals."""
+    """Alter images in all ways, and look for the copies among the originals."""
     originals = _hash_all(images)
     numbers = np.flatnonzero(~originals.is_featureless)
     after = len(images)  # copies are numbered after the originals
@@ -147,7 +147,7 @@ def _hash_all(images: Sequence[Image.Image]) -> HashTable:
 
 
 def read_images(path: str, *, num_images: int, seed: int) -> list[Image.Image]:
-    """Images of a set drawn at random; fewer if it has fewer."""
+    """Return images of a set drawn at random; fewer if it has fewer."""
     images = open_set(path, work=None)
     folder = ShardFolder(images.folder)
     listed = []
@@ -168,7 +168,7 @@ def read_images(path: str, *, num_images: int, seed: int) -> list[Image.Image]:
 
 
 def tabulate_planted(planted: PlantedCopies) -> str:
-    """Share found by alteration and distance."""
+    """Return a table of the share found by alteration and distance."""
     lines = [f"{planted.num_images} images  | found within" + "".join(f"{distance:>7}" for distance in DISTANCES)]
     for name, distances in planted.distance_by_alteration.items():
         lines.append(f"{name:32}" + "".join(f"{np.sum(distances <= d) / planted.num_images:>7.1%}" for d in DISTANCES))
@@ -178,7 +178,7 @@ def tabulate_planted(planted: PlantedCopies) -> str:
 
 
 def brute_force_pairs(entries: NDArray[np.uint8], queries: NDArray[np.uint8], *, radius: int) -> Pairs:
-    """What `HammingIndex.search` must find, by comparing each with each."""
+    """Return what `HammingIndex.search` must find, by comparing each with each."""
     rows = [np.zeros((3, 0), np.int64)]
     for number, query in enumerate(queries):
         distance = np.bitwise_count(entries ^ query).sum(axis=1, dtype=np.int64)
@@ -189,14 +189,14 @@ def brute_force_pairs(entries: NDArray[np.uint8], queries: NDArray[np.uint8], *,
 
 @dataclass(frozen=True)
 class SearchCost:
-    """Of finding all pairs of `num_entries` hashes with themselves."""
+    """Holds what it costs to find all pairs of `num_entries` hashes with themselves."""
 
     num_entries: int
     build_s: float
     search_s: float
     peak_memory_mb: float
     num_planted: int
-    num_found: int  # of the planted
+    num_found: int  # number of planted pairs found
     exact: str  # whether the pairs are those of brute force
 
 
@@ -225,7 +225,7 @@ def measure_search(num_entries: int, *, radius: int, num_checked: int = 10_000) 
 
 
 def tabulate_costs(costs: Sequence[SearchCost]) -> str:
-    """One line a size."""
+    """Return a table with one line a size."""
     lines = ["   hashes   build s  search s  us a query  peak MB  planted found  brute force"]
     lines += [
         f"{cost.num_entries:>9,}  {cost.build_s:>8.2f}  {cost.search_s:>8.1f}  {cost.search_s / cost.num_entries * 1e6:>10.1f}"

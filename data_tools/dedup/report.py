@@ -30,7 +30,7 @@ CAPTION_HEIGHT = 30
 
 @dataclass(frozen=True)
 class DedupOutputs:
-    """Where findings go."""
+    """Names the files that findings are written to."""
 
     skip_list: Path
     report: Path
@@ -39,7 +39,7 @@ class DedupOutputs:
 
 
 def default_outputs(corpus: str, *, out: str | None) -> DedupOutputs:
-    """Next to the shards, or for a URL in the current folder, unless an option says otherwise."""
+    """Return paths next to the shards, or for a URL in the current folder, unless an option says otherwise."""
     shards = list_shards(corpus)
     folder, prefix = Path(out) if out else shards.output_folder, shards.output_prefix
     names = ("copies.tsv", "dedup.json", "dedup-against.jpg", "dedup-within.jpg")
@@ -62,7 +62,7 @@ def write_findings(found: DedupResult, outputs: DedupOutputs) -> None:
             if pairs:
                 draw_sheet(pairs).save(sheet_path, quality=88)
             else:
-                sheet_path.unlink(missing_ok=True)  # of a search before
+                sheet_path.unlink(missing_ok=True)  # left by an earlier search
     except OSError as error:
         raise DataError(f"findings cannot be written to {outputs.report.parent} ({error}); name a folder with --out") from error
 
@@ -75,7 +75,7 @@ def _reason(found: DedupResult, copy: Copy) -> str:
 
 
 def describe(found: DedupResult) -> dict[str, Any]:
-    """The report."""
+    """Return the report."""
     return {
         "distance": found.distance,
         "hash_bits": 8 * HASH_BYTES,
@@ -131,7 +131,7 @@ def _describe_pair(copy: Copy) -> dict[str, Any]:
 
 
 def tabulate(found: DedupResult) -> str:
-    """What was found, for the terminal."""
+    """Return the findings as a table for the terminal."""
     rows: list[tuple[str, ...]] = [("", "images", "no image", "undecodable", "featureless", "in the corpus", "as copies")]
     rows.append((found.corpus.images.path, *_counts(found.corpus), "", ""))
     rows += [
@@ -158,7 +158,7 @@ def tabulate(found: DedupResult) -> str:
 
 
 def next_step(found: DedupResult, outputs: DedupOutputs) -> str:
-    """The files, and the command that uses them."""
+    """Return the written files, and the command that uses them."""
     lines = [f"report:    {outputs.report}", f"skip list: {outputs.skip_list}"]
     lines += [
         f"to judge:  {path}"
@@ -182,7 +182,7 @@ def _counts(catalogue: Catalogue) -> tuple[str, ...]:
 
 
 def draw_sheet(pairs: Sequence[Copy]) -> Image.Image:
-    """Pairs side by side with their distances, those closest to the threshold first: the doubtful ones."""
+    """Return an image of pairs side by side with their distances, the doubtful ones (closest to the threshold) first."""
     shown = sorted(pairs, key=lambda copy: (-copy.distance, copy.image, copy.of))[:MAX_SHEET_PAIRS]
     width, height = 2 * TILE_SIDE + 10, TILE_SIDE + CAPTION_HEIGHT
     num_rows = -(-len(shown) // SHEET_COLUMNS)

@@ -1,4 +1,4 @@
-"""Search a corpus for copies, shard by shard, in processes that share one index. What is found is remembered."""
+"""Search a corpus for copies, shard by shard, in processes that share one index. Results are remembered."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ FIRST_TEST_IMAGE = 1 << 40  # test images are numbered from here on, beyond any 
 SEARCHED_NAME = "searched.npy"
 # Hashes of whole images are asked for whole images and parts of them, hashes of parts for whole images.
 ASKED_WITH: dict[str, MakeCodes] = {"whole": upright_codes, "crops": whole_codes}
-RULES_VERSION = 3  # of what makes a copy: pairs found by other rules are searched for again
+RULES_VERSION = 3  # version of what makes a copy; pairs found by other rules are searched for again
 
 
 def find_against(corpus: Catalogue, targets: Sequence[Catalogue], starts: Ints, *, distance: int, num_workers: int) -> Copies:
-    """Pairs of a corpus image and a test image. Test images are numbered through their sets, from `starts` on."""
+    """Return pairs of a corpus image and a test image. Test images are numbered through their sets, from `starts` on."""
 
     def join(make: MakeCodes) -> Codes:
         parts = [target.all_codes(make, ~target.is_featureless) for target in targets]
@@ -55,7 +55,7 @@ def find_against(corpus: Catalogue, targets: Sequence[Catalogue], starts: Ints, 
 
 
 def find_within(corpus: Catalogue, *, left_out: Ints, distance: int, num_workers: int) -> Copies:
-    """Images of the corpus to leave out, each with the image that is kept in its place: the largest, then the first."""
+    """Return images of the corpus to leave out, each with the image that is kept in its place: the largest, then the first."""
     everything = np.arange(len(corpus))
     rank = np.empty(len(corpus), np.int64)
     rank[np.lexsort((everything, -corpus.num_pixels))] = everything
@@ -73,7 +73,7 @@ def find_within(corpus: Catalogue, *, left_out: Ints, distance: int, num_workers
 
 
 def _add_identical(left_out: Copies, leader: Ints, numbers: Ints) -> Copies:
-    """Leave out, too, the images whose hash is that of another one, for whatever stays in that one's place."""
+    """Also leave out the images whose hash equals another one's, for the image that stays in that one's place."""
     kept_for = dict(
         zip(left_out.first.tolist(), zip(left_out.second, left_out.distance, left_out.kind, strict=True), strict=True)
     )
@@ -99,7 +99,7 @@ def _search(
     """Search for copies of each shard's images, in processes that share the finders' files."""
     folder = corpus.images.work / f"search-{name}-{_digest(repr([corpus.facts, facts]).encode())[:8]}"
     try:
-        shutil.rmtree(folder, ignore_errors=True)  # of a search that was killed
+        shutil.rmtree(folder, ignore_errors=True)  # left by a search that was killed
         for part, finder in finders.items():
             finder.save(folder / part)
         np.save(folder / SEARCHED_NAME, searched)
@@ -117,7 +117,7 @@ def _search(
 
 
 def _search_shard(images: ImageSet, search_name: str, folder: Path, task: tuple[str, int, int, list[Any]]) -> dict[str, Any]:
-    """Copies of the images of one shard, searched for now or remembered."""
+    """Return the copies of one shard's images, searched for now or remembered."""
     name, first, last, facts = task
 
     def search() -> dict[str, Any]:

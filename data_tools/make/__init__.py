@@ -1,1 +1,1 @@
-"""`make`: images into shards."""
+"""The command `make` packs images into shards."""

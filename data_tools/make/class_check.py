@@ -1,4 +1,4 @@
-"""Checks of a numbering before any shard is written: names that can be stored, and test numbered as train is."""
+"""Check a numbering before any shard is written: names can be stored, and test is numbered as train is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def check_names(listing: Listing, *, source: str, folders: Sequence[Path], options: MakeOptions, is_new: bool) -> Listing:
-    """The listing with names that classes.txt can hold.
+    """Return the listing with names that classes.txt can hold.
 
     Args:
         is_new: nothing was made in the folders before.
@@ -41,7 +41,7 @@ def check_names(listing: Listing, *, source: str, folders: Sequence[Path], optio
 
 
 def _as_text(name: str, encoding: str | None) -> str:
-    """A name from a file system whose bytes are no UTF-8, in the encoding that is given."""
+    """Decode a name from a file system whose bytes are not UTF-8, in the encoding that is given."""
     if LINE_END.search(name):
         raise DataError(f"class '{printable(name)}' holds a line end, which {CLASSES_NAME} cannot store; rename it")
     if is_text(name):
@@ -64,7 +64,7 @@ def _check_stored(path: Path, classes: Sequence[str]) -> None:
 
 
 def _check_siblings(folder: Path, classes: Sequence[str]) -> None:
-    """Refuse to number a split otherwise than another split that was made next to it."""
+    """Refuse to number a split differently from another split that was made next to it."""
     for name, other in _sibling_splits(folder.absolute()):
         stored = other / CLASSES_NAME
         if stored.exists() and split_lines(read_text(str(stored), encoding=None)) != list(classes):
@@ -102,7 +102,7 @@ def _check_source(source: Path, options: MakeOptions) -> None:
 
 
 def _sibling_splits(folder: Path) -> Collection[tuple[str, Path]]:
-    """Folders next to this one that are other splits of the same set by their names."""
+    """Return folders next to this one that are other splits of the same set by their names."""
     own = splits.parse_split(folder.name)
     if own is None or not folder.parent.is_dir():
         return []

@@ -1,4 +1,4 @@
-"""Class numbers: the source's own, those of a list of names, or those that a map gives to the source's classes."""
+"""Number classes: by the source's numbers, by a list of names, or by a map of the source's classes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipeline.errors import DataError
 
 Unmapped = Literal["refuse", "drop"]
 NO_TARGET = -1
-MAX_DIGITS = 18  # of a target, leading zeros included
+MAX_DIGITS = 18  # digits of a target, leading zeros included
 
 
 @dataclass(frozen=True)
 class Numbering:
-    """How classes are to be numbered.
+    """Says how classes are to be numbered.
 
     Attributes:
         names: class names by id; the source's own if not given.
@@ -35,7 +35,7 @@ class Numbering:
 
 
 def read_class_list(path: str, *, encoding: str | None = None) -> tuple[str, ...]:
-    """Class names, one a line, in the order of their ids; empty lines at the end are left out.
+    """Read class names, one a line, in the order of their ids. Empty lines at the end are left out.
 
     Raises:
         DataError: no such file, an empty line between names, or a name twice.
@@ -57,7 +57,7 @@ def read_class_list(path: str, *, encoding: str | None = None) -> tuple[str, ...
 
 
 def read_class_map(path: str, *, encoding: str | None = None) -> dict[str, str]:
-    """Source class to target class, two tab-separated columns without a header.
+    """Read a map of source class to target class from two tab-separated columns without a header.
 
     Raises:
         DataError: no such file, another number of columns, or a class that is named twice.
@@ -77,7 +77,7 @@ def read_class_map(path: str, *, encoding: str | None = None) -> dict[str, str]:
 
 
 def number_classes(listing: Listing, numbering: Numbering) -> tuple[Listing, dict[str, int]]:
-    """The listing with its classes numbered as asked, and how many samples were dropped, by their class.
+    """Return the listing with its classes numbered as requested, and how many samples were dropped, by their class.
 
     Raises:
         DataError: classes that are not among the given ones or not in the map, or labels beyond the last class.
@@ -115,7 +115,9 @@ def _map_classes(listing: Listing, targets: Mapping[str, str], numbering: Number
 
 
 def _number_targets(targets: Mapping[str, str], given: Sequence[str] | None) -> tuple[Sequence[str] | None, dict[str, int]]:
-    """Class names by id, if known, and the id of every target: numbers are ids, names are numbered as given or sorted."""
+    """Return class names by id, if known, and the id of every target. Numbers are ids; names are numbered as given or
+    sorted.
+    """
     wanted = sorted(set(targets.values()))
     if all(target.isdecimal() for target in wanted):
         if too_long := [target for target in wanted if len(target) > MAX_DIGITS]:
@@ -132,7 +134,7 @@ def _number_targets(targets: Mapping[str, str], given: Sequence[str] | None) -> 
 
 
 def _drop_labels(listing: Listing) -> Listing:
-    """Without the labels that have no target, the samples that have none left, and labels a sample has twice."""
+    """Drop the labels that have no target, the samples that have none left, and labels that a sample has twice."""
     counts = np.diff(listing.label_ends, prepend=0)
     sample = np.repeat(np.arange(len(listing)), counts)
     if len(sample) == len(listing) and (counts == 1).all():  # the common case needs no sorting

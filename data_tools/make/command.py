@@ -1,4 +1,4 @@
-"""The command line of `make`."""
+"""Parse the command line of `make`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Image bytes are kept as they are unless --short-side or --exif apply is given. W
 FOLDER/make.json. A sample has one label (.cls), or several (a CSV with 3;7 or 3 7, a list in a table), which are stored as
 .json {"labels": [3, 7]}; the trainer reads single labels only, for now. An image that a list or table names twice with
 different labels is refused. Class names that a table gives to two ids are told apart in classes.txt: crane (134), crane (517).
-Run it again after a crash: it goes on.
+Run it again after a crash: it resumes.
 
 examples:
   python -m data_tools make /raw/imagenet/train /data/imagenet
@@ -170,7 +170,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def read_options(arguments: argparse.Namespace) -> MakeOptions:
-    """The options that were given.
+    """Return the options that were given.
 
     Raises:
         DataError: a file of classes that cannot be read, or options that have no meaning together.
@@ -205,7 +205,7 @@ def read_options(arguments: argparse.Namespace) -> MakeOptions:
 
 
 def describe(report: MakeReport, folder: str) -> str:
-    """The report in lines."""
+    """Describe the report in lines."""
     lines = [
         f"{folder}: {report.num_samples} samples in {report.num_shards} shards "
         f"({report.num_written} written now, {report.num_passed_over} files passed over without an image)"
@@ -264,7 +264,7 @@ def _first(names: Sequence[str], count: int) -> str:
 
 
 def num_bytes(text: str) -> int:
-    """1GB is 10**9 bytes, 1GiB is 2**30."""
+    """Parse a size: 1GB is 10**9 bytes, 1GiB is 2**30."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
     if match is None or match[2].upper() not in UNITS or float(match[1]) <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size like 500MB, 1GB or 1.5GiB")

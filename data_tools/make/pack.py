@@ -37,7 +37,7 @@ SHOWN_CLASSES = 5
 
 @dataclass(frozen=True)
 class ShardSize:
-    """How much goes into a shard; bytes as they lie in the source, so smaller where images are made smaller."""
+    """Says how much goes into a shard. Bytes are those in the source, so a shard is smaller where images are made smaller."""
 
     amount: int = 10_000
     unit: Literal["samples", "bytes"] = "samples"
@@ -45,10 +45,10 @@ class ShardSize:
 
 @dataclass(frozen=True)
 class MakeOptions:
-    """What is to be made of a source.
+    """Says what is to be made of a source.
 
     Attributes:
-        seed: of the shuffle and of the split.
+        seed: seed of the shuffle and of the split.
         val_fraction: of the samples, by a hash of their names, that go to FOLDER/val and the others to FOLDER/train;
             None puts all into FOLDER.
     """
@@ -65,16 +65,16 @@ class MakeOptions:
 
 @dataclass(frozen=True)
 class MakeReport:
-    """What was made, as FOLDER/make.json tells it."""
+    """Describes what was made, as FOLDER/make.json stores it."""
 
-    kind: str  # of source
+    kind: str  # kind of source
     num_samples: int
-    num_bytes: int  # of all shards
+    num_bytes: int  # size of all shards
     num_classes: int | None  # None where the source only numbers them
     samples_of: dict[str, int]  # by split, where there is one
     num_passed_over: int  # files that are no images, samples without one
     max_label: int | None  # where classes have no names
-    num_labels: int  # different labels that occur
+    num_labels: int  # number of different labels that occur
     class_source: Literal["--classes", "--class-map", "the source"]
     num_several_labels: int
     num_without_label: int
@@ -84,12 +84,12 @@ class MakeReport:
     unmapped: dict[str, int]  # labels left out, by class
     left_out: list[dict[str, str]]  # samples whose image had to be re-encoded and cannot be decoded
     num_shards: int
-    num_written: int = 0  # shards written by this call; the rest was there from a call before
+    num_written: int = 0  # shards written by this call; an earlier call wrote the others
     # Reports of older versions lack these.
     first_passed_over: list[str] = field(default_factory=list)  # names of the first files that were passed over
     without_images: list[str] = field(default_factory=list)  # folders or tars that hold no image, so are no classes
-    json_fields: list[str] = field(default_factory=list)  # of the first sample without a label, if it has a .json
-    remarks: list[str] = field(default_factory=list)  # on what the names of a folder of tars say
+    json_fields: list[str] = field(default_factory=list)  # fields of the first sample without a label, if it has a .json
+    remarks: list[str] = field(default_factory=list)  # remarks on the names of a folder of tars
     num_repeated: int = 0  # samples whose image was named before, with the same labels
     num_contradicting: int = 0  # samples of unnamed images that occur with other labels too
     first_contradicting: str | None = None
@@ -97,20 +97,20 @@ class MakeReport:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A folder of shards, and the samples that go there, in order."""
+    """Names a folder of shards, and the samples that go there, in order."""
 
     folder: Path
     samples: NDArray[np.int64]
     shard_ends: NDArray[np.int64]
 
     def shards(self) -> Iterator[tuple[Path, NDArray[np.int64]]]:
-        """Each shard's path and samples."""
+        """Yield each shard's path and samples."""
         for number, samples in enumerate(np.split(self.samples, self.shard_ends[:-1])):
             yield self.folder / f"shard-{number:06d}.tar", samples
 
 
 class _Tasks(Sequence[ShardTask]):
-    """Shards to write, each put together when its turn comes: all of them would be the whole listing once more."""
+    """Yields shards to write, each put together on its turn: all of them would take as much memory as the whole listing."""
 
     def __init__(
         self, shards: list[tuple[Path, NDArray[np.int64]]], *, listing: Listing, record: MakeRecord, encoding: Encoding
@@ -128,7 +128,7 @@ class _Tasks(Sequence[ShardTask]):
 def make_shards(source: str, folder: str, *, options: MakeOptions, num_workers: int) -> MakeReport:
     """Pack `source` into shards in `folder` and index them.
 
-    A shard appears whole or not at all, so the same call after a crash goes on where it stopped.
+    A shard appears whole or not at all, so the same call after a crash resumes where it stopped.
 
     Raises:
         DataError: unusable source, or a folder that holds shards of something else.
@@ -150,7 +150,7 @@ def make_shards(source: str, folder: str, *, options: MakeOptions, num_workers: 
 
 
 def _make(found: Source, source: str, folders: list[Path], options: MakeOptions, *, num_workers: int) -> MakeReport:
-    """The same, while nobody else writes into the folder."""
+    """Do the same, while nobody else writes into the folder."""
     root = folders[0] if options.val_fraction is None else folders[0].parent
     record = MakeRecord(root, _describe_request(found, options), folders=folders)
     if record.is_unchanged(found.stamp) and (report := _stored_report(record, folders, options)):
@@ -193,7 +193,7 @@ def _some(classes: Collection[str]) -> str:
 
 
 def _describe_request(source: Source, options: MakeOptions) -> dict[str, Any]:
-    """Everything the shards depend on that is known before the source is listed."""
+    """Return everything the shards depend on that is known before the source is listed."""
     request = {**asdict(options), "kind": source.kind}
     del request["block_samples"]  # the index alone depends on it
     classes = repr((options.numbering.names, sorted((options.numbering.targets or {}).items())))
@@ -202,9 +202,9 @@ def _describe_request(source: Source, options: MakeOptions) -> dict[str, Any]:
 
 
 def _stored_report(record: MakeRecord, folders: list[Path], options: MakeOptions) -> MakeReport | None:
-    """The report of the call that finished, if all it made is still there.
+    """Return the report of the call that finished, if everything it made still exists.
 
-    The index is then left alone: it may have been made again since, with skip lists.
+    The index is then left alone: it may have been remade since, with skip lists.
     """
     stored = record.report
     if stored is None or stored["block_samples"] != options.block_samples:
@@ -218,7 +218,7 @@ def _stored_report(record: MakeRecord, folders: list[Path], options: MakeOptions
 
 
 def _plan(listing: Listing, folders: list[Path], options: MakeOptions) -> list[ShardPlan]:
-    """Which sample goes where."""
+    """Decide which sample goes where."""
     order = np.arange(len(listing))
     if options.order == "shuffled":
         order = permutation(derive_key(options.seed, Purpose.MAKE_SHUFFLE), len(listing))
@@ -238,14 +238,14 @@ def _plan(listing: Listing, folders: list[Path], options: MakeOptions) -> list[S
 
 
 def choose_val(listing: Listing, *, fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Which samples are for validation: a sample's name decides, so it stays where it is whatever else is added."""
+    """Return which samples are for validation. A sample's name decides, so it stays there whatever else is added."""
     limit = int(fraction * 2**64)
     hashes = (xxhash.xxh64_intdigest(listing.name(sample), seed) for sample in range(len(listing)))
     return np.fromiter((value < limit for value in hashes), np.bool_, count=len(listing))
 
 
 def _cut(tar_bytes: NDArray[np.int64], size: ShardSize) -> NDArray[np.int64]:
-    """Where each shard ends: it takes samples while they fit, and one in any case."""
+    """Return where each shard ends. A shard takes samples while they fit, and at least one."""
     if size.unit == "samples":
         return np.append(np.arange(size.amount, len(tar_bytes), size.amount), len(tar_bytes))
     total = np.cumsum(tar_bytes)
@@ -258,7 +258,7 @@ def _cut(tar_bytes: NDArray[np.int64], size: ShardSize) -> NDArray[np.int64]:
 
 
 def _write(parts: list[ShardPlan], listing: Listing, record: MakeRecord, options: MakeOptions, num_workers: int) -> int:
-    """Write the shards that are not there yet; how many."""
+    """Write the shards that do not exist yet. Return how many were written."""
     for part in parts:
         part.folder.mkdir(exist_ok=True)
     shards = [shard for part in parts for shard in part.shards()]
@@ -274,7 +274,7 @@ def _write(parts: list[ShardPlan], listing: Listing, record: MakeRecord, options
 
 
 def _find_damaged(shards: Sequence[Path], record: MakeRecord, num_workers: int) -> set[Path]:
-    """Shards of a call that was cut off that do not hold what their notes say."""
+    """Return the shards of an interrupted call that do not hold what their notes say."""
     unchecked = [(path, digest) for path in shards if (digest := record.unchecked_digest(path)) is not None]
     if not unchecked:
         return set()
@@ -289,7 +289,7 @@ def _class_source(numbering: Numbering) -> Literal["--classes", "--class-map", "
 
 
 def _describe_listing(listing: Listing) -> dict[str, Any]:
-    """What the report tells of the source."""
+    """Return the report's part on the source."""
     return {
         "num_classes": None if listing.classes is None else len(listing.classes),
         "num_passed_over": listing.passed_over,

@@ -1,4 +1,4 @@
-"""FOLDER/make.json: first what the folder is made from, so that nothing else is mixed in; at the end also the report.
+"""Keep FOLDER/make.json: first what the folder is made from, so that nothing else is mixed in; at the end also the report.
 
 {"request": options and what kind of source it is,
  "stamp": paths, sizes and times of the source's files, where reading them is costly,
@@ -21,11 +21,11 @@ from pipeline.errors import DataError
 from pipeline.json_text import parse_json
 
 RECORD_NAME = "make.json"
-WORK_NAME = ".make"  # while it works: notes of finished shards, images copied out of tables
+WORK_NAME = ".make"  # exists while `make` works: notes of finished shards, images copied out of tables
 
 
 class MakeRecord:
-    """The record of one folder.
+    """Keeps the record of one folder.
 
     Args:
         request: what is asked for, as JSON can hold it.
@@ -44,7 +44,7 @@ class MakeRecord:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"shards cannot be written to {root}: {error}") from error
-        request = json.loads(json.dumps(request))  # as it reads when it comes back
+        request = json.loads(json.dumps(request))  # as it reads after it was stored
         self._values = self._read(folders)
         stored = self._values.setdefault("request", request)
         if differing := [
@@ -54,11 +54,11 @@ class MakeRecord:
 
     @property
     def report(self) -> dict[str, Any] | None:
-        """The report, if all was done once."""
+        """Return the report, if everything was finished once."""
         return self._values.get("report")
 
     def is_unchanged(self, stamp: str | None) -> bool:
-        """Whether the source is known to be the same as before without being read."""
+        """Return whether the source is known to be the same as before without being read."""
         return stamp is not None and self._values.get("stamp") == stamp
 
     def claim(self, source: str, *, times: int, stamp: str | None) -> None:
@@ -79,22 +79,22 @@ class MakeRecord:
         write_json(self._path, self._values)
 
     def note_path(self, shard: Path) -> Path:
-        """Where a shard's note goes while it works."""
+        """Return the path of a shard's note during the work."""
         return self.work / f"{'-'.join(shard.relative_to(self._root).parts)}.json"
 
     def note(self, shard: Path) -> dict[str, Any] | None:
-        """What came of a shard; None if it is still to be written."""
+        """Return the note on a shard; None if the shard is still to be written."""
         path = self.note_path(shard)
         note = _read_note(path) if path.exists() else self._stored_notes.get(str(shard.relative_to(self._root)))
         return note if note is not None and _is_there(shard, note) else None
 
     def unchecked_digest(self, shard: Path) -> str | None:
-        """The digest of a shard that a call wrote which did not finish: it may have been cut off by a crash of the machine."""
+        """Return the digest of a shard whose call did not finish: a crash of the machine may have truncated the shard."""
         note = self.note(shard) if self.note_path(shard).exists() else None
         return note.get("digest") if note is not None and note["num_samples"] else None
 
     def are_shards_there(self) -> bool:
-        """Whether every shard that was finished is still there, in its size."""
+        """Return whether every finished shard still exists with its size."""
         return all(_is_there(self._root / name, note) for name, note in self._stored_notes.items())
 
     @property
@@ -102,14 +102,14 @@ class MakeRecord:
         return self._values.get("shards", {})
 
     def finish(self, report: dict[str, Any], notes: dict[Path, dict[str, Any]]) -> None:
-        """Record the report, the last step."""
+        """Record the report; this is the last step."""
         self._values["shards"] = {str(shard.relative_to(self._root)): note for shard, note in notes.items()}
         self._values["report"] = report
         write_json(self._path, self._values)
         self.clean()
 
     def clean(self) -> None:
-        """Remove what was only needed on the way."""
+        """Remove the files that only the work needed."""
         shutil.rmtree(self.work, ignore_errors=True)
 
     def _read(self, folders: Sequence[Path]) -> dict[str, Any]:
@@ -134,19 +134,19 @@ class MakeRecord:
 
 
 def _is_there(shard: Path, note: dict[str, Any]) -> bool:
-    """Whether a shard lies there as its note says, as far as its size tells. Notes of older versions lack that."""
+    """Return whether the shard of a note exists with the note's size. Notes of older versions have no size."""
     if not note["num_samples"]:
         return True
     return shard.exists() and shard.stat().st_size == note.get("num_bytes", shard.stat().st_size)
 
 
 def _given(value: Any) -> Any:
-    """What was asked for, without the options that were not given: other versions have more of them, or fewer."""
+    """Return the request without the options that were not given: other versions have more of them, or fewer."""
     return {name: _given(one) for name, one in value.items() if one is not None} if isinstance(value, dict) else value
 
 
 def _read_note(path: Path) -> dict[str, Any] | None:
-    """A note; None if it is damaged, and its shard is written again."""
+    """Return a note; None if it is damaged, and its shard is then written again."""
     try:
         note = parse_json(path.read_text())
     except ValueError:
@@ -155,12 +155,12 @@ def _read_note(path: Path) -> dict[str, Any] | None:
 
 
 def _is_note(note: Any) -> bool:
-    """Whether it is what `write_shard` tells of a shard."""
+    """Return whether a value is what `write_shard` notes of a shard."""
     wanted = {"num_samples": int, "num_reencoded": int, "left_out": list}
     return isinstance(note, dict) and all(type(note.get(name)) is kind for name, kind in wanted.items())
 
 
 def _is_report(report: Any) -> bool:
-    """Whether it is what `finish` recorded, or nothing is."""
+    """Return whether a value is what `finish` recorded, or None."""
     wanted = {"block_samples": int, "num_shards": int, "num_samples": int}
     return report is None or (isinstance(report, dict) and all(type(report.get(name)) is kind for name, kind in wanted.items()))

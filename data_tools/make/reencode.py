@@ -1,4 +1,4 @@
-"""Re-encode an image: made smaller, or turned upright; what needs neither keeps its bytes."""
+"""Re-encode an image smaller or upright. An image that needs neither keeps its bytes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ TURNS = {
 
 @dataclass(frozen=True)
 class Encoding:
-    """What stored images are to be.
+    """Says what stored images are to be.
 
     Attributes:
         short_side: pixels that the shorter side is reduced to where it is larger; None leaves sizes alone.
         exif: `apply` turns images as their EXIF orientation says; `keep` leaves them and the tag.
-        quality: of the JPEGs that are written.
+        quality: quality of the JPEGs that are written.
     """
 
     short_side: int | None = None
@@ -44,7 +44,7 @@ class Encoding:
 
 
 def reencode(data: bytes, encoding: Encoding) -> bytes | None:
-    """A JPEG, or None where the image is to be kept as it is.
+    """Return a JPEG, or None where the image is kept as it is.
 
     Pixels are those that `pipeline` decodes for training. Of the metadata only an orientation that still holds stays.
 
@@ -75,13 +75,13 @@ def reencode(data: bytes, encoding: Encoding) -> bytes | None:
 
 
 def _inspect(data: bytes) -> tuple[tuple[int, int], int]:
-    """Size and EXIF orientation."""
+    """Return size and EXIF orientation."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of harmless metadata; sizes are checked when the image is decoded
+            warnings.simplefilter("ignore")  # it would warn of harmless metadata; sizes are checked when the image is decoded
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return image.size, image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-    except UnidentifiedImageError as error:  # its own words hold a memory address, different every time
+    except UnidentifiedImageError as error:  # its own message holds a memory address, different every time
         raise UnreadableImage("UnidentifiedImageError: no known image format") from error
     except Exception as error:  # Pillow raises almost anything on damaged files
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""Write one shard: its samples' bytes from wherever they lie, whole or not at all, and a note of what came of it."""
+"""Write one shard, whole or not at all, and a note on it. The samples' bytes are read from wherever they are stored."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ MAX_OPEN_FILES = 128
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to write.
+    """Describes one shard to write.
 
     Attributes:
-        note: where to write what came of it, before the shard appears.
-        numbers: of the samples in the whole source; they make keys unique.
+        note: path of the note, which is written before the shard appears.
+        numbers: the samples' numbers in the whole source; they make keys unique.
     """
 
     target: Path
@@ -46,7 +46,7 @@ class ShardTask:
 
 
 def write_shard(task: ShardTask) -> None:
-    """Write the shard and its note; no shard if none of its samples can be kept.
+    """Write the shard and its note. No shard is written if none of its samples can be kept.
 
     Raises:
         DataError: the source has changed since it was listed.
@@ -73,19 +73,19 @@ def write_shard(task: ShardTask) -> None:
 
 
 def digest_file(path: Path) -> str:
-    """Hash of a file's bytes."""
+    """Return the hash of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def is_intact(shard: tuple[Path, str]) -> bool:
-    """Whether a shard holds what its note says, given the note's digest."""
+    """Return whether a shard holds what its note says, given the note's digest."""
     path, digest = shard
     return digest_file(path) == digest
 
 
 def add_sample(tar: tarfile.TarFile, key: str, values: dict[str, bytes]) -> None:
-    """Write KEY.EXTENSION for each value, as webdataset's own writer does, but the same bytes every time: no owner, no time."""
+    """Write KEY.EXTENSION for each value like webdataset's own writer, but with reproducible bytes: without owner and time."""
     for extension in sorted(values):
         info = tarfile.TarInfo(f"{key}.{extension}")  # its time is a whole number; a fraction would take 1 KB a member
         info.size, info.uname, info.gname = len(values[extension]), "root", "root"
@@ -93,16 +93,16 @@ def add_sample(tar: tarfile.TarFile, key: str, values: dict[str, bytes]) -> None
 
 
 def make_key(number: int, name: str) -> str:
-    """The number keeps keys unique; the name is there for people. WebDataset cuts keys at the first dot."""
+    """Make a unique key of a sample's number and name. The name is for people. WebDataset cuts keys at the first dot."""
     stem = os.path.splitext(name.rpartition("/")[2])[0]
     return f"{number:09d}-{re.sub(r'[^A-Za-z0-9_-]', '_', stem)}"
 
 
 def label_member(labels: list[int], stored: bytes | None = None) -> dict[str, bytes]:
-    """`.cls` for one label, `.json` for several, nothing for none.
+    """Return `.cls` for one label, `.json` for several, nothing for none.
 
     Args:
-        stored: the sample's own .json: its other fields stay.
+        stored: the sample's own .json, whose other fields stay.
     """
     one = {"cls": str(labels[0]).encode()} if len(labels) == 1 else {}
     value = parse_json(stored) if stored is not None and (b'"labels"' in stored or len(labels) > 1) else {}
@@ -123,7 +123,7 @@ def _reencode_image(values: dict[str, bytes], encoding: Encoding) -> int:
 
 
 class SourceFiles:
-    """Reads samples; files that many samples share are kept open."""
+    """Reads samples. Files that many samples share are kept open."""
 
     def __init__(self, listing: Listing) -> None:
         self._listing = listing
@@ -137,7 +137,7 @@ class SourceFiles:
             file.close()
 
     def read(self, sample: Sample) -> dict[str, bytes]:
-        """Bytes of a sample's members by extension.
+        """Return the bytes of a sample's members by extension.
 
         Raises:
             DataError: gone, unreadable, or not as long as it was listed.

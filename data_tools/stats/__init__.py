@@ -1,1 +1,1 @@
-"""`stats`: what a corpus holds."""
+"""The command `stats` counts what a corpus holds."""

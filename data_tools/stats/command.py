@@ -1,4 +1,4 @@
-"""What a corpus holds, as a page."""
+"""Write a page on what a corpus holds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from data_tools.arguments import natural
 EPILOG = (
     "Reads the images' headers alone, without the samples that the folder's index leaves out. Writes stats.json, and "
     "stats.html: one page with everything inside. FOLDER is\n"
-    "a folder or URL of WebDataset tars, indexed or not, or one .tar. Run it again after a crash: it goes on.\n\n"
+    "a folder or URL of WebDataset tars, indexed or not, or one .tar. Run it again after a crash: it resumes.\n\n"
     "examples:\n  python -m data_tools stats /data/imagenet          # then open /data/imagenet/stats.html\n"
     "  python -m data_tools stats s3://bucket/imagenet --out imagenet-stats"
 )

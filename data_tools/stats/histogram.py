@@ -1,4 +1,4 @@
-"""Counts by value, merged from any number of shards in bounded memory, and what can be read from them."""
+"""Count by value, merge the counts of any number of shards in bounded memory, and read figures from them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Mapping
 
 import numpy as np
 
-LOG_STEP = math.log(1.005)  # bins of values that are nearly all different: half a percent wide
+LOG_STEP = math.log(1.005)  # width of the bins of values that are nearly all different: half a percent
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 
 
 def log_bin(value: float) -> int:
-    """Number of the bin, half a percent wide, that holds a positive value."""
+    """Return the number of the bin, half a percent wide, that holds a positive value."""
     return round(math.log(value) / LOG_STEP)
 
 
 def bin_value(number: int) -> float:
-    """The middle of a bin."""
+    """Return the middle of a bin."""
     return math.exp(number * LOG_STEP)
 
 
 def percentiles(counts: Mapping[float, int]) -> dict[str, float]:
-    """Nearest-rank percentiles of the values; none if there are no values."""
+    """Return nearest-rank percentiles of the values; none if there are no values."""
     if not counts:
         return {}
     values, numbers = (np.array(column) for column in zip(*sorted(counts.items()), strict=True))
@@ -36,7 +36,7 @@ def _name(percentile: int) -> str:
 
 
 def effective_number(counts: Mapping[int, int]) -> float:
-    """exp(entropy) of the shares: as many classes of equal size would be as hard to guess."""
+    """Return exp(entropy) of the shares: as many classes of equal size would be as hard to guess."""
     numbers = np.array([count for count in counts.values() if count], np.float64)
     if not len(numbers):
         return 0.0

@@ -30,10 +30,10 @@ from pipeline.data.shards.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find
 from pipeline.data.shards.tar import TarMember, TarSample, find_defect
 from pipeline.errors import DataError
 
-RULES_VERSION = 2  # of what is counted
+RULES_VERSION = 2  # version of what is counted
 HEAD_BYTES = 32 << 10  # nearly all headers end within; the rest is read where they do not
 SHEET_IMAGES = 48
-SIZE_BINS_PER_OCTAVE = 8  # of the joint histogram of width and height
+SIZE_BINS_PER_OCTAVE = 8  # bins of the joint histogram of width and height
 COUNTERS = ("labels", "widths", "heights", "short_sides", "areas", "aspect_ratios", "image_bytes", "sizes", "formats", "modes")
 TOTALS = (
     "samples",
@@ -48,7 +48,7 @@ TOTALS = (
 
 
 class Drawn(NamedTuple):
-    """A sample of the contact sheet."""
+    """Describes a sample of the contact sheet."""
 
     rank: int  # a hash of seed, shard and key: the lowest ranks of all shards are a random sample
     shard: str
@@ -60,12 +60,12 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class CorpusStats:
-    """Everything counted in a folder.
+    """Holds everything counted in a folder.
 
     Attributes:
         counters: counts by value. Areas, aspect ratios and bytes by half-percent bin; sizes by bins of width and height.
         totals: plain sums.
-        class_names: by id, where classes.txt tells.
+        class_names: class names by id, where classes.txt has them.
     """
 
     folder: str
@@ -79,11 +79,11 @@ class CorpusStats:
 
     @property
     def class_counts(self) -> dict[int, int]:
-        """Samples by class: those that are named and have none, too."""
+        """Return the number of samples by class, also of classes that are named and have none."""
         return dict.fromkeys(range(len(self.class_names or ())), 0) | dict(self.counters["labels"])
 
     def name(self, label: int | None) -> str:
-        """What to call a class."""
+        """Return the name of a class for people."""
         if label is None:
             return "no label"
         return self.class_names[label] if self.class_names and 0 <= label < len(self.class_names) else f"class {label}"
@@ -97,7 +97,7 @@ def measure_folder(
     Args:
         index: says which samples are left out; None counts them all.
         work: keeps what was counted in each shard.
-        seed: of the contact sheet's samples.
+        seed: seed of the contact sheet's samples.
 
     Raises:
         DataError: `work` cannot be written.
@@ -131,7 +131,7 @@ def measure_folder(
 
 
 def _measure_shard(folder: str, work: Path, seed: int, index: ShardIndex | None, name: str) -> dict[str, Any]:
-    """What one shard holds, counted now or remembered."""
+    """Return what one shard holds, counted now or remembered."""
     kept = None if index is None else kept_in_shard(index, name)
     try:
         facts = (
@@ -139,7 +139,7 @@ def _measure_shard(folder: str, work: Path, seed: int, index: ShardIndex | None,
         )  # fmt: skip
         measure = partial(measure_shard, folder, name, seed=seed, kept=kept)
         return remember(measure, path=work / f"{name}.json", facts=facts, is_final=is_whole)
-    except UnreachableError as error:  # not remembered: it may be there the next time
+    except UnreachableError as error:  # not remembered: it may be reachable the next time
         return {"counters": {}, "totals": {}, "shard_bytes": 0, "drawn": [], "broken": str(error)}
 
 
@@ -147,7 +147,7 @@ def measure_shard(folder: str, name: str, *, seed: int, kept: KeptSamples | None
     """Count what a shard holds.
 
     Args:
-        kept: the samples to count; None for all. One of an index of another shard, by its size, is not heeded.
+        kept: the samples to count; None for all. If its index is of another shard, by the size, it is ignored.
 
     Raises:
         UnreachableError: it cannot be read.
@@ -238,7 +238,7 @@ def _size_bin(pixels: int) -> int:
 
 
 def describe(measured: CorpusStats) -> dict[str, Any]:
-    """The figures as they are written."""
+    """Return the figures as they are written."""
     counters, totals = measured.counters, measured.totals
     num_images = totals["images"]
     return {
@@ -280,7 +280,7 @@ def _describe_classes(measured: CorpusStats) -> dict[str, Any]:
 
 
 def tabulate(report: Mapping[str, Any]) -> str:
-    """The figures in a few lines."""
+    """Return the figures in a few lines."""
     classes = report["classes"]
     spread = " / ".join(f"{classes['samples_per_class'].get(name, 0):.0f}" for name in ("min", "median", "max"))
     lines = [

@@ -1,4 +1,4 @@
-"""One self-contained HTML page on a corpus: figures, plots and a contact sheet, all inside the file."""
+"""Write one self-contained HTML page on a corpus: figures, plots and a contact sheet, all inside the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.data.shards.folder import ShardFolder, UnreachableError
 from pipeline.errors import DataError
 
 THUMBNAIL_PX = 288  # twice the size it is shown at
-SHOWN_CLASSES = 10  # of the largest and of the smallest
+SHOWN_CLASSES = 10  # the largest and the smallest
 COLUMNS = {
     "min": "min", "p1": "1 %", "p5": "5 %", "p25": "25 %", "median": "median", "p75": "75 %", "p95": "95 %", "p99": "99 %",
     "max": "max",
@@ -130,7 +130,7 @@ def _figure(measured: CorpusStats, drawn: Drawn) -> str:
 
 
 def _thumbnail(folder: str, drawn: Drawn) -> str:
-    """An <img> of the sample, or words where it cannot be decoded."""
+    """Return an <img> of the sample, or words where it cannot be decoded."""
     try:
         image = Image.fromarray(
             decode_image(ShardFolder(folder).read_range(drawn.shard, drawn.start, drawn.start + drawn.length))

@@ -1,4 +1,4 @@
-"""Plots of a corpus, as PNGs: classes, image sizes, shapes and bytes."""
+"""Plot a corpus as PNGs: classes, image sizes, shapes and bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLOT_BINS = 60
 
 @house_style()
 def draw_classes(counts: Sequence[tuple[str, int]]) -> bytes:
-    """Samples by class, largest first: bars with names, or a curve where there are many."""
+    """Draw samples by class, largest first: as bars with names, or as a curve where there are many."""
     ordered = sorted(counts, key=lambda item: (-item[1], item[0]))
     numbers = np.array([count for _, count in ordered])
     median = float(np.median(numbers))
@@ -53,7 +53,7 @@ def draw_classes(counts: Sequence[tuple[str, int]]) -> bytes:
 
 @house_style()
 def draw_sizes(sizes: Mapping[tuple[int, int], int], short_sides: Mapping[int, int]) -> bytes:
-    """Width against height, and the shorter side."""
+    """Draw width against height, and the shorter side."""
     figure, (left, right) = _figure(width=10, height=4.4, columns=2, ratios=(1, 1.15))
     grid, first = _size_grid(sizes)
     edges = np.exp2((first + np.arange(len(grid) + 1)) / SIZE_BINS_PER_OCTAVE)
@@ -74,7 +74,7 @@ def draw_sizes(sizes: Mapping[tuple[int, int], int], short_sides: Mapping[int, i
 
 @house_style()
 def draw_shapes(aspect_ratios: Mapping[int, int], image_bytes: Mapping[int, int]) -> bytes:
-    """Aspect ratio, and bytes an image: both from half-percent bins, on logarithmic axes."""
+    """Draw aspect ratio and bytes an image, both from half-percent bins, on logarithmic axes."""
     if len(aspect_ratios) == 1:
         figure, right = _figure(width=10, height=3.4)
         right.set_ylabel("images")
@@ -105,7 +105,7 @@ def _ratio_ticks(axis: Any) -> None:
 
 
 def _size_grid(sizes: Mapping[tuple[int, int], int]) -> tuple[np.ndarray, int]:
-    """Counts on a square grid of (width, height) bins, and the number of its first bin."""
+    """Return counts on a square grid of (width, height) bins, and the number of its first bin."""
     bins = np.array(list(sizes))
     first = int(bins.min()) - 2
     length = int(bins.max()) - first + 3
@@ -124,7 +124,7 @@ def _octaves(axis: Any, edges: np.ndarray) -> None:
 
 
 def _draw_integers(axis: Any, counts: Mapping[int, int]) -> None:
-    """A histogram of whole numbers; the highest percent is gathered in the last bar, so that it does not stretch the axis."""
+    """Draw a histogram of whole numbers. The last bar gathers the highest percent, so that it does not stretch the axis."""
     values, numbers = (np.array(column) for column in zip(*sorted(counts.items()), strict=True))
     top = values[np.searchsorted(np.cumsum(numbers), 0.99 * numbers.sum())]
     is_cut = values[-1] > 1.2 * top
@@ -150,7 +150,7 @@ def _draw_integers(axis: Any, counts: Mapping[int, int]) -> None:
 
 
 def _draw_bins(axis: Any, counts: Mapping[int, int]) -> None:
-    """A histogram of half-percent bins: each bar gathers the same number of them."""
+    """Draw a histogram of half-percent bins. Each bar gathers the same number of them."""
     values, numbers = (np.array(column) for column in zip(*sorted(counts.items()), strict=True))
     width = max(1, -(-(values[-1] - values[0] + 1) // PLOT_BINS))
     first = values[0] - (values[0] % width)
@@ -165,7 +165,7 @@ def _draw_bins(axis: Any, counts: Mapping[int, int]) -> None:
 
 
 def _thousands(axis: Any) -> None:
-    """Whole numbers, unless the axis is logarithmic and has ticks of its own."""
+    """Show whole numbers, unless the axis is logarithmic and has ticks of its own."""
     if axis.get_scale() == "linear":
         axis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

@@ -1,1 +1,1 @@
-"""`verify`: what is wrong with which sample."""
+"""The command `verify` reports what is wrong with which sample."""

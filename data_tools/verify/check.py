@@ -32,14 +32,14 @@ from pipeline.data.shards.skips import Skip, read_skips, write_skips
 from pipeline.data.shards.tar import TarSample, find_defect
 from pipeline.errors import DataError
 
-RULES_VERSION = 2  # of what is looked for: findings of another version are computed again
+RULES_VERSION = 2  # version of the checks; findings of another version are computed again
 MAX_IMAGE_BYTES = 1 << 30
 EXAMPLES_PER_KIND = 5
 
 
 @dataclass(frozen=True)
 class VerifyOutputs:
-    """Where the findings go."""
+    """Names the files that findings are written to."""
 
     skip_list: Path
     report: Path
@@ -47,7 +47,7 @@ class VerifyOutputs:
 
 
 def default_outputs(shards: ShardList, *, skip_list: str | None, report: str | None, work: str | None) -> VerifyOutputs:
-    """Where findings go: next to the shards, or into the current folder for a URL, unless an option says otherwise."""
+    """Return where findings go: next to the shards, or into the current folder for a URL, unless an option says otherwise."""
     folder, prefix = shards.output_folder, shards.output_prefix
     return VerifyOutputs(
         skip_list=Path(skip_list) if skip_list else folder / f"{prefix}skip.tsv",
@@ -59,10 +59,10 @@ def default_outputs(shards: ShardList, *, skip_list: str | None, report: str | N
 def verify_shards(
     shards: ShardList, *, outputs: VerifyOutputs, num_workers: int, skip_lists: Sequence[str] = ()
 ) -> Verification:
-    """Look at every sample of some shards, and write the skip list and the report.
+    """Check every sample of some shards, and write the skip list and the report.
 
     Args:
-        skip_lists: files of samples that are left out already; they are not looked at, and go into the new list too.
+        skip_lists: files of samples that are left out already; they are not checked, and go into the new list too.
 
     Raises:
         DataError: findings cannot be written, or a worker was killed.
@@ -97,7 +97,7 @@ def verify_shards(
 
 
 def _verify_shard(folder: str, work: Path, num_classes: int | None, task: tuple[str, frozenset[str]]) -> dict[str, Any]:
-    """What is wrong with one shard, looked at now or remembered."""
+    """Return what is wrong with one shard, checked now or remembered."""
     name, known = task
     looked_at: list[str] = []
 
@@ -110,14 +110,14 @@ def _verify_shard(folder: str, work: Path, num_classes: int | None, task: tuple[
             RULES_VERSION, PIL.__version__, simplejpeg.__version__, shard_version(folder, name), num_classes, sorted(known),
         )  # fmt: skip
         result = remember(look, path=work / f"{name}.json", facts=facts, is_final=is_whole)
-    except UnreachableError as error:  # not remembered: it may be there the next time
+    except UnreachableError as error:  # not remembered: it may be reachable the next time
         result = _unread(str(error))
     return {**result, "is_new": bool(looked_at), "is_known": result["broken"] is None and not looked_at}
 
 
 @dataclass
 class _Tally:
-    """What is found in one shard, while it is being read."""
+    """Counts what is found in one shard, while it is being read."""
 
     num_samples: int = 0
     num_readable: int = 0
@@ -149,12 +149,12 @@ def _result(tally: _Tally, *, broken: str | None, seconds: float) -> dict[str, A
 def check_shard(
     folder: str, name: str, *, num_classes: int | None, known: frozenset[str] = frozenset(), mark: Path
 ) -> dict[str, Any]:
-    """Look at every sample of a shard.
+    """Check every sample of a shard.
 
     Args:
-        num_classes: of classes.txt, if there is one.
-        known: keys not to look at.
-        mark: file that holds the key of the sample at work, for whoever finds this process dead.
+        num_classes: number of classes in classes.txt, if it exists.
+        known: keys to pass over.
+        mark: file that holds the key of the current sample, for whoever finds this process killed.
 
     Raises:
         UnreachableError: it cannot be read.
@@ -204,7 +204,7 @@ def _marking(mark: Path) -> Iterator[int]:
 
 
 def _name_samples(error: WorkerKilledError, work: Path) -> DataError:
-    """The same error, with the samples that the workers died at."""
+    """Return the same error, with the samples that the workers died at."""
     samples = []
     for name, _ in error.tasks:
         mark = work / f"{name}.at"
@@ -221,7 +221,7 @@ def _name_samples(error: WorkerKilledError, work: Path) -> DataError:
 
 def _check_sample(shard: Shard, sample: TarSample, num_classes: int | None) -> Iterator[Finding]:
     defect = find_defect(sample)
-    if defect is not None:  # which of two members is meant is not known
+    if defect is not None:  # it is unknown which of two members is meant
         yield Finding(defect.kind, f"it {defect.reason}")
     if defect is not None and defect.kind == "repeated_member":
         return
@@ -262,7 +262,7 @@ def _summarise(folder: str, results: dict[str, dict[str, Any]], *, elapsed_s: fl
         for kind, found in result["examples"].items():
             room = EXAMPLES_PER_KIND - len(examples[kind])
             examples[kind] += [Skip(name, key, reason) for key, reason in found[:room]]
-    # A broken shard is mended or removed before it is indexed: what is to be skipped in it is found out then.
+    # A broken shard is repaired or removed before it is indexed: what to skip in it is found out then.
     whole = {name: result for name, result in sorted(results.items()) if result["broken"] is None}
     new = sum(result["num_readable"] for result in results.values() if result["is_new"])
     num_readable = sum(result["num_readable"] for result in results.values())

@@ -7,7 +7,7 @@ import argparse
 EPILOG = (
     "FOLDER is a folder or URL of WebDataset tars, indexed or not, or one .tar. Every image is decoded as training does\n"
     "it. What cannot be used (no image, no usable label, an image that cannot be decoded) goes into a skip list for\n"
-    "`index --skip`; what is merely odd is counted. Run it again after a crash: it goes on.\n\n"
+    "`index --skip`; what is merely odd is counted. Run it again after a crash: it resumes.\n\n"
     "exit code: 0 if a training on these shards as they are would run; 1 if it would stop (a broken shard, a sample\n"
     "without image or usable label); 2 if `verify` itself could not do its work.\n\n"
     "examples:\n  python -m data_tools verify /data/imagenet\n"

@@ -1,4 +1,4 @@
-"""What `verify` finds: the kinds of defect, what each means for a training, and how findings are shown."""
+"""Define what `verify` finds: the kinds of defect, what each means for a training, and how findings are shown."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Effect = Literal["stops", "replaced", "kept"]
 
 
 class DefectKind(NamedTuple):
-    """One kind of defect of a sample.
+    """Describes one kind of defect of a sample.
 
     Attributes:
-        effect: it stops a training; the sample is replaced by another and counted; or it is trained on as it is.
+        effect: whether it stops a training, the sample is substituted and counted, or it is trained on as it is.
     """
 
     effect: Effect
@@ -56,7 +56,7 @@ KINDS = {
     "huge": DefectKind("kept", "so large that Pillow warns"),
     "odd_metadata": DefectKind("kept", "metadata that Pillow complains of"),
 }
-REASON_CHARACTERS = 80  # in the table; the report has them all
+REASON_CHARACTERS = 80  # limit in the table; the report has them all
 EFFECTS: dict[Effect, str] = {
     "stops": "stops a training",
     "replaced": "cannot be decoded: training puts a neighbour in its place, and counts it",
@@ -66,19 +66,19 @@ EFFECTS: dict[Effect, str] = {
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found in a folder of shards.
+    """Holds what was found in a folder of shards.
 
     Attributes:
         num_readable: samples whose image decodes.
         num_empty_shards: tars without any member; they are no fault.
-        num_passed_over: samples of the skip lists given: not looked at, and not among `num_samples`.
-        num_known_shards: of which everything was known from before.
+        num_passed_over: samples of the skip lists given, which are not checked and not among `num_samples`.
+        num_known_shards: shards of which everything was known from before.
         counts: samples by kind of defect.
-        examples: by kind, the first few.
+        examples: the first few by kind.
         broken_shards: what is wrong with them, by name.
         skips: samples to leave out besides those of the skip lists given.
-        images_per_s: of this call; None if everything was known before.
-        images_per_worker_s: of all that is reported.
+        images_per_s: speed of this call; None if everything was known before.
+        images_per_worker_s: speed of all calls whose findings are reported.
     """
 
     folder: str
@@ -97,12 +97,12 @@ class Verification:
 
     @property
     def stops_training(self) -> bool:
-        """Whether a training on the shards as they are would stop."""
+        """Return whether a training on the shards as they are would stop."""
         return bool(self.broken_shards) or any(KINDS[kind].effect == "stops" for kind in self.counts)
 
 
 def describe(found: Verification, *, skip_list: Path) -> dict[str, Any]:
-    """The report as it is written."""
+    """Return the report as it is written."""
     return {
         "folder": found.folder,
         "shards": found.num_shards,
@@ -122,7 +122,7 @@ def describe(found: Verification, *, skip_list: Path) -> dict[str, Any]:
 
 
 def tabulate(found: Verification) -> str:
-    """Counts by kind, the gravest first, each with an example."""
+    """Return counts by kind, the gravest first, each with an example."""
     lines: list[str] = []
     for effect, meaning in EFFECTS.items():
         kinds = [kind for kind in found.counts if KINDS[kind].effect == effect]
@@ -141,7 +141,7 @@ def tabulate(found: Verification) -> str:
 
 
 def summarise(found: Verification) -> str:
-    """One line: how much was looked at, how fast."""
+    """Return one line that says how much was checked, and how fast."""
     known = " (nothing to do: all known from before)" if found.num_known_shards == found.num_shards else ""
     speed = f", {found.images_per_s:.0f} images/s" if found.images_per_s else known
     empty = f" ({found.num_empty_shards} of them without any member)" if found.num_empty_shards else ""
@@ -154,7 +154,7 @@ def summarise(found: Verification) -> str:
 
 
 def next_step(found: Verification, *, skip_list: Path) -> str:
-    """What to do now: the exact command, where there is one."""
+    """Return what to do now: the exact command, where there is one."""
     if found.num_samples and len(found.skips) == found.num_samples:
         return "no sample would be left: there is nothing to index until this is mended"
     first = "mend or remove the broken shards, then " if found.broken_shards else ""
@@ -164,5 +164,5 @@ def next_step(found: Verification, *, skip_list: Path) -> str:
 
 
 def printable(text: str) -> str:
-    """For a terminal: names in tars may hold anything."""
+    """Make a name safe for a terminal: names in tars may hold anything."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -1,4 +1,4 @@
-"""Where samples come from: looks at a path and tells which kind of source it is, and how to list it.
+"""Look at a path, and tell which kind of source it is and how to list it.
 
 kind               looks like                                         module
 image folder       ROOT/CLASS/any/depth/image.jpg                     image_folder
@@ -8,7 +8,7 @@ table              .parquet or .arrow files                           table
 CSV                one .csv, .tsv or .jsonl file of paths and labels  csv_file
 CIFAR              batches.meta and data_batch_1 ..., meta and train  cifar
 
-Every kind asks which split to take where names of folders, files or columns tell several: see `data_tools.splits`.
+Every kind asks which split to take where names of folders, files or columns contain several: see `data_tools.splits`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CHOOSE = "choose one with --source-split, and pack the others to folders of thei
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What the user says about a source; each is refused where it means nothing."""
+    """Holds what the user says about a source. An option that has no meaning for the source is refused."""
 
     image_column: str | None = None
     label_column: str | None = None
@@ -50,7 +50,7 @@ class SourceOptions:
     label_field: str | None = None
     image_folder: str | None = None
     encoding: str | None = None
-    split: str | None = None  # several with commas between them
+    split: str | None = None  # several have commas between them
 
     @property
     def wanted_splits(self) -> tuple[str, ...] | None:
@@ -69,16 +69,16 @@ FLAGS = {name: f"--{name.replace('_', '-')}" for name in OPTIONS_OF}
 
 @dataclass(frozen=True)
 class Source:
-    """A source that was recognised but not yet listed."""
+    """Describes a source that was recognised but not yet listed."""
 
     kind: Kind
-    stamp: str | None  # where listing is costly: tells whether the source is the same as before
+    stamp: str | None  # set where listing is costly: tells whether the source is the same as before
     list: Callable[[Path, int], Listing]  # scratch folder and number of processes
-    remarks: tuple[str, ...] = ()  # on what the names in a folder say
+    remarks: tuple[str, ...] = ()  # remarks on the names in a folder
 
 
 def find_source(path: str, *, options: SourceOptions, label_use: LabelUse, known: Collection[str] = ()) -> Source:
-    """Look at a path.
+    """Recognise the source at a path.
 
     Args:
         label_use: whether every sample of WebDataset tars must have a label.
@@ -203,7 +203,7 @@ def _folders(
 
 
 def _remark_beside(root: Path, visible: list[Path]) -> Iterator[str]:
-    """What lies next to class folders and is no part of the set, though it looks like it."""
+    """Yield a remark on what lies next to class folders, looks like part of the set and is not."""
     if images := [child.name for child in visible if not child.is_dir() and image_extension(child.name) is not None]:
         yield f"left out: {len(images)} images next to the class folders, in no class ({images[0]} first)"
     if lists := [child for child in visible if child.suffix.lower() in csv_file.CSV_SUFFIXES and child.is_file()]:
@@ -218,7 +218,7 @@ def _remark_beside(root: Path, visible: list[Path]) -> Iterator[str]:
 
 
 def _take_split(listing: Listing, options: SourceOptions, *, source: Path, skip_parts: int) -> Listing:
-    """The samples of one split, where the folders and files of the samples' names tell several.
+    """Return the samples of one split, where the folders and files of the samples' names contain several.
 
     Args:
         skip_parts: how many parts of a name are no part of it: a class, a tar.

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as their authors distribute them for Python: pickles of raw pixels, stored as PNG."""
+"""List CIFAR-10 and CIFAR-100 as their authors distribute them for Python: pickles of raw pixels, which are stored as PNG."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from data_tools.make.sources.unpack import Entry, unpack_files
 from pipeline.errors import DataError
 
 SIDE = 32
-META_NAMES = ("batches.meta", "meta")  # of CIFAR-10, of CIFAR-100
+META_NAMES = ("batches.meta", "meta")  # CIFAR-10's, CIFAR-100's
 DEFAULT_LABELS = ("labels", "fine_labels")
 NAMES_OF_LABELS = {"labels": "label_names", "fine_labels": "fine_label_names", "coarse_labels": "coarse_label_names"}
-# All that these files need besides numbers, bytes, lists and dicts; a pickle that names anything else is not loaded.
+# These files need only these besides numbers, bytes, lists and dicts; a pickle that names anything else is not loaded.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 ALLOWED = {
     ("numpy", "ndarray"): np.ndarray,
@@ -41,7 +41,7 @@ class CifarUnpickler(pickle.Unpickler):
 
 
 def find_splits(folder: Path) -> dict[str, list[Path]]:
-    """The batches of each split of a CIFAR folder; none if it is no such folder."""
+    """Return the batches of each split of a CIFAR folder; none if it is no such folder."""
     names = {path.name: path for path in folder.iterdir()}
     if "batches.meta" in names:
         batches = sorted(path for name, path in names.items() if name.startswith("data_batch_"))
@@ -54,7 +54,7 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
 
 
 def list_cifar(paths: list[Path], scratch: Path, num_workers: int, *, stamp: str, label_column: str | None) -> Listing:
-    """The images of these batches, written to `scratch` as PNG.
+    """Return the images of these batches, written to `scratch` as PNG.
 
     Args:
         stamp: tells these files and options from others.

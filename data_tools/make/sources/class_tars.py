@@ -1,4 +1,4 @@
-"""One tar a class, as ImageNet is distributed: a folder of nXXXXXXXX.tar, or one outer tar of them. Nothing is unpacked."""
+"""List one tar a class, as ImageNet is distributed: nXXXXXXXX.tar in a folder or an outer tar. Nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DIGITS = re.compile(r"\d+")
 
 
 class ClassTar(NamedTuple):
-    """A class's tar: a file of its own (no start), or bytes [start, start + length) of an outer tar."""
+    """Locates a class's tar: a file of its own (no start), or bytes [start, start + length) of an outer tar."""
 
     path: str
     start: int | None
@@ -35,7 +35,7 @@ class ClassTar(NamedTuple):
 
 
 def list_class_tars(paths: list[Path], *, known: Collection[str], num_workers: int) -> Listing:
-    """The images of tars that are each named after their class; classes are numbered in sorted order.
+    """Return the images of tars that are each named after their class; classes are numbered in sorted order.
 
     Raises:
         DataError: damaged tars, no images, or tars whose folders are the classes.
@@ -46,10 +46,10 @@ def list_class_tars(paths: list[Path], *, known: Collection[str], num_workers: i
 
 
 def list_outer_tar(path: Path, *, known: Collection[str], num_workers: int) -> Listing:
-    """The same for a tar that holds the classes' tars.
+    """List the images of a tar that holds the classes' tars.
 
     Raises:
-        DataError: damaged tars, two of one name, names that are no classes, or no images.
+        DataError: damaged tars, two of one name, names that are not classes, or no images.
     """
     inner: list[tuple[str, int, int]] = []
     others: list[str] = []
@@ -78,7 +78,7 @@ def list_outer_tar(path: Path, *, known: Collection[str], num_workers: int) -> L
 
 
 def check_class_tars(names: Collection[str], *, source: object, known: Collection[str]) -> None:
-    """Refuse tars whose names are no classes: splits, numbered shards.
+    """Refuse tars whose names are not classes: splits, numbered shards.
 
     Args:
         known: names that the user gives as classes: these are classes, whatever they are called.
@@ -105,7 +105,7 @@ def check_class_tars(names: Collection[str], *, source: object, known: Collectio
 def _are_shards(names: Collection[str]) -> bool:
     """Whether tars are numbered like shards (train-000, part_0001_of_0010), not named like classes.
 
-    Names that differ in nothing but numbers, or hold a split and a number, are shards; so is a single one with a number.
+    Names that differ only in numbers, or hold a split and a number, are shards; so is a single one with a number.
     """
     if all(WORDNET_ID.fullmatch(name) for name in names):
         return False
@@ -169,7 +169,7 @@ def _list_tar(tar: ClassTar) -> Listing:
 
 
 def _visible_files(file: BinaryIO, source: str) -> Iterator[TarFile]:
-    """The files of a tar without those that systems leave behind.
+    """Yield the files of a tar without those that systems leave behind.
 
     Raises:
         DataError: damaged, or sparse.
@@ -181,7 +181,7 @@ def _visible_files(file: BinaryIO, source: str) -> Iterator[TarFile]:
 
 
 def _find_extension(file: BinaryIO, member: TarFile, *, start: int) -> str | None:
-    """What an image is stored as, by its name or its first bytes; None if it is none."""
+    """Return the extension to store an image with, by its name or its first bytes; None if it is not an image."""
     if (known := image_extension(member.name)) is not None or is_unfinished(member.name):
         return known
     file.seek(start + member.start)
@@ -189,7 +189,7 @@ def _find_extension(file: BinaryIO, member: TarFile, *, start: int) -> str | Non
 
 
 class _Window:
-    """Bytes [start, start + length) of a file, read as a file of their own."""
+    """Reads bytes [start, start + length) of a file as a file of their own."""
 
     def __init__(self, file: BinaryIO, start: int, length: int) -> None:
         self._file, self._start, self._length = file, start, length

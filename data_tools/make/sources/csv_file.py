@@ -1,4 +1,4 @@
-"""A CSV, TSV or JSON-lines file of image paths and labels: a number, a name, or several of either for an image."""
+"""List a CSV, TSV or JSON-lines file of image paths and labels: a number, a name, or several of either for an image."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Row = tuple[int, list[str]]  # line number, cells
 
 @dataclass(frozen=True)
 class CsvOptions:
-    """What the user says about a CSV file."""
+    """Holds what the user says about a CSV file."""
 
     image_column: str | None = None
     label_column: str | None = None
@@ -50,7 +50,7 @@ class CsvOptions:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Where in a row what is."""
+    """Says which column of a row holds what."""
 
     width: int
     has_header: bool
@@ -60,7 +60,7 @@ class _Columns:
 
 
 class _Image(NamedTuple):
-    """A file that a row names."""
+    """Describes a file that a row names."""
 
     name: str
     extension: str
@@ -68,7 +68,7 @@ class _Image(NamedTuple):
 
 
 def list_csv(path: Path, options: CsvOptions) -> Listing:
-    """The images that a file names, by paths relative to it.
+    """Return the images that a file names, by paths relative to it.
 
     The first line is a header if its first cell neither is a file nor ends like an image, or if a column is asked for by
     name. All labels of the file are numbered, those of other splits too, so that its splits agree.
@@ -103,7 +103,7 @@ def list_csv(path: Path, options: CsvOptions) -> Listing:
 
 
 class _Selection:
-    """Which rows are of the wanted split: looks at all rows once, before any image is listed."""
+    """Selects the rows of the wanted split. It reads all rows once, before any image is listed."""
 
     def __init__(self, path: Path, columns: _Columns, options: CsvOptions, rows: Iterator[Row]) -> None:
         self._columns = columns
@@ -130,7 +130,7 @@ class _Selection:
         splits.check_found(wanted, found, source=path)
 
     def holds(self, cells: list[str]) -> bool:
-        """Whether a row is of the split."""
+        """Return whether a row belongs to the wanted split."""
         if self._chosen is not None:
             return self._chosen.holds([cells[i] for i in self._split_columns])
         return self._in_paths is None or splits.path_in(cells[self._columns.path], self._in_paths)
@@ -144,7 +144,7 @@ def _open(path: Path, options: CsvOptions) -> Iterator[Iterator[Row]]:
         if start:
             refuse_stand_in(start, name=path)
         encoding = find_encoding(start) or options.encoding or "utf-8"
-        # File names may be bytes of any kind; labels may not, which is checked where they are.
+        # File names may be bytes of any kind. Labels may not; that is checked where they are read.
         errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
         with path.open(newline="", encoding=encoding, errors=errors) as file:
             if path.suffix.lower() == ".jsonl":
@@ -158,7 +158,7 @@ def _open(path: Path, options: CsvOptions) -> Iterator[Iterator[Row]]:
 
 
 def _find_delimiter(path: Path, start: str) -> str:
-    """Tabs in a .tsv; in a .csv commas, or what else cuts the first line where it has none."""
+    """Return the tab for a .tsv; for a .csv the comma, or what else cuts the first line where it has no comma."""
     if path.suffix.lower() == ".tsv":
         return "\t"
     line = start.partition("\n")[0]
@@ -179,7 +179,9 @@ def _rows(path: Path, file: Iterator[str], *, delimiter: str) -> Iterator[Row]:
 
 
 def _objects(path: Path, file: Iterator[str], *, separator: str) -> Iterator[Row]:
-    """Lines of JSON objects (metadata.jsonl) as the rows of a table: the first one's keys, then each one's values of them."""
+    """Yield lines of JSON objects (metadata.jsonl) as a table's rows: the first one's keys, then each one's values for these
+    keys.
+    """
     names: list[str] = []
     for line, text in enumerate(file, start=1):
         if not text.strip():
@@ -230,7 +232,9 @@ def _find_columns(path: Path, first: list[str], options: CsvOptions, *, folder: 
 
 
 def _find_image(path: Path, line: int, name: str, *, folder: Path, encoding: str | None) -> _Image:
-    """The file that a cell names: as it is, in the bytes of the file's encoding, or without its ending as in lists of ids."""
+    """Return the file that a cell names: as it is, in the bytes of the file's encoding, or without its ending as in lists of
+    ids.
+    """
     names = [name]
     if encoding is not None:
         names.append(os.fsdecode(name.encode(encoding, "replace")))

@@ -1,4 +1,4 @@
-"""Image files are recognised by name or first bytes; files that systems leave behind are known by name."""
+"""Recognise image files by name or first bytes, and by name the files that systems leave behind."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from pipeline.data.shards.sample import IMAGE_EXTENSIONS
 
-# Other endings of formats that are read: what the image is stored as.
+# other endings of formats that are read, and the ending that the image is stored with
 ALIASES = {
     "jfif": "jpg", "jpe": "jpg", "jif": "jpg", "pjpeg": "jpg", "pjp": "jpg", "apng": "png",
     "pgm": "ppm", "pbm": "ppm", "pnm": "ppm", "dib": "bmp",
@@ -22,7 +22,7 @@ SIGNATURES = {
 BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)
 SIGNATURE_BYTES = 18
 UNFINISHED = ("~", ".bak", ".tmp", ".temp", ".part", ".crdownload", ".download", ".swp")
-# Written by systems, file servers and programs, not by people.
+# Systems, file servers and programs write these, not people.
 JUNK = frozenset(
     {
         "__macosx",
@@ -45,24 +45,26 @@ JUNK = frozenset(
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file or folder is hidden or one that systems leave behind (`__MACOSX`, `@eaDir`, `Thumbs.db`, `._x.jpg`)."""
+    """Return whether a file or folder is hidden or one that systems leave behind (`__MACOSX`, `@eaDir`, `Thumbs.db`,
+    `._x.jpg`).
+    """
     return name.startswith(".") or name.lower() in JUNK
 
 
 def extension_of(name: str) -> str:
-    """A name's ending in lower case; "" if it has none."""
+    """Return a name's ending in lower case; "" if it has none."""
     return os.path.splitext(name)[1].removeprefix(".").lower()
 
 
 def image_extension(name: str) -> str | None:
-    """What an image of this name is stored as; None if the name does not end like an image."""
+    """Return the extension that an image of this name is stored with; None if the name does not end like an image."""
     extension = extension_of(name)
     extension = ALIASES.get(extension, extension)
     return extension if extension in IMAGE_EXTENSIONS else None
 
 
 def find_image_extension(path: str) -> str | None:
-    """The same, by the file's first bytes where its name does not end like an image; None if it is none.
+    """Return the same, by the file's first bytes where its name does not end like an image; None if it is not an image.
 
     Raises:
         OSError: it cannot be read.
@@ -74,12 +76,12 @@ def find_image_extension(path: str) -> str | None:
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a file's name ends like those of downloads in progress and backups."""
+    """Return whether a file's name ends like those of downloads in progress and backups."""
     return name.lower().endswith(UNFINISHED)
 
 
 def sniff_named(data: bytes, name: str) -> str | None:
-    """What an image is to be called by its first bytes, where its name does not tell.
+    """Return an image's extension by its first bytes, where its name does not give it.
 
     Raw files of cameras begin like TIFF files.
     """
@@ -88,7 +90,7 @@ def sniff_named(data: bytes, name: str) -> str | None:
 
 
 def sniff_image(data: bytes) -> str | None:
-    """What an encoded image is to be called by its first bytes; None if they are not those of an image."""
+    """Return an encoded image's extension by its first bytes; None if they are not those of an image."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in BMP_HEADER_BYTES:

@@ -1,4 +1,4 @@
-"""Images in folders of their classes, the layout of ImageNet: ROOT/CLASS/any/depth/image.jpg."""
+"""List images in folders of their classes, the layout of ImageNet: ROOT/CLASS/any/depth/image.jpg."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ PACKED = (".tar", ".parquet", ".arrow")
 
 
 class ClassFolder(NamedTuple):
-    """A class folder and the number of its class."""
+    """Names a class folder and the number of its class."""
 
     name: str
     label: int
 
 
 class _Look(NamedTuple):
-    """What lies directly in a folder."""
+    """Lists what lies directly in a folder."""
 
     num_folders: int
     num_images: int
-    num_packed: int  # tars and tables
+    num_packed: int  # number of tars and tables
 
 
 def sort_classes(names: Collection[str]) -> list[str]:
-    """Class names in the order of their ids: sorted, and numbers by their value."""
+    """Sort class names in the order of their ids: alphabetically, and numbers by their value."""
     are_numbers = all(name.isdecimal() and name.isascii() for name in names)
     return sorted(names, key=lambda name: (int(name), name)) if are_numbers else sorted(names)
 
 
 def list_image_folder(root: Path, *, num_workers: int) -> Listing:
-    """Every image of every class folder; classes are the folders that hold an image, sorted.
+    """Return every image of every class folder. Classes are the folders that hold an image, sorted.
 
-    Hidden names and those that systems leave behind (`__MACOSX`, `Thumbs.db`) are no images and no classes. Links to
-    files are followed, links to folders are not.
+    Hidden names and those that systems leave behind (`__MACOSX`, `Thumbs.db`) are neither images nor classes. Links to files
+    are followed, links to folders are not.
 
     Raises:
         DataError: no images.
@@ -76,7 +76,7 @@ def list_image_folder(root: Path, *, num_workers: int) -> Listing:
 
 
 def drop_empty_classes(listing: Listing) -> Listing:
-    """A folder or tar without an image is no class; the others are numbered without it."""
+    """Drop folders or tars without an image: they are not classes. The others are numbered without them."""
     classes = listing.classes or ()
     counts = np.bincount(listing.labels, minlength=len(classes))
     kept = [name for name, count in zip(classes, counts, strict=True) if count]
@@ -85,13 +85,13 @@ def drop_empty_classes(listing: Listing) -> Listing:
 
 
 def check_class_folders(root: Path, *, known: Collection[str]) -> None:
-    """Refuse folders that are splits or only one folder on the way to the classes.
+    """Refuse folders that are splits, or only one folder on the way to the classes.
 
     Args:
         known: names that the user gives as classes: these are classes, whatever they are called.
 
     Raises:
-        DataError: naming what to give instead.
+        DataError: the message names what to give instead.
     """
     with os.scandir(root) as found:
         names = sort_classes([entry.name for entry in found if entry.is_dir() and not is_junk(entry.name)])
@@ -115,9 +115,9 @@ def check_class_folders(root: Path, *, known: Collection[str]) -> None:
             f"CSV of their images and labels. If they are classes, name them in a --classes file"
         )
     if len(unknown) == 1 and len(names) == 1:
-        if beside := _look(root).num_images:
+        if num_loose := _look(root).num_images:
             raise DataError(
-                f"source '{root}' holds a single folder, {names[0]}/, and {beside} images next to it, so folders are "
+                f"source '{root}' holds a single folder, {names[0]}/, and {num_loose} images next to it, so folders are "
                 "no classes here: give a CSV of "
                 f"the images and their labels, or name {names[0]} in a --classes file if it is the only class"
             )
@@ -131,7 +131,7 @@ def check_class_folders(root: Path, *, known: Collection[str]) -> None:
 
 
 def _holds_classes(root: Path, name: str, names: list[str]) -> bool:
-    """Whether a folder named like a split holds folders alone, unlike those next to it, which hold images or nothing."""
+    """Return whether a folder named like a split holds folders alone, unlike those next to it, which hold images or nothing."""
     look = _look(root / name)
     others = [_look(root / other) for other in names if other != name]
     return look.num_folders > 0 and not look.num_images and all(not other.num_folders or other.num_images for other in others)
@@ -152,7 +152,7 @@ def _describe(look: _Look) -> str:
 
 
 def _advise(root: Path, looks: Mapping[str, _Look]) -> str:
-    """What to type instead: one of the folders, or a list where they hold images without classes."""
+    """Return what to type instead: one of the folders, or a list where they hold images without classes."""
     first = next(iter(looks))
     if full := [name for name, look in looks.items() if look.num_folders or look.num_packed]:
         first = full[0]
@@ -197,7 +197,7 @@ def _extension(path: str) -> str | None:
 
 
 def _files(path: str, prefix: str) -> Iterator[tuple[str, os.stat_result | None]]:
-    """Names below the root with their sizes and times; None where it is no file."""
+    """Yield names below the root with their sizes and times; None where the name is not a file."""
     with os.scandir(path) as entries:
         for entry in entries:
             if is_junk(entry.name):

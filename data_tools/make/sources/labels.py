@@ -1,4 +1,4 @@
-"""Labels as columns and members hold them: class ids where all are whole numbers, names otherwise."""
+"""Read labels as columns and members hold them: class ids where all are whole numbers, names otherwise."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_number(text: str) -> int | None:
-    """The class id that a text is: 7, 007 or 7.0; None for anything else."""
+    """Return the class id that a text means: 7, 007 or 7.0; None for anything else."""
     return int(text.partition(".")[0]) if WHOLE_NUMBER.fullmatch(text) else None
 
 
 def read_texts(listing: Listing, *, known: Collection[str] = (), source: str = "the source") -> Listing:
-    """Labels that are texts are ids if all of them are whole numbers, and else names.
+    """Read labels from texts: they are ids if all of them are whole numbers, and names otherwise.
 
     Args:
         known: names that a list or a map gives; texts that are all among them are names, numbers or not.
 
     Raises:
-        DataError: numbers that are no ids: fractions, negative ones.
+        DataError: numbers that are not ids: fractions, negative ones.
     """
     texts = listing.classes
     if listing.class_source == "names" or texts is None:
@@ -54,9 +54,9 @@ def read_texts(listing: Listing, *, known: Collection[str] = (), source: str = "
 
 
 def tell_apart(names: Sequence[str]) -> tuple[str, ...]:
-    """Class names by id, each different: one that occurs again, as ImageNet's `crane` (a bird and a machine), gets its id.
+    """Return different class names by id. A name that occurs again, as ImageNet's `crane` (a bird and a machine), gets its id.
 
-    A test split that is made with these names would else be refused, or its cranes be numbered as one class.
+    A test split that is made with these names would otherwise be refused, or its cranes be numbered as one class.
     """
     counts = Counter(map(same_name, names))
     taken = set(counts)
@@ -71,7 +71,7 @@ def tell_apart(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def read_member(data: bytes, extension: str, *, field: str | None) -> list[str]:
-    """The labels that a sample's .cls or .json member holds, as texts; none if it holds none.
+    """Return the labels that a sample's .cls or .json member holds, as texts; none if it holds none.
 
     Args:
         field: of the .json, `a.b` for a field in a field; else `labels` where it is a list, or `label`.
@@ -98,7 +98,7 @@ def read_member(data: bytes, extension: str, *, field: str | None) -> list[str]:
 
 
 def fields_of(data: bytes) -> list[str]:
-    """The fields of a .json member, for messages."""
+    """Return the fields of a .json member, for messages."""
     try:
         value = parse_json(data)
     except ValueError:

@@ -1,6 +1,6 @@
-"""What a source holds, sample by sample: where its bytes lie, its classes and its name; kept in arrays, not in objects.
+"""Store what a source holds, sample by sample (byte ranges, classes, name), in arrays instead of objects.
 
-Some 70 to 100 bytes a sample, so that fourteen million of them fit into the memory of one process.
+A sample takes some 70 to 100 bytes, so that fourteen million of them fit into the memory of one process.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Int64s = NDArray[np.int64]
 TAR_BLOCK_BYTES = 512
 MAX_LABEL = 2**31 - 1
 TIMES_MODULUS = 2**64
-MAX_NAMED = 100  # of the files that are passed over
-COPIED_AT_ONCE = 1 << 16  # samples; bounds what copying names takes
+MAX_NAMED = 100  # limit of the names of passed over files
+COPIED_AT_ONCE = 1 << 16  # samples; bounds the memory that copying names takes
 
 
 class Member(NamedTuple):
-    """One file of a sample, to be stored as KEY.extension."""
+    """Describes one file of a sample, to be stored as KEY.extension."""
 
     extension: str
     file: int  # index into the listing's files
@@ -42,7 +42,7 @@ class Member(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One sample as it is written: its name in the source, its classes unless a member holds them, its files."""
+    """Describes one sample as it is written: its name in the source, its classes unless a member holds them, its files."""
 
     name: str
     labels: list[int]
@@ -51,7 +51,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """Samples in a fixed order. Values of sample i are those before `ends[i]` and from `ends[i - 1]` on.
+    """Holds samples in a fixed order. Values of sample i are those before `ends[i]` and from `ends[i - 1]` on.
 
     With the layout `files` a sample is one whole file, FILES[0]/NAME; with `ranges` its members are byte ranges of the
     files. `classes` are names (of folders, from metadata), or texts that a column or member holds, which may turn out to be
@@ -60,14 +60,14 @@ class Listing:
 
     layout: Layout
     files: tuple[str, ...]
-    origins: tuple[str, ...]  # of each of the files: what its samples were read from; itself in most sources
+    origins: tuple[str, ...]  # for each file, what its samples were read from; itself in most sources
     extensions: tuple[str, ...]
-    classes: tuple[str, ...] | None  # by label, where the source tells
+    classes: tuple[str, ...] | None  # class names by label, where the source has them
     class_source: ClassSource
     passed_over: int  # files that are not images, or samples without one
     first_passed_over: tuple[str, ...]  # names of the first of them
-    empty_classes: tuple[str, ...]  # folders or tars without an image, which are no classes
-    times: int  # of the files' last changes and their names, in a hash that does not depend on their order
+    empty_classes: tuple[str, ...]  # folders or tars without an image, which are not classes
+    times: int  # hash of the files' names and last changes that does not depend on their order
     name_ends: Int64s  # (N,)
     name_bytes: NDArray[np.uint8]
     label_ends: Int64s  # (N,)
@@ -83,23 +83,23 @@ class Listing:
         return len(self.name_ends)
 
     def name(self, sample: int) -> bytes:
-        """The sample's name in the source: it does not change when other samples come or go."""
+        """Return the sample's name in the source. It does not change when other samples are added or removed."""
         return self.name_bytes[_first(self.name_ends, sample) : self.name_ends[sample]].tobytes()
 
     def sample(self, sample: int) -> Sample:
-        """One sample as objects."""
+        """Return one sample as objects."""
         labels = self.labels[_first(self.label_ends, sample) : self.label_ends[sample]].tolist()
         return Sample(self.name(sample).decode("utf-8", "surrogateescape"), labels, self.members(sample))
 
     def members(self, sample: int) -> list[Member]:
-        """The sample's files."""
+        """Return the sample's files."""
         of_sample = slice(_first(self.member_ends, sample), int(self.member_ends[sample]))
         columns = (self.member_extension, self.member_file, self.member_start, self.member_length)
         rows = zip(*(column[of_sample].tolist() for column in columns), strict=True)
         return [Member(self.extensions[extension], *byte_range) for extension, *byte_range in rows]
 
     def take(self, samples: NDArray[np.integer]) -> Listing:
-        """These samples alone, in this order."""
+        """Return these samples alone, in this order."""
         member_ends, members = _positions(self.member_ends, samples)
         label_ends, labels = _positions(self.label_ends, samples)
         name_ends, name_bytes = _copy_names(self, samples)
@@ -121,19 +121,19 @@ class Listing:
         )
 
     def relabel(self, values: NDArray[np.integer], classes: Sequence[str] | None) -> Listing:
-        """Every label l replaced by values[l]."""
+        """Return the listing with every label l replaced by values[l]."""
         labels = values[self.labels].astype(np.int32) if len(self.labels) else self.labels
         return replace(self, labels=labels, classes=None if classes is None else tuple(classes))
 
     def tar_bytes(self) -> Int64s:
-        """What each sample takes in a tar: (N,)."""
+        """Return each sample's size in a tar: (N,)."""
         padded = TAR_BLOCK_BYTES + -(-self.member_length // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
         total = np.concatenate([[0], np.cumsum(padded)])
         label_bytes = np.where(np.diff(self.label_ends, prepend=0) > 0, 2 * TAR_BLOCK_BYTES, 0)
         return np.diff(total[self.member_ends], prepend=0) + label_bytes
 
     def digest(self) -> str:
-        """Hash of names, labels, kinds and sizes; where the source lies is not part of it."""
+        """Return a hash of names, labels, kinds and sizes. The source's location is not part of it."""
         result = hashlib.blake2b(repr((self.extensions, self.classes)).encode(), digest_size=16)
         for values in (
             self.name_ends,
@@ -149,7 +149,7 @@ class Listing:
         return result.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write it to a file that `load_listing` reads."""
+        """Write the listing to a file that `load_listing` reads."""
         arrays = {STORED_NAMES.get(name, name): np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}
         facts = json.dumps({name: getattr(self, name) for name in FACTS})
         path.write_bytes(save(arrays, metadata={"facts": facts, "digest": _digest_stored(arrays, facts)}))
@@ -159,14 +159,14 @@ FACTS = (
     "layout", "class_source", "passed_over", "times", "files", "origins", "extensions", "classes", "first_passed_over",
     "empty_classes",
 )  # fmt: skip
-COLUMNS = ("name_bytes", "labels", "member_start", "member_length", "rows")  # those that are joined as they are
+COLUMNS = ("name_bytes", "labels", "member_start", "member_length", "rows")  # columns that are joined as they are
 ENDS = ("name_ends", "label_ends", "member_ends")
 ARRAYS = (*COLUMNS, *ENDS, "member_extension", "member_file")
-STORED_NAMES = {"rows": "places"}  # of columns whose name in the file is another
+STORED_NAMES = {"rows": "places"}  # columns whose name in the file is another
 
 
 def load_listing(path: Path) -> Listing:
-    """What `Listing.save` wrote.
+    """Read what `Listing.save` wrote.
 
     Raises:
         DataError: it is damaged.
@@ -211,10 +211,10 @@ class ListingBuilder:
         return len(self._name_ends)
 
     def add(self, name: str, *, labels: Iterable[int | str], members: Iterable[Member], row: int | None = None) -> None:
-        """Add a sample behind the others; a label that is given twice counts once.
+        """Add a sample behind the others. A label that is given twice counts once.
 
         Args:
-            row: the line or row that names it; of all samples or of none.
+            row: the line or row that names it; given for all samples or for none.
         """
         if row is not None:
             self._rows.append(row)
@@ -233,18 +233,18 @@ class ListingBuilder:
         self._member_ends.append(len(self._length))
 
     def note_labels(self, labels: Iterable[int | str]) -> None:
-        """Names that occur in samples of other splits: all splits of a source are numbered alike."""
+        """Note names that occur in samples of other splits: all splits of a source are numbered alike."""
         for label in labels:
             if isinstance(label, str):
                 self._vocabulary.setdefault(label, len(self._vocabulary))
 
     def note_time(self, name: str, time_ns: int) -> None:
-        """When a file was last changed: a file that is replaced may have the size that it had before."""
+        """Note when a file was last changed: a file that is replaced may have the size that it had before."""
         text = f"{name} {time_ns}".encode("utf-8", "surrogateescape")
         self._times = (self._times + xxhash.xxh3_64_intdigest(text)) % TIMES_MODULUS
 
     def pass_over(self, name: str) -> None:
-        """Count a file that is no image, or a sample without one."""
+        """Count a file that is not an image, or a sample without one."""
         self._passed_over += 1
         if len(self._first_passed_over) < MAX_NAMED:
             self._first_passed_over.append(name)
@@ -257,10 +257,10 @@ class ListingBuilder:
         classes: Sequence[str] | None = None,
         origins: Sequence[str] | None = None,
     ) -> Listing:
-        """All that was added.
+        """Return a listing of all that was added.
 
         Args:
-            origins: of each file, what its samples were read from, where that is another one.
+            origins: for each file, what its samples were read from, where that is another one.
             classes: names by label, where labels were given as numbers.
 
         Raises:
@@ -298,7 +298,7 @@ class ListingBuilder:
 
 
 def concatenate(parts: Sequence[Listing]) -> Listing:
-    """One listing of several of the same layout. Where their class names differ, labels are renumbered by sorted name.
+    """Join several listings of the same layout. Where their class names differ, labels are renumbered by sorted name.
 
     Raises:
         DataError: some parts have class names, others only numbers.
@@ -338,7 +338,7 @@ def concatenate(parts: Sequence[Listing]) -> Listing:
 
 def _agree_on_classes(parts: Sequence[Listing]) -> Sequence[Listing]:
     lists = {part.classes for part in parts if len(part.labels) or part.classes is not None}
-    if len(lists) == 1:  # a part without labels has no say
+    if len(lists) == 1:  # a part without labels does not count
         (classes,) = lists
         return [replace(part, classes=classes) for part in parts]
     if None in lists:
@@ -355,7 +355,7 @@ def _first(ends: Int64s, sample: int) -> int:
 
 
 def _positions(ends: Int64s, samples: NDArray[np.integer]) -> tuple[Int64s, Int64s]:
-    """The samples' own ends, and where their values lie among all values."""
+    """Return the samples' own ends, and the positions of their values among all values."""
     starts = np.where(samples > 0, ends[samples - 1], 0)
     lengths = ends[samples] - starts
     new_ends = np.cumsum(lengths)
@@ -363,7 +363,7 @@ def _positions(ends: Int64s, samples: NDArray[np.integer]) -> tuple[Int64s, Int6
 
 
 def _copy_names(listing: Listing, samples: NDArray[np.integer]) -> tuple[Int64s, NDArray[np.uint8]]:
-    """A piece at a time: where each byte lies takes eight bytes."""
+    """Copy names a piece at a time: the location of each byte takes eight bytes."""
     ends = listing.name_ends
     lengths = ends[samples] - np.where(samples > 0, ends[samples - 1], 0)
     pieces = (samples[i : i + COPIED_AT_ONCE] for i in range(0, len(samples), COPIED_AT_ONCE))

@@ -1,4 +1,4 @@
-"""What tars hold: further tars, WebDataset samples with labels, or images without."""
+"""Tell what tars hold: further tars, WebDataset samples with labels, or images without labels."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipeline.data.shards.tar import scan_samples
 from pipeline.errors import DataError
 
 TarContent = Literal["tars", "images", "samples"]
-MAX_LOOKED_INTO = 3  # tars with anything in them
-# Endings of a text about one image, which lies next to it: a caption, or a label that is not named as readers expect.
+MAX_LOOKED_INTO = 3  # counts tars with anything in them
+# endings of a text about one image, which lies next to it: a caption, or a label that is not named as readers expect
 TEXT_EXTENSIONS = frozenset({"txt", "text", "caption", "label", "labels", "class", "class_id", "target", "index", "idx", "id"})
 
 
 def look_into_tars(paths: Sequence[Path]) -> TarContent:
-    """What the first tars hold that are not empty.
+    """Return what the first tars hold that are not empty.
 
     Raises:
         DataError: nothing at all, or tars of tars among others.
@@ -37,7 +37,7 @@ def look_into_tars(paths: Sequence[Path]) -> TarContent:
 
 
 def _look_into(path: Path) -> TarContent | None:
-    """What a tar holds; None for nothing. Read on until that is plain.
+    """Return what a tar holds; None for nothing. The tar is read until this is clear.
 
     A label or a caption belongs to an image of its key: an info.json among images makes no samples of them.
     """

@@ -15,12 +15,12 @@ Task = TypeVar("Task")
 def list_parts(
     function: Callable[[Task], Listing], tasks: Sequence[Task], *, num_workers: int, description: str, unit: str
 ) -> Listing:
-    """The listings of all tasks, joined in the order of the tasks.
+    """Return the listings of all tasks, joined in the order of the tasks.
 
     Args:
         tasks: at least one, all different.
     """
-    if num_workers == 1 or len(tasks) == 1:  # starting a process takes longer than many a listing
+    if num_workers == 1 or len(tasks) == 1:  # starting a process takes longer than many listings
         return concatenate([function(task) for task in track(tasks, description=description, unit=unit)])
     parts = dict(map_in_processes(function, tasks, num_workers=num_workers, description=description, unit=unit))
     return concatenate([parts.pop(task) for task in tasks])

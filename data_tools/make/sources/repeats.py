@@ -1,7 +1,8 @@
-"""Images that a list or a table names more than once: with different labels one of them is wrong, and nobody can tell which.
+"""Find images that a list or table names more than once. With different labels, one is wrong, and nobody can tell which.
 
-A file is the same by its path, however it is written (`a.jpg`, `./a.jpg`); a row of a table by its path and its content.
-Where a table names no images, the same content under different labels is a fact of many public sets, and only counted.
+A file is the same by its path, however it is written (`a.jpg`, `./a.jpg`). A row of a table is the same by its path and its
+content. Where a table names no images, many public sets have the same content under different labels, so these are only
+counted.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SEVERAL = "An image that has several labels is named once, with all of them: 3;7
 
 @dataclass(frozen=True)
 class Repeats:
-    """Images that occur more than once.
+    """Counts images that occur more than once.
 
     Attributes:
         alike: samples beyond the first of an image, all with its labels.
@@ -38,10 +39,10 @@ class Repeats:
 
 
 def find_repeats(listing: Listing) -> Repeats:
-    """Compare the labels of samples that are of one image, in a listing of a list or table whose classes are numbered.
+    """Compare the labels of samples of the same image, in a listing of a list or table whose classes are numbered.
 
     Raises:
-        DataError: an image that is named with different labels, with where it is.
+        DataError: an image is named with different labels; the message says where.
     """
     alike = contradicting = 0
     first: str | None = None
@@ -69,7 +70,7 @@ def find_repeats(listing: Listing) -> Repeats:
 
 
 def _groups(listing: Listing) -> Iterator[list[int]]:
-    """Samples of one image each, in their order, those with more than one sample."""
+    """Yield groups of more than one sample of the same image, in their order."""
     if not len(listing.rows):
         return
     folder = os.path.abspath(os.fsencode(listing.files[0])) if listing.layout == "files" else b""
@@ -84,7 +85,7 @@ def _groups(listing: Listing) -> Iterator[list[int]]:
 
 
 def _describe(listing: Listing, one: int, other: int) -> str:
-    """Two samples of one image: its name, and the line or row and the labels of each."""
+    """Describe two samples of one image: its name, and the line or row and the labels of each."""
     unit = "line" if listing.layout == "files" else "row"
     files = [listing.origins[listing.members(sample)[0].file] for sample in (one, other)]
     labels = [_labels(listing, sample) for sample in (one, other)]

@@ -1,7 +1,7 @@
-"""Splits by column: which columns of a list or table tell each row's split, and what they tell of a row.
+"""Read splits from columns: which columns of a list or table give each row's split, and what they say of a row.
 
-A column of values (split: train, test) tells it by itself. Columns of yes and no (is_train: 1, 0; or train, val and test,
-of which one is 1) tell it together: `train` where is_train is yes and `not-train` where it is no, for nobody says whether
+A column of values (split: train, test) gives it by itself. Columns of yes and no (is_train: 1, 0; or train, val and test, of
+which one is 1) give it together: `train` where is_train is yes and `not-train` where it is no, because it is unknown whether
 those rows are for validation or for test. `--source-split COLUMN=VALUE` names the column too.
 """
 
@@ -20,11 +20,11 @@ ANSWER = "choose one with --source-split"
 
 @dataclass(frozen=True)
 class Teller:
-    """Columns that tell each row's split.
+    """Names the columns that give each row's split.
 
     Attributes:
-        names: of the columns.
-        flags: the split that each is about, where they hold yes and no; none if the one column holds splits.
+        names: names of the columns.
+        flags: each column's split, where they hold yes and no; none if the one column holds splits.
         counts: rows by split; "" for those that none of several flags names.
     """
 
@@ -33,10 +33,10 @@ class Teller:
     counts: Mapping[str, int]
 
     def split(self, values: Sequence[str]) -> str:
-        """The split of a row.
+        """Return the split of a row.
 
         Args:
-            values: of these columns.
+            values: the row's values in these columns.
         """
         return _split(self.flags, [_truth(value) for value in values]) if self.flags else values[0]
 
@@ -48,7 +48,7 @@ class Teller:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The rows to take.
+    """Says which rows to take.
 
     Attributes:
         taken: names of splits, as the teller gives them; None for all.
@@ -58,12 +58,12 @@ class Chosen:
     taken: frozenset[str] | None
 
     def holds(self, values: Sequence[str]) -> bool:
-        """Whether a row is to be taken, by its values in the teller's columns."""
+        """Return whether to take a row, by its values in the teller's columns."""
         return self.taken is None or self.teller.split(values) in self.taken
 
 
 def flag_of(name: str) -> str | None:
-    """The split that a column of yes and no is about, by its name: is_train, for_test, val; None if it is about none."""
+    """Return the split that a column of yes and no is about, by its name: is_train, for_test, val; None if it has none."""
     plain = name.strip().lower()
     found = splits.FLAG.fullmatch(plain)
     text = plain if found is None else found[1]
@@ -74,7 +74,7 @@ class Survey:
     """Counts what columns hold, row by row.
 
     Args:
-        names: of the columns, or "number 3" where a list has no header.
+        names: names of the columns, or "number 3" where a list has no header.
         has_names: whether those are names.
         wanted: what the user chose.
     """
@@ -85,10 +85,10 @@ class Survey:
         self._wanted = [word for word in wanted or () if self._explicit is None]
         self._values: list[Counter[str]] = [Counter() for _ in names]
         self._flags = [i for i, name in enumerate(names) if has_names and flag_of(name) is not None]
-        self._joint: Counter[tuple[bool | None, ...]] = Counter()  # of what those say together
+        self._joint: Counter[tuple[bool | None, ...]] = Counter()  # what those say together
 
     def add(self, cells: Sequence[str]) -> None:
-        """A row's values in these columns."""
+        """Count a row's values in these columns."""
         for column, (cell, values) in enumerate(zip(cells, self._values, strict=True)):
             if len(values) <= splits.MAX_SPLIT_VALUES or cell in values or self._is_explicit(column):
                 values[cell] += 1
@@ -99,7 +99,7 @@ class Survey:
         return self._explicit is not None and self._names[column] == self._explicit[0]
 
     def choose(self, *, source: object) -> Chosen | None:
-        """The rows to take; None where no column tells splits.
+        """Return the rows to take; None where no column gives splits.
 
         Raises:
             DataError: several splits and no choice, a choice of what is not there, or a row of two splits.
@@ -139,7 +139,7 @@ class Survey:
         return Chosen(Teller((name,), (), counts), frozenset(taken))
 
     def _find_tellers(self, source: object) -> list[Teller]:
-        """Columns that are named so, then those of yes and no, then those whose values are nothing but splits."""
+        """Return columns that are named so, then those of yes and no, then those whose values are nothing but splits."""
         flags = [i for i in self._flags if _is_flag(self._values[i])]
         few = [i for i, values in enumerate(self._values) if i not in flags and len(values) <= splits.MAX_SPLIT_VALUES]
         named = [i for i in few if self._has_names and splits.is_split_column(self._names[i])]
@@ -166,7 +166,7 @@ class Survey:
 
 
 def _find_explicit(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, list[str]] | None:
-    """The column that a choice names, and its values.
+    """Return the column that a choice names, and its values.
 
     Raises:
         DataError: a choice by several columns.
@@ -191,7 +191,7 @@ def _others(names: Sequence[str]) -> str:
 
 
 def _matches(teller: Teller, wanted: Sequence[str]) -> set[str]:
-    """Splits that are wanted; of one flag also by its values: 1, true."""
+    """Return wanted splits. Those of one flag may also be wanted by its values: 1, true."""
     found = splits.matches(teller.counts, wanted)
     if len(teller.flags) == 1:
         said = [truth for word in wanted if (truth := _truth(word)) is not None]
@@ -206,7 +206,7 @@ def _split(flags: Sequence[str], truths: Sequence[bool | None]) -> str:
 
 
 def _truth(text: str) -> bool | None:
-    """What a value of yes and no says; None for other values."""
+    """Return what a value of yes and no means; None for other values."""
     plain = text.strip().lower()
     return True if plain in YES else False if plain in NO else None
 

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files with the images' bytes in a column, the layout of Hugging Face datasets."""
+"""List Parquet and Arrow files with the images' bytes in a column, the layout of Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 TABLE_SUFFIXES = (".parquet", ".arrow")
 ROWS_AT_ONCE = 64
 READ_BUFFER_BYTES = 1 << 20
-UNNAMED = re.compile(rb"[0-9a-f]{16}")  # by its content alone
+UNNAMED = re.compile(rb"[0-9a-f]{16}")  # named by its content alone
 FIRST_BYTES = 64
-SAMPLE_ROWS = 256  # that tell whether a column of texts may be one of splits
+SAMPLE_ROWS = 256  # rows that decide whether a column of texts may hold splits
 
 
 class Columns(NamedTuple):
-    """Where a table holds what, and its class names by label if it tells them."""
+    """Names the columns of a table, and its class names by label if it has them."""
 
     image: str
     label: str
@@ -51,7 +51,7 @@ def list_tables(
     others: Sequence[Path] = (),
     file_splits: Collection[str] = (),
 ) -> Listing:
-    """The rows of these files, their images copied to `scratch`.
+    """Return the rows of these files, with their images copied to `scratch`.
 
     Args:
         stamp: tells these files and options from others.
@@ -78,7 +78,7 @@ def list_tables(
 
 
 def _note_names(listing: Listing, others: Sequence[Path], columns: Columns) -> Listing:
-    """Names of classes that occur in other splits' files are numbered too, so that all splits agree."""
+    """Number names of classes that occur in other splits' files too, so that all splits agree."""
     if listing.class_source == "names" or listing.classes is None:
         return listing
     builder = ListingBuilder()
@@ -94,7 +94,7 @@ def _note_names(listing: Listing, others: Sequence[Path], columns: Columns) -> L
 def _select_rows(
     paths: Sequence[Path], columns: Columns, wanted: tuple[str, ...] | None, file_splits: Collection[str]
 ) -> Chosen | None:
-    """Which rows to take of files with columns of splits; None for all.
+    """Return which rows to take of files with columns of splits; None for all.
 
     Raises:
         DataError: several splits and no choice.
@@ -113,12 +113,12 @@ def _select_rows(
 
 
 def _rows_of(batch: pyarrow.RecordBatch, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Rows of some columns, as texts."""
+    """Yield rows of some columns, as texts."""
     return zip(*([str(value) for value in batch.column(name).to_pylist()] for name in names), strict=True)
 
 
 def _split_columns(path: Path, columns: Columns, wanted: Sequence[str]) -> list[str]:
-    """Columns that may tell each row's split: by their name, because the user names them, or by their first values."""
+    """Return columns that may give each row's split: by their name, because the user names them, or by their first values."""
     pa = _pyarrow()
     schema, batches = _open(str(path))
     rest = [name for name in schema.names if name not in (columns.image, columns.label)]
@@ -159,7 +159,7 @@ def _count_rows(path: str) -> int:
 
 
 def choose_columns(path: Path, *, image: str | None, label: str | None) -> Columns:
-    """The columns to take: those asked for, else those that Hugging Face's metadata say, else `image` and `label`.
+    """Return the columns to take: those requested, else those that Hugging Face's metadata name, else `image` and `label`.
 
     Raises:
         DataError: no such columns, or of types that cannot be images and labels.
@@ -198,7 +198,7 @@ def _only(names: list[str]) -> str | None:
 
 
 def _class_names(feature: Any) -> list[str] | None:
-    """Of a ClassLabel, or of a list of them: {"feature": ...} or [...]."""
+    """Return the class names of a ClassLabel, or of a list of them: {"feature": ...} or [...]."""
     if isinstance(feature, list):
         return _class_names(feature[0]) if feature else None
     if not isinstance(feature, dict):
@@ -230,18 +230,18 @@ def _entry(image: Any, label: Any, *, path: str, row: int) -> Entry:
     labels = [_plain(one) for one in (label if isinstance(label, list) else [label])]
     if not labels or any(one is None for one in labels):
         raise DataError(f"{path}: row {row} has the label {label!r}, which is no class; test splits often hold no labels")
-    # Not all tables name their images, or each differently: the content says which it is, whatever table it comes to lie in.
+    # Not all tables name their images, or give each a different name. The content identifies the image, in any table.
     words = [os.path.splitext(stored["path"])[0]] if stored.get("path") else []
     return Entry("-".join([*words, xxhash.xxh64_hexdigest(data)]), [one for one in labels if one is not None], data, row)
 
 
 def is_named(sample: bytes) -> bool:
-    """Whether the table names the image of a sample: else only its content does."""
+    """Return whether the table names the image of a sample; otherwise only its content does."""
     return UNNAMED.fullmatch(sample) is None
 
 
 def _plain(label: Any) -> int | str | None:
-    """A class id or a text; None for what is neither: a fraction, a negative number, an empty text."""
+    """Return a class id or a text; None for a fraction, a negative number or an empty text."""
     if isinstance(label, str):
         return label.strip(" \t\r\n") or None
     if label is None or (isinstance(label, float) and not label.is_integer()):
@@ -250,7 +250,7 @@ def _plain(label: Any) -> int | str | None:
 
 
 def _open(path: str) -> tuple[pyarrow.Schema, Any]:
-    """A file's schema, and a function from column names to record batches of few rows."""
+    """Return a file's schema, and a function from column names to record batches of few rows."""
     pa = _pyarrow()
     try:
         if path.lower().endswith(".parquet"):

@@ -1,9 +1,9 @@
-"""Sources whose images lie in no byte range of a file (compressed tables, raw pixels): copied out once, file by file.
+"""Copy images out once, file by file, of sources where they lie in no byte range (compressed tables, raw pixels).
 
-A shuffled shard takes its samples from everywhere. Read from such a file directly, nearly every row group would be read
-and decompressed again for every shard; copied out in one pass, they are byte ranges like any other. The copies need as
-much disk as the images, next to the shards, until these are written. Each file's copy is whole or absent, so a killed
-command goes on with the next file.
+A shuffled shard takes its samples from everywhere. Read from such a file directly, nearly every row group would be read and
+decompressed again for every shard. Copied out in one pass, they are byte ranges like any other. The copies need as much disk as
+the images, next to the shards, until these are written. Each file's copy is whole or absent, so a killed command resumes with
+the next file.
 
     SCRATCH/<hash of the file's facts>.bytes       its images one behind the other
     SCRATCH/<hash of the file's facts>.listing     written last: where each lies
@@ -24,23 +24,24 @@ from data_tools.make.sources.listing import Listing, ListingBuilder, Member, loa
 from data_tools.make.sources.parts import list_parts
 from pipeline.errors import DataError
 
-UNKNOWN = "jpg"  # where the first bytes say nothing: it must be called something
+UNKNOWN = "jpg"  # extension where the first bytes say nothing
 
 
 class Entry(NamedTuple):
-    """One sample of a file."""
+    """Holds one sample of a file."""
 
     name: str
     labels: Sequence[int | str]
     image: bytes | None  # None for a sample of another split: its labels are numbered, and nothing is copied
-    row: int | None = None  # where in the file it is, for messages
+    row: int | None = None  # row in the file, for messages
 
 
 ReadEntries = Callable[[str], Iterator[Entry]]
 
 
 def stamp_files(paths: Sequence[Path], *options: object) -> str:
-    """Hash of the files' paths, sizes and times, and of options: tells whether a source is the same without reading it.
+    """Return a hash of the files' paths, sizes and times, and of options. It tells whether a source is the same without reading
+    it.
 
     The time is among them because a label may be corrected without a change of the size.
     """
@@ -61,7 +62,7 @@ def unpack_files(
 
     Args:
         read: yields a file's samples.
-        stamp: what else than a file's name and size its samples depend on.
+        stamp: what its samples depend on besides a file's name and size.
         classes: names by label, where `read` gives numbers.
     """
     scratch.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""WebDataset tars that exist already: all members of every sample are kept, addressed by byte range."""
+"""List existing WebDataset tars: all members of every sample are kept, addressed by byte range."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ LabelUse = Literal["keep", "read"]
 
 @dataclass(frozen=True)
 class LabelRule:
-    """Where a sample's label is.
+    """Says where a sample's label is.
 
     Attributes:
         use: `read` refuses samples without a label: they cannot be renumbered; `keep` counts them.
-        field: of the .json members; None for .cls, or else `label` or `labels` of the .json.
+        field: field of the .json members; None for .cls, or else `label` or `labels` of the .json.
     """
 
     use: LabelUse
@@ -38,7 +38,7 @@ class LabelRule:
 
 
 def list_webdataset(paths: list[Path], *, rule: LabelRule, num_workers: int) -> Listing:
-    """The samples that have an image. Members of a sample that lie apart in their tar are brought together.
+    """Return the samples that have an image. Members of a sample that lie apart in their tar are brought together.
 
     A sample's label is its .cls, or else its .json. Whole numbers are ids; where any label is a name, they are numbered
     like names. The .cls is written again, and outranks the .json, which keeps its other fields.
@@ -60,7 +60,7 @@ def list_webdataset(paths: list[Path], *, rule: LabelRule, num_workers: int) -> 
 
 
 def _name_classes(listing: Listing, folder: Path) -> Listing:
-    """With the class names that lie next to the tars, by id."""
+    """Return the listing with the class names that lie next to the tars, by id."""
     if not (folder / CLASSES_NAME).exists():
         return read_texts(listing, source=str(folder))
     listing = read_texts(listing, source=str(folder))
@@ -74,7 +74,7 @@ def _name_classes(listing: Listing, folder: Path) -> Listing:
 
 
 def fields_without_label(listing: Listing) -> list[str]:
-    """The fields of the .json of the first sample without a label: one of them may be the label."""
+    """Return the fields of the .json of the first sample without a label: one of them may be the label."""
     for sample in np.flatnonzero(np.diff(listing.label_ends, prepend=0) == 0)[:1].tolist():
         for member in listing.members(sample):
             if member.extension == "json":
@@ -95,7 +95,8 @@ def _list_tar(rule: LabelRule, path: str) -> Listing:
 
 
 def _separate(key: str, members: list[Member]) -> list[tuple[str, list[Member]]]:
-    """The samples whose keys hold dots (22.05.jpg, 22.05.cls, 22.06.jpg) and that are one when names are cut at the first.
+    """Return the samples whose keys hold dots (22.05.jpg, 22.05.cls, 22.06.jpg) and that are one when names are cut at the
+    first.
 
     They are distinguished from one sample of several files (input.jpg, output.cls) by an image in each.
     """
@@ -112,7 +113,7 @@ def _separate(key: str, members: list[Member]) -> list[tuple[str, list[Member]]]
 
 
 def _finish(runs: Listing, rule: LabelRule) -> Listing:
-    """Samples out of runs of consecutive members of one key."""
+    """Join runs of consecutive members of one key to samples."""
     path = runs.files[0]
     keys = [runs.name(run) for run in range(len(runs))]
     same = _runs_to_join(runs, keys)
@@ -143,14 +144,16 @@ def _finish(runs: Listing, rule: LabelRule) -> Listing:
 
 
 def _name_images(members: list[Member]) -> list[Member]:
-    """An image whose ending no reader looks for (.jfif, .pgm) gets that of its format, where the sample has no other image."""
+    """Store an image with an ending no reader looks for (.jfif, .pgm) under its format's ending, if the sample has no other
+    image.
+    """
     if any(member.extension in IMAGE_EXTENSIONS for member in members):
         return members
     return [member._replace(extension=image_extension(f"x.{member.extension}") or member.extension) for member in members]
 
 
 def _read_labels(file: BinaryIO, members: list[Member], rule: LabelRule, *, path: str, key: str) -> list[str]:
-    """The labels of a sample, as texts."""
+    """Return the labels of a sample, as texts."""
     by_extension = {member.extension: member for member in members}
     extensions = LABEL_EXTENSIONS if rule.field is None else ("json",)
     source = f"{path}: sample {key!r}"
@@ -172,7 +175,7 @@ def _read_labels(file: BinaryIO, members: list[Member], rule: LabelRule, *, path
 
 
 def _runs_to_join(runs: Listing, keys: list[bytes]) -> dict[int, list[int]]:
-    """First run of a sample whose members lie apart, to its other runs.
+    """Map the first run of a sample whose members lie apart to its other runs.
 
     Runs of one key that each have an image are samples of their own: tars that were joined repeat their keys.
     """
@@ -196,5 +199,5 @@ def _runs_to_join(runs: Listing, keys: list[bytes]) -> dict[int, list[int]]:
 
 
 def count_without_label(listing: Listing) -> int:
-    """Samples without a label."""
+    """Count samples without a label."""
     return int(np.sum(np.diff(listing.label_ends, prepend=0) == 0))
