@@ -1,7 +1,7 @@
-"""`python -m pipeline COMMAND`: parses, runs a command of `pipeline.commands`, and turns its error into an exit code.
+"""`python -m pipeline COMMAND`: parses the arguments, runs a command, and turns its error into an exit code.
 
-An expected error is printed once, in words, with exit code 2. Heavy imports wait until signals are in hand and the
-arguments are known to be good.
+An expected error is printed once, in words, with exit code 2. Heavy imports wait until signal handlers are installed and the
+arguments are valid.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.launch.signals import Interrupted, StopRequest
 
 
 def make_parser(chosen: str) -> argparse.ArgumentParser:
-    """The parser of one command; of the others it has the names.
+    """Return the parser of one command. The other commands are only named in it.
 
     Args:
         chosen: the command whose options it takes. Its module alone is imported.
@@ -37,7 +37,7 @@ def make_parser(chosen: str) -> argparse.ArgumentParser:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Options and key=value overrides may come in any order, which argparse alone does not allow with subcommands."""
+    """Parse options and key=value overrides in any order, which argparse alone does not allow with subcommands."""
     parser = make_parser(chosen_command(sys.argv[1:] if argv is None else argv))
     arguments, rest = parser.parse_known_args(argv)
     _refuse_dashes(parser, arguments, rest)
@@ -50,7 +50,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _refuse_dashes(parser: argparse.ArgumentParser, arguments: argparse.Namespace, rest: list[str]) -> None:
-    """Settings are written without dashes: say how, where somebody wrote `--trainer.devices 2` or `--trainer.devices=2`."""
+    """Refuse settings with dashes, and say how to write `--trainer.devices 2` or `--trainer.devices=2`."""
     overrides = getattr(arguments, "overrides", [])
     for word in rest:
         key, equals, value = word.lstrip("-").partition("=")
@@ -62,7 +62,7 @@ def _refuse_dashes(parser: argparse.ArgumentParser, arguments: argparse.Namespac
 
 
 def main(argv: list[str] | None = None, *, process: Literal["own", "shared"] = "own") -> int:
-    """Run a command. Returns the exit code.
+    """Run a command. Return the exit code.
 
     Args:
         process: "shared" leaves signals and streams as they are, for callers that go on afterwards.
@@ -71,13 +71,13 @@ def main(argv: list[str] | None = None, *, process: Literal["own", "shared"] = "
     if process == "own":
         _prepare(chosen_command(sys.argv[1:] if argv is None else argv), stop)
     arguments = parse_arguments(argv)
-    os.umask(os.umask(0o077) | 0o002)  # whatever a shell or a scheduler left: nothing of ours may be writable by everybody
+    os.umask(os.umask(0o077) | 0o002)  # whatever a shell or a scheduler set: nobody else may write our files
     try:
         if arguments.command in ("train", "evaluate"):
             check_surroundings()
         code = arguments.function(arguments, stop)
-        if sys.__stdout__ is not None:  # else whoever started this closed it
-            sys.stdout.flush()  # here, where a reader that has gone is answered
+        if sys.__stdout__ is not None:  # None if whoever started this closed it
+            sys.stdout.flush()  # here, where a reader that has gone is handled
         return code
     except StoppedError as error:
         if not error.on_all_ranks or os.environ.get("RANK", "0") == "0":
@@ -92,13 +92,13 @@ def main(argv: list[str] | None = None, *, process: Literal["own", "shared"] = "
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return ExitCode.STOPPED_AT_ONCE
-    except BrokenPipeError:  # `| head` has seen enough; nothing more can be written, at exit neither
+    except BrokenPipeError:  # `| head` has read enough; nothing more can be written, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.BROKEN_PIPE
 
 
 def _prepare(command: str, stop: StopRequest) -> None:
-    """Before anything else: a signal may come at once, and the output's reader may go."""
+    """Prepare the process before anything else: a signal may come at once, and the output's reader may close."""
     if command in ("train", "evaluate"):
         (stop.install if command == "train" else stop.install_everywhere)()
         from pipeline.console.streams import open_outlets
@@ -107,17 +107,17 @@ def _prepare(command: str, stop: StopRequest) -> None:
 
 
 def _print_error(error: PipelineError) -> None:
-    """Once: an error that all ranks share by the first of them, any other by the rank that met it."""
+    """Print an error once: an error that all ranks share by the first of them, any other by the rank that raised it."""
     from pipeline.credentials import redact
     from pipeline.launch.environment import ALONE, read_ranks
 
     try:
         world = read_ranks()
-    except PipelineError:  # which is what is being reported, by every rank
+    except PipelineError:  # the very error that every rank is reporting
         world = ALONE
     if world.rank == 0 or not error.on_all_ranks:
         rank = f" (rank {world.rank})" if world.size > 1 and not error.on_all_ranks else ""
-        # A line of its own, below a progress bar that may be open.
+        # Start a new line, below a progress bar that may be open.
         print(f"{os.linesep if world.size > 1 else ''}error{rank}: {redact(str(error))}", file=sys.stderr, flush=True)
 
 

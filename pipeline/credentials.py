@@ -1,4 +1,4 @@
-"""Credentials in text: found, so that a configuration with one is refused, and hidden, wherever text is printed or stored."""
+"""Detect credentials in text: a configuration that contains one is refused, and printed or stored text is redacted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ HOW_TO_GIVE = (
     "FSSPEC_<PROTOCOL>_<SETTING>=... for any other, and in a `pipe:` command write $NAME for the variable NAME"
 )
 HIDDEN = "***"
-# Each has the credential as group `secret`. What starts with `$` is a shell's variable, and that is how to give one.
+# Each pattern has the credential as group `secret`. A text that starts with `$` names a shell variable: users shall give one
+# so.
 _VALUE = r"(?P<secret>(?!\$|\*\*\*)[^\s&#;'\"<>]+)"
 _PATTERNS = {
     "a password in a URL": re.compile(
@@ -39,12 +40,12 @@ _PATTERNS = {
 
 
 def find_credential(text: str) -> str | None:
-    """What kind of credential a text holds, or None."""
+    """Return the kind of credential that a text holds, or None."""
     return next((kind for kind, pattern in _PATTERNS.items() if pattern.search(text)), None)
 
 
 def describe_credential(values: Any) -> str | None:
-    """Where nested mappings and lists hold a credential, and what to do instead; None where they hold none."""
+    """Return where nested mappings and lists hold a credential, and what to do instead; None where they hold none."""
     for key, text in _strings_in(values):
         kind = find_credential(text)
         if kind is not None:
@@ -53,7 +54,7 @@ def describe_credential(values: Any) -> str | None:
 
 
 def _strings_in(values: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted key and text of every string."""
+    """Yield dotted key and text of every string."""
     if isinstance(values, str):
         yield path, values
     elif isinstance(values, dict | list):
@@ -63,7 +64,7 @@ def _strings_in(values: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def redact(text: str) -> str:
-    """The text with every credential hidden."""
+    """Return the text with every credential hidden."""
     for pattern in _PATTERNS.values():
         text = pattern.sub(_hide, text)
     return text

@@ -1,4 +1,4 @@
-"""Lengths of training with their unit: `90 epochs`, `10000 steps`, `1.3e9 images`."""
+"""Parse lengths of training with their unit: `90 epochs`, `10000 steps`, `1.3e9 images`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _PATTERN = re.compile(r"^\s*([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?)\s*([a-z]
 
 @dataclass(frozen=True)
 class Duration:
-    """An amount of training. Converted to optimizer steps once batch size and corpus size are known."""
+    """Describes an amount of training. It is converted to optimizer steps once batch size and corpus size are known."""
 
     amount: float
     unit: Unit
 
     def to_steps(self, *, global_batch_size: int, num_samples: int) -> int:
-        """Optimizer steps, rounded to the nearest.
+        """Return optimizer steps, rounded to the nearest.
 
         Args:
             global_batch_size: images in one optimizer step, over all ranks.

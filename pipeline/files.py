@@ -1,6 +1,6 @@
-"""Files that are there whole or not at all: written aside under a name of their own, flushed, renamed.
+"""Write files whole or not at all: under a temporary name, flushed, then renamed.
 
-Imports nothing heavy.
+This module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import BinaryIO, Literal
 from pipeline.errors import ConfigError
 
 Durability = Literal["flushed", "unflushed"]
-STALE_LOOKS = 3  # the second succeeds, unless the file was replaced in between
+STALE_LOOKS = 3  # the second read succeeds, unless the file was replaced in between
 
 
 class Draft:
-    """A file in the making, next to its target: `publish` puts it in the target's place, all else discards it.
+    """Writes a file next to its target. `publish` puts it in the target's place; everything else discards it.
 
     Its name is drawn at random and created exclusively. A process id would repeat across machines and containers.
 
     Args:
         target: the file to be written.
-        durability: `flushed` survives a power cut; `unflushed` is for what is worth nothing after one.
+        durability: `flushed` survives a power cut; `unflushed` is for contents that are useless after one.
     """
 
     def __init__(self, target: str | Path, *, durability: Durability = "flushed") -> None:
@@ -40,12 +40,12 @@ class Draft:
         self.discard()
 
     def discard(self) -> None:
-        """Leave nothing of it. One that was published is published."""
+        """Remove the draft. A published file stays."""
         self.file.close()
         self.path.unlink(missing_ok=True)
 
     def publish(self) -> None:
-        """Put it in the target's place."""
+        """Put the file in the target's place."""
         self.file.flush()
         if self._durability == "flushed":
             os.fsync(self.file.fileno())
@@ -56,10 +56,10 @@ class Draft:
 
 
 def write_whole(target: str | Path, data: bytes | str, *, durability: Durability = "flushed") -> None:
-    """Write a file that readers see whole, the old one or the new one. Text is written in UTF-8.
+    """Write a file that readers see whole: the old one or the new one. Text is written in UTF-8.
 
     Raises:
-        OSError: it cannot be written; the old file is as it was.
+        OSError: the file cannot be written; the old file is unchanged.
     """
     with Draft(target, durability=durability) as draft:
         draft.file.write(data.encode("utf-8") if isinstance(data, str) else data)
@@ -67,11 +67,10 @@ def write_whole(target: str | Path, data: bytes | str, *, durability: Durability
 
 
 def read_replaced(path: Path) -> bytes:
-    """Contents of a file that other machines replace or remove.
+    """Return the contents of a file that other machines replace or remove.
 
-    NFS answers "stale file handle" where its client still knew the name of the old file. Asked again it looks the name up
-    afresh, and
-    finds the new file, or none.
+    NFS answers "stale file handle" where its client still has the old file under this name. A second request looks up the name
+    again, and finds the new file, or none.
 
     Raises:
         FileNotFoundError: it is gone.
@@ -87,27 +86,27 @@ def read_replaced(path: Path) -> bytes:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in a folder survive a power cut, where its filesystem can do that."""
+    """Make a rename in a folder survive a power cut, where its file system can do that."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
         return
     try:
         os.fsync(descriptor)
-    except OSError:  # some network filesystems cannot
+    except OSError:  # some network file systems cannot
         pass
     finally:
         os.close(descriptor)
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what processes that were killed left of their drafts. Only where nobody else writes: under a lock."""
+    """Remove drafts that killed processes left. Call it only where nobody else writes: under a lock."""
     for draft in folder.glob(".*.part"):
         draft.unlink(missing_ok=True)
 
 
 def check_surroundings() -> None:
-    """Libraries want a working folder and one for temporary files, and would end in a traceback or a crash.
+    """Check the working folder and the folder for temporary files: without them libraries end in a traceback or a crash.
 
     Raises:
         ConfigError: one of them is missing.

@@ -1,4 +1,4 @@
-"""JSON whose every damage is a ValueError. Imports nothing heavy."""
+"""Parse JSON so that every damage is a ValueError. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text holds.
+    """Return what a JSON text holds.
 
     Raises:
         ValueError: it is no JSON, not UTF-8, or nested more deeply than Python's parser can follow.
@@ -21,7 +21,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def to_finite(value: Any) -> Any:
-    """The same values with null for every infinity and NaN, which JSON does not have."""
+    """Return the same values with null for every infinity and NaN, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: to_finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

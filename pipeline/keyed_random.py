@@ -1,7 +1,7 @@
-"""Counter-based random numbers: a value depends on its key alone, never on what was drawn before.
+"""Draw counter-based random numbers: a value depends on its key alone, never on earlier draws.
 
-SplitMix64's finalizer (Steele, Lea and Flood, OOPSLA 2014) in plain integer arithmetic, so the numbers are the same
-under every version of numpy and torch, on every machine. That is what lets a run be resumed years later.
+The generator is SplitMix64's finalizer (Steele, Lea and Flood, OOPSLA 2014) in plain integer arithmetic, so the numbers are the
+same under every version of numpy and torch, on every machine. Therefore a run can be resumed years later.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MASK = (1 << 64) - 1
 
 
 class Purpose(IntEnum):
-    """The part of a key that says what its numbers are for, so that no two uses share a key."""
+    """Says what a key's numbers are for, so that no two uses share a key."""
 
     BLOCKS_OF_EPOCH = 1  # seed, epoch
     INSIDE_BLOCK = 2  # seed, epoch, block
@@ -33,7 +33,7 @@ class Purpose(IntEnum):
 
 
 def mix(values: Uint64s) -> Uint64s:
-    """SplitMix64's output function, element by element: a bijection of 64-bit integers."""
+    """Apply SplitMix64's output function, a bijection of 64-bit integers, element by element."""
     with np.errstate(over="ignore"):
         values = values + _GOLDEN
         values = (values ^ (values >> np.uint64(30))) * _MIX_1
@@ -42,7 +42,7 @@ def mix(values: Uint64s) -> Uint64s:
 
 
 def derive_key(*parts: int) -> int:
-    """One 64-bit key from a tuple of integers, for example (seed, purpose, epoch)."""
+    """Return one 64-bit key from a tuple of integers, for example (seed, purpose, epoch)."""
     state = 0
     for part in parts:
         state = mix_one(state ^ part)
@@ -50,7 +50,7 @@ def derive_key(*parts: int) -> int:
 
 
 def mix_one(value: int) -> int:
-    """`mix` of one value: for few of them plain integers are faster than arrays."""
+    """Apply `mix` to one value: for few values plain integers are faster than arrays."""
     value = (value + _GOLDEN_INT) & _MASK
     value = ((value ^ (value >> 30)) * _MIX_1_INT) & _MASK
     value = ((value ^ (value >> 27)) * _MIX_2_INT) & _MASK
@@ -58,17 +58,17 @@ def mix_one(value: int) -> int:
 
 
 def random_bits(key: int, counters: NDArray[np.integer]) -> Uint64s:
-    """64 random bits for each counter under `key`."""
+    """Return 64 random bits for each counter under `key`."""
     return mix(mix(counters.astype(np.uint64)) ^ np.uint64(key))
 
 
 def uniforms(key: int, count: int) -> NDArray[np.float64]:
-    """`count` numbers in [0, 1) under `key`, 53 bits each."""
+    """Return `count` numbers in [0, 1) under `key`, 53 bits each."""
     return (random_bits(key, np.arange(count)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def few_uniforms(key: int, count: int) -> list[float]:
-    """The first of `uniforms`, where only a few are wanted."""
+    """Return the first of `uniforms`, where only a few are needed."""
     return [(mix_one(bits ^ key) >> 11) * 2.0**-53 for bits in _mixed_counters(count)]
 
 
@@ -78,16 +78,16 @@ def _mixed_counters(count: int) -> list[int]:
 
 
 def permutation(key: int, length: int) -> NDArray[np.int64]:
-    """A permutation of range(length): the order in which random bits sort."""
+    """Return a permutation of range(length): the order in which random bits sort."""
     return np.argsort(random_bits(key, np.arange(length)), kind="stable")
 
 
 class Permutation:
-    """A permutation of range(length) whose values are computed one by one, both ways.
+    """Computes the values of a permutation of range(length) one by one, in both directions.
 
-    Short ones are sorted once and kept. Long ones are a Feistel network (Luby and Rackoff 1988) on the smallest
-    power of two that holds `length`, walked until it lands inside (Black and Rogaway 2002): nothing is stored, so a
-    worker that needs a thousandth of ten million values pays for a thousandth.
+    A short permutation is sorted once and kept. A long one is a Feistel network (Luby and Rackoff 1988) on the smallest power
+    of two that holds `length`, walked until it lands inside (Black and Rogaway 2002). Nothing is stored, so a worker that needs
+    a thousandth of ten million values pays for a thousandth.
     """
 
     SORTED_UP_TO = 1 << 16
@@ -103,13 +103,13 @@ class Permutation:
         self._round_keys = [np.uint64(derive_key(key, turn)) for turn in range(self.ROUNDS)]
 
     def __call__(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The values at these indices."""
+        """Return the values at these indices."""
         if self._sorted is not None:
             return self._sorted[indices]
         return self._walk(indices, range(self.ROUNDS))
 
     def inverse(self, values: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The indices of these values."""
+        """Return the indices of these values."""
         if self._sorted is not None:
             return np.argsort(self._sorted)[values]
         return self._walk(values, range(self.ROUNDS - 1, -1, -1))
@@ -122,7 +122,7 @@ class Permutation:
 
     def _shuffle_bits(self, numbers: Uint64s, rounds: range) -> Uint64s:
         high, low = numbers >> self._low_bits, numbers & self._low_mask
-        for turn in rounds:  # a round changes one half by the other, so it undoes itself
+        for turn in rounds:  # a round changes one half by the other, so it inverts itself
             if turn % 2:
                 high = high ^ (mix(low ^ self._round_keys[turn]) & self._high_mask)
             else:

@@ -1,4 +1,4 @@
-"""The base of all sections of the configuration: what a setting says about a relaunch, and sections of which one is chosen.
+"""Define the base of all sections of the configuration, a setting's relaunch rule, and unions of which one section is chosen.
 
 A kind of thing (model family, objective, optimizer, schedule, protocol) is a union of sections, one for each member:
 
@@ -18,25 +18,25 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
-MAX_SEED = 2**63 - 1  # of numpy and of torch's generators, which take 64 bits with a sign
+MAX_SEED = 2**63 - 1  # numpy's and torch's generators take 64 bits with a sign
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 # May a setting differ between two launches of one run?
-# fixed: no, the relaunch is refused. told: yes, and the difference is printed. free: yes, without a word.
+# fixed: no, the relaunch is refused. told: yes, and the difference is printed. free: yes, without a message.
 Relaunch = Literal["fixed", "told", "free"]
 TOLD: dict[str, Any] = {"relaunch": "told"}
 FREE: dict[str, Any] = {"relaunch": "free"}
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys refused.
+    """All sections derive from it. They are frozen and refuse unknown keys.
 
-    `relaunch` is the rule of a section's settings; without one it is that of the section around it, and fixed for the whole.
-    A setting with another rule carries it: `Field(json_schema_extra=FREE)`. A setting that is added later must do by default
-    what was done without it: an older run is resumed with that default.
+    `relaunch` is the rule of a section's settings. Without one it is that of the section around it, and fixed for the whole. A
+    setting with another rule carries it: `Field(json_schema_extra=FREE)`. A setting that is added later must do by default what
+    was done without it: an older run is resumed with that default.
     """
 
-    # Numbers become strings where a string is asked for: a run may be named 42.
+    # Numbers become strings where a string is required: a run may be named 42.
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
     relaunch: ClassVar[Relaunch | None] = None
@@ -49,7 +49,7 @@ class OneOf:
 
     Args:
         key: the literal field that every member has.
-        default: the member that values without the key are of.
+        default: the member that values without the key belong to.
     """
 
     def __init__(self, key: str, *, default: str) -> None:
@@ -57,11 +57,11 @@ class OneOf:
         self.default = default
 
     def members(self, union: Any) -> dict[str, type[Section]]:
-        """The sections of the union by the text that chooses them."""
+        """Return the sections of the union by the text that chooses them."""
         return {str(section.model_fields[self.key].default): section for section in typing.get_args(union) or (union,)}
 
     def chosen(self, value: Any) -> str:
-        """The text by which a value, or a section, chooses."""
+        """Return the text by which a value, or a section, chooses."""
         if isinstance(value, Mapping):
             return str(value.get(self.key, self.default))
         return str(getattr(value, self.key, self.default))
@@ -72,27 +72,27 @@ class OneOf:
 
 
 def mark_of(annotation: Any) -> OneOf | None:
-    """The mark of `Annotated[A | B, OneOf(...)]`; None for every other type."""
+    """Return the mark of `Annotated[A | B, OneOf(...)]`; None for every other type."""
     return next((item for item in typing.get_args(annotation) if isinstance(item, OneOf)), None)
 
 
 def members_of(annotation: Any) -> dict[str, type[Section]]:
-    """The members of a marked union by the text that chooses them; none for every other type."""
+    """Return the members of a marked union by the text that chooses them; none for every other type."""
     mark = mark_of(annotation)
     return {} if mark is None else mark.members(typing.get_args(annotation)[0])
 
 
 def annotation_of(field: FieldInfo) -> Any:
-    """A field's type, with the mark of its union, which pydantic keeps apart."""
+    """Return a field's type, with the mark of its union, which pydantic keeps apart."""
     mark = next((item for item in field.metadata if isinstance(item, OneOf)), None)
     return field.annotation if mark is None else Annotated[field.annotation, mark]
 
 
 def section_for(annotation: Any, value: Mapping[str, Any], *, name: str | None = None) -> type[Section] | None:
-    """The section that a value of this type is read as; None for no section, or for a choice that no member answers to.
+    """Return the section that a value of this type is read as; None if it is no section, or no member has the chosen text.
 
     Args:
-        name: the value's key in a mapping, by which it chooses if it does not say.
+        name: the value's key in a mapping, by which it chooses if it has no mark of its own.
     """
     mark = mark_of(annotation)
     if mark is None:
@@ -101,7 +101,7 @@ def section_for(annotation: Any, value: Mapping[str, Any], *, name: str | None =
 
 
 def sections_in(annotation: Any) -> Iterator[type[Section]]:
-    """The sections that a type is made of."""
+    """Yield the sections that a type is made of."""
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, Section):
         yield annotation
     for part in typing.get_args(annotation):
@@ -109,11 +109,11 @@ def sections_in(annotation: Any) -> Iterator[type[Section]]:
 
 
 def relaunch_rule(section: type[Section], path: str, *, around: Relaunch = "fixed") -> Relaunch:
-    """The rule of one setting.
+    """Return the rule of one setting.
 
     Args:
         path: dotted keys below the section. A key that no section has is fixed.
-        around: the rule of what the section is part of.
+        around: the rule of the section's surroundings.
     """
     key, _, below = path.partition(".")
     field = section.model_fields.get(key)

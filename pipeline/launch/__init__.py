@@ -1,1 +1,3 @@
-"""From a launcher's or scheduler's environment to processes that start, are told to stop, and end. Imports nothing heavy."""
+"""Start processes from a launcher's or scheduler's environment, pass stop signals on to them, and end them. Light imports
+only.
+"""

@@ -1,8 +1,9 @@
-"""What this process was given, compared with what it would use: a reservation must not idle, nor a CPU do a GPU's work, unsaid.
+"""Compare the devices that this process was given with those that it would use. No difference passes without a message.
 
-The environment says what was allotted (Slurm, CUDA_VISIBLE_DEVICES, a container's NVIDIA_VISIBLE_DEVICES), the machine's device
-files what is there, torch what it sees, the ranks what is used. A difference is refused with its likely cause, unless a setting
-(`hardware=found`) says that it is meant. Where no scheduler has set GPUs aside, an empty CUDA_VISIBLE_DEVICES says so as well.
+The environment says what was allotted (Slurm, CUDA_VISIBLE_DEVICES, a container's NVIDIA_VISIBLE_DEVICES). The machine's device
+files say what exists, torch what it sees, and the ranks what is used. A difference is refused with its likely cause, unless a
+setting (`hardware=found`) says that it is intended: a reservation must not idle, and a CPU must not do a GPU's work. Where no
+scheduler has set GPUs aside, an empty CUDA_VISIBLE_DEVICES says so as well.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ NO_DEVICES = {"", "-1", "none", "void", "nodevfiles", "no_dev_files"}
 
 @dataclass(frozen=True)
 class Gpus:
-    """GPUs that something says this process has. None: it does not say how many."""
+    """Describes the GPUs that a source assigns to this process. None means that it gives no number."""
 
     count: int | None
     source: str  # for messages: the variable and its value
@@ -32,13 +33,13 @@ class Gpus:
 
 @dataclass(frozen=True)
 class Torch:
-    """What torch sees."""
+    """Describes what torch sees."""
 
     num_gpus: int
     is_cuda_build: bool
     version: str
     has_driver_library: bool
-    problem: str | None = None  # what CUDA's initialisation says
+    problem: str | None = None  # the error of CUDA's initialisation
 
     @staticmethod
     def look() -> Torch:
@@ -64,7 +65,7 @@ class Torch:
 
 
 def gpus_visible(environment: Environment, *, devices: Path = Path("/dev")) -> Gpus | None:
-    """What this process should see; None where nothing says that there is any."""
+    """Return the GPUs that this process should see; None where nothing says that there are any."""
     shown = next((name for name in VISIBLE if name in environment), None)
     if shown is not None:
         return None if _hides(environment[shown]) else Gpus(_count_list(environment[shown]), f"{shown}={environment[shown]}")
@@ -78,7 +79,7 @@ def gpus_visible(environment: Environment, *, devices: Path = Path("/dev")) -> G
 
 
 def gpus_allotted(environment: Environment) -> Gpus | None:
-    """GPUs of this node that Slurm has set aside for this step, or else this job."""
+    """Return the GPUs of this node that Slurm has set aside for this step, or else for this job."""
     for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
         if not _hides(environment.get(name, "")):
             return Gpus(_count_list(environment[name]), f"{name}={environment[name]}")
@@ -92,7 +93,7 @@ def gpus_allotted(environment: Environment) -> Gpus | None:
 
 
 def nodes_allotted(environment: Environment) -> tuple[int, str] | None:
-    """How many nodes a scheduler has set aside for this step, or else this job; and which variable says so."""
+    """Return how many nodes a scheduler has set aside for this step, or else for this job, and which variable says so."""
     if environment.get("SLURM_JOB_ID"):
         of_step = ("SLURM_STEP_NUM_NODES",) if is_in_step(environment) else ()
         for name in (*of_step, "SLURM_JOB_NUM_NODES", "SLURM_NNODES"):
@@ -117,7 +118,7 @@ def check_visible(environment: Environment, torch: Torch, *, setting: str) -> No
     """Refuse to run where torch sees fewer GPUs than this process was given.
 
     Args:
-        setting: the one that says that it is meant so, for the message.
+        setting: the setting that says that it is intended, for the message.
 
     Raises:
         ConfigError: with the likely cause.
@@ -152,7 +153,7 @@ def check_hidden(environment: Environment, *, setting: str) -> None:
 
 
 def likely_cause(environment: Environment, torch: Torch, *, root: Path = Path("/")) -> str:
-    """Why torch sees fewer GPUs than there are, as far as one can tell."""
+    """Return why torch probably sees fewer GPUs than exist."""
     if torch.num_gpus:
         return "a number in the list that this machine does not have, or a GPU that has failed; compare with nvidia-smi"
     if not torch.is_cuda_build:
@@ -180,11 +181,11 @@ def is_container(environment: Environment, *, root: Path = Path("/")) -> bool:
 
 
 def check_nodes(environment: Environment, *, num_nodes: int, launcher: Launcher, setting: str, host: str | None = None) -> None:
-    """Refuse to train on fewer nodes than were set aside, or on one that was not.
+    """Refuse to train on fewer nodes than were set aside, or on a node that was not.
 
     Args:
-        num_nodes: that the ranks are on.
-        launcher: of the ranks. srun says itself how much of the job a step takes.
+        num_nodes: number of nodes with ranks.
+        launcher: launcher of the ranks. srun itself says how much of the job a step takes.
         host: this machine's name.
 
     Raises:
@@ -201,7 +202,7 @@ def check_nodes(environment: Environment, *, num_nodes: int, launcher: Launcher,
         )
     listing = environment.get("SLURM_JOB_NODELIST", "")
     here = (host or socket.gethostname()).partition(".")[0]
-    # salloc's shell is on the machine where it was called; Slurm marks its own processes by their step.
+    # salloc's shell runs on the machine where it was called. Slurm marks its own processes by their step.
     is_shell = bool(environment.get("SLURM_JOB_ID")) and not any(
         environment.get(name) for name in ("SLURM_PROCID", "SLURM_STEP_ID", "SLURMD_NODENAME")
     )
@@ -222,7 +223,7 @@ def check_ranks(environment: Environment, torch: Torch, *, local_size: int, laun
         ConfigError: naming both numbers.
     """
     on_node = _count_of_types(environment.get("SLURM_GPUS_ON_NODE", ""))
-    if launcher == "slurm" and on_node and torch.num_gpus:  # of the step, whichever of them a task sees
+    if launcher == "slurm" and on_node and torch.num_gpus:  # GPUs of the step, whichever of them a task sees
         given, num_gpus = Gpus(on_node, f"SLURM_GPUS_ON_NODE={environment['SLURM_GPUS_ON_NODE']}"), on_node
     else:
         given, num_gpus = gpus_visible(environment), torch.num_gpus
@@ -250,7 +251,7 @@ def check_enough(torch: Torch, *, local_size: int, launcher: Launcher) -> None:
         ConfigError: naming both numbers.
     """
     if launcher == "slurm" or torch.num_gpus in (0, *range(local_size, torch.num_gpus + 1)):
-        return  # of srun's tasks each may see its own GPU alone: see `World.on_devices`
+        return  # each of srun's tasks may see its own GPU alone: see `World.on_devices`
     asked = f"trainer.devices={local_size}" if launcher == "none" else f"{launcher} has started {local_size} ranks here"
     raise ConfigError(
         f"{asked}, but this machine has {torch.num_gpus} GPU{'s'[: torch.num_gpus != 1]}; use at most that many, or "
@@ -260,7 +261,7 @@ def check_enough(torch: Torch, *, local_size: int, launcher: Launcher) -> None:
 
 
 def remarks(environment: Environment, torch: Torch, *, local_size: int, asked: int | None, launcher: Launcher) -> list[str]:
-    """What is no error and yet worth a line each.
+    """Return remarks on what is not an error and yet worth a line.
 
     Args:
         asked: trainer.devices, if it is a number.
@@ -298,7 +299,7 @@ def _hides(value: str) -> bool:
 
 
 def _count_list(text: str) -> int:
-    """Entries of a list of GPUs, as `0,1`, `0-3` or `GPU-uuid,GPU-uuid`. Of parts of GPUs (MIG) a process uses one."""
+    """Count the entries of a list of GPUs, as `0,1`, `0-3` or `GPU-uuid,GPU-uuid`. A process uses one part of a GPU (MIG)."""
     count = 0
     for part in filter(None, (part.strip() for part in text.split(","))):
         if part.startswith("-"):
@@ -309,7 +310,7 @@ def _count_list(text: str) -> int:
 
 
 def _count_of_types(text: str) -> int:
-    """Slurm's `8`, `h100:8` or `a100:2,v100:1`."""
+    """Count the GPUs in Slurm's `8`, `h100:8` or `a100:2,v100:1`."""
     return sum(int(part.rpartition(":")[2]) for part in text.split(",") if part.rpartition(":")[2].strip().isdigit())
 
 

@@ -1,4 +1,4 @@
-"""Child processes that do not outlive this one, however it ends. Imports nothing heavy."""
+"""Start child processes that do not outlive this one, however it ends. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def start_child(command: Sequence[str], *, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a process of this one's process group, so that Ctrl-C reaches it; Linux kills it when this process dies."""
+    """Start a process in this one's process group, so that Ctrl-C reaches it. Linux kills it when this process dies."""
     return subprocess.Popen(list(command), env=dict(environment), preexec_fn=_die_with_parent)
 
 
 @contextmanager
 def ended_at_exit(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Kill what is left of a process and its descendants when the block is left."""
+    """Kill a process and its descendants, if they still run, when the block is left."""
     try:
         yield process
     finally:
@@ -31,13 +31,13 @@ def ended_at_exit(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a process and all its descendants at once, and wait until they have ended."""
+    """Send SIGKILL to a process and all its descendants at once, and wait until they have ended."""
     if process.poll() is not None:
         return
     children = psutil.Process(process.pid).children(recursive=True)
     for member in (process, *children):
         try:
-            member.kill()  # psutil knows a process by its start time too: an id used again is left alone
+            member.kill()  # psutil compares the start time too, so a reused process id is left alone
         except psutil.NoSuchProcess:
             pass
     process.wait()
@@ -47,7 +47,7 @@ def kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """Whether a process is gone, or a zombie that its new parent has not asked after yet."""
+    """Return whether a process is gone, or a zombie that its new parent has not reaped yet."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -65,6 +65,6 @@ def exit_on_signals(*numbers: signal.Signals) -> None:
 
 
 def _die_with_parent() -> None:
-    """Between fork and exec: ask for SIGKILL when the parent dies. The request survives exec."""
+    """Ask for SIGKILL when the parent dies; called between fork and exec. The request survives exec."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""How many processor cores this process may use: a container or a job is often given fewer than the machine has."""
+"""Count the processor cores that this process may use: a container or a job often gets fewer than the machine has."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ ROOT = Path("/")
 
 
 def usable_cores(root: Path = ROOT) -> int:
-    """Cores by the process's affinity (taskset, Slurm, docker --cpuset-cpus) and its cgroups' quotas (docker --cpus,
-    Kubernetes).
+    """Return the cores allowed by the process's affinity (taskset, Slurm, docker --cpuset-cpus) and its cgroups' quotas (docker
+    --cpus, Kubernetes).
 
-    More threads than that wait for one another while the kernel holds them up: an OpenMP program with the threads of the whole
-    machine runs a tenth as fast, or worse.
+    With more threads they wait for one another while the kernel holds them up: an OpenMP program with as many threads as the
+    machine has cores runs at a tenth of the speed, or slower.
 
     Args:
         root: where proc and sys are.
@@ -23,10 +23,10 @@ def usable_cores(root: Path = ROOT) -> int:
 
 
 def threads_of_a_rank(*, local_size: int, has_own_cores: bool) -> int:
-    """A rank's share of the cores.
+    """Return a rank's share of the cores.
 
     Args:
-        has_own_cores: what may start ranks on cores of their own (srun, mpirun) does not leave all of them to each.
+        has_own_cores: the launcher (srun, mpirun) may give each rank cores of its own instead of all of them.
     """
     if has_own_cores:
         return max(1, min(usable_cores(), (os.cpu_count() or 1) // local_size))
@@ -34,7 +34,7 @@ def threads_of_a_rank(*, local_size: int, has_own_cores: bool) -> int:
 
 
 def _quotas(root: Path) -> list[float]:
-    """Of this process's cgroups and of those above them, in cores; cgroup v2 and v1."""
+    """Yield the quotas of this process's cgroups and of those above them, in cores; cgroup v2 and v1."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except (OSError, UnicodeDecodeError):

@@ -1,9 +1,9 @@
-"""What launchers and schedulers put into the environment: the only reader of it. Imports nothing heavy.
+"""Read what launchers and schedulers put into the environment; no other module does. This module imports nothing heavy.
 
 Ranks come from srun, from torchrun (and whatever sets the same variables: DeepSpeed's launcher, Kubeflow), from mpirun, or from
 `launch.local`, which this program starts by itself. Variables of several launchers may be set at once, by nesting (torchrun
-inside srun), by a job script's exports, or because an earlier program left them. They are read together: what is complete and
-agrees is used, anything else is refused in a sentence that names the variables.
+inside srun), by a job script's exports, or because an earlier program left them. They are read together: variables that are
+complete and agree are used, anything else is refused in a sentence that names the variables.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pipeline.errors import ConfigError
 
 Launcher = Literal["slurm", "torchrun", "mpi", "local", "none"]
 Environment = Mapping[str, str]
-LOCAL_LAUNCHER = "PIPELINE_LOCAL_LAUNCHER"  # set by `launch.local` for its ranks: its own process id
+LOCAL_LAUNCHER = "PIPELINE_LOCAL_LAUNCHER"  # its own process id, which `launch.local` sets for its ranks
 
-# Slurm numbers these steps for the batch script, its extern step and interactive shells: no rank runs there.
+# Slurm numbers these steps for the batch script, its extern step and interactive shells. No rank runs there.
 BATCH_STEPS = {"4294967291", "4294967292", "4294967290", "batch", "extern", "interactive"}
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-# Rank, size, rank on the node, ranks on the node: Open MPI, MVAPICH, MPICH and Intel MPI.
+# rank, size, rank on the node, ranks on the node: Open MPI, MVAPICH, MPICH and Intel MPI
 MPI_VARIABLES = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
@@ -34,15 +34,15 @@ LOOPBACK = ("localhost", "127.", "::1", "[::1]")
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """A Slurm job, as its processes know it."""
+    """Describes a Slurm job, as its processes know it."""
 
     id: str
-    restart: int  # how often it was requeued before; 0 where nothing says
+    restart: int  # number of earlier requeues; 0 where nothing says
     cluster: str | None
 
     @staticmethod
     def from_environment(environment: Environment | None = None) -> SlurmJob | None:
-        """The job this process belongs to, if any."""
+        """Return the job that this process belongs to, if any."""
         env = os.environ if environment is None else environment
         job = env.get("SLURM_JOB_ID") or env.get("SLURM_JOBID")
         if not job:
@@ -51,7 +51,7 @@ class SlurmJob:
 
     @staticmethod
     def described_by(values: Mapping[str, Any]) -> SlurmJob | None:
-        """From a file's values."""
+        """Return the job that a file's values describe."""
         job, cluster = values.get("slurm_job_id"), values.get("slurm_cluster")
         if not isinstance(job, str) or not job:
             return None
@@ -62,8 +62,8 @@ class SlurmJob:
         return {"slurm_job_id": self.id, "slurm_restart": str(self.restart), "slurm_cluster": self.cluster}
 
     def is_later_start_of(self, other: SlurmJob) -> bool:
-        """Whether Slurm has requeued the job since `other`."""
-        # Slurm counts from 1, and says nothing before. Without a count (srun into a running job) this is no later start.
+        """Return whether Slurm has requeued the job since `other`."""
+        # Slurm counts from 1, and says nothing before. Without a count (srun into a running job) this is not a later start.
         return self.is_same_job_as(other) and other.restart < self.restart
 
     def is_same_job_as(self, other: SlurmJob) -> bool:
@@ -75,7 +75,7 @@ class SlurmJob:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where a launcher has put this process among the ranks."""
+    """Says which place a launcher has given this process among the ranks."""
 
     rank: int
     size: int
@@ -91,10 +91,10 @@ ALONE = Ranks(rank=0, size=1, local_rank=0, local_size=1, node=0, num_nodes=1, l
 
 
 def read_ranks(environment: Environment | None = None) -> Ranks:
-    """What the environment says of this process, or `ALONE` if no launcher has started it.
+    """Return what the environment says of this process, or `ALONE` if no launcher has started it.
 
     Raises:
-        ConfigError: variables that are missing, are no numbers, or contradict one another.
+        ConfigError: variables are missing, are not numbers, or contradict one another.
     """
     env = os.environ if environment is None else environment
     if env.get(LOCAL_LAUNCHER) == str(os.getppid()):
@@ -149,7 +149,7 @@ def _read_torch(env: Environment, *, launcher: Launcher) -> Ranks:
 
 
 def _read_local(env: Environment, *, rank: int, size: int, found: list[str]) -> tuple[int, int]:
-    """The local rank. Launchers that start one rank a machine (Kubeflow) say nothing of it."""
+    """Return the local rank. Launchers that start one rank a machine (Kubeflow) do not set it."""
     size_name = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in env), None)
     if size_name is None:
         is_here = size == 1 or env["MASTER_ADDR"].startswith(LOOPBACK)
@@ -228,12 +228,12 @@ def _read_mpi(env: Environment, names: tuple[str, str, str, str]) -> Ranks:
 
 
 def is_in_step(env: Environment) -> bool:
-    """Whether srun has started this process, or one above it."""
+    """Return whether srun has started this process, or a process above it."""
     return env.get("SLURM_STEP_ID", env.get("SLURM_STEPID", "")) not in ("", *BATCH_STEPS)
 
 
 def _read_step(env: Environment) -> Ranks | None:
-    """This process's rank in an srun step; None where it is no task of one."""
+    """Return this process's rank in an srun step; None where it is not a task of one."""
     if not env.get("SLURM_PROCID"):
         return None
     if not is_in_step(env):
@@ -293,7 +293,7 @@ def _check_step(env: Environment, *, size: int, counts: list[int]) -> Ranks:
 
 
 def _check_step_against_others(step: Ranks, env: Environment) -> Ranks:
-    """A job script may well export MASTER_ADDR and WORLD_SIZE for srun's tasks; they must then say what Slurm says."""
+    """Check a job script's MASTER_ADDR and WORLD_SIZE for srun's tasks: they must agree with Slurm."""
     expected = {"RANK": step.rank, "WORLD_SIZE": step.size, "LOCAL_RANK": step.local_rank, "LOCAL_WORLD_SIZE": step.local_size}
     wrong = [name for name, value in expected.items() if env.get(name, str(value)) != str(value)]
     if not wrong:
@@ -323,7 +323,9 @@ def _slurm_task_variables(env: Environment) -> list[str]:
 
 
 def _slurm_master(env: Environment, *, num_nodes: int) -> tuple[str, int]:
-    """Where rank 0 listens: the step's first node, and a port that every rank finds by itself and other steps do not use."""
+    """Return where rank 0 listens: on the step's first node, at a port that every rank finds by itself and other steps do not
+    use.
+    """
     nodes = next((env[name] for name in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST") if env.get(name)), None)
     host = env.get("MASTER_ADDR") or (first_node(nodes) if nodes else None)
     if host is None:
@@ -336,7 +338,7 @@ def _slurm_master(env: Environment, *, num_nodes: int) -> tuple[str, int]:
 
 
 def parse_tasks_per_node(listing: str) -> list[int]:
-    """Slurm's listing, as `8`, `2(x3)` or `2(x3),1`: tasks of each node.
+    """Parse Slurm's tasks of each node: `8`, `2(x3)` or `2(x3),1`.
 
     Raises:
         ConfigError: not of that form.
@@ -351,13 +353,13 @@ def parse_tasks_per_node(listing: str) -> list[int]:
 
 
 def first_node(listing: str) -> str:
-    """The first name of a list of nodes, as `n[1-3,7]`, `gpu007,gpu009` or `rack[0-1]n[03-04]`."""
+    """Return the first name of a list of nodes, as `n[1-3,7]`, `gpu007,gpu009` or `rack[0-1]n[03-04]`."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", listing.strip())
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first.group(0)) if first else listing
 
 
 def expand_nodes(listing: str) -> list[str]:
-    """The names of a list of nodes."""
+    """Return the names of a list of nodes."""
     names: list[str] = []
     for name in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", listing):
         found = [""]
@@ -381,7 +383,7 @@ def _expand_ranges(ranges: str) -> list[str]:
 
 
 def _count(text: object) -> int:
-    """A number that may be missing, or nonsense that others may make of it: then 0."""
+    """Return a number that may be missing or invalid; then it is 0."""
     return int(text) if isinstance(text, str) and text.strip().isdigit() else 0
 
 

@@ -1,8 +1,8 @@
-"""Starts the ranks of one machine, hands signals on to them, and waits for them. Imports nothing heavy.
+"""Start the ranks of one machine, pass signals on to them, and wait for them. This module imports nothing heavy.
 
-torchrun does more (several machines, restarts), but learns of a signal only once its own handlers are in place, gives its ranks
-sessions of their own, which a terminal's keys do not reach, and prints a traceback after an ordinary stop. Ranks here begin
-with the signals blocked (see `launch.signals`), so that none is lost while Python starts.
+torchrun does more (several machines, restarts). But it notices a signal only once its own handlers are installed, gives its
+ranks sessions of their own, which a terminal's keys do not reach, and prints a traceback after an ordinary stop. Ranks here
+start with the signals blocked (see `launch.signals`), so that no signal is lost while Python starts.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from pipeline.launch.environment import LOCAL_LAUNCHER
 from pipeline.launch.signals import StopRequest
 
 POLL_S = 0.1
-# A rank has ended early: what the others are given before they are killed. They may be saving, or wait in a collective for
-# the one that is gone, which not every backend notices.
+# If a rank ends early, the others have this time before they are killed. They may be saving, or wait in a collective for the
+# lost rank, which not every backend notices.
 PATIENCE_S = {0: 600.0, ExitCode.STOPPED: 600.0, ExitCode.ERROR: 60.0}
 PATIENCE_AFTER_A_CRASH_S = 30.0
 
 
 @dataclass
 class Rank:
-    """One rank's process."""
+    """Holds one rank's process."""
 
     number: int
     process: subprocess.Popen[bytes]
 
     @property
     def code(self) -> int | None:
-        """As a shell reports it: 128 and the signal's number for a rank that was killed."""
+        """Return the exit code as a shell reports it: 128 and the signal's number for a rank that was killed."""
         code = self.process.poll()
         return code if code is None or code >= 0 else 128 - code
 
@@ -90,7 +90,7 @@ def _wait(ranks: list[Rank], stop: StopRequest) -> int:
 
 
 def _tell_of(rank: Rank) -> None:
-    """A rank that was killed has not said a word itself."""
+    """Report a rank that was killed: it could not do so itself."""
     code = rank.code or 0
     if code > 128:
         name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
@@ -105,7 +105,7 @@ def _signal(ranks: list[Rank], number: signal.Signals) -> None:
 
 
 def _reserve_port() -> socket.socket:
-    """A free port, bound so that nobody else is given it: rank 0 may listen there all the same (SO_REUSEADDR)."""
+    """Return a free port, bound so that no other program gets it. Rank 0 may still listen there (SO_REUSEADDR)."""
     reserved = socket.socket()
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     reserved.bind(("127.0.0.1", 0))

@@ -1,7 +1,7 @@
-"""Which process this is, on which machine and in which container; and whether another one still lives. Imports nothing heavy.
+"""Identify this process, its machine and its container, and tell whether another process still lives. Light imports only.
 
-Host names and process ids repeat between containers, and process ids repeat in time. Together these tell any two processes
-apart: the kernel's boot id, the pid namespace, the process id, and when the process began.
+Host names and process ids repeat between containers, and process ids repeat over time. These together distinguish any two
+processes: the kernel's boot id, the pid namespace, the process id, and the process's start time.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Life = Literal["alive", "dead", "unknown"]
 
 @dataclass(frozen=True)
 class Process:
-    """A process, as it described itself in a file."""
+    """Identifies a process, as it described itself in a file."""
 
     host: str  # for people
     pid: int
-    machine: str | None  # None: an older version's file, or one that was damaged
+    machine: str | None  # None: the file is an older version's, or damaged
     pid_namespace: str | None
     process_start: str | None  # None where the system does not say
 
@@ -39,7 +39,7 @@ class Process:
 
     @staticmethod
     def described_by(values: Mapping[str, Any]) -> Process:
-        """The process that a file's values name; keys that are missing or of another type count as unknown."""
+        """Return the process that a file's values name; keys that are missing or of another type count as unknown."""
 
         def text(name: str) -> str | None:
             value = values.get(name)
@@ -55,28 +55,28 @@ class Process:
         )
 
     def is_same_as(self, other: Process) -> bool:
-        """Whether both describe one process. A host may change its name."""
+        """Return whether both describe one process. A host may change its name."""
         mine, others = ((p.machine, p.pid_namespace, p.pid, p.process_start) for p in (self, other))
         return mine == others
 
     def life(self) -> Life:
-        """Whether the process lives. Of another machine's, or another container's, nothing is known."""
+        """Return whether the process lives. A process of another machine or another container is unknown."""
         if self.machine is None or self.pid <= 0 or (self.machine, self.pid_namespace) != (_machine(), _pid_namespace()):
             return "unknown"
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return "dead"
-        except PermissionError:  # another user's
+        except PermissionError:  # another user's process
             if not Path(f"/proc/{self.pid}").exists():  # hidden from us (mount option hidepid)
                 return "unknown"
         return "alive" if self.process_start is None or process_start(self.pid) == self.process_start else "dead"
 
 
 def process_start(pid: int) -> str | None:
-    """When a process began, in clock ticks since the boot (field 22 of /proc/PID/stat, proc(5)).
+    """Return when a process began, in clock ticks since the boot (field 22 of /proc/PID/stat, proc(5)).
 
-    None if it is unknown, or the process has ended and its parent has not asked for its exit code yet.
+    The result is None if it is unknown, or if the process has ended and its parent has not read its exit code yet.
     """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -88,7 +88,7 @@ def process_start(pid: int) -> str | None:
 def _machine() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:  # not Linux, and so without containers: the host's name is its own
+    except OSError:  # not Linux, and so without containers: the host's name identifies the machine
         return f"host {socket.gethostname()}"
 
 

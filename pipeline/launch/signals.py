@@ -1,10 +1,9 @@
-"""Being asked to stop: a signal only sets a flag, the ranks agree at a step's end.
+"""Handle requests to stop: a signal only sets a flag, and the ranks agree at a step's end.
 
-A handler that saves by itself deadlocks when another rank is inside another collective (Lightning issues #20806 and
-#21406). The signals are blocked in all threads, and in all processes that are started, and one thread waits for them: so
-none is
-lost while the main thread is inside a library, none breaks a library's call off, and a child that has not begun to listen yet
-keeps them pending. Imports nothing heavy: it is installed before torch is loaded.
+A handler that saves by itself deadlocks when another rank is inside another collective (Lightning issues #20806 and #21406).
+The signals are blocked in all threads, and in all processes that are started, and one thread waits for them. So none is lost
+while the main thread is inside a library, none interrupts a library's call, and a child that does not listen yet keeps them
+pending. This module imports nothing heavy: it is installed before torch is loaded.
 """
 
 from __future__ import annotations
@@ -22,36 +21,35 @@ from typing import Literal
 
 from pipeline.errors import ExitCode
 
-# What shells and schedulers send to have a program stop: preemption, Ctrl-C, a supervisor's or a shell's end, Ctrl-\,
-# warnings of
-# a time limit.
+# Shells and schedulers send these to stop a program: preemption, Ctrl-C, a supervisor's or a shell's end, Ctrl-\, warnings of a
+# time limit.
 SIGNALS = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
 )  # fmt: skip
-SAME_KEYSTROKE_S = 1.0  # a Ctrl-C may arrive twice: from the terminal, and handed on by a process between
-GIVE_UP_S = 5.0  # what a second Ctrl-C leaves the main thread
+SAME_KEYSTROKE_S = 1.0  # a Ctrl-C may arrive twice: from the terminal, and passed on by a process between
+GIVE_UP_S = 5.0  # time that a second Ctrl-C leaves the main thread
 
 
 class Interrupted(KeyboardInterrupt):
-    """Told to stop, in a command that stops wherever it is. The message is the signal's name."""
+    """A stop was requested of a command that stops wherever it is. The message is the signal's name."""
 
 
 @dataclass
 class StopRequest:
-    """Whether this process was told to stop, and by which signals."""
+    """Holds whether this process was asked to stop, and by which signals."""
 
     received: list[str] = field(default_factory=list)
-    second_interrupt: Literal["abort", "ignore"] = "abort"  # of SIGINT; the ranks of `launch.local` leave it to their launcher
+    second_interrupt: Literal["abort", "ignore"] = "abort"  # SIGINT; ranks of `launch.local` leave it to their launcher
     _at: dict[str, float] = field(default_factory=dict)
     _listeners: list[Callable[[str], None]] = field(default_factory=list)
     _had_terminal: bool = False
 
     def install(self) -> None:
-        """Listen from here on. A second SIGINT, a second later or more, is not waited for."""
+        """Listen from now on. A second SIGINT, a second later or more, ends the process without waiting."""
         self._had_terminal = has_terminal()
         # A background job whose terminal has `stty tostop` set would be halted by its first line of output.
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-        # `nohup` has SIGHUP ignored, and it stays so; SIGINT is ignored by shells in background jobs, where only `kill`
+        # `nohup` makes the process ignore SIGHUP, and this stays so. Shells ignore SIGINT in background jobs, where only `kill`
         # sends it.
         numbers = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
         for number in numbers:
@@ -60,7 +58,7 @@ class StopRequest:
         threading.Thread(target=self._listen, args=(numbers,), daemon=True, name="signals").start()
 
     def install_everywhere(self) -> None:
-        """Listen from here on, and raise `Interrupted` in the main thread, wherever it is: for commands that may end there."""
+        """Listen from now on, and raise `Interrupted` in the main thread, wherever it is: for commands that may end there."""
         self._had_terminal = has_terminal()
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         for number in SIGNALS:
@@ -68,10 +66,10 @@ class StopRequest:
                 signal.signal(number, self._raise)
 
     def on_request(self, listener: Callable[[str], None]) -> Callable[[], None]:
-        """Have a function called with each signal's name, in another thread; at once if there was one already.
+        """Call a function with each signal's name, in another thread; at once if a signal has come already.
 
         Returns:
-            What ends it.
+            The function that ends the calls.
         """
         self._listeners.append(listener)
         if self.received:
@@ -83,19 +81,19 @@ class StopRequest:
         return bool(self.received)
 
     def end_here(self) -> None:
-        """Raise `Interrupted` again if there was a request: Python drops what a handler raises while it deletes an object.
+        """Raise `Interrupted` again if there was a request: Python drops an exception raised while it deletes an object.
 
         Raises:
-            Interrupted: told to stop.
+            Interrupted: a stop was requested.
         """
         if self.received:
             raise Interrupted(self.received[0])
 
     def note(self, name: str) -> bool:
-        """A signal has come; whether it is a new request."""
+        """Note a signal. Return whether it is a new request."""
         now = time.monotonic()
         if name == "SIGHUP" and self._had_terminal and not has_terminal():
-            return False  # the terminal is gone, and nobody has asked for anything: output that nobody reads is dropped
+            return False  # the terminal is gone, and nobody has requested anything: output that nobody reads is dropped
         last, self._at[name] = self._at.get(name), now
         if last is not None and now - last < SAME_KEYSTROKE_S:
             return False
@@ -128,7 +126,7 @@ class StopRequest:
 
 
 def has_terminal() -> bool:
-    """Whether this process has a controlling terminal that is still there."""
+    """Return whether this process has a controlling terminal that still exists."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
     except OSError:
@@ -137,13 +135,13 @@ def has_terminal() -> bool:
 
 
 def exit_on_request(stop: StopRequest, *, tell: bool) -> Callable[[], None]:
-    """While there is nothing to save and nothing to clean up, a signal ends the process at once, whatever it waits in.
+    """End the process at once on a signal, whatever it waits in, while there is nothing to save and nothing to clean up.
 
     Args:
-        tell: say so: one of the ranks does.
+        tell: whether to print it: one of the ranks does.
 
     Returns:
-        What ends this phase.
+        The function that ends this phase.
     """
 
     def leave(name: str) -> None:

@@ -1,4 +1,4 @@
-"""What Slurm's controller says of a job. Imports nothing heavy; an answer that does not come or cannot be read is no answer."""
+"""Ask Slurm's controller about a job. This module imports nothing heavy. A missing or unreadable answer counts as none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 JobLife = Literal["alive", "over", "unknown"]
 ANSWER_TIMEOUT_S = 15.0
-# Of squeue(1). In these states processes of the job may run, or are being ended.
+# See squeue(1). In these states processes of the job may run, or are being ended.
 ALIVE = {
     "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "CONFIGURING", "RESIZING", "PREEMPTED",
     "REQUEUED",
@@ -20,10 +20,10 @@ OVER = {
 
 
 def ask_after_job(job_id: str) -> JobLife:
-    """Whether processes of a job may still run.
+    """Return whether processes of a job may still run.
 
     A job that the controller does not know is "unknown", not over: it may belong to another cluster, and a controller that has
-    lost its memory knows no job at all.
+    lost its state knows no job at all.
     """
     if shutil.which("squeue") is None:
         return "unknown"
@@ -36,7 +36,9 @@ def ask_after_job(job_id: str) -> JobLife:
 
 
 def read_answer(text: str, *, job_id: str) -> JobLife:
-    """The life of one job from lines of `job state`. Other jobs' lines (an array's tasks) and other words are passed over."""
+    """Return the life of one job from lines of `job state`. Other jobs' lines (an array's tasks) and other words are passed
+    over.
+    """
     states = {words[1] for line in text.splitlines() if len(words := line.split()) == 2 and words[0] == job_id}
     if states & ALIVE:
         return "alive"

@@ -1,1 +1,1 @@
-"""The run folder: its names, checkpoints, weights, locks and records."""
+"""The run folder has names, checkpoints, weights, locks and records; this package reads and writes them."""

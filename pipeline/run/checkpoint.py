@@ -1,4 +1,4 @@
-"""The run folder, and checkpoints in it that are either complete or absent.
+"""Read and write the run folder's checkpoints, which are either complete or absent.
 
     RUN_DIR/
       config.yaml                          as resolved at the last launch
@@ -11,8 +11,8 @@
       complete.json                        written when the last step is saved
       metrics.jsonl  evaluations.jsonl  claims/  wandb_id  wandb/
 
-A checkpoint is written under a name that starts with a dot, flushed, hashed and then renamed. Readers see only names
-without the dot and check every hash, so whatever a crash leaves behind is never resumed from.
+A checkpoint is written under a name that starts with a dot, flushed, hashed and then renamed. Readers see only names without
+the dot and check every hash, so whatever a crash leaves behind is never resumed from.
 """
 
 from __future__ import annotations
@@ -32,42 +32,42 @@ from pipeline.run.folder import RunFolder, step_name
 from pipeline.run.loss_history import LossHistory, choose_kept
 
 _HASH_CHUNK = 16 * 2**20
-FORMAT = 2  # of the files below a checkpoint folder
+FORMAT = 2  # format of the files in a checkpoint folder
 MODEL_FILE = "model.safetensors"
 MOMENTS_FILES = "moments-*.safetensors"
-METRICS_STATE = "TrainingMetrics"  # key of its state among the callbacks
-_META_TYPES = {"bool": bool, "int": int, "str": str}  # the others are mappings
+METRICS_STATE = "TrainingMetrics"  # key of the metrics' state among the callbacks
+_META_TYPES = {"bool": bool, "int": int, "str": str}  # the other fields are mappings
 
 
 @dataclass(frozen=True)
 class CheckpointMeta:
-    """What a relaunch must know before it loads tensors, and what is not a tensor."""
+    """Holds what a relaunch must know before it loads tensors, and state that is not a tensor."""
 
     format: int
     step: int
     images_seen: int
-    num_updates: int  # steps of the optimizer: those it refused are not among them
+    num_updates: int  # steps of the optimizer, without those it refused
     skipped_steps: int
-    callbacks: dict[str, Any]  # their state by their key
-    world_size: int  # as it was saved; any other number of ranks can go on
+    callbacks: dict[str, Any]  # state of the callbacks by their key
+    world_size: int  # number of ranks that saved it; any other number of ranks can resume
     zero_stage: int
     wandb_id: str
     data_fingerprint: str
     order_version: int
     versions: dict[str, str]
-    proven: bool = True  # it was published after a step that began from it was taken; a run's last one is not
+    proven: bool = True  # published after a step that began from it was taken; a run's last one is not
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete, verified checkpoint."""
+    """Describes a complete, verified checkpoint."""
 
     path: Path
     meta: CheckpointMeta
 
 
 def hash_file(path: Path) -> str:
-    """BLAKE2b of a file's bytes."""
+    """Return the BLAKE2b hash of a file's bytes."""
     digest = hashlib.blake2b(digest_size=20)
     with path.open("rb") as file:
         while chunk := file.read(_HASH_CHUNK):
@@ -76,21 +76,21 @@ def hash_file(path: Path) -> str:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """All files below a folder but the manifest itself, sorted."""
+    """Return all files below a folder but the manifest itself, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
 
 
 def describe_files(folder: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
-    """Manifest entries of files that are on disk: relative name to size and hash."""
+    """Return manifest entries of files on disk: relative name to size and hash."""
     return {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "blake2b": hash_file(path)} for path in files}
 
 
 def publish(staging: Path, target: Path, *, manifest: dict[str, dict[str, Any]]) -> None:
-    """Complete a staged checkpoint: manifest last, then the rename that makes it visible."""
+    """Complete a staged checkpoint: write the manifest last, then rename the folder, which makes it visible."""
     write_whole(staging / "manifest.json", json.dumps(manifest, indent=1).encode())
     for folder in {path.parent for path in files_of(staging)}:
         sync_folder(folder)
-    if target.exists():  # the same step saved before and found broken at resume
+    if target.exists():  # the same step was saved before and found broken at resume
         shutil.rmtree(target)
     staging.rename(target)
     sync_folder(target.parent)
@@ -100,7 +100,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Verify a checkpoint against its manifest, hash by hash.
 
     Raises:
-        DamagedError: what is missing or differs.
+        DamagedError: a file is missing or differs.
         CheckpointError: it cannot be read, or another version of this software wrote it.
     """
     try:
@@ -114,11 +114,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _check_format(path: Path) -> None:
-    """Before anything else is taken for damage: another version may store it otherwise."""
+    """Check the format before anything else counts as damage: another version may store it otherwise."""
     try:
         meta = parse_json((path / "meta.json").read_bytes())
     except (FileNotFoundError, ValueError):
-        return  # the manifest will say
+        return  # the manifest will report it
     if isinstance(meta, dict) and isinstance(found := meta.get("format", 1), int) and found != FORMAT:
         raise _other_version(path, meta, f"has format {found}, this software reads format {FORMAT}")
 
@@ -146,7 +146,7 @@ def _verify(path: Path) -> None:
 
 
 def read_meta(path: Path) -> CheckpointMeta:
-    """A verified checkpoint's meta.json. What a later version of the same format adds is passed over.
+    """Return a verified checkpoint's meta.json. Keys that a later version of the same format adds are passed over.
 
     Raises:
         CheckpointError: another version of this software wrote it.
@@ -188,13 +188,13 @@ def write_meta(staging: Path, meta: CheckpointMeta) -> None:
 def delete_old(
     folder: RunFolder, *, newest: int, keep_last: int, keep_every_steps: int | None, sound: int | None = None
 ) -> list[int]:
-    """Delete checkpoints up to step `newest`, but for those that `choose_kept` names.
+    """Delete checkpoints up to step `newest`, except those that `choose_kept` names.
 
-    Weights stay: they are what a run is for.
+    Weights stay: they are the purpose of a run.
 
     Args:
         newest: the step just saved.
-        sound: a step that is kept: the newest one from which training is known to go on.
+        sound: a step that is kept: the newest one from which training is known to continue.
 
     Returns:
         The steps deleted.
@@ -204,7 +204,7 @@ def delete_old(
     keep = {*choose_kept(steps, lost=lost, keep_last=keep_last, keep_every_steps=keep_every_steps), sound}
     deleted = [step for step in steps if step not in keep]
     for step in deleted:
-        # Out of sight first: a half-deleted folder must not look like a checkpoint.
+        # Hide it first: a half-deleted folder must not look like a checkpoint.
         grave = folder.checkpoints / f".deleting-{step_name(step)}"
         folder.checkpoint_of(step).rename(grave)
         shutil.rmtree(grave)
@@ -212,7 +212,7 @@ def delete_old(
 
 
 def read_loss_history(path: Path) -> LossHistory | None:
-    """What a checkpoint's meta.json says of the run's loss; None where it says nothing."""
+    """Return what a checkpoint's meta.json says of the run's loss; None where it says nothing."""
     try:
         meta = parse_json((path / "meta.json").read_bytes())
         return LossHistory.described_by(meta["callbacks"][METRICS_STATE]["loss"])
@@ -221,13 +221,13 @@ def read_loss_history(path: Path) -> LossHistory | None:
 
 
 def is_lost(path: Path) -> bool:
-    """Whether a checkpoint was saved after its run had lost what it learnt. One that does not say was not."""
+    """Return whether a checkpoint was saved after its run had lost what it learnt. One that does not say counts as good."""
     history = read_loss_history(path)
     return history is not None and history.is_lost
 
 
 def collect_versions() -> dict[str, str]:
-    """Versions that a checkpoint's bytes depend on."""
+    """Return the versions that a checkpoint's bytes depend on."""
     import pipeline
 
     return {"pipeline": pipeline.__version__, **{name: metadata.version(name) for name in ("torch", "lightning", "deepspeed")}}

@@ -1,4 +1,4 @@
-"""Which checkpoint a launch goes on from: the newest sound one; and what becomes of those that it passes over.
+"""Find the checkpoint that a launch resumes from, the newest sound one, and set aside or refuse those that it passes over.
 
     newer       another version of this software wrote it     the launch is refused, nothing is touched
     unreadable  the system does not let this process read it   the launch is refused, nothing is touched
@@ -28,7 +28,7 @@ SHOWN_TENSORS = 3
 
 @dataclass(frozen=True)
 class Rejected:
-    """A checkpoint that was passed over, and why."""
+    """Names a checkpoint that was passed over, and why."""
 
     step: int
     condition: Condition
@@ -37,14 +37,14 @@ class Rejected:
 
 @dataclass(frozen=True)
 class CheckpointSearch:
-    """The newest sound checkpoint, and the newer ones that are not."""
+    """Holds the newest sound checkpoint, and the newer ones that are not sound."""
 
     newest: Checkpoint | None
     rejected: tuple[Rejected, ...]
 
 
 def find_latest(folder: RunFolder) -> CheckpointSearch:
-    """The newest checkpoint that is whole and finite.
+    """Return the newest checkpoint that is whole and finite.
 
     Raises:
         CheckpointError: a newer one cannot be judged, or none is whole.
@@ -54,7 +54,7 @@ def find_latest(folder: RunFolder) -> CheckpointSearch:
     for step in reversed(steps):
         try:
             checkpoint = read_checkpoint(folder.checkpoint_of(step))
-            if checkpoint.meta.step != step:  # a copy that somebody made under a name of ours
+            if checkpoint.meta.step != step:  # a copy that somebody made under one of our names
                 raise DamagedError(f"{checkpoint.path} holds step {checkpoint.meta.step}, not {step}")
             check_finite(checkpoint.path)
             return CheckpointSearch(checkpoint, tuple(rejected))
@@ -75,7 +75,7 @@ def find_latest(folder: RunFolder) -> CheckpointSearch:
 
 
 def check_finite(path: Path) -> None:
-    """Look at every value of a checkpoint.
+    """Check every value of a checkpoint.
 
     Raises:
         RuinedError: some are not finite.
@@ -86,36 +86,36 @@ def check_finite(path: Path) -> None:
         try:
             with safe_open(file, framework="pt") as tensors:
                 ruined += [name for name in tensors.keys() if not is_finite(tensors.get_tensor(name))]  # noqa: SIM118
-        except Exception as error:  # its hash is right: what this library cannot read, another version of it wrote
+        except Exception as error:  # its hash is right, so another version of this library wrote what this one cannot read
             raise CheckpointError(f"{file} cannot be read: {error}; read it with the version that wrote it") from error
     if ruined:
         raise RuinedError(f"{path} is ruined: {name_tensors(ruined)} not finite")
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all values are. A sum of finite values may overflow, so only a finite sum is an answer."""
+    """Return whether all values are finite. A sum of finite values may overflow, so only a finite sum is an answer."""
     if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
         return True
     return bool(torch.isfinite(tensor).all())
 
 
 def name_tensors(names: list[str]) -> str:
-    """Some of them, and how many there are, with the verb."""
+    """Name some of the tensors, and how many there are, with the verb."""
     shown = ", ".join(names[:SHOWN_TENSORS]) + (f" and {len(names) - SHOWN_TENSORS} more" if len(names) > SHOWN_TENSORS else "")
     return f"{shown} {'is' if len(names) == 1 else 'are'}"
 
 
 def set_aside(folder: RunFolder, step: int, condition: Condition) -> Path:
-    """Rename a checkpoint that nobody should resume from, so that it neither counts nor is in the way; returns its path."""
+    """Rename a checkpoint that nobody should resume from, so that it neither counts nor is in the way. Return its path."""
     path = folder.checkpoints / f"{condition}-{step_name(step)}"
     if path.exists():
-        shutil.rmtree(path)  # an older wreck of the same step
+        shutil.rmtree(path)  # an older broken checkpoint of the same step
     folder.checkpoint_of(step).rename(path)
     return path
 
 
 def clear_leftovers(folder: RunFolder) -> None:
-    """Remove what crashed saves and deletions left. Other names with a dot are a file system's, or somebody's."""
+    """Remove what crashed saves and deletions left. Other names with a dot belong to a file system or a user."""
     for parent in (folder.checkpoints, folder.weights):
         for pattern in (".saving-step_*", ".deleting-step_*", ".step_*.part"):
             for path in parent.glob(pattern):

@@ -1,13 +1,13 @@
-"""Lock files in a shared folder: who is working on what, and when a stale lock may be taken over.
+"""Lock files in a shared folder: they say who is working on what, and when a stale lock may be taken over.
 
     RUN_DIR/claims/step_00001000.json     the evaluator at work on these weights
     RUN_DIR/lock.json                     the training that this folder belongs to (see `run.lock`)
 
-A claim is a file, created whole or not at all. Its owner touches it while it works, and finds out at the same time whether it
-is still the owner. A claim is taken over from an owner that is known to be dead: its process is gone from this machine and
-container, or Slurm has requeued the very job since. Of any other owner nothing is known, and its claim is watched: clocks
-of two
-machines are never compared, what counts is whether the file changes while this process looks. Imports nothing heavy.
+A claim is a file, created whole or not at all. Its owner touches it while it works, and checks at the same time whether it is
+still the owner. A stale claim is taken over from an owner that is known to be dead: its process is gone from this machine and
+container, or Slurm has requeued the same job since. Any other owner is unknown, and its claim is watched. Clocks of two
+machines are never compared: what counts is whether the file changes while this process watches. This module imports nothing
+heavy.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from pipeline.launch.processes import Process
 
 LATEST = 2.0**35  # seconds since 1970; a later time is damage, and no calendar shows it
 TOUCH_EVERY_S = 10.0
-SILENT_AFTER_S = 45.0  # four touches missed: what a file server or a busy machine may hold up is shorter
-# What link(2) answers where there are no hard links: FAT, SMB, gcsfuse and other FUSE mounts, too many links, another mount.
+SILENT_AFTER_S = 45.0  # four touches missed: a file server or a busy machine may delay them for less
+# link(2) answers these where there are no hard links: FAT, SMB, gcsfuse and other FUSE mounts, too many links, another mount.
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EACCES}
 
-GONE = {errno.ENOENT, errno.ESTALE}  # the second by NFS, of a file that another machine has removed
+GONE = {errno.ENOENT, errno.ESTALE}  # NFS gives the second for a file that another machine has removed
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The process that holds a claim."""
+    """Describes the process that holds a claim."""
 
     process: Process
     slurm: SlurmJob | None
@@ -54,7 +54,9 @@ class Owner:
 
     @staticmethod
     def described_by(values: dict[str, Any]) -> Owner:
-        """From a file's values; an older version's, or one that lacks some, names an owner of which less is known."""
+        """Return the owner that a file's values describe. Values that are missing, as in an older version's file, are
+        unknown.
+        """
         since, token = values.get("since"), values.get("token")
         return Owner(
             process=Process.described_by(values),
@@ -68,7 +70,7 @@ class Owner:
         return json.dumps({**asdict(self.process), **slurm, "since": self.since, "token": self.token})
 
     def why_dead(self) -> str | None:
-        """Why it is known not to work any more, in words; None if it lives, or nothing is known."""
+        """Return why the owner is known not to work any more, in words; None if it lives or is unknown."""
         life = self.process.life()
         if life == "dead":
             return "its process is gone"
@@ -84,13 +86,15 @@ class Owner:
 
 
 class Sightings:
-    """How long claims have not changed, by this process's own clock."""
+    """Measures how long claims have not changed, by this process's own clock."""
 
     def __init__(self) -> None:
         self._seen: dict[Path, tuple[object, float]] = {}
 
     def silent_s(self, path: Path) -> float:
-        """Seconds since this process first saw the claim as it is now; 0 if it is new, has changed, or is gone."""
+        """Return seconds since this process first saw the claim in its present state; 0 if it is new, has changed, or is
+        gone.
+        """
         mark, now = _mark(path), time.monotonic()
         known = self._seen.get(path)
         if mark is None or known is None or known[0] != mark:
@@ -100,7 +104,7 @@ class Sightings:
 
 
 class Claims:
-    """The claims in one folder, as one process sees them."""
+    """Manages the claims in one folder, as one process sees them."""
 
     def __init__(self, folder: Path, *, touch_every_s: float = TOUCH_EVERY_S, silent_after_s: float = SILENT_AFTER_S) -> None:
         self.folder = folder
@@ -112,9 +116,9 @@ class Claims:
 
     @contextmanager
     def take(self, name: str) -> Iterator[bool]:
-        """Try to claim; yields whether it worked, at once. The claim is given up at the end of the block.
+        """Try to claim, and yield at once whether it worked. The claim is released at the end of the block.
 
-        Should two ever both believe that they hold one, the worst must be work done twice.
+        If two processes ever both believe that they hold one, the worst result must be work done twice.
 
         Raises:
             CheckpointError: the folder cannot be written.
@@ -123,7 +127,7 @@ class Claims:
         self._remove_if_stale(path)
         mine = Owner.myself()
         try:
-            path.parent.mkdir(exist_ok=True)  # without parents: a run's folder that was renamed must not come into being again
+            path.parent.mkdir(exist_ok=True)  # without parents: a run's folder that was renamed must not be created again
             created = create(path, mine)
         except OSError as error:
             raise CheckpointError(
@@ -142,7 +146,7 @@ class Claims:
             release(path, mine)
 
     def are_in_doubt(self) -> bool:
-        """Whether some claim was met of which it is not known yet if its owner lives: it pays to try again soon."""
+        """Return whether the owner of some claim may or may not live: it is then worth trying again soon."""
         return bool(self._doubts)
 
     def _remove_if_stale(self, path: Path) -> None:
@@ -158,13 +162,13 @@ class Claims:
             self._met.discard(path)
             remove_stale(path, owner)
         elif owner.process.life() == "alive" or (silent_s == 0.0 and not is_new):
-            self._doubts.discard(path)  # it has changed while we looked
+            self._doubts.discard(path)  # it has changed while we watched
         elif is_new:
             self._doubts.add(path)
 
 
 def create(path: Path, owner: Owner) -> bool:
-    """Make a claim; whether there was none."""
+    """Create a claim. Return whether there was none."""
     draft = path.with_name(f".{path.name}.{owner.token}")
     try:
         draft.write_text(owner.to_json())
@@ -174,7 +178,7 @@ def create(path: Path, owner: Owner) -> bool:
 
 
 def link_or_create(draft: Path, path: Path) -> bool:
-    """Give a file's contents a name that nobody has taken; whether it worked. The draft stays."""
+    """Give a file's contents a name that nobody has taken. Return whether it worked. The draft stays."""
     try:
         os.link(draft, path)  # whole or not at all
     except FileExistsError:
@@ -187,7 +191,7 @@ def link_or_create(draft: Path, path: Path) -> bool:
 
 
 def _create_exclusively(path: Path, content: bytes) -> bool:
-    """For want of hard links. Who reads it before it is written sees an owner of whom nothing is known, and watches it."""
+    """Create the file without hard links. A reader that comes before it is written sees an unknown owner, and watches it."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
@@ -200,20 +204,20 @@ def _create_exclusively(path: Path, content: bytes) -> bool:
 
 
 def read_owner(path: Path) -> Owner | None:
-    """Who holds a claim; None if nobody does."""
+    """Return who holds a claim; None if nobody does."""
     try:
         values = parse_json(read_replaced(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError:  # being written, emptied by a power cut, or another program's: an owner of whom nothing is known
+    except ValueError:  # being written, emptied by a power cut, or another program's: an unknown owner
         values = {}
     return Owner.described_by(values if isinstance(values, dict) else {})
 
 
 def remove_stale(path: Path, owner: Owner) -> None:
-    """Take away the claim of an owner that is dead. Of several that try, one does."""
+    """Remove the stale claim of a dead owner. If several processes try, one does it."""
     stale_path = path.with_name(f".{path.name}.stale-{uuid.uuid4().hex}")
-    if read_owner(path) != owner:  # another was first; whoever renames a living claim leaves its name free for a moment
+    if read_owner(path) != owner:  # another was first; renaming a living claim leaves its name free for a moment
         return
     try:
         path.rename(stale_path)
@@ -223,7 +227,7 @@ def remove_stale(path: Path, owner: Owner) -> None:
         return
     if (
         read_owner(stale_path) != owner
-    ):  # put back what is not the claim we judged; if somebody has claimed it since, theirs holds
+    ):  # put back a claim other than the one we judged; if another process has claimed it since, that claim holds
         link_or_create(stale_path, path)
     stale_path.unlink()
 
@@ -234,11 +238,11 @@ def release(path: Path, owner: Owner) -> None:
         if read_owner(path) == owner:
             path.unlink(missing_ok=True)
     except OSError:
-        return  # the folder is gone or read-only by now: whoever comes next finds this process dead
+        return  # the folder is gone or read-only by now: the next process finds this one dead
 
 
 def refresh(path: Path, owner: Owner, *, every_s: float, on_loss: Callable[[], None]) -> Callable[[], None]:
-    """Show that the owner lives, from a thread, until the function that is returned is called.
+    """Show that the owner lives, from a thread, until the returned function is called.
 
     Args:
         on_loss: called once if the claim is found to be another's.
@@ -252,29 +256,29 @@ def refresh(path: Path, owner: Owner, *, every_s: float, on_loss: Callable[[], N
                     on_loss()
                     return
             except OSError:
-                continue  # the folder does not answer just now: whoever works there finds out if that lasts
+                continue  # the folder does not answer now: the process that works there notices if that lasts
 
     thread = threading.Thread(target=work, daemon=True, name="claim")
     thread.start()
 
     def stop() -> None:
         done.set()
-        thread.join(timeout=every_s)  # a file server that hangs must not hold the end up
+        thread.join(timeout=every_s)  # a file server that hangs must not delay the end
 
     return stop
 
 
 def touch(path: Path, owner: Owner) -> Literal["kept", "lost"]:
-    """Change the claim's file, which others see; "lost" if it is another's."""
+    """Change the claim's file, which others see. Return "lost" if it belongs to another."""
     content = read_replaced(path)
     try:
         values = parse_json(content)
     except ValueError:
-        values = None  # torn: nobody else's
+        values = None  # torn: not another owner's
     if isinstance(values, dict) and values.get("token") not in (None, "", owner.token):
         return "lost"
     try:
-        # The same bytes in the same file: this also changes it on mounts that keep no times of their own.
+        # The same bytes in the same file also change it on mounts that keep no times of their own.
         with path.open("r+b") as file:
             file.write(owner.to_json().encode())
     except FileNotFoundError:
@@ -285,7 +289,7 @@ def touch(path: Path, owner: Owner) -> Literal["kept", "lost"]:
 
 
 def _mark(path: Path) -> object | None:
-    """What changes when a claim is touched; None if it is gone."""
+    """Return what changes when a claim is touched; None if it is gone."""
     try:
         with path.open(
             "rb"

@@ -1,8 +1,7 @@
-"""Which lines of evaluations.jsonl are results of the weights that a run has now. Imports nothing heavy.
+"""Choose the lines of evaluations.jsonl that are results of the run's present weights. This module imports nothing heavy.
 
-A line names the digest of the weights it was measured on. Weights are replaced when a run begins again, or goes back to an
-older
-checkpoint and trains on otherwise; what was measured on those before is superseded.
+A line names the digest of the weights it was measured on. Weights are replaced when a run begins again, or returns to an older
+checkpoint and trains differently. Then results of the earlier weights are superseded.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ _MOST_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
 
 @dataclass(frozen=True)
 class Results:
-    """Lines that count, in the order they were written, and in words which do not."""
+    """Holds the lines that count, in the order they were written, and a description of those that do not."""
 
     rows: list[Row]
     passed_over: list[str]
 
 
 def read_results(folder: RunFolder) -> Results:
-    """The results of a run. What cannot be read is named, and costs itself alone."""
+    """Return the results of a run. An unreadable line is named, and only that line is lost."""
     try:
         rows = read_json_lines(folder.evaluations)
     except OSError as error:
@@ -41,7 +40,7 @@ def read_results(folder: RunFolder) -> Results:
 
 
 def choose_results(folder: RunFolder, rows: Sequence[Row]) -> Results:
-    """Which of the lines are results, of weights that the run has."""
+    """Return which of the lines are results of weights that the run has."""
     whole = [row for row in rows if is_result(row)]
     current = [row for row in whole if is_current(folder, row)]
     passed_over = []
@@ -58,17 +57,17 @@ def _lines(count: int) -> str:
 
 
 def is_result(row: Row) -> bool:
-    """Whether a line has what a result needs. An accuracy that is null stands for a measurement that failed."""
+    """Return whether a line has what a result needs. An accuracy that is null means that a measurement failed."""
     named = all(isinstance(row.get(key), str) for key in ("dataset", "protocol")) and setting_of(row) is not None
     measured = row.get("accuracy") is None or number(row, "accuracy") is not None
     return has_step(row) and named and measured and isinstance(row.get("seed"), int | None)
 
 
 def is_current(folder: RunFolder, row: Row) -> bool:
-    """Whether a result is of the weights that the run has at this step, or had before somebody deleted them."""
+    """Return whether a result is of the weights that the run has at this step, or had before somebody deleted them."""
     digest = row.get("weights")
     if not isinstance(digest, str):
-        return True  # a line that does not say
+        return True  # the line does not say
     now = read_digest(folder.weights_of(row["step"]))
     if now is not None:
         return now == digest
@@ -76,12 +75,12 @@ def is_current(folder: RunFolder, row: Row) -> bool:
 
 
 def superseded_weights(folder: RunFolder, step: int) -> Path:
-    """Where a launch puts weights of steps that it will train again."""
+    """Return where a launch puts weights of steps that it will train again."""
     return folder.weights / f"{SUPERSEDED}{step_name(step)}.safetensors"
 
 
 def set_weights_aside(folder: RunFolder, *, after: int) -> list[int]:
-    """Give weights of steps after `after` names that no reader takes for the run's.
+    """Rename weights of steps after `after` so that no reader takes them for the run's.
 
     A launch that begins there trains those steps again.
 
@@ -95,12 +94,14 @@ def set_weights_aside(folder: RunFolder, *, after: int) -> list[int]:
 
 
 def measure_of(row: Row) -> str:
-    """What a result is called: the set, and how it was measured."""
+    """Return the name of a result's measure: the set, and how it was measured."""
     return f"{row['dataset']} {setting_of(row)}"
 
 
 def setting_of(row: Row) -> str | None:
-    """How it was measured: `5-shot`, `linear`. Lines of older versions say it by their protocol and shots; None for no result."""
+    """Return how it was measured: `5-shot`, `linear`. Older lines say it by protocol and shots. None means that it is no
+    result.
+    """
     if "measure" in row:
         measure = row["measure"]
     elif row.get("protocol") != "few_shot":
@@ -111,12 +112,12 @@ def setting_of(row: Row) -> str | None:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts `5-shot` before `10-shot`."""
+    """Sort `5-shot` before `10-shot`."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def newest_of_each(rows: Sequence[Row]) -> list[Row]:
-    """Of a measurement that was made twice, as under another precision, the later line. A later failure takes no value away."""
+    """Keep the later line of a repeated measurement, for example under another precision. A later failure removes no value."""
     found: dict[tuple[str, int, object], Row] = {}
     for row in rows:
         key = (measure_of(row), row["step"], row.get("seed"))
@@ -126,7 +127,7 @@ def newest_of_each(rows: Sequence[Row]) -> list[Row]:
 
 
 def group_results(rows: Sequence[Row]) -> dict[str, dict[int, list[float]]]:
-    """Measure to step to its values, one a seed. Of a result that was measured twice the later value counts."""
+    """Map each measure to its values by step, one a seed. Of a repeated result the later value counts."""
     grouped: dict[str, dict[int, list[float]]] = {}
     for row in newest_of_each(rows):
         if row.get("accuracy") is not None:
@@ -136,7 +137,7 @@ def group_results(rows: Sequence[Row]) -> dict[str, dict[int, list[float]]]:
 
 
 def name_failures(rows: Sequence[Row], *, run: Path) -> list[str]:
-    """What was tried in vain at the newest step it was tried at, and why: a line for a set and a reason; then what to type."""
+    """Return what failed at the newest step it was tried at, and why: a line for a set and a reason, then what to type."""
     newest: dict[str, int] = {}
     for row in rows:
         newest[measure_of(row)] = max(row["step"], newest.get(measure_of(row), 0))
@@ -162,7 +163,7 @@ def name_failures(rows: Sequence[Row], *, run: Path) -> list[str]:
 
 
 def read_digest(path: Path) -> str | None:
-    """The digest in a weights file's header; None if there is no such file or header."""
+    """Return the digest in a weights file's header; None if there is no such file or header."""
     try:
         stat = path.stat()
         return _read_digest(path, stat.st_mtime_ns, stat.st_size)
@@ -172,8 +173,8 @@ def read_digest(path: Path) -> str | None:
 
 @functools.lru_cache(maxsize=4096)
 def _read_digest(path: Path, _mtime_ns: int, size: int) -> str | None:
-    """Read again only when the file changes. Its first eight bytes say how long the header is, little-endian; then comes
-    JSON.
+    """Read the digest again only when the file changes. The first eight bytes are the header's length, little-endian; then
+    comes JSON.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with os.fdopen(descriptor, "rb") as file:

@@ -1,4 +1,4 @@
-"""Names in a run folder: what is the run's own, and what somebody else has put there. Imports nothing heavy.
+"""Define the names in a run folder: the run's own names, and which names are a user's. This module imports nothing heavy.
 
 The run's own checkpoints and weights are named `step_00001000`, with eight digits or more and nothing after them. Every other
 name is passed over: a user's copy (`step_00001000.bak`), a file system's `lost+found`, and what a launch has set aside
@@ -19,7 +19,7 @@ WEIGHTS_SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of one run."""
+    """Holds the paths of one run."""
 
     root: Path
 
@@ -45,7 +45,7 @@ class RunFolder:
 
     @property
     def complete(self) -> Path:
-        """Exists once the run has reached its last step."""
+        """Return the file that exists once the run has reached its last step."""
         return self.root / "complete.json"
 
     @property
@@ -54,17 +54,17 @@ class RunFolder:
 
     @property
     def claims(self) -> Path:
-        """One file for each checkpoint that an evaluator works on."""
+        """Return the folder with one file for each checkpoint that an evaluator works on."""
         return self.root / "claims"
 
     @property
     def lock(self) -> Path:
-        """Which training owns the folder."""
+        """Return the file that says which training owns the folder."""
         return self.root / "lock.json"
 
     @property
     def data(self) -> Path:
-        """What the run was trained on."""
+        """Return the file that says what the run was trained on."""
         return self.root / "data.json"
 
     @property
@@ -73,17 +73,17 @@ class RunFolder:
 
     @property
     def stragglers(self) -> Path:
-        """Each rank's own time in a step."""
+        """Return the file with each rank's own time in a step."""
         return self.root / "stragglers.json"
 
     @property
     def hangs(self) -> Path:
-        """Where every thread of a rank was when no step ended."""
+        """Return the file that says where every thread of a rank was when no step ended."""
         return self.root / "hangs"
 
     @property
     def output_log(self) -> Path:
-        """What the program prints once nobody reads its output any more."""
+        """Return the file for the program's output once nobody reads it any more."""
         return self.root / "output.log"
 
     @property
@@ -92,7 +92,7 @@ class RunFolder:
 
     @property
     def wandb(self) -> Path:
-        """Files of W&B's client."""
+        """Return the folder of W&B's client."""
         return self.root / "wandb"
 
     @property
@@ -101,7 +101,7 @@ class RunFolder:
 
     @property
     def wandb_record(self) -> Path:
-        """Which W&B run the folder writes, and where the folder was then."""
+        """Return the file that says which W&B run the folder writes, and where the folder was then."""
         return self.root / "wandb_run.json"
 
     def checkpoint_of(self, step: int) -> Path:
@@ -111,7 +111,7 @@ class RunFolder:
         return self.weights / f"{step_name(step)}{WEIGHTS_SUFFIX}"
 
     def weight_steps(self) -> list[int]:
-        """Steps whose weights are there, ascending.
+        """Return the steps that have weights, ascending.
 
         Raises:
             OSError: the folder cannot be listed.
@@ -120,7 +120,7 @@ class RunFolder:
         return sorted(step for name in files if (step := step_of(name, suffix=WEIGHTS_SUFFIX)) is not None)
 
     def checkpoint_steps(self) -> list[int]:
-        """Steps that have a checkpoint folder (not yet verified), ascending. A link whose target is missing counts.
+        """Return the steps that have a checkpoint folder (not yet verified), ascending. A link whose target is missing counts.
 
         Raises:
             OSError: the folder cannot be listed.
@@ -133,12 +133,12 @@ class RunFolder:
 
 
 def step_name(step: int) -> str:
-    """What the checkpoint and the weights of a step are called."""
+    """Return the name of a step's checkpoint and weights."""
     return f"step_{step:08d}"
 
 
 def step_of(name: str, *, suffix: str = "") -> int | None:
-    """The step that one of the run's own names stands for; None for every other name."""
+    """Return the step that one of the run's own names means; None for every other name."""
     if not name.endswith(suffix):
         return None
     stem = name[: len(name) - len(suffix)]
@@ -147,7 +147,7 @@ def step_of(name: str, *, suffix: str = "") -> int | None:
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """What a folder holds; nothing where there is no folder. A folder that cannot be listed must not pass for an empty one."""
+    """Yield what a folder holds; nothing where there is no folder. A folder that cannot be listed must not count as empty."""
     try:
         with os.scandir(folder) as entries:
             yield from entries

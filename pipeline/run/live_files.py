@@ -1,4 +1,4 @@
-"""Files that show the newest state of a run, written by a thread: a slow or full disk must not hold the training up."""
+"""Show the newest state of a run in files. A thread writes them: a slow or full disk must not hold the training up."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class LiveFiles:
         self._thread.start()
 
     def put(self, path: Path, values: Mapping[str, Any]) -> None:
-        """Make this the newest state of a file; returns at once."""
+        """Make this the newest state of a file. The call returns at once."""
         self._newest[path] = values
 
     def close(self) -> None:
-        """Write what is left, waiting a few seconds at most."""
+        """Write what is left, and wait a few seconds at most."""
         self._closing.set()
         self._thread.join(CLOSE_TIMEOUT_S)
 

@@ -1,8 +1,9 @@
-"""A folder belongs to one program at a time: the second that is started on it refuses, and names the first.
+"""A folder belongs to one program at a time: a second program that is started on it refuses, and names the first.
 
-The lock is a claim (see `claims`). It is taken over from an owner that is known to be dead: its process on this machine, or its
-Slurm job, is gone, or it is an earlier start of this very job, requeued. Of any other owner nothing is known; it is watched,
-and taken for dead if it does not touch its lock for a while and Slurm does not say that its job runs. Imports nothing heavy.
+The lock is a claim (see `claims`). A stale lock is taken over from an owner that is known to be dead: its process on this
+machine, or its Slurm job, is gone, or it is an earlier start of this same job, requeued. Any other owner is unknown. It is
+watched, and taken for dead if it does not touch its lock for a while and Slurm does not say that its job runs. This module
+imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from pipeline.run.claims import Owner, Sightings, create, read_owner, refresh, r
 from pipeline.run.folder import RunFolder
 
 TOUCH_EVERY_S = 10.0
-WATCH_S = 45.0  # how long an owner of which nothing is known is watched for a sign of life
+WATCH_S = 45.0  # how long an unknown owner is watched for a sign of life
 POLL_S = 0.5
 
 
 class FolderLock:
-    """The lock of one folder.
+    """Holds the lock of one folder.
 
     Args:
         path: the lock's file; the folder is made.
-        refuse: the error for an owner that lives, or may live, given in words what is known of it.
-        should_stop: asked while an owner is watched.
-        tell: prints what is being waited for.
+        refuse: makes the error for an owner that lives, or may live, from a description of it.
+        should_stop: called while an owner is watched.
+        tell: prints what this process waits for.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class FolderLock:
             Messages: whose lock was taken over.
 
         Raises:
-            PipelineError: another program holds it, or this one was told to stop while it watched.
+            PipelineError: another program holds it, or this one was asked to stop while it watched.
         """
         messages: list[str] = []
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,10 +65,10 @@ class FolderLock:
         while not create(self.path, mine):
             owner = read_owner(self.path)
             if owner is None:
-                continue  # given up just now
+                continue  # released just now
             why = owner.why_dead() or self._judge(owner)
             if why is None:
-                continue  # given up, or another's by now
+                continue  # released, or another's by now
             messages.append(f"took over the folder from {owner}: {why}")
             remove_stale(self.path, owner)
         self._mine = mine
@@ -75,14 +76,14 @@ class FolderLock:
         return messages
 
     def release(self) -> None:
-        """Give the lock up; nothing if it is not held."""
+        """Release the lock. Nothing happens if it is not held."""
         if self._stop is not None and self._mine is not None:
             self._stop()
             release(self.path, self._mine)
         self._stop = self._mine = None
 
     def _judge(self, owner: Owner) -> str | None:
-        """Why an owner that is not known to be dead may be taken for dead; None if the lock has changed hands.
+        """Return why an owner that is not known to be dead may be taken for dead; None if the lock has changed hands.
 
         Raises:
             PipelineError: it lives, or may live.
@@ -90,7 +91,7 @@ class FolderLock:
         if owner.process.life() == "alive":
             raise self._refuse(owner, "")
         here, job = SlurmJob.from_environment(), owner.slurm
-        # A number is a job's on one cluster alone; of its own job a process knows more than the queue.
+        # A number identifies a job on one cluster alone. A process knows more about its own job than the queue does.
         can_ask = job is not None and not (here is not None and (here.id == job.id or here.is_of_another_cluster_than(job)))
         life = ask_after_job(job.id) if job is not None and can_ask else "unknown"
         if life == "over":
@@ -104,19 +105,19 @@ class FolderLock:
         return f"no sign of life for {WATCH_S:.0f} seconds" if silent else None
 
     def _watch(self, owner: Owner) -> bool:
-        """Whether a lock stays as it is for as long as one is watched; False if it is gone or another's.
+        """Return whether a lock stays unchanged while it is watched; False if it is gone or another's.
 
-        Clocks of two machines may differ: a file that changes is a sign of life, whatever time it bears.
+        Clocks of two machines may differ: a file that changes is a sign of life, whatever its time.
 
         Raises:
-            PipelineError: its owner has touched it, or this process was told to stop.
+            PipelineError: its owner has touched it, or this process was asked to stop.
         """
         sightings, end = Sightings(), time.monotonic() + WATCH_S
         sightings.silent_s(self.path)
         while time.monotonic() < end:
             time.sleep(POLL_S)
             if self._should_stop():
-                raise StoppedError(f"told to stop while watching {self.path}")
+                raise StoppedError(f"asked to stop while watching {self.path}")
             if sightings.silent_s(self.path) > 0.0:
                 continue
             found = read_owner(self.path)
@@ -129,7 +130,7 @@ class FolderLock:
         return read_owner(self.path) == owner
 
     def _end_at_once(self) -> None:
-        # This process stood still for so long that another took over. Whatever it wrote now would harm that one.
+        # This process was suspended for so long that another took over. Whatever it wrote now would harm that one.
         try:
             print(f"error: {self.path} was taken over by another program; this one ends at once", file=sys.stderr, flush=True)
         finally:
@@ -137,7 +138,7 @@ class FolderLock:
 
 
 class RunLock(FolderLock):
-    """The lock of a run folder, for one training. Rank 0 takes it."""
+    """Holds the lock of a run folder, for one training. Rank 0 takes it."""
 
     def __init__(
         self, folder: Path, *, should_stop: Callable[[], bool] = lambda: False, tell: Callable[[str], None] = lambda _text: None

@@ -1,4 +1,4 @@
-"""The small JSON files of a run folder: lines that are appended, states that are replaced whole. Imports nothing heavy."""
+"""Read and write a run folder's small JSON files: lines that are appended, states that are replaced. Light imports only."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipeline.files import read_replaced, write_whole
 from pipeline.json_text import parse_json, to_finite
 
 Row = dict[str, Any]
-LARGEST_COUNT = 2**53  # what every program reads exactly from JSON
+LARGEST_COUNT = 2**53  # every program reads integers up to here exactly from JSON
 
 
 def append_json_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Append one line in one write. A line that a crash cut short before is closed off first."""
+    """Append one line in one write. An earlier line that a crash truncated is closed off first."""
     append_json_lines(path, [values])
 
 
@@ -34,10 +34,10 @@ def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_json_lines(path: Path, *, last_bytes: int | None = None) -> list[Row]:
-    """All whole lines of a JSON-lines file, or those of its last bytes; a line that was cut short is passed over.
+    """Return all whole lines of a JSON-lines file, or those of its last bytes. A truncated line is passed over.
 
     Raises:
-        OSError: the file is there and cannot be read.
+        OSError: the file exists and cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -58,17 +58,17 @@ def read_json_lines(path: Path, *, last_bytes: int | None = None) -> list[Row]:
 
 
 def has_step(row: Mapping[str, Any]) -> bool:
-    """Whether a line says which step it is of."""
+    """Return whether a line has its step."""
     return is_count(row.get("step"))
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value is a whole number that can count steps or images."""
+    """Return whether a value is a whole number that can count steps or images."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST_COUNT
 
 
 def number(values: Mapping[str, Any], key: str) -> float | None:
-    """A finite number of a line or state; None where it is missing, null or anything else."""
+    """Return a finite number of a line or state; None where it is missing, null or anything else."""
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -76,7 +76,7 @@ def number(values: Mapping[str, Any], key: str) -> float | None:
 
 
 def newest_history(rows: Iterable[Row]) -> list[Row]:
-    """The lines that lead to the last one, in order: those of steps that a resume went back over are left out."""
+    """Return the lines that lead to the last one, in order, without those of steps that a resume repeated."""
     kept: list[Row] = []
     for row in reversed(list(rows)):
         if has_step(row) and (not kept or row["step"] < kept[-1]["step"]):
@@ -85,21 +85,21 @@ def newest_history(rows: Iterable[Row]) -> list[Row]:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The lines of the metrics file that lead to its last one, one a step, in order.
+    """Return the lines of the metrics file that lead to its last one, one a step, in order.
 
     Raises:
-        OSError: the file is there and cannot be read.
+        OSError: the file exists and cannot be read.
     """
     return newest_history(read_json_lines(path))
 
 
 def replace_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a file that readers see whole, the old one or the new one. Not flushed: it is worth nothing after a crash."""
+    """Write a file that readers see whole: the old one or the new one. It is not flushed: it is useless after a crash."""
     write_whole(path, json.dumps(values, indent=1), durability="unflushed")
 
 
 def read_json(path: Path) -> Row | None:
-    """A JSON file's values; None where there is none, or none that can be read."""
+    """Return a JSON file's values; None where there is no file, or an unreadable one."""
     try:
         values = parse_json(read_replaced(path))
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""What a run is doing, judged from its lock, its heartbeat and its last line of metrics. Imports nothing heavy.
+"""Judge what a run is doing, from its lock, its heartbeat and its last line of metrics. This module imports nothing heavy.
 
-The lock says who trains in the folder, the heartbeat what that training did last. A process of this machine is asked for;
+The lock says who trains in the folder. The heartbeat says what that training did last. A process of this machine is looked up;
 the clock of another machine is not trusted: see `watch_for_life`.
 """
 
@@ -27,16 +27,16 @@ TAIL_BYTES = 2**20  # of metrics.jsonl: about 1,500 lines
 SILENT_AFTER_S = 60.0  # and after ten steps, if they are longer
 SILENT_IN_LONG_PHASES_S = 1800.0  # starting (compilation) and saving take their time
 WAITING_FRACTION = 0.5
-WATCH_S = 6.0  # a training that moves writes its heartbeat every five seconds
-DOUBTFUL_FOR_S = 86_400.0  # clocks do not differ by more than a time zone: what is older is not watched
+WATCH_S = 6.0  # a training that makes progress writes its heartbeat every five seconds
+DOUBTFUL_FOR_S = 86_400.0  # clocks do not differ by more than a time zone: older states are not watched
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run is doing.
+    """Describes what a run is doing.
 
     Args:
-        state: in a word.
+        state: the state in a word.
         detail: the reason, or what to do.
         since_s: age of the last sign of life; None where there was none.
         step: the last one that is known to be reached.
@@ -51,32 +51,34 @@ class RunState:
 
     @property
     def outlook(self) -> Literal["going", "may go on", "over"]:
-        """`over`: no further checkpoint comes unless somebody changes something. `may go on`: the same command goes on."""
+        """Return `over` if no further checkpoint comes unless somebody changes something, `may go on` if the same command
+        resumes.
+        """
         if self.state in ("finished", "failed"):
             return "over"
         return "going" if self.state in GOING else "may go on"
 
 
 def read_state(root: Path, *, now: float | None = None, lock: Literal["counts", "silent"] = "counts") -> RunState:
-    """The state of the run in a folder. Whatever its files hold, this raises nothing.
+    """Return the state of the run in a folder. Whatever its files hold, this raises nothing.
 
     Args:
         now: the time that ages are counted to.
-        lock: silent: its owner was seen not to touch it for long.
+        lock: `silent` if its owner was seen not to touch it for long.
     """
     return judge(Signs.read(root), now=time.time() if now is None else now, lock=lock)
 
 
 @dataclass(frozen=True)
 class Signs:
-    """What the state is judged from."""
+    """Holds what the state is judged from."""
 
     root: Path
     heartbeat: Row
-    lines: list[Row]  # of metrics, the newest
+    lines: list[Row]  # newest lines of metrics
     complete_step: int | None
     problems: list[str]  # files that cannot be read
-    lives: bool = False  # seen to move just now
+    lives: bool = False  # it was seen to change just now
 
     @staticmethod
     def read(root: Path) -> Signs:
@@ -99,11 +101,11 @@ class Signs:
 _COUNTS = ("step", "total_steps", "global_batch_size", "world_size", "num_nodes", "folder_inode")
 _TIMES = ("time", "started")
 _TEXTS = ("phase", "host", "by", "slurm_job_id", "machine", "pid_namespace", "process_start")
-_LARGEST_PID = 2**22  # of Linux
+_LARGEST_PID = 2**22  # Linux's limit
 
 
 def clean_heartbeat(values: Row) -> Row:
-    """A heartbeat without whatever is not of the right kind."""
+    """Return a heartbeat without values of the wrong kind."""
     clean: Row = {key: values[key] for key in _COUNTS if is_count(values.get(key))}
     clean |= {key: value for key in _TIMES if (value := number(values, key)) is not None}
     clean |= {key: values[key] for key in _TEXTS if isinstance(values.get(key), str)}
@@ -114,9 +116,9 @@ def clean_heartbeat(values: Row) -> Row:
 
 
 def judge(signs: Signs, *, now: float, lock: Literal["counts", "silent"] = "counts") -> RunState:
-    """State, a word on it, and how far the run is.
+    """Return the state, a word on it, and how far the run is.
 
-    `now` and the times in files may be of two machines: they make ages for people, and the word `silent`, on which nothing is
+    `now` and the times in files may be of two machines. They make ages for people, and the word `silent`, on which nothing is
     decided (see `watch_for_life`).
     """
     beat, line = signs.heartbeat, signs.line
@@ -134,7 +136,7 @@ def _judge(signs: Signs, *, owner: claims.Owner | None, now: float) -> tuple[Sta
     last = max(beat.get("time", 0.0), number(signs.line, "time") or 0.0)
     since_s = max(0.0, now - last) if last else None
     if owner is not None and not owner.process.is_same_as(Process.described_by(beat)) and owner.why_dead() is None:
-        # A launch that has not written a heartbeat yet. It is recognised by its process: the last one's clock may be another.
+        # A launch has not written a heartbeat yet. It is recognised by its process: the last one's clock may be another.
         held_s = max(0.0, now - owner.since)
         if held_s < SILENT_IN_LONG_PHASES_S:
             return "starting", None, held_s
@@ -175,12 +177,12 @@ def _judge_live(signs: Signs, *, since_s: float) -> tuple[State, str | None]:
 
 
 def _lock_owner(root: Path) -> claims.Owner | None:
-    """Who holds the folder, if anybody does and the lock can be read."""
+    """Return who holds the folder, if anybody does and the lock can be read."""
     return read_claim(RunFolder(root).lock)
 
 
 def read_claim(path: Path) -> claims.Owner | None:
-    """Who holds a claim; None where nobody does, or where it does not say who."""
+    """Return who holds a claim; None where nobody does, or where the file does not say."""
     try:
         owner = claims.read_owner(path)
     except (OSError, RecursionError):
@@ -190,7 +192,7 @@ def read_claim(path: Path) -> claims.Owner | None:
 
 
 def _is_copy(signs: Signs) -> bool:
-    """Whether the heartbeat is of another folder: this one was copied from it."""
+    """Return whether the heartbeat is of another folder, which this one was copied from."""
     recorded = signs.heartbeat.get("folder_inode")
     try:
         return recorded is not None and recorded != signs.root.stat().st_ino
@@ -199,12 +201,12 @@ def _is_copy(signs: Signs) -> bool:
 
 
 def _is_gone(beat: Row, owner: claims.Owner | None) -> bool:
-    """Whether the training's process is known to be gone."""
+    """Return whether the training's process is known to be gone."""
     return owner.why_dead() is not None if owner is not None else Process.described_by(beat).life() == "dead"
 
 
 def has_staging(root: Path) -> bool:
-    """Whether a checkpoint or weights are on their way to disk."""
+    """Return whether a checkpoint or weights are being written to disk."""
     try:
         names = [
             name for folder in ("checkpoints", "weights") if (root / folder).is_dir() for name in os.listdir(root / folder)
@@ -215,7 +217,8 @@ def has_staging(root: Path) -> bool:
 
 
 def watch_for_life(found: Sequence[Signs], *, watch_s: float = WATCH_S) -> list[Signs]:
-    """Look twice at runs that seem silent, some seconds apart: a heartbeat that changes is alive, whatever a clock says.
+    """Read the state of runs that seem silent twice, some seconds apart: a heartbeat that changes is alive, whatever a clock
+    says.
 
     The clock of another machine may be behind by more than the silence that would be reported.
     """

@@ -1,4 +1,4 @@
-"""Files of tensors: plain weights with their model's config in the header, and parts of a checkpoint."""
+"""Read and write files of tensors: plain weights with their model's config in the header, and parts of a checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.models.base import Backbone, ModelConfig
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], *, model: ModelConfig, step: int, images_seen: int) -> None:
-    """Write plain weights as safetensors, the model's config in the header, whole or not at all."""
+    """Write plain weights as safetensors, with the model's config in the header, whole or not at all."""
     header = {
         "family": model.family,
         "model": json.dumps(model.to_dict()),
@@ -34,7 +34,7 @@ def save_weights(path: Path, tensors: dict[str, Tensor], *, model: ModelConfig, 
     }
     path.parent.mkdir(
         exist_ok=True
-    )  # not its parents: if the file system is not mounted, that would write below the empty mount point
+    )  # without parent folders: if the file system is not mounted, they would be made below the empty mount point
     temporary = path.with_name(f".{path.name}.part")  # straight to disk: a copy in memory would double the peak
     try:
         save_tensors(temporary, tensors, header=header)
@@ -52,10 +52,10 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], *, header: dict[str, st
         OSError: they cannot be written, for example because the disk is full.
     """
     path.touch()
-    mode = stat.S_IMODE(path.stat().st_mode)  # what the umask gives: the library's files are their owner's alone
+    mode = stat.S_IMODE(path.stat().st_mode)  # the umask's mode: the library's files are readable by their owner alone
     try:
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=header)
-    except safetensors.SafetensorError as error:  # what it makes of an error of the system
+    except safetensors.SafetensorError as error:  # the library wraps an error of the system in it
         raise OSError(f"{path}: {error}") from error
     if stat.S_IMODE(path.stat().st_mode) != mode:
         path.chmod(mode)
@@ -71,7 +71,7 @@ class TensorFiles:
         self._file_of = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118  (not a dictionary)
 
     def read(self, name: str) -> Tensor:
-        """A tensor on CPU.
+        """Return a tensor on CPU.
 
         Raises:
             CheckpointError: none of the files has it.
@@ -82,7 +82,7 @@ class TensorFiles:
 
 
 def digest_tensors(tensors: dict[str, Tensor]) -> str:
-    """Hash of names and values: tells two files of the same step apart."""
+    """Return a hash of names and values: it distinguishes two files of the same step."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
@@ -92,7 +92,7 @@ def digest_tensors(tensors: dict[str, Tensor]) -> str:
 
 @dataclass(frozen=True)
 class WeightsHeader:
-    """What a weights file says of itself."""
+    """Describes a weights file by its header."""
 
     digest: str
     model: ModelConfig
@@ -129,7 +129,7 @@ def _count(text: str) -> int:
 
 @dataclass(frozen=True)
 class Weights:
-    """A model loaded from plain weights, and how much training they have had."""
+    """Holds a model loaded from plain weights, and how much training it has had."""
 
     model: Backbone
     header: WeightsHeader
