@@ -1,4 +1,4 @@
-"""What a person reads while a command runs: lines of a log, progress, and streams that never hold a program up.
+"""Show what a person reads while a command runs: lines of a log, progress, and streams that never hold a program up.
 
-Imports nothing heavy.
+This package imports nothing heavy.
 """

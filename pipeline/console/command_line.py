@@ -1,4 +1,4 @@
-"""What the commands of both programs share: names in UTF-8, and one sentence where words are missing."""
+"""Share what the commands of both programs need: names in UTF-8, and one sentence where arguments are missing."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ MISSING = "the following arguments are required: "
 def use_utf8() -> None:
     """Start this process again in Python's UTF-8 mode where the locale has another encoding.
 
-    Names of files and classes are UTF-8 on every machine of a cluster; one whose locale says Latin-1 or ASCII would read
-    `caf\u00e9` as other letters, store those in classes.txt, and end where it is to print them.
+    Names of files and classes are UTF-8 on every machine of a cluster. A machine whose locale says Latin-1 or ASCII would read
+    `café` as other letters, store those in classes.txt, and fail where it has to print them.
     """
     if sys.flags.utf8_mode or sys.getfilesystemencoding() == "utf-8":
         return
-    os.environ["PYTHONUTF8"] = "1"  # of the processes that this one starts
+    os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose answer to a command without its words is short."""
+    """Parses arguments, and answers a command without its arguments briefly."""
 
     def error(self, message: str) -> NoReturn:
         if not message.startswith(MISSING):
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def chosen_command(words: Sequence[str]) -> str:
-    """The command that a line names; empty where it names none."""
+    """Return the command that a line names; empty where it names none."""
     return next((word for word in words if not word.startswith("-")), "")
 
 
@@ -50,10 +50,11 @@ def add_commands(
     chosen: str,
     for_all: Callable[[argparse.ArgumentParser], object] = lambda _command: None,
 ) -> None:
-    """Give a program its commands: `arguments.function` is the `run` of the chosen one, whose module alone is imported.
+    """Add a program's commands: `arguments.function` is the `run` of the chosen one. Only the chosen command's module is
+    imported.
 
     Args:
-        commands: by name: the module, which has `EPILOG`, `add_arguments` and `run`, and what the command does.
+        commands: by name, the module, which has `EPILOG`, `add_arguments` and `run`, and what the command does.
         for_all: adds what every command takes.
     """
     added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -1,4 +1,4 @@
-"""Lines of the log next to a progress bar, and listings that somebody may stop reading."""
+"""Print lines of the log next to a progress bar, and listings whose reader may leave."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 def log_line(text: str) -> None:
-    """Print a line of its own; a progress bar that is being drawn is drawn again below it."""
+    """Print a line of its own. A progress bar in progress is drawn again below it."""
     tqdm.write(text)
     sys.stdout.flush()
 
@@ -19,7 +19,7 @@ def print_lines(lines: Iterable[str], *, when_unread: Literal["stop", "go on"]) 
     """Print lines as they come.
 
     Args:
-        when_unread: whether to take the rest of them, for what they do besides, when nobody reads any more (`| head`).
+        when_unread: whether to take the other lines, for their side effects, when nobody reads any more (`| head`).
 
     Raises:
         BrokenPipeError: nobody reads any more.

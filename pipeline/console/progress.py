@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, plain lines at an interval in a log. Imports nothing heavy."""
+"""Show progress: a bar on a terminal, plain lines at an interval in a log. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LINE_EVERY_S = 60.0
 
 
 class Progress(Protocol):
-    """What counts work, whatever shows it."""
+    """Counts work, however it is shown."""
 
     def update(self, n: int = 1, /) -> Any: ...
 
@@ -31,10 +31,10 @@ class Progress(Protocol):
 
 
 class Lines:
-    """Lines of a log: after the first piece of work, then one a minute, and at the end.
+    """Prints lines of a log: after the first piece of work, then one a minute, and at the end.
 
     Args:
-        leave: without, nothing is shown of work that takes less than a minute.
+        leave: if false, nothing is shown of work that takes less than a minute.
     """
 
     def __init__(

@@ -1,8 +1,7 @@
-"""Output streams that never hold a program up. Imports nothing heavy.
+"""Provide output streams that never hold a program up. This module imports nothing heavy.
 
-A log that nobody reads any more (a closed pipe or terminal), that nobody reads just now (a stopped terminal, a pager), or for
-which the disk is full must not end or stall a training: what cannot be written is dropped, and goes to a file where there
-is one.
+A log may have no reader any more (a closed pipe or terminal), none at present (a stopped terminal, a pager), or a full disk.
+None of these may end or stall a training: what cannot be written is dropped, and goes to a file where there is one.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-PATIENCE_S = 2.0  # how long a line waits for somebody to read it; those behind it do not wait
+PATIENCE_S = 2.0  # how long a line waits for a reader; the lines behind it do not wait
 PIECE = 2048  # a pipe that select(2) calls writable takes 4096 bytes at least
 LOST = {errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF, errno.ENOTCONN, errno.ECONNRESET}
 
 
 class Outlet(io.TextIOBase):
-    """A text stream over a file descriptor that drops what cannot be written."""
+    """Wraps a file descriptor in a text stream that drops what cannot be written."""
 
     def __init__(self, descriptor: int, *, encoding: str) -> None:
         self._descriptor = descriptor
@@ -63,7 +62,7 @@ class Outlet(io.TextIOBase):
                 self._send(text)
 
     def write(self, text: str, /) -> int:
-        """Whole lines at once: those of several ranks may meet in one log."""
+        """Write whole lines at once: lines of several ranks may meet in one log."""
         with self._lock:
             self._line += text
             whole, newline, rest = self._line.rpartition("\n")
@@ -80,7 +79,7 @@ class Outlet(io.TextIOBase):
         self._write(data)
 
     def keep_in(self, fallback: Path) -> None:
-        """Name the file for what nobody reads any more."""
+        """Name the file for output that nobody reads any more."""
         with self._lock:
             self._fallback = fallback
             if self._is_lost:
@@ -98,7 +97,7 @@ class Outlet(io.TextIOBase):
             except BlockingIOError:
                 continue
             except OSError as error:
-                if error.errno not in LOST:  # a full disk: what comes later may find room
+                if error.errno not in LOST:  # a full disk: later output may find room
                     self._dropped += len(data)
                     return
                 if self._is_lost:
@@ -112,10 +111,10 @@ class Outlet(io.TextIOBase):
             poll.register(self._descriptor, select.POLLOUT)
             return bool(poll.poll(1000 * patience_s))
         except OSError:
-            return True  # writing will say
+            return True  # the write will report it
 
     def _redirect(self) -> None:
-        """Also what libraries and the kernel write to the descriptor goes there."""
+        """Redirect the descriptor, so that output of libraries and the kernel goes there too."""
         path: str | Path = os.devnull
         if self._fallback is not None and self._fallback.parent.is_dir():
             path = self._fallback
@@ -134,7 +133,7 @@ class Outlet(io.TextIOBase):
 
 
 def open_outlets() -> None:
-    """Put outlets in the place of standard output and error. Before anything keeps hold of these."""
+    """Replace standard output and error by outlets. Call it before anything keeps a reference to these."""
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         _keep_taken(descriptor)
         stream: TextIO | None = getattr(sys, name)
@@ -147,7 +146,9 @@ def open_outlets() -> None:
 
 
 def _keep_taken(descriptor: int) -> None:
-    """A number that the shell has closed would be given to the next file that is opened, and output would end up there."""
+    """Occupy a descriptor number that the shell has closed: otherwise the next opened file gets it, and output ends up
+    there.
+    """
     try:
         os.fstat(descriptor)
     except OSError:
@@ -158,7 +159,7 @@ def _keep_taken(descriptor: int) -> None:
 
 
 def keep_output_in(path: Path) -> None:
-    """From now on what nobody reads any more goes to a file of a run folder."""
+    """Send output that nobody reads any more to a file of a run folder from now on."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, Outlet):
             stream.keep_in(path)

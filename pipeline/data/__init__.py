@@ -1,1 +1,1 @@
-"""From tar shards to batches, in an order that is a pure function of (index, seed, position)."""
+"""Turn tar shards into batches, in an order that is a pure function of (index, seed, position)."""

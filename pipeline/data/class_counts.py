@@ -1,4 +1,4 @@
-"""How many images each class has."""
+"""Count how many images each class has."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from numpy.typing import ArrayLike, NDArray
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Classes that have images, by ascending id, and how many of each: two arrays of one length."""
+    """Holds the classes that have images, by ascending id, and how many each has: two arrays of one length."""
 
     ids: NDArray[np.int64]
-    images: NDArray[np.int64]  # at least one of each class
+    images: NDArray[np.int64]  # at least one for each class
 
     @classmethod
     def of_labels(cls, labels: ArrayLike) -> ClassCounts:
-        """Of one class id an image."""
+        """Count labels, one class id an image."""
         return cls(*np.unique(np.asarray(labels, np.int64), return_counts=True))
 
     @classmethod
     def join(cls, parts: Iterable[Mapping[int, int]]) -> ClassCounts:
-        """The sum of several counts, each of images by class id."""
+        """Return the sum of several counts, each of images by class id."""
         total: dict[int, int] = {}
         for part in parts:
             for label, count in part.items():
@@ -36,7 +36,7 @@ class ClassCounts:
         return int(self.images.sum())
 
     def check(self, num_images: int) -> None:
-        """Refuse what no data can have.
+        """Refuse counts that no data can have.
 
         Raises:
             ValueError: not ascending, a class without images, or another total.

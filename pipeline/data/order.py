@@ -1,13 +1,13 @@
-"""Which sample is at which position of a run: the order, as a pure function of (block sizes, seed, position).
+"""Compute which sample is at which position of a run: the order, as a pure function of (block sizes, seed, position).
 
-Every epoch permutes all blocks, lays their samples end to end, and cuts this line into C canonical streams of equal
-length (to one sample). Position q of the epoch is sample q // C of stream q mod C, so neighbouring positions come from
-C places of the line. Each stream starts at its own offset in its first block and wraps around at its end, so
-that streams need their next blocks at different steps; a block's samples are played in shuffled order.
+Every epoch permutes all blocks, lays their samples end to end, and cuts this line into C canonical streams of equal length (to
+one sample). Position q of the epoch is sample q // C of stream q mod C, so neighbouring positions come from C offsets of the
+line. Each stream starts at its own offset in its first block and wraps around at its end, so that streams need their next
+blocks at different steps. A block's samples are played in shuffled order.
 
-C belongs to the run: ranks and workers only divide positions among them, and with C = the global batch size a stream
-is played by one of them alone. Any position's sample is computed from nothing but block sizes and keys, so a worker
-that serves few positions pays for few.
+C belongs to the run: ranks and workers only divide positions among them, and with C = the global batch size one of them plays a
+stream alone. Any position's sample is computed from nothing but block sizes and keys, so a worker that serves few positions
+pays for few.
 
 A mixture gives each of its C streams to one corpus for the whole run, in proportion to the corpora's shares.
 """
@@ -25,26 +25,26 @@ from pipeline.errors import ConfigError
 from pipeline.keyed_random import Permutation, Purpose, derive_key, permutation, random_bits
 
 Int64s = NDArray[np.int64]
-ORDER_VERSION = 3  # of the law below; a run never goes on under another
+ORDER_VERSION = 3  # version of the law below; a run never resumes under another
 KEPT_SHUFFLES = 4096
 
 
 @dataclass(frozen=True)
 class Located:
-    """Where each of n positions' samples lie: arrays of length n."""
+    """Locates the samples of n positions: arrays of length n."""
 
     corpus: Int64s
-    epoch: Int64s  # of its corpus
+    epoch: Int64s  # epoch of its corpus
     block: Int64s
     slot: Int64s  # slot of the sample in the block, in the file's order
 
 
 class CorpusOrder:
-    """The order of one corpus under one seed.
+    """Computes the order of one corpus under one seed.
 
     Args:
         block_samples: samples in each block of the index.
-        seed: of this corpus in this run.
+        seed: seed of this corpus in this run.
         num_streams: C; at most the number of samples is used.
     """
 
@@ -57,7 +57,7 @@ class CorpusOrder:
         # Nearly all blocks are full, so an epoch is planned from the few that are not: a shard's last ones.
         self.full_block = int(block_samples.max())
         self.short_blocks = np.flatnonzero(block_samples != self.full_block)
-        # Two epochs at most are alive at once: a batch may straddle a boundary, and what is read ahead as well.
+        # At most two epochs are in use at once: a batch may straddle a boundary, and so may what is read ahead.
         self._epoch = lru_cache(maxsize=3)(lambda epoch: _Epoch(self, epoch))
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -65,7 +65,7 @@ class CorpusOrder:
         return _restore_corpus_order, (self.block_samples, self.seed, self.num_streams)
 
     def locate(self, positions: Int64s) -> tuple[Int64s, Int64s, Int64s]:
-        """Epochs, blocks and slots at these positions (0 is the first sample of the first epoch)."""
+        """Return epochs, blocks and slots at these positions (0 is the first sample of the first epoch)."""
         epochs = positions // self.num_samples
         blocks, slots = np.empty_like(positions), np.empty_like(positions)
         for epoch in np.unique(epochs):
@@ -79,13 +79,13 @@ def _restore_corpus_order(block_samples: NDArray[np.integer], seed: int, num_str
 
 
 class _Epoch:
-    """One epoch of a corpus."""
+    """Computes one epoch of a corpus."""
 
     def __init__(self, order: CorpusOrder, epoch: int) -> None:
         self._order = order
         self._blocks = Permutation(derive_key(order.seed, Purpose.BLOCKS_OF_EPOCH, epoch), order.num_blocks)
         self._phase_key = derive_key(order.seed, Purpose.STREAM_PHASE, epoch)
-        # Short blocks by their index in the line: where each begins, counted in blocks and in samples.
+        # For short blocks, by their index in the line: where each begins, counted in blocks and in samples.
         line_index = self._blocks.inverse(order.short_blocks)
         sorting = np.argsort(line_index)
         self._short_index = line_index[sorting]
@@ -99,7 +99,7 @@ class _Epoch:
         )
 
     def locate(self, positions: Int64s) -> tuple[Int64s, Int64s]:
-        """Blocks and slots at positions of this epoch."""
+        """Return blocks and slots at positions of this epoch."""
         num_streams = self._order.num_streams
         least, more = divmod(self._order.num_samples, num_streams)
         turn, stream = np.divmod(positions, num_streams)
@@ -112,7 +112,7 @@ class _Epoch:
         return blocks, np.array(slots, np.int64)
 
     def _find_in_line(self, samples: Int64s) -> tuple[Int64s, Int64s]:
-        """Which block of the line holds each of these samples of the line, and where in it."""
+        """Return which block of the line holds each of these samples of the line, and the offset in it."""
         full = self._order.full_block
         if not len(self._short_index):
             return np.divmod(samples, full)
@@ -125,14 +125,14 @@ class _Epoch:
 
 
 class RunOrder:
-    """The order of a run over one corpus or a mixture of several.
+    """Computes the order of a run over one corpus or a mixture of several.
 
     Each of C streams belongs to one corpus. A corpus that has n of them fills n of every C consecutive positions, and
     sees its own samples in the order that it would have alone with n streams: every one once in each of its epochs.
 
     Args:
-        block_samples: of each corpus.
-        weights: of each corpus in the mixture; their sum does not matter.
+        block_samples: block sizes of each corpus.
+        weights: weight of each corpus in the mixture; their sum does not matter.
         seed: the run's.
         num_streams: C.
 
@@ -147,9 +147,9 @@ class RunOrder:
         self.num_streams = num_streams
         self.streams_of = share_streams(weights, num_streams)
         slots = permutation(derive_key(seed, Purpose.MIXTURE), num_streams)
-        self._corpus = np.empty(num_streams, np.int64)  # of each slot
+        self._corpus = np.empty(num_streams, np.int64)  # corpus of each slot
         self._corpus[slots] = np.repeat(np.arange(len(weights)), self.streams_of)
-        self._turn = np.empty(num_streams, np.int64)  # of each slot among its corpus's
+        self._turn = np.empty(num_streams, np.int64)  # turn of each slot among its corpus's
         for corpus, count in enumerate(self.streams_of):
             self._turn[self._corpus == corpus] = np.arange(count)
         self._orders = [
@@ -171,7 +171,7 @@ class RunOrder:
 
 
 def share_streams(weights: Sequence[float], num_streams: int) -> list[int]:
-    """Whole numbers in proportion to weights, by largest remainder (Hamilton's method), that add up to `num_streams`.
+    """Return whole numbers in proportion to weights, by largest remainder (Hamilton's method), that add up to `num_streams`.
 
     Raises:
         ConfigError: a corpus would get none.

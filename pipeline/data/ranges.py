@@ -1,4 +1,4 @@
-"""A range of bytes of a remote file, and no more than that."""
+"""Read a range of bytes of a remote file, and no more than that."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 def read_range(filesystem: Any, path: str, *, start: int, end: int) -> bytes:
     """Bytes [start, end) of a file, or fewer where it is shorter.
 
-    Where a filesystem has no request of its own for a range, fsspec opens the file and reads; such files fetch megabytes
-    ahead (hf:// 5 MiB) for readers that go on behind, and blocks in random order would be downloaded several times.
+    Where a file system has no range request, fsspec opens the file and reads. Such files prefetch megabytes (hf:// 5 MiB) for
+    sequential readers, and blocks in random order would be downloaded several times.
     """
     if getattr(type(filesystem), "cat_file", None) is not AbstractFileSystem.cat_file:
         return filesystem.cat_file(path, start=start, end=end)

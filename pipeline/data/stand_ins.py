@@ -1,4 +1,4 @@
-"""What lies under a file's name where the file itself has not come: a page, an error, a pointer of git."""
+"""Detect what lies under a file's name if the file itself was not downloaded: a page, an error, a pointer of git."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ STAND_INS = {
     "XML, as stores answer errors with": re.compile(rb"\s*<\?xml|\s*<error", re.IGNORECASE),
     "a git-lfs pointer; `git lfs pull` brings the file": re.compile(rb"version https://git-lfs"),
 }
-POINTER_BYTES = range(100, 300)  # of git-lfs
+POINTER_BYTES = range(100, 300)  # sizes of git-lfs's pointers
 
 
 def describe_stand_in(start: bytes) -> str | None:
-    """What a file is, by its first bytes, instead of what it is called; None for others."""
+    """Return what a file is, by its first bytes, instead of what its name says; None for others."""
     return next((kind for kind, pattern in STAND_INS.items() if pattern.match(start)), None)
 
 
 def refuse_stand_in(start: bytes, *, name: object) -> None:
-    """Refuse a file that has not come.
+    """Refuse a file that was not downloaded.
 
     Raises:
-        DataError: it is empty, or something else stands in for it.
+        DataError: the file is empty, or a placeholder.
     """
     if not start:
         raise DataError(f"{name} has 0 bytes: a download or a copy that failed; fetch it again, or remove it")

@@ -1,4 +1,4 @@
-"""Decoding processes: started so that a scheduler's signals do not end them, and ended with whoever started them."""
+"""Start decoding processes so that a scheduler's signals do not end them, and end them with their owner."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _LIMITS = {
 
 @contextmanager
 def started(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
-    """A loader's iterator whose workers are gone at the end, or when Python exits before.
+    """Yield a loader's iterator. Its workers have ended after the block, or when Python exits before.
 
     The loader needs `worker_init_fn=start_worker`.
 
-    Python and torch end them by SIGTERM, which they do not listen to (see `start_worker`), and wait for them: a process
+    Python and torch end workers by SIGTERM, which these do not listen to (see `start_worker`), and wait for them: a process
     that still held an iterator would never exit.
 
     Raises:
@@ -49,7 +49,7 @@ def started(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
 
     def end() -> None:
         if workers:
-            parts._shutdown_workers()  # asks, and waits for five seconds; torch has no public name for it
+            parts._shutdown_workers()  # it signals workers, and waits for five seconds; torch has no public name for it
         for worker in workers:
             worker.kill()
 
@@ -85,22 +85,22 @@ def _held_signals() -> Iterator[None]:
 
 
 def start_worker(_worker: int) -> None:
-    """What a worker does first."""
+    """Prepare a worker, before anything else."""
     torch.set_num_threads(1)
-    # A scheduler may signal every process of a job. What to do is their owner's business: it still needs what they decode.
+    # A scheduler may signal every process of a job. Their owner decides what to do: it still needs what they decode.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def explained(*, remedy: str) -> Iterator[None]:
-    """What asking a loader for its next part may raise, in words.
+    """Raise in words what asking a loader for its next part may raise.
 
     Args:
         remedy: which settings need less memory.
 
     Raises:
-        DataError: a worker is gone.
+        DataError: a worker has ended.
     """
     try:
         yield
@@ -109,7 +109,7 @@ def explained(*, remedy: str) -> Iterator[None]:
             raise DataError(f"decoding processes cannot hand their images over: {_LIMITS[errno.EMFILE]}") from error
         if "DataLoader worker" not in str(error):
             raise
-        # Without process ids: the same end has the same words.
+        # Without process ids the same end has the same words.
         reason = re.sub(r" \(pids?(\(s\))?:? ?[\d, ]+\)", "", str(error).splitlines()[0]).rstrip(". ")
         raise DataError(
             f"a decoding process ended ({reason}): most likely the machine's memory is full (lower {remedy}), or an "

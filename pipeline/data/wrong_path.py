@@ -1,4 +1,4 @@
-"""What to type where a path is no folder of shards: a shard, an index that lies elsewhere, a list, an archive, a pattern."""
+"""Advise where a path is not a folder of shards: a shard, an index that lies elsewhere, a list, an archive, a pattern."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import shlex
 from pipeline.data.shards.folder import COMPRESSED, is_remote
 
 INDEX_SUFFIX = ".safetensors"
-SOURCE_SUFFIXES = (".csv", ".tsv", ".parquet", ".arrow")  # of files that `python -m data_tools make` packs
+SOURCE_SUFFIXES = (".csv", ".tsv", ".parquet", ".arrow")  # files that `python -m data_tools make` packs
 WILDCARDS = "*?["
 
 
 def advise_on_folder(path: str, *, index_name: str) -> str | None:
-    """What is wrong with a path and what to type instead; None for what may be a folder of shards.
+    """Return what is wrong with a path and what to type instead; None for what may be a folder of shards.
 
     Args:
-        index_name: how an index next to its shards is called.
+        index_name: name of an index next to its shards.
     """
     is_file = not is_remote(path) and os.path.isfile(path)
     folder = shlex.quote(path.rpartition("/")[0] or ("/" if path.startswith("/") else "."))
@@ -46,7 +46,7 @@ def advise_on_folder(path: str, *, index_name: str) -> str | None:
 
 
 def advise_on_tar(path: str, *, index_name: str, give: str = "give ") -> str:
-    """How the tars of a folder are read through an index, given one of them or a pattern.
+    """Return how to read the tars of a folder through an index, given one of them or a pattern.
 
     Args:
         give: what to type before the folder.

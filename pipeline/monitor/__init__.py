@@ -1,1 +1,1 @@
-"""Watching a run: alerts, status, the metrics file, Weights & Biases."""
+"""Watch a run: alerts, status, the metrics file, Weights & Biases."""

@@ -1,13 +1,15 @@
-"""When a run's numbers leave the ordinary: pure functions of the lines of metrics, each alert once, with hysteresis.
+"""Raise alerts when a run's numbers become abnormal: pure functions of the lines of metrics, each alert once, with hysteresis.
 
-A series is judged by the median of its `recent` last values (a single odd value, such as an interval with a checkpoint
-in it, is passed over; of the loss the last value alone, a spike being short) against its own `baseline`, the values
-before. It is raised at one threshold. It is cleared when it has been below a lower one for `calm` lines in a row, so that
-a series near a threshold does not raise and clear an alert by turns. The baseline is frozen while an alert is active: otherwise
-it would drift to the abnormal level and hide the problem; a level that has lasted a whole window becomes the new baseline.
+A series is judged by the median of its `recent` last values against its own `baseline`, the values before. So a single odd
+value, such as an interval with a checkpoint in it, is passed over. Of the loss the last value alone is judged, because a spike
+is short. An alert is raised at one threshold. It is cleared when the series has been below a lower one for `calm` lines in a
+row, so that a series near a threshold does not raise and clear an alert by turns. The baseline is frozen while an alert is
+active; otherwise it would drift to the abnormal level and hide the problem. A level that has lasted a whole window becomes the
+new baseline.
 
-The thresholds are this project's, chosen by simulation (tests/monitor/test_alerts.py): silent on 10^5 lines of stationary noise
-of up to 20 % (log-normal), at a doubling raised within ten lines, and at most one change in 500 lines at any level.
+The thresholds are this project's, chosen by simulation (tests/monitor/test_alerts.py). They are silent on 10^5 lines of
+stationary noise of up to 20 % (log-normal). At a doubling they raise an alert within ten lines. At any level there is at most
+one change in 500 lines.
 """
 
 from __future__ import annotations
@@ -19,16 +21,16 @@ from statistics import median, mode
 from typing import Any, Literal
 
 Level = Literal["high", "between", "normal"]
-Judge = Callable[[float, Sequence[float]], Level]  # of a value, given the baseline
+Judge = Callable[[float, Sequence[float]], Level]  # judges a value, given the baseline
 
-MAD_TO_SIGMA = 1.4826  # of a normal distribution: 1 / quantile(3/4)
+MAD_TO_SIGMA = 1.4826  # for a normal distribution: 1 / quantile(3/4)
 
 
 def judge_multiple(value: float, baseline: Sequence[float], *, least_rise: float) -> Level:
-    """Doubled, seen through noise: high from 1.8 times the baseline's median, normal again below 1.4 times.
+    """Judge a doubling, seen through noise: high from 1.8 times the baseline's median, normal again below 1.4 times.
 
     Args:
-        least_rise: above the median, in the series' own unit, below which it is normal whatever the multiple.
+        least_rise: rise above the median, in the series' own unit, below which it is normal whatever the multiple.
     """
     usual = median(baseline)
     if value >= 1.8 * usual and value >= usual + least_rise:
@@ -37,7 +39,7 @@ def judge_multiple(value: float, baseline: Sequence[float], *, least_rise: float
 
 
 def judge_spike(value: float, baseline: Sequence[float]) -> Level:
-    """High from 10 robust standard deviations, and 10 %, above the baseline's median; normal again below 3, or 3 %."""
+    """Judge a spike: high from 10 robust standard deviations, and 10 %, above the median; normal again below 3, or 3 %."""
     usual = median(baseline)
     sigma = MAD_TO_SIGMA * median(abs(other - usual) for other in baseline)
     if not math.isfinite(value) or value > usual + max(10 * sigma, 0.1 * abs(usual)):
@@ -46,22 +48,22 @@ def judge_spike(value: float, baseline: Sequence[float]) -> Level:
 
 
 def judge_share(value: float, baseline: Sequence[float]) -> Level:
-    """A share of the step that should be near zero: high from 15 %, normal again below 5 %. Needs no baseline."""
+    """Judge a share of the step that should be near zero: high from 15 %, normal again below 5 %. It needs no baseline."""
     return "high" if value >= 0.15 else "normal" if value < 0.05 else "between"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What is watched, and how.
+    """Says what is watched, and how.
 
     Args:
-        key: of the line of metrics.
+        key: key in the line of metrics.
         recent: values whose median is judged.
         least_baseline: values a baseline must have before anything is judged; 0: the judge needs none.
         calm: judgements in a row that must be normal before an alert is cleared.
         window: most values a baseline has.
-        subject: of the line, who a value speaks of. Values that speak of another than most of the recent ones count as 0.
-        text: of the alert, given value, usual, and the line's own keys with '/' as '_'.
+        subject: key of the line that says who a value is about. Values about another subject than most recent ones count as 0.
+        text: text of the alert, given value, usual, and the line's own keys with '/' as '_'.
     """
 
     kind: str
@@ -121,11 +123,11 @@ RULES = (
 
 @dataclass(frozen=True)
 class AlertSeries:
-    """What is remembered of one series."""
+    """Holds the state of one series."""
 
     baseline: tuple[float, ...] = ()
     recent: tuple[float, ...] = ()
-    subjects: tuple[Any, ...] = ()  # of the recent ones
+    subjects: tuple[Any, ...] = ()  # subjects of the recent values
     since_raised: tuple[float, ...] = ()
     calm: int = 0  # judgements in a row
     raised: bool = False
@@ -136,7 +138,7 @@ class AlertSeries:
 
 @dataclass(frozen=True)
 class Alert:
-    """A change worth telling: something is out of the ordinary, or is ordinary again."""
+    """Describes a change worth reporting: something is abnormal, or is normal again."""
 
     kind: str
     change: Literal["raised", "cleared"]
@@ -146,13 +148,13 @@ class Alert:
 
 @dataclass(frozen=True)
 class AlertState:
-    """All series of a run."""
+    """Holds all series of a run."""
 
     series: Mapping[str, AlertSeries] = field(default_factory=dict)
 
 
 def observe_value(series: AlertSeries, value: float, rule: Rule, subject: Any = None) -> AlertSeries:
-    """The series after one more value; `raised` tells what it makes of it."""
+    """Return the series after one more value. Its `raised` says how the value was judged."""
     window = (*series.recent, value)
     left, recent = window[: -rule.recent], window[-rule.recent :]
     series = replace(series, recent=recent, subjects=(*series.subjects, subject)[-rule.recent :])
@@ -160,9 +162,9 @@ def observe_value(series: AlertSeries, value: float, rule: Rule, subject: Any = 
         series = replace(series, since_raised=(*series.since_raised, *left)[-rule.window :])
         if rule.least_baseline and len(series.since_raised) >= rule.window:
             finite = tuple(other for other in series.since_raised if math.isfinite(other))
-            return AlertSeries(baseline=finite, recent=recent, subjects=series.subjects)  # the new ordinary
+            return AlertSeries(baseline=finite, recent=recent, subjects=series.subjects)  # the new normal level
     else:
-        # What leaves the recent values joins the baseline; not-finite ones would spoil it.
+        # A value that leaves the recent values joins the baseline; a value that is not finite would spoil it.
         kept = tuple(other for other in left if math.isfinite(other))
         series = replace(series, baseline=(*series.baseline, *kept)[-rule.window :])
     if len(series.baseline) < rule.least_baseline or len(recent) < rule.recent:
@@ -175,7 +177,7 @@ def observe_value(series: AlertSeries, value: float, rule: Rule, subject: Any = 
 
 
 def _judged(series: AlertSeries) -> float:
-    """The median of the recent values that speak of whom most of them speak of."""
+    """Return the median of the recent values, of those whose subject is the most frequent one."""
     usual = mode(series.subjects)
     if series.subjects.count(usual) == len(series.subjects):
         return median(series.recent)
@@ -183,7 +185,7 @@ def _judged(series: AlertSeries) -> float:
 
 
 def observe_line(state: AlertState, line: Mapping[str, Any]) -> tuple[AlertState, list[Alert]]:
-    """All series after one more line of metrics, and the alerts it raised or cleared. A missing loss counts as infinite."""
+    """Return all series after one more line of metrics, and the alerts raised or cleared. A missing loss counts as infinite."""
     series, alerts = dict(state.series), []
     for rule in RULES:
         if rule.key not in line:

@@ -1,4 +1,4 @@
-"""Where numbers go: Weights & Biases, and a local file that mirrors everything sent there."""
+"""Log numbers to Weights & Biases, and to a local file that mirrors everything sent there."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from pipeline.run.records import append_json_lines, number
 
 
 def resolve_mode(mode: Mode) -> Resolved:
-    """The quieter of `tracking.mode` and what the environment says; where neither says, online with a key, else offline."""
+    """Return the quieter of `tracking.mode` and the environment's mode; where neither says, online with a key, else offline."""
     return choose_mode(mode, read_wandb_environment()).mode
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """Which W&B run to write to, and where its local files go. A project or entity of None: as the environment says."""
+    """Says which W&B run to write to, and where its local files go. If project or entity is None, the environment decides."""
 
     name: str
     run_id: str
@@ -40,7 +40,7 @@ class RunIdentity:
 
 
 class RowLogger(Logger):
-    """A Lightning logger of metrics alone: hyper-parameters are in config.yaml, and W&B's run was opened with them."""
+    """Logs metrics alone: hyper-parameters are in config.yaml, and W&B's run was opened with them."""
 
     @property
     def version(self) -> str:
@@ -52,7 +52,7 @@ class RowLogger(Logger):
 
 
 class WandbTracker(RowLogger):
-    """Lightning's view of a `WandbWriter`. Rank 0 only."""
+    """Adapts a `WandbWriter` to Lightning. It exists on rank 0 only."""
 
     def __init__(self, writer: WandbWriter) -> None:
         super().__init__()
@@ -72,10 +72,10 @@ class WandbTracker(RowLogger):
 
 
 def make_wandb_logger(identity: RunIdentity, *, config: dict[str, Any], history: list[dict[str, Any]]) -> WandbTracker | None:
-    """A tracker whose run goes on under its id at every relaunch, or None when disabled. Rank 0 only.
+    """Return a tracker whose run continues under its id at every relaunch, or None when disabled. Call it on rank 0 only.
 
-    Of the `history` up to here, what W&B was not given online is sent first. Offline, that is all of it: each launch
-    writes a folder of its own, W&B cannot join them, and so the newest holds the whole run.
+    Lines of the `history` that W&B was not given online are sent first. Offline, these are all lines: each launch writes a
+    folder of its own, W&B cannot join them, and so the newest holds the whole run.
     """
     writer = _make_writer(identity, writer="train", config=config, history=history)
     return None if writer is None else WandbTracker(writer)
@@ -113,7 +113,7 @@ def _make_writer(
 
 
 def describe_run(identity: RunIdentity, choice: Choice, destination: Destination, environment: WandbEnvironment) -> str:
-    """One line: what W&B is given, why, and which variables do not count."""
+    """Return one line: what W&B is given, why, and which variables do not count."""
     entity = destination.entity or ("that of the key" if choice.mode == "online" else "that of the key at `wandb sync`")
     ignored = [f"{name} ({why})" for name, why in {**environment.ignored, **destination.ignored}.items()]
     return (
@@ -127,8 +127,8 @@ class EvaluationTracker:
     """Sends an evaluator's results to W&B, keyed by training step.
 
     Online they join the training's run. Offline they go to a run of their own, `<id>-eval`, in the same group, and each
-    evaluator's file holds what all of them have measured: `wandb sync` would let the last file to arrive count. What was
-    measured before and W&B was not given is sent at the start.
+    evaluator's file holds the results of all evaluators: `wandb sync` would let the last file to arrive count. Earlier results
+    that W&B was not given are sent at the start.
 
     Args:
         history: results that count, in the order in which they were measured.
@@ -144,11 +144,11 @@ class EvaluationTracker:
         return _make_writer(self._identity, writer="evaluate", config=self._config, history=rows)
 
     def log(self, results: list[dict[str, Any]], *, own: Collection[int]) -> None:
-        """Log what is new; few-shot results as the mean over seeds.
+        """Log new results; few-shot results are logged as the mean over seeds.
 
         Args:
-            results: all that count now, whoever measured them, in the order in which they were measured.
-            own: steps that this evaluator has measured.
+            results: all results that count now, from all evaluators, in the order in which they were measured.
+            own: steps measured by this evaluator.
         """
         if self._writer is None:
             return
@@ -156,7 +156,7 @@ class EvaluationTracker:
         rows = list(_by_step(results))
         new = [row for row in rows if row != self._given.get(row["step"]) and (offline or row["step"] in own)]
         if offline and new and self._given and new[0]["step"] <= max(self._given):
-            # W&B's offline file takes steps in rising order alone: write it again, whole.
+            # W&B's offline file takes steps in rising order alone, so the whole file is written again.
             self._writer.close(exit_code=0)
             self._writer = self._open(rows)
             return
@@ -170,10 +170,10 @@ class EvaluationTracker:
 
 
 def _by_step(results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One row a step: accuracy as the mean over seeds, its spread over them (`_std`), and its confidence (`_ci95`).
+    """Yield one row a step: accuracy as the mean over seeds, its spread over them (`_std`), and its confidence (`_ci95`).
 
-    `_ci95` is half the width of the 95 % interval over the choice of test images. Of a measurement that was made twice the
-    later one counts.
+    `_ci95` is half the width of the 95 % interval over the choice of test images. Of a repeated measurement the later one
+    counts.
     """
     measured = [row for row in newest_of_each(results) if row["accuracy"] is not None]
     for step in sorted({row["step"] for row in measured}):
@@ -198,7 +198,7 @@ def _by_step(results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 class MetricsFile(RowLogger):
     """Appends every line of metrics to a JSON-lines file. After a resume a step may occur twice: the later line counts.
 
-    Lines that cannot be written, because the disk is full or the folder away, wait in memory for the next.
+    Lines that cannot be written, because the disk is full or the folder is missing, wait in memory for the next.
     """
 
     def __init__(self, path: Path) -> None:
@@ -219,7 +219,7 @@ class MetricsFile(RowLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """What still waits is written once more, or counted in the log."""
+        """Write waiting lines once more, or count them in the log."""
         error = self._write() if self._waiting else None
         if error is not None:
             log_line(f"[run] {len(self._waiting)} lines of metrics are lost: {self._path} cannot be written ({error})")

@@ -1,4 +1,4 @@
-"""The settings of Weights & Biases and of the metrics file."""
+"""Define the settings of Weights & Biases and of the metrics file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.section import Relaunch, Section
 
 
 class TrackingSection(Section):
-    """Weights & Biases and the local mirror."""
+    """Configures Weights & Biases and the local mirror."""
 
     relaunch: ClassVar[Relaunch | None] = "free"
 

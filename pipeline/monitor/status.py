@@ -1,4 +1,4 @@
-"""What a run is doing, read from the files of its folder alone. Imports nothing heavy: it answers at once, on any machine."""
+"""Read what a run is doing from the files of its folder alone. It imports nothing heavy: it answers at once, on any machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.run.state import GOING, RunState, Signs, State, judge, read_claim,
 
 __all__ = ["RunState", "State", "find_runs", "read_signs", "read_state", "read_status"]
 
-RECENT_LINES = 50  # that speed and the time left are taken from
+RECENT_LINES = 50  # lines for the speed and the time left
 CLAIM_WATCH_S = 15.0  # an evaluator touches its claim every ten seconds
 LOOKED_AT_TWICE_S = 300.0
 MARKS = ("config.yaml", "metrics.jsonl", "heartbeat.json", "checkpoints")
@@ -27,7 +27,7 @@ MARKS = ("config.yaml", "metrics.jsonl", "heartbeat.json", "checkpoints")
 
 @dataclass(frozen=True)
 class CheckpointStatus:
-    """The newest checkpoint that can be resumed from, by its manifest."""
+    """Describes the newest checkpoint that can be resumed from, by its manifest."""
 
     step: int
     age_s: float
@@ -36,9 +36,10 @@ class CheckpointStatus:
 
 @dataclass(frozen=True)
 class EvaluationStatus:
-    """One measure, as parts of 1: means over seeds of the newest checkpoint, and of the one with the highest.
+    """Holds one measure, as parts of 1: means over seeds of the newest checkpoint, and of the checkpoint with the highest mean.
 
-    The highest is a maximum over checkpoints on the set that is reported: it flatters, the more so the more there are.
+    The highest is a maximum over checkpoints on the set that is reported. It is too optimistic, the more so the more
+    checkpoints there are.
     """
 
     measure: str
@@ -51,7 +52,7 @@ class EvaluationStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """All that is shown of a run. Times in seconds; None where nothing says."""
+    """Holds everything that is shown of a run. Times are in seconds, or None where nothing says."""
 
     run: str
     state: State
@@ -75,7 +76,7 @@ class RunStatus:
 
 
 def find_runs(paths: Sequence[str]) -> list[Path]:
-    """Run folders named, and those inside folders named.
+    """Return run folders that are named, and those inside folders that are named.
 
     Raises:
         ConfigError: a path that is neither, or cannot be read.
@@ -85,7 +86,7 @@ def find_runs(paths: Sequence[str]) -> list[Path]:
         try:
             if not path.is_dir():
                 raise ConfigError(f"{path} is not a folder; name a run's folder, or one that holds several")
-            os.listdir(path)  # what may not be listed would pass for empty
+            os.listdir(path)  # an unreadable folder would otherwise count as empty
             inside = [path] if _is_run(path) else sorted(child for child in path.iterdir() if child.is_dir() and _is_run(child))
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
@@ -103,19 +104,19 @@ def _is_run(folder: Path) -> bool:
 
 
 def read_signs(folder: Path) -> Signs:
-    """What the state of a run is judged from."""
+    """Return what the state of a run is judged from."""
     return Signs.read(folder)
 
 
 def read_status(
     folder: Path, *, signs: Signs | None = None, sightings: claims.Sightings | None = None, now: float | None = None
 ) -> RunStatus:
-    """Look at a run folder. Whatever its files hold, this raises nothing.
+    """Read the status of a run folder. Whatever its files hold, this raises nothing.
 
     Args:
-        signs: read before; else they are read now.
-        sightings: what was seen of claims before (see `watch_claims`).
-        now: the time ages are counted to. Of files that another machine wrote they are rough.
+        signs: signs that were read before; without them they are read now.
+        sightings: earlier observations of claims (see `watch_claims`).
+        now: the time that ages are counted to. Ages are rough for files that another machine wrote.
     """
     now = time.time() if now is None else now
     signs = signs or Signs.read(folder)
@@ -158,7 +159,7 @@ def _images_seen(step: int | None, heartbeat: Row, line: Row) -> int | None:
 
 
 def _recent_speed(lines: list[Row]) -> dict[str, float]:
-    """Means over the last lines, each weighted by its steps. Saves between steps are in them, pauses between launches not."""
+    """Return means over the last lines, weighted by steps. They include saves between steps, not pauses between launches."""
     recent = lines[-RECENT_LINES - 1 :]
     weights = [b["step"] - a["step"] for a, b in itertools.pairwise(recent)]
     rows = recent[1:] if weights else recent
@@ -177,7 +178,7 @@ def _recent_speed(lines: list[Row]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Stored:
-    """What lies in the run folder, and which of its parts could not be read."""
+    """Holds what lies in the run folder, and which of its parts could not be read."""
 
     checkpoint: CheckpointStatus | None
     not_evaluated: int
@@ -199,7 +200,7 @@ def _read_stored(root: Path, *, measured: set[int], now: float) -> Stored:
 
 
 def _newest_checkpoint(folder: RunFolder, *, now: float) -> CheckpointStatus | None:
-    """By its manifest, which is written last and knows every file's size."""
+    """Find the newest checkpoint by its manifest, which is written last and knows every file's size."""
     for step in reversed(folder.checkpoint_steps()):
         path = folder.checkpoint_of(step) / "manifest.json"
         manifest = read_json(path)
@@ -210,17 +211,17 @@ def _newest_checkpoint(folder: RunFolder, *, now: float) -> CheckpointStatus | N
 
 
 def _summarise(rows: Sequence[Row]) -> list[EvaluationStatus]:
-    """The newest checkpoint's values, and the highest ones."""
+    """Return the newest checkpoint's values, and the highest ones."""
     values = []
     for measure, by_step in group_results(rows).items():
         means = {step: sum(seeds) / len(seeds) for step, seeds in by_step.items()}
-        highest, newest = max(sorted(means), key=lambda step: means[step]), max(means)  # of equals the first
+        highest, newest = max(sorted(means), key=lambda step: means[step]), max(means)  # the first of equals
         values.append(EvaluationStatus(measure, means[newest], newest, means[highest], highest, len(means)))
     return values
 
 
 def _describe_claims(root: Path, sightings: claims.Sightings) -> list[str]:
-    """Who evaluates what at this moment. It says so of a claim that its owner does not touch any more."""
+    """Return who evaluates what at this moment, and which claims their owners do not touch any more."""
     return [
         f"step {step} on {'an unknown host' if owner is None else owner.process.host + _doubt(path, owner, sightings)}"
         for step, path, owner in _list_claims(root)
@@ -228,7 +229,7 @@ def _describe_claims(root: Path, sightings: claims.Sightings) -> list[str]:
 
 
 def _list_claims(root: Path) -> list[tuple[int, Path, claims.Owner | None]]:
-    """Step, file, and who holds it; None where it does not say who."""
+    """Return step, file and owner of each claim; None where the file does not name an owner."""
     try:
         names = sorted(os.listdir(RunFolder(root).claims))
     except OSError:
@@ -238,9 +239,9 @@ def _list_claims(root: Path) -> list[tuple[int, Path, claims.Owner | None]]:
 
 
 def watch_claims(runs: Sequence[Path], sightings: claims.Sightings) -> None:
-    """Look at claims whose owners may be gone, and wait for as long as a living owner needs to touch them.
+    """Watch claims whose owners may be gone, for as long as a living owner needs to touch them.
 
-    By its time a claim is only chosen for a second look: the clock that wrote it may be another.
+    A claim's time only selects it for a second look: the clock that wrote it may be another.
     """
     now = time.time()
     doubtful = [
@@ -255,12 +256,12 @@ def watch_claims(runs: Sequence[Path], sightings: claims.Sightings) -> None:
 def _looks_old(path: Path, owner: claims.Owner, *, now: float) -> bool:
     try:
         return owner.process.life() == "unknown" and abs(now - path.stat().st_mtime) > LOOKED_AT_TWICE_S
-    except OSError:  # given up just now
+    except OSError:  # released just now
         return False
 
 
 def _doubt(path: Path, owner: claims.Owner, sightings: claims.Sightings) -> str:
-    """What speaks against an evaluator being at work, in words."""
+    """Return why an evaluator may not be at work, in words."""
     why_dead = owner.why_dead()
     if why_dead is not None:
         return f" ({why_dead}; the next evaluator takes it over)"
@@ -271,7 +272,7 @@ def _doubt(path: Path, owner: claims.Owner, sightings: claims.Sightings) -> str:
 
 
 def _stragglers(root: Path) -> Row:
-    """The comparison of ranks, if all of it is there."""
+    """Return the comparison of ranks, if it is complete."""
     values = read_json(RunFolder(root).stragglers) or {}
     nodes, measured = values.get("nodes"), values.get("measured")
     numbers = [number(values, key) for key in ("rank", "ratio", "cost")]

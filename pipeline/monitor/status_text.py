@@ -1,4 +1,4 @@
-"""Draws the state of runs as plain text: for a terminal of any kind, a pipe, or a log."""
+"""Draw the state of runs as plain text: for a terminal of any kind, a pipe, or a log."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ COLOURS = {
     "copied": 33,
 }
 RED, BOLD = 31, 1
-ENDED = ("finished", "failed", "died", "stopped by signal", "copied", "never started")  # `--watch` waits for no more
+ENDED = ("finished", "failed", "died", "stopped by signal", "copied", "never started")  # `--watch` does not wait after these
 SHOWN_NODES = 4
 RECENTLY_S = 20.0  # a sign of life this young needs no word
 
 
 @dataclass(frozen=True)
 class Style:
-    """What an output can show."""
+    """Says what an output can show."""
 
     colours: bool
     blocks: str
 
     @staticmethod
     def of(stream: Any, *, term: str | None, no_color: str | None) -> Style:
-        """Colours for a terminal that has them, block characters where the encoding does."""
+        """Choose colours for a terminal that has them, block characters where the encoding does."""
         colours = stream.isatty() and term not in (None, "dumb", "") and not no_color
         try:
             BLOCKS.encode(stream.encoding or "ascii")
@@ -60,7 +60,7 @@ class Style:
 
 
 def show(paths: Sequence[str], *, output: str, watch: bool, style: Style) -> None:
-    """Print the state of runs; with `watch`, again and again until none of them trains any more.
+    """Print the state of runs; with `watch`, repeat it until none of them trains any more.
 
     Raises:
         ConfigError: a path that holds no run.
@@ -73,7 +73,7 @@ def show(paths: Sequence[str], *, output: str, watch: bool, style: Style) -> Non
         signs = watch_for_life([read_signs(folder) for folder in runs])
         statuses = [read_status(found.root, signs=found, sightings=sightings) for found in signs]
         text = to_json(statuses) if output == "json" else "\n".join(describe(statuses, style=style))
-        # On a terminal in place, elsewhere one after the other.
+        # A terminal is redrawn in place; elsewhere one state follows the other.
         print((CLEAR if watch and style.colours else "") + text, flush=True)
         if not watch or all(status.state in ENDED for status in statuses):
             return
@@ -81,13 +81,13 @@ def show(paths: Sequence[str], *, output: str, watch: bool, style: Style) -> Non
 
 
 def to_json(statuses: Sequence[RunStatus]) -> str:
-    """One run as an object, several as a list."""
+    """Return one run as an object, several as a list."""
     values = [to_finite(asdict(status)) for status in statuses]
     return json.dumps(values[0] if len(values) == 1 else values, indent=1, allow_nan=False)
 
 
 def describe(statuses: Sequence[RunStatus], *, style: Style) -> Iterator[str]:
-    """One run in full, several in a line each."""
+    """Yield one run in full, several in a line each."""
     if len(statuses) == 1:
         yield from describe_run(statuses[0], style=style)
     else:
@@ -95,7 +95,7 @@ def describe(statuses: Sequence[RunStatus], *, style: Style) -> Iterator[str]:
 
 
 def describe_run(status: RunStatus, *, style: Style) -> Iterator[str]:
-    """All of one run, a fact a line."""
+    """Yield everything about one run, a fact a line."""
     ago = "" if (status.since_s or 0.0) < RECENTLY_S else f", last sign of life {ago_of(status.since_s or 0.0)}"
     detail = f" ({status.detail})" if status.detail else ""
     yield f"{style.paint(status.run, BOLD)}   {_painted_state(status, style)}{detail}{ago}"
@@ -185,7 +185,7 @@ def _training(status: RunStatus, style: Style) -> Iterator[tuple[str, str]]:
 
 
 def finite(row: Row, key: str, form: str) -> str:
-    """A number of a line of metrics; `not finite` where it is null, as JSON has no infinities."""
+    """Return a number of a line of metrics; `not finite` where it is null, as JSON has no infinities."""
     value = number(row, key)
     if value is not None:
         return format(value, form)
@@ -236,7 +236,7 @@ def _where_rows(status: RunStatus) -> Iterator[tuple[str, str]]:
 
 
 def tabulate(statuses: Sequence[RunStatus], *, style: Style) -> Iterator[str]:
-    """A line a run."""
+    """Yield a line a run."""
     header = ["run", "state", "step", "done", "left", "images/s", "MFU", "loss", "newest evaluation", "alerts"]
     rows = [header, *(_cells(status) for status in statuses)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
@@ -275,7 +275,7 @@ def _cells(status: RunStatus) -> list[str]:
 
 
 def sparkline(values: Sequence[float | None], *, style: Style) -> str:
-    """The values' course, in a line of characters: means over equal parts, from the least to the greatest."""
+    """Return the values' course in a line of characters: means over equal parts, from the least to the greatest."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     if not known:
         return ""

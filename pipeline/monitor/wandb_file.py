@@ -1,8 +1,8 @@
-"""Reads the file that W&B's client writes for a run, `run-ID.wandb`: what is in it is what `wandb sync` uploads.
+"""Read the file that W&B's client writes for a run, `run-ID.wandb`: `wandb sync` uploads its contents.
 
-The file is a LevelDB log: after a header of 7 bytes blocks of 32 KiB, in them chunks with checksum, length and kind, and a
-record is one whole chunk or several. Its records are protocol buffers of W&B's. On a full disk the client cuts the file
-short and says nothing.
+The file is a LevelDB log. After a header of 7 bytes come blocks of 32 KiB. They hold chunks with checksum, length and kind. A
+record is one whole chunk or several, and a protocol buffer of W&B's. On a full disk the client truncates the file without a
+message.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _WHOLE, _LAST = 1, 4  # kinds of chunks that end a record
 
 
 def read_records(path: Path) -> Iterator[bytes]:
-    """The records up to the first one that is cut short.
+    """Yield the records up to the first truncated one.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no file of W&B's.
+        ValueError: it is not a file of W&B's.
     """
     data = path.read_bytes()
     if data[:4] != _MAGIC:
@@ -45,7 +45,7 @@ def read_records(path: Path) -> Iterator[bytes]:
 
 
 def count_rows(path: Path) -> int:
-    """Lines of metrics in the file. 0 if it cannot be read."""
+    """Return the number of lines of metrics in the file; 0 if it cannot be read."""
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2
 

@@ -1,11 +1,11 @@
-"""Which W&B run a run folder belongs to: its id, its project, and whether the folder is a copy of another run's.
+"""Decide which W&B run a run folder belongs to: its id, its project, and whether the folder is a copy of another run's.
 
     RUN_DIR/wandb_id          the id
     RUN_DIR/wandb_run.json    project and entity of the first launch, where the folder lay, and what it was copied from
 
-A folder that was moved, renamed, restored from a backup or is seen under another mount is the same run. A copy is another:
-under the first one's id the two would write over each other. A copy is recognised by its original: the folder lies elsewhere
-than noted, and the noted place, or a folder next to this one, still holds the original.
+A folder that was moved, renamed, restored from a backup or is seen under another mount is the same run. A copy is another run:
+under the same id the two would overwrite each other. A copy is recognised by its original: the folder lies elsewhere than
+noted, and the noted path, or a folder next to this one, still holds the original.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEFAULT_PROJECT = "vit-pretraining"
 
 @dataclass(frozen=True)
 class WandbIdentity:
-    """A run folder's W&B run, and what is to be said about it."""
+    """Names a run folder's W&B run, with messages about it."""
 
     run_id: str
     messages: list[str]
@@ -37,7 +37,7 @@ class WandbIdentity:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where W&B keeps the run, and what of the environment does not count."""
+    """Says where W&B keeps the run, and which parts of the environment do not count."""
 
     project: str
     entity: str | None
@@ -45,12 +45,12 @@ class Destination:
 
 
 def settle_run(root: Path, *, wanted: Said | None, checkpoint_id: str | None, step: int) -> WandbIdentity:
-    """The id of a run folder's W&B run: its own, made at the first call; a new one for a copy.
+    """Return the id of a run folder's W&B run: its own, made at the first call; a new one for a copy.
 
     Args:
-        wanted: id that the environment asks for; a folder without one takes it, unless another run has it.
-        checkpoint_id: as the newest checkpoint knows it, should the folder's own note be lost.
-        step: where this launch begins, noted with a copy.
+        wanted: id from the environment; a folder without one takes it, unless another run has it.
+        checkpoint_id: id in the newest checkpoint, in case the folder's own note is lost.
+        step: first step of this launch, noted with a copy.
     """
     record = read_json(RunFolder(root).wandb_record) or {}
     run_id = _read_id(root) or record.get("run_id") or checkpoint_id
@@ -62,7 +62,7 @@ def settle_run(root: Path, *, wanted: Said | None, checkpoint_id: str | None, st
     original = _find_original(root, record, run_id)
     if original is not None:
         mine = _location(root)
-        # Not drawn: an evaluator and a training that notice the copy at once must choose the same id.
+        # Not drawn at random: an evaluator and a training that notice the copy at once must choose the same id.
         new = hashlib.blake2b(f"{run_id} {mine['path']} {mine['folder_inode']}".encode(), digest_size=4).hexdigest()
         record["forked_from"] = {"run_id": run_id, "folder": str(original), "step": step}
         messages.append(
@@ -76,10 +76,10 @@ def settle_run(root: Path, *, wanted: Said | None, checkpoint_id: str | None, st
 
 
 def settle_destination(root: Path, environment: WandbEnvironment, *, project: str | None, entity: str | None) -> Destination:
-    """Where the run goes: the configuration's word, else what the first launch settled, else the environment's.
+    """Return where the run goes: the configuration's choice, else the first launch's, else the environment's.
 
     Raises:
-        ConfigError: a project name that W&B does not take.
+        ConfigError: W&B does not accept the project name.
     """
     record = read_json(RunFolder(root).wandb_record) or {}
     known = record if "project" in record else None
@@ -108,7 +108,7 @@ def settle_destination(root: Path, environment: WandbEnvironment, *, project: st
 
 
 def forked_from(root: Path) -> dict[str, Any] | None:
-    """What the folder was copied from, if it was."""
+    """Return the folder that this one was copied from, if any."""
     return (read_json(RunFolder(root).wandb_record) or {}).get("forked_from")
 
 
@@ -130,7 +130,7 @@ def _read_id(root: Path) -> str | None:
 
 
 def _location(root: Path) -> dict[str, Any]:
-    """What tells a folder from its copies: a rename keeps inodes, a copy has new ones."""
+    """Return what distinguishes a folder from its copies: a rename keeps inodes, a copy has new ones."""
     try:
         file_inode = (root / ID_FILE).stat().st_ino
     except OSError:
@@ -139,17 +139,17 @@ def _location(root: Path) -> dict[str, Any]:
 
 
 def _find_original(root: Path, record: dict[str, Any], run_id: str) -> Path | None:
-    """The folder that this one is a copy of, or None."""
+    """Return the folder that this one is a copy of, or None."""
     noted = record.get("place")
     if not isinstance(noted, dict) or not noted.get("path"):
-        return None  # of an older version, which noted none
+        return None  # written by an older version, which noted none
     here = _location(root)
     if (here["folder_inode"], here["file_inode"]) == (noted.get("folder_inode"), noted.get("file_inode")):
         return None
     there = Path(noted["path"])
     if str(there) != here["path"] and _read_id(there) == run_id and not os.path.samefile(there, root):
         return there
-    for other in root.resolve().parent.glob(f"*/{ID_FILE}"):  # renamed, and this is a copy in its old or another place
+    for other in root.resolve().parent.glob(f"*/{ID_FILE}"):  # renamed, and this is a copy in its old or another path
         folder = other.parent
         if str(folder) != here["path"] and _read_id(folder) == run_id and folder.stat().st_ino == noted.get("folder_inode"):
             return folder
@@ -157,7 +157,7 @@ def _find_original(root: Path, record: dict[str, Any], run_id: str) -> Path | No
 
 
 def _forget_sent(root: Path) -> None:
-    """What another run was given, this one lacks."""
+    """Forget what W&B was given of another run."""
     for path in root.glob("wandb_sent_*.jsonl"):
         path.unlink(missing_ok=True)
 
@@ -166,7 +166,7 @@ def _write(root: Path, run_id: str | None, record: dict[str, Any]) -> None:
     try:
         if run_id is not None and _read_id(root) != run_id:
             write_whole(root / ID_FILE, run_id)
-            record["place"] = _location(root)  # of the new file
+            record["place"] = _location(root)  # location of the new file
         if read_json(RunFolder(root).wandb_record) != record:
             replace_json(RunFolder(root).wandb_record, record)
     except OSError as error:  # an evaluator may see a run folder that it cannot write

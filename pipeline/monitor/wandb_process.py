@@ -1,8 +1,7 @@
-"""The process that talks to Weights & Biases: `python -m pipeline.monitor.wandb_process`, started by `WandbWriter`, one a
-launch.
+"""Talk to Weights & Biases: `WandbWriter` starts `python -m pipeline.monitor.wandb_process` once a launch.
 
 It reads JSON lines from its input (first who and what the run is, then rows and alerts) and answers each on its output.
-Whatever becomes of W&B's client, its service or the network happens here, not in a training.
+Failures of W&B's client, its service or the network happen here, not in a training.
 
     RUN_DIR/wandb_sent_train.jsonl      the steps that W&B was given online; what the next launch sends are the others
     RUN_DIR/wandb_sent_evaluate.jsonl   the same of the evaluators
@@ -39,9 +38,9 @@ SETTLE_S = 60.0  # W&B confirms nothing: a row given to it this long ago, withou
 
 def main() -> int:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
-    # A scheduler signals every process of a job, and W&B's service would die of a warning that time is short. It inherits
-    # what is blocked and ignored here; SIGTERM it answers all the same, and then the next launch sends what is missing.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is not an answer
+    # A scheduler signals every process of a job, and W&B's service would end on a warning of a time limit. It inherits the
+    # signals that are blocked and ignored here. It still obeys SIGTERM, and then the next launch sends what is missing.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -55,7 +54,7 @@ def main() -> int:
 
 
 def serve(spec: dict[str, Any], answers: TextIO) -> None:
-    """Open the run, log what it lacks, then whatever comes; finish it when the input ends."""
+    """Open the run, log what it lacks, then every input. Finish the run when the input ends."""
     import wandb
 
     for text in drop_unreadable_variables(os.environ):
@@ -70,7 +69,7 @@ def serve(spec: dict[str, Any], answers: TextIO) -> None:
         if run.offline:
             set_superseded_aside(folder, run_id=run.id)
         _answer(answers, opened="offline" if run.offline else "online", note=note, folder=str(folder))
-        exit_code = 1  # unless an option says otherwise: an input that merely ends is a writer that died
+        exit_code = 1  # unless an option says otherwise: if the input merely ends, the writer has died
         for message in _messages():
             if "row" in message:
                 log.add(message["row"], "all")
@@ -81,17 +80,15 @@ def serve(spec: dict[str, Any], answers: TextIO) -> None:
                 break
             _answer(answers, done=1)
         log.finish(exit_code=exit_code)
-    wandb.teardown(
-        exit_code=exit_code
-    )  # only the end of its service has the file written: finishing a run does not wait for that
+    wandb.teardown(exit_code=exit_code)  # the end of its service writes the file: finishing a run does not wait for that
     lost = count_lost(folder / f"run-{run.id}.wandb", rows=log.rows) if run.offline else 0
     _answer(answers, finished=1, lost=lost, rows=log.rows, folder=str(folder))
 
 
 def count_lost(path: Path, *, rows: int, patience_s: float = WRITING_S) -> int:
-    """Lines of metrics that W&B's file lacks.
+    """Return the number of lines of metrics that W&B's file lacks.
 
-    On a busy machine its service writes it a moment after it has said that it has ended.
+    On a busy machine W&B's service writes the file a moment after it has reported its end.
     """
     end = time.monotonic() + patience_s
     while (lost := rows - count_rows(path)) > 0 and time.monotonic() < end:
@@ -100,7 +97,7 @@ def count_lost(path: Path, *, rows: int, patience_s: float = WRITING_S) -> int:
 
 
 def drop_unreadable_variables(environ: MutableMapping[str, str]) -> list[str]:
-    """Remove W&B's variables whose values its client does not take, for it would end over them. Returns a message for each."""
+    """Remove W&B's variables whose values would end its client. Return a message for each."""
     import wandb
     from pydantic import ValidationError
     from wandb.errors import UsageError
@@ -116,7 +113,7 @@ def drop_unreadable_variables(environ: MutableMapping[str, str]) -> list[str]:
 
 
 def open_run_or_fall_back(spec: dict[str, Any]) -> tuple[Any, str | None]:
-    """The W&B run, offline where it cannot be opened online, and then why."""
+    """Return the W&B run, offline where it cannot be opened online, and in that case why."""
     import wandb
 
     if spec["mode"] == "offline":
@@ -127,14 +124,14 @@ def open_run_or_fall_back(spec: dict[str, Any]) -> tuple[Any, str | None]:
         return open_run(spec, mode="shared"), None
     except Exception as error:  # no network, a wrong key, a server that does not answer
         reason = _in_one_line(error)
-        wandb.teardown(exit_code=1)  # its service would say that the run's id is in use
+        wandb.teardown(exit_code=1)  # its service would report that the run's id is in use
         for folder in set(root.glob("run-*")) - before:  # `wandb sync` would upload an empty run
             _set_aside(folder)
         return open_run(spec, mode="offline"), reason
 
 
 def open_run(spec: dict[str, Any], *, mode: str) -> Any:
-    """Online in W&B's shared mode: training and evaluator write to one run, and the training owns it.
+    """Open a run, online in W&B's shared mode: training and evaluator write to one run, and the training owns it.
 
     Offline, each launch writes a folder of its own and W&B cannot join them: the newest is given the whole history. The
     evaluator then has a run of its own in the group.
@@ -201,7 +198,7 @@ def _set_aside(folder: Path) -> None:
 def _try_lock(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another's, or a file system without locks
+    except OSError:  # another process's, or a file system without locks
         return False
     return True
 
@@ -219,7 +216,7 @@ class RunLog:
         self.rows = 0
 
     def add(self, row: dict[str, Any], which: Literal["all", "unsent"]) -> None:
-        """Log a row with a `step`; `unsent` passes over those that W&B has."""
+        """Log a row with a `step`. `unsent` passes over rows that W&B has."""
         step = row[STEP_KEY]
         if which == "unsent" and step in self._sent.known:
             return
@@ -232,7 +229,7 @@ class RunLog:
             if key.partition("/")[0] not in METRIC_GROUPS:
                 self._run.define_metric(key, step_metric=self._axis, step_sync=not self._run.offline)
             self._defined.add(key)
-        if row.get("time") is not None:  # of a row that was measured earlier
+        if row.get("time") is not None:  # a row that was measured earlier
             values["_timestamp"] = row["time"]
         if self._run.offline:
             self._run.log(values, step=step)
@@ -248,7 +245,7 @@ class RunLog:
 
 
 class SentSteps:
-    """The steps that W&B was given online, on disk; those of the last minute are not yet counted."""
+    """Stores the steps that W&B was given online on disk. Those of the last minute do not count yet."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -261,7 +258,7 @@ class SentSteps:
             self.settle(min_age_s=SETTLE_S)
 
     def settle(self, *, min_age_s: float) -> None:
-        """Count those that are at least this old."""
+        """Count the steps that are at least this old."""
         now = time.monotonic()
         settled = [step for given, step in self._fresh if now - given >= min_age_s]
         self._fresh = self._fresh[len(settled) :]
@@ -270,7 +267,7 @@ class SentSteps:
 
 
 def _in_one_line(error: Exception) -> str:
-    """An error as part of a message; of W&B's longest ones the first lines."""
+    """Return an error as part of a message; the first lines of W&B's longest ones."""
     lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines()]
     return " ".join(line for line in lines if line)[:400]
 
@@ -283,7 +280,7 @@ def _messages() -> Iterator[dict[str, Any]]:
 def _answer(answers: TextIO, **values: Any) -> None:
     try:
         print(json.dumps(values), file=answers)
-    except BrokenPipeError:  # nobody listens any more: the training is gone, its rows are still worth finishing
+    except BrokenPipeError:  # nobody listens any more: the training is gone, but its rows are still worth finishing
         pass
 
 

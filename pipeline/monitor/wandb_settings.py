@@ -1,6 +1,6 @@
-"""What the environment and W&B's settings files ask for: the only reader of W&B's variables.
+"""Read what the environment and W&B's settings files ask for. No other module reads W&B's variables.
 
-W&B's own order holds among them: a variable counts before `./wandb/settings` (or `$WANDB_DIR/wandb/settings`), and that
+W&B's own order of precedence holds: a variable counts before `./wandb/settings` (or `$WANDB_DIR/wandb/settings`), and that
 before `~/.config/wandb/settings` (or `$WANDB_CONFIG_DIR/settings`). W&B's client is not asked: importing it takes seconds.
 """
 
@@ -36,17 +36,17 @@ _KEY = re.compile(r"([^-]+-)?[\w-]{40,}|[\w-]+\.[\w-]+\.[\w-]+")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _NOT_IN_NAMES = set("/\\#?%:")
 SERVICE_WAIT = "WANDB_X_SERVICE_WAIT"
-SERVICE_WAIT_S = 85  # for W&B's own process to start: on a busy machine its 30 seconds pass
-_MAX_NAME = 128  # of a project, a run or a group
+SERVICE_WAIT_S = 85  # for W&B's own process to start: on a busy machine 30 seconds, its default, are too few
+_MAX_NAME = 128  # limit for a project, a run or a group
 _MAX_TAG = 64
-# What a launch decides for itself, and why.
+# A launch decides these itself, for these reasons.
 _IGNORED = {
     "WANDB_DIR": "the files belong to the run folder",
     "WANDB_RESUME": "a run folder's W&B run always goes on",
     "WANDB_NAME": "the run is named by the configuration",
     "WANDB_JOB_TYPE": "it is train or evaluate",
 }
-# Not handed to W&B's client: decided here, or read by it as orders of its own.
+# These are not passed on to W&B's client: they are decided here, or the client would obey them.
 _WITHHELD = {
     *_IGNORED, "WANDB_MODE", "WANDB_DISABLED", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_RUN_ID", "WANDB_RUN_GROUP",
     "WANDB_TAGS", "WANDB_NOTES", "WANDB_RESUME_FROM", "WANDB_FORK_FROM", "WANDB_RUN_NAME", "WANDB_RUN_TAGS",
@@ -56,7 +56,7 @@ _WITHHELD = {
 
 @dataclass(frozen=True)
 class Said:
-    """A value and who said it: a variable or a file."""
+    """Holds a value and its source: a variable or a file."""
 
     value: str
     source: str
@@ -64,12 +64,12 @@ class Said:
 
 @dataclass(frozen=True)
 class WandbEnvironment:
-    """All that is said outside of the configuration.
+    """Holds every setting from outside the configuration.
 
     Args:
-        key: where a key was found, or None.
-        no_key: where none was found, in words.
-        ignored: variable to the reason.
+        key: the place of a key, or None.
+        no_key: the places without a key, in words.
+        ignored: variable to reason.
     """
 
     mode: Said | None
@@ -88,7 +88,7 @@ class WandbEnvironment:
 
 @dataclass(frozen=True)
 class Choice:
-    """A mode and why."""
+    """Holds a mode and its reason."""
 
     mode: Resolved
     reason: str
@@ -98,11 +98,11 @@ def read_wandb_environment(environ: Mapping[str, str] | None = None, *, folder: 
     """Read variables and settings files.
 
     Args:
-        environ: this process's if not given.
-        folder: where the command was started; the working directory if not given.
+        environ: environment; this process's if not given.
+        folder: folder in which the command was started; the working directory if not given.
 
     Raises:
-        ConfigError: a value that W&B does not know.
+        ConfigError: W&B does not know a value.
     """
     raw = os.environ if environ is None else environ
     values = {name: value.strip() for name, value in raw.items() if value.strip()}  # a blank one is unset
@@ -131,9 +131,9 @@ def read_wandb_environment(environ: Mapping[str, str] | None = None, *, folder: 
 
 
 def choose_mode(asked: Mode, environment: WandbEnvironment) -> Choice:
-    """The quieter of what the configuration asks and what the environment says.
+    """Return the quieter of the configuration's mode and the environment's.
 
-    Data sent against somebody's word cannot be called back; a run kept offline can be uploaded later.
+    Data sent against somebody's will cannot be called back. A run kept offline can be uploaded later.
     """
     said = (
         [Choice(_MODES[environment.mode.value], f"{environment.mode.source}={environment.mode.value}")]
@@ -154,12 +154,12 @@ def choose_mode(asked: Mode, environment: WandbEnvironment) -> Choice:
 
 
 def client_environment(environ: Mapping[str, str], *, cache: Path) -> dict[str, str]:
-    """The environment of W&B's client and service: nothing they would obey against the run, nothing that needs a HOME.
+    """Return the environment of W&B's client and service, without settings that contradict the run or that need a HOME.
 
     Args:
-        cache: folder for what they write next to the run's own files.
+        cache: folder for the files that they write besides the run's own.
     """
-    # A client started earlier in this process tells its children to share its service.
+    # A client started earlier in this process makes its children share its service.
     kept = {name: value for name, value in environ.items() if name not in _WITHHELD and "WANDB_SERVICE" not in name}
     # Blank or padded values end W&B's client, whatever the mode.
     for name in [name for name in kept if name.startswith("WANDB_")]:
@@ -178,10 +178,10 @@ def client_environment(environ: Mapping[str, str], *, cache: Path) -> dict[str, 
 
 
 def check_name(of: Literal["project", "entity"], said: Said | None) -> Said | None:
-    """A project's or an entity's name, if W&B takes it.
+    """Return a project's or an entity's name, if W&B accepts it.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: W&B does not accept it.
     """
     if said is None or (len(said.value) <= _MAX_NAME and not _NOT_IN_NAMES & set(said.value)):
         return said
@@ -192,20 +192,20 @@ def check_name(of: Literal["project", "entity"], said: Said | None) -> Said | No
 
 
 def shorten_name(name: str) -> str:
-    """A run's or a group's name as W&B's server takes it. Two long names stay two."""
+    """Return a run's or a group's name as W&B's server accepts it. Two long names stay different."""
     if len(name) <= _MAX_NAME:
         return name
     return f"{name[: _MAX_NAME - 9]}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
 
 
 def _read_settings_files(values: Mapping[str, str], folder: Path) -> dict[str, Said]:
-    """Settings by name; those of a later file count more, as with W&B."""
+    """Return settings by name. Those of a later file count more, as with W&B."""
     paths = [_expand_user(values.get("WANDB_CONFIG_DIR", "~/.config/wandb")) / "settings"]
     for root in dict.fromkeys([folder, _expand_user(values.get("WANDB_DIR", str(folder)))]):
         paths.append(root / (".wandb" if os.path.exists(root / ".wandb") else "wandb") / "settings")
     settings: dict[str, Said] = {}
     for path in paths:
-        if not os.path.exists(path):  # or in a folder that is closed to this user, whose word it is not
+        if not os.path.exists(path):  # or it is in a folder that is closed to this user, whose setting it is not
             continue
         parser = configparser.ConfigParser(interpolation=None)
         try:
@@ -234,7 +234,7 @@ def _check_mode(said: Said | None) -> Said | None:
 
 
 def _check_disabled(values: Mapping[str, str]) -> Said | None:
-    """WANDB_DISABLED, of older clients and of other trainers, if it says so."""
+    """Read WANDB_DISABLED, of older clients and of other trainers, if it is set."""
     text = values.get("WANDB_DISABLED")
     if text is None:
         return None
@@ -262,7 +262,7 @@ def _check_timeout(values: Mapping[str, str]) -> float | None:
 
 
 def _check_base_url(said: Said) -> str:
-    """Host and port of the server."""
+    """Check host and port of the server."""
     parts = urlsplit(said.value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(
@@ -272,7 +272,7 @@ def _check_base_url(said: Said) -> str:
 
 
 def _find_key(values: Mapping[str, str], files: Mapping[str, Said], *, host: str) -> tuple[str | None, str]:
-    """Where a key is, or where none is."""
+    """Return where a key is, or where none is."""
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
         if name in values:
             return name, ""
@@ -283,7 +283,7 @@ def _find_key(values: Mapping[str, str], files: Mapping[str, Said], *, host: str
         entries = netrc.netrc(str(path)).hosts
     except FileNotFoundError:
         entries = {}
-    except netrc.NetrcParseError as error:  # its message holds a word of the file, which may be one of a password
+    except netrc.NetrcParseError as error:  # its message holds a word of the file, which may be part of a password
         entries, problem = {}, f", which cannot be read (line {error.lineno} is not of netrc's form)"
     except (OSError, UnicodeDecodeError) as error:
         entries, problem = {}, f", which cannot be read ({getattr(error, 'strerror', None) or error})"
@@ -299,5 +299,5 @@ def _find_key(values: Mapping[str, str], files: Mapping[str, Said], *, host: str
 
 
 def _expand_user(name: str) -> Path:
-    """The path unchanged where there is no home: HOME is unset and the user has no entry in the password file."""
+    """Return the path unchanged where there is no home: HOME is unset and the user has no entry in the password file."""
     return Path(os.path.expanduser(name))

@@ -1,4 +1,4 @@
-"""Hands rows to the process that talks to W&B, and never waits for it: W&B must neither end nor stall a training."""
+"""Pass rows to the process that talks to W&B, without waiting for it: W&B must neither end nor stall a training."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ FINISH_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class WandbRun:
-    """Which run to write to, as whom.
+    """Says which run to write to, and as which user.
 
     Args:
         folder: the run folder.
-        history: rows that are in the run folder already; those that W&B lacks are sent first.
+        history: rows that the run folder has already; those that W&B lacks are sent first.
     """
 
     writer: Literal["train", "evaluate"]
@@ -49,16 +49,16 @@ class WandbRun:
 
 
 class WandbWriter:
-    """A W&B run in a process of its own.
+    """Writes a W&B run from a process of its own.
 
-    When that fails, or has not answered for long, one message says so and W&B is off for this launch.
+    When that process fails, or has not answered for long, one message says so and W&B is off for this launch.
     """
 
     def __init__(self, run: WandbRun, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         self._run = run
         self._answer_timeout_s = answer_timeout_s
         self._lock = threading.Lock()
-        self.off: str | None = None  # why
+        self.off: str | None = None  # the reason
         self.mode: Literal["online", "offline"] = run.mode  # as opened: offline where W&B cannot be reached
         self._closed = False
         self._finished = False
@@ -66,7 +66,7 @@ class WandbWriter:
         self._unanswered = 1  # the opening
         self._waiting_since = time.monotonic() + run.init_timeout_s
         environment = client_environment(os.environ, cache=Path(run.folder).resolve() / "wandb" / "cache")
-        if "WANDB_SWEEP_ID" in environment:  # of a sweep's run the client takes these from the environment alone
+        if "WANDB_SWEEP_ID" in environment:  # the client takes a sweep's run from the environment alone
             if run.writer == "train":
                 environment |= {
                     "WANDB_RUN_ID": run.run_id,
@@ -95,15 +95,15 @@ class WandbWriter:
         threading.Thread(target=self._feed, daemon=True, name="W&B rows").start()
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Send a row with a `step`; returns at once."""
+        """Send a row with a `step`. The call returns at once."""
         self._send({"row": {key: value for key, value in row.items() if value is not None}})
 
     def alert(self, title: str, text: str) -> None:
-        """Have W&B mail or post an alert, as its user has set it; returns at once."""
+        """Have W&B mail or post an alert, as its user has configured it. The call returns at once."""
         self._send({"alert": {"title": title[:63], "text": text}})
 
     def close(self, *, exit_code: int) -> None:
-        """Finish the run, waiting up to a minute for what is still under way."""
+        """Finish the run. Wait up to a minute for rows that are still on the way."""
         if self._closed or self._process is None:
             return
         self._closed = True
@@ -130,7 +130,7 @@ class WandbWriter:
             self._outbox.put(message)
 
     def _feed(self) -> None:
-        """Runs in a thread, for a full pipe blocks."""
+        """Feed the process, in a thread: a full pipe blocks."""
         assert self._process is not None
         assert self._process.stdin is not None
         try:
@@ -143,7 +143,7 @@ class WandbWriter:
             pass  # its process is gone: the listener finds out why
 
     def _listen(self) -> None:
-        """Runs in a thread."""
+        """Listen to the process, in a thread."""
         assert self._process is not None
         assert self._process.stdout is not None
         with self._process.stdout as answers:
@@ -154,7 +154,7 @@ class WandbWriter:
     def _hear(self, answers: IO[str]) -> None:
         for line in answers:
             answer = json.loads(line)
-            if "ignored" in answer:  # an answer to nothing
+            if "ignored" in answer:  # not an answer to a row
                 log_line(f"[wandb] {answer['ignored']}")
                 continue
             with self._lock:
@@ -193,7 +193,7 @@ class WandbWriter:
         return "metrics.jsonl" if self._run.writer == "train" else "evaluations.jsonl"
 
     def _kill(self) -> None:
-        """The process and W&B's service, which has a session of its own."""
+        """Kill the process and W&B's service, which has a session of its own."""
         if self._process is None:
             return
         try:

@@ -1,1 +1,1 @@
-"""Where samples lie: folders of tars, local or remote, their index, and blocks of bytes."""
+"""Locate samples: folders of tars, local or remote, their index, and blocks of bytes."""

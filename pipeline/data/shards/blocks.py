@@ -1,4 +1,4 @@
-"""A block's bytes, in memory or in a file, read in parts: headers first, images when they are wanted."""
+"""Read a block's bytes, in memory or in a file, in parts: headers first, images when they are needed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-HEADERS_BYTES = 4096  # read at once: the headers between two images and what is small between them
+HEADERS_BYTES = 4096  # bytes of one read: the headers between two images and the small members between them
 
 
 class BlockBytes(Protocol):
-    """A block that can be read in parts."""
+    """Reads a block in parts."""
 
     @property
     def num_bytes(self) -> int:
-        """The number of bytes in the block: fewer than in the index if the shard is truncated."""
+        """Return the number of bytes in the block: fewer than in the index if the shard is truncated."""
         ...
 
     def open(self) -> BinaryIO:
@@ -30,7 +30,7 @@ class BlockBytes(Protocol):
 
 
 class MemoryBlock:
-    """A block in memory."""
+    """Reads a block in memory."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -44,10 +44,10 @@ class MemoryBlock:
 
 
 class FileBlock:
-    """A block in a file.
+    """Reads a block in a file.
 
-    Nothing is kept: the system's page cache does that better. Hundreds of blocks, in every worker, would take gigabytes,
-    and copying them a tenth of the time of decoding.
+    Nothing is kept: the system's page cache does that better. Hundreds of blocks, in every worker, would take gigabytes, and
+    copying them would take a tenth of the time of decoding.
 
     Args:
         descriptor: opens the file; called for each read.
@@ -67,7 +67,7 @@ class FileBlock:
 
 
 class _BlockStream(io.RawIOBase):
-    """A file block as a file of its own."""
+    """Reads a file block as a file of its own."""
 
     def __init__(self, block: FileBlock) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class _BlockStream(io.RawIOBase):
 
 
 class OpenFile:
-    """A descriptor that is closed when nobody needs it any more."""
+    """Closes a descriptor when nobody needs it any more."""
 
     def __init__(self, path: str | Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""classes.txt: the names of classes, one a line in the order of their ids."""
+"""Read classes.txt: the names of classes, one a line in the order of their ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BYTE_ORDER_MARK = "\ufeff"  # two of them where a program has put its own before
 
 
 def split_lines(text: str) -> list[str]:
-    """Lines without their ends; empty ones at the end are left out."""
+    """Return lines without their ends; empty ones at the end are left out."""
     lines = LINE_END.split(text)
     while lines and not lines[-1].strip():
         lines.pop()
@@ -23,7 +23,7 @@ def split_lines(text: str) -> list[str]:
 
 
 def class_names_of(*folders: str) -> list[str] | None:
-    """Class names by id, from the first of the folders that has a classes.txt; None if none has.
+    """Return class names by id, from the first of the folders that has a classes.txt; None if none has.
 
     Raises:
         DataError: a file that is not text in UTF-8, or a folder that cannot be reached.
@@ -35,10 +35,10 @@ def class_names_of(*folders: str) -> list[str] | None:
 
 
 def parse_class_names(data: bytes, *, source: str) -> list[str]:
-    """The names that a classes.txt holds, with a byte-order mark or without, whatever its lines end with.
+    """Return the names that a classes.txt holds, with a byte-order mark or without, whatever its lines end with.
 
     Raises:
-        DataError: not UTF-8, or something that stands in for a file that has not come.
+        DataError: not UTF-8, or a placeholder of a file that has not been downloaded.
     """
     if data:
         refuse_stand_in(data, name=source)

@@ -1,4 +1,4 @@
-"""What the samples of a block are: their keys, members and labels in a few bytes. An index keeps them of every block."""
+"""Digest the samples of a block (keys, members, labels) to a few bytes. An index keeps the digest of every block."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ MASK = (1 << HALF) - 1
 
 
 class BlockContent:
-    """Collects the samples of one block. The upper half of its digest is of keys and members' sizes, the lower of labels."""
+    """Collects the samples of one block. The upper half of its digest covers keys and members' sizes, the lower labels."""
 
     def __init__(self) -> None:
         self._members = xxhash.xxh3_64()
         self._labels = xxhash.xxh3_64()
 
     def add(self, sample: TarSample, label: int | None) -> None:
-        """The next sample.
+        """Add the next sample.
 
         Args:
             label: its class; None if it has none that can be used.
@@ -29,11 +29,11 @@ class BlockContent:
 
     @property
     def digest(self) -> int:
-        """Of all samples so far."""
+        """Return the digest of all samples so far."""
         return (self._members.intdigest() & MASK) << HALF | self._labels.intdigest() & MASK
 
 
 def describe_difference(before: int, now: int) -> str:
-    """What differs between two digests, in words."""
+    """Return what differs between two digests, in words."""
     differs = {"keys or sizes of members": before >> HALF != now >> HALF, "labels": before & MASK != now & MASK}
     return " and ".join(name for name, is_other in differs.items() if is_other) or "nothing"

@@ -1,4 +1,4 @@
-"""A folder of shards, local or behind any fsspec URL (s3://, gs://, https://): its tars by name."""
+"""List and read a folder of shards, local or behind any fsspec URL (s3://, gs://, https://): its tars by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".tar.lz4")
 READ_AHEAD_BYTES = 4 << 20
-PATIENCE_S = 30.0  # with listings and small files, before anything has begun
+PATIENCE_S = 30.0  # for listings and small files, before anything has begun
 CONCURRENT_QUESTIONS = 16
 READ_ONLY = {
     "http://": "a web server",
@@ -35,18 +35,18 @@ WRITABLE = "hf://buckets/"
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is a URL."""
+    """Return whether a path is a URL."""
     return "://" in path
 
 
 def describe_read_only(path: str) -> str | None:
-    """What kind of store a path is if no file can be written to any of that kind; None for all others."""
+    """Return what kind of read-only store a path is, where no file can be written to any of that kind; None for all others."""
     kind = next((kind for begin, kind in READ_ONLY.items() if path.startswith(begin)), None)
     return None if path.startswith(WRITABLE) else kind
 
 
 def describe_hub_path(path: str) -> str:
-    """What is often wrong with a path on the Hugging Face hub where nothing is found, for the end of a message."""
+    """Return what is often wrong with a path on the Hugging Face hub where nothing is found, for the end of a message."""
     if not path.startswith("hf://"):
         return ""
     if not path.startswith(("hf://datasets/", WRITABLE)):
@@ -55,7 +55,7 @@ def describe_hub_path(path: str) -> str:
 
 
 class UnreachableError(DataError):
-    """A file or store that cannot be read: unlike damaged data it may be there the next time."""
+    """A file or store cannot be read. Unlike damaged data it may be readable the next time."""
 
 
 class ShardFolder:
@@ -79,11 +79,11 @@ class ShardFolder:
             raise DataError(f"data folder {path!r} cannot be reached: {error}") from error
 
     def full_path(self, name: str) -> str:
-        """A file of the folder as its filesystem names it."""
+        """Return a file of the folder as its file system names it."""
         return f"{self.root}/{name}"
 
     def list_names(self) -> list[str]:
-        """Names of all files directly in the folder, sorted; none if there is no folder.
+        """Return the names of all files directly in the folder, sorted; none if there is no folder.
 
         Raises:
             DataError: it cannot be reached.
@@ -97,7 +97,7 @@ class ShardFolder:
             if self.filesystem.isdir(self.root):
                 return self.filesystem.ls(self.root, detail=True, refresh=True)
             if self.is_remote and not is_web(self.path):
-                self.filesystem.info(self.root)  # raises where the store could not say: `isdir` is no then too
+                self.filesystem.info(self.root)  # raises where the store could not say: `isdir` is false then too
             return []
 
         try:
@@ -106,7 +106,7 @@ class ShardFolder:
             return []
 
     def _call(self, function: Callable[[], Result]) -> Result:
-        """Ask the filesystem, a few times if need be.
+        """Call the file system, and retry a few times if needed.
 
         Raises:
             FileNotFoundError: no such file.
@@ -120,11 +120,11 @@ class ShardFolder:
             raise UnreachableError(f"data folder {self.path!r} cannot be reached: {type(error).__name__}: {error}") from error
 
     def exists(self, name: str) -> bool:
-        """Whether a file is there."""
+        """Return whether a file exists."""
         return self._call(lambda: self.filesystem.exists(self.full_path(name)))
 
     def read(self, name: str) -> bytes:
-        """All of a small file."""
+        """Return all of a small file."""
         return self._call(lambda: self.filesystem.cat_file(self.full_path(name)))
 
     def write(self, name: str, data: bytes) -> None:
@@ -143,7 +143,7 @@ class ShardFolder:
             raise DataError(f"{self.full_path(name)} cannot be written: {error.strerror or error}") from error
 
     def why_unwritable(self) -> str | None:
-        """Why no file can be written there, found out by writing one; None if it can. A local folder is made."""
+        """Return why no file can be written there, found out by writing one; None if it can. A local folder is made."""
         if (kind := describe_read_only(self.path)) is not None:
             return f"{kind} takes no files"
         name = f".can-be-written-{uuid.uuid4().hex}"
@@ -169,13 +169,15 @@ class ShardFolder:
             self.filesystem.pipe_file(self.full_path(name), b"x")
 
     def version(self, name: str) -> str:
-        """Size, times and checksums of a file, as far as the store reports them: they change when it is written again."""
-        if is_web(self.path):  # what fsspec tells of a file there includes the URL behind redirects, which is signed each time
+        """Return size, times and checksums of a file, as far as the store reports them. They change when the file is written
+        again.
+        """
+        if is_web(self.path):  # fsspec's information there includes the URL behind redirects, which is signed each time
             return self._call(lambda: look_at(self.filesystem, self.full_path(name)).version)
         return self._call(lambda: str(self.filesystem.info(self.full_path(name))))
 
     def list_shards(self) -> list[str]:
-        """Names of the folder's tars, sorted. Hidden ones are none: see `hidden_tars`.
+        """Return the names of the folder's tars, sorted, without hidden ones: see `hidden_tars`.
 
         Raises:
             DataError: no folder, no tars in it, or compressed ones.
@@ -192,15 +194,17 @@ class ShardFolder:
         return shards
 
     def hidden_tars(self) -> list[str]:
-        """Tars that are passed over because their names begin with a dot, as the files do that macOS leaves next to others."""
+        """Return tars that are passed over because their names begin with a dot, as do the files that macOS leaves next to
+        others.
+        """
         return [name for name in self.list_names() if name.startswith(".") and name.endswith((".tar", *COMPRESSED))]
 
     def open(self, name: str) -> BinaryIO:
-        """A file of the folder, to be read mostly forwards. Requests to a store are made again when they fail.
+        """Open a file of the folder, to be read mostly forwards. Failed requests to a store are retried.
 
         Raises:
             FileNotFoundError: no such file.
-            UnreachableError: here, or when it is read.
+            UnreachableError: raised here, or when the file is read.
         """
         if not self.is_remote:
             return open(self.full_path(name), "rb")
@@ -208,7 +212,7 @@ class ShardFolder:
         return io.BufferedReader(RangeFile(fetch, num_bytes=self.size(name), block_bytes=READ_AHEAD_BYTES))
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
-        """Bytes [start, end) of a file: all of them."""
+        """Return bytes [start, end) of a file: all of them."""
 
         def read() -> bytes:
             data = read_range(self.filesystem, self.full_path(name), start=start, end=end)
@@ -221,11 +225,11 @@ class ShardFolder:
         return self._call(read)
 
     def size(self, name: str) -> int:
-        """Bytes of a file.
+        """Return the size of a file in bytes.
 
         Raises:
             FileNotFoundError: no such file.
-            DataError: a server that does not tell.
+            DataError: the server does not report it.
         """
         if is_web(self.path):
             return self._call(lambda: look_at(self.filesystem, self.full_path(name)).num_bytes)
@@ -235,7 +239,8 @@ class ShardFolder:
         return int(size)
 
     def sizes(self, names: Sequence[str]) -> dict[str, int]:
-        """Bytes of these files, those that are there: by one listing where the filesystem's listings tell sizes.
+        """Return the sizes in bytes of those of the files that exist: by one listing where the file system's listings have
+        sizes.
 
         Raises:
             DataError: the folder cannot be reached.

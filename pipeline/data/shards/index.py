@@ -1,4 +1,4 @@
-"""The index of a shard folder: where each block of consecutive samples lies, so one range read brings it in.
+"""Read and write the index of a shard folder. It says where each block of consecutive samples lies, for one range read.
 
     FOLDER/
       shard-000000.tar ...    plain WebDataset tars
@@ -43,7 +43,7 @@ READ_ERRORS = (OSError, EOFError, KeyError, ValueError, TypeError, AttributeErro
 
 
 class BlockRange(NamedTuple):
-    """Where a block lies."""
+    """Locates a block."""
 
     shard: str
     offset: int
@@ -52,7 +52,7 @@ class BlockRange(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """All blocks of a folder of shards. Blocks are numbered through the shards in name order, samples likewise."""
+    """Holds all blocks of a folder of shards. Blocks are numbered through the shards in name order, samples likewise."""
 
     folder: str
     shard_names: tuple[str, ...]
@@ -62,15 +62,15 @@ class ShardIndex:
     block_bytes: NDArray[np.int64]  # (num_blocks,)
     block_samples: NDArray[np.uint16]  # (num_blocks,)
     first_sample: NDArray[np.int64]  # (num_blocks + 1,) id of each block's first sample; the last is the total
-    skipped_block: NDArray[np.int64]  # (num_skipped,) ascending: samples in a block's bytes that are no part of the corpus
-    skipped_slot: NDArray[np.uint16]  # (num_skipped,) number of each among the samples in its block's bytes
+    skipped_block: NDArray[np.int64]  # (num_skipped,) ascending: samples in a block that are not part of the corpus
+    skipped_slot: NDArray[np.uint16]  # (num_skipped,) slot of each among the samples in its block's bytes
     block_content: NDArray[np.uint64]  # (num_blocks,) keys, members' sizes and labels of its samples: see `content`
     max_label: int | None  # the largest class of any sample; None if none has a usable label
     num_unlabelled: int  # samples without a usable label
-    file: str | None = None  # what the arrays are mapped from
+    file: str | None = None  # the file that the arrays are mapped from
     class_counts: ClassCounts | None = None  # images of each class; None where an older version made the index
     kept_in: str | None = None  # folder of the index, where it does not lie next to the shards
-    stored_fingerprint: str | None = None  # as the file says
+    stored_fingerprint: str | None = None  # as the file has it
 
     @property
     def num_samples(self) -> int:
@@ -82,17 +82,21 @@ class ShardIndex:
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """Folders that may hold the files of the corpus besides its shards: the index's own, then the shards'."""
+        """Return the folders that may hold the corpus's files besides its shards: the index's own, then the shards'."""
         return (self.folder,) if self.kept_in is None else (self.kept_in, self.folder)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of everything the sample order depends on, and of all keys and labels. The folder's path is not part of it."""
+        """Return a hash of everything the sample order depends on, and of all keys and labels. The folder's path does not
+        count.
+        """
         return self._hash(ARRAYS)
 
     @functools.cached_property
     def order_fingerprint(self) -> str:
-        """Hash of what the sample order depends on alone: the fingerprint of indexes of format 2, which knew no labels."""
+        """Return a hash of what the sample order alone depends on: the fingerprint of indexes of format 2, which had no
+        labels.
+        """
         return self._hash(ORDER_ARRAYS)
 
     def _hash(self, arrays: tuple[str, ...]) -> str:
@@ -102,22 +106,22 @@ class ShardIndex:
         return digest.hexdigest()
 
     def byte_range(self, block: int) -> BlockRange:
-        """Shard and byte range of a block."""
+        """Return the shard and byte range of a block."""
         shard = int(np.searchsorted(self.shard_first_block, block, side="right")) - 1
         return BlockRange(self.shard_names[shard], int(self.block_offset[block]), int(self.block_bytes[block]))
 
     def skipped_in(self, block: int) -> set[int]:
-        """Slots of a block's bytes whose samples are not part of the corpus."""
+        """Return the slots of a block's bytes whose samples are not part of the corpus."""
         first, last = np.searchsorted(self.skipped_block, [block, block + 1])
         return set(self.skipped_slot[first:last].tolist())
 
     def describe_block(self, block: int) -> str:
-        """Where a block lies, for messages."""
+        """Return where a block lies, for messages."""
         shard, start, num_bytes = self.byte_range(block)
         return f"{self.folder}/{shard} bytes {start}-{start + num_bytes}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A worker process maps the file again instead of being sent a copy.
+        # A worker process maps the file again instead of receiving a copy.
         values = tuple(getattr(self, field.name) for field in fields(self))
         return (ShardIndex, values) if self.file is None else (_map_index, (self.file, self.folder, self.kept_in))
 
@@ -128,8 +132,8 @@ ORDER_ARRAYS = (
 )  # fmt: skip
 ARRAYS = (*ORDER_ARRAYS, "block_content")
 DTYPES = dict.fromkeys(ARRAYS, np.int64) | {"block_samples": np.uint16, "skipped_slot": np.uint16, "block_content": np.uint64}
-STORED_NAMES = {"skipped_slot": "skipped_place"}  # of arrays whose name in the file is another
-CLASS_IDS, CLASS_IMAGES = "class_ids", "class_images"  # which older indexes of this format lack
+STORED_NAMES = {"skipped_slot": "skipped_place"}  # arrays whose name in the file is another
+CLASS_IDS, CLASS_IMAGES = "class_ids", "class_images"  # older indexes of this format lack these
 STORED_AS = {np.int64: "I64", np.uint16: "U16", np.uint8: "U8", np.uint64: "U64"}
 
 
@@ -164,11 +168,11 @@ def assemble_index(folder: str, shards: list[ShardEntry]) -> ShardIndex:
 
 
 def find_index(folder: str, index: str | None) -> tuple[str, str]:
-    """Where an index lies: folder and name of its file.
+    """Return where an index lies: folder and name of its file.
 
     Args:
-        folder: of the shards.
-        index: another folder, or a file; None for next to the shards.
+        folder: folder of the shards.
+        index: another folder, or a file; None if it lies next to the shards.
     """
     if index is None:
         return folder, INDEX_NAME
@@ -188,7 +192,7 @@ def save_index(index: ShardIndex, out: str | None = None) -> None:
     names = np.frombuffer("\n".join(index.shard_names).encode(), np.uint8)
     counts = index.class_counts
     of_classes = {} if counts is None else {CLASS_IDS: counts.ids, CLASS_IMAGES: counts.images}
-    # An index elsewhere says whose it is, so that that of another folder does not replace it.
+    # An index elsewhere names its shards' folder, so that the index of another folder does not replace it.
     whose = {} if out is None else {"shards": identify(index.folder)}
     data = save({**arrays, **of_classes, "shard_names": names}, metadata={**_facts(index), **whose})
     folder, name = find_index(index.folder, out)
@@ -201,12 +205,12 @@ def _facts(index: ShardIndex) -> dict[str, str]:
 
 
 def identify(folder: str) -> str:
-    """A folder's name, the same from wherever it is called."""
+    """Return a folder's name, the same from every working folder."""
     return folder.rstrip("/") if is_remote(folder) else os.path.realpath(folder)
 
 
 def read_owner(index_folder: str, name: str) -> str | None:
-    """Whose index a file is: the folder of its shards; None if there is no such file.
+    """Return the folder of the shards that an index file belongs to; None if there is no such file.
 
     Raises:
         DataError: a file that is not an index written with `--out`.
@@ -225,7 +229,7 @@ def read_owner(index_folder: str, name: str) -> str | None:
 
 
 def load_index(path: str, index: str | None = None) -> ShardIndex:
-    """The index of a shard folder, given the folder or its index file; local or any fsspec URL.
+    """Load the index of a shard folder, given the folder or its index file; local or any fsspec URL.
 
     Args:
         index: folder or file of the index, where it does not lie next to the shards.
@@ -259,7 +263,7 @@ def load_index(path: str, index: str | None = None) -> ShardIndex:
 
 
 def _load(file: str, folder: str, kept_in: str | None) -> ShardIndex:
-    """Map an index and compare it with its fingerprint, once: a worker, which maps it again, takes it as it is."""
+    """Map an index and compare it with its fingerprint, once: a worker that maps it again does not check it."""
     index = _map_index(file, folder, kept_in)
     if index.stored_fingerprint != index.fingerprint:
         raise _damaged(file, folder, kept_in, "its arrays are not those that were written")
@@ -267,7 +271,7 @@ def _load(file: str, folder: str, kept_in: str | None) -> ShardIndex:
 
 
 def _local_file(folder: ShardFolder, name: str) -> str:
-    """The index file; of a remote one a local copy, named after URL and object version, made once a machine."""
+    """Return the index file, or a local copy of a remote one, named after URL and object version and made once a machine."""
     if not folder.is_remote:
         return folder.full_path(name)
     version = hashlib.blake2b(f"{folder.full_path(name)} {folder.version(name)}".encode(), digest_size=16).hexdigest()
@@ -319,7 +323,7 @@ def _damaged(file: str, folder: str, kept_in: str | None, reason: object) -> Dat
 
 
 def _command(folder: str, kept_in: str | None) -> str:
-    """How an index is made."""
+    """Return the command that makes an index."""
     return f"`python -m data_tools index {folder}{'' if kept_in is None else f' --out {kept_in}'}`"
 
 
@@ -361,7 +365,7 @@ def check_shards(index: ShardIndex) -> None:
     """Compare every shard's size with the index, before a run starts.
 
     Raises:
-        DataError: naming the first missing shards and those of another size.
+        DataError: shards are missing or have another size; the message names the first.
     """
     problems = list(_shard_problems(index))
     if problems:

@@ -1,4 +1,4 @@
-"""A file of a store, read in blocks of bytes through any function that fetches a range."""
+"""Read a file of a store in blocks of bytes, through any function that fetches a range."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ KEPT_BLOCKS = 4
 
 
 class RangeFile(io.RawIOBase):
-    """Reads forwards cost one request a block, and steps back within the last few blocks none.
+    """Reads a file forwards at one request a block. Steps back within the last few blocks cost no request.
 
     Args:
-        fetch: bytes from a start to an end; all of them, or an error.
-        num_bytes: of the file.
-        block_bytes: fetched at once.
+        fetch: returns all bytes from a start to an end, or raises.
+        num_bytes: size of the file.
+        block_bytes: bytes of one request.
     """
 
     def __init__(self, fetch: Callable[[int, int], bytes], *, num_bytes: int, block_bytes: int) -> None:

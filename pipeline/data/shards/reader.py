@@ -1,4 +1,4 @@
-"""Blocks of samples: one range read each, the images taken out when they are wanted."""
+"""Read blocks of samples with one range read each. Images are taken out when they are needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_OPEN_SHARDS = 128
 
 @dataclass(frozen=True)
 class RawSample:
-    """One sample as stored: its image still encoded, its class, and where it came from."""
+    """Holds one sample as stored: its image still encoded, its class, and where it came from."""
 
     key: str
     shard: str
@@ -32,24 +32,24 @@ class RawSample:
 
     @property
     def image(self) -> bytes:
-        """The encoded image, read now."""
+        """Return the encoded image, read at this moment."""
         return self.member.read(self.block.read)
 
 
 class Source(Protocol):
-    """Where blocks come from."""
+    """Reads blocks from some storage."""
 
     def start(self, block: int) -> Callable[[], BlockBytes]:
-        """Begin to read a block; what comes back waits for it."""
+        """Begin to read a block. The returned function waits for it."""
         ...
 
     def take_retries(self) -> list[Retry]:
-        """Failed requests since the last call."""
+        """Return the failed requests since the last call."""
         ...
 
 
 class LocalSource:
-    """Shards in a local or network-mounted folder, kept open. The system is asked to fetch blocks beforehand."""
+    """Reads shards in a local or network-mounted folder, and keeps them open. The system prefetches blocks."""
 
     def __init__(self, index: ShardIndex) -> None:
         self._index = index
@@ -65,7 +65,9 @@ class LocalSource:
         return []
 
     def _file(self, shard: str) -> OpenFile:
-        """Open; let go when as many others have been asked for, closed when no block of it is played any more."""
+        """Open a shard. It is released when as many others have been requested, and closed when none of its blocks is played
+        any more.
+        """
         if shard not in self._open:
             if len(self._open) >= MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)
@@ -78,12 +80,12 @@ class LocalSource:
 
 
 def open_source(index: ShardIndex, options: RemoteOptions) -> Source:
-    """The right source for the index's folder or URL."""
+    """Return the right source for the index's folder or URL."""
     return RemoteSource(index, options) if is_remote(index.folder) else LocalSource(index)
 
 
 class BlockReader:
-    """Reads and parses blocks, keeping the most recent ones: a stream plays a block for many steps.
+    """Reads and parses blocks, and keeps the most recent ones: a stream plays a block for many steps.
 
     Args:
         index: the corpus.
@@ -101,12 +103,12 @@ class BlockReader:
         self._unplayed: dict[int, int] = {}
 
     def start(self, block: int) -> None:
-        """Begin to read a block that will be wanted soon."""
+        """Begin to read a block that will be needed soon."""
         if block not in self._blocks and block not in self._started:
             self._started[block] = self._source.start(block)
 
     def read(self, block: int) -> list[RawSample]:
-        """All samples of a block, in the file's order, one of which is played now.
+        """Return all samples of a block, in the file's order, one of which is played now.
 
         Raises:
             DataError: shard missing or cut short, or contents that differ from the index.
@@ -125,7 +127,7 @@ class BlockReader:
         return samples
 
     def take_retries(self) -> list[Retry]:
-        """Failed requests since the last call."""
+        """Return the failed requests since the last call."""
         return self._source.take_retries()
 
     def _parse(self, block: int, data: BlockBytes) -> list[RawSample]:

@@ -1,7 +1,7 @@
-"""Remote blocks through fsspec: concurrent range requests with read-ahead, retries and a disk cache.
+"""Read remote blocks through fsspec: concurrent range requests with read-ahead, retries and a disk cache.
 
-The store may be slow, reset connections, answer with errors, send too little or be gone for a while. A read is
-retried, with growing random waits, until `patience_s` has passed since its first failure; every failure is counted.
+The store may be slow, reset connections, answer with errors, send too little or be unreachable for a while. A read is retried,
+with growing random waits, until `patience_s` has passed since its first failure. Every failure is counted.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ CHECKSUM_BYTES = 8
 
 @dataclass(frozen=True)
 class RemoteOptions:
-    """How shards behind a URL are read.
+    """Says how shards behind a URL are read.
 
     Args:
-        timeout_s: of one request.
-        patience_s: how long a read may go on failing before the run stops.
+        timeout_s: timeout of one request.
+        patience_s: how long a read may fail before the run stops.
         cache_dir: local folder that keeps blocks; None keeps none.
-        cache_bytes: how much it may hold, of each corpus.
+        cache_bytes: how much of each corpus it may hold.
     """
 
     timeout_s: float = 60.0
@@ -49,18 +49,17 @@ class RemoteOptions:
 
 
 class Retry(NamedTuple):
-    """A failed request that was made again."""
+    """Describes a failed request that was retried."""
 
     shard: str
     reason: str
 
 
 class BlockCache:
-    """Blocks on a local disk: of the first `num_bytes` bytes of the corpus, once they have been read.
+    """Keeps blocks on a local disk: those of the first `num_bytes` bytes of the corpus, once they have been read.
 
-    Every epoch reads every block once, in another order, so whatever part is kept answers the same share of reads, and
-    keeping a fixed part needs no bookkeeping: any number of processes use the folder at once, and it never grows
-    beyond its limit.
+    Every epoch reads every block once, in another order. So any kept part answers the same share of reads, and keeping a fixed
+    part needs no bookkeeping: any number of processes use the folder at once, and it never grows beyond its limit.
     """
 
     def __init__(self, index: ShardIndex, *, folder: str, num_bytes: int) -> None:
@@ -71,7 +70,7 @@ class BlockCache:
         self.damaged = 0
 
     def path_of(self, block: int) -> Path | None:
-        """Where a block is kept, or None if it is not one of those."""
+        """Return the path where a block is kept; None if it is not among those that are."""
         index = self._index
         shard = int(np.searchsorted(index.shard_first_block, block, side="right")) - 1
         end = int(self._shard_start[shard]) + int(index.block_offset[block]) + int(index.block_bytes[block])
@@ -79,7 +78,7 @@ class BlockCache:
         return self._folder / f"{block // 1000:06d}" / str(block) if end + checksums <= self._limit else None
 
     def get(self, block: int) -> bytes | None:
-        """A block's bytes; None where they are not kept, or damaged."""
+        """Return a block's bytes; None where they are not kept, or damaged."""
         path = self.path_of(block)
         if path is None:
             return None
@@ -120,7 +119,7 @@ class RemoteSource:
         self._index = index
         self._options = options
         self._todo: SimpleQueue[tuple[int, Future[BlockBytes]]] = SimpleQueue()
-        # Daemons, which an executor's threads are not: a process that has what it needs ends in the middle of a read.
+        # These are daemons, unlike an executor's threads: a process that has what it needs may end in the middle of a read.
         for number in range(CONCURRENT_READS):
             threading.Thread(target=self._work, name=f"read-block-{number}", daemon=True).start()
         self.cache: BlockCache | None = None
@@ -129,7 +128,7 @@ class RemoteSource:
         self._retries: SimpleQueue[Retry] = SimpleQueue()
 
     def start(self, block: int) -> Callable[[], BlockBytes]:
-        """Begin to read a block; what comes back waits for it. It stays in memory, or in the cache on disk.
+        """Begin to read a block. The returned function waits for it. The block stays in memory, or in the cache on disk.
 
         Raises (when waited for):
             DataError: shard missing or cut short, no permission, or failures for longer than the patience.
@@ -139,7 +138,7 @@ class RemoteSource:
         return future.result
 
     def take_retries(self) -> list[Retry]:
-        """Failed requests since the last call."""
+        """Return the failed requests since the last call."""
         return [self._retries.get() for _ in range(self._retries.qsize())]
 
     def _work(self) -> None:
@@ -147,7 +146,7 @@ class RemoteSource:
             block, future = self._todo.get()
             try:
                 future.set_result(self._read(block))
-            except BaseException as error:  # belongs to whoever waits for the block
+            except BaseException as error:  # it is raised where somebody waits for the block
                 future.set_exception(error)
 
     def _read(self, block: int) -> BlockBytes:

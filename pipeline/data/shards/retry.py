@@ -13,20 +13,20 @@ Result = TypeVar("Result")
 
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 20.0
-# What no second try mends. Everything else may be the network's or the server's mood: libraries raise almost anything.
+# No retry fixes these. Any other error may be a passing fault of the network or server: libraries raise almost anything.
 PERMANENT = (
     FileNotFoundError, PermissionError, NotImplementedError, ImportError, TypeError, AttributeError, ValueError, PipelineError,
 )  # fmt: skip
-PERMANENT_NAMES = ("OfflineModeIsEnabled",)  # of errors of libraries that need not be installed
+PERMANENT_NAMES = ("OfflineModeIsEnabled",)  # errors of libraries that need not be installed
 PASSING = (
     408,
     425,
     429,
-)  # of the answers from 300 to 499, which say that the request is wrong, those that a later try may mend
+)  # of the answers from 300 to 499, which mean that the request is wrong, a later try may succeed with these
 
 
 def is_permanent(error: Exception) -> bool:
-    """Whether no second try mends it."""
+    """Return whether no retry can help."""
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     is_refusal = isinstance(status, int) and 300 <= status < 500 and status not in PASSING
     return is_refusal or isinstance(error, PERMANENT) or type(error).__name__ in PERMANENT_NAMES
@@ -38,7 +38,7 @@ def retry(
     """Call a function until it succeeds, with growing random waits between the tries.
 
     Args:
-        patience_s: how long since the first failure to go on; then its last error is raised.
+        patience_s: time for retries since the first failure; then the last error is raised.
         on_failure: called with each error that is followed by another try.
 
     Raises:
@@ -57,5 +57,5 @@ def retry(
                 raise
             if on_failure is not None:
                 on_failure(error)
-        time.sleep(random.uniform(0, longest_wait_s))  # all of it random: a thousand readers must not come back at once
+        time.sleep(random.uniform(0, longest_wait_s))  # the whole wait is random: a thousand readers must not return at once
         longest_wait_s = min(LONGEST_WAIT_S, 2 * longest_wait_s)

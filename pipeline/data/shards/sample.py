@@ -1,4 +1,4 @@
-"""What the members of a sample are: its image and its label."""
+"""Find the image and the label among a sample's members."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from pipeline.json_text import parse_json
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")
 LABEL_EXTENSIONS = ("cls", "json")
 MAX_LABEL = 2**31 - 1
-MAX_DIGITS = 10  # that a number can have and be below the limit for certain
+MAX_DIGITS = 10  # a number of fewer digits is certainly below the limit
 WHOLE_NUMBER = re.compile(rb"[-+]?[0-9]{1,18}")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PACK_AGAIN = (
     "WebDataset cuts names at their first dot, so keys must not hold one: `python -m data_tools make` packs them with others"
 )
-MAX_LABEL_BYTES = 1 << 20  # a longer member is no label
+MAX_LABEL_BYTES = 1 << 20  # a longer member is not a label
 
 
 def find_member(sample: TarSample, extensions: tuple[str, ...]) -> TarMember | None:
-    """The member with the first of these extensions that the sample has; `seg.jpg` is not `jpg`."""
+    """Return the member with the first of these extensions that the sample has; `seg.jpg` is not `jpg`."""
     by_extension = {member.extension: member for member in sample.members}
     return next((by_extension[extension] for extension in extensions if extension in by_extension), None)
 
 
 def parse_label(text: bytes, *, shard: str, key: str) -> int:
-    """A class number: a whole number in ASCII (7, 007), or JSON that is one or has one under `label` (7, 7.0, "7").
+    """Parse a class number: a whole number in ASCII (7, 007), or JSON that is one or has one under `label` (7, 7.0, "7").
 
     Raises:
-        DataError: anything else: a fraction, a name, nothing.
+        DataError: the text is anything else: a fraction, a name, nothing.
     """
     if text.isdigit() and len(text) < MAX_DIGITS:  # the common case
         return int(text)
@@ -52,13 +52,13 @@ def parse_label(text: bytes, *, shard: str, key: str) -> int:
 
 
 def read_label(sample: TarSample, read: Callable[[int, int], bytes], *, shard: str) -> int:
-    """The class of a sample.
+    """Return the class of a sample.
 
     Args:
-        read: bytes of the tar from a start, of a length.
+        read: returns bytes of the tar from a start, of a length.
 
     Raises:
-        DataError: no label, or one that is no class number.
+        DataError: the label is missing or is not a class number.
     """
     member = find_member(sample, LABEL_EXTENSIONS)
     if member is None:
@@ -69,7 +69,7 @@ def read_label(sample: TarSample, read: Callable[[int, int], bytes], *, shard: s
 
 
 def describe_missing(sample: TarSample, what: str, extensions: tuple[str, ...], *, shard: str) -> str:
-    """What a sample lacks, in words."""
+    """Return what a sample lacks, in words."""
     found = ", ".join(member.extension for member in sample.members)
     advice = f"; {PACK_AGAIN}" if any(cut_at_last_dot(member.extension)[1] in extensions for member in sample.members) else ""
     return f"{shard}: sample {sample.key!r} has no {what} (looked for {', '.join(extensions)}; it has {found}){advice}"
@@ -82,7 +82,7 @@ def cut_at_last_dot(extension: str) -> tuple[str, str]:
 
 
 def describe_joined(sample: TarSample, *, shard: str) -> str | None:
-    """Why a sample is several, whose keys hold dots; None if it is one."""
+    """Return why a sample whose keys hold dots is several; None if it is one."""
     extensions = [member.extension for member in sample.members]
     if any(extension in IMAGE_EXTENSIONS for extension in extensions):
         return None

@@ -1,4 +1,4 @@
-"""What the index keeps of one shard: read from its headers and labels, and cut into blocks."""
+"""Read what the index keeps of one shard from its headers and labels, and cut the shard into blocks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.errors import DataError
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One tar: its name in the folder, its size, and its blocks' byte ranges and sample counts."""
+    """Describes one tar: its name in the folder, its size, and its blocks' byte ranges and sample counts."""
 
     name: str
     num_bytes: int
@@ -27,9 +27,9 @@ class ShardEntry:
     block_samples: NDArray[np.uint16]  # without the skipped ones
     skipped_block: NDArray[np.int64]  # block in the shard, and slot in it, of each sample inside a block to leave out
     skipped_slot: NDArray[np.uint16]
-    num_skipped: int  # those between blocks too
-    block_content: NDArray[np.uint64]  # of each block, its samples' keys, members' sizes and labels: see `content`
-    images_of: Mapping[int, int]  # images by class, of samples with a usable label
+    num_skipped: int  # including those between blocks
+    block_content: NDArray[np.uint64]  # keys, members' sizes and labels of each block's samples: see `content`
+    images_of: Mapping[int, int]  # images by class, for samples with a usable label
     num_unlabelled: int  # samples without a usable label
 
 
@@ -48,7 +48,7 @@ def scan_shard(
     starts: list[int] = []  # of each block, like the three below
     ends: list[int] = []
     counts: list[int] = []
-    last_slots: list[int] = []  # of the last sample kept
+    last_slots: list[int] = []  # slot of each block's last kept sample
     contents: list[BlockContent] = []
     images_of: Counter[int] = Counter()
     num_unlabelled = 0
@@ -114,7 +114,7 @@ def scan_shard(
 
 
 def _usable_label(file: BinaryIO, sample: TarSample, *, name: str) -> int | None:
-    """A sample's class; None if it has none. `verify` says which those are, and a training refuses them."""
+    """Return a sample's class; None if it has none. `verify` lists such samples, and a training refuses them."""
 
     def read(start: int, length: int) -> bytes:
         file.seek(start)

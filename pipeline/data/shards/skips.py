@@ -1,6 +1,6 @@
-"""Skip lists: samples that the index leaves out, by shard and key, with the reason.
+"""Read and write skip lists: samples that the index leaves out, by shard and key, with the reason.
 
-A tab-separated file with the header line `shard key reason`; written by `verify` and `dedup`, or by hand.
+A skip list is a tab-separated file with the header line `shard key reason`, written by `verify` and `dedup`, or by hand.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COLUMNS = ("shard", "key", "reason")
 
 
 class Skip(NamedTuple):
-    """One sample to leave out."""
+    """Names one sample to leave out."""
 
     shard: str  # name of the tar in its folder
     key: str

@@ -1,4 +1,4 @@
-"""The samples of a WebDataset tar, by byte ranges: consecutive members of the same key are one sample."""
+"""List the samples of a WebDataset tar, by byte ranges: consecutive members of the same key are one sample."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import BinaryIO, Literal, NamedTuple, cast
 from pipeline.data.stand_ins import refuse_stand_in
 from pipeline.errors import DataError
 
-UNIT = tarfile.BLOCKSIZE  # bytes: headers have one, data is filled up to whole ones
+UNIT = tarfile.BLOCKSIZE  # bytes: a header takes one unit, data is padded to whole units
 BLANK = bytes(UNIT)
 GNU_MAGIC = b"ustar  \0"
 COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # gzip, bzip2, xz, zstd, lz4
-MAX_EMPTY_BYTES = 1 << 20  # of a tar without members, which is zeros; writers fill up to 10 KiB, seldom more
+MAX_EMPTY_BYTES = 1 << 20  # limit of a tar without members, which is zeros; writers pad up to 10 KiB, seldom more
 MAX_TAR_BYTES = 1 << 62  # a larger offset is damage
-MAX_SPARSE_BYTES = 1 << 28  # a member that is mostly a hole is not filled with zeros beyond
+MAX_SPARSE_BYTES = 1 << 28  # a sparse member larger than this is not filled with zeros
 # Devices, pipes and folders, GNU's volume label, folder of an incremental backup and list of long names, Solaris' attributes.
 TYPES_WITHOUT_DATA_OF_OURS = (
     tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, b"V", b"D", b"N", b"A", b"E",
 )  # fmt: skip
-MAX_HEADER_BYTES = 1 << 24  # of an extended header; names and sparse maps are shorter
-# What `tarfile` raises for damaged headers; some of these are not documented.
+MAX_HEADER_BYTES = 1 << 24  # limit of an extended header; names and sparse maps are shorter
+# `tarfile` raises these for damaged headers; some of them are not documented.
 TAR_ERRORS = (
     tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError, IndexError, KeyError, TypeError, AttributeError,
     struct.error,
@@ -34,28 +34,28 @@ LinkUse = Literal["follow", "mark"]
 
 
 class Piece(NamedTuple):
-    """Part of a sparse member that the tar holds; between the pieces there are zeros."""
+    """Locates a part of a sparse member that the tar holds. Between the pieces there are zeros."""
 
-    offset: int  # in the member
-    start: int  # in the tar
+    offset: int  # offset in the member
+    start: int  # offset in the tar
     length: int
 
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """One file of a sample: bytes [start, start + length) of the tar, or some pieces of it."""
+    """Locates one file of a sample: bytes [start, start + length) of the tar, or some pieces of it."""
 
     extension: str  # in lower case, after the first dot of the name
     start: int
     length: int
-    pieces: tuple[Piece, ...] | None = None  # of a sparse file
-    is_link: bool = False  # to an earlier member, whose bytes these are; of no bytes where links are not followed
+    pieces: tuple[Piece, ...] | None = None  # pieces of a sparse file
+    is_link: bool = False  # link to an earlier member, whose bytes these are; it has no bytes where links are not followed
 
     def read(self, read_range: Callable[[int, int], bytes], num_bytes: int | None = None) -> bytes:
-        """Its bytes, or the first of them.
+        """Return the member's bytes, or the first of them.
 
         Args:
-            read_range: bytes of the tar from a start, of a length; fewer at the tar's end.
+            read_range: returns bytes of the tar from a start, of a length; fewer at the tar's end.
 
         Raises:
             DataError: a sparse file too large for memory.
@@ -74,7 +74,9 @@ class TarMember:
 
 @dataclass(frozen=True, slots=True)
 class TarSample:
-    """Members of one key; with their headers they fill bytes [start, end) of the tar, but for links to earlier members."""
+    """Holds the members of one key. With their headers they fill bytes [start, end) of the tar, except links to earlier
+    members.
+    """
 
     key: str  # the path up to the first dot of its last part
     start: int
@@ -84,7 +86,7 @@ class TarSample:
 
 @dataclass(frozen=True, slots=True)
 class TarFile:
-    """A file of a tar, whatever its name is: bytes [start, start + length), or some pieces of it."""
+    """Locates a file of a tar, whatever its name is: bytes [start, start + length), or some pieces of it."""
 
     name: str
     start: int
@@ -94,26 +96,26 @@ class TarFile:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """Whatever has a header."""
+    """Describes anything that has a header."""
 
     name: str
     kind: Literal["file", "link", "other"]
     data_start: int
     length: int
-    end: int  # where the next header begins
+    end: int  # offset of the next header
     pieces: tuple[Piece, ...] | None = None
-    target: str = ""  # of a link: a name in the tar
+    target: str = ""  # target of a link: a name in the tar
 
 
 class Defect(NamedTuple):
-    """Why a sample cannot be trained on as it lies in its tar."""
+    """Says why a sample cannot be trained on as it lies in its tar."""
 
     kind: Literal["repeated_member", "linked_member"]
     reason: str
 
 
 def find_defect(sample: TarSample) -> Defect | None:
-    """What keeps a sample from being read by its byte range; None for nearly all."""
+    """Return what keeps a sample from being read by its byte range; None for nearly all."""
     seen: set[str] = set()
     for member in sample.members:
         if member.extension in seen:
@@ -134,7 +136,7 @@ def find_defect(sample: TarSample) -> Defect | None:
 
 
 def refuse_sparse(found: TarSample | TarFile, tar: str) -> None:
-    """For readers of byte ranges alone.
+    """Refuse sparse members, for readers of byte ranges alone.
 
     Raises:
         DataError: a member lies in the tar in pieces.
@@ -150,9 +152,10 @@ def refuse_sparse(found: TarSample | TarFile, tar: str) -> None:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Key and extension of a member as WebDataset sees them, cut at the first dot of the last part; an empty key for none.
+    """Return key and extension of a member as WebDataset sees them, cut at the first dot of the last part; an empty key for
+    none.
 
-    Hidden files (`._000017.jpg`, left by a Mac) are none; webdataset makes one sample a folder of them.
+    Hidden files (`._000017.jpg`, left by a Mac) have none; webdataset makes one sample a folder of them.
     """
     folder, slash, last = name.rpartition("/")
     stem, dot, extension = last.partition(".")
@@ -162,12 +165,12 @@ def split_name(name: str) -> tuple[str, str]:
 def scan_samples(file: BinaryIO, *, name: str, links: LinkUse = "follow") -> Iterator[TarSample]:
     """Read a tar's headers, from its current offset.
 
-    Folders and names without a dot are no samples; PAX and GNU headers travel with their member. A link is read as the
-    earlier member that it leads to. A tar without its end blocks is read to its last member.
+    Folders and names without a dot are not samples. PAX and GNU headers travel with their member. A link is read as the earlier
+    member that it leads to. A tar without its end blocks is read to its last member.
 
     Args:
-        name: of the tar, for messages.
-        links: "mark" leaves them without bytes; part of a tar does not hold what they lead to.
+        name: name of the tar, for messages.
+        links: "mark" leaves them without bytes; part of a tar does not hold their targets.
 
     Raises:
         DataError: of no bytes, compressed, cut short inside a member, damaged, several tars joined, part of an archive of
@@ -197,7 +200,7 @@ def scan_samples(file: BinaryIO, *, name: str, links: LinkUse = "follow") -> Ite
 
 
 def scan_files(file: BinaryIO, *, name: str) -> Iterator[TarFile]:
-    """Every file of a tar, those too that are part of no sample; a link is the earlier file that it leads to.
+    """Yield every file of a tar, also those that are part of no sample. A link is the earlier file that it leads to.
 
     Raises:
         DataError: like `scan_samples`.
@@ -211,7 +214,7 @@ def scan_files(file: BinaryIO, *, name: str) -> Iterator[TarFile]:
 
 
 class _Links:
-    """Finds what links lead to. Names are kept from the first link on: a tar of a million files rarely has one."""
+    """Finds the targets of links. Names are kept from the first link on: a tar of a million files rarely has one."""
 
     def __init__(self, file: BinaryIO, name: str, begin: int) -> None:
         self._file, self._name, self._begin = file, name, begin
@@ -242,13 +245,13 @@ class _Links:
 
 
 def is_empty_tar(file: BinaryIO) -> bool:
-    """Whether a tar holds no member at all, as writers leave it that were closed before their first sample."""
+    """Return whether a tar holds no member at all, as writers leave it that were closed before their first sample."""
     file.seek(0)
     return file.read(UNIT) == BLANK
 
 
 def _entries(file: BinaryIO, name: str) -> Iterator[tuple[int, _Entry]]:
-    """Where each header begins, extended ones included, and what it says."""
+    """Yield where each header begins, extended ones included, and what it says."""
     at = file.tell()
     while True:
         header = file.read(UNIT)
@@ -266,7 +269,7 @@ def _entries(file: BinaryIO, name: str) -> Iterator[tuple[int, _Entry]]:
             raise _unusable(name, f"member {entry.name!r} at byte {at} has a size of {entry.length} bytes")
         yield at, entry
         if entry.end > at + UNIT:
-            file.seek(entry.end - 1)  # a byte that is there tells a whole member from one that is cut short
+            file.seek(entry.end - 1)  # a byte that exists distinguishes a whole member from a truncated one
             if not file.read(1):
                 raise _unusable(name, f"cut short: member {entry.name!r} needs {entry.end} bytes")
         at = entry.end
@@ -274,7 +277,9 @@ def _entries(file: BinaryIO, name: str) -> Iterator[tuple[int, _Entry]]:
 
 
 def _read_plain(header: bytes, at: int) -> _Entry | None:
-    """An ordinary file's header, which nearly all are; None for any other, or a damaged one. Seven times as fast as tarfile."""
+    """Read an ordinary file's header, which nearly all are; None for any other, or a damaged one. It is seven times as fast as
+    tarfile.
+    """
     if header[156:157] not in (b"0", b"\0") or header[257:262] != b"ustar" or header[135] not in (0, 0x20):
         return None
     try:
@@ -286,7 +291,7 @@ def _read_plain(header: bytes, at: int) -> _Entry | None:
     path = header[:100].partition(b"\0")[0]
     prefix = header[345:500].partition(b"\0")[0] if header[262:263] == b"\0" else b""  # GNU keeps other things there
     whole = (prefix + b"/" + path if prefix else path).decode("utf-8", "surrogateescape")
-    if whole.endswith("/"):  # how very old tars mark a folder
+    if whole.endswith("/"):  # very old tars mark a folder like this
         return None
     return _Entry(whole, "file", at + UNIT, length, at + UNIT + _filled(length))
 
@@ -296,7 +301,7 @@ def _filled(length: int) -> int:
 
 
 def _read_pax(file: BinaryIO, header: bytes, at: int) -> _Entry | None:
-    """An ordinary file behind a PAX header, as Python's writers add for fractions of a second; None for anything else."""
+    """Read an ordinary file behind a PAX header, as Python's writers add for fractions of a second; None for anything else."""
     if header[156:157] != b"x" or header[257:262] != b"ustar" or not header[124:135].isdigit() or header[135] not in (0, 0x20):
         return None
     length = int(header[124:135], 8)
@@ -316,11 +321,11 @@ def _read_pax(file: BinaryIO, header: bytes, at: int) -> _Entry | None:
 
 
 def _read_any(file: BinaryIO, at: int, name: str) -> _Entry:
-    """A member whatever its kind: long names in PAX or GNU headers, folders, links, large and sparse files."""
+    """Read a member of any kind: long names in PAX or GNU headers, folders, links, large and sparse files."""
     file.seek(at)
     header = file.read(UNIT)
     file.seek(at)
-    for_all: dict[str, str] = {}  # of a global PAX header
+    for_all: dict[str, str] = {}  # values of a global PAX header
     try:
         with tarfile.open(fileobj=cast("BinaryIO", _HeaderReader(file)), mode="r:", pax_headers=for_all) as tar:
             info = tar.next()
@@ -337,7 +342,7 @@ def _read_any(file: BinaryIO, at: int, name: str) -> _Entry:
 
 
 class _HeaderReader:
-    """A tar as `tarfile` may read it: headers claim any size, and it asks for as many bytes at once."""
+    """Reads a tar safely for `tarfile`: headers claim any size, and `tarfile` requests that many bytes at once."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.seek, self.tell = file, file.seek, file.tell
@@ -367,7 +372,7 @@ def _describe(file: BinaryIO, info: tarfile.TarInfo, end: int, name: str) -> _En
         return _Entry(info.name, "file", info.offset_data, info.size, info.offset_data + _filled(info.size))
     start, filled, pieces = info.offset_data, 0, list[Piece]()
     for offset, length in cast("list[tuple[int, int]]", info.sparse):
-        if length == 0:  # of no use, and old formats fill their maps up with such
+        if length == 0:  # useless, and old formats fill their maps up with such
             continue
         if length < 0 or not filled <= offset <= info.size - length:
             raise _unusable(name, f"the map of sparse member {info.name!r} is damaged")
@@ -379,7 +384,7 @@ def _describe(file: BinaryIO, info: tarfile.TarInfo, end: int, name: str) -> _En
 
 
 def _has_data(file: BinaryIO, info: tarfile.TarInfo) -> bool:
-    """Whether the bytes of a hard link's file follow it. Some writers repeat them, others only tell their size."""
+    """Return whether the bytes of a hard link's file follow it. Some writers repeat them, others only give their size."""
     if info.issym() or info.size == 0:
         return False
     file.seek(info.offset_data)
@@ -394,7 +399,7 @@ def _has_data(file: BinaryIO, info: tarfile.TarInfo) -> bool:
 
 
 def _check_end(file: BinaryIO, name: str, at: int) -> None:
-    """Behind the end of a tar there is nothing but filling."""
+    """Check that only padding follows the end of a tar."""
     num_bytes = UNIT
     while part := file.read(1 << 20):
         num_bytes += len(part)

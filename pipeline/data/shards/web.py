@@ -1,7 +1,7 @@
-"""Shards behind a plain web server: whether it serves ranges of bytes, and how large and how old a file is.
+"""Check a plain web server with shards: whether it serves ranges of bytes, and how large and how old a file is.
 
-One byte is asked for. The answer tells all of it, through redirects and also where a server refuses HEAD, compresses what it
-sends or sends it in chunks.
+One byte is requested. The answer contains all of it, through redirects and also where a server refuses HEAD, compresses its
+answers or sends them in chunks.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from fsspec.config import conf
 from pipeline.errors import DataError
 
 CONNECT_S = 15.0
-SILENT_S = 60.0  # without a byte of the answer
-LOOK_S = 90.0  # for one byte, with redirects
+SILENT_S = 60.0  # limit without a byte of the answer
+LOOK_S = 90.0  # limit for one byte, with redirects
 TOTAL = re.compile(r"bytes (?:\*|0-0)/(\d+)")
 NEEDS = "serve the shards with a server that knows byte ranges (nginx, Apache and `rclone serve http` do), or download them"
 CLOSED_TAGS = ("table", "pre", "ul")  # elements that HTML does not let end by themselves, unlike body and html
@@ -25,19 +25,19 @@ CLOSED_TAGS = ("table", "pre", "ul")  # elements that HTML does not let end by t
 
 @dataclass(frozen=True)
 class WebFile:
-    """What a server says of a file."""
+    """Describes a file as a server reports it."""
 
     num_bytes: int
-    version: str  # changes with the content, as far as the server tells
+    version: str  # changes with the content, as far as the server reports it
 
 
 def is_web(path: str) -> bool:
-    """Whether a path is the URL of a web server."""
+    """Return whether a path is the URL of a web server."""
     return path.startswith(("http://", "https://"))
 
 
 def client_options(protocol: str) -> dict[str, Any]:
-    """How fsspec is to ask web servers: for files as they are, and without waiting for ever.
+    """Return how fsspec is to request files of web servers: unchanged, and without waiting for ever.
 
     Raises:
         ImportError: aiohttp is not installed.
@@ -51,11 +51,11 @@ def client_options(protocol: str) -> dict[str, Any]:
 
 
 def look_at(filesystem: Any, url: str) -> WebFile:
-    """Size and version of a file.
+    """Return size and version of a file.
 
     Raises:
         FileNotFoundError: no such file.
-        DataError: a server whose files cannot be read in parts.
+        DataError: the server's files cannot be read in parts.
         Exception: whatever aiohttp raises.
     """
     seen: Any = sync(filesystem.loop, _look_at, filesystem, url, timeout=LOOK_S)
@@ -74,7 +74,7 @@ async def _look_at(filesystem: Any, url: str) -> WebFile:
             answer.raise_for_status()
     version = "|".join(headers.get(name, "") for name in ("ETag", "Last-Modified", "Content-MD5"))
     if is_empty:
-        return WebFile(0, version)  # no byte to be had
+        return WebFile(0, version)  # it has no byte
     if status == 200 and headers.get("Content-Type", "").startswith("text/html"):
         raise DataError(f"{url}: the server answers with a web page instead of the file (a page to log in, perhaps)")
     if status != 206 or total is None:
@@ -85,7 +85,7 @@ async def _look_at(filesystem: Any, url: str) -> WebFile:
 
 
 def check_listing(filesystem: Any, url: str) -> None:
-    """Refuse a listing that ends in the middle: a server that closes the connection too soon need not look like one that fails.
+    """Refuse a truncated listing: a server that closes the connection too soon need not look like one that fails.
 
     Raises:
         DataError: some element of the page has no end.
@@ -98,7 +98,7 @@ def check_listing(filesystem: Any, url: str) -> None:
 
 
 async def _read_page(filesystem: Any, url: str) -> str:
-    """A page's text; empty for what is no page."""
+    """Return a page's text; empty for what is not a page."""
     session = await filesystem.set_session()
     text = ""
     async with session.get(filesystem.encode_url(url)) as answer:
