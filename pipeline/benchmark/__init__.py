@@ -1,1 +1,1 @@
-"""Benchmarks that print a table: side by side in one run, on the same images and cores."""
+"""Benchmarks print a table: they compare side by side in one run, on the same images and cores."""

@@ -1,9 +1,9 @@
-"""What `benchmark loader` compares: each contender an endless iterator of batches, in a process of its own.
+"""Run what `benchmark loader` compares: each contender is an endless iterator of batches, in a process of its own.
 
     python -m pipeline.benchmark.contenders NAME SETTINGS
 
-reads numbers of batches from standard input, a line each, and answers with a line of JSON: what that many cost.
-Libraries that are not installed answer with a word. Peers are put together the way their own training scripts do it.
+It reads numbers of batches from standard input, a line each, and answers with a line of JSON: what that many cost. Libraries
+that are not installed answer with a word. Peers are put together as their own training scripts do it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PREFETCH = 2
 
 @dataclass(frozen=True)
 class Settings:
-    """The same for all contenders."""
+    """Holds the settings that are the same for all contenders."""
 
     folder: str
     converted: str  # folder for copies in the peers' own formats
@@ -54,7 +54,7 @@ class Settings:
 
 
 def make_transform(settings: Settings, decoder: str) -> TrainTransform:
-    """Inception crop of 5 to 100 % with antialiased resize, which is also what Pillow does."""
+    """Make the Inception crop of 5 to 100 % with antialiased resize, which is also what Pillow does."""
     return TrainTransform(
         image_size=settings.image_size,
         min_area=0.05,
@@ -68,7 +68,9 @@ def make_transform(settings: Settings, decoder: str) -> TrainTransform:
 
 
 class PillowTransform:
-    """The usual: Pillow decodes the whole image and resizes the crop, then fp32 and normalised. Same crop law as ours."""
+    """Applies the usual transform: Pillow decodes the whole image and resizes the crop, then fp32 and normalised. The crop law
+    is ours.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -90,7 +92,7 @@ class PillowTransform:
 
 
 class OurTransform:
-    """Bytes to uint8 pixels with our decoder, for a peer's loader."""
+    """Turns bytes into uint8 pixels with our decoder, for a peer's loader."""
 
     def __init__(self, settings: Settings, decoder: str) -> None:
         self.transform = make_transform(settings, decoder)
@@ -105,14 +107,14 @@ class OurTransform:
 
 
 def encoded_images(settings: Settings) -> list[bytes]:
-    """All images of the folder, in memory."""
+    """Return all images of the folder, in memory."""
     index = load_index(settings.folder)
     reader = BlockReader(index, capacity=1)
     return [sample.image for block in range(index.num_blocks) for sample in reader.read(block)]
 
 
 def alone(work: Callable[[bytes], Any]) -> Callable[[Settings], Iterator[Any]]:
-    """One process, images in memory, nothing but `work`: what a loader adds to is measured against this."""
+    """Run `work` alone, in one process with images in memory: the baseline for a loader's overhead."""
 
     def batches(settings: Settings) -> Iterator[Any]:
         images = chain.from_iterable(repeat(encoded_images(settings)))
@@ -136,7 +138,7 @@ def pillow_alone(settings: Settings) -> Iterator[Any]:
 
 
 def ours(decoder: str) -> Callable[[Settings], Iterator[Any]]:
-    """This project's loader."""
+    """Run this project's loader."""
 
     def batches(settings: Settings) -> Iterator[Any]:
         mixture = Mixture((Corpus(load_index(settings.folder)),))
@@ -154,7 +156,7 @@ def ours(decoder: str) -> Callable[[Settings], Iterator[Any]]:
 
 
 def open_clip_style(settings: Settings) -> Iterator[Any]:
-    """webdataset as open_clip's training script assembles it: resampled shards, a shuffle buffer, pilrgb, batched."""
+    """Run webdataset as open_clip's training script assembles it: resampled shards, a shuffle buffer, pilrgb, batched."""
     wds: Any = importlib.import_module("webdataset")
 
     dataset = wds.DataPipeline(
@@ -179,7 +181,7 @@ def open_clip_style(settings: Settings) -> Iterator[Any]:
 
 
 def webdataset_with_ours(settings: Settings) -> Iterator[Any]:
-    """The same pipeline, given our transform."""
+    """Run the same pipeline with our transform."""
     wds: Any = importlib.import_module("webdataset")
 
     dataset = wds.DataPipeline(
@@ -203,7 +205,7 @@ def webdataset_with_ours(settings: Settings) -> Iterator[Any]:
 
 
 def timm_reader(settings: Settings) -> Iterator[Any]:
-    """timm's WebDataset reader in its own dataset class, in torch's loader."""
+    """Run timm's WebDataset reader in its own dataset class, in torch's loader."""
     declare_torchvision_operators()
     timm_datasets: Any = importlib.import_module("timm.data.dataset")
 
@@ -233,7 +235,7 @@ def timm_reader(settings: Settings) -> Iterator[Any]:
 
 
 class _Record(torch.nn.Module):
-    """A peer's record, bytes and a class, to pixels."""
+    """Turns a peer's record, bytes and a class, into pixels."""
 
     def __init__(self, settings: Settings, *, pillow: bool) -> None:
         super().__init__()
@@ -245,7 +247,7 @@ class _Record(torch.nn.Module):
 
 
 def litdata_reader(*, pillow: bool) -> Callable[[Settings], Iterator[Any]]:
-    """litdata's optimised chunks of the encoded images."""
+    """Run litdata's optimised chunks of the encoded images."""
 
     def batches(settings: Settings) -> Iterator[Any]:
         litdata: Any = importlib.import_module("litdata")
@@ -273,7 +275,7 @@ def litdata_reader(*, pillow: bool) -> Callable[[Settings], Iterator[Any]]:
 
 
 def mosaicml_reader(*, pillow: bool) -> Callable[[Settings], Iterator[Any]]:
-    """mosaicml-streaming's MDS shards of the encoded images."""
+    """Run mosaicml-streaming's MDS shards of the encoded images."""
 
     def batches(settings: Settings) -> Iterator[Any]:
         declare_torchvision_operators()
@@ -309,13 +311,13 @@ def mosaicml_reader(*, pillow: bool) -> Callable[[Settings], Iterator[Any]]:
 
 
 def endless(loader: Any) -> Iterator[Any]:
-    """Epoch after epoch."""
+    """Yield epoch after epoch."""
     while True:
         yield from loader
 
 
 def declare_torchvision_operators() -> None:
-    """Let torchvision be imported next to a CPU build of torch, which lacks its binary operators; none is used here."""
+    """Let torchvision be imported with a CPU build of torch, which lacks its binary operators; none is used here."""
     if torch.version.cuda is None:
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -343,7 +345,7 @@ ALONE = tuple(list(CONTENDERS)[:5])
 
 
 def cpu_seconds() -> float:
-    """Of this process and all below it, those that have ended too."""
+    """Return the CPU seconds of this process and all below it, also of those that have ended."""
     total = 0.0
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -353,7 +355,7 @@ def cpu_seconds() -> float:
 
 
 def worker_mib() -> float:
-    """Largest private memory of a worker process, MiB; of this one if it has none."""
+    """Return the largest private memory of a worker process, MiB; of this one if it has none."""
     processes = psutil.Process().children(recursive=True) or [psutil.Process()]
     return max(process.memory_full_info().uss for process in processes) / 2**20
 

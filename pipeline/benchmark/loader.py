@@ -1,4 +1,4 @@
-"""`benchmark loader`: this project's loader compared with its peers', in interleaved rounds on the same images and cores."""
+"""Compare this project's loader with its peers' (`benchmark loader`), in interleaved rounds on the same images and cores."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WORK_OF = {
 
 @dataclass(frozen=True)
 class Cost:
-    """One contender's rounds: medians."""
+    """Holds the medians of one contender's rounds."""
 
     images_per_s: float
     cpu_ms_per_image: float
@@ -52,7 +52,7 @@ class Cost:
 
 
 class _Process:
-    """A process of a contender, asked by lines of text."""
+    """Runs a contender's process, which answers lines of text."""
 
     def __init__(self, name: str, settings: Settings) -> None:
         # Peers live in folders of their own: `make peers`, `.reference` of the tests.
@@ -73,7 +73,7 @@ class _Process:
         self._process.stdin.flush()
 
     def answer(self) -> dict[str, Any] | None:
-        """None if it has ended."""
+        """Return the process's answer; None if it has ended."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith("{"):
@@ -91,7 +91,7 @@ class _Process:
 
 
 class _Contender:
-    """A contender: its processes and what they took. Work alone runs in as many processes as a loader has workers."""
+    """Holds a contender: its processes and what they took. Work alone runs in as many processes as a loader has workers."""
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
@@ -129,12 +129,12 @@ class _Contender:
             process.close()
 
     def result(self) -> Cost | str:
-        """Its cost, or why there is none."""
+        """Return the contender's cost, or why there is none."""
         return cost_of(self.rounds) if self.problem is None and self.rounds else f"not run: {self.problem}"
 
 
 def cost_of(rounds: list[dict[str, float]]) -> Cost:
-    """Medians over rounds: an interruption of one counts for nothing."""
+    """Return medians over rounds: one interrupted round does not count."""
     return Cost(
         images_per_s=statistics.median(r["images"] / r["wall_s"] for r in rounds),
         cpu_ms_per_image=statistics.median(1e3 * r["cpu_s"] / r["images"] for r in rounds),
@@ -182,7 +182,7 @@ def compare_loaders(
 
 
 def make_table(results: Mapping[str, Cost | str]) -> str:
-    """A row for each contender: its cost, or why there is none."""
+    """Return a row for each contender: its cost, or why there is none."""
     costs = {name: result for name, result in results.items() if isinstance(result, Cost)}
     lines = [
         "| | images/s | images/s a core | CPU ms an image | of Pillow's decode | overhead over decode + crop | MiB a worker |",
@@ -206,7 +206,7 @@ def make_table(results: Mapping[str, Cost | str]) -> str:
 
 
 def resume_line(settings: Settings, position: int) -> str:
-    """How long our loader takes from nothing to the batch at a position."""
+    """Return how long our loader takes from its start to the batch at a position."""
     mixture = Mixture((Corpus(load_index(settings.folder)),))
     begin = time.perf_counter()
     stream = TrainStream(

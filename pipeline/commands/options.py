@@ -1,4 +1,4 @@
-"""Arguments that several commands have."""
+"""Define arguments that several commands have."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EXAMPLE = "trainer.max_steps=100 optimizer.learning_rate=3e-4"
 def add_config(
     command: argparse.ArgumentParser, name: str = "config", help: str = "YAML file; configs/ holds the recipes"
 ) -> None:
-    """A configuration, and settings that replace its own."""
+    """Add a configuration, and settings that replace its own."""
     command.add_argument(name, help=help)
     command.add_argument(
         "overrides",

@@ -1,4 +1,4 @@
-"""What a run will need and cost, on paper."""
+"""Compute what a run will need and cost, on paper."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _number(text: str) -> float:
 
 
 def _whole_number(text: str) -> int:
-    """An int that may be written 14.2e6 or 14_197_122."""
+    """Parse an int that may be written 14.2e6 or 14_197_122."""
     value = _number(text)
     if value != int(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
@@ -61,7 +61,7 @@ _number.__name__, _whole_number.__name__ = "number", "whole number"  # argparse 
 
 
 def _add_cluster(command: argparse.ArgumentParser) -> None:
-    """Options that `read_cluster` reads, and those of the corpus and the output."""
+    """Add the options that `read_cluster` reads, and those of the corpus and the output."""
     command.add_argument("--nodes", type=_whole_number, required=True, metavar="N", help="machines")
     command.add_argument(
         "--gpu",
@@ -97,7 +97,7 @@ def _add_cluster(command: argparse.ArgumentParser) -> None:
 
 
 def _read_cluster(arguments: argparse.Namespace) -> Cluster:
-    """The cluster that the options describe."""
+    """Return the cluster that the options describe."""
     from pipeline.plan.failures import LLAMA_3_NODE_MTBF_HOURS
     from pipeline.plan.forecast import Cluster
 

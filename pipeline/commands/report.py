@@ -1,4 +1,4 @@
-"""A run's results as a table and a picture."""
+"""Show a run's results as a table and a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run sees at a step."""
+"""Show what a run sees at a step."""
 
 from __future__ import annotations
 

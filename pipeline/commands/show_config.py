@@ -1,4 +1,4 @@
-"""The configuration as a run resolves it."""
+"""Show the configuration as a run resolves it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs are doing."""
+"""Show what runs are doing."""
 
 from __future__ import annotations
 

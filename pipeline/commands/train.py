@@ -1,4 +1,4 @@
-"""`train`: the command line of a training with one rank, with ranks on this machine, or as one rank of many."""
+"""Parse the command line of `train`: a training with one rank, with ranks on this machine, or as one rank of many."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> int:
 
 @dataclass(frozen=True)
 class Voice:
-    """What is said of a launch, by one of its processes."""
+    """Prints a launch's messages, in one of its processes."""
 
     speaks: bool
     start: float
@@ -65,7 +65,7 @@ class Voice:
 
 
 def run_training(config_path: str, overrides: Sequence[str], stop: StopRequest) -> int:
-    """Train, or launch what trains. Returns the exit code.
+    """Train, or launch what trains. Return the exit code.
 
     Raises:
         PipelineError: what is wrong, in words.
@@ -88,18 +88,18 @@ def run_training(config_path: str, overrides: Sequence[str], stop: StopRequest) 
     if ranks.launcher == "local":
         die_with_parent(signal.SIGKILL)
     elif ranks.launcher == "torchrun":
-        die_with_parent(signal.SIGTERM)  # it may have died of a signal that its ranks are to heed
+        die_with_parent(signal.SIGTERM)  # it may have died of a signal that its ranks have to handle
     num_ranks = _check_hardware(config, ranks, voice)
-    if ranks.launcher != "local":  # whose launcher has opened them
+    if ranks.launcher != "local":  # a local launcher has opened them
         from pipeline.evaluation.datasets import examine_dataset
 
-        for dataset in config.evaluation.datasets:  # the evaluator would be the first to find what is wrong, hours later
+        for dataset in config.evaluation.datasets:  # else the evaluator finds what is wrong first, hours later
             for note in examine_dataset(dataset, config.evaluation):
                 voice.say(note)
     if ranks.launcher == "none":
         from pipeline.config.resolve import resolve_run
 
-        resolve_run(config, world_size=num_ranks).mixture.check_shards()  # what is wrong fails here, before any rank starts
+        resolve_run(config, world_size=num_ranks).mixture.check_shards()  # errors are raised here, before any rank starts
         if num_ranks > 1:
             let_stop_wait()
             return _launch(config_path, overrides, num_ranks=num_ranks, stop=stop, voice=voice)
@@ -116,8 +116,8 @@ def _launch(config_path: str, overrides: Sequence[str], *, num_ranks: int, stop:
 
 
 def _check_hardware(config: RunConfig, ranks: Ranks, voice: Voice) -> int:
-    """Compare what was given with what will be used; the number of ranks on this machine."""
-    if ranks.launcher == "local":  # whose launcher has compared
+    """Compare what was given with what will be used. Return the number of ranks on this machine."""
+    if ranks.launcher == "local":  # the local launcher has compared
         return ranks.local_size
     from pipeline.launch.allotment import Torch, check_enough, check_hidden, check_nodes, check_ranks, check_visible, remarks
 
@@ -168,7 +168,7 @@ def _train_as_rank(
 
 
 def _fit(resolved: ResolvedRun, world: World, stop: StopRequest, *, voice: Voice) -> bool:
-    """Train from the state of the run folder; whether a signal ended it early."""
+    """Train from the state of the run folder. Return whether a signal ended it early."""
     from pipeline.build.resume import agree_on_start
     from pipeline.build.training import make_training
     from pipeline.distributed.world import any_rank, device_of
@@ -204,7 +204,7 @@ def _fit(resolved: ResolvedRun, world: World, stop: StopRequest, *, voice: Voice
 
 
 def _close(resolved: ResolvedRun, start: ResumePoint, voice: Voice) -> None:
-    """Where everything is, and what to type next."""
+    """Say where everything is, and what to type next."""
     from pipeline.run.checkpoint import RunFolder
 
     config, folder = resolved.config, RunFolder(resolved.config.run_dir)
@@ -221,7 +221,7 @@ def _close(resolved: ResolvedRun, start: ResumePoint, voice: Voice) -> None:
 
 
 def _python() -> str:
-    """What to type for this Python from here."""
+    """Return what to type for this Python from here."""
     found = shutil.which("python")
     if found is not None and os.path.abspath(found) == sys.executable:
         return "python"

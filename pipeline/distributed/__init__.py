@@ -1,1 +1,1 @@
-"""Ranks, and the devices that they compute on."""
+"""Join ranks, and choose the devices that they compute on."""

@@ -1,4 +1,4 @@
-"""What a device could compute at best, the denominator of MFU; and what it holds."""
+"""Look up what a device could compute at best, the denominator of MFU, and its memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from pipeline.distributed.precision import measure_matmul_flops
 from pipeline.errors import ConfigError
 
-# Dense bf16 tensor-core rates in TFLOP/s from the vendors' data sheets, by words of the device's name.
+# dense bf16 tensor-core rates in TFLOP/s from the vendors' data sheets, by words of the device's name
 DATA_SHEET_BF16_TFLOPS = {
     "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "GH200": 989.0,
     "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10": 125.0, "RTX 4090": 165.0,
@@ -16,7 +16,7 @@ DATA_SHEET_BF16_TFLOPS = {
 # Names of slower devices hold one of these: "A100-SXM4-40GB MIG 3g.20gb", "RTX 4090 D", "RTX 4090 Laptop GPU".
 OTHER_WORDS = frozenset({"MIG", "D", "Laptop"})
 
-# Memory from the same data sheets. They say GB and mean GiB, nearly: an "80 GB" H100 has 79.1 GiB, a "141 GB" H200 139.8.
+# Memory is from the same data sheets. They say GB and nearly mean GiB: an "80 GB" H100 has 79.1 GiB, a "141 GB" H200 139.8.
 DATA_SHEET_MEMORY_GIB = {
     "B200": 180, "H200": 141, "H100 PCIe": 80, "H100 NVL": 94, "H100": 80, "GH200": 96, "A100": 80, "L40S": 48, "L4": 24,
     "A10": 24, "RTX 4090": 24,
@@ -24,10 +24,10 @@ DATA_SHEET_MEMORY_GIB = {
 
 
 def find_gpu(name: str) -> str:
-    """The data sheets' name of a GPU, written in any case and with spaces, dashes or underscores.
+    """Return the data sheets' name of a GPU, written in any case and with spaces, dashes or underscores.
 
     Raises:
-        ConfigError: not one of them.
+        ConfigError: no such GPU is known.
     """
     plain = {known.casefold().replace(" ", ""): known for known in DATA_SHEET_BF16_TFLOPS}
     wanted = name.casefold().translate(str.maketrans("", "", " -_"))
@@ -40,9 +40,11 @@ def find_gpu(name: str) -> str:
 
 
 def peak_flops(device: torch.device, *, dtype: torch.dtype) -> float | None:
-    """Operations per second of one device: the data sheet's bf16 rate, or a short measurement of a GPU that is not listed.
+    """Return one device's operations per second: the data sheet's bf16 rate, or a short measurement of a GPU that is not
+    listed.
 
-    None on a CPU: what a rank can compute depends on what else runs there at the moment, so a ratio to it says nothing.
+    The result is None on a CPU: what a rank can compute depends on what else runs there at the moment, so a ratio to it says
+    nothing.
     """
     if device.type != "cuda":
         return None
@@ -51,14 +53,14 @@ def peak_flops(device: torch.device, *, dtype: torch.dtype) -> float | None:
 
 
 def listed_flops(device_name: str) -> float | None:
-    """The data sheet's bf16 rate of a device, by the name that its driver gives; None where none is known.
+    """Return the data sheet's bf16 rate of a device, by the name that its driver gives; None where none is known.
 
-    Whole words: an L40 is no L4, an A10G no A10, and a part of an A100 is none.
+    Whole words are compared: an L40 is not an L4, an A10G not an A10, and a part of an A100 is none.
     """
     words = device_name.replace("-", " ").split()
     if not OTHER_WORDS.isdisjoint(words):
         return None
-    # The longest match first: "H100 PCIe" before "H100".
+    # The longest match comes first: "H100 PCIe" before "H100".
     for name in sorted(DATA_SHEET_BF16_TFLOPS, key=len, reverse=True):
         if f" {name} " in f" {' '.join(words)} ":
             return DATA_SHEET_BF16_TFLOPS[name] * 1e12

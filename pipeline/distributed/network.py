@@ -1,4 +1,4 @@
-"""Checks the address at which the ranks meet, before a backend fails with an error of its own or waits."""
+"""Check the address at which the ranks meet, before a backend fails with an error of its own or waits."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ VARIABLES = {"gloo": "GLOO_SOCKET_IFNAME", "nccl": "NCCL_SOCKET_IFNAME"}
 def check_interfaces(
     backend: Literal["gloo", "nccl"], environment: Mapping[str, str] | None = None, found: Sequence[str] | None = None
 ) -> None:
-    """Compare what the environment names with what is there.
+    """Compare the interfaces that the environment names with those that exist.
 
     Args:
         found: names of this machine's interfaces.
 
     Raises:
-        ConfigError: an interface is not there, or none is left.
+        ConfigError: an interface does not exist, or none is left.
     """
     variable = VARIABLES[backend]
     value = (os.environ if environment is None else environment).get(variable, "")
@@ -48,12 +48,12 @@ def check_interfaces(
 
 
 def check_master(host: str, port: int, *, patience_s: float = RESOLVE_PATIENCE_S) -> None:
-    """Whether the name of rank 0's machine is known here.
+    """Check that the name of rank 0's machine is known here.
 
     torch would ask again until the collective timeout, with a warning each time.
 
     Raises:
-        ConfigError: it is not, for as long as `patience_s`.
+        ConfigError: it is not known for `patience_s`.
     """
     end = time.monotonic() + patience_s
     while True:
@@ -73,21 +73,21 @@ def check_master(host: str, port: int, *, patience_s: float = RESOLVE_PATIENCE_S
 def choose_interface(
     *, own: str, towards_master: str, addresses: Mapping[str, Sequence[str]], environment: Mapping[str, str] | None = None
 ) -> str | None:
-    """The interface for gloo where its own choice, the address of this machine's name, is one that no other machine reaches.
+    """Return gloo's interface where its own choice, the address of this machine's name, is one that no other machine reaches.
 
     Debian and Ubuntu give a machine without a fixed address the name 127.0.1.1. (127.0.0.1 may also mean that all ranks
     are here.)
 
     Args:
-        own: address of this machine's name.
+        own: the address of this machine's name.
         towards_master: the address from which this machine speaks to rank 0's.
-        addresses: of each interface.
+        addresses: addresses of each interface.
 
     Returns:
-        None where gloo's choice will do, or people have made theirs.
+        The interface; None where gloo's choice works, or the user has chosen.
 
     Raises:
-        ConfigError: there are several.
+        ConfigError: there are several such interfaces.
     """
     variable = VARIABLES["gloo"]
     if (os.environ if environment is None else environment).get(variable) or not own.startswith("127.") or own == "127.0.0.1":
@@ -106,7 +106,7 @@ def choose_interface(
 
 
 def choose_interface_here(host: str, port: int) -> str | None:
-    """As above, of this machine and the machine of rank 0."""
+    """Choose the interface for this machine and the machine of rank 0."""
     import psutil
 
     try:
@@ -115,7 +115,7 @@ def choose_interface_here(host: str, port: int) -> str | None:
             probe.connect((host, port))  # sends nothing
             towards = str(probe.getsockname()[0])
     except OSError:
-        return None  # no IPv4, or a name without an address: gloo says what it thinks of that
+        return None  # no IPv4, or a name without an address: gloo reports it
     found = {
         name: [entry.address for entry in entries if entry.family == socket.AF_INET]
         for name, entries in psutil.net_if_addrs().items()

@@ -1,4 +1,4 @@
-"""The number format of a run's matrix products: bf16 where the device computes it fast, else fp32."""
+"""Choose the number format of a run's matrix products: bf16 where the device computes it fast, else fp32."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _PRODUCT_SIZE = {"cpu": 256, "cuda": 4096}  # below 0.1 s a product where bf16 i
 
 @dataclass(frozen=True)
 class Choice:
-    """A precision, and what the log should say about it."""
+    """Holds a precision, and what the log should say about it."""
 
     precision: TrainingPrecision
     message: str | None
 
 
 def measure_matmul_flops(device: torch.device, *, dtype: torch.dtype, size: int, repeats: int) -> float:
-    """Best rate of a square matrix product over a few tries, in operations per second.
+    """Return the best rate of a square matrix product over a few tries, in operations per second.
 
     Args:
-        size: rows and columns.
+        size: number of rows and of columns.
         repeats: measured products, after one that warms up.
     """
     left = torch.randn(size, size, device=device).to(dtype)
@@ -42,7 +42,7 @@ def measure_matmul_flops(device: torch.device, *, dtype: torch.dtype, size: int,
 
 
 def measure_bf16_speedup(device: torch.device) -> float:
-    """Rate of a bf16 matrix product over that of an fp32 one; 1 or more where bf16 is worth taking.
+    """Return the rate of a bf16 matrix product over that of an fp32 one. At 1 or more bf16 is worth using.
 
     A CPU without AMX or AVX-512 bf16 instructions emulates bf16, at a hundredth to a fifth of the rate. Measuring also
     notices instructions that the processor has and the library may not use (ONEDNN_MAX_CPU_ISA). A GPU counts as fast
@@ -59,12 +59,12 @@ def measure_bf16_speedup(device: torch.device) -> float:
 def choose_training_precision(
     wanted: Literal["auto"] | TrainingPrecision, *, zero_stage: int, recorded: TrainingPrecision | None, bf16_speedup: float
 ) -> Choice:
-    """What a launch trains in.
+    """Return the precision that a launch trains in.
 
     Args:
         wanted: the setting. An explicit one is taken as it is, with a warning where it is slow.
         recorded: what the run has trained in so far; None at its start.
-        bf16_speedup: of the slowest rank's device.
+        bf16_speedup: speedup of the slowest rank's device.
     """
     slow = f"a bf16 matrix product takes {1 / bf16_speedup:.3g} times as long as one in fp32 on this device (measured)"
     if wanted != "auto":
@@ -82,12 +82,12 @@ def choose_training_precision(
 def choose_evaluation_precision(
     wanted: Literal["auto"] | EvaluationPrecision, *, recorded: EvaluationPrecision | None, bf16_speedup: float
 ) -> tuple[EvaluationPrecision, str]:
-    """What an evaluator computes features in, and a sentence that says so.
+    """Return the precision that an evaluator computes features in, and a sentence that says so.
 
     Args:
         wanted: the setting.
-        recorded: of the run's newest result; None where there is none. Results of two precisions are not one curve.
-        bf16_speedup: of this process's device.
+        recorded: precision of the newest result; None where there is none. Results of two precisions are not one curve.
+        bf16_speedup: speedup of this process's device.
     """
     slow = f"a bf16 matrix product takes {1 / bf16_speedup:.3g} times as long as one in fp32 on this device (measured)"
     if wanted == "auto" and recorded is None:

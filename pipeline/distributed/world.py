@@ -1,4 +1,4 @@
-"""Who this process is among all ranks, and how the ranks join. What launchers say is read by `launch.environment`."""
+"""Say who this process is among all ranks, and join the ranks. `launch.environment` reads what launchers say."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 @dataclass(frozen=True)
 class World(Ranks):
-    """Ranks of a job: one process a device."""
+    """Describes the ranks of a job: one process a device."""
 
     @property
     def is_first(self) -> bool:
@@ -29,7 +29,7 @@ class World(Ranks):
 
     @property
     def slurm_job_id(self) -> str | None:
-        """The job this process belongs to, if any."""
+        """Return the job that this process belongs to, if any."""
         job = SlurmJob.from_environment()
         return None if job is None else job.id
 
@@ -46,11 +46,11 @@ class World(Ranks):
 
     @staticmethod
     def alone() -> World:
-        """One process that is all ranks."""
+        """Return the world of one process that is all ranks."""
         return World(**vars(ALONE))
 
     def on_devices(self, num_visible: int) -> World:
-        """As seen by a rank that sees `num_visible` GPUs: `local_rank` is the index of its own among them.
+        """Return this world as a rank sees it that sees `num_visible` GPUs: `local_rank` is the index of its own among them.
 
         Where each task sees its own GPU alone (`--gpus-per-task`, `--gpu-bind`), a task is a node of its own to
         Lightning and DeepSpeed, which both take the local rank for the device's index.
@@ -92,13 +92,13 @@ def _free_port() -> int:
 
 
 def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
-    """Have Linux signal this process when its launcher dies, so that no orphan goes on training."""
+    """Have Linux signal this process when its launcher dies, so that no orphan keeps training."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def device_of(world: World) -> torch.device:
-    """This rank's device."""
+    """Return this rank's device."""
     return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -119,8 +119,8 @@ def init_process_group(world: World, *, timeout_s: float) -> None:
     if world.master is not None:
         check_master(*world.master)
     world.export()
-    # On CPU DeepSpeed would compile a shared-memory all-reduce for inference at its first start: half a minute, and a
-    # C++ compiler, for something training never calls.
+    # On CPU DeepSpeed would compile a shared-memory all-reduce for inference at its first start. That takes half a minute and a
+    # C++ compiler, for something that training never calls.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
@@ -144,21 +144,21 @@ def leave_process_group() -> None:
 
 
 def any_rank(fact: bool, *, device: torch.device) -> bool:
-    """Whether it holds on some rank. A collective."""
+    """Return whether it holds on some rank. This is a collective."""
     flag = torch.tensor([fact], dtype=torch.int32, device=device)
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag.item())
 
 
 def broadcast(value: Any, *, device: torch.device) -> Any:
-    """Rank 0's value, on every rank."""
+    """Return rank 0's value, on every rank."""
     box = [value]
     dist.broadcast_object_list(box, src=0, device=device)
     return box[0]
 
 
 def minimum(value: float, *, device: torch.device) -> float:
-    """The least of the ranks' values. A collective."""
+    """Return the least of the ranks' values. This is a collective."""
     tensor = torch.tensor(value, dtype=torch.float64, device=device)
     dist.all_reduce(tensor, dist.ReduceOp.MIN)
     return float(tensor)

@@ -1,1 +1,1 @@
-"""Downstream accuracy of frozen features, in a process that never touches training."""
+"""Measure the downstream accuracy of frozen features, in a process that never touches training."""

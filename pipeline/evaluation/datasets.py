@@ -1,4 +1,4 @@
-"""Downstream sets: opened, checked, and compared with what is to be measured on them, before anything is computed."""
+"""Open and check downstream sets, and compare them with what is to be measured on them, before anything is computed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipeline.evaluation.section import EvalDataset, EvaluationSection
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The two splits of a downstream set, whose class ids mean the same."""
+    """Holds the two splits of a downstream set, whose class ids mean the same."""
 
     name: str
     train: ShardIndex
     test: ShardIndex
-    notes: tuple[str, ...]  # what a user should know, and nothing can be done about here
+    notes: tuple[str, ...]  # facts for the user that nothing here can change
 
     @property
     def fingerprint(self) -> str:
@@ -30,7 +30,7 @@ def open_dataset(dataset: EvalDataset) -> EvaluationSet:
     """Open a set.
 
     Raises:
-        DataError: a split that is missing or damaged, or has no labels, or splits that number their classes differently.
+        DataError: a split is missing or damaged, or has no labels, or the splits number their classes differently.
     """
     try:
         train, test = load_index(dataset.train.path, dataset.train.index), load_index(dataset.test.path, dataset.test.index)
@@ -64,7 +64,7 @@ def _check_labels(index: ShardIndex) -> None:
 
 
 def examine_dataset(dataset: EvalDataset, section: EvaluationSection) -> list[str]:
-    """Open a set before a run; what its results will lack, by the counts of its indexes.
+    """Open a set before a run. Return what its results will lack, by the counts of its indexes.
 
     Raises:
         DataError: it cannot be opened.
@@ -86,9 +86,9 @@ def examine_dataset(dataset: EvalDataset, section: EvaluationSection) -> list[st
 
 
 def _judge_train(opened: EvaluationSet, train: ClassCounts, section: EvaluationSection) -> list[str]:
-    """What the train split has too few images for.
+    """Return what the train split has too few images for.
 
-    What would fail at every checkpoint is refused if nothing else is asked for.
+    Settings that would fail at every checkpoint are refused if there are no others.
     """
     impossible = {name: protocol.why_impossible(train) for name, protocol in section.protocols.items()}
     reasons = {name: reason for name, reason in impossible.items() if reason is not None}

@@ -1,4 +1,4 @@
-"""A measurement that fails: its reason in words, and how many failures are summed up."""
+"""Describe a measurement that fails: its reason in words, and a summary of several failures."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SHOWN_STEPS = 5
 
 @dataclass
 class Failure:
-    """Whether something failed, and why."""
+    """Holds whether something failed, and why."""
 
     reason: str | None = None
 
 
 @contextmanager
 def failing(what: str) -> Iterator[Failure]:
-    """Run one piece of work whose end, whatever it is, must not keep the next one from its beginning."""
+    """Run one piece of work whose failure, of whatever kind, must not keep the next one from starting."""
     failure = Failure()
     try:
         yield failure
@@ -34,7 +34,7 @@ def failing(what: str) -> Iterator[Failure]:
         failure.reason = f"out of memory; lower evaluation.batch_size ({_last_words(str(error)) or 'of the host'})"
     except OSError as error:
         failure.reason = str(error)
-    except Exception as error:  # a library's or a bug: shown whole, and no reason to lose the other results
+    except Exception as error:  # a library's error or a bug: shown whole, and no reason to lose the other results
         traceback.print_exc()
         failure.reason = f"{type(error).__name__}: {_last_words(str(error))}"
     if failure.reason is not None:
@@ -42,7 +42,9 @@ def failing(what: str) -> Iterator[Failure]:
 
 
 def _last_words(text: str) -> str:
-    """One line. A data loader's worker hands its error over with the traceback in the message: the error is its last line."""
+    """Return one line. A data loader's worker passes its error with the traceback in the message: the error is its last
+    line.
+    """
     lines = [line for line in text.splitlines() if line.strip()] or [""]
     if "Original Traceback" not in text:
         return " ".join(line.strip() for line in lines)
@@ -50,7 +52,7 @@ def _last_words(text: str) -> str:
 
 
 def describe_failures(failures: Mapping[Key, str]) -> list[str]:
-    """A sentence a reason: what it kept from being measured, and at which steps."""
+    """Return a sentence a reason: what it kept from being measured, and at which steps."""
     measures: dict[tuple[str, str], dict[str, None]] = {}
     steps: dict[tuple[str, str], dict[int, None]] = {}
     for key, reason in failures.items():

@@ -1,4 +1,4 @@
-"""Frozen features of a downstream set: the representation that the classifier would read."""
+"""Compute frozen features of a downstream set: the representation that the classifier would read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.models.base import Backbone
 
 @dataclass(frozen=True)
 class Features:
-    """One split: every readable image once, in the index's order."""
+    """Holds one split: every readable image once, in the index's order."""
 
     values: Tensor  # (N, D) fp32
     labels: Tensor  # (N,) int64
@@ -59,7 +59,7 @@ def extract_features(
     labels: list[Tensor] = []
     unreadable = 0
     bar = progress(total=index.num_samples, description=description, unit="image", leave=False)
-    # torch tells of a worker that is gone wherever this process is at that moment.
+    # torch reports a worker that has ended wherever this process is at that moment.
     with bar, explained(remedy="evaluation.num_workers"), started(loader) as items:
         for item in items:
             for images in torch.from_numpy(item.images).split(batch_size):

@@ -1,4 +1,4 @@
-"""Lines of evaluations.jsonl: what they hold, how they are summed up, and how none is lost while they cannot be written."""
+"""Write and summarise lines of evaluations.jsonl. No line is lost while it cannot be written."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def result_row(
     train: Features,
     test: Features,
 ) -> Row:
-    """A measurement."""
+    """Return the line of a measurement."""
     count = len(test.labels)
     return {
         **describe(header.step, task, conditions),
         "images_seen": header.images_seen,
         "accuracy": value.accuracy,
-        # 95 % by the normal approximation, over the choice of test images alone.
+        # This is 95 % by the normal approximation, over the choice of test images alone.
         "ci95": 1.96 * (value.accuracy * (1 - value.accuracy) / count) ** 0.5,
         "test_images": count,
         "train_images": len(train.labels),
@@ -44,7 +44,7 @@ def result_row(
 
 
 def failed_row(header: WeightsHeader, task: EvaluationTask, conditions: MeasuredUnder, reason: str) -> Row:
-    """A measurement that could not be made, and why. It has no accuracy; the next start of an evaluator tries again."""
+    """Return the line of a measurement that failed, and why. It has no accuracy; the next start of an evaluator tries again."""
     return {
         **describe(header.step, task, conditions),
         "images_seen": header.images_seen,
@@ -60,14 +60,14 @@ class ResultFile:
         self.path = path
         self.waiting: list[Row] = []
         self.problem: str | None = None  # why lines wait
-        self._is_begun = False  # a write that failed, or was broken off by a signal, may have left whole lines
+        self._is_begun = False  # a write that failed, or that a signal interrupted, may have left whole lines
 
     def add(self, row: Row) -> None:
         self.waiting.append(row)
         self.flush()
 
     def flush(self) -> None:
-        """Write what waits, if it can be written now."""
+        """Write waiting lines, if that is possible now."""
         if not self.waiting:
             return
         try:
@@ -85,12 +85,12 @@ class ResultFile:
         self.problem, self._is_begun = None, False
 
     def rows(self) -> list[Row]:
-        """All results, also those that wait."""
+        """Return all results, also those that wait."""
         return read_json_lines(self.path) + self.waiting
 
 
 def summarise(rows: Sequence[Row]) -> str:
-    """Results of one checkpoint, few-shot ones as means over the seeds."""
+    """Return the results of one checkpoint, few-shot ones as means over the seeds."""
     groups: dict[str, list[float]] = {}
     for row in rows:
         if row["accuracy"] is not None:
@@ -104,7 +104,7 @@ def _label(row: Row) -> str:
 
 
 def warnings_of(rows: Iterable[Row], section: EvaluationSection) -> list[str]:
-    """What a reader of the results should know, each once."""
+    """Return what a reader of the results should know, each once."""
     found: list[str] = []
     for row in rows:
         found += section.protocols[row["protocol"]].warnings(row)

@@ -1,4 +1,4 @@
-"""What a data set needs to be measured: one rule for the launch, which knows the index, and for the evaluator."""
+"""Decide what a data set needs to be measured: one rule for the launch, which knows the index, and for the evaluator."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pipeline.errors import EvaluationError
 
 @dataclass(frozen=True)
 class Comparison:
-    """The classes of a train split compared with those of its test split."""
+    """Compares the classes of a train split with those of its test split."""
 
-    unknown_images: int  # of test, of classes that train does not have
-    untested_classes: int  # of train, that test does not have
+    unknown_images: int  # test images of classes that train does not have
+    untested_classes: int  # train classes that test does not have
     notes: tuple[str, ...]
 
 
 def compare_classes(train: ClassCounts, test: ClassCounts) -> Comparison:
-    """Whether an accuracy on test would mean anything.
+    """Check that an accuracy on test would mean anything.
 
     Raises:
         EvaluationError: train has one class, or test has none that train has.
@@ -44,17 +44,17 @@ def compare_classes(train: ClassCounts, test: ClassCounts) -> Comparison:
 
 
 def short_classes(train: ClassCounts, shots: int) -> tuple[int, ...]:
-    """Classes that have fewer images than asked for: a few-shot support takes all of theirs."""
+    """Return classes that have fewer images than requested: a few-shot support takes all of theirs."""
     return tuple(train.ids[train.images < shots].tolist())
 
 
 def takes_all(train: ClassCounts, shots: int) -> bool:
-    """Whether no class has more images than asked for: the support is then all of train, whatever the seed."""
+    """Return whether no class has more images than requested: the support is then all of train, whatever the seed."""
     return int(train.images.max()) <= shots
 
 
 def why_no_linear(train: ClassCounts) -> str | None:
-    """Why no linear probe can be fitted; None if one can."""
+    """Return why no linear probe can be fitted; None if one can."""
     if int(train.images.max()) > 1:
         return None
     return (

@@ -1,7 +1,7 @@
-"""The evaluator: finds weights that lack results, claims them, measures, records. Reads `weights/` and nothing else.
+"""Evaluate: find weights that lack results, claim them, measure, record. This module reads `weights/` and nothing else.
 
-What fails costs itself alone: a protocol that a set has too few images for, a set that cannot be opened or read, weights that
-are damaged or not finite. Each is recorded with its reason, and everything else is measured.
+A failure costs only its own measurement: a protocol that a set has too few images for, a set that cannot be opened or read,
+weights that are damaged or not finite. Each is recorded with its reason, and everything else is measured.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pipeline.run.evaluations import choose_results
 from pipeline.run.records import read_json_lines
 from pipeline.run.weights import Weights, WeightsHeader, load_weights, read_weights_header
 
-RESIZE_RATIO = 256 / 224  # short side before the centre crop, to the crop's side
+RESIZE_RATIO = 256 / 224  # short side before the centre crop, relative to the crop's side
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _SHOWN_REASONS = 8
 
@@ -44,7 +44,7 @@ Stamp = tuple[int, int]  # when a file was written, and its size
 
 @dataclass(frozen=True)
 class Damaged:
-    """Weights that could not be loaded."""
+    """Describes weights that could not be loaded."""
 
     stamp: Stamp | None
     reason: str
@@ -54,7 +54,7 @@ class Evaluator:
     """Evaluates one run's weights.
 
     Args:
-        record: what W&B is to keep as the run's configuration.
+        record: the run's configuration as W&B keeps it.
 
     Raises:
         ConfigError: no evaluation sets.
@@ -91,14 +91,14 @@ class Evaluator:
         )
         self.precision: EvaluationPrecision = precision
         print(f"[eval] {message}", flush=True)
-        self._damaged: dict[int, Damaged] = {}  # this process's
-        self._failed: dict[Key, str] = {}  # measurement to reason, this process's
+        self._damaged: dict[int, Damaged] = {}  # of this process
+        self._failed: dict[Key, str] = {}  # measurement to reason, of this process
         self._tracker: EvaluationTracker | None = None
         self._own_steps: set[int] = set()
         self._headers: dict[Path, tuple[Stamp, WeightsHeader]] = {}
 
     def evaluate_pending(self) -> None:
-        """One pass over all weights.
+        """Pass once over all weights.
 
         Raises:
             CheckpointError: results cannot be written, for another reason than a full disk.
@@ -115,7 +115,7 @@ class Evaluator:
 
     @contextmanager
     def _claim(self, step: int) -> Iterator[bool]:
-        """A full disk takes no claim: the worst that can follow from going on without is work done twice."""
+        """Claim weights. With a full disk there is no claim: the worst result of continuing is work done twice."""
         taking = self.claims.take(f"step_{step:08d}.json")
         try:
             mine = taking.__enter__()
@@ -133,7 +133,7 @@ class Evaluator:
             taking.__exit__(None, None, None)
 
     def why_lost(self) -> str | None:
-        """Why the run is not to be found where it was: nothing may be measured or written there then. None if it is."""
+        """Return why the run is not where it was, if so: nothing may be measured or written there then."""
         if not self.folder.root.is_dir():
             return f"{self.folder.root} is not there any more"
         try:
@@ -145,24 +145,24 @@ class Evaluator:
         return None
 
     def has_pending(self) -> bool:
-        """Whether any weights lack results."""
+        """Return whether any weights lack results."""
         return bool(self._pending_steps())
 
     def has_doubtful_claims(self) -> bool:
-        """Whether some weights were left to an evaluator that may be gone."""
+        """Return whether some weights were left to an evaluator that may be gone."""
         return self.claims.are_in_doubt()
 
     def is_complete(self) -> bool:
-        """Whether the run has ended and all its weights are evaluated."""
+        """Return whether the run has ended and all its weights are evaluated."""
         return self.folder.complete.exists() and bool(self.folder.weight_steps()) and not self._pending_steps()
 
     def _pending_steps(self) -> list[int]:
-        """Steps whose weights are there and whose results are not, without what failed in this process."""
+        """Return steps that have weights and lack results, without what failed in this process."""
         done = {key_of_row(row) for row in self.results.rows() if row.get("accuracy") is not None}
         return [step for step in self.folder.weight_steps() if not self._is_damaged(step) and self._missing(step, done)]
 
     def _is_damaged(self, step: int) -> bool:
-        """Whether the weights were found damaged. A file that was replaced since is another."""
+        """Return whether the weights were found damaged. A file that was replaced since counts as another."""
         known = self._damaged.get(step)
         if known is not None and known.stamp != _stamp(self.folder.weights_of(step)):
             del self._damaged[step]
@@ -173,12 +173,12 @@ class Evaluator:
         try:
             header = self._header(step)
         except CheckpointError:
-            return self.tasks  # loading it will say what is wrong
+            return self.tasks  # loading it will report what is wrong
         keys = {task: key_of(step, task, self._conditions(header, task.dataset)) for task in self.tasks}
         return [task for task, key in keys.items() if key not in done and key not in self._failed]
 
     def _header(self, step: int) -> WeightsHeader:
-        """Of the weights of a step; read again only when the file changes."""
+        """Return the header of a step's weights. It is read again only when the file changes."""
         path = self.folder.weights_of(step)
         stamp = _stamp(path)
         known = self._headers.get(path)
@@ -198,19 +198,19 @@ class Evaluator:
         )
 
     def _try_step(self, step: int) -> None:
-        """Weights that cannot be loaded must not keep the newer ones from being evaluated."""
+        """Try a step. Weights that cannot be loaded must not keep the newer ones from being evaluated."""
         stamp = _stamp(self.folder.weights_of(step))
         try:
             self._evaluate_step(step)
         except CheckpointError as error:
-            if not self.folder.weights_of(step).exists():  # somebody wanted the room
+            if not self.folder.weights_of(step).exists():  # somebody deleted it to free space
                 print(f"[eval] step {step}: its weights have been removed meanwhile; passed over", flush=True)
                 return
             self._damaged[step] = Damaged(stamp, str(error))
             print(f"[eval] step {step} cannot be evaluated: {error}", flush=True)
 
     def _evaluate_step(self, step: int) -> None:
-        # Again: another evaluator may have finished between the look and the claim.
+        # Check again: another evaluator may have finished between the listing and the claim.
         missing = self._missing(step, {key_of_row(row) for row in self.results.rows() if row.get("accuracy") is not None})
         if not missing:
             return
@@ -229,10 +229,10 @@ class Evaluator:
         print(f"[eval] step {step}: {summarise(new_rows)} ({time.perf_counter() - start:.1f} s)", flush=True)
 
     def _evaluate_dataset(self, weights: Weights, tasks: list[EvaluationTask], reason: str | None) -> list[Row]:
-        """Features once, then every probe on them; each result is recorded as soon as it is known.
+        """Compute features once, then every probe on them. Each result is recorded as soon as it is known.
 
         Args:
-            tasks: all of one set.
+            tasks: tasks, all of one set.
             reason: why none of them can be measured, if that is known before.
         """
         if reason is not None:
@@ -290,7 +290,7 @@ class Evaluator:
         """Send all that is known of a step, also what was measured before a crash."""
         self._own_steps.add(step)
         rows = self._results_that_count()
-        if self._tracker is None:  # opened by the first result
+        if self._tracker is None:  # the first result opens it
             self._tracker = EvaluationTracker(
                 self.identity, config=self.record, history=[row for row in rows if row["step"] != step]
             )
@@ -303,20 +303,20 @@ class Evaluator:
         self.results.flush()
         if self._tracker is not None:
             with suppress(OSError):  # the folder does not answer any more: then W&B has what it was given
-                self._tracker.log(self._results_that_count(), own=self._own_steps)  # also what others have measured since
+                self._tracker.log(self._results_that_count(), own=self._own_steps)  # also other evaluators' results since then
             self._tracker.close()
 
     def check(self, *, lost: str | None) -> None:
-        """Say at the end what was not measured, or not recorded.
+        """Report at the end what was not measured, or not recorded.
 
         Args:
-            lost: why the run is not to be found any more, if it is not.
+            lost: why the run no longer exists there, if so.
 
         Raises:
             EvaluationError: with the reasons.
         """
         if lost is not None:
-            self._damaged.clear()  # weights that are not there, for the same reason
+            self._damaged.clear()  # weights that are missing, for the same reason
         problems = [lost] if lost is not None else []
         problems += [damaged.reason for damaged in self._damaged.values()] + describe_failures(self._failed)
         if not self._failed:  # no weights that they could have been measured on
@@ -333,7 +333,7 @@ class Evaluator:
 
 
 def _open_sets(section: EvaluationSection) -> tuple[dict[str, EvaluationSet], dict[str, str]]:
-    """The sets by name, and why those that are missing from them cannot be opened.
+    """Return the sets by name, and why those that are missing from them cannot be opened.
 
     Raises:
         DataError: none can be opened.
@@ -356,7 +356,7 @@ def _open_sets(section: EvaluationSection) -> tuple[dict[str, EvaluationSet], di
 
 
 def _why_not_finite(weights: Weights) -> str | None:
-    """Which tensors hold NaN or infinities; None if none does."""
+    """Return which tensors hold NaN or infinities; None if none does."""
     broken = [name for name, tensor in weights.model.state_dict().items() if not bool(tensor.isfinite().all())]
     if not broken:
         return None
@@ -368,7 +368,7 @@ def _why_not_finite(weights: Weights) -> str | None:
 
 
 def _stamp(path: Path) -> Stamp | None:
-    """What changes when a file is replaced; None if it is gone."""
+    """Return what changes when a file is replaced; None if it is gone."""
     try:
         stat = path.stat()
     except OSError:
@@ -377,6 +377,6 @@ def _stamp(path: Path) -> Stamp | None:
 
 
 def _recorded_precision(folder: RunFolder) -> EvaluationPrecision | None:
-    """Of the run's newest result."""
+    """Return the precision of the run's newest result."""
     recorded = [row.get("precision") for row in read_json_lines(folder.evaluations) if row.get("accuracy") is not None]
     return next((value for value in reversed(recorded) if value in get_args(EvaluationPrecision)), None)

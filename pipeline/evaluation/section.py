@@ -1,4 +1,4 @@
-"""The settings of the evaluator."""
+"""Define the settings of the evaluator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.section import Relaunch, Section
 
 
 class EvalDataset(Section):
-    """One downstream set: shards of its train and test splits."""
+    """Names one downstream set: shards of its train and test splits."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     train: ShardsSection
@@ -21,7 +21,7 @@ class EvalDataset(Section):
 
 
 class EvaluationSection(Section):
-    """What the evaluator does with each checkpoint's weights."""
+    """Configures what the evaluator does with each checkpoint's weights."""
 
     relaunch: ClassVar[Relaunch | None] = "free"
 
@@ -62,7 +62,7 @@ class EvaluationSection(Section):
     @field_validator("protocols", mode="before")
     @classmethod
     def _name_protocols(cls, value: Any) -> Any:
-        """A protocol without settings, a list of names, and one left out by null."""
+        """Read a protocol without settings, a list of names, and one left out by null."""
         if isinstance(value, list | tuple):
             repeated = next((name for name in value if value.count(name) > 1), None)
             if repeated is not None:

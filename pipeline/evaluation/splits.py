@@ -1,4 +1,4 @@
-"""The features of two splits, checked and made ready for the protocols."""
+"""Check the features of two splits, and prepare them for the protocols."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipeline.evaluation.requirements import compare_classes
 
 @dataclass(frozen=True)
 class Splits:
-    """Features ready for the protocols. Classes are numbered from 0 in the order of their ids, without gaps.
+    """Holds features ready for the protocols. Classes are numbered from 0 in the order of their ids, without gaps.
 
     Args:
         test_labels: -1 where no train image has the class: such an image is never classified right.
         facts: counts that belong to every result of this set.
-        notes: what a user should know.
+        notes: remarks for the user.
         known: results that several settings of a protocol share.
     """
 
@@ -37,7 +37,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class Measured:
-    """A value and what is worth keeping with it."""
+    """Holds a value and what is worth keeping with it."""
 
     accuracy: float
     detail: dict[str, Any]
@@ -88,6 +88,6 @@ def _check_features(split: Features, *, name: str) -> None:
 
 
 def _renumber(labels: Tensor, classes: Tensor) -> Tensor:
-    """Ids to indices among sorted classes; -1 for an id that is not one of them."""
+    """Map ids to indices among sorted classes; -1 for an id that is not one of them."""
     indices = torch.searchsorted(classes, labels).clamp_max(len(classes) - 1)
     return torch.where(classes[indices] == labels, indices, -1)

@@ -1,4 +1,4 @@
-"""What is to be measured, and under which conditions a result counts."""
+"""Define what is to be measured, and under which conditions a result counts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KEYS = ("step", "dataset", "protocol", "measure", "seed", *_CONDITION_KEYS)
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """One number to be measured on one set: a line of evaluations.jsonl.
+    """Describes one number to be measured on one set: a line of evaluations.jsonl.
 
     Args:
         protocol: its key in `evaluation.protocols`.
@@ -27,13 +27,13 @@ class EvaluationTask:
 
     @property
     def measure(self) -> str:
-        """What it is called, over all seeds."""
+        """Return the measure's name, over all seeds."""
         return f"{self.dataset} {self.setting.measure}"
 
 
 @dataclass(frozen=True)
 class MeasuredUnder:
-    """What besides the task determines a result. A stored result counts only if these are equal."""
+    """Says what besides the task determines a result. A stored result counts only if these are equal."""
 
     weights: str  # digest of the weights
     data: str | None  # fingerprint of the two splits; None where they cannot be opened
@@ -54,7 +54,7 @@ class Key:
 
 
 def list_tasks(section: EvaluationSection) -> list[EvaluationTask]:
-    """Every number that a checkpoint is to have. What a protocol under a name of its own measures carries that name."""
+    """Return every number that a checkpoint is to have. Measures of a protocol under a name of its own carry that name."""
     return [
         EvaluationTask(
             dataset.name, name, setting if name == protocol.protocol else replace(setting, measure=f"{name} {setting.measure}")
@@ -66,19 +66,19 @@ def list_tasks(section: EvaluationSection) -> list[EvaluationTask]:
 
 
 def key_of(step: int, task: EvaluationTask, conditions: MeasuredUnder) -> Key:
-    """Identifies a measurement."""
+    """Identify a measurement."""
     return Key(step, task.dataset, task.protocol, task.setting.measure, task.setting.seed, astuple(conditions))
 
 
 def key_of_row(row: dict[str, Any]) -> Key:
-    """Identifies the measurement that a line of evaluations.jsonl is of."""
+    """Identify the measurement that a line of evaluations.jsonl belongs to."""
     row = {**row, "measure": setting_of(row)}
     values = [None if isinstance(value := row.get(name), list | dict) else value for name in _KEYS]
     return Key(*values[:5], conditions=tuple(values[5:]))
 
 
 def describe(step: int, task: EvaluationTask, conditions: MeasuredUnder) -> dict[str, Any]:
-    """The part of a line that identifies its measurement."""
+    """Return the part of a line that identifies its measurement."""
     setting = task.setting
     return {
         "step": step,

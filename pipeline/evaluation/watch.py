@@ -1,4 +1,4 @@
-"""One pass over a run's weights, or one after the other until no more can come."""
+"""Pass over a run's weights once, or repeatedly until no more can come."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pipeline.run.claims import SILENT_AFTER_S, Sightings
 from pipeline.run.folder import RunFolder
 from pipeline.run.state import RunState, read_state
 
-LOOKS_AT_THE_END = 10  # a training that is started again needs a moment until its folder says so
+LOOKS_AT_THE_END = 10  # a training that is started again needs a moment until its folder shows it
 
 
 class Evaluations(Protocol):
-    """What a watcher needs of an evaluator."""
+    """Says what a watcher needs of an evaluator."""
 
     def evaluate_pending(self) -> None: ...
 
@@ -33,7 +33,7 @@ class Evaluations(Protocol):
 
 
 class Outlook:
-    """Whether further weights can come, judged once a look; prints what is waited for whenever that changes.
+    """Judges at every look whether further weights can come. It prints what it waits for whenever that changes.
 
     Args:
         waits_for: what a watcher waits for.
@@ -47,8 +47,8 @@ class Outlook:
         self._looks_at_the_end = 0
 
     def is_over(self) -> bool:
-        """Look once more: whether the run has been over for some looks."""
-        # A lock that a lost machine has left would have this wait for ever. Whether it is touched is seen, not read off a
+        """Look once more. Return whether the run has been over for some looks."""
+        # A lock that a lost machine has left would make this wait for ever. Whether it is touched is observed, not read from a
         # clock.
         is_silent = self._sightings.silent_s(self.folder.lock) > SILENT_AFTER_S
         state = read_state(self.folder.root, lock="silent" if is_silent else "counts")
@@ -68,7 +68,7 @@ class Outlook:
 
 
 def reason_of(state: RunState) -> str:
-    """What a run does, in a clause."""
+    """Return what a run does, in a clause."""
     reached = "" if state.step is None else f" at step {state.step}"
     detail = "" if state.detail is None else f" ({state.detail})"
     if state.state == "never started":
@@ -88,8 +88,8 @@ def wait_for_weights(folder: RunFolder, *, stop: StopRequest, poll_s: float) -> 
     """Wait for the first weights of a run: an evaluator may well start before its training.
 
     Raises:
-        EvaluationError: the run is over without any.
-        Interrupted: told to stop.
+        EvaluationError: the run is over without weights.
+        Interrupted: a stop was requested.
     """
     outlook = Outlook(folder, waits_for=f"the first weights in {folder.weights}")
     while not folder.weight_steps() and not stop.is_set:
@@ -106,7 +106,7 @@ def watch_run(evaluator: Evaluations, folder: RunFolder, *, watch: bool, stop: S
 
     Raises:
         EvaluationError: at the end, naming what could not be measured.
-        Interrupted: told to stop.
+        Interrupted: a stop was requested.
     """
     if not watch and not evaluator.has_pending():
         print("[eval] nothing to do: every checkpoint has its results, or there is none", flush=True)
@@ -117,7 +117,7 @@ def watch_run(evaluator: Evaluations, folder: RunFolder, *, watch: bool, stop: S
             evaluator.evaluate_pending()
             lost = evaluator.why_lost()
             looks_for_folder = looks_for_folder + 1 if lost else 0
-            if lost:  # a file server may be away for a while
+            if lost:  # a file server may be unreachable for a while
                 if not watch or looks_for_folder >= LOOKS_AT_THE_END:
                     lost += "; if it was moved, type `python -m pipeline evaluate` with its new path"
                     break

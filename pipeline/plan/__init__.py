@@ -1,1 +1,1 @@
-"""What a run will need and cost, computed on paper: no data, no GPU."""
+"""Compute what a run will need and cost on paper: without data, without a GPU."""

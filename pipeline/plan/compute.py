@@ -1,4 +1,4 @@
-"""Operations, hours and money of a run."""
+"""Compute operations, hours and money of a run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pipeline.plan.memory import Stage
 
 @dataclass(frozen=True)
 class Compute:
-    """A run's length in every unit. Seconds of computing alone, no failures.
+    """Holds a run's length in every unit. Seconds are those of computing alone, without failures.
 
     Attributes:
         epochs: none if the number of samples is not known.
-        cost: in the price's currency; none without a price.
+        cost: cost in the price's currency; none without a price.
     """
 
     steps: int
@@ -40,7 +40,7 @@ def run_compute(
     num_gpus: int,
     price_per_gpu_hour: float | None,
 ) -> Compute:
-    """Length and cost of a run.
+    """Compute length and cost of a run.
 
     Model FLOP/s utilisation is counted operations over what the devices could do at best (PaLM, arXiv 2204.02311,
     appendix B), so a run takes counted operations / (MFU x peak x GPUs) seconds.
@@ -66,11 +66,11 @@ def run_compute(
 def step_traffic_bytes(
     num_parameters: int, *, stage: Stage, precision: TrainingPrecision, num_nodes: int, accumulation_steps: int
 ) -> float:
-    """Bytes that every node sends to others in a step, by ring algorithms.
+    """Return the bytes that every node sends to others in a step, by ring algorithms.
 
-    A ring all-reduce of S bytes sends 2 S (N - 1) / N over each link, a reduce-scatter or all-gather half of that
-    (Patarasu and Yuan 2009); between nodes there is one link a ring, whatever the GPUs in a node. Gradients travel in
-    fp32: all-reduced once a step at stages 0 and 1 and once a micro-batch at stage 2 (DeepSpeed's default), scattered at
+    A ring all-reduce of S bytes sends 2 S (N - 1) / N over each link. A reduce-scatter or all-gather sends half of that
+    (Patarasu and Yuan 2009). Between nodes there is one link a ring, whatever the GPUs in a node. Gradients travel in fp32.
+    They are all-reduced once a step at stages 0 and 1 and once a micro-batch at stage 2 (DeepSpeed's default), and scattered at
     stage 3. Weights are gathered once a step, at stage 3 once a micro-batch (they stay between forward and backward).
     """
     weight = 2 if precision == "bf16" else 4

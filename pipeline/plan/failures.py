@@ -1,4 +1,4 @@
-"""How often to save when nodes fail, and what failures cost. Times in seconds."""
+"""Compute how often to save when nodes fail, and what failures cost. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Float64s = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interruptions:
-    """What stops a job, and what stopping costs.
+    """Says what stops a job, and what stopping costs.
 
     Attributes:
         mtbf_s: mean time between failures of the whole job: any node's failure stops it.
-        save_s: a checkpoint's, in which no step is made.
-        restart_s: from a failure to the first step after it.
+        save_s: time of a checkpoint, in which no step is made.
+        restart_s: time from a failure to the first step after it.
     """
 
     mtbf_s: float
@@ -30,17 +30,17 @@ class Interruptions:
 
 
 def job_mtbf_s(*, node_mtbf_hours: float, num_nodes: int) -> float:
-    """Mean time between failures of a job on so many nodes that fail independently (a Poisson process each)."""
+    """Return the mean time between failures of a job on nodes that fail independently (a Poisson process each)."""
     return node_mtbf_hours * 3600 / num_nodes
 
 
 def young_interval_s(costs: Interruptions) -> float:
-    """Best time from a checkpoint to the next save, to first order: sqrt(2 save MTBF) (Young 1974, CACM 17(9))."""
+    """Return the best time from a checkpoint to the next save, to first order: sqrt(2 save MTBF) (Young 1974, CACM 17(9))."""
     return math.sqrt(2 * costs.save_s * costs.mtbf_s)
 
 
 def daly_interval_s(costs: Interruptions) -> float:
-    """The same to higher order (Daly 2006, FGCS 22(3), doi 10.1016/j.future.2004.11.016, equation 37)."""
+    """Return the same to higher order (Daly 2006, FGCS 22(3), doi 10.1016/j.future.2004.11.016, equation 37)."""
     if costs.save_s >= 2 * costs.mtbf_s:
         return costs.mtbf_s
     part = costs.save_s / (2 * costs.mtbf_s)
@@ -48,9 +48,9 @@ def daly_interval_s(costs: Interruptions) -> float:
 
 
 def lost_fraction(interval_s: float, *, costs: Interruptions) -> float:
-    """Expected part of the wall clock that is no training: saving, work done twice, restarting.
+    """Return the expected part of the wall clock that is not training: saving, work done twice, restarting.
 
-    Daly's complete cost function (same paper): with Poisson failures, which strike while saving and restarting too,
+    This is Daly's complete cost function (same paper). With Poisson failures, which strike while saving and restarting too,
     work of T seconds takes M exp(R / M) (exp((interval + save) / M) - 1) T / interval.
     """
     mtbf = costs.mtbf_s
@@ -62,11 +62,11 @@ def lost_fraction(interval_s: float, *, costs: Interruptions) -> float:
 
 @dataclass(frozen=True)
 class Simulation:
-    """Lost part of the wall clock of simulated runs.
+    """Holds the lost part of the wall clock of simulated runs.
 
     Attributes:
         intervals_s: (I,) checkpoint intervals tried.
-        lost: (runs, I).
+        lost: (runs, I) lost part of the wall clock.
     """
 
     intervals_s: Float64s
@@ -74,21 +74,21 @@ class Simulation:
 
     @property
     def best_interval_s(self) -> float:
-        """With the least loss on average."""
+        """Return the interval with the least loss on average."""
         return float(self.intervals_s[np.argmin(self.lost.mean(axis=0))])
 
 
 def simulate(
     intervals_s: Float64s, *, costs: Interruptions, duration_s: float, num_runs: int, generator: np.random.Generator
 ) -> Simulation:
-    """Play runs of a fixed wall-clock length, failure by failure; each run's failures are the same for every interval.
+    """Simulate runs of a fixed wall-clock length, failure by failure. Each run's failures are the same for every interval.
 
-    After a failure come the restart and then segments of work and save until the next one; a segment that a failure
-    cuts is lost. What is done in the last segment counts, as a run saves when it ends.
+    After a failure come the restart and then segments of work and save until the next one. A segment that a failure cuts is
+    lost. The last segment's work counts, as a run saves when it ends.
     """
     lost_to = np.zeros((num_runs, len(intervals_s)))
     remaining = np.full(num_runs, float(duration_s))
-    restart = np.zeros(num_runs)  # the first start is no loss
+    restart = np.zeros(num_runs)  # the first start is not lost time
     segment = intervals_s + costs.save_s
     while np.any(remaining > 0):
         gap = generator.exponential(costs.mtbf_s, num_runs)

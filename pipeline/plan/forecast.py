@@ -1,4 +1,4 @@
-"""A configuration and a cluster in, everything that the run will need and cost out."""
+"""Compute everything that a run will need and cost, from a configuration and a cluster."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from pipeline.plan.failures import Interruptions, daly_interval_s, job_mtbf_s, l
 from pipeline.plan.memory import STAGES, ParameterSizes, Stage, StateBytes, saved_bytes_per_pass, sizes_of_groups, state_bytes
 from pipeline.plan.storage import Reading, moments_bytes, reading_rates, weights_bytes
 
-IMAGE_BYTES = 110_000  # of a median ImageNet photo
+IMAGE_BYTES = 110_000  # size of a median ImageNet photo
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where a run would go, and what is assumed of it.
+    """Describes where a run would go, and what is assumed of it.
 
     Attributes:
-        gpu_memory_gib: of one; none: the data sheet's.
-        headroom: part of it left to CUDA, NCCL and the allocator's fragments.
-        price: of a GPU for an hour.
-        network_gb_per_s: that a node sends to others, in 10^9 bytes.
-        save_s: training waits this long for a checkpoint.
-        restart_s: from a node's failure to the next step.
+        gpu_memory_gib: memory of one GPU; none: the data sheet's.
+        headroom: part of the memory left to CUDA, NCCL and the allocator's fragments.
+        price: price of a GPU for an hour.
+        network_gb_per_s: rate at which a node sends to others, in 10^9 bytes.
+        save_s: time that training waits for a checkpoint.
+        restart_s: time from a node's failure to the next step.
     """
 
     gpu: str
@@ -54,7 +54,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class CorpusFacts:
-    """What is known of the images without reading any; from where; and why the index was not read where one was sought."""
+    """Holds corpus size and image size: their values, where they come from, and why the index could not be read, if so."""
 
     num_samples: int | None
     image_bytes: float
@@ -65,12 +65,12 @@ class CorpusFacts:
 
 @dataclass(frozen=True)
 class StageMemory:
-    """One ZeRO stage on one GPU, in bytes, with the run's micro-batch.
+    """Holds the memory of one ZeRO stage on one GPU, in bytes, with the run's micro-batch.
 
     Attributes:
-        chosen: the configuration's own stage.
+        chosen: whether it is the configuration's own stage.
         largest_micro_batch: images that fit at once, 0 if none.
-        usable_micro_batch: the size of the fewest parts, as equal as can be, of a GPU's share that fit, 0 if none.
+        usable_micro_batch: micro-batch when a GPU's share is cut into the fewest, most equal parts that fit, 0 if none.
     """
 
     stage: Stage
@@ -86,11 +86,11 @@ class StageMemory:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Sizes in bytes, times in seconds.
+    """Describes the checkpoints. Sizes are in bytes, times in seconds.
 
     Attributes:
-        kept_bytes: on disk at the end of the run, weights included.
-        interval_s: of the configuration; with these numbers it loses `lost`.
+        kept_bytes: size on disk at the end of the run, weights included.
+        interval_s: interval of the configuration; with these numbers it loses `lost`.
     """
 
     checkpoint_bytes: int
@@ -108,7 +108,7 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Forecast:
-    """All of it."""
+    """Holds the whole forecast."""
 
     name: str
     model_name: str
@@ -117,27 +117,27 @@ class Forecast:
     cluster: Cluster
     gpu_name: str
     num_gpus: int
-    memory_bytes: float  # of a GPU, headroom taken off
+    memory_bytes: float  # memory of a GPU, headroom taken off
     micro_batch_size: int
     accumulation_steps: int
     global_batch_size: int
     corpus: CorpusFacts
     memory: tuple[StageMemory, ...]
     compute: Compute
-    traffic_bytes: float  # that a node sends to others in a step
+    traffic_bytes: float  # bytes that a node sends to others in a step
     reading: Reading
     checkpoints: Checkpoints
 
 
 def make_forecast(config: RunConfig, *, cluster: Cluster, num_samples: int | None, image_bytes: float | None) -> Forecast:
-    """Compute everything.
+    """Compute the whole forecast.
 
     Args:
-        num_samples: of the corpus; none: as its index says, where it has one.
-        image_bytes: mean of its files; none: likewise, else 110 kB.
+        num_samples: samples of the corpus; none: as its index says, where it has one.
+        image_bytes: mean size of its files; none: likewise, else 110 kB.
 
     Raises:
-        ConfigError: numbers that do not fit together, or epochs of an unknown corpus.
+        ConfigError: numbers do not fit together, or the duration is in epochs of an unknown corpus.
     """
     _check(cluster)
     gpu = find_gpu(cluster.gpu)
@@ -236,8 +236,8 @@ def _peak_flops(config: RunConfig, gpu: str) -> float:
 
 
 def _precision(config: RunConfig, *, stage: Stage) -> TrainingPrecision:
-    """What a stage trains in. `auto` is bf16 on every GPU known here; without ZeRO nothing keeps fp32 masters of bf16
-    weights.
+    """Return the precision that a stage trains in. `auto` is bf16 on every GPU known here. Without ZeRO nothing keeps fp32
+    masters of bf16 weights.
     """
     wanted = "bf16" if config.trainer.precision == "auto" else config.trainer.precision
     return "bf16_autocast" if stage == 0 and wanted == "bf16" else wanted
@@ -251,14 +251,14 @@ def _sizes(model: ModelConfig) -> tuple[ParameterSizes, int]:
 
 
 def corpus_facts(config: RunConfig, *, num_samples: int | None, image_bytes: float | None) -> CorpusFacts:
-    """From the flags, then from the index, where there is one."""
+    """Return the corpus's facts from the flags, then from the index, where there is one."""
     if (num_samples is not None and num_samples < 1) or (image_bytes is not None and image_bytes <= 0):
         raise ConfigError("--samples and --image-bytes must be more than 0")
     mixture = unread = None
     if num_samples is None or image_bytes is None:
         try:
             mixture = load_mixture(config.data)
-        except DataError as error:  # the corpus may well be elsewhere, and its numbers given
+        except DataError as error:  # the corpus may be elsewhere, and its numbers given
             unread = str(error)
     if not isinstance(mixture, Mixture):
         assumed = "assumed" if image_bytes is None else "as given"

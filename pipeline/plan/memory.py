@@ -1,9 +1,9 @@
-"""Bytes that a GPU must hold while it trains: weights, gradients, Adam's moments and buffers at each ZeRO stage.
+"""Compute the bytes that a GPU holds in training: weights, gradients, Adam's moments and buffers at each ZeRO stage.
 
-ZeRO's own count (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1) is 16 bytes a parameter: 2 for the bf16 weight,
-2 for its gradient, 12 for fp32 master and two moments; stage 1 divides the 12 by the ranks, stage 2 the gradients too,
-stage 3 everything. DeepSpeed with this project's settings (fp32 gradients) holds more than that. What is written here
-was read in DeepSpeed 0.19's code and is checked against running engines by tests/plan/test_memory.py.
+ZeRO's own count (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1) is 16 bytes a parameter: 2 for the bf16 weight, 2 for
+its gradient, 12 for fp32 master and two moments. Stage 1 divides the 12 by the ranks, stage 2 the gradients too, stage 3
+everything. DeepSpeed with this project's settings (fp32 gradients) holds more than that. The numbers here were read in
+DeepSpeed 0.19's code, and tests/plan/test_memory.py checks them against running engines.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Stage = Literal[0, 1, 2, 3]
 
 STAGES: tuple[Stage, ...] = (0, 1, 2, 3)
 BUCKET_ELEMENTS = 100_000_000  # reduce_bucket_size in pipeline/train/zero.py
-# DeepSpeed's defaults (deepspeed.runtime.zero.config), in elements.
+# These are DeepSpeed's defaults (deepspeed.runtime.zero.config), in elements.
 PERSISTENCE_THRESHOLD = 100_000
 PREFETCH_ELEMENTS = 50_000_000
 MAX_LIVE_ELEMENTS = 1_000_000_000
@@ -27,7 +27,7 @@ MAX_LIVE_ELEMENTS = 1_000_000_000
 
 @dataclass(frozen=True)
 class ParameterSizes:
-    """Elements of each parameter of a model, by the optimizer's group."""
+    """Holds the elements of each parameter of a model, by the optimizer's group."""
 
     groups: tuple[tuple[int, ...], ...]
 
@@ -37,14 +37,13 @@ class ParameterSizes:
 
     @property
     def small(self) -> int:
-        """Elements in parameters so small that ZeRO-3 keeps them whole on every rank."""
+        """Return elements in parameters so small that ZeRO-3 keeps them whole on every rank."""
         return sum(size for group in self.groups for size in group if size < PERSISTENCE_THRESHOLD)
 
     def partition(self, *, stage: Stage, num_ranks: int) -> int:
-        """Elements that one rank owns, padding included.
+        """Return elements that one rank owns, padding included.
 
-        Stages 1 and 2 lay a group out in one line and cut it into equal parts of an even length; stage 3 cuts every
-        parameter.
+        Stages 1 and 2 lay a group out in one line and cut it into equal parts of an even length. Stage 3 cuts every parameter.
         """
         if stage == 0:
             return self.total
@@ -54,25 +53,25 @@ class ParameterSizes:
 
 
 def sizes_of_groups(groups: list[dict[str, list[nn.Parameter]]]) -> ParameterSizes:
-    """Sizes of an optimizer's parameter groups, which may be on torch's meta device."""
+    """Return sizes of an optimizer's parameter groups, which may be on torch's meta device."""
     return ParameterSizes(tuple(tuple(parameter.numel() for parameter in group["params"]) for group in groups))
 
 
 def saved_bytes_per_pass(num_kernel_elements: int, *, precision: TrainingPrecision) -> int:
-    """Bytes saved once, whatever the batch: autocast keeps a bf16 copy of every kernel until the backward pass."""
+    """Return bytes saved once, whatever the batch: autocast keeps a bf16 copy of every kernel until the backward pass."""
     return 2 * num_kernel_elements if precision == "bf16_autocast" else 0
 
 
 @dataclass(frozen=True)
 class StateBytes:
-    """What one rank holds besides activations, in bytes.
+    """Holds what one rank needs besides activations, in bytes.
 
     Attributes:
         parameters: what the forward pass reads; at stage 3 this rank's part, and the small ones whole.
         masters: fp32 weights that the optimizer updates, where they are not the same.
-        gradients: at the end of a backward pass (before it where DeepSpeed holds all of them there and drops some).
+        gradients: gradients at the end of a backward pass (before it where DeepSpeed holds all of them there and drops some).
         moments: the optimizer's state; Adam's two moments.
-        buffers: most that reduction and gathering take at one moment, beyond all these.
+        buffers: the most that reduction and gathering take at one moment, in addition to these.
     """
 
     parameters: int
@@ -97,15 +96,15 @@ def state_bytes(
     bucket_elements: int = BUCKET_ELEMENTS,
     staging_buckets: int = 2,
 ) -> StateBytes:
-    """Bytes a rank holds for weights, gradients and optimizer.
+    """Return bytes a rank holds for weights, gradients and optimizer.
 
     Args:
-        optimizer_bytes: of the optimizer's state of one element; 8 for Adam.
+        optimizer_bytes: bytes of the optimizer's state of one element; 8 for Adam.
         bucket_elements: DeepSpeed's `reduce_bucket_size`.
         staging_buckets: 2 where communication overlaps with computing, as on GPUs; else 1.
 
     Raises:
-        ValueError: bf16 with stage 0, which no configuration has: its masters live in ZeRO.
+        ValueError: bf16 with stage 0, which no configuration has: ZeRO keeps the masters.
     """
     if stage == 0 and precision == "bf16":
         raise ValueError("bf16 keeps its masters in ZeRO: there is no stage 0 of it")
@@ -127,11 +126,11 @@ def state_bytes(
             if stage == 1:
                 held += 4 * sizes.total  # all gradients, then the partition made of them
             elif precision != "bf16" and accumulation_steps > 1:
-                held += 4 * own  # the sum so far and what is added
+                held += 4 * own  # the sum so far and the new gradients
             return StateBytes(weight * whole, 4 * own, held, moments, staged + max(reduced, 4 * own))
         case 3:
-            # Parameters are dropped only if they come back later than DeepSpeed's `stage3_max_reuse_distance`, 1e9 elements
-            # on, so a model below half of that is gathered once in the forward pass and stays.
+            # Parameters are dropped only if they are needed again later than DeepSpeed's `stage3_max_reuse_distance`, 1e9
+            # elements on. So a model below half of that is gathered once in the forward pass and stays.
             gathered = weight * (min(sizes.total, MAX_LIVE_ELEMENTS) - sizes.small)
             gathering = weight * min(sizes.total, PREFETCH_ELEMENTS)
             buffers = weight * bucket_elements + max(gathered + max(gathering, reduced), 4 * own)

@@ -1,4 +1,4 @@
-"""The simulation of failures, and its picture."""
+"""Simulate failures, and draw the simulation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEED = 0
 
 
 def simulate_failures(checkpoints: Checkpoints) -> Simulation:
-    """30 days of the job, over checkpoint intervals around Young's."""
+    """Simulate 30 days of the job, over checkpoint intervals around Young's."""
     centre = checkpoints.young_s
     return simulate(
         np.geomspace(centre / SPAN, min(centre * SPAN, DAYS * 86_400), NUM_INTERVALS),
@@ -33,7 +33,7 @@ def simulate_failures(checkpoints: Checkpoints) -> Simulation:
 
 @house_style()
 def draw_simulation(simulation: Simulation, *, forecast: Forecast, path: Path) -> None:
-    """Lost time against checkpoint interval: simulated runs, Daly's cost function, and the intervals to choose from.
+    """Draw lost time against checkpoint interval: simulated runs, Daly's cost function, and the intervals to choose from.
 
     Raises:
         ConfigError: nothing can be written there, or not in the format that the name asks for.

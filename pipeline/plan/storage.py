@@ -1,4 +1,4 @@
-"""What a run asks of its image store, its decoding cores and its checkpoint disk."""
+"""Compute what a run demands of its image store, its decoding cores and its checkpoint disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.plan.memory import ParameterSizes
 
 @dataclass(frozen=True)
 class Reading:
-    """All nodes together, but for the cores."""
+    """Holds rates of all nodes together, except the cores."""
 
     images_per_s: float
     bytes_per_s: float
@@ -27,7 +27,7 @@ def reading_rates(
     images_per_s_per_core: float,
     num_nodes: int,
 ) -> Reading:
-    """Rates at which images are read and decoded.
+    """Compute rates at which images are read and decoded.
 
     A block is one request. Streams (C of pipeline/data/order.py) begin and end inside blocks, so that in an epoch at most
     two blocks a stream are read once more.
@@ -43,10 +43,12 @@ def reading_rates(
 
 
 def moments_bytes(sizes: ParameterSizes, *, optimizer_bytes: int) -> int:
-    """The optimizer's state, which a checkpoint holds: Adam's two moments in fp32 are 8 bytes an element."""
+    """Return the size of the optimizer's state, which a checkpoint holds: Adam's two moments in fp32 are 8 bytes an element."""
     return optimizer_bytes * sizes.total
 
 
 def weights_bytes(sizes: ParameterSizes) -> int:
-    """The fp32 weights file, which is kept; a checkpoint holds it under a second name, which takes no space."""
+    """Return the size of the fp32 weights file, which is kept. A checkpoint holds it under a second name, which takes no
+    space.
+    """
     return 4 * sizes.total

@@ -1,4 +1,4 @@
-"""A forecast as a table for people, and as JSON for machines."""
+"""Write a forecast as a table for people, and as JSON for machines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEVER_ENDS = 0.999  # lost part of the time from which no date is given
 
 
 def to_json(forecast: Forecast, simulation: Simulation | None) -> str:
-    """Every number, in units of one: bytes, seconds, FLOPs."""
+    """Return every number, in units of one: bytes, seconds, FLOPs."""
     values: dict[str, Any] = dataclasses.asdict(forecast)
     if simulation is not None:
         values["simulation"] = {"best_interval_s": simulation.best_interval_s, **mean_losses(simulation)}
@@ -25,12 +25,12 @@ def to_json(forecast: Forecast, simulation: Simulation | None) -> str:
 
 
 def mean_losses(simulation: Simulation) -> dict[str, list[float]]:
-    """Mean lost part by interval."""
+    """Return the mean lost part by interval."""
     return {"intervals_s": simulation.intervals_s.tolist(), "mean_lost": simulation.lost.mean(axis=0).tolist()}
 
 
 def to_text(forecast: Forecast, simulation: Simulation | None) -> str:
-    """The whole forecast, a section after another."""
+    """Return the whole forecast, a section after another."""
     sections = [
         _heading(forecast),
         _memory_section(forecast),
@@ -219,7 +219,7 @@ def _section(title: str, rows: list[tuple[str, str]]) -> str:
 
 
 def columns(rows: list[list[str]]) -> str:
-    """Rows of words under each other; the first two columns to the left, the rest to the right."""
+    """Align rows of words in columns; the first two columns to the left, the rest to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  "

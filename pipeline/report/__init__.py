@@ -1,1 +1,1 @@
-"""A run's results at a glance."""
+"""Show a run's results at a glance."""

@@ -1,4 +1,4 @@
-"""A run's results at a glance: a table in the terminal and a picture, from the run folder's files alone."""
+"""Show a run's results: a table in the terminal and a picture, from the run folder's files alone."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pipeline.run.evaluations import group_results, measure_of, name_failures, r
 from pipeline.run.records import Row, number, read_metrics
 from pipeline.run.state import read_state
 
-MAX_COLUMNS = 8  # of the table: more would not fit on a screen
+MAX_COLUMNS = 8  # columns of the table: more would not fit on a screen
 _TITLES = {"few_shot": "Few-shot accuracy (mean and range over seeds)", "linear": "Linear probe accuracy"}
 FEW_POINTS = 30  # a line through fewer would hide single ones
 
 
 @dataclass(frozen=True)
 class Report:
-    """What there is to print.
+    """Holds what there is to print.
 
     Args:
-        error: why the picture that was asked for could not be written.
+        error: why the requested picture could not be written.
     """
 
     text: str
@@ -35,13 +35,13 @@ class Report:
 
 
 def write_report(run_dir: Path, out: Path | None = None) -> Report:
-    """Draw the curves and return the table. A picture that cannot be written does not keep the table from being seen.
+    """Draw the curves and return the table. A picture that cannot be written does not keep the table from being shown.
 
     Args:
         out: file of the picture, or an existing folder, where the picture is named after the run.
 
     Raises:
-        ConfigError: not a run folder, or one without a single line of metrics or results.
+        ConfigError: the path is not a run folder, or one without a single line of metrics or results.
     """
     if not run_dir.is_dir():
         raise ConfigError(f"run folder {run_dir} does not exist")
@@ -81,7 +81,7 @@ def _summarise_state(run_dir: Path) -> str:
 
 
 def summarise_training(metrics: Sequence[Row]) -> str:
-    """One line: how far, how well, how fast."""
+    """Return one line: how far, how well, how fast."""
     if not metrics:
         return "no training metrics"
     last = metrics[-1]
@@ -111,7 +111,7 @@ def _summarise_loss(metrics: Sequence[Row]) -> str | None:
 
 
 def tabulate_results(rows: Sequence[Row]) -> str:
-    """Accuracy in % by step (columns) and measure (rows); few-shot as mean and standard deviation over seeds."""
+    """Return accuracy in % by step (columns) and measure (rows); few-shot as mean and standard deviation over seeds."""
     if not rows:
         return "no evaluations"
     all_steps = sorted({row["step"] for row in rows})
@@ -135,7 +135,7 @@ def tabulate_results(rows: Sequence[Row]) -> str:
 
 
 def _spread(values: Sequence[int], count: int) -> list[int]:
-    """At most so many of them: the first, the last, and others at equal distances."""
+    """Choose at most so many of them: the first, the last, and others at equal distances."""
     if len(values) <= count:
         return list(values)
     return [values[round(index * (len(values) - 1) / (count - 1))] for index in range(count)]
@@ -153,7 +153,7 @@ def _cell(values: Sequence[float]) -> str:
 
 @house_style()
 def draw(metrics: Sequence[Row], rows: Sequence[Row], *, title: str, format: str) -> bytes:
-    """Loss, images/s, few-shot and linear accuracy by step, as a picture.
+    """Draw loss, images/s, few-shot and linear accuracy by step, as a picture.
 
     Raises:
         ValueError: matplotlib does not know the format.

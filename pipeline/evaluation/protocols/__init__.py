@@ -1,4 +1,4 @@
-"""Protocols: from the features of two splits to accuracies. One file each, and its name in the union below."""
+"""Protocols turn the features of two splits into accuracies. Each has one file, and its name in the union below."""
 
 from typing import Annotated
 

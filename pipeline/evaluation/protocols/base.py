@@ -1,4 +1,4 @@
-"""What every protocol says of itself."""
+"""Define what every protocol says of itself."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipeline.section import Section
 
 @dataclass(frozen=True)
 class Setting:
-    """One number that a protocol measures on a set.
+    """Describes one number that a protocol measures on a set.
 
     Args:
-        measure: what it is called after the set's name: `5-shot`.
-        seed: of what is drawn; None where nothing is.
-        parameters: kept in the result, by name.
+        measure: its name after the set's name: `5-shot`.
+        seed: seed of the draw; None where nothing is drawn.
+        parameters: parameters kept in the result, by name.
     """
 
     measure: str
@@ -28,38 +28,38 @@ class Setting:
 
 
 class ProtocolSection(Section):
-    """The settings of a protocol, and what follows from them.
+    """Holds the settings of a protocol, and what follows from them.
 
     A member has a literal field `protocol`, by which it is chosen; without it the key of `evaluation.protocols` chooses.
     """
 
     @abstractmethod
     def settings(self) -> list[Setting]:
-        """Every number that it measures on a set."""
+        """Return every number that the protocol measures on a set."""
 
     @abstractmethod
     def measure(self, splits: Splits, setting: Setting) -> Measured:
-        """Measure one of them.
+        """Measure one of the settings.
 
         Raises:
             EvaluationError: the set does not have what it needs.
         """
 
     def why_impossible(self, train: ClassCounts) -> str | None:
-        """Why it can measure nothing on a set with this train split; None if it can."""
+        """Return why it can measure nothing on a set with this train split; None if it can."""
         del train
         return None
 
     def notes(self, train: ClassCounts, *, class_names: Sequence[str] | None, path: str) -> list[str]:
-        """What a user should know before a run about a set with this train split.
+        """Return what a user should know before a run about a set with this train split.
 
         Args:
-            path: of these settings in the configuration.
+            path: path of these settings in the configuration.
         """
         del train, class_names, path
         return []
 
     def warnings(self, row: dict[str, Any]) -> list[str]:
-        """What a reader of a result should know."""
+        """Return what a reader of a result should know."""
         del row
         return []

@@ -1,8 +1,8 @@
-"""Few-shot accuracy: regularised least squares from frozen features to -1/+1 class targets, in closed form.
+"""Measure few-shot accuracy: regularised least squares from frozen features to -1/+1 class targets, in closed form.
 
-The paper's few-shot measure (section 4.1, "Metrics"), with the settings of big_vision's
-`evaluators/fewshot_lsr.py`: features standardised by the support set, a constant feature of 100 as bias, ridge
-penalty 2^10, support drawn by `numpy.random.default_rng(seed)`.
+This is the paper's few-shot measure (section 4.1, "Metrics"), with the settings of big_vision's `evaluators/fewshot_lsr.py`:
+features standardised by the support set, a constant feature of 100 as bias, ridge penalty 2^10, support drawn by
+`numpy.random.default_rng(seed)`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STD_EPS = 1e-5
 
 
 class FewShot(ProtocolSection):
-    """Ridge regression from a few images a class, drawn by each seed (paper, section 4.1)."""
+    """Fits a ridge regression to a few images a class, drawn by each seed (paper, section 4.1)."""
 
     protocol: Literal["few_shot"] = "few_shot"
     shots: tuple[PositiveInt, ...] = Field((1, 5, 10, 25), description="images a class")
@@ -48,7 +48,9 @@ class FewShot(ProtocolSection):
         return [Setting(f"{shots}-shot", seed, (("shots", shots),)) for shots in self.shots for seed in self.seeds]
 
     def measure(self, splits: Splits, setting: Setting) -> Measured:
-        """Where every class has at most `shots` images, all of train is the support, whatever the seed: it is measured once."""
+        """Measure a setting. Where every class has at most `shots` images, all of train is the support for every seed: one is
+        measured.
+        """
         shots, seed = int(dict(setting.parameters)["shots"]), setting.seed
         assert seed is not None
         is_all = takes_all(ClassCounts.of_labels(splits.train_labels.cpu()), shots)
@@ -109,14 +111,14 @@ def _listed(numbers: list[int]) -> str:
 
 @dataclass(frozen=True)
 class Support:
-    """The images a few-shot classifier may see."""
+    """Holds the images that a few-shot classifier may see."""
 
-    indices: Tensor  # (n,) into the train split
+    indices: Tensor  # (n,) indices into the train split
     short_classes: tuple[int, ...]  # classes with fewer than `shots` images
 
 
 def choose_support(labels: Tensor, *, shots: int, seed: int) -> Support:
-    """Up to `shots` images a class, at random under `seed`; a smaller draw is a prefix of a larger one."""
+    """Choose up to `shots` images a class, at random under `seed`. A smaller draw is a prefix of a larger one."""
     generator = np.random.default_rng(seed)
     array = labels.numpy()
     chosen: list[np.ndarray] = []
@@ -128,9 +130,9 @@ def choose_support(labels: Tensor, *, shots: int, seed: int) -> Support:
 
 
 def ridge_weights(features: Tensor, targets: Tensor, *, l2: float) -> Tensor:
-    """argmin over W of |X W - Y|^2 + l2 |W|^2, for X (N, D) and Y (N, C): W (D, C), in fp64.
+    """Return the argmin over W of |X W - Y|^2 + l2 |W|^2, for X (N, D) and Y (N, C): W (D, C), in fp64.
 
-    Solved in the smaller of the two dimensions (W = (X'X + l2)^-1 X'Y = X' (XX' + l2)^-1 Y), through a symmetric
+    It is solved in the smaller of the two dimensions (W = (X'X + l2)^-1 X'Y = X' (XX' + l2)^-1 Y), through a symmetric
     eigendecomposition.
     """
     x, y = features.double(), targets.double()
@@ -151,7 +153,7 @@ def few_shot_accuracy(
     num_classes: int,
     l2: float = L2_PENALTY,
 ) -> float:
-    """Part of the test images classified right by the ridge classifier of `support`.
+    """Return the part of the test images that the ridge classifier of `support` classifies right.
 
     Args:
         train_features: (N, D); train_labels: (N,).

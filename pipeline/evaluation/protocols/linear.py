@@ -1,6 +1,6 @@
-"""Linear probe: multinomial logistic regression on frozen features, its penalty chosen on a part of train.
+"""Fit a linear probe: multinomial logistic regression on frozen features, its penalty chosen on a part of train.
 
-The test split is looked at once, with the penalty already chosen and the classifier fitted again on all of train.
+The test split is used once, after the penalty is chosen and the classifier is fitted again on all of train.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pipeline.evaluation.protocols.logistic import Convergence, solve_logistic
 from pipeline.evaluation.requirements import why_no_linear
 from pipeline.evaluation.splits import Measured, Splits
 
-HELD_OUT = 0.2  # of train, to choose the penalty on
+HELD_OUT = 0.2  # part of train to choose the penalty on
 PENALTIES = tuple(10.0**exponent for exponent in range(-5, 2))  # of the mean loss: 1e-5 to 10
 
 
 class Linear(ProtocolSection):
-    """Multinomial logistic regression on all of train."""
+    """Fits multinomial logistic regression to all of train."""
 
     protocol: Literal["linear"] = "linear"
 
@@ -76,7 +76,7 @@ class Linear(ProtocolSection):
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A fitted classifier: logits are (x - mean) / std @ weight + bias."""
+    """Holds a fitted classifier: logits are (x - mean) / std @ weight + bias."""
 
     weight: Tensor  # (D, C)
     bias: Tensor  # (C,)
@@ -85,7 +85,7 @@ class LinearProbe:
     convergence: Convergence
 
     def predict(self, features: Tensor) -> Tensor:
-        """(N, D) to class ids (N,)."""
+        """Map features (N, D) to class ids (N,)."""
         return (((features.double() - self.mean) / self.std) @ self.weight + self.bias).argmax(dim=1)
 
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
@@ -94,13 +94,13 @@ class LinearProbe:
 
 @dataclass(frozen=True)
 class LinearResult:
-    """Test accuracy, and the penalty that the held-out part of train chose."""
+    """Holds test accuracy, and the penalty that the held-out part of train chose."""
 
     accuracy: float
     penalty: float
     held_out_accuracy: float
     held_out_images: int
-    convergence: Convergence  # of the classifier that was tested
+    convergence: Convergence  # of the tested classifier
     not_converged: tuple[float, ...]  # penalties whose classifiers did not reach the tolerance when the penalty was chosen
 
 
@@ -124,7 +124,7 @@ def fit_logistic(
 
 
 def split_train(labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices to fit on and to choose on: `HELD_OUT` of every class, at least one image where it has two."""
+    """Return indices to fit on and to choose on: `HELD_OUT` of every class, at least one image where it has two."""
     generator = np.random.default_rng(seed)
     fit: list[np.ndarray] = []
     choose: list[np.ndarray] = []
@@ -152,13 +152,13 @@ def linear_probe(
     fit, choose = (part.to(train_labels.device) for part in split_train(train_labels.cpu(), seed=seed))
     probes: dict[float, LinearProbe] = {}
     probe = None
-    for penalty in reversed(PENALTIES):  # from the strongest down, each from the last one's solution: a short way every time
+    for penalty in reversed(PENALTIES):  # strongest first, each starting from the last solution, which is always near
         probe = probes[penalty] = fit_logistic(
             train_features[fit], train_labels[fit], num_classes=num_classes, penalty=penalty, start=probe
         )
     scores = {penalty: probe.accuracy(train_features[choose], train_labels[choose]) for penalty, probe in probes.items()}
     best = max(scores.values())
-    penalty = max(p for p, score in scores.items() if score == best)  # of equals the strongest
+    penalty = max(p for p, score in scores.items() if score == best)  # the strongest of equals
     probe = fit_logistic(train_features, train_labels, num_classes=num_classes, penalty=penalty, start=probes[penalty])
     return LinearResult(
         accuracy=probe.accuracy(test_features, test_labels),

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression to a tolerance: a Newton method whose steps come from preconditioned conjugate gradients.
+"""Fit multinomial logistic regression to a tolerance: by a Newton method with preconditioned conjugate gradients.
 
 First-order methods need thousands of iterations where the penalty is weak. The Hessian is never formed: a product with it costs
 two matrix products. Its preconditioner is a Kronecker product (features times classes), which is exact where all images
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 GRADIENT_TOLERANCE = 1e-6  # Euclidean norm
-GAP_TOLERANCE = 1e-9  # of the objective: how far above its minimum it may be, at most
+GAP_TOLERANCE = 1e-9  # relative to the objective: how far above its minimum it may be, at most
 MAX_NEWTON_STEPS = 200
-MAX_PRODUCTS = 20_000  # with the Hessian, over all steps
+MAX_PRODUCTS = 20_000  # products with the Hessian, over all steps
 MAX_PRODUCTS_A_STEP = 500
 MAX_HALVINGS = 30
 SUFFICIENT_DECREASE = 1e-4  # Armijo's rule
@@ -23,18 +23,18 @@ SUFFICIENT_DECREASE = 1e-4  # Armijo's rule
 
 @dataclass(frozen=True)
 class Convergence:
-    """How a solver ended."""
+    """Says how a solver ended."""
 
     converged: bool
     iterations: int  # Newton steps
-    products: int  # with the Hessian, over all steps
-    gradient_norm: float  # Euclidean, of the objective at the solution
+    products: int  # products with the Hessian, over all steps
+    gradient_norm: float  # Euclidean norm of the objective's gradient at the solution
     objective: float
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Coefficients: logits are x @ weight + bias."""
+    """Holds coefficients: logits are x @ weight + bias."""
 
     weight: Tensor  # (D, C)
     bias: Tensor  # (C,)
@@ -43,7 +43,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class _Point:
-    """The objective and what its derivatives need, at some coefficients."""
+    """Holds the objective and what its derivatives need, at some coefficients."""
 
     weight: Tensor  # (D + 1, C), the bias last
     objective: float
@@ -52,7 +52,7 @@ class _Point:
 
 
 class _Problem:
-    """Mean cross-entropy + penalty / 2 * |weight|^2; the bias is free."""
+    """Computes mean cross-entropy + penalty / 2 * |weight|^2; the bias is free."""
 
     def __init__(self, x: Tensor, labels: Tensor, *, num_classes: int, penalty: float) -> None:
         self.x = torch.nn.functional.pad(x, (0, 1), value=1.0)  # (N, D + 1)
@@ -80,7 +80,9 @@ class _Problem:
 
 
 class _Preconditioner:
-    """The inverse of features' covariance (x) classes' covariance + penalty, and for the bias of the classes' part alone."""
+    """Applies the inverse of features' covariance (x) classes' covariance + penalty; for the bias, of the classes' part
+    alone.
+    """
 
     def __init__(self, problem: _Problem, point: _Point, *, penalty: float) -> None:
         p = point.probabilities
@@ -109,7 +111,7 @@ def solve_logistic(
     """Minimise mean cross-entropy + penalty / 2 * |weight|^2.
 
     It has converged when |gradient| is at most `GRADIENT_TOLERANCE`, and |gradient|^2 / (2 penalty), which bounds how far the
-    objective is above its minimum, at most `GAP_TOLERANCE` of the objective.
+    objective is above its minimum, is at most `GAP_TOLERANCE` of the objective.
 
     Args:
         x: (N, D) fp64; labels: (N,) int64, every class of which has an image.
@@ -142,13 +144,13 @@ def _has_converged(point: _Point, penalty: float) -> bool:
 
 
 def _newton_direction(problem: _Problem, point: _Point, *, penalty: float) -> tuple[Tensor, int]:
-    """The step to the minimum of the local quadratic, as far as is worth it, and the products it took."""
+    """Return the step to the minimum of the local quadratic, as precisely as is worthwhile, and the products it took."""
     precondition = _Preconditioner(problem, point, penalty=penalty)
     residual = -point.gradient
     step = torch.zeros_like(residual)
     z = precondition(residual)
     direction, rz = z, float((residual * z).sum())
-    # Rough far from the minimum, ever finer near it, so that the last steps converge faster than linearly.
+    # The solution is rough far from the minimum and finer near it, so that the last steps converge faster than linearly.
     goal = rz * min(0.1, rz**0.5) ** 2
     for used in range(1, MAX_PRODUCTS_A_STEP + 1):
         product = problem.multiply_hessian(point, direction)
@@ -167,7 +169,7 @@ def _newton_direction(problem: _Problem, point: _Point, *, penalty: float) -> tu
 
 
 def _search_line(problem: _Problem, point: _Point, direction: Tensor) -> _Point | None:
-    """Halve the step until the objective falls as Armijo asks; None if it never does."""
+    """Halve the step until the objective falls as Armijo's rule requires; None if it never does."""
     slope = float((point.gradient * direction).sum())
     length = 1.0
     for _ in range(MAX_HALVINGS):
