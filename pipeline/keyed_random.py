@@ -24,12 +24,14 @@ class Purpose(IntEnum):
 
     BLOCKS_OF_EPOCH = 1  # seed, epoch
     INSIDE_BLOCK = 2  # seed, epoch, block
-    AUGMENTATION = 3  # seed, epoch, sample id
+    AUGMENTATION = 3  # seed, epoch, sample id; of crop and flip
     DROPOUT = 4  # seed, step, micro-step, rank
     MAKE_SHUFFLE = 5  # seed
     STREAM_PHASE = 6  # seed, epoch
     MIXTURE = 7  # seed; seed, corpus
     UNINDEXED = 8  # seed, first step, rank, worker
+    OPERATIONS = 9  # seed, epoch, sample id, draw; of an augmentation law
+    ERASING = 10  # seed, epoch, sample id, draw
 
 
 def mix(values: Uint64s) -> Uint64s:

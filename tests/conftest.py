@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
+import importlib.util
 import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -201,19 +203,46 @@ def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(scope="session")
-def timm() -> ModuleType:
-    """timm, with the torchvision it imports made importable next to a CPU build of torch."""
-    if importlib.util.find_spec("timm") is None and REFERENCE.is_dir():
-        sys.path.append(str(REFERENCE))
-    if importlib.util.find_spec("timm") is None:
-        pytest.skip("timm is not installed; `make test` installs it into .reference")
+def torchvision() -> ModuleType:
+    """torchvision, made importable next to a CPU build of torch: its transforms work, its operators do not."""
+    find_reference("torchvision")
     if torch.version.cuda is None:
-        # torchvision's binary operators do not load here; timm needs none, but the import wants their schemas.
+        # torchvision's binary operators do not load here; nobody needs one, but the import wants their schemas.
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        timm.library = library  # type: ignore[attr-defined]  # the schemas live as long as this object
+        torchvision.library = library  # type: ignore[attr-defined]  # the schemas live as long as this object
+    return importlib.import_module("torchvision")
+
+
+@pytest.fixture(scope="session")
+def timm(torchvision: ModuleType) -> ModuleType:
+    """timm, which imports torchvision."""
+    del torchvision
+    find_reference("timm")
     return importlib.import_module("timm")
+
+
+def find_reference(name: str) -> ModuleSpec:
+    """Where a reference library is; without it the test is skipped."""
+    if importlib.util.find_spec(name) is None and REFERENCE.is_dir():
+        sys.path.append(str(REFERENCE))
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        pytest.skip(f"{name} is not installed; `make test` installs it into .reference")
+    return spec
+
+
+def timm_file(path: str) -> ModuleType:
+    """A module of timm that needs no other one, without the seconds that importing timm takes."""
+    folder = find_reference("timm").submodule_search_locations
+    assert folder is not None
+    spec = importlib.util.spec_from_file_location(Path(path).stem, Path(folder[0]) / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,8 @@ def make_stream(run: ResolvedRun, *, world: World, start_step: int) -> TrainStre
         resize=data.resize,
         decoder=run.decoder,
         shrink_margin=data.shrink_margin,
+        augmentation=data.augment.build(),
+        erasing=data.random_erasing.build(),
     )
     division = Division(
         global_batch_size=run.config.trainer.global_batch_size,

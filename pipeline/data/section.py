@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from pipeline.data.images.augment import Augment, NoAugment
 from pipeline.data.images.crop import Resize
+from pipeline.data.images.erasing import RandomErasing
 from pipeline.section import FREE, TOLD, Section
 
 
@@ -79,6 +81,8 @@ class DataSection(Section):
     min_ratio: float = Field(0.75, gt=0, description="narrowest crop, width / height")
     max_ratio: float = Field(4 / 3, gt=0, description="widest crop")
     flip: bool = Field(True, description="mirror half of the images")
+    augment: Augment = NoAugment()
+    random_erasing: RandomErasing = RandomErasing()  # type: ignore[call-arg]
     resize: Resize = Field("bilinear", description="the authors' resize has no antialiasing")
     decoder: Literal["auto", "region", "whole"] = Field(
         "auto",

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.data.images.augment.base import Augmentation
 from pipeline.data.images.decode import Pixels, decode_image, decode_jpeg_crop, jpeg_size
+from pipeline.data.images.erasing import Erasing
 from pipeline.keyed_random import Purpose, derive_key, few_uniforms, uniforms
 
 CROP_ATTEMPTS = 100
@@ -33,7 +35,7 @@ class Box:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Inception crop (Szegedy et al. 2015), resize to a square, and a horizontal flip in half of all cases."""
+    """Inception crop (Szegedy et al. 2015), resize to a square, a horizontal flip in half of all cases; then what is set."""
 
     image_size: int
     min_area: float
@@ -44,16 +46,29 @@ class TrainTransform:
     resize: Resize
     decoder: Decoder
     shrink_margin: float | None = None  # see `DataSection`
+    augmentation: Augmentation | None = None
+    erasing: Erasing | None = None
 
-    def __call__(self, data: bytes, *, seed: int, epoch: int, sample_id: int, out: Tensor) -> None:
-        """Decode, crop, resize and flip an encoded image into `out`, (3, S, S) uint8.
+    def __call__(self, data: bytes, *, seed: int, epoch: int, sample_id: int, out: Tensor, draw: int = 0) -> None:
+        """Decode, crop, resize, flip and augment an encoded image into `out`, (3, S, S) uint8.
 
-        The same (data, seed, epoch, sample_id) always gives the same pixels.
+        The same (data, seed, epoch, sample_id, draw) always gives the same pixels.
+
+        Args:
+            draw: number of the sample's appearance in the epoch.
 
         Raises:
             UnreadableImage: it cannot be decoded.
         """
-        key = derive_key(seed, Purpose.AUGMENTATION, epoch, sample_id)
+        self._crop(data, key=derive_key(seed, Purpose.AUGMENTATION, epoch, sample_id, *([draw] if draw else [])), out=out)
+        planes = out.numpy()
+        if self.augmentation is not None:
+            key = derive_key(seed, Purpose.OPERATIONS, epoch, sample_id, draw)
+            planes[...] = self.augmentation(planes, few_uniforms(key, self.augmentation.num_draws))
+        if self.erasing is not None:
+            self.erasing(planes, key=derive_key(seed, Purpose.ERASING, epoch, sample_id, draw))
+
+    def _crop(self, data: bytes, *, key: int, out: Tensor) -> None:
         size = jpeg_size(data) if self.decoder == "region" else None
         if size is not None:
             box, flip = self.choose(*size, key=key)

@@ -1,0 +1,16 @@
+"""No augmentation after crop and flip: the paper's recipe."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipeline.data.images.augment.base import AugmentSection
+
+
+class NoAugment(AugmentSection):
+    """Crop and flip alone."""
+
+    name: Literal["none"] = "none"
+
+    def build(self) -> None:
+        return None
