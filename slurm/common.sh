@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the job scripts: the project, the site's settings, one srun task a rank, and what to do when the ranks have ended.
+# The job scripts source this file: it has the project, the site's settings, one srun task a rank, and what follows the ranks' end.
 set -euo pipefail
 export PIPELINE_HOME=${PIPELINE_HOME:-$SLURM_SUBMIT_DIR}
 # shellcheck source=slurm/site.env
@@ -9,16 +9,16 @@ cd "$PIPELINE_HOME"
 NODE_LOSS_WAIT_S=900 # three times Slurm's default SlurmdTimeout
 PROBE_S=60
 LOOK_EVERY_S=${LOOK_EVERY_S:-60}
-EXIT_INTERRUPTED=75 # of `python -m pipeline train`: told to stop, and saved
+EXIT_INTERRUPTED=75 # `python -m pipeline train` was asked to stop, and has saved
 # scontrol's name for this job: in an array, the plain number may mean all of its tasks.
 THIS_JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 THIS_JOB=${THIS_JOB:-${SLURM_JOB_ID:-}}
 
-# Slurm may signal this shell too, which has to live until srun has ended and the job is where it belongs. (An empty command,
-# not '': what is ignored here would be ignored by srun and by every rank.)
+# Slurm may signal this shell too, which has to live until srun has ended and the job is requeued or over. (It is an empty command,
+# not '': srun and every rank would ignore what is ignored here.)
 trap : TERM USR1 USR2 HUP INT
 
-# A job's name may hold anything, a run folder's may not; two names that would become one are told apart by a checksum.
+# A job's name may hold anything, a run folder's may not. A checksum distinguishes two names that would become one.
 run_name() {
     local wanted=$1 name
     name=$(printf '%s' "$wanted" | LC_ALL=C tr -c 'A-Za-z0-9_.-' '_')
@@ -27,7 +27,7 @@ run_name() {
     printf '%s' "$name"
 }
 
-# Software and network, as the site file says.
+# Load software and network settings, as the site file says.
 prepare_node() {
     local script
     if [ ${#SITE_MODULES[@]} -gt 0 ]; then
@@ -48,14 +48,14 @@ prepare_node() {
     # Since Slurm 22.05 srun does not take --cpus-per-task over from sbatch: each rank would get one core.
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
     export PYTHONUNBUFFERED=1
-    # After `sbatch --export=NONE`, srun would hand on none of this, nor PATH.
+    # After `sbatch --export=NONE`, srun would pass on none of this, nor PATH.
     export SLURM_EXPORT_ENV=ALL
     mkdir -p "$SITE_RUNS"
-    # The log under the run's name is that of its newest job.
+    # The log under the run's name belongs to its newest job.
     [ ! -e "slurm/logs/$SLURM_JOB_ID.log" ] || ln -sfn "$SLURM_JOB_ID.log" "slurm/logs/$1.log"
 }
 
-# pretrain CONFIG [section.key=value ...]: train as one rank a task, the evaluator as a job of its own beside it.
+# pretrain CONFIG [section.key=value ...]: train as one rank a task, with the evaluator as a job of its own.
 pretrain() {
     local config=$1 name code=0
     shift
@@ -63,8 +63,8 @@ pretrain() {
     name=$(run_name "$SLURM_JOB_NAME")
     prepare_node "$name"
     submit_evaluator "$name" "$SLURM_JOB_NAME"
-    # Not --kill-on-bad-exit: ranks that agree to stop, or on an error, end one after the other, and the first would have
-    # the rest killed. One that dies alone is followed by the others after this wait.
+    # --kill-on-bad-exit is not used: ranks that agree to stop, or on an error, end one after the other, and the first end would
+    # kill the rest. If one rank dies alone, the others are killed after this wait.
     srun --kill-on-bad-exit=0 --wait="$SITE_RANK_WAIT_S" "${SITE_CONTAINER[@]}" \
         python -m pipeline train "$config" name="$name" output_dir="$SITE_RUNS" data.train="$SITE_DATA" \
         ${SITE_EVAL_SETS:+evaluation.datasets="$SITE_EVAL_SETS"} "$@" || code=$?
@@ -83,7 +83,7 @@ check_settings() {
 }
 
 # evaluate RUN_DIR [evaluation.key=value ...]: watch a run folder until the run is complete. It may be killed at any time.
-# TRAINING names the training's job where it has submitted this one: when no job of that name is left, there is nothing to wait for.
+# TRAINING names the training's job that has submitted this one: when no job of that name is left, there is nothing to wait for.
 evaluate() {
     local code=0 watcher watch
     check_settings "$@"
@@ -102,14 +102,14 @@ evaluate() {
     end_job "$code" "$1"
 }
 
-# await PROCESS: its exit code, however often this shell is signalled meanwhile.
+# await PROCESS: return its exit code, however often this shell is signalled meanwhile.
 await() {
     local code
     while code=0; wait "$1" || code=$?; [ "$code" -gt 128 ] && kill -0 "$1" 2>/dev/null; do :; done
     return "$code"
 }
 
-# Whether the training that submitted this evaluator may still go on. A queue that does not answer is no reason to end.
+# Return whether the training that submitted this evaluator may still continue. A queue that does not answer is no reason to end.
 is_training_queued() {
     local jobs
     [ -n "${TRAINING:-}" ] || return 0
@@ -117,8 +117,8 @@ is_training_queued() {
     [ -n "$jobs" ]
 }
 
-# watch_training PROCESS: end it when the training's job is gone: cancelled, failed, or out of time. Seen twice in a row: a job that
-# is being requeued may be missing for a moment.
+# watch_training PROCESS: end it when the training's job is gone: cancelled, failed, or out of time. It must be missing twice in a row:
+# a job that is being requeued may be missing for a moment.
 watch_training() {
     local unseen=0
     while sleep "$LOOK_EVERY_S"; do
@@ -128,23 +128,23 @@ watch_training() {
     kill -TERM "$1" 2>/dev/null
 }
 
-# end_job CODE RUN_DIR: back into the queue, or out. Slurm itself requeues after a node's failure and after a preemption
-# that left no time, not after a time limit and not after a preempted job has ended by itself.
+# end_job CODE RUN_DIR: requeue the job, or end it. Slurm itself requeues after a node's failure and after a preemption
+# that left no time. It does not after a time limit, nor after a preempted job has ended by itself.
 end_job() {
     local code=$1 run_dir=$2 checkpoint place tries fate
     case $code in
     0) exit 0 ;;
-    2) exit "$code" ;; # a named error, which would come again
+    2) exit "$code" ;; # a named error, which would happen again
     "$EXIT_INTERRUPTED") requeue "$code" "stopped and saved" ;;
     129 | 138 | 140 | 143 | 152) # HUP, USR1, USR2, TERM, XCPU: Python, or the container, was still starting
-        requeue "$code" "told to stop before it could listen" ;;
+        requeue "$code" "asked to stop before it could listen" ;;
     esac
     fate=$(job_fate)
-    # Slurm has ended the ranks, whatever their code, and it is no try of theirs.
+    # Slurm has ended the ranks, whatever their code, so it does not count as a try.
     [ "$fate" = running ] || [ "$fate" = unknown ] || requeue "$code" "ended by Slurm"
     await_slurm_if_a_node_is_gone
-    # Broken off: a rank lost another or met a bug (1), hung (70), lost its run folder to another (73), or was killed (128 and the signal's number). srun gives
-    # the highest code of all ranks. Another try, but never for ever: so often from one checkpoint.
+    # Broken off: a rank lost another or met a bug (1), hung (70), lost its run folder to another (73), or was killed (128 and
+    # the signal's number). srun gives the highest code of all ranks. The job is retried, a few times from one checkpoint.
     mkdir -p "$run_dir/checkpoints"
     checkpoint=$(find "$run_dir/checkpoints" -maxdepth 1 -name 'step_*' | sort | tail -n 1)
     place="job $THIS_JOB from ${checkpoint:-the start}"
@@ -157,8 +157,8 @@ end_job() {
     requeue "$code" "broken off with exit code $code; try $tries of $SITE_RETRIES from ${checkpoint:-the start}"
 }
 
-# The ranks lose one whose node has died long before Slurm does (SlurmdTimeout), which then requeues the job by itself, on other
-# nodes. Requeued by both it may never start again ("Invalid generic resource specification", Slurm 22.05): so leave it to Slurm.
+# The ranks notice a dead node long before Slurm does (SlurmdTimeout). Slurm then requeues the job by itself, on other
+# nodes. Requeued by both it may never start again ("Invalid generic resource specification", Slurm 22.05), so leave it to Slurm.
 await_slurm_if_a_node_is_gone() {
     timeout "$PROBE_S" srun --overlap --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 \
         --cpus-per-task=1 --kill-on-bad-exit=1 true && return 0
@@ -166,7 +166,7 @@ await_slurm_if_a_node_is_gone() {
     sleep "$NODE_LOSS_WAIT_S"
 }
 
-# What becomes of this job: running, requeued (by Slurm: preempted, a node failed), over (cancelled, out of time), or unknown where
+# Print the state of this job: running, requeued (by Slurm: preempted, a node failed), over (cancelled, out of time), or unknown where
 # the controller does not answer. Until its script ends, Slurm calls all but the first COMPLETING; one that is requeued has
 # had its restarts counted already.
 job_fate() {
@@ -181,7 +181,7 @@ job_fate() {
     esac
 }
 
-# requeue CODE WHY: this job, which goes on with the same number, log and run folder.
+# requeue CODE WHY: requeue this job, which keeps its number, log and run folder.
 requeue() {
     local fate
     fate=$(job_fate)
@@ -196,8 +196,8 @@ requeue() {
     exit "$1"
 }
 
-# An evaluator that waits in the queue has nothing to wait for, unless another job of this run is queued; one at work sees by itself
-# that the training is gone.
+# An evaluator that waits in the queue has nothing to wait for, unless another job of this run is queued. A running one notices by
+# itself that the training is gone.
 cancel_evaluator() {
     local name
     name=$(run_name "$SLURM_JOB_NAME")-eval
@@ -206,7 +206,7 @@ cancel_evaluator() {
     scancel --user="$(id -un)" --state=PENDING --name="$name" && echo "[job] so is the evaluator $name that waited: cancelled" >&2
 }
 
-# submit_evaluator NAME JOB_NAME: one evaluator at work and at most one waiting behind it (singleton): the next takes over where a
+# submit_evaluator NAME JOB_NAME: have one evaluator run and at most one wait behind it (singleton). The next takes over where a
 # time limit ends the first, and ends at once if there is nothing left to do. EVALUATE=0 leaves it out.
 submit_evaluator() {
     local name=$1-eval partition=${SITE_EVAL_PARTITION:-$SITE_PARTITION} variable
@@ -217,7 +217,7 @@ submit_evaluator() {
     fi
     [ -z "$(squeue --me --noheader --states=PENDING --name="$name")" ] || return 0
     (
-        # What this job was given (tasks a node, GPUs, ...) must not become the evaluator's.
+        # The evaluator must not inherit what this job was given (tasks a node, GPUs, ...).
         for variable in "${!SLURM_@}" "${!SRUN_@}" "${!SBATCH_@}"; do
             [ "$variable" = SLURM_CONF ] || unset "$variable"
         done

@@ -205,15 +205,15 @@ FAULTS: dict[str, Fault] = {
     "one rank killed": kill_one,
     "all killed inside a save": kill_all_in_a_save,
     "one killed inside a save": kill_one_in_a_save,
-    "told to stop": tell_one_to_stop,
+    "asked to stop": tell_one_to_stop,
     "a bit flipped in the newest checkpoint": flip_a_bit,
     "a file of it truncated": truncate_a_file,
     "a file of it deleted": delete_a_file,
-    "one rank stands still for a second": pause_one,
+    "one rank suspended for a second": pause_one,
     "a second training on the folder": second_training,
     "disk full until a save fails": fill_disk,
     "disk read-only until a save fails": make_read_only,
-    "folder away until a save fails": take_folder_away,
+    "folder missing until a save fails": take_folder_away,
 }
 NEED_MOUNT = ("disk full until a save fails", "disk read-only until a save fails")
 
