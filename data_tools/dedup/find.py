@@ -14,9 +14,9 @@ import numpy as np
 
 from data_tools.dedup.catalogue import Catalogue, StoredImage
 from data_tools.dedup.hash_sets import hash_sets
-from data_tools.dedup.hash_store import open_set
+from data_tools.dedup.hash_store import ImageSet, open_set
 from data_tools.dedup.matching import Copies, MatchKind, join_copies, nearest
-from data_tools.dedup.search import FIRST_TEST_IMAGE, find_against, find_within
+from data_tools.dedup.search import FIRST_TEST_IMAGE, Ints, find_against, find_within
 from pipeline.errors import DataError
 
 
@@ -79,10 +79,7 @@ def find_copies(
     """
     if not against and inside == "left alone":
         raise DataError("nothing to look for: give --against TEST_SET for copies of test images, --within for copies inside")
-    corpus_set, test_sets = open_set(corpus, work=work), [open_set(path, work=work) for path in dict.fromkeys(against)]
-    for images in test_sets:
-        if images.shares_shards(corpus_set):
-            raise DataError(f"--against {images.path} is the corpus itself; --within looks for copies inside the corpus")
+    corpus_set, test_sets = _open_sets(corpus, against, work=work)
     hash_sets([corpus_set, *test_sets], num_workers=num_workers)
     searched, targets = Catalogue(corpus_set), [Catalogue(images) for images in test_sets]
     starts = np.cumsum([FIRST_TEST_IMAGE, *(len(target) for target in targets)])
@@ -90,10 +87,35 @@ def find_copies(
     within = None
     if inside == "searched":
         within = find_within(searched, left_out=np.unique(pairs.first), distance=distance, num_workers=num_workers)
+    return _name_images(pairs, within, distance=distance, corpus=searched, targets=targets, starts=starts)
+
+
+def _open_sets(corpus: str, against: Sequence[str], *, work: str | None) -> tuple[ImageSet, list[ImageSet]]:
+    """Open the corpus, and each test set once."""
+    corpus_set, test_sets = open_set(corpus, work=work), [open_set(path, work=work) for path in dict.fromkeys(against)]
+    for images in test_sets:
+        if images.shares_shards(corpus_set):
+            raise DataError(f"--against {images.path} is the corpus itself; --within looks for copies inside the corpus")
+    return corpus_set, test_sets
+
+
+def _name_images(
+    pairs: Copies,
+    within: Copies | None,
+    *,
+    distance: int,
+    corpus: Catalogue,
+    targets: Sequence[Catalogue],
+    starts: Ints,
+) -> DedupResult:
+    """Make the result, with images in place of numbers.
+
+    Args:
+        pairs: numbers in the corpus, and numbers in the test sets laid end to end.
+        starts: the number of each test set's first image, and the end of the last.
+    """
     owner = np.searchsorted(starts, pairs.second, side="right") - 1
-    corpus_images = searched.images_of(
-        np.concatenate([pairs.first, *([] if within is None else [within.first, within.second])])
-    )
+    corpus_images = corpus.images_of(np.concatenate([pairs.first, *([] if within is None else [within.first, within.second])]))
     test_images = {
         number + int(starts[position]): image
         for position, target in enumerate(targets)
@@ -101,7 +123,7 @@ def find_copies(
     }
     return DedupResult(
         distance=distance,
-        corpus=searched,
+        corpus=corpus,
         test_sets=[
             SetCopies(target, *(len(np.unique(side[owner == position])) for side in (pairs.second, pairs.first)))
             for position, target in enumerate(targets)

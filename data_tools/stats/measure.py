@@ -152,57 +152,89 @@ def measure_shard(folder: str, name: str, *, seed: int, kept: KeptSamples | None
     Raises:
         UnreachableError: it cannot be read.
     """
-    counters: dict[str, Counter[Any]] = {name: Counter() for name in COUNTERS}
-    totals: Counter[str] = Counter(dict.fromkeys(TOTALS, 0))
-    drawn: list[tuple[Any, ...]] = []
-    broken = None
     with Shard(folder, name) as shard:
+        counts = _ShardCounts(shard, seed=seed)
         is_stale = kept is not None and kept.num_bytes not in (None, shard.num_bytes)
+        broken = None
         try:
             samples = shard.samples()
             marked = ((sample, True) for sample in samples) if kept is None or is_stale else kept.mark(samples)
             for sample, is_kept in marked:
                 if not is_kept:
-                    totals["left_out_by_index"] += 1
+                    counts.totals["left_out_by_index"] += 1
                     continue
-                totals["counted_in_spite_of_index"] += is_stale
-                if (defect := find_defect(sample)) is not None and defect.kind == "repeated_member":
-                    raise DataError(f"{name}: sample {sample.key!r} {defect.reason}")
-                label = _read_label(shard, sample)
-                image = find_member(sample, IMAGE_EXTENSIONS)
-                totals["samples"] += 1
-                if label is None:
-                    totals["without_label"] += 1
-                else:
-                    counters["labels"][label] += 1
-                if image is None:
-                    totals["without_image"] += 1
-                    continue
-                totals["images"] += 1
-                totals["total_image_bytes"] += image.length
-                if image.length:
-                    counters["image_bytes"][log_bin(image.length)] += 1
-                header = _read_header(shard, image)
-                if header is None:
-                    totals["unreadable_headers"] += 1
-                else:
-                    _count_header(counters, header)
-                rank = xxhash.xxh3_64_intdigest(f"{seed}|{name}|{sample.key}".encode(errors="surrogateescape"))
-                if image.pieces is None:  # the sheet reads byte ranges; a sparse image does not lie in one
-                    drawn.append((rank, sample.key, image.start, image.length, label))
-                if len(drawn) >= 4 * SHEET_IMAGES:
-                    drawn = sorted(drawn)[:SHEET_IMAGES]
+                counts.totals["counted_in_spite_of_index"] += is_stale
+                counts.add(sample)
         except UnreachableError:
             raise
         except DataError as error:
             broken = str(error)
         return {
-            "counters": {counter: sorted(counts.items()) for counter, counts in counters.items()},
-            "totals": totals,
+            "counters": counts.by_counter(),
+            "totals": counts.totals,
             "shard_bytes": shard.num_bytes,
-            "drawn": sorted(drawn)[:SHEET_IMAGES],
+            "drawn": counts.drawn(),
             "broken": broken,
         }
+
+
+class _ShardCounts:
+    """Counts what a shard holds, sample by sample."""
+
+    def __init__(self, shard: Shard, *, seed: int) -> None:
+        self.totals: Counter[str] = Counter(dict.fromkeys(TOTALS, 0))
+        self._counters: dict[str, Counter[Any]] = {name: Counter() for name in COUNTERS}
+        self._drawn: list[tuple[Any, ...]] = []
+        self._shard = shard
+        self._seed = seed
+
+    def add(self, sample: TarSample) -> None:
+        """Count a sample.
+
+        Raises:
+            DataError: two of its members have one extension, or it cannot be read.
+        """
+        if (defect := find_defect(sample)) is not None and defect.kind == "repeated_member":
+            raise DataError(f"{self._shard.name}: sample {sample.key!r} {defect.reason}")
+        label = _read_label(self._shard, sample)
+        image = find_member(sample, IMAGE_EXTENSIONS)
+        self.totals["samples"] += 1
+        if label is None:
+            self.totals["without_label"] += 1
+        else:
+            self._counters["labels"][label] += 1
+        if image is None:
+            self.totals["without_image"] += 1
+            return
+        self._add_image(image)
+        if image.pieces is None:  # the sheet reads byte ranges; a sparse image does not lie in one
+            self._draw(sample.key, image, label)
+
+    def by_counter(self) -> dict[str, list[tuple[Any, int]]]:
+        """Return counts by value for each counter, sorted."""
+        return {counter: sorted(counts.items()) for counter, counts in self._counters.items()}
+
+    def drawn(self) -> list[tuple[Any, ...]]:
+        """Return rank, key, start, length and label of the images for the sheet."""
+        return sorted(self._drawn)[:SHEET_IMAGES]
+
+    def _add_image(self, image: TarMember) -> None:
+        self.totals["images"] += 1
+        self.totals["total_image_bytes"] += image.length
+        if image.length:
+            self._counters["image_bytes"][log_bin(image.length)] += 1
+        header = _read_header(self._shard, image)
+        if header is None:
+            self.totals["unreadable_headers"] += 1
+        else:
+            _count_header(self._counters, header)
+
+    def _draw(self, key: str, image: TarMember, label: int | None) -> None:
+        """Put an image among those of which the sheet shows the lowest ranks."""
+        rank = xxhash.xxh3_64_intdigest(f"{self._seed}|{self._shard.name}|{key}".encode(errors="surrogateescape"))
+        self._drawn.append((rank, key, image.start, image.length, label))
+        if len(self._drawn) >= 4 * SHEET_IMAGES:
+            self._drawn = sorted(self._drawn)[:SHEET_IMAGES]
 
 
 def _read_label(shard: Shard, sample: TarSample) -> int | None:

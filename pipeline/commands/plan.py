@@ -11,7 +11,7 @@ from pipeline.commands.options import add_config
 from pipeline.launch.signals import StopRequest
 
 if TYPE_CHECKING:
-    from pipeline.plan.forecast import Cluster
+    from pipeline.plan.cluster import Cluster
 
 EPILOG = (
     "examples:\n  python -m pipeline plan configs/l16_in21k.yaml --nodes 4 --samples 14197122 --price 2.50\n"
@@ -98,8 +98,8 @@ def _add_cluster(command: argparse.ArgumentParser) -> None:
 
 def _read_cluster(arguments: argparse.Namespace) -> Cluster:
     """Return the cluster that the options describe."""
+    from pipeline.plan.cluster import Cluster
     from pipeline.plan.failures import LLAMA_3_NODE_MTBF_HOURS
-    from pipeline.plan.forecast import Cluster
 
     node_mtbf_hours = arguments.node_mtbf_hours
     return Cluster(

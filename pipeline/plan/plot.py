@@ -9,8 +9,9 @@ import numpy as np
 from pipeline.console.figures import house_style
 from pipeline.console.words import duration
 from pipeline.errors import ConfigError
+from pipeline.plan.checkpoints import Checkpoints
 from pipeline.plan.failures import Simulation, lost_fraction, simulate
-from pipeline.plan.forecast import Checkpoints, Forecast
+from pipeline.plan.forecast import Forecast
 
 DAYS = 30
 NUM_RUNS = 500

@@ -10,7 +10,8 @@ from typing import Any
 from pipeline.console.words import duration
 from pipeline.json_text import to_finite
 from pipeline.plan.failures import Simulation
-from pipeline.plan.forecast import Forecast, StageMemory
+from pipeline.plan.forecast import Forecast
+from pipeline.plan.stages import StageMemory
 
 GIB = 2**30
 NEVER_ENDS = 0.999  # lost part of the time from which no date is given

@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.config.read import load_config
 from pipeline.errors import ConfigError
-from pipeline.plan.forecast import Cluster, Forecast, make_forecast
+from pipeline.plan.cluster import Cluster
+from pipeline.plan.forecast import Forecast, make_forecast
 from tests.conftest import REPOSITORY
 
 IN21K = 14_197_122

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import numpy as np
@@ -45,16 +45,8 @@ def scan_shard(
         DataError: compressed, cut short, not a tar, no samples among its members, members of a sample apart from each other
             or of one extension, or a key to skip that is not there. A tar without any member is a shard without samples.
     """
-    starts: list[int] = []  # of each block, like the three below
-    ends: list[int] = []
-    counts: list[int] = []
-    last_slots: list[int] = []  # slot of each block's last kept sample
-    contents: list[BlockContent] = []
-    images_of: Counter[int] = Counter()
-    num_unlabelled = 0
-    skipped: list[tuple[int, int]] = []
+    blocks = _Blocks(block_samples)
     seen: set[str] = set()
-    slot = 0  # among the samples since the current block's start
     for sample in scan_samples(file, name=name):
         if sample.key in seen:
             raise DataError(
@@ -62,30 +54,11 @@ def scan_shard(
                 f"`python -m data_tools make` packs such tars again"
             )
         seen.add(sample.key)
-        is_kept = sample.key not in skip
-        if is_kept and (defect := find_defect(sample)) is not None:
-            raise DataError(f"{name}: sample {sample.key!r} {defect.reason}")
-        if is_kept and (reason := describe_joined(sample, shard=name)) is not None:
-            raise DataError(reason)
-        if is_kept and (not counts or counts[-1] == block_samples):
-            starts.append(sample.start)
-            ends.append(sample.end)
-            counts.append(0)
-            last_slots.append(0)
-            contents.append(BlockContent())
-            slot = 0
-        if is_kept:
-            counts[-1] += 1
-            ends[-1], last_slots[-1] = sample.end, slot
-            label = _usable_label(file, sample, name=name)
-            contents[-1].add(sample, label)
-            if label is None or label < 0:
-                num_unlabelled += 1
-            else:
-                images_of[label] += 1
-        elif counts:
-            skipped.append((len(counts) - 1, slot))
-        slot += 1
+        if sample.key in skip:
+            blocks.skip()
+        else:
+            _refuse_unusable(sample, name=name)
+            blocks.keep(sample, label=_usable_label(file, sample, name=name))
         if sample.end > num_bytes:
             raise DataError(
                 f"{name}: cut short: sample {sample.key!r} needs {sample.end} bytes, the file has {num_bytes}; copy it again"
@@ -96,21 +69,75 @@ def scan_shard(
         raise DataError(
             f"{name}: {len(strangers)} samples to skip are not in it, {strangers[0]!r} first; make the skip list again"
         )
-    # What was skipped behind a block's last sample lies outside its bytes.
-    inside = [(block, slot) for block, slot in skipped if slot < last_slots[block]]
-    return ShardEntry(
-        name=name,
-        num_bytes=num_bytes,
-        block_offset=np.array(starts, np.int64),
-        block_bytes=np.array(ends, np.int64) - np.array(starts, np.int64),
-        block_samples=np.array(counts, np.uint16),
-        skipped_block=np.array([block for block, _ in inside], np.int64),
-        skipped_slot=np.array([slot for _, slot in inside], np.uint16),
-        num_skipped=len(skip),
-        block_content=np.array([content.digest for content in contents], np.uint64),
-        images_of=images_of,
-        num_unlabelled=num_unlabelled,
-    )
+    return blocks.to_entry(name=name, num_bytes=num_bytes, num_skipped=len(skip))
+
+
+@dataclass
+class _Block:
+    """Holds a block that grows sample by sample."""
+
+    start: int
+    end: int
+    num_samples: int = 0  # without the skipped ones
+    last_slot: int = 0  # slot of the last kept sample
+    content: BlockContent = field(default_factory=BlockContent)
+
+
+class _Blocks:
+    """Cuts a shard's samples into blocks, in the order of the tar."""
+
+    def __init__(self, block_samples: int) -> None:
+        self._block_samples = block_samples
+        self._blocks: list[_Block] = []
+        self._slot = 0  # slot of the next sample, counted since the current block's start
+        self._skipped: list[tuple[int, int]] = []  # block and slot
+        self._images_of: Counter[int] = Counter()
+        self._num_unlabelled = 0
+
+    def keep(self, sample: TarSample, *, label: int | None) -> None:
+        """Add a sample to the current block, or to a new one where that is full."""
+        if not self._blocks or self._blocks[-1].num_samples == self._block_samples:
+            self._blocks.append(_Block(sample.start, sample.end))
+            self._slot = 0
+        block = self._blocks[-1]
+        block.num_samples += 1
+        block.end, block.last_slot = sample.end, self._slot
+        block.content.add(sample, label)
+        self._slot += 1
+        if label is None or label < 0:
+            self._num_unlabelled += 1
+        else:
+            self._images_of[label] += 1
+
+    def skip(self) -> None:
+        """Leave the next sample out."""
+        if self._blocks:
+            self._skipped.append((len(self._blocks) - 1, self._slot))
+        self._slot += 1
+
+    def to_entry(self, *, name: str, num_bytes: int, num_skipped: int) -> ShardEntry:
+        # What was skipped behind a block's last sample lies outside its bytes.
+        inside = [(block, slot) for block, slot in self._skipped if slot < self._blocks[block].last_slot]
+        return ShardEntry(
+            name=name,
+            num_bytes=num_bytes,
+            block_offset=np.array([block.start for block in self._blocks], np.int64),
+            block_bytes=np.array([block.end - block.start for block in self._blocks], np.int64),
+            block_samples=np.array([block.num_samples for block in self._blocks], np.uint16),
+            skipped_block=np.array([block for block, _ in inside], np.int64),
+            skipped_slot=np.array([slot for _, slot in inside], np.uint16),
+            num_skipped=num_skipped,
+            block_content=np.array([block.content.digest for block in self._blocks], np.uint64),
+            images_of=self._images_of,
+            num_unlabelled=self._num_unlabelled,
+        )
+
+
+def _refuse_unusable(sample: TarSample, *, name: str) -> None:
+    if (defect := find_defect(sample)) is not None:
+        raise DataError(f"{name}: sample {sample.key!r} {defect.reason}")
+    if (reason := describe_joined(sample, shard=name)) is not None:
+        raise DataError(reason)
 
 
 def _usable_label(file: BinaryIO, sample: TarSample, *, name: str) -> int | None:

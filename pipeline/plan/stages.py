@@ -1,0 +1,110 @@
+"""Compute what each ZeRO stage of a run needs on one GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.config.run import RunConfig
+from pipeline.data.streams.train import largest_micro_batch
+from pipeline.distributed.precision import TrainingPrecision
+from pipeline.models.base import ModelConfig
+from pipeline.optim.groups import parameter_groups
+from pipeline.plan.memory import ParameterSizes, Stage, StateBytes, saved_bytes_per_pass, sizes_of_groups, state_bytes
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Holds a model and its numbers of parameters, by what is decayed."""
+
+    config: ModelConfig
+    parameters: ParameterSizes
+    num_kernel_elements: int
+
+
+def sizes_of_model(config: ModelConfig) -> ModelSizes:
+    """Count the parameters. Takes no memory for them."""
+    with torch.device("meta"):
+        groups = parameter_groups(config.build(), weight_decay=1.0, decayed="kernels")
+    parameters = sizes_of_groups(groups)
+    return ModelSizes(config=config, parameters=parameters, num_kernel_elements=sum(parameters.groups[0]))
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Holds the memory of one ZeRO stage on one GPU, in bytes, with the run's micro-batch.
+
+    Attributes:
+        chosen: whether it is the configuration's own stage.
+        largest_micro_batch: images that fit at once, 0 if none.
+        usable_micro_batch: micro-batch when a GPU's share is cut into the fewest, most equal parts that fit, 0 if none.
+    """
+
+    stage: Stage
+    precision: TrainingPrecision
+    chosen: bool
+    state: StateBytes
+    activations: int
+    total: int
+    fits: bool
+    largest_micro_batch: int
+    usable_micro_batch: int
+
+
+def precision_of(config: RunConfig, *, stage: Stage) -> TrainingPrecision:
+    """Return the precision that a stage trains in. `auto` is bf16 on every GPU known here. Without ZeRO nothing keeps fp32
+    masters of bf16 weights.
+    """
+    wanted = "bf16" if config.trainer.precision == "auto" else config.trainer.precision
+    return "bf16_autocast" if stage == 0 and wanted == "bf16" else wanted
+
+
+def stage_memory(
+    stage: Stage,
+    config: RunConfig,
+    *,
+    model: ModelSizes,
+    num_gpus: int,
+    accumulation: int,
+    memory_bytes: float,
+) -> StageMemory:
+    """Return what a stage needs on each GPU.
+
+    Args:
+        accumulation: micro-batches in a step.
+        memory_bytes: memory that a GPU has for it.
+    """
+    precision = precision_of(config, stage=stage)
+    batch = config.trainer.global_batch_size
+    share, micro = (largest_micro_batch(batch, num_ranks=num_gpus, accumulation_steps=parts) for parts in (1, accumulation))
+    image = model.config.cost.saved_bytes(precision=precision) + model.config.cost.working_bytes(precision=precision)
+    once = saved_bytes_per_pass(model.num_kernel_elements, precision=precision)
+    once += model.config.cost.saved_bytes_once(precision=precision)
+    state = state_bytes(
+        model.parameters,
+        stage=stage,
+        precision=precision,
+        num_ranks=num_gpus,
+        optimizer_bytes=config.optimizer.state_bytes,
+        accumulation_steps=accumulation,
+    )
+    largest = max(0, int((memory_bytes - state.total - once) // image))
+    total = state.total + once + micro * image
+    return StageMemory(
+        stage=stage,
+        precision=precision,
+        chosen=stage == config.trainer.zero_stage,
+        state=state,
+        activations=once + micro * image,
+        total=total,
+        fits=total <= memory_bytes,
+        largest_micro_batch=largest,
+        usable_micro_batch=_usable_micro_batch(largest, share=share, is_even=batch % num_gpus == 0),
+    )
+
+
+def _usable_micro_batch(largest: int, *, share: int, is_even: bool) -> int:
+    if largest == 0 or (largest == 1 < share and not is_even):  # shares of 3 and 2 are not as many parts of one
+        return 0
+    return -(-share // -(-share // largest))
