@@ -1,4 +1,4 @@
-"""Fixtures: small real shards, the reference libraries, and real ranks."""
+"""Fixtures give small real shards, the reference libraries, and real ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import yaml
 from jaxtyping import install_import_hook
 from PIL import Image
 
-# Shapes and types at the boundaries of the math are checked at every call a test makes.
+# Every call of a test checks shapes and types at the boundaries of the math.
 install_import_hook(["pipeline.models", "pipeline.functional"], "beartype.beartype")
 
 from data_tools.index import index_folder  # noqa: E402
@@ -34,20 +34,20 @@ torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
 REPOSITORY = Path(__file__).parent.parent
 REFERENCE = REPOSITORY / ".reference"  # timm and torchvision, kept apart: see the Makefile
-sys.path.append(str(REFERENCE / "scientific"))  # scikit-learn, transformers, imagehash; behind our own environment's versions
+sys.path.append(str(REFERENCE / "scientific"))  # scikit-learn, transformers, imagehash; after our own environment's versions
 
 WriteShards = Callable[..., ShardIndex]
 EXIT_TIMEOUT_S = 60
 
 
 def pytest_unconfigure() -> None:
-    """A process or thread that something left behind must fail the tests, and say where it waits, not hold them for ever."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker that is done waits for the others
+    """Fail the tests for a process or thread left behind, and say where it waits, instead of waiting for it for ever."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker that has finished waits for the others
         faulthandler.dump_traceback_later(EXIT_TIMEOUT_S, exit=True, file=sys.__stderr__)
 
 
 def make_image(number: int, *, num_classes: int, size: int) -> np.ndarray:
-    """A picture whose class can be learnt: noise under a bright bar at a height that depends on the class."""
+    """Make a picture whose class can be learnt: noise under a bright bar at a height that depends on the class."""
     generator = np.random.default_rng(number)
     pixels = generator.integers(0, 100, (size, size, 3), dtype=np.uint8)
     band = size // num_classes
@@ -104,7 +104,7 @@ def write_shards() -> WriteShards:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory, write_shards: WriteShards) -> Path:
-    """83 small JPEGs in three uneven shards, four classes."""
+    """Write 83 small JPEGs in three uneven shards, four classes."""
     folder = tmp_path_factory.mktemp("corpus")
     write_shards(folder, shard_sizes=[37, 25, 21])
     return folder
@@ -112,7 +112,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, write_shards: WriteShards) 
 
 @pytest.fixture(scope="session")
 def downstream(tmp_path_factory: pytest.TempPathFactory, write_shards: WriteShards) -> dict[str, str]:
-    """A downstream set: 40 train and 22 test images."""
+    """Write a downstream set: 40 train and 22 test images."""
     folder = tmp_path_factory.mktemp("downstream")
     write_shards(folder / "train", shard_sizes=[23, 17])
     write_shards(folder / "test", shard_sizes=[22])
@@ -121,7 +121,7 @@ def downstream(tmp_path_factory: pytest.TempPathFactory, write_shards: WriteShar
 
 @pytest.fixture(scope="session")
 def tiny_config(corpus: Path, downstream: dict[str, str]) -> dict[str, Any]:
-    """A configuration that trains in seconds."""
+    """Give a configuration that trains in seconds."""
     return {
         "name": "tiny",
         "seed": 3,
@@ -157,8 +157,8 @@ def write_config(tmp_path: Path, tiny_config: dict[str, Any]) -> Callable[..., P
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Of a child process: one thread a rank, no network."""
-    # A W&B client started in this process tells its children to share its service, which outlives a killed child.
+    """Return the environment of a child process: one thread a rank, no network."""
+    # A W&B client started in this process makes its children share its service, which outlives a killed child.
     inherited = {name: value for name, value in os.environ.items() if "WANDB_SERVICE" not in name}
     return {**inherited, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "CUDA_VISIBLE_DEVICES": "", **extra}
 
@@ -180,7 +180,7 @@ def run_command(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command did."""
+    """Describes what a command did."""
 
     code: int
     text: str
@@ -204,10 +204,10 @@ def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="session")
 def torchvision() -> ModuleType:
-    """torchvision, made importable next to a CPU build of torch: its transforms work, its operators do not."""
+    """Import torchvision, made importable next to a CPU build of torch: its transforms work, its operators do not."""
     find_reference("torchvision")
     if torch.version.cuda is None:
-        # torchvision's binary operators do not load here; nobody needs one, but the import wants their schemas.
+        # torchvision's binary operators do not load here; nobody needs one, but the import needs their schemas.
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -217,14 +217,14 @@ def torchvision() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def timm(torchvision: ModuleType) -> ModuleType:
-    """timm, which imports torchvision."""
+    """Import timm, which imports torchvision."""
     del torchvision
     find_reference("timm")
     return importlib.import_module("timm")
 
 
 def find_reference(name: str) -> ModuleSpec:
-    """Where a reference library is; without it the test is skipped."""
+    """Return where a reference library is; without it the test is skipped."""
     if importlib.util.find_spec(name) is None and REFERENCE.is_dir():
         sys.path.append(str(REFERENCE))
     spec = importlib.util.find_spec(name)
@@ -234,7 +234,7 @@ def find_reference(name: str) -> ModuleSpec:
 
 
 def timm_file(path: str) -> ModuleType:
-    """A module of timm that needs no other one, without the seconds that importing timm takes."""
+    """Return a module of timm that needs no other one, without the seconds that importing timm takes."""
     folder = find_reference("timm").submodule_search_locations
     assert folder is not None
     spec = importlib.util.spec_from_file_location(Path(path).stem, Path(folder[0]) / path)
@@ -247,7 +247,7 @@ def timm_file(path: str) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, object]) -> RunFolder:
-    """The run that nothing happened to."""
+    """Train the undisturbed run."""
     from tests.helpers.trainings import folder_of, train
 
     folder = tmp_path_factory.mktemp("reference")

@@ -1,4 +1,4 @@
-"""Credentials are refused in configurations and hidden in text; what only looks like one is left alone."""
+"""Credentials are refused in configurations and hidden in text, and texts that only resemble one are left alone."""
 
 from __future__ import annotations
 

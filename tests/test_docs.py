@@ -1,4 +1,4 @@
-"""The pages for people who join: what they name is there, and the picture is that of the imports as they are."""
+"""The pages name existing files, commands and functions, and the picture agrees with the imports."""
 
 from __future__ import annotations
 

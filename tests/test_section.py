@@ -1,4 +1,4 @@
-"""The relaunch rule of every setting: what may differ between two launches of one run."""
+"""Every setting has the relaunch rule that is written here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FREE = {
 
 
 def settings(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """Of every member, where one is chosen."""
+    """Return the settings of every member, where one is chosen."""
     for name, field in section.model_fields.items():
         inner = list(sections_in(field.annotation))
         if not inner or name in ("train", "datasets"):

@@ -1,4 +1,4 @@
-"""What is compared decodes the same images to the same pixels, and is measured with all its processes."""
+"""Contenders decode the same images to the same pixels, and are measured with all their processes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def settings(corpus: Path, tmp_path: Path) -> Settings:
 
 
 def images_in(folder: Path) -> list[bytes]:
-    """By Python's own reader of tars."""
+    """Read images with Python's own reader of tars."""
     images: list[bytes] = []
     for shard in sorted(folder.glob("*.tar")):
         with tarfile.open(shard) as tar:
@@ -62,7 +62,7 @@ def test_work_alone_goes_round_the_images_for_ever(settings: Settings, corpus: P
 
 @pytest.mark.parametrize("decoder", ["whole", *(["region"] if has_region_decoder() else [])])
 def test_pillow_and_ours_crop_the_same_pixels(decoder: str, settings: Settings) -> None:
-    """A photo's gradients, to within the filters' rounding; so what is compared is the same work."""
+    """They agree on a photo's gradients, to within the filters' rounding, so the same work is compared."""
     y, x = np.mgrid[0:90, 0:120]
     pixels = np.stack([2 * x, 2 * y, x + y], axis=-1).astype(np.uint8)
     buffer = io.BytesIO()
@@ -91,7 +91,7 @@ def test_a_contender_gives_whole_batches_beyond_the_folders_end(name: str, setti
 
 
 def test_child_processes_are_counted() -> None:
-    """Their CPU time while they run and after their end, and the largest one's memory."""
+    """Their CPU time counts while they run and after their end, and so does the largest one's memory."""
     code = "import sys, time; x = bytearray(200 << 20); x[::4096] = bytes([1]) * len(x[::4096]); end = time.process_time() + 0.1\n" \
         "while time.process_time() < end: pass\nprint(); sys.stdout.flush(); sys.stdin.read()"  # fmt: skip
     before = cpu_seconds()

@@ -1,4 +1,4 @@
-"""The table of loaders, by numbers and by real processes."""
+"""The table of loaders is checked by numbers and by real processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What planning costs, measured on an index that can be counted by hand."""
+"""The cost of planning is measured on an index that can be counted by hand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def test_a_shard_that_is_made_up_holds_its_samples_in_whole_blocks(samples: int)
 
 
 def test_a_worker_reads_its_share_of_the_blocks(tmp_path: Path) -> None:
-    """64 images a step, 16 for each of 4 workers: half a block a step would do, and streams that begin inside blocks cost some more."""
+    """A step has 64 images, 16 for each of 4 workers. Half a block a step would suffice, and streams that begin inside blocks
+    cost more.
+    """
     save_index(assemble_index(str(tmp_path), [_entry(number, 320) for number in range(50)]))
     index = load_index(str(tmp_path))
     assert index.num_samples == 16_000

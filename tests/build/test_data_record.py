@@ -1,4 +1,4 @@
-"""A resume on other data: refused with the difference in words, or accepted by its fingerprint and recorded."""
+"""A resume on other data is refused with the difference in words, or accepted by its fingerprint and recorded."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_it_is_accepted_by_its_fingerprint_and_recorded(tmp_path: Path) -> None:
         (40, before.fingerprint, now.fingerprint)
     ]
     assert "other labels in 1 of 2 shards (000.tar)" in stored["accepted"][0]["changed"]
-    # Ended before its next checkpoint: the same launch, without the option, goes on.
+    # The launch ended before its next checkpoint. The same launch resumes without the option.
     again = check_data(tmp_path, now, before=before.fingerprint, step=40, accept=None)
     assert "as was accepted at step 40" in again.messages[0]
     assert again.accepted is None

@@ -1,4 +1,4 @@
-"""What a launch looks at before it touches a run folder."""
+"""A launch makes these checks before it touches a run folder."""
 
 from __future__ import annotations
 

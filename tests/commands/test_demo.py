@@ -17,7 +17,7 @@ from pipeline.launch.children import has_ended, kill_tree, start_child
 from pipeline.run.records import read_json_lines
 from tests.conftest import REPOSITORY, environment
 
-# A process that starts another one, says so, and waits; neither heeds Ctrl-C.
+# This process starts another one, says so, and waits; neither heeds Ctrl-C.
 FAMILY = """
 import os, signal, subprocess, sys, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -48,7 +48,7 @@ def test_a_tree_is_killed_whole(tmp_path: Path) -> None:
     kill_tree(process)
     assert process.returncode == -signal.SIGKILL
     assert is_gone(grandchild)
-    kill_tree(process)  # of one that has ended it asks nothing
+    kill_tree(process)  # does nothing to a process that has ended
 
 
 def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
 
 
 def started_in(folder: Path) -> list[psutil.Process]:
-    """Living processes that a demo under test, or what it started, has started: they inherit its environment."""
+    """List living processes that a demo under test, or its descendants, have started: they inherit its environment."""
 
     def found() -> Iterator[psutil.Process]:
         for process in psutil.process_iter():
@@ -84,7 +84,7 @@ def started_in(folder: Path) -> list[psutil.Process]:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
 def test_nothing_outlives_the_demo(tmp_path: Path, number: signal.Signals) -> None:
-    """Ended while two ranks train, an evaluator watches and W&B writes: by Ctrl-C, or by the kernel."""
+    """The demo ends while two ranks train, an evaluator watches and W&B writes: by Ctrl-C, or by the kernel."""
     log = (tmp_path / "log").open("w")
     demo = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "demo", "--out", str(tmp_path / "demo")],

@@ -1,4 +1,4 @@
-"""`samples`: the listing of a step is what the run sees there."""
+"""`samples` lists for a step what the run sees there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sections of which one is chosen: what is chosen, what is refused, and the words for it."""
+"""Sections of which one is chosen: what is chosen, what is refused, and the messages are right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configurations: what they inherit, and that a wrong one is answered in words."""
+"""Configurations inherit, and a wrong one is refused in words."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_a_name_is_what_was_typed(tmp_path: Path, write_config: WriteConfig, wor
 
 @pytest.mark.parametrize("text", ["/data/run #3", "pipe: cat {0..9}.tar", "-", "*.tar", "@host", "%x", "a: b: c", "=", "8:30"])
 def test_an_override_loses_nothing_of_what_was_typed(write_config: WriteConfig, text: str) -> None:
-    """A comment, an alias, a list item or a mapping to YAML; a text to whoever typed it."""
+    """This is a comment, an alias, a list item or a mapping to YAML, and a text to whoever typed it."""
     assert load_config(write_config(), [f"data.train={text}"]).data.train == text
 
 
@@ -331,7 +331,7 @@ def test_missing_shards_are_answered_in_words(tmp_path: Path, write_config: Writ
 def test_a_path_that_is_no_folder_of_shards_has_advice_of_its_own(
     name: str, said: str, corpus: Path, tmp_path: Path, write_config: WriteConfig
 ) -> None:
-    """Of a mixture's part and of an evaluation set; data.train=x.tar by itself names a tar without an index."""
+    """This holds for a mixture's part and for an evaluation set; data.train=x.tar by itself names a tar without an index."""
     folder = Path(shutil.copytree(corpus, tmp_path / "corpus"))
     for other in ("a.csv", "a.tar.gz", "a.zip", "other.safetensors"):
         (folder / other).write_bytes(b"x")
@@ -355,7 +355,7 @@ def test_classes_the_shards_name_must_fit_the_head(corpus: Path, tmp_path: Path,
 
 
 def test_labels_must_fit_the_head(corpus: Path, tmp_path: Path, write_config: WriteConfig) -> None:
-    """Shards without classes.txt: their index knows the largest label."""
+    """Shards have no classes.txt: their index knows the largest label."""
     largest = load_index(str(corpus)).max_label
     assert largest is not None
     (folder := tmp_path / "corpus").mkdir()
@@ -426,7 +426,7 @@ def test_a_share_is_computed_in_as_few_parts_as_fit(
     ],
 )  # fmt: skip
 def test_yaml_that_python_chokes_on_is_refused_in_words(write_config: WriteConfig, line: str, message: str) -> None:
-    """Deep nesting, aliases of aliases, values that are not what they look like: no foreign exception, and at once."""
+    """Deep nesting, aliases of aliases and deceptive values are refused at once, without a foreign exception."""
     path = write_config()
     path.write_bytes(path.read_bytes() + line.encode(errors="surrogateescape") + b"\n")
     with pytest.raises(ConfigError, match=message) as caught:

@@ -1,4 +1,4 @@
-"""A command without its words is answered in a sentence, with a line that the command takes."""
+"""A command without its arguments is answered in a sentence, with a line that the command accepts."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_what_is_wrong_otherwise_is_answered_as_before(capsys: pytest.CaptureFix
 
 
 def test_names_are_utf_8_whatever_the_locale_says(tmp_path: Path) -> None:
-    """As on a machine whose locale is ASCII, which Python would make UTF-8 by itself if it were told nothing else."""
+    """The machine's locale is ASCII. Python itself would make it UTF-8 without this setting."""
     picture = encode(make_image(0, num_classes=2, size=40), format="PNG")
     for name in ("caf\u00e9", "bee"):
         (tmp_path / "\u00fcber" / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Lines beside a progress bar, and listings whose reader leaves."""
+"""Lines are printed next to a progress bar, and listings end when their reader leaves."""
 
 from __future__ import annotations
 

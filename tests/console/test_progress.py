@@ -1,4 +1,4 @@
-"""Progress in a log: plain lines, few of them; on a terminal: a bar."""
+"""Progress is plain lines, few of them, in a log, and a bar on a terminal."""
 
 from __future__ import annotations
 

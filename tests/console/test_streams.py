@@ -1,4 +1,4 @@
-"""Output that nobody reads, cannot take or has lost: the program goes on, and what it says goes to a file."""
+"""Output has no reader, is blocked or is lost: the program continues, and its output goes to a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def start(program: str, *, stdout: int, stderr: int | None = None, shell: str = 
 
 
 def test_a_closed_pipe_ends_nothing_and_the_rest_goes_to_the_run_folder(tmp_path: Path) -> None:
-    """`train | head`, `train | tee log` whose tee has died."""
+    """The reader of `train | head` leaves, or the tee of `train | tee log` has died."""
     read, write = os.pipe()
     program = f"""keep_output_in(Path({str(tmp_path / LOG)!r}))
 print("one", flush=True)
@@ -56,7 +56,7 @@ def test_output_lost_before_there_is_a_run_folder_goes_nowhere_and_then_to_its_f
 
 
 def test_a_reader_that_pauses_does_not_hold_the_program_up() -> None:
-    """A pager, a stopped terminal: lines are dropped and counted."""
+    """A pager or a stopped terminal pauses: lines are dropped and counted."""
     read, write = os.pipe()
     process = start(
         "start = time.monotonic()\nfor _ in range(3000): print('x' * 99)\nprint(time.monotonic() - start, "
@@ -117,7 +117,7 @@ def test_a_full_disk_ends_nothing() -> None:
 
 
 def test_what_an_encoding_lacks_is_replaced() -> None:
-    """LANG=C: a class's name in another script."""
+    """With LANG=C a class has a name in another script."""
     read, write = os.pipe()
     Outlet(write, encoding="ascii").write("größe\n")
     assert os.read(read, 100) == b"gr??e\n"

@@ -1,4 +1,4 @@
-"""Times in words."""
+"""Times are written in words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TIMES = st.floats(0, 1e9) | st.floats(0, 1) | st.integers(0, 10_000_000).map(lam
 
 
 def seconds_in(words: str) -> list[tuple[float, float]]:
-    """Each number with its unit in seconds."""
+    """Return each number with its unit in seconds."""
     parts = words.replace(",", "").split()
     return [(float(number), SECONDS[unit]) for number, unit in zip(parts[::2], parts[1::2], strict=True)]
 

@@ -1,4 +1,4 @@
-"""Laws of the sample order, for any sizes of blocks and any number of streams."""
+"""The sample order keeps its laws, for any sizes of blocks and any number of streams."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_epoch_holds_every_sample_once(blocks: list[int], streams: int, se
 def test_a_position_is_found_alone_as_among_others(
     blocks: list[int], streams: int, seed: int, start: int, data: st.DataObject
 ) -> None:
-    """Resuming anywhere, or asking for any subset of positions, gives the same samples."""
+    """A resume anywhere, or a request for any subset of positions, gives the same samples."""
     whole = samples_at(one_corpus(np.array(blocks), seed=seed, num_streams=streams), np.arange(start + 60))
     positions = np.array(data.draw(st.lists(st.integers(0, start + 59), min_size=1, max_size=20)))
     fresh = one_corpus(np.array(blocks), seed=seed, num_streams=streams)
@@ -125,19 +125,21 @@ def make_permutation(key: int, length: int, *, is_sorted: bool) -> Permutation:
 
 
 def test_a_network_mixes_as_a_random_permutation_does() -> None:
-    """Of lengths around powers of two, where it walks most: displacement, fixed points, and ties between neighbours."""
+    """Lengths are around powers of two, where it walks most. Displacement, fixed points, and ties between neighbours are
+    tested.
+    """
     for length in (1023, 1024, 1025, 3000):
         drawn = [make_permutation(key, length, is_sorted=False)(np.arange(length)) for key in range(200)]
         assert np.mean([np.abs(values - np.arange(length)).mean() for values in drawn]) == pytest.approx(length / 3, rel=0.01)
         assert np.mean([(values == np.arange(length)).sum() for values in drawn]) == pytest.approx(1, abs=0.25)
         assert np.mean([np.corrcoef(values[:-1], values[1:])[0, 1] for values in drawn]) == pytest.approx(0, abs=0.01)
-        # Every value is as likely at the first place as any other: chi-squared over 16 bins of the first 64 places.
+        # Every value is as likely at the first index as any other: chi-squared over 16 bins of the first 64 indices.
         counts, _ = np.histogram(np.concatenate([values[:64] for values in drawn]), bins=16, range=(0, length))
         assert ((counts - 800) ** 2 / 800).sum() < 37.7  # 15 degrees of freedom, p = 0.001
 
 
 def test_a_corpus_of_ten_million_blocks_costs_what_its_streams_cost() -> None:
-    """300 M samples: one worker of a 4,096-wide batch finds its samples without the whole permutation in memory."""
+    """With 300 M samples, one worker of a 4,096-wide batch finds its samples without the whole permutation in memory."""
     block_samples = np.full(9_400_000, 32, np.uint8)
     block_samples[::313] = 7  # the last block of each shard
     tracemalloc.start()
@@ -181,7 +183,7 @@ def test_uniforms_are_uniform_and_uncorrelated() -> None:
 
 
 def test_a_permutation_mixes_as_a_random_one_does() -> None:
-    """Mean displacement of a random permutation of n is n / 3; the number of fixed points about 1."""
+    """The mean displacement of a random permutation of n is n / 3, and the number of fixed points is about 1."""
     displaced = np.mean([np.abs(permutation(key, 300) - np.arange(300)).mean() for key in range(200)])
     fixed = np.mean([(permutation(key, 300) == np.arange(300)).sum() for key in range(200)])
     assert displaced == pytest.approx(100, rel=0.03)

@@ -1,4 +1,4 @@
-"""Images of every kind that real corpora hold, and what is to be found in each."""
+"""Make images of every kind that real corpora hold, and say what is to be found in each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def save(image: Image.Image, format: str, **options: object) -> bytes:
 
 
 def png_of_one_colour(width: int, height: int) -> bytes:
-    """A PNG of one bit a pixel, written without holding its pixels."""
+    """Make a PNG of one bit a pixel, written without holding its pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

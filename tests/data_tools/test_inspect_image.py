@@ -1,4 +1,4 @@
-"""What is said of one image: its kind, and that what is left out is what training cannot decode."""
+"""One image gets the right findings, and an image is left out exactly if training cannot decode it."""
 
 from __future__ import annotations
 

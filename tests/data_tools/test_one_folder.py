@@ -1,4 +1,4 @@
-"""Commands that share a folder: one writes at a time, and what one wrote is not lost to another."""
+"""Commands share a folder: one writes at a time, and none destroys another's files."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def test_shards_are_checked_against_their_notes(images: Path, tmp_path: Path) ->
     folder = tmp_path / "shards"
     assert make(images, folder) == 0
     whole, first = contents(folder), folder / "shard-000000.tar"
-    # One that was made longer or shorter since is written again, though everything was done.
+    # A file that was made longer or shorter since is written again, though everything was done.
     first.write_bytes(whole[first.name][:-512])
     assert make(images, folder) == 0
     assert contents(folder) == whole
-    # A call that was cut off: of its shards the bytes are compared too. Drafts of dead processes are removed.
+    # After an interrupted call, the bytes of its shards are compared too. Drafts of dead processes are removed.
     record = json.loads((folder / RECORD_NAME).read_text())
     (folder / WORK_NAME).mkdir()
     for name, note in record.pop("shards").items():

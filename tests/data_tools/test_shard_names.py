@@ -1,4 +1,4 @@
-"""Names in a folder of shards: downloads that did not end are never taken for nothing, and gaps are said."""
+"""Names in a folder of shards are read: unfinished downloads are never ignored, and gaps are reported."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_gaps_in_the_numbering(case: str) -> None:
 
 
 def test_a_tar_that_a_download_has_not_filled_is_refused() -> None:
-    """It has its full size from the start: what has not come reads as the end of the tar."""
+    """It has its full size from the start: missing parts read as the end of the tar."""
     check_finished(["0.tar", "1.tar.aria2"], source="x")
     with pytest.raises(DataError, match=r"x: 0\.tar\.aria2 says that the download of 0\.tar has not ended"):
         check_finished(["0.tar", "0.tar.aria2"], source="x")

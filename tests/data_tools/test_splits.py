@@ -1,4 +1,4 @@
-"""Splits by name: none becomes a class, none is merged with another, whatever kind of source names them."""
+"""No split by name becomes a class or is merged with another, whatever kind of source names them."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def tables(names: Sequence[str]) -> Callable[[Path], None]:
 
 
 def samples(names: Sequence[str], keys: Sequence[str] = ("0", "1")) -> Callable[[Path], None]:
-    """WebDataset tars of these names."""
+    """Write WebDataset tars of these names."""
     members = [(f"{key}.{kind}", data) for key in keys for kind, data in (("jpg", JPEG), ("cls", b"1"))]
     return lambda root: [write_tar(root / name, members) for name in names] and None
 
@@ -115,7 +115,7 @@ def csv_of(rows: Sequence[Sequence[str]]) -> Callable[[Path], None]:
 
 
 def saved_to_disk(root: Path) -> None:
-    """A DatasetDict as `datasets` saves it: a folder of .arrow files a split."""
+    """Write a DatasetDict as `datasets` saves it: a folder of .arrow files a split."""
     for split in ("test", "train"):
         (root / split).mkdir()
         table(root / split / "data-00000-of-00001.parquet", {"label": [0, 1]})

@@ -1,6 +1,4 @@
-"""Files that have not come: a clone without git-lfs leaves pointers, git-annex and others links that lead nowhere,
-servers pages.
-"""
+"""Files that were not downloaded are refused: pointers of git-lfs, dangling links of git-annex and others, pages of servers."""
 
 from __future__ import annotations
 

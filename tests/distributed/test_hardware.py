@@ -1,4 +1,4 @@
-"""What a device could compute, by its name."""
+"""A device's peak rate is found by its name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from pipeline.errors import ConfigError
     ],
 )
 def test_a_device_has_its_own_data_sheet(device_name: str, tflops: float | None) -> None:
-    """Names as drivers give them."""
+    """Names are as drivers give them."""
     assert listed_flops(device_name) == (None if tflops is None else tflops * 1e12)
 
 

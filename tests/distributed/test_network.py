@@ -1,4 +1,4 @@
-"""Network interfaces by gloo's and NCCL's rules, which differ, and the name of rank 0's machine."""
+"""Network interfaces follow gloo's and NCCL's rules, which differ, and the name of rank 0's machine is checked."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_several_that_would_do_are_named() -> None:
 
 @pytest.mark.slow
 def test_a_launch_says_so(write_config: WriteConfig) -> None:
-    """As an error that would come again, which no job script should try again."""
+    """It is an error that would happen again, which no job script should retry."""
     result = run_command("train", str(write_config()), GLOO_SOCKET_IFNAME="^lo,docker0")
     assert result.returncode == 2, result.stdout
     assert "GLOO_SOCKET_IFNAME=^lo,docker0: " in result.stdout

@@ -1,4 +1,4 @@
-"""The precision a run takes: bf16 where it is fast, and a resumed run's own."""
+"""A run takes bf16 where it is fast, and a resumed run its own precision."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_an_evaluator_takes(wanted: Any, recorded: Any, bf16_speedup: float, exp
 
 
 def test_the_measured_speedup_agrees_with_the_processor() -> None:
-    """A processor without bf16 instructions is far from a tie, one with them too."""
+    """A processor without bf16 instructions is far from a tie, and so is one with them."""
     speedup = measure_bf16_speedup(torch.device("cpu"))
     flags = Path("/proc/cpuinfo").read_text()
     if "avx512_bf16" in flags or "amx_bf16" in flags:
@@ -71,7 +71,7 @@ def test_the_measured_speedup_agrees_with_the_processor() -> None:
 
 
 def test_a_library_that_may_not_use_the_instructions_is_slow() -> None:
-    """What counts is what a product takes here, not what the processor could do."""
+    """The time of a product here counts, not what the processor could do."""
     code = "import torch; from pipeline.distributed.precision import measure_bf16_speedup as m; print(m(torch.device('cpu')))"
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -85,7 +85,7 @@ def test_a_library_that_may_not_use_the_instructions_is_slow() -> None:
 
 @pytest.mark.slow
 def test_a_resumed_run_keeps_its_own(write_config: WriteConfig) -> None:
-    """Chosen once, printed, recorded as chosen, and the same again however fast the next machine is."""
+    """It is chosen once, printed, recorded as chosen, and the same again however fast the next machine is."""
     config = write_config("auto", trainer={"precision": "auto", "duration": "4 steps", "devices": 1})
     output = train(config, "trainer.max_steps=2")
     folder = folder_of(config)

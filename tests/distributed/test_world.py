@@ -1,4 +1,4 @@
-"""Who a process is, read from what srun and torchrun set."""
+"""A process finds its rank from what srun and torchrun set."""
 
 from __future__ import annotations
 

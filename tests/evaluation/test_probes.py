@@ -1,4 +1,4 @@
-"""The probes against scikit-learn."""
+"""The probes are compared with scikit-learn."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_logistic_regression_equals_scikit_learns(penalty: float) -> None:
 
 
 def overlapping(count: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Twenty classes that overlap, in features whose scales differ and that depend on each other."""
+    """Make twenty classes that overlap, in features whose scales differ and that depend on each other."""
     generator = np.random.default_rng(seed)
     width, classes = 24, 20
     centres = 0.2 * np.random.default_rng(1).normal(size=(classes, width))

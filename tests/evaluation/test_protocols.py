@@ -1,4 +1,4 @@
-"""Splits that lack what a protocol needs: refused with the reason, or counted."""
+"""Splits that lack what a protocol needs are refused with the reason, or counted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LINEAR = (Linear(), Linear().settings()[0])
 
 
 def features(labels: list[int], *, seed: int = 0, unreadable: int = 0) -> Features:
-    """Around a centre for each class."""
+    """Draw features around a centre for each class."""
     generator = np.random.default_rng(seed)
     centres = {label: np.random.default_rng(label).normal(size=WIDTH) for label in labels}
     values = np.array([centres[label] + 0.1 * generator.normal(size=WIDTH) for label in labels]).reshape(-1, WIDTH)
@@ -81,7 +81,7 @@ def test_fewer_images_than_classes_of_the_test_split() -> None:
 
 
 def test_gaps_between_class_ids_change_nothing() -> None:
-    """A class nobody has would have a bias that falls for ever, and a million of them no place in memory."""
+    """A class without images would have a bias that falls for ever, and a million of them would not fit into memory."""
     train, test = features(FOUR_EACH), features(FOUR_EACH, seed=1)
     plain = prepare_splits(train, test)
     ids = torch.tensor([3, 70_000, 2_000_000_000])
@@ -119,7 +119,7 @@ def test_support_that_is_all_of_train_is_named_so(shots: int, support: str, shor
 
 @pytest.mark.parametrize("scale", [1e-20, 1e20])
 def test_the_scale_of_features_changes_nothing_for_the_linear_probe(scale: float) -> None:
-    """Features far smaller than 1e-12 passed for constant ones, and the accuracy was at chance without a word."""
+    """Features far smaller than 1e-12 passed for constant ones, and the accuracy was at chance without a message."""
     train, test = features(FOUR_EACH * 3), features(FOUR_EACH, seed=1)
     constant = torch.full((1, 1), 3.1)  # which must not become noise
 

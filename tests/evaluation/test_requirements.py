@@ -1,4 +1,4 @@
-"""What a launch says of evaluation sets is what the evaluator will find."""
+"""A launch says of evaluation sets what the evaluator will find."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ def prepare(train: Features, test: Features) -> tuple[str, Splits | None]:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_launch_finds_what_the_evaluator_finds(seed: int, tmp_path: Path) -> None:
-    """Sets of random sizes: refused by both or by none, the same notes, the same protocols fail, the same classes are short."""
+    """Sets have random sizes. Both refuse or neither, with the same notes; the same protocols fail, the same classes are
+    short.
+    """
     generator = np.random.default_rng(seed)
     train, test = (generator.integers(0, 4, generator.integers(1, 9)).tolist() for _ in range(2))
     section = EvaluationSection.model_validate({"protocols": {"few_shot": {"shots": (1, 2), "seeds": (0,)}, "linear": {}}})

@@ -1,4 +1,4 @@
-"""The evaluator on a real run folder: what is there already is not done again, and nothing it does is lost."""
+"""The evaluator works on a real run folder: it repeats no existing result and loses none."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_every_checkpoint_is_evaluated_once(folder: RunFolder, call: Call) -> No
 def test_a_result_stands_only_for_what_it_was_measured_on(
     folder: RunFolder, downstream: dict[str, str], tmp_path: Path, write_shards: Callable[..., object], call: Call
 ) -> None:
-    """Other weights of the same step, other images under the same name, another preprocessing: measured again."""
+    """Other weights of the same step, other images under the same name, or another preprocessing are measured again."""
     add_weights(folder, 4)
     call("evaluate", str(folder.root), "evaluation.precision=fp32")
     first = read_json_lines(folder.evaluations)
@@ -102,8 +102,8 @@ def test_a_result_stands_only_for_what_it_was_measured_on(
 def test_results_do_not_depend_on_batching_or_on_who_decodes(
     folder: RunFolder, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor on the length of TMPDIR: a worker that could not open its socket there told nobody, and the evaluator waited
-    for ever.
+    """They do not depend on the length of TMPDIR either: a worker that could not open its socket there reported nothing, and
+    the evaluator waited for ever.
     """
     scratch = tmp_path / ("a-scratch-folder-of-a-job" * 4)
     scratch.mkdir()
@@ -156,7 +156,7 @@ def test_wandb_has_what_several_evaluators_have_measured(folder: RunFolder, call
 
 @contextmanager
 def watching(folder: RunFolder, *overrides: str) -> Iterator[subprocess.Popen[str]]:
-    """An evaluator that watches a run, in a process of its own; it is gone at the end."""
+    """Run an evaluator that watches a run, in a process of its own. It is gone at the end."""
     command = [
         sys.executable,
         "-u",
@@ -194,7 +194,7 @@ def test_a_watcher_waits_survives_a_kill_and_ends_with_the_run(folder: RunFolder
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
-    """Decoding processes: they were spawned, and import torch for a second or two."""
+    """Return decoding processes: they were spawned, and import torch for a second or two."""
     found = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], text=True, capture_output=True)
     return [int(pid) for pid in found.stdout.split()]
 
@@ -213,7 +213,7 @@ def test_a_preempted_evaluation_is_no_failed_one(folder: RunFolder) -> None:
     text = (folder.root / "watcher.log").read_text()
     assert "[evaluate] stopped by SIGTERM; the same command goes on from here" in text
     assert "cannot be measured" not in text
-    assert read_json_lines(folder.evaluations) == []  # it would stand there as tried and failed
+    assert read_json_lines(folder.evaluations) == []  # else it would be recorded there as tried and failed
     assert list((folder.root / "claims").iterdir()) == []
 
 
@@ -226,7 +226,7 @@ def test_a_folder_that_was_renamed_is_neither_made_again_nor_mixed_up(
     renamed = folder.root.with_name("renamed")
 
     class Renamed:
-        """The evaluator, whose folder is renamed after its first look."""
+        """Evaluates in a folder that is renamed after its first look."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(evaluator, name)
@@ -299,7 +299,7 @@ def test_bad_settings_are_answered_in_words(folder: RunFolder, override: str, me
 def test_without_a_folder_for_temporary_files_a_command_says_what_to_type(
     folder: RunFolder, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a container whose root is read-only."""
+    """The container's root is read-only."""
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "tempdir", None)
         patch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
@@ -310,7 +310,7 @@ def test_without_a_folder_for_temporary_files_a_command_says_what_to_type(
 
 
 def test_in_a_folder_that_is_gone_a_command_says_so(folder: RunFolder, tmp_path: Path) -> None:
-    """As after the removal of a worktree. oneMKL would end the process at its first matrix product."""
+    """This happens after the removal of a worktree. oneMKL would end the process at its first matrix product."""
     gone = tmp_path / "gone"
     gone.mkdir()
     ended = subprocess.run(
@@ -325,7 +325,7 @@ def test_in_a_folder_that_is_gone_a_command_says_so(folder: RunFolder, tmp_path:
 def test_weights_that_are_removed_before_their_turn_are_passed_over(
     folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by a clean-up while a watcher runs: no failure, and nothing to try again."""
+    """A clean-up while a watcher runs causes no failure, and nothing to retry."""
     add_weights(folder, 0)
     add_weights(folder, 4)
     evaluator = make_evaluator(folder, load_config(folder.config, ["tracking.mode=disabled"]))
@@ -398,7 +398,7 @@ def test_what_one_set_or_protocol_lacks_is_recorded_and_the_rest_is_measured(
     assert reasons["broken"] == {"none of the 6 images of its test split can be read"}
     assert next(str(reason) for reason in reasons["away"]).startswith("evaluation set 'away': data folder '/nowhere' does not")
     assert "error: not evaluated: one linear at step 4: no class has two images" in result.text
-    # The next start tries again what failed, and records the same failure once.
+    # The next start retries what failed, and records the same failure once.
     before = folder.evaluations.read_bytes()
     assert call("evaluate", str(folder.root), sets).code == 2
     assert folder.evaluations.read_bytes() == before
@@ -431,7 +431,7 @@ def test_results_wait_while_they_cannot_be_written(tmp_path: Path) -> None:
     results.add(second)
     assert results.rows() == [first, second]
     results.path.parent.mkdir()
-    # What a write that failed half-way has left: a whole line, and a part of one.
+    # A write that failed half-way has left a whole line, and a part of one.
     results.path.write_text(json.dumps(first) + "\n" + json.dumps(second)[:9])
     results.add(third)
     assert read_json_lines(results.path) == [first, second, third]
@@ -439,8 +439,8 @@ def test_results_wait_while_they_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_a_write_that_a_signal_breaks_off_is_not_made_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The handler raises when the call returns; what is written by then is written again at the evaluator's end, if
-    nothing is noticed.
+    """The handler raises when the call returns. What is written by then would be written again at the evaluator's end, if
+    nothing noticed.
     """
     results = ResultFile(tmp_path / "evaluations.jsonl")
     results.add({"step": 1})
@@ -460,7 +460,7 @@ def test_a_write_that_a_signal_breaks_off_is_not_made_twice(tmp_path: Path, monk
 
 
 def test_a_file_that_cannot_grow_keeps_nothing_from_being_measured(folder: RunFolder) -> None:
-    """The limit on a file's size answers as a full disk does, and needs no disk of its own."""
+    """The limit on a file's size acts like a full disk, and needs no disk of its own."""
     add_weights(folder, 4)
     add_weights(folder, 8)
     folder.evaluations.write_text("".join(json.dumps({"somebody": "else's"}) + "\n" for _ in range(1000)))

@@ -20,7 +20,7 @@ FAILED = {"phase": "failed", "by": "DivergedError: gradients were not finite", "
 
 
 class Measured:
-    """An evaluator that has measured everything there is."""
+    """Behaves like an evaluator that has measured everything that exists."""
 
     def __init__(self, *, then: Any = None) -> None:
         self.looks = 0
@@ -70,7 +70,7 @@ def test_a_watcher_ends_with_the_reason_when_the_run_has_failed(tmp_path: Path, 
 
 
 def test_a_watcher_goes_on_with_a_run_that_is_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A training that is submitted next to its evaluator may start later: the folder still says what the last launch said."""
+    """A training that is submitted with its evaluator may start later: the folder still shows the last launch's state."""
     folder = RunFolder(tmp_path)
     write_heartbeat(folder, FAILED)
     stop, stops = stop_at(3 * LOOKS_AT_THE_END)
@@ -90,7 +90,7 @@ def test_a_watcher_goes_on_with_a_run_that_is_started_again(tmp_path: Path, caps
 
 
 def test_a_lock_is_waited_for_while_it_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of another machine's launch that has written no heartbeat yet, or was lost before it could."""
+    """The lock is of another machine's launch that has written no heartbeat yet, or was lost before it could."""
     monkeypatch.setattr(watch, "SILENT_AFTER_S", 0.3)
     folder = RunFolder(tmp_path)
     write_heartbeat(folder, FAILED)
@@ -134,7 +134,7 @@ def test_the_wait_for_first_weights_ends_with_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("watch", [True, False])
 def test_a_stop_that_a_handler_could_not_raise_is_no_success(tmp_path: Path, watch: bool) -> None:
-    """Python drops what is raised inside `__del__`: the flag is all that is left of the signal."""
+    """Python drops what is raised inside `__del__`: only the flag is left of the signal."""
     folder, (stop, stops) = RunFolder(tmp_path), stop_at(1)
     with pytest.raises(Interrupted):
         watch_run(Measured(then=stops), folder, watch=watch, stop=stop, poll_s=0)

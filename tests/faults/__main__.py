@@ -1,9 +1,9 @@
-"""A campaign of faults: small trainings on two ranks, each disturbed again and again, each compared at its end.
+"""Run a campaign of faults: small trainings on two ranks are disturbed again and again, and compared at their end.
 
     python -m tests.faults --faults 100
 
-Every training must resume after every fault, from a checkpoint that was whole, and end with the weights, losses and
-sample digests of one that nothing happened to, bit for bit. Prints a table; the exit code is 1 if one did not.
+Every training must resume after every fault, from a checkpoint that was whole, and end with the weights, losses and sample
+digests of the undisturbed one, bit for bit. The campaign prints a table; the exit code is 1 if one did not.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ DISK_SIZE = "48M"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one fault did."""
+    """Holds what one fault did."""
 
     kind: str
     did: str
     hung: bool
-    resumed_from: int | None  # None: the launch went on
+    resumed_from: int | None  # None: the launch continued
     lost_steps: int
 
 
 def write_config(folder: Path, corpus: Path, *, name: str) -> Path:
-    """A training of a second or two a dozen steps, with every source of randomness on."""
+    """Write the configuration of a training of a second or two a dozen steps, with every source of randomness on."""
     values = {
         "name": name,
         "output_dir": str(folder / "runs"),
@@ -97,7 +97,7 @@ def disturb(config: Path, kinds: list[str], *, log: Path, chance: random.Random)
 
 
 def _wait_for_resume(scene: Scene) -> int:
-    """The step that a launch begins at, by its own word."""
+    """Return the step that a launch says it begins at."""
     before = _starts(scene.log)
     while scene.launch.poll() and len(_starts(scene.log)) == len(before):
         time.sleep(0.01)
@@ -116,7 +116,7 @@ def _starts(log: Path) -> list[int]:
 
 
 def difference(folder: RunFolder, reference: RunFolder) -> str:
-    """What two finished runs differ in; empty if in nothing."""
+    """Return how two finished runs differ; empty if they do not."""
     ours, theirs = (safetensors.torch.load_file(f.weights_of(STEPS)) for f in (folder, reference))
     unequal = [name for name in theirs if not torch.equal(ours[name], theirs[name])]
     rows, expected = read_metrics(folder.metrics), read_metrics(reference.metrics)
@@ -126,7 +126,7 @@ def difference(folder: RunFolder, reference: RunFolder) -> str:
 
 
 def tabulate(outcomes: list[Outcome], *, num_trainings: int, differing: list[str], left_out: list[str]) -> str:
-    """One line a kind of fault."""
+    """Return one line a kind of fault."""
     lines = ["| fault | times | launches ended | resumed | steps lost (median, most) | hung |", "|---|---|---|---|---|---|"]
     for kind in FAULTS:
         mine = [outcome for outcome in outcomes if outcome.kind == kind]
@@ -143,7 +143,7 @@ def tabulate(outcomes: list[Outcome], *, num_trainings: int, differing: list[str
 
 
 def prepare(folder: Path) -> Path:
-    """A corpus of images that can be learnt."""
+    """Write a corpus of images that can be learnt."""
     from data_tools.index import index_folder
     from tests.conftest import encode, make_image, write_tar
 
@@ -158,7 +158,7 @@ def prepare(folder: Path) -> Path:
 
 
 def run_campaign(folder: Path, *, num_faults: int, seed: int) -> int:
-    """Attack trainings until there were so many faults; 0 if all ended as they should."""
+    """Attack trainings until there were so many faults. Return 0 if all ended as they should."""
     chance = random.Random(seed)
     corpus = prepare(folder)
     reference = write_config(folder, corpus, name="reference")
@@ -195,14 +195,14 @@ def run_campaign(folder: Path, *, num_faults: int, seed: int) -> int:
 
 
 def load_libraries() -> None:
-    """Once, before the first fork."""
+    """Load libraries once, before the first fork."""
     import deepspeed  # noqa: F401
     import lightning.pytorch  # noqa: F401
 
     import pipeline.build.training  # noqa: F401
 
     torch.set_num_threads(1)
-    tqdm.monitor_interval = 0  # its thread has no place in a process that forks
+    tqdm.monitor_interval = 0  # its thread does not belong into a process that forks
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What happens to a training: each fault acts on a launch, or on its files, and says what it did."""
+"""Disturb a training: each fault acts on a launch, or on its files, and says what it did."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.faults.launch import Launch, start
 
 @dataclass
 class Scene:
-    """One training under attack."""
+    """Holds one training under attack."""
 
     config: Path
     folder: RunFolder
@@ -29,36 +29,36 @@ class Scene:
     random: random.Random
 
     def step(self) -> int:
-        """The last step that was logged."""
+        """Return the last step that was logged."""
         try:
             return max((row["step"] for row in read_json_lines(self.folder.metrics)), default=0)
         except OSError:
             return 0
 
     def wait_for_step(self, step: int) -> None:
-        """Until it is logged, or the launch has ended."""
+        """Wait until the step is logged, or the launch has ended."""
         while self.launch.poll() and self.step() < step:
             time.sleep(0.002)
 
     def num_lines(self) -> int:
-        """Of the metrics file."""
+        """Count the lines of the metrics file."""
         try:
             return len(read_json_lines(self.folder.metrics))
         except OSError:
             return 0
 
     def wait_for_more_than(self, num_lines: int) -> None:
-        """Until this launch has logged a step itself, or ended: before that it is still looking for its run folder."""
+        """Wait until this launch has logged a step itself, or ended: before that it still searches its run folder."""
         while self.launch.poll() and self.num_lines() <= num_lines:
             time.sleep(0.005)
 
     def wait_for_save(self) -> None:
-        """Until a checkpoint is on its way to disk, or the launch has ended."""
+        """Wait until a checkpoint is being written, or the launch has ended."""
         while self.launch.poll() and not list(self.folder.checkpoints.glob(".saving-*")):
             time.sleep(0.0005)
 
     def some_moment(self) -> None:
-        """A little later."""
+        """Wait a little."""
         time.sleep(self.random.uniform(0, 0.05))
 
     def some_rank(self) -> int:
@@ -115,7 +115,7 @@ def _flip(path: Path, chance: random.Random) -> None:
 
 
 def _damage(scene: Scene, act: Callable[[Path, random.Random], None]) -> str:
-    """To a file of the newest checkpoint, where an older one is left, after all ranks were killed."""
+    """Damage a file of the newest checkpoint, where an older one is left, after all ranks were killed."""
     while scene.launch.poll() and len(scene.folder.checkpoint_steps()) < 2:
         time.sleep(0.002)
     kill_all(scene)
@@ -138,7 +138,7 @@ def pause_one(scene: Scene) -> str:
 
 
 def second_training(scene: Scene) -> str:
-    """Started on the same folder by mistake."""
+    """Start a second training on the same folder by mistake."""
     second = start(scene.config, log=scene.log.with_suffix(".second"))
     second.wait()
     refused = "is being trained by" in second.log.read_text()
@@ -151,7 +151,7 @@ def second_training(scene: Scene) -> str:
 
 
 def fill_disk(scene: Scene) -> str:
-    """Until a save has failed."""
+    """Fill the disk until a save has failed."""
     ballast = scene.folder.root.parent / "ballast"
     with ballast.open("wb") as file:
         try:
@@ -169,7 +169,7 @@ def fill_disk(scene: Scene) -> str:
 
 
 def make_read_only(scene: Scene) -> str:
-    """Until a save has failed."""
+    """Make the disk read-only until a save has failed."""
     mount_point = str(scene.config.parent)  # where the disk is mounted
     while subprocess.run(["mount", "-o", "remount,ro", mount_point], capture_output=True, check=False).returncode != 0:
         if not scene.launch.poll():
@@ -181,7 +181,7 @@ def make_read_only(scene: Scene) -> str:
 
 
 def take_folder_away(scene: Scene) -> str:
-    """Until a save has failed."""
+    """Take the folder away until a save has failed."""
     away = scene.folder.root.with_name("away")
     scene.folder.root.rename(away)
     said = _wait_for_failed_save(scene)
@@ -219,7 +219,7 @@ NEED_MOUNT = ("disk full until a save fails", "disk read-only until a save fails
 
 
 def mount_small_disk(mount_point: Path, *, size: str) -> bool:
-    """A tmpfs of this size; whether this user may."""
+    """Mount a tmpfs of this size. Return whether this user may."""
     mount_point.mkdir(parents=True, exist_ok=True)
     if shutil.which("mount") is None:
         return False

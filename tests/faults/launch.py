@@ -1,7 +1,7 @@
-"""Trainings as ranks forked from this process, which has imported torch, Lightning and DeepSpeed already.
+"""Run trainings as ranks forked from this process, which has imported torch, Lightning and DeepSpeed already.
 
-A launch through torchrun spends ten seconds on imports; a hundred of them are what a campaign needs. The ranks run the
-command itself, `python -m pipeline train`, in a process group of their own over gloo.
+A launch through torchrun spends ten seconds on imports, and a campaign needs a hundred launches. The ranks run the command
+itself, `python -m pipeline train`, in a process group of their own over gloo.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ NUM_RANKS = 2
 
 @dataclass
 class Launch:
-    """The ranks of one launch, and how those that ended did."""
+    """Holds the ranks of one launch, and how those that ended did."""
 
     pids: list[int]
     log: Path
     codes: dict[int, int] = field(default_factory=dict)  # by rank; minus the signal of one that was killed
 
     def poll(self) -> bool:
-        """Whether some rank is still there."""
+        """Return whether some rank still runs."""
         for rank, pid in enumerate(self.pids):
             if rank not in self.codes:
                 done, status = os.waitpid(pid, os.WNOHANG)
@@ -36,13 +36,13 @@ class Launch:
         return len(self.codes) < len(self.pids)
 
     def signal(self, number: signal.Signals, *, ranks: list[int] | None = None) -> None:
-        """To those that are still there."""
+        """Signal the ranks that still run."""
         for rank in ranks if ranks is not None else range(len(self.pids)):
             if rank not in self.codes:
                 os.kill(self.pids[rank], number)
 
     def wait(self, *, timeout_s: float = 120.0, grace_s: float = 20.0) -> bool:
-        """Until all have ended. Once one has failed the others get `grace_s`, as a launcher gives them.
+        """Wait until all have ended. Once one has failed the others get `grace_s`, as a launcher gives them.
 
         Returns:
             Whether they ended by themselves.

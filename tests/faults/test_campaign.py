@@ -1,4 +1,4 @@
-"""A short campaign of faults; `python -m tests.faults` runs the long one."""
+"""A short campaign of faults runs; `python -m tests.faults` runs the long one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.faults.kinds import FAULTS
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_kind_of_fault_is_survived() -> None:
-    """Each kind once: every launch resumes, every training ends with the bits of the undisturbed one."""
+    """Each kind occurs once: every launch resumes, every training ends with the bits of the undisturbed one."""
     command = [sys.executable, "-m", "tests.faults", "--faults", str(len(FAULTS))]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment(), text=True, capture_output=True, timeout=1700)
     print(done.stdout)

@@ -1,4 +1,4 @@
-"""Losses against torch's own and against hand-written sums."""
+"""Losses are compared with torch's own and with hand-written sums."""
 
 from __future__ import annotations
 

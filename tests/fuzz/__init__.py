@@ -1,1 +1,1 @@
-"""Every reader of foreign bytes against damaged ones: see docs/fuzzing.md."""
+"""Test every reader of foreign bytes with damaged ones: see docs/fuzzing.md."""

@@ -1,9 +1,9 @@
-"""Fuzzing: every reader of foreign bytes against damaged ones.
+"""Fuzz every reader of foreign bytes with damaged ones.
 
     python -m tests.fuzz [TARGET ...] [--share 0.1] [--minutes N] [--seed S]
 
-A reader must return what is right, or refuse with an error of its own: no crash, no hang, no memory beyond a bound, no
-foreign exception. Prints a table; inputs that break this are kept in a folder, and the exit code is 1.
+A reader must return what is right, or refuse with an error of its own. It must not crash, hang, use memory beyond a bound, or
+raise a foreign exception. The program prints a table. Inputs that break this are kept in a folder, and the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.fuzz.campaign import Campaign, Result, campaign
 from tests.fuzz.sanitizers import NoSanitizerError, build_module
 from tests.fuzz.targets import TARGETS
 
-PROGRESS_S = 15.0  # between lines that say how far it is
+PROGRESS_S = 15.0  # time between lines that say how far it is
 MEMORY = Path("/dev/shm")  # files there cost a tenth of those on a disk, and an input is a file or several
 
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def plan(names: list[str], *, seed: int, share: float, folder: Path, out: Path) -> tuple[list[Campaign], dict[str, str]]:
-    """The campaigns, and why targets cannot be run."""
+    """Return the campaigns, and why targets cannot be run."""
     campaigns, left_out = [], {}
     for name in names:
         target, module = TARGETS[name], None

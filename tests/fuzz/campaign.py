@@ -1,4 +1,4 @@
-"""Runs a target's inputs in processes of its own, and outlives their crashes and hangs."""
+"""Run a target's inputs in processes of its own, and outlive their crashes and hangs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REPORT_CHARACTERS = 20_000
 
 @dataclass
 class Result:
-    """What came of a target."""
+    """Holds what came of a target."""
 
     target: str
     executions: int = 0
@@ -46,10 +46,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Campaign:
-    """How a target is tried.
+    """Says how a target is tried.
 
     Attributes:
-        scratch: for what the target writes.
+        scratch: folder for what the target writes.
         out: where failing inputs are kept, named after target, seed and number.
         module: the C decoder, for targets that want it sanitized.
     """
@@ -65,8 +65,8 @@ class Campaign:
     def run(self, *, limit_s: float | None = None) -> Result:
         """Try inputs 0 ... executions - 1, or as many as the time allows.
 
-        A process that dies, or sits on one input beyond the target's limit, is a finding; the next one goes on behind
-        that input.
+        A process that dies, or stays on one input beyond the target's limit, is a finding. The next one continues behind that
+        input.
         """
         result = Result(self.name)
         began = time.monotonic()
@@ -79,7 +79,7 @@ class Campaign:
         return result
 
     def number_now(self) -> int:
-        """Of the input that is tried now; 0 before the first."""
+        """Return the number of the present input; 0 before the first."""
         try:
             return max(0, PROGRESS.unpack((self.scratch / "progress").read_bytes())[0])
         except (FileNotFoundError, struct.error):  # it has not begun, or its file is being written
@@ -113,7 +113,7 @@ class Campaign:
         if death is not None:
             text = report.read_text(errors="replace")[-REPORT_CHARACTERS:]
             self._note(result, f"{death}: {_headline(text)}", text, number)
-            result.executions += 1  # go on behind it
+            result.executions += 1  # continue behind it
         return death
 
     def _start(self, *arguments: str, stderr: object) -> subprocess.Popen[bytes]:
@@ -151,7 +151,7 @@ class Campaign:
 
 
 def _watch(process: subprocess.Popen[bytes], progress: Path, *, limit_s: float, until: float | None) -> str | None:
-    """Wait for a process's end, or end it; how it died, or None where it did not."""
+    """Wait for a process's end, or end it. Return how it died, or None where it did not."""
     usage = psutil.Process(process.pid)
     seen, changed, computed_s = -1, time.monotonic(), 0.0
     while True:
@@ -183,7 +183,7 @@ def _cpu_s(process: psutil.Process) -> float:
 
 
 def _headline(report: str) -> str:
-    """What a sanitizer or Python says first of a death, without addresses."""
+    """Return what a sanitizer or Python says first of a death, without addresses."""
     wanted = re.compile(r"ERROR: AddressSanitizer|runtime error|^\w*Error|Fatal Python error")
     line = next((line for line in report.splitlines() if wanted.search(line)), report.strip().rpartition("\n")[2])
     return re.sub(r"==\d+==|0x[0-9a-f]+", "", line).strip()[:160]
@@ -192,7 +192,7 @@ def _headline(report: str) -> str:
 def campaign(
     name: str, *, seed: int, executions: int, folder: Path, out: Path, module: SanitizedModule | None = None
 ) -> Campaign:
-    """The campaign of a target by its name."""
+    """Return the campaign of a target by its name."""
     return Campaign(
         name=name, target=find_target(name), seed=seed, executions=executions, scratch=folder / name, out=out, module=module
     )

@@ -1,4 +1,4 @@
-"""Folders of files as one input, so that a finding is one file."""
+"""Pack folders of files as one input, so that a finding is one file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def unpack(packed: bytes) -> dict[str, bytes]:
 
 
 def write_folder(folder: Path, packed: bytes) -> None:
-    """The packed files, and no others."""
+    """Write the packed files, and no others."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, data in unpack(packed).items():

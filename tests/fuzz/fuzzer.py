@@ -1,4 +1,4 @@
-"""What a target gives: inputs by number, and the law that each must keep."""
+"""Define what a target gives: inputs by number, and the law that each must keep."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Outcome = Literal["taken", "refused"]
 
 
 class BrokenLaw(Exception):  # noqa: N818  (a finding, not a failure)
-    """An input for which a reader returned something wrong; `details` are of this input alone."""
+    """A reader returned something wrong for an input; `details` are of this input alone."""
 
     def __init__(self, law: str, *, details: str = "") -> None:
         super().__init__(law)
@@ -20,7 +20,7 @@ class BrokenLaw(Exception):  # noqa: N818  (a finding, not a failure)
 
 @dataclass(frozen=True)
 class Fuzzer:
-    """A pure function from chance to an input, and the check of one input.
+    """Makes an input, as a pure function of chance, and checks it.
 
     `check` raises `BrokenLaw`, or lets through whatever the reader raised beyond its documented errors.
     """
@@ -30,5 +30,5 @@ class Fuzzer:
 
 
 def random_of(seed: int, number: int) -> Random:
-    """The chance behind one input: it does not depend on the inputs before."""
+    """Return the chance behind one input. It does not depend on the inputs before."""
     return Random((seed << 40) + number)

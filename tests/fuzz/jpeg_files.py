@@ -1,4 +1,4 @@
-"""JPEGs and what may be wrong with them: mutations that know markers, tables, frames and scans."""
+"""Make JPEGs and damage them: mutations know markers, tables, frames and scans."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ LARGE_FILE = 200_000  # bytes; mutations that copy stop here
 
 @dataclass
 class Segment:
-    """A marker, its payload without the length, and what follows it up to the next marker (a scan's entropy-coded data)."""
+    """Holds a marker, its payload without the length, and what follows it up to the next marker (a scan's entropy-coded
+    data).
+    """
 
     marker: int
-    payload: bytes | None  # None: the marker stands alone
+    payload: bytes | None  # None: the marker has no payload
     data: bytes = b""
     length_error: int = 0
 
@@ -42,7 +44,9 @@ Segments = list[Segment]
 
 
 def make_seeds(encoder: Path) -> list[bytes]:
-    """Whole JPEGs of 8 to 64 pixels: every coding, sampling, colour space and kind of metadata that the libraries write."""
+    """Make whole JPEGs of 8 to 64 pixels: every coding, sampling, colour space and kind of metadata that the libraries
+    write.
+    """
     seeds: list[bytes] = []
     random = Random(0)
     for number in range(72):
@@ -77,7 +81,7 @@ def make_seeds(encoder: Path) -> list[bytes]:
 
 
 def parse(data: bytes) -> Segments:
-    """The segments of a whole JPEG."""
+    """Return the segments of a whole JPEG."""
     segments: Segments = []
     offset = 0
     while offset < len(data):
@@ -103,7 +107,7 @@ def encode(segments: Sequence[Segment]) -> bytes:
 
 
 def mutate(seeds: Sequence[Segments], random: Random) -> bytes:
-    """A JPEG with one to four things wrong with it, or none."""
+    """Return a JPEG with one to four things wrong with it, or none."""
     segments = [Segment(s.marker, s.payload, s.data) for s in random.choice(seeds)]
     for _ in range(random.choice((0, 1, 1, 1, 2, 2, 3, 4))):
         random.choice(SEGMENT_MUTATIONS)(segments, seeds, random)
@@ -291,7 +295,7 @@ def _metadata(segments: Segments, seeds: Sequence[Segments], random: Random) -> 
 
 
 def _filling(segments: Segments, seeds: Sequence[Segments], random: Random) -> None:
-    """Bytes between segments: filling, zeros, garbage, lone markers."""
+    """Return bytes between segments: filling, zeros, garbage, lone markers."""
     filling = random.choice(
         (b"\xff", b"\xff" * 9, b"\0", b"\0" * 7, random.randbytes(5), b"\xff\xd8", b"\xff\xd0", b"\xff\x01")
     )

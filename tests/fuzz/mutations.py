@@ -1,4 +1,4 @@
-"""Mutations of bytes and texts that know no format."""
+"""Mutate bytes and texts without knowledge of a format."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ INTERESTING_INTEGERS = (
 
 
 def mutate_bytes(data: bytes, random: Random, *, words: Sequence[bytes] = (b"\0\0\0\0", b"\xff\xff\xff\xff")) -> bytes:
-    """One to eight small changes: flips, replacements, cuts, copies, integers and words of the format.
+    """Make one to eight small changes: flips, replacements, cuts, copies, integers and words of the format.
 
     Args:
-        words: what the format knows, to be put anywhere.
+        words: words of the format, to be put anywhere.
     """
     result = bytearray(data)
     for _ in range(random.choice((1, 1, 2, 4, 8))):
@@ -60,7 +60,7 @@ def _integer(data: bytearray, random: Random, words: Sequence[bytes]) -> None:
 
 
 def _digits(data: bytearray, random: Random, words: Sequence[bytes]) -> None:
-    """A number in decimal or octal digits replaced by another."""
+    """Replace a number in decimal or octal digits by another."""
     starts = [
         offset for offset in range(len(data)) if 48 <= data[offset] <= 57 and (offset == 0 or not 48 <= data[offset - 1] <= 57)
     ]

@@ -1,4 +1,4 @@
-"""Safetensors files and what may be wrong with them: the header's length, the header in JSON, the arrays."""
+"""Damage safetensors files: the header's length, the header in JSON, the arrays."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tests.fuzz.values import json_bytes
 
 
 def mutate_file(data: bytes, random: Random, *, change: Callable[[dict[str, Any], Random], Any]) -> bytes:
-    """A file with something wrong, or nothing.
+    """Return a file with something wrong, or nothing.
 
     Args:
-        change: of the header's values.
+        change: changes the header's values.
     """
     start = 8 + int.from_bytes(data[:8], "little")
     header, arrays = data[8:start], data[start:]

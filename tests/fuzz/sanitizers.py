@@ -1,4 +1,4 @@
-"""The C decoder under AddressSanitizer and UndefinedBehaviorSanitizer: built, or the reason why it cannot be."""
+"""Build the C decoder with AddressSanitizer and UndefinedBehaviorSanitizer, or say why that is impossible."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = ("gcc", "libc6-dev", "libjpeg-dev")
 INSTALL_TIMEOUT_S = 300
 MODULE_VARIABLE, ENCODER_VARIABLE = "FUZZ_JPEG_MODULE", "FUZZ_JPEG_ENCODER"
 FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-# Nothing kept between calls: a buffer that is larger than wanted would hide a read behind its end.
+# Nothing is kept between calls: a buffer that is larger than needed would hide a read behind its end.
 DEFINES = ("-DKEPT_BYTES=0",)
 OPTIONS = {
     "detect_leaks": "0",  # Python keeps what it likes
@@ -38,14 +38,14 @@ class NoSanitizerError(Exception):
 
 @dataclass(frozen=True)
 class SanitizedModule:
-    """A build of `pipeline.data.images._jpeg`, the encoder of unusual seeds, and what must be loaded before Python."""
+    """Names a build of `pipeline.data.images._jpeg`, the encoder of unusual seeds, and what must be loaded before Python."""
 
     library: Path
     encoder: Path
     preload: tuple[str, ...]
 
     def environment(self) -> dict[str, str]:
-        """Of a process that is to load it."""
+        """Return the environment of a process that is to load it."""
         return {
             "LD_PRELOAD": " ".join(self.preload),
             "ASAN_OPTIONS": ":".join(f"{name}={value}" for name, value in OPTIONS.items()),
@@ -70,7 +70,7 @@ def build_module(folder: Path, build: Build) -> SanitizedModule:
         "-shared", "-fPIC", *FLAGS, *DEFINES, *plain, include, str(SOURCES / "_jpeg.c"), "-o", str(library), "-ljpeg", "-lm"
     )
     _compile("-O1", str(SEEDS_SOURCE), "-o", str(encoder), "-ljpeg")
-    # Loaded first, as it must be; the C++ library so that its exceptions are intercepted too.
+    # They are loaded first, as they must be; the C++ library so that its exceptions are intercepted too.
     preload = tuple(_output("gcc", f"-print-file-name={name}") for name in ("libasan.so", "libstdc++.so.6"))
     return SanitizedModule(library, encoder, preload)
 
@@ -100,7 +100,7 @@ def ensure_tools() -> None:
 
 
 def _missing() -> str | None:
-    """Why a program with sanitizers and libjpeg cannot be built, or None."""
+    """Return why a program with sanitizers and libjpeg cannot be built, or None."""
     if shutil.which("gcc") is None:
         return "gcc is missing"
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():

@@ -1,4 +1,4 @@
-"""Tars and what may be wrong with them: header fields, extended headers, links, sparse members, order, ends."""
+"""Make tars and damage them: header fields, extended headers, links, sparse members, order, ends."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ VALUES = (
 
 
 def make_tar(random: Random) -> list[bytes]:
-    """A tar in parts: each member with its headers, then the end."""
+    """Make a tar in parts: each member with its headers, then the end."""
     style = random.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
     parts = [_member(random, style) for _ in range(random.choice((0, 1, 2, 3, 6)))]
     return [part for part in parts if part] + [
@@ -104,7 +104,7 @@ def mutate(random: Random) -> bytes:
 
 
 def _field(parts: list[bytearray], random: Random) -> None:
-    """One field of a header, with its checksum right unless that is the field."""
+    """Change one field of a header, with its checksum right unless that is the field."""
     part = random.choice(parts)
     if len(part) < UNIT:
         return
@@ -140,7 +140,7 @@ def fix_checksum(part: bytearray, at: int) -> None:
 
 
 def _extended(parts: list[bytearray], random: Random) -> None:
-    """A PAX header, or a GNU long name, before a member."""
+    """Make a PAX header, or a GNU long name, before a member."""
     if random.random() < 0.7:
         lines = []
         for _ in range(random.choice((1, 1, 2, 30))):
@@ -161,7 +161,7 @@ def _extended(parts: list[bytearray], random: Random) -> None:
 
 
 def _sparse(parts: list[bytearray], random: Random) -> None:
-    """A member of GNU's old sparse format."""
+    """Make a sparse member of GNU's old format."""
     header = bytearray(tarfile.TarInfo("000009.png").tobuf(tarfile.GNU_FORMAT))
     header[156:157] = b"S"
     pieces = sorted(random.choice((0, 512, 1024, 4096)) for _ in range(random.randrange(5)))
@@ -197,8 +197,8 @@ PART_MUTATIONS: tuple[Callable[[list[bytearray], Random], None], ...] = (
 
 
 def has_gnu_prefix(data: bytes) -> bool:
-    """Whether a GNU header has something where others keep the first folders: GNU keeps times there, tarfile takes it for
-    folders.
+    """Return whether a GNU header has something where others keep the first folders: GNU keeps times there, tarfile takes it
+    for folders.
     """
     return any(
         data[at + 257 : at + 265] == b"ustar  \0" and data[at + 345 : at + 346].strip(b"\0") for at in range(0, len(data), UNIT)
@@ -206,7 +206,7 @@ def has_gnu_prefix(data: bytes) -> bool:
 
 
 def reference(data: bytes) -> list[tuple[str, bytes]] | None:
-    """Names and bytes of all regular files as Python's own reader sees them, links followed; None where it refuses."""
+    """Return names and bytes of all regular files as Python's own reader sees them, links followed; None where it refuses."""
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             found = []
@@ -219,7 +219,7 @@ def reference(data: bytes) -> list[tuple[str, bytes]] | None:
             infos = tar.getmembers()
             if len({info.name for info in infos}) < len(infos) and any(not info.isreg() for info in infos):
                 return None  # a link to a name that comes twice, a folder's perhaps: here the last counts, in our reader the last file before it
-            at = tar.offset  # where it stopped: at a header that is damaged it does so without a word
+            at = tar.offset  # where it stopped: at a damaged header it does so without a message
             return found if not data[at : at + UNIT].strip(b"\0") else None
     except (tarfile.TarError, ValueError, KeyError, EOFError, OverflowError, RecursionError, OSError, MemoryError):
         return None

@@ -1,4 +1,4 @@
-"""The fuzzer itself, and a short form of it; `make fuzz` runs the long one."""
+"""The fuzzer itself is tested, and a short form of it runs; `make fuzz` runs the long one."""
 
 from __future__ import annotations
 

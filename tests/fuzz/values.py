@@ -1,4 +1,4 @@
-"""Mutations of nested values: what JSON and YAML files hold."""
+"""Mutate nested values: what JSON and YAML files hold."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ DEPTHS = (3, 50, 400, 3000)  # of brackets; Python's parsers recurse to about a 
 
 
 def mutate_values(values: Any, random: Random, *, words: Sequence[str] = ()) -> Any:
-    """A copy with one to four things changed: values, keys, types, nesting.
+    """Return a copy with one to four things changed: values, keys, types, nesting.
 
     Args:
-        words: what the format knows as keys and values.
+        words: keys and values of the format.
     """
     values = copy.deepcopy(values)
     for _ in range(random.choice((1, 1, 2, 4))):
@@ -51,7 +51,7 @@ def odd_value(random: Random, words: Sequence[str] = ()) -> Any:
 
 
 def _locations(values: Any) -> list[tuple[Any, Any]]:
-    """Every container with each of its keys, at any depth."""
+    """Return every container with each of its keys, at any depth."""
     if not isinstance(values, dict | list):
         return []
     keys = list(values) if isinstance(values, dict) else list(range(len(values)))
@@ -79,7 +79,7 @@ def _change(container: Any, key: Any, random: Random, words: Sequence[str]) -> N
 
 
 def json_bytes(values: Any, random: Random) -> bytes:
-    """As JSON; one in four is damaged as bytes too, or nested too deeply to parse."""
+    """Write values as JSON; one text in four is damaged as bytes too, or nested too deeply to parse."""
     data = json.dumps(values, ensure_ascii=random.random() < 0.5, allow_nan=True).encode(errors="surrogatepass")
     chance = random.random()
     if chance < 0.18:

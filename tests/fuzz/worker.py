@@ -1,6 +1,6 @@
-"""One process that tries a range of inputs: `python -m tests.fuzz.worker TARGET ...`, started by `campaign`.
+"""Try a range of inputs in one process: `python -m tests.fuzz.worker TARGET ...`, started by `campaign`.
 
-Where it stands is in a mapped file, which survives its death by a signal.
+Its progress is in a mapped file, which survives its death by a signal.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def limit_memory(beyond_mib: int) -> None:
 
 
 def try_input(fuzzer: Fuzzer, random: Random) -> Outcome | dict[str, str]:
-    """How a reader met one input; a finding has a fault, alike for inputs that show the same, and what it said of this one."""
+    """Return how a reader met one input. A finding has a fault, alike for inputs that show the same, and what it said of this
+    one.
+    """
     data = fuzzer.make(random)
     try:
         return fuzzer.check(data)

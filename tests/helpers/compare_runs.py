@@ -1,4 +1,4 @@
-"""Compares two runs: have they seen the same images and learnt the same?
+"""Compare two runs: have they seen the same images and learnt the same?
 
     python -m tests.helpers.compare_runs RUN_DIR RUN_DIR
 
@@ -19,7 +19,7 @@ COMPARED = ("data/digest", "train/loss", "train/gradient_norm")
 
 
 def find_differences(one: RunFolder, other: RunFolder) -> tuple[list[int], list[str]]:
-    """The steps that were compared, and what differs, the earliest step first."""
+    """Return the steps that were compared, and what differs, the earliest step first."""
     lines = [{row["step"]: row for row in read_metrics(folder.metrics)} for folder in (one, other)]
     steps = sorted(lines[0].keys() & lines[1].keys())
     values = [(step, key, *(rows[step].get(key) for rows in lines)) for step in steps for key in COMPARED]

@@ -1,4 +1,4 @@
-"""Starts the ranks of a test as forks of a process that has imported the libraries, so that each rank saves that time.
+"""Start the ranks of a test as forks of a process that has imported the libraries, so that each rank saves that time.
 
     python -m tests.helpers.forked_ranks NUM_RANKS MODULE [ARGUMENT ...]
 
@@ -20,7 +20,7 @@ import traceback
 
 def main(num_ranks: int, module: str, arguments: list[str]) -> int:
     importlib.import_module(module)
-    assert threading.active_count() == 1, threading.enumerate()  # a fork has no other thread than this
+    assert threading.active_count() == 1, threading.enumerate()  # a fork has no thread but this one
     port = free_port()
     running = {start_rank(module, arguments, rank=rank, num_ranks=num_ranks, port=port) for rank in range(num_ranks)}
     failed = False
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 
 def start_rank(module: str, arguments: list[str], *, rank: int, num_ranks: int, port: int) -> int:
-    """Returns the process id."""
+    """Start a rank. Return the process id."""
     sys.stdout.flush()
     sys.stderr.flush()
     if pid := os.fork():

@@ -1,6 +1,4 @@
-"""A hub of data sets on loopback: its API of repositories and trees, page by page, and files behind a redirect to another
-host.
-"""
+"""Serve a hub of data sets on loopback: its API of repositories and trees, page by page, and files behind a redirect."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ PAGE = 2  # entries of a tree in one answer
 
 
 class Request(NamedTuple):
-    """What was asked of the hub or of the host behind it."""
+    """Records what was requested of the hub or of the host behind it."""
 
     host: str  # hub, store
     path: str
@@ -29,7 +27,7 @@ class Request(NamedTuple):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    root: Path  # of repositories: OWNER/NAME/...
+    root: Path  # folder of repositories: OWNER/NAME/...
     host: str
     store: str  # URL of the other host
     requests: list[Request]
@@ -69,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
                 path = "/".join([owner, name, *path])
                 if not (self.root / path).is_file():
                     return self._send(404, headers={"X-Error-Code": "EntryNotFound"}, body=body)
-                signed = f"{self.store}/{path}?signature={len(self.requests)}"  # another one each time
+                signed = f"{self.store}/{path}?signature={len(self.requests)}"  # a different one each time
                 return self._send(302, headers={"Location": signed, "X-Repo-Commit": REVISION}, body=body)
             case ["api", _, _, _, *_]:  # models, spaces
                 return self._send(404, headers={"X-Error-Code": "RepoNotFound"}, body=body)
@@ -134,7 +132,7 @@ def _entry(folder: Path, path: str) -> dict[str, Any]:
 
 @contextmanager
 def serve_hub(root: Path) -> Iterator[tuple[str, list[Request]]]:
-    """The hub's URL, and the requests that it and the host behind it have had."""
+    """Run the hub. Yield its URL, and the requests that it and the host behind it have had."""
     requests: list[Request] = []
     servers: list[ThreadingHTTPServer] = []
     store = ""

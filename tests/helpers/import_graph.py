@@ -1,4 +1,4 @@
-"""Draws docs/architecture.svg, the floor plan: rooms by layer of the import contract, arrows to what a room imports.
+"""Draw docs/architecture.svg, the floor plan: rooms by layer of the import contract, arrows to what a room imports.
 
     python -m tests.helpers.import_graph        draws, and prints the counts of rooms, arrows and what has grown long
 
@@ -34,7 +34,7 @@ Arrows = dict[str, set[str]]  # from a room to those that it imports
 
 
 class Box(NamedTuple):
-    """A room's place: the middle of its upper edge, and its width."""
+    """Places a room: the middle of its upper edge, and its width."""
 
     name: str
     x: int
@@ -49,14 +49,14 @@ class Box(NamedTuple):
 
 
 def read_layers(root: str) -> list[list[str]]:
-    """The rooms of a root package as the contract orders them, from the top down."""
+    """Return the rooms of a root package as the contract orders them, from the top down."""
     contracts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = next(contract["layers"] for contract in contracts if contract.get("containers") == [root])
     return [[f"{root}.{name}" for name in layer.split(" | ")] for layer in layers]
 
 
 def read_arrows() -> Arrows:
-    """Which room imports which."""
+    """Return which room imports which."""
     graph = grimp.build_graph(*ROOTS, cache_dir=None)
     arrows: Arrows = {}
     for module in sorted(graph.modules - set(ROOTS)):
@@ -70,7 +70,7 @@ def _room(module: str) -> str:
 
 
 def without_implied(arrows: Arrows) -> Arrows:
-    """The arrows that no longer way replaces."""
+    """Return the arrows that no longer path replaces."""
 
     @cache
     def reached(room: str) -> frozenset[str]:
@@ -80,7 +80,7 @@ def without_implied(arrows: Arrows) -> Arrows:
 
 
 def count_long() -> dict[str, int]:
-    """What the house style wants few of."""
+    """Count what the house style limits."""
     texts = [path.read_text() for root in ROOTS for path in sorted((REPOSITORY / root).rglob("*.py"))]
     functions = [
         node for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -93,7 +93,7 @@ def count_long() -> dict[str, int]:
 
 
 def draw(arrows: Arrows) -> str:
-    """The picture, as SVG. It holds no number that changes with every commit."""
+    """Return the picture, as SVG. It holds no number that changes with every commit."""
     drawn = without_implied(arrows)
     lines, boxes, y = [], [], 0
     for root in ROOTS:
@@ -113,7 +113,7 @@ def draw(arrows: Arrows) -> str:
 
 
 def _arrange(rows: Sequence[Sequence[str]], drawn: Arrows, names: dict[str, str], *, y: int) -> dict[str, Box]:
-    """A box for each room: in its row below those that import it, as far as that can be."""
+    """Return a box for each room: in its row below those that import it, as far as possible."""
     places: dict[str, Box] = {}
     for number, row in enumerate(rows):
         above = {room: [box.x for user, box in places.items() if room in drawn[user]] or [WIDTH // 2] for room in row}

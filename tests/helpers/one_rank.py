@@ -1,4 +1,4 @@
-"""A real training of one rank in the test's own process: Lightning, DeepSpeed's engine and gloo around a tiny model.
+"""Run a real training of one rank in the test's own process: Lightning, DeepSpeed's engine and gloo around a tiny model.
 
 A batch is a dictionary as `BatchLoader` yields it, except that `images` are (B, FEATURES) floats: one that is infinite gives
 gradients that are not finite.
@@ -27,7 +27,7 @@ FEATURES, CLASSES, LEARNING_RATE = 3, 2, 0.125
 
 @contextmanager
 def one_rank() -> Iterator[None]:
-    """A process group of one."""
+    """Make a process group of one."""
     import deepspeed.comm.comm
     import deepspeed.utils.groups
 
@@ -37,14 +37,14 @@ def one_rank() -> Iterator[None]:
         yield
     finally:
         leave_process_group()
-        # Else the next group would be taken for this one.
+        # Otherwise the next group would be taken for this one.
         deepspeed.comm.comm.cdb = None
         deepspeed.utils.groups._WORLD_GROUP = None
 
 
 @contextmanager
 def _launcher_variables() -> Iterator[None]:
-    """A launcher's variables for as long as Lightning and DeepSpeed look at them: a test's child processes are no ranks."""
+    """Set a launcher's variables while Lightning and DeepSpeed read them: a test's child processes are not ranks."""
     before = dict(os.environ)
     World.alone().export()
     try:
@@ -55,7 +55,7 @@ def _launcher_variables() -> Iterator[None]:
 
 
 def make_batch(number: int, *, value: float = 1.0, **more: Any) -> dict[str, Any]:
-    """Two images, numbers `2 * number` and the next, multiplied by `value`."""
+    """Make two images, numbers `2 * number` and the next, multiplied by `value`."""
     ids = torch.tensor([2 * number, 2 * number + 1])
     images = value * torch.randn((2, FEATURES), generator=torch.Generator().manual_seed(number))
     return {
@@ -78,7 +78,7 @@ def fit(
     callbacks: list[Callback], batches: Iterable[dict[str, Any]], *, folder: Path, max_steps: int, accumulation_steps: int = 1,
     zero_stage: int = 0, logger: Any = False,
 ) -> Trainer:  # fmt: skip
-    """Train on these batches until `max_steps`, or as long as there are any. Within `one_rank`."""
+    """Train on these batches until `max_steps`, or as long as there are any. Call it within `one_rank`."""
     with _launcher_variables():
         trainer = _make_trainer(
             callbacks,
@@ -108,7 +108,7 @@ def _make_trainer(
 
 
 class _Stream:
-    """Batches without a length, as `BatchLoader` gives them."""
+    """Yields batches without a length, like `BatchLoader`."""
 
     def __init__(self, batches: Iterable[dict[str, Any]]) -> None:
         self.batches = batches

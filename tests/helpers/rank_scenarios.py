@@ -1,4 +1,4 @@
-"""Run by tests on real ranks: trains several configurations one after another in one process group.
+"""Train several configurations one after another in one process group. Tests run it on real ranks.
 
     torchrun --nproc-per-node=2 -m tests.helpers.rank_scenarios SCENARIOS.json
 

@@ -1,4 +1,4 @@
-"""Run folders as trainings leave them, written by the product's own writers without a training."""
+"""Write run folders as trainings leave them, by the product's own writers without a training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TINY = ViTConfig(
 
 
 def write_weights(run: RunFolder, step: int, *, seed: int = 0, model: ViTConfig = TINY) -> Path:
-    """Weights of a step, other ones for each step and seed."""
+    """Write weights of a step, different for each step and seed."""
     vit = VisionTransformer(model)
     vit.init_weights(torch.Generator().manual_seed(1000 * seed + step))
     run.root.mkdir(exist_ok=True)
@@ -36,7 +36,7 @@ def write_weights(run: RunFolder, step: int, *, seed: int = 0, model: ViTConfig 
 
 
 def write_checkpoint(run: RunFolder, step: int, *, seed: int = 0, model: ViTConfig = TINY, **meta: Any) -> Path:
-    """A checkpoint of a step, and its weights."""
+    """Write a checkpoint of a step, and its weights."""
     weights = write_weights(run, step, seed=seed, model=model)
     staging = run.staging_of(step)
     staging.mkdir(parents=True)
@@ -65,5 +65,5 @@ def write_checkpoint(run: RunFolder, step: int, *, seed: int = 0, model: ViTConf
 
 
 def rewrite_manifest(checkpoint: Path) -> None:
-    """What a test changed on purpose passes for what was written."""
+    """Rewrite the manifest, so that a test's change passes for what was written."""
     (checkpoint / "manifest.json").write_text(json.dumps(describe_files(checkpoint, files_of(checkpoint))))

@@ -1,4 +1,4 @@
-"""Run by a test on real ranks: trains a configuration while every rank but the first sleeps in each step.
+"""Train a configuration while every rank but the first sleeps in each step. A test runs it on real ranks.
 
 torchrun --nproc-per-node=2 -m tests.helpers.slow_rank CONFIG SLEEP_S
 """
@@ -22,7 +22,7 @@ from pipeline.run.lock import RunLock
 
 
 class Sleeper(Callback):
-    """Makes a rank's forward pass late."""
+    """Delays a rank's forward pass."""
 
     def __init__(self, sleep_s: float) -> None:
         self.sleep_s = sleep_s

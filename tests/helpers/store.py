@@ -1,4 +1,4 @@
-"""A real S3 server on loopback, and between it and its clients a proxy that does to requests what networks do."""
+"""Run a real S3 server on loopback, and between it and its clients a proxy that treats requests as networks do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def free_port() -> int:
 
 
 class S3Server:
-    """rclone's S3 server over a folder; its subfolders are the buckets."""
+    """Runs rclone's S3 server over a folder; its subfolders are the buckets."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -82,7 +82,7 @@ class FaultProxy:
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
     def draw(self, path: str) -> str:
-        """What happens to this request."""
+        """Return what happens to this request."""
         with self._lock:
             if not self.fault or ".tar" not in path:
                 return ""
@@ -94,7 +94,7 @@ class FaultProxy:
             return fault
 
     def inject(self, fault: str, *, probability: float = 0.3) -> None:
-        """From now on."""
+        """Inject faults from now on."""
         self.fault, self.probability = fault, probability
         self.counts.clear()
         self._random.seed(0)
@@ -167,12 +167,12 @@ class _Handler(BaseHTTPRequestHandler):
     def handle(self) -> None:
         try:
             super().handle()
-        except (OSError, ValueError):  # the client went away, or we cut it off
+        except (OSError, ValueError):  # the client disconnected, or we cut it off
             pass
 
 
 def s3_environment(url: str) -> dict[str, str]:
-    """Where clients find the store and who they are. One attempt a request: what fails reaches the code under test."""
+    """Return where clients find the store and who they are. One attempt a request: what fails reaches the code under test."""
     return {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -184,7 +184,7 @@ def s3_environment(url: str) -> dict[str, str]:
 
 
 def after(seconds: float, action: Callable[[], None]) -> threading.Timer:
-    """Do something in a while."""
+    """Call a function after a while."""
     timer = threading.Timer(seconds, action)
     timer.daemon = True
     timer.start()

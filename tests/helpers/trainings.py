@@ -1,4 +1,4 @@
-"""Real trainings in processes of their own, and what tests ask of them."""
+"""Run real trainings in processes of their own, and check what tests ask of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def train(config: Path, *overrides: str) -> str:
 
 
 def run_ranks(module: str, *arguments: str, num_ranks: int = 2, timeout_s: float = 900) -> str:
-    """Run a module of the tests as ranks of one launch. Returns what they printed."""
+    """Run a module of the tests as ranks of one launch. Return what they printed."""
     result = subprocess.run(
         [sys.executable, "-m", "tests.helpers.forked_ranks", str(num_ranks), module, *arguments],
         cwd=REPOSITORY,
@@ -56,7 +56,7 @@ def train_together(configs: list[Path], listing: Path, *, num_ranks: int = 2) ->
 
 @contextmanager
 def training(config: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
-    """A training in the background, with its output in a file; every process of it is gone at the end."""
+    """Run a training in the background, with its output in a file. Every process of it is gone at the end."""
     log = config.with_suffix(".log").open("w")
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "train", str(config), *overrides],
@@ -91,19 +91,19 @@ def reached(folder: RunFolder, step: int) -> bool:
 
 
 def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
-    """Process ids of the ranks, by asking the kernel for the launcher's children."""
+    """Return process ids of the ranks, from the kernel's list of the launcher's children."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     return [int(pid) for pid in children if "pipeline" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 def tree_of(pid: int) -> list[int]:
-    """A process and all that it started."""
+    """Return a process and all that it started."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *(member for child in children for member in tree_of(int(child)))]
 
 
 def assert_same_run(folder: RunFolder, reference: RunFolder) -> None:
-    """Every weight bit for bit, every loss, and the digest of everything both runs saw."""
+    """Assert that every weight bit for bit, every loss, and the digest of everything both runs saw are equal."""
     ours, theirs = (safetensors.torch.load_file(f.weights_of(STEPS)) for f in (folder, reference))
     assert ours.keys() == theirs.keys()
     for name in ours:

@@ -1,4 +1,4 @@
-"""A web server on loopback with byte ranges, and with one of the habits that such servers have."""
+"""Run a web server on loopback with byte ranges, and with one of the habits that such servers have."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.habit == "no HEAD" and not body:
             return self._send(405)
         if self.habit == "redirects" and path.endswith(".tar") and not path.startswith("/cdn/"):
-            # The signature differs each time, as those of object stores do.
+            # The signature differs each time, like those of object stores.
             return self._send(302, headers={"Location": f"/cdn{path}?signature={len(self.requests)}"})
         if self.habit == "login page" and path.endswith(".tar"):
             return self._send(200, b"<html><body>log in</body></html>", headers={"Content-Type": "text/html"}, body=body)
@@ -78,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(root: Path, habit: Habit = "plain") -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """The server's URL, and the requests that it has had."""
+    """Run the server. Yield its URL, and the requests that it has had."""
     requests: list[tuple[str, str]] = []
     handler = type("Handler", (_Handler,), {"root": root, "habit": habit, "requests": requests})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -1,6 +1,4 @@
-"""What was set aside, compared with what is used: a difference is refused with its likely cause and the setting that
-allows it.
-"""
+"""A difference between what was set aside and what is used is refused, with its likely cause and the setting that allows it."""
 
 from __future__ import annotations
 
@@ -174,7 +172,7 @@ def test_gpus_that_were_given_are_not_left_idle() -> None:
 
 @pytest.mark.parametrize("seen", [1, 4])
 def test_tasks_of_srun_have_a_gpu_each_whether_they_see_one_or_all(seen: int) -> None:
-    """What a step of Slurm 22.05 sets: all its GPUs on the node, and those that the task sees."""
+    """A step of Slurm 22.05 sets all its GPUs on the node, and those that the task sees."""
 
     def check(on_node: int, tasks: int) -> None:
         step = {"SLURM_GPUS_ON_NODE": str(on_node), "SLURM_STEP_GPUS": "0", "CUDA_VISIBLE_DEVICES": ",".join("0123"[:seen])}
@@ -215,7 +213,7 @@ def test_what_is_worth_a_line() -> None:
 
 
 def test_training_and_evaluator_refuse_before_they_begin(write_config: WriteConfig, tmp_path: Path) -> None:
-    """Here torch sees no GPU, or not as many."""
+    """Here torch sees no GPU, or too few."""
     gpus = ",".join(map(str, range(64)))
     slurm = {"SLURM_JOB_ID": "991235", "SLURM_JOB_GPUS": gpus, "CUDA_VISIBLE_DEVICES": gpus}
     config = write_config()

@@ -1,4 +1,4 @@
-"""Cores by affinity and by the quotas of cgroups, in the forms in which containers and schedulers set them."""
+"""Cores are counted by affinity and by the quotas of cgroups, in the forms in which containers and schedulers set them."""
 
 from __future__ import annotations
 

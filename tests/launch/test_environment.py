@@ -1,4 +1,4 @@
-"""What launchers leave in the environment: read together, used where it agrees, else refused in one sentence."""
+"""Launchers' variables in the environment are read together, used where they agree, and refused in one sentence otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The launcher of one machine's ranks: what they are given, how they end together, and that no signal is lost between."""
+"""The launcher of one machine's ranks gives them what they need, ends them together, and loses no signal."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_port_is_free_for_rank_0_and_for_nobody_else() -> None:
 
 @pytest.mark.parametrize(("ends", "code"), [("sys.exit(2)", 2), ("os.kill(os.getpid(), 9)", 137), ("sys.exit(75)", 75)])
 def test_one_rank_that_ends_ends_the_others(ends: str, code: int, capfd: pytest.CaptureFixture[str]) -> None:
-    """The first code counts: the others are then told to stop, and end as they are meant to."""
+    """The first code counts: the others are then asked to stop, and end as intended."""
     start = time.monotonic()
     assert run(f"import os, sys, time; os.environ['RANK'] == '0' and time.sleep(100)\n{ends}") == code
     assert time.monotonic() - start < 60
@@ -97,7 +97,7 @@ def blocks(pid: int, number: signal.Signals) -> bool:
 
 
 def test_a_signal_before_the_ranks_listen_reaches_them(tmp_path: Path) -> None:
-    """Interpreters that start, libraries that are loaded: it waits until somebody listens."""
+    """Interpreters start and libraries are loaded: the signal waits until a process listens."""
     process = launch(LISTENS.format(sleep="time.sleep(1)"), tmp_path / "log")
     try:
         while not blocks(process.pid, signal.SIGTERM):

@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop: noted wherever it is, once each, and none lost."""
+"""Signals that ask a process to stop are noted wherever it is, once each, and none is lost."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_one_that_came_before_that_phase_ends_it_at_once_and_one_after_it_does_n
 
 
 def test_a_second_interrupt_is_not_waited_for_and_an_echo_is_none() -> None:
-    """The echo: a terminal sends Ctrl-C to a rank, and so does the launcher."""
+    """An echo comes when a terminal sends Ctrl-C to a rank, and so does the launcher."""
     process = start(f"{START}\nstop.install()\n{STUCK}")
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)
@@ -133,7 +133,7 @@ print("/".join(stop.received), flush=True)
 
 @pytest.mark.parametrize("lost", [True, False])
 def test_a_terminal_that_closes_asks_for_nothing(lost: bool) -> None:
-    """The end of an ssh session sends SIGHUP, as a person may with `kill`; but then the terminal is still there."""
+    """The end of an ssh session sends SIGHUP, as a person may with `kill`; but then the terminal still exists."""
     ours, theirs = pty.openpty()
     process = start(TERMINAL, stdin=theirs)
     os.close(theirs)
@@ -150,7 +150,7 @@ def test_a_terminal_that_closes_asks_for_nothing(lost: bool) -> None:
 
 
 def test_a_background_job_is_not_halted_by_what_it_prints() -> None:
-    """`stty tostop`: the terminal stops a background job that writes, unless it ignores that."""
+    """With `stty tostop` the terminal stops a background job that writes, unless it ignores that."""
     process = start(LISTEN)
     ignored = next(
         int(line.split()[1], 16)

@@ -1,4 +1,4 @@
-"""Whole commands that are told to stop before they train, whose terminal closes, or whose output nobody reads."""
+"""Whole commands are asked to stop before they train, lose their terminal, or have no reader of their output."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def blocks_signals(pid: int) -> bool:
 
 
 def maps(pid: int, name: str) -> bool:
-    """Whether a process has loaded a library."""
+    """Return whether a process has loaded a library."""
     try:
         return name in Path(f"/proc/{pid}/maps").read_text()
     except OSError:
@@ -71,7 +71,7 @@ def test_told_to_stop_before_training_it_stops(write_config: WriteConfig, moment
 
 
 def tree_gone(pid: int) -> bool:
-    """Nothing is left of a session."""
+    """Wait until nothing is left of a session."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             if path.read_text().rpartition(")")[2].split()[3] == str(pid):
@@ -82,7 +82,7 @@ def tree_gone(pid: int) -> bool:
 
 
 def test_a_terminal_that_closes_does_not_end_a_training(reference: RunFolder, write_config: WriteConfig) -> None:
-    """As an ssh session that breaks: SIGHUP, and what was printed cannot be any more."""
+    """An ssh session breaks: SIGHUP comes, and nothing can be printed any more."""
     config = write_config()
     folder = folder_of(config)
     pid, terminal = pty.fork()

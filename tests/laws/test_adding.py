@@ -1,4 +1,4 @@
-"""docs/adding.md, to the letter: an objective and a protocol are added to a copy of the program, trained with and measured."""
+"""docs/adding.md is followed to the letter: a copy of the program gets an objective and a protocol, trains and measures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEP = re.compile(r"`(pipeline/\S+\.py)`:\n\n```(python|diff)\n(.*?)```", re.S)
 
 
 def apply(diff: str, text: str) -> str:
-    """Lines with + come instead of the line with - before them, or below the line of context before them."""
+    """Apply a diff: lines with + replace the line with - before them, or go below the line of context before them."""
     for old, added in re.findall(r"([ -].*\n)((?:\+.*\n)*)", diff):
         kept, line = old[0] == " ", old[1:]
         assert text.count(line) == 1, line

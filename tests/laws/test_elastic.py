@@ -1,4 +1,6 @@
-"""A run that goes on with another number of ranks, or another ZeRO stage: same samples, same losses to rounding."""
+"""A run that resumes with another number of ranks, or another ZeRO stage, has the same samples, and losses equal to
+rounding.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ BF16_STAGES = {name: (stage,) * len(LEGS) for name, stage in (("zero1_bf16", 1),
 def write_scenario(
     folder: Path, values: dict[str, Any], name: str, *, stage: int, precision: str = "fp32", **trainer: Any
 ) -> Path:
-    """A configuration without dropout, whose masks belong to a rank; batches that only one rank divides."""
+    """Write a configuration without dropout, whose masks belong to a rank; its batches are divisible by one rank only."""
     path = folder / f"{name}.yaml"
     path.parent.mkdir(exist_ok=True, parents=True)
     values = {
@@ -52,7 +54,7 @@ def write_scenario(
 def train_in_legs(
     folder: Path, tiny_config: dict[str, Any], stages: dict[str, Sequence[int]], legs: Sequence[int], **trainer: Any
 ) -> dict[str, RunFolder]:
-    """Each scenario, interrupted after each leg and gone on with by as many ranks as the next says."""
+    """Train each scenario, interrupted after each leg and resumed by the next number of ranks."""
     values = {**tiny_config, "output_dir": str(folder / "runs")}
     for number, num_ranks in enumerate(legs):
         end = {**trainer, "max_steps": STEPS_A_LEG * (number + 1)}
@@ -67,7 +69,7 @@ def train_in_legs(
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any]) -> RunFolder:
-    """Two ranks from the first step to the last."""
+    """Train two ranks from the first step to the last."""
     folder = tmp_path_factory.mktemp("undisturbed")
     values = {**tiny_config, "output_dir": str(folder / "runs")}
     train_together([write_scenario(folder, values, "same", stage=2)], folder / "scenarios.json")
@@ -111,7 +113,7 @@ RESUMED = {
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any]) -> Path:
-    """Every stage and precision twice, in one launch: in one go, and saved and taken up again half-way."""
+    """Train every stage and precision twice, in one launch: without a break, and saved and resumed half-way."""
     folder = tmp_path_factory.mktemp("resumed")
     configs = []
     for name, (stage, precision) in RESUMED.items():
@@ -137,7 +139,9 @@ def test_as_many_ranks_go_on_with_the_same_bits(name: str, resumed: Path) -> Non
 
 
 def assert_same_to_rounding(folder: RunFolder, reference: RunFolder) -> float:
-    """Same digest at every step; losses within a hundred thousandth, norms within a thousandth. Returns the loss difference."""
+    """Assert the same digest at every step, losses within a hundred thousandth, norms within a thousandth. Return the loss
+    difference.
+    """
     ours, theirs = read_metrics(folder.metrics), read_metrics(reference.metrics)
     assert [row["data/digest"] for row in ours] == [row["data/digest"] for row in theirs]
     losses, expected = ([row["train/loss"] for row in rows] for rows in (ours, theirs))
@@ -148,7 +152,9 @@ def assert_same_to_rounding(folder: RunFolder, reference: RunFolder) -> float:
 
 
 def assert_same_weights_to_rounding(folder: RunFolder, reference: RunFolder, *, step: int) -> None:
-    """After few steps: Adam divides by the root of second moments that may be tiny, and so multiplies rounding with time."""
+    """Compare after few steps: Adam divides by the root of second moments that may be tiny, and so multiplies rounding with
+    time.
+    """
     weights = load_weights(reference.weights_of(step)).model.state_dict()
     for key, tensor in load_weights(folder.weights_of(step)).model.state_dict().items():
         torch.testing.assert_close(tensor, weights[key], atol=1e-4, rtol=1e-3)
@@ -191,9 +197,9 @@ def test_tensors_are_shared_out_evenly() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_every_change_of_ranks_at_every_stage(tmp_path: Path, tiny_config: dict[str, Any], undisturbed: RunFolder) -> None:
-    """1, 2, 3 and 4 ranks, from each to each, at ZeRO 1, 2 and 3; `pytest -s` shows the table."""
+    """1, 2, 3 and 4 ranks change, from each to each, at ZeRO 1, 2 and 3; `pytest -s` shows the table."""
     stages = {f"zero{stage}": (stage,) * 13 for stage in (1, 2, 3)}
-    # Every ordered pair once, as one walk: an Eulerian circuit of the complete directed graph.
+    # Every ordered pair occurs once, as one walk: an Eulerian circuit of the complete directed graph.
     walk = (1, 2, 1, 3, 1, 4, 2, 3, 2, 4, 3, 4, 1)
     assert set(itertools.pairwise(walk)) == set(itertools.permutations(range(1, 5), 2))
     length = {"duration": f"{STEPS_A_LEG * len(walk)} steps"}

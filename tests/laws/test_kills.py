@@ -1,4 +1,4 @@
-"""A run that is killed, told to stop or robbed of a checkpoint ends as if nothing had happened."""
+"""A run that is killed, asked to stop or deprived of a checkpoint ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.helpers.trainings import (
 
 
 def test_one_death_after_another_changes_nothing(reference: RunFolder, write_config: WriteConfig) -> None:
-    """Told to stop by a scheduler, told by a terminal, killed, killed inside a save, robbed of its newest checkpoint."""
+    """It is stopped by a scheduler, by a terminal, killed, killed inside a save, and deprived of its newest checkpoint."""
     config = write_config(data={"num_workers": 1}, tracking={"mode": "offline"})
     folder = folder_of(config)
     with training(config) as process:
@@ -49,7 +49,7 @@ def test_one_death_after_another_changes_nothing(reference: RunFolder, write_con
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert len(ranks) == 2
-    wait_gone(ranks)  # no orphan goes on training
+    wait_gone(ranks)  # no orphan keeps training
 
     newest = folder.checkpoint_steps()[-1]
     flip_a_bit(folder, newest)
@@ -62,7 +62,7 @@ def test_one_death_after_another_changes_nothing(reference: RunFolder, write_con
 
 
 def flip_a_bit(folder: RunFolder, step: int) -> Path:
-    """Damage the largest file of a checkpoint. Returns its path."""
+    """Damage the largest file of a checkpoint. Return its path."""
     victim = max(folder.checkpoint_of(step).rglob("*.safetensors"), key=lambda path: path.stat().st_size)
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
@@ -80,7 +80,7 @@ def test_killed_between_checkpoints_it_ends_the_same(reference: RunFolder, write
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert len(ranks) == 2
-    wait_gone(ranks)  # no orphan goes on training
+    wait_gone(ranks)  # no orphan keeps training
     output = train(config)
     assert "resuming from" in output
     assert "step 4 of 12" in output or "step 8 of 12" in output
@@ -137,10 +137,10 @@ def test_a_broken_newest_checkpoint_is_skipped_aloud(reference: RunFolder, write
 def test_told_to_stop_it_saves_and_goes_on_later(
     reference: RunFolder, write_config: WriteConfig, number: signal.Signals, target: str
 ) -> None:
-    """Whoever is signalled, both ranks save at the same step.
+    """Whichever process is signalled, both ranks save at the same step.
 
-    `everyone`, as a terminal's Ctrl-C or a scheduler, includes the decoding workers
-    and W&B's process."""
+    `everyone`, as with a terminal's Ctrl-C or a scheduler, includes the decoding workers and W&B's process.
+    """
     alone = {"data": {"num_workers": 1}, "tracking": {"mode": "offline"}}  # the processes that `everyone` adds
     config = write_config(**(alone if target == "everyone" else {}))
     folder = folder_of(config)

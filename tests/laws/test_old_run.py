@@ -29,7 +29,7 @@ WENT_ON = {  # what that version saw and lost in the steps after, on one rank in
 
 @pytest.fixture
 def data(tmp_path: Path, write_shards: WriteShards) -> dict[str, str]:
-    """The shards that the run was trained and measured on, by the setting that names them."""
+    """Write the shards that the run was trained and measured on, by the setting that names them."""
     options = {"size": 16, "format": "BMP"}
     write_shards(tmp_path / "corpus", shard_sizes=[23, 17], **options)
     write_shards(tmp_path / "set" / "train", shard_sizes=[16, 8], **options)

@@ -1,4 +1,4 @@
-"""What every run must see, for any shards, mixture, ranks, workers, kills and changes of the number of ranks."""
+"""Every run must see the right samples, for any shards, mixture, ranks, workers, kills and changes of the number of ranks."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from tests.conftest import encode, make_image, write_tar
 TRANSFORM = TrainTransform(
     image_size=4, min_area=0.2, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3, flip=True, resize="bilinear", decoder="whole"
 )
-PREFIX = f"laws-{os.getpid()}-"  # of this process's folders alone
+PREFIX = f"laws-{os.getpid()}-"  # for this process's folders alone
 PICTURES = [encode(make_image(number, num_classes=4, size=8), format="JPEG") for number in range(50)]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run: what it trains on and how far it goes. Its batch is C, or a multiple or divisor of it."""
+    """Describes a run: what it trains on and how far it goes. Its batch is C, or a multiple or divisor of it."""
 
     mixture: Mixture
     batch: int
@@ -79,7 +79,7 @@ def runs(draw: st.DrawFn) -> Run:
 def play(
     run: Run, *, first: int, last: int, world_size: int, accumulation: int, workers: int
 ) -> list[tuple[Counter[int], int]]:
-    """What all simulated ranks and workers see at steps [first, last): (position, sample id) pairs, and the digest."""
+    """Return what all simulated ranks and workers see at steps [first, last): (position, sample id) pairs, and the digest."""
     steps: list[tuple[Counter[tuple[int, int]], int]] = [(Counter(), 0) for _ in range(first, last)]
     for rank in range(world_size):
         division = Division(global_batch_size=run.batch, rank=rank, world_size=world_size, accumulation_steps=accumulation)
@@ -170,7 +170,7 @@ def test_shares_are_whole_streams_by_largest_remainder() -> None:
 
 
 def test_a_rank_keeps_its_streams_to_the_end_of_an_epoch() -> None:
-    """Blocks read by more than one rank: only those that a cut or a turn of a stream divides, two a stream at most."""
+    """More than one rank reads only blocks that a cut or a turn of a stream divides, two a stream at most."""
     sizes = np.full(640, 32)
     sizes[::20] = 5
     order = RunOrder([sizes], weights=[1.0], seed=3, num_streams=64)

@@ -1,4 +1,4 @@
-"""Training through Lightning and DeepSpeed against a plain torch loop on the same samples."""
+"""Training through Lightning and DeepSpeed agrees with a plain torch loop on the same samples."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "zero3_fp32": {"zero_stage": 3, "precision": "fp32"},
     "zero0_fp32_accumulated": {"zero_stage": 0, "precision": "fp32", "micro_batch_size": 2},
     "zero2_fp32_accumulated": {"zero_stage": 2, "precision": "fp32", "micro_batch_size": 1},
-    # Shares of 3 and 4 images, in micro-batches of 1 and 2, 2 and 2.
+    # There are shares of 3 and 4 images, in micro-batches of 1 and 2, 2 and 2.
     "zero0_fp32_uneven": {"zero_stage": 0, "precision": "fp32", "global_batch_size": 7, "micro_batch_size": 2},
     "zero1_fp32_uneven": {"zero_stage": 1, "precision": "fp32", "global_batch_size": 7, "micro_batch_size": 2},
     "zero2_fp32_uneven": {"zero_stage": 2, "precision": "fp32", "global_batch_size": 7, "micro_batch_size": 2},
@@ -50,7 +50,7 @@ CLIP = 0.5  # below the gradient norms of these runs, so that clipping acts
 
 
 def train_plainly(config_path: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
-    """The same training in thirty lines of torch, fp32, one process: losses, gradient norms, final weights."""
+    """Run the same training in thirty lines of torch, fp32, one process. Return losses, gradient norms, final weights."""
     config = load_config(config_path, ["trainer.micro_batch_size=null"])
     run = resolve_run(config, world_size=1)
     stream = make_stream(run, world=World.alone(), start_step=0)
@@ -77,7 +77,7 @@ def train_plainly(config_path: Path) -> tuple[list[float], list[float], dict[str
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any]) -> dict[str, RunFolder]:
-    """All scenarios, trained by two ranks in one launch. No dropout: its masks belong to a rank."""
+    """Train all scenarios by two ranks in one launch. They have no dropout: its masks belong to a rank."""
     import yaml
 
     folder = tmp_path_factory.mktemp("parity")
@@ -100,12 +100,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any]) 
 
 @pytest.fixture(scope="module")
 def plain(runs: dict[str, RunFolder]) -> dict[str, tuple[list[float], list[float], dict[str, torch.Tensor]]]:
-    """By what is trained."""
+    """Train plainly, by what is trained."""
     return {kind: train_plainly(runs[f"zero0_fp32{kind}"].config) for kind in OPTIMIZERS}
 
 
 def kind_of(name: str) -> str:
-    """What a scenario trains, whatever the stage and the precision."""
+    """Return what a scenario trains, whatever the stage and the precision."""
     return next((kind for kind in ("_uneven", "_sgd") if name.endswith(kind)), "")
 
 
@@ -140,10 +140,10 @@ def test_every_scenario_saw_the_same_images(runs: dict[str, RunFolder]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_hundred_steps_of_the_demo_end_where_the_plain_loop_ends(tmp_path: Path) -> None:
-    """`configs/demo.yaml` on its own digits: the mean loss of the last 20 of 200 steps under ZeRO-2 on two ranks.
+    """The mean loss of the last 20 of 200 steps of `configs/demo.yaml` on its own digits agrees under ZeRO-2 on two ranks.
 
-    At a learning rate of 3e-4: at the demo's 2e-3 the loss falls so fast that a change of rounding alone moves it by
-    several percent, up or down, from seed to seed (docs/benchmarks.md), and nothing is told about a precision.
+    The learning rate is 3e-4: at the demo's 2e-3 the loss falls so fast that a change of rounding alone moves it by several
+    percent, up or down, from seed to seed (docs/benchmarks.md), which says nothing about a precision.
     """
     make_digits(tmp_path)
     runs = {"fp32_0": ("fp32", 0), "bf16_0": ("bf16", 0), "bf16_1": ("bf16", 1)}
@@ -159,14 +159,14 @@ def test_two_hundred_steps_of_the_demo_end_where_the_plain_loop_ends(tmp_path: P
 
 
 def make_digits(folder: Path) -> None:
-    """The demo's pretraining shards in FOLDER/data/pretrain, as the demo makes them."""
+    """Make the demo's pretraining shards in FOLDER/data/pretrain, as the demo makes them."""
     write_digits(folder / "images")
     paths = [str(folder / "images" / "pretrain"), str(folder / "data" / "pretrain")]
     assert data_tools(["make", *paths, "--samples-per-shard", "500", "--block-samples", "8"]) == 0
 
 
 def demo_config(folder: Path, name: str, *, precision: str, seed: int) -> Path:
-    """The demo's configuration for 200 steps, written to FOLDER/NAME.yaml. No dropout: its masks belong to a rank."""
+    """Write the demo's configuration for 200 steps to FOLDER/NAME.yaml. It has no dropout: its masks belong to a rank."""
     config = load_config(
         REPOSITORY / "configs" / "demo.yaml",
         [

@@ -1,4 +1,4 @@
-"""A training whose shards lie behind S3, with a store that misbehaves: it sees what it would have seen on a local disk."""
+"""A training whose shards lie behind S3, with a store that misbehaves, sees what it would have seen on a local disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real training under DeepSpeed: what it leaves, what stops it, what it refuses."""
+"""Real training under DeepSpeed leaves the right files, stops when it must, and refuses what it must."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_non_finite_gradients_skip_the_step_then_stop_the_run(write_config: Writ
 
 
 def test_an_error_on_one_rank_is_told_by_that_rank(write_config: WriteConfig, tmp_path: Path) -> None:
-    """One label among 83 images that has changed since the index was made: whichever rank meets it names it."""
+    """One label among 83 images has changed since the index was made: the rank that meets it names it."""
     from data_tools.index import index_folder
     from tests.conftest import encode, make_image, write_tar
 

@@ -1,6 +1,4 @@
-"""The last checkpoint of a launch, from which no step was taken: set aside by the launch that cannot take one, and by no
-other.
-"""
+"""A launch sets aside the last checkpoint, from which no step was taken, only if it cannot take one from it."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ DIVERGED, FULL = DivergedError("gradients were not finite").everywhere(), Checkp
 
 
 def trainer_at(step: int, *, refused: int, first: bool = True) -> Any:
-    """What the callback asks of a trainer when it ends: where it is, and what the optimizer has refused."""
+    """Return what the callback asks of a trainer when it ends: where it is, and what the optimizer has refused."""
     return SimpleNamespace(
         global_step=step,
         is_global_zero=first,
@@ -80,7 +78,7 @@ def test_a_launch_from_step_0_has_nothing_to_set_aside(tmp_path: Any) -> None:
 
 @pytest.mark.slow
 def test_the_same_command_goes_on_from_the_one_before(write_config: WriteConfig) -> None:
-    """Finite weights that give gradients which are not."""
+    """Finite weights give gradients which are not finite."""
     config = write_config(checkpoint={"every": "2 steps"}, trainer={"max_skipped_steps": 2})
     folder, alone = folder_of(config), "trainer.devices=1"
     train(config, alone, "trainer.max_steps=5")

@@ -1,4 +1,4 @@
-"""What is said, written and sent when a run's numbers leave the ordinary."""
+"""Alerts are printed, written and sent when a run's numbers become abnormal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def line(step: int, step_time_s: float) -> dict[str, Any]:
 
 
 def slow_down(log: AlertLog, *, ordinary: int, first: int = 1) -> list[int]:
-    """Log ordinary steps, then slow ones. The steps of the lines in alerts.jsonl."""
+    """Log ordinary steps, then slow ones. Return the steps of the lines in alerts.jsonl."""
     for step in range(first, first + ordinary):
         log.log_metrics(line(step, 0.4), step=step)
     for step in range(first + ordinary, first + ordinary + 15):
@@ -66,7 +66,7 @@ def test_what_was_usual_before_a_launch_is_usual_in_it(known: int, alerts: int, 
 
 
 def test_history_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An alert of an earlier launch was told by that launch."""
+    """An earlier launch has reported its own alerts."""
     history = [line(step, 0.4 if step < 40 else 1.0) for step in range(60)]
     log = make_log(tmp_path, history=history)
     assert capsys.readouterr().out == ""

@@ -14,7 +14,7 @@ RULE: dict[str, Rule] = {rule.kind: rule for rule in RULES}
 
 
 def changes(kind: str, values: Iterable[float]) -> list[tuple[int, bool]]:
-    """At which values an alert was raised (True) or cleared."""
+    """Return the values at which an alert was raised (True) or cleared."""
     series, found = AlertSeries(), []
     for number, value in enumerate(values):
         before, series = series, observe_value(series, float(value), RULE[kind])
@@ -35,7 +35,7 @@ def with_saves(values: np.ndarray, *, every: int, times: float) -> np.ndarray:
 
 
 def loss_curve(count: int, *, seed: int) -> np.ndarray:
-    """A sigmoid loss's fall from hundreds, then slowly on, with noise of rather heavy tails."""
+    """Make a sigmoid loss's fall from hundreds, then slowly on, with noise of rather heavy tails."""
     steps = np.arange(count)
     noise = np.random.default_rng(seed).standard_t(8, count)
     return (300 * np.exp(-steps / 20) + 8 * (1 + steps / 1000) ** -0.3) * (1 + 0.01 * noise)
@@ -76,7 +76,7 @@ def test_a_doubling_is_told_within_ten_lines_once_and_cleared(kind: str, level: 
 def test_a_level_near_a_threshold_does_not_flap(kind: str, sigma: float, rise: float) -> None:
     before, after = noisy(0.25, count=200, sigma=sigma, seed=1), noisy(0.25 * rise, count=1200, sigma=sigma, seed=2)
     found = changes(kind, np.concatenate([before, after]))
-    assert len(found) <= 2  # told, and later the new ordinary
+    assert len(found) <= 2  # an alert, and later the new normal level
     assert rise < 2 or found
 
 
@@ -88,7 +88,7 @@ def test_a_straggler_near_the_threshold_does_not_flap(level: float, sigma: float
     if level >= 0.2:
         assert [raised for _, raised in found[:1]] == [True]
     if sigma < 0.3:
-        assert len(found) <= 1  # a straggler that stays is never the ordinary one
+        assert len(found) <= 1  # a straggler that stays never becomes normal
 
 
 @pytest.mark.parametrize("excess", [0.5, 1.0, 5.0])

@@ -74,7 +74,7 @@ def identity(folder: Path) -> RunIdentity:
 
 
 def stored(folder: Path, run_id: str, kind: str) -> list[Any]:
-    """The records of a kind in a run's offline file. There is one such file: older ones are set aside."""
+    """Return the records of a kind in a run's offline file. There is one such file: older ones are set aside."""
     from wandb.proto import wandb_internal_pb2
 
     (only,) = (folder / "wandb").glob(f"offline-run-*-{run_id}")
@@ -88,7 +88,7 @@ def stored(folder: Path, run_id: str, kind: str) -> list[Any]:
 
 
 def stored_history(folder: Path, run_id: str) -> list[dict[str, Any]]:
-    """Rows by key."""
+    """Return rows by key."""
     return [
         {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in history.item}
         for history in stored(folder, run_id, "history")
@@ -116,7 +116,7 @@ def test_a_relaunch_writes_the_whole_history_under_the_same_id(tmp_path: Path) -
 
 
 def result(step: int, seed: int | None, accuracy: float | None, **more: Any) -> dict[str, Any]:
-    """A line of evaluations.jsonl."""
+    """Make a line of evaluations.jsonl."""
     protocol, shots = ("linear", None) if seed is None else ("few_shot", 5)
     return {
         "step": step,
@@ -153,7 +153,7 @@ def test_evaluations_are_logged_by_training_step_with_spread_and_confidence(tmp_
 
 
 def test_of_a_measurement_that_was_made_twice_wandb_is_given_the_later(tmp_path: Path) -> None:
-    """As under another precision. A mean over both would be nobody's accuracy, with a spread that no seed has."""
+    """It was repeated under another precision. A mean over both would be nobody's accuracy, with a spread that no seed has."""
     twice = [result(4, 0, 0.2), result(4, 1, 0.4), result(4, 0, 0.6), result(4, 1, 0.6)]
     EvaluationTracker(identity(tmp_path), config={}, history=twice).close()
     (row,) = stored_history(tmp_path, "abc123-eval")
@@ -237,7 +237,7 @@ def test_wandbs_service_needs_no_home(
 def test_an_offline_file_that_is_cut_short_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As on a full disk, of which W&B's client says nothing: here a file may have 200 KB."""
+    """On a full disk W&B's client reports nothing: here a file may have 200 KB."""
     tracker = make_wandb_logger(identity(tmp_path), config={}, history=[])
     assert tracker is not None
     assert tracker.writer._process is not None
@@ -285,7 +285,7 @@ def test_a_client_that_cannot_be_started_ends_nothing(
 
 
 def service_of(launcher: int) -> list[psutil.Process]:
-    """W&B's service among the processes that a training started."""
+    """Return W&B's service among the processes that a training started."""
     return [child for child in psutil.Process(launcher).children(recursive=True) if child.name() == "wandb-core"]
 
 
@@ -353,7 +353,7 @@ def test_a_wandb_that_stalls_is_given_up(tmp_path: Path, capsys: pytest.CaptureF
 
 
 class Refusing(BaseHTTPRequestHandler):
-    """A W&B server that knows nobody."""
+    """Answers like a W&B server that knows nobody."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -27,7 +27,7 @@ PLAIN = Style(colours=False, blocks=BLOCKS)
 
 @pytest.fixture
 def run(reference: RunFolder, tmp_path: Path) -> Path:
-    """A copy of a real, finished run that a test may change."""
+    """Copy a real, finished run that a test may change."""
     return Path(shutil.copytree(reference.root, tmp_path / "tiny", symlinks=True))
 
 

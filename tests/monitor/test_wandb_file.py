@@ -1,4 +1,4 @@
-"""W&B's own file: what it lacks is counted once it is written."""
+"""Lines that W&B's own file lacks are counted once it is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.monitor.wandb_process import count_lost
 
 
 def file_of(rows: int) -> bytes:
-    """As W&B's service writes it, but for the checksums: a header, then a chunk a record."""
+    """Write a file like W&B's service, except the checksums: a header, then a chunk a record."""
     data = b":W&B" + bytes(3)
     for number in range(rows):
         record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
@@ -25,7 +25,7 @@ def file_of(rows: int) -> bytes:
 
 
 def test_a_file_that_is_written_a_moment_later_lacks_nothing(tmp_path: Path) -> None:
-    """On a busy machine its service ends after it has said so."""
+    """On a busy machine its service ends after it has reported its end."""
     path, half = tmp_path / "run-x.wandb", file_of(3)
 
     def write() -> None:

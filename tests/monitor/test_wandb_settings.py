@@ -1,4 +1,4 @@
-"""What the environment, settings files and the configuration say of W&B, and what is made of it."""
+"""The environment, settings files and the configuration decide what is sent to W&B."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_key_in_netrc_counts_for_its_server(line: str, url: str | None, expect
 
 
 def test_a_broken_netrc_is_named_without_a_word_of_it(tmp_path: Path) -> None:
-    """A password with a blank in it breaks the file, and its second half would stand in the log."""
+    """A password with a blank in it breaks the file, and its second half would appear in the log."""
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user\npassword correct horsebattery staple\n")
     environment = read_wandb_environment({"NETRC": str(tmp_path / "netrc")}, folder=tmp_path)
     assert environment.no_key.endswith("netrc, which cannot be read (line 2 is not of netrc's form)")

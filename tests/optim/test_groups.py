@@ -1,4 +1,4 @@
-"""Which parameters decay."""
+"""These parameters decay."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def take_step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], 
 
 
 def state_of(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> list[Tensor]:
-    """A copy of the weights and of all that the optimizer keeps."""
+    """Return a copy of the weights and of all that the optimizer keeps."""
     kept = [value for parameter in parameters for _, value in sorted(optimizer.state[parameter].items())]
     return [tensor.detach().clone() for tensor in (*parameters, *kept)]
 

@@ -1,4 +1,4 @@
-"""Run by test_memory.py on real ranks: what DeepSpeed's engine holds, and the most that a step takes.
+"""Measure what DeepSpeed's engine holds, and the most that a step takes. test_memory.py runs it on real ranks.
 
     torchrun --nproc-per-node=2 -m tests.plan.measure_ranks CASES.json OUT.json FOLDER
 
@@ -29,7 +29,7 @@ from pipeline.train.zero import deepspeed_config
 
 
 def storages(tensors: Iterable[Any]) -> dict[int, int]:
-    """Address to bytes."""
+    """Map addresses to bytes."""
     found = [tensor.untyped_storage() for tensor in tensors if isinstance(tensor, Tensor)]
     return {storage.data_ptr(): storage.nbytes() for storage in found if storage.nbytes()}
 
@@ -39,7 +39,7 @@ def all_tensors() -> list[Tensor]:
 
 
 def measure_peak(work: Callable[[], None]) -> int:
-    """Bytes alive before, and the most that came on top."""
+    """Return the bytes alive before, and the most that were added."""
     before = sum(storages(all_tensors()).values())
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recording:
         work()
@@ -52,7 +52,7 @@ def measure_peak(work: Callable[[], None]) -> int:
 
 
 def gradients_of(engine: Any) -> dict[int, int]:
-    """All that holds a gradient at the end of a backward pass."""
+    """Return all that holds a gradient at the end of a backward pass."""
     optimizer = engine.optimizer
     held: list[Any] = [parameter.grad for parameter in engine.module.parameters()]
     held += getattr(optimizer, "fp32_groups_gradients_flat", [])
@@ -74,7 +74,7 @@ def measure(case: dict[str, Any], model_config: ViTConfig) -> dict[str, int]:
     config["gradient_accumulation_steps"] = case["accumulation_steps"]
     if case["stage"]:
         config["zero_optimization"]["reduce_bucket_size"] = case["bucket_elements"]
-    # Fused, as on GPUs; the other kinds of AdamW make temporaries as large as what they update.
+    # Fused, as on GPUs: the other kinds of AdamW make temporaries as large as what they update.
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=GuardedAdamW(groups, fused=True), config=config, dist_init_required=False
     )

@@ -1,4 +1,4 @@
-"""Length, cost and traffic of a run."""
+"""A run's length, cost and traffic are computed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def compute(*, num_gpus: int = 8, price: float | None = 2.0, num_samples: int | 
 
 
 def test_by_hand() -> None:
-    """Eight GPUs do 4e15 operations a second: 4,000 images of 1e12 each."""
+    """Eight GPUs do 4e15 operations a second on 4,000 images of 1e12 each."""
     run = compute()
     assert (run.images, run.epochs, run.flops) == (4_096_000, 2.0, 4_096_000 * 10**12)
     assert (run.images_per_s, run.step_s, run.seconds) == (4000, 1.024, 1024)
@@ -36,7 +36,7 @@ def test_what_is_not_known_is_not_said() -> None:
 
 
 class Ring:
-    """Nodes that hold a vector each and send chunks to their right neighbours; counts what each of them sends."""
+    """Simulates nodes that hold a vector each and send chunks to their right neighbours. It counts what each of them sends."""
 
     def __init__(self, num_nodes: int, chunk: int) -> None:
         self.size = num_nodes
@@ -44,7 +44,7 @@ class Ring:
         self.sent = np.zeros(num_nodes)
 
     def pass_on(self, first: int, *, add: bool) -> None:
-        """N - 1 rounds; in round r node n sends chunk n + first - r."""
+        """Play N - 1 rounds: in round r node n sends chunk n + first - r."""
         for turn in range(self.size - 1):
             moving = [(node, (node + first - turn) % self.size) for node in range(self.size)]
             values = [self.vectors[node, chunk].copy() for node, chunk in moving]
@@ -62,7 +62,7 @@ class Ring:
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 3, 8])
 def test_traffic_is_that_of_rings_that_are_played(num_nodes: int) -> None:
-    """In bytes of fp32: gradients once a step or once a micro-batch, then weights."""
+    """Traffic is counted in bytes of fp32: gradients once a step or once a micro-batch, then weights."""
     reduce, both = Ring(num_nodes, chunk=6), Ring(num_nodes, chunk=6)
     expected = both.vectors.sum(axis=0)
     reduce.reduce_scatter()

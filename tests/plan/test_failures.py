@@ -1,4 +1,4 @@
-"""Checkpoint intervals against published values, and the cost function against played runs."""
+"""Checkpoint intervals agree with published values, and the cost function with simulated runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 
 @pytest.mark.parametrize(("mtbf_s", "minutes"), [(24 * HOUR, 117), (6 * HOUR, 57), (15 * MINUTE, 9.1)])
 def test_dalys_own_examples(mtbf_s: float, minutes: float) -> None:
-    """Captions of figures 3 to 5 of Daly 2006: 5 minutes to save, 10 to restart."""
+    """The captions of figures 3 to 5 of Daly 2006 have 5 minutes to save and 10 to restart."""
     costs = Interruptions(mtbf_s=mtbf_s, save_s=5 * MINUTE, restart_s=10 * MINUTE)
     assert daly_interval_s(costs) / MINUTE == pytest.approx(minutes, rel=0.006)
 
@@ -35,7 +35,7 @@ def test_dalys_interval_is_the_cheapest(mtbf_s: float, save_s: float) -> None:
 
 
 def test_played_runs_lose_what_the_cost_function_says() -> None:
-    """Means of 400 runs of 30 days, within four standard errors and what the run's two ends may add."""
+    """Means of 400 runs of 30 days agree within four standard errors and what the run's two ends may add."""
     costs = Interruptions(mtbf_s=3 * HOUR, save_s=60.0, restart_s=600.0)
     intervals = np.array([200.0, 1200.0, 4000.0])
     played = simulate(intervals, costs=costs, duration_s=30 * DAY, num_runs=400, generator=np.random.default_rng(0))
@@ -46,8 +46,9 @@ def test_played_runs_lose_what_the_cost_function_says() -> None:
 
 
 def test_llama_3_kept_more_than_ninety_percent() -> None:
-    """Of its time (arXiv 2407.21783, section 3.3.4), with a failure in 3.1 hours: the formulas allow that where a save stops
-    training for at most ten seconds and a restart takes ten minutes; a minute for each save would not."""
+    """It kept 90 % of its time (arXiv 2407.21783, section 3.3.4), with a failure in 3.1 hours. The formulas allow that where a
+    save stops training for at most ten seconds and a restart takes ten minutes; a minute for each save would not.
+    """
     mtbf_s = job_mtbf_s(node_mtbf_hours=LLAMA_3_NODE_MTBF_HOURS, num_nodes=2048)
     assert mtbf_s == pytest.approx(54 * DAY / 419)
     quick, slow = (Interruptions(mtbf_s=mtbf_s, save_s=save_s, restart_s=600.0) for save_s in (10.0, 60.0))

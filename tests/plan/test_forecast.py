@@ -1,4 +1,4 @@
-"""A forecast holds together: what it says fits does, and its numbers follow from one another."""
+"""A forecast is consistent: a stage that it says fits does fit, and its numbers follow from one another."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def forecast(
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
 def test_the_largest_micro_batch_fits_and_one_more_does_not(stage: int) -> None:
-    """Seen by setting it: the micro-batch is the GPU's whole share of a batch of as many images."""
+    """A batch of as many images makes the micro-batch the GPU's whole share."""
     settings = (f"trainer.zero_stage={stage}", f"trainer.precision={'bf16' if stage else 'bf16_autocast'}")
     largest = next(memory for memory in forecast(*settings).memory if memory.chosen).largest_micro_batch
     assert largest > 10
@@ -58,7 +58,7 @@ def test_the_micro_batch_to_set_fits_and_needs_the_fewest_parts(gib: float, node
 
 
 def test_a_run_of_saves_by_hand() -> None:
-    """20 steps, saved every 6: at 6, 12, 18 and at the end. Of them the last two and every twelfth step stay, and all weights."""
+    """20 steps are saved every 6: at 6, 12, 18 and at the end. The last two and every twelfth step stay, and all weights."""
     plan = forecast(
         "trainer.duration=20 steps", "checkpoint.every=6 steps", "checkpoint.keep_last=2", "checkpoint.keep_every=12 steps", "schedule.warmup=1 steps"
     )  # fmt: skip

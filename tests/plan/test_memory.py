@@ -1,4 +1,4 @@
-"""Predicted memory against what DeepSpeed's engines hold on two real ranks."""
+"""Predicted memory is compared with what DeepSpeed's engines hold on two real ranks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ALL: list[Case] = [
 
 
 def sizes_of(config: ViTConfig) -> tuple[ParameterSizes, int]:
-    """Of every parameter, and of all kernels together."""
+    """Return the sizes of every parameter, and of all kernels together."""
     with torch.device("meta"):
         groups = parameter_groups(VisionTransformer(config), weight_decay=0.1, decayed="kernels")
     sizes = sizes_of_groups(groups)
@@ -50,7 +50,7 @@ def sizes_of(config: ViTConfig) -> tuple[ParameterSizes, int]:
 
 
 def predict(case: Case) -> tuple[StateBytes, int]:
-    """The engine's state, and everything at its peak."""
+    """Return the engine's state, and everything at its peak."""
     sizes, kernels = sizes_of(MODEL)
     state = state_bytes(
         sizes,
@@ -74,11 +74,11 @@ def measure(cases: list[Case], folder: Path) -> list[dict[str, int]]:
 
 
 def check(case: Case, found: dict[str, int], *, slack: float) -> None:
-    """What is held between steps to 0.1 %; the peak is never above the prediction, nor far below."""
+    """Check what is held between steps to 0.1 %. The peak is never above the prediction, nor far below."""
     state, peak = predict(case)
     for part in ("parameters", "masters", "moments"):
         assert found[part] == pytest.approx(getattr(state, part), rel=1e-3), (case, part)
-    # With fp32 weights stages 1 and 2 hold more gradients during a backward pass than at its end: the peak tells.
+    # With fp32 weights stages 1 and 2 hold more gradients during a backward pass than at its end: only the peak shows it.
     if case["stage"] in (0, 3) or case["precision"] == "bf16":
         assert found["gradients"] == pytest.approx(state.gradients, rel=1e-3), case
     assert peak / slack <= found["peak"] <= peak, (case, peak / found["peak"])

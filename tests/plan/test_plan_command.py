@@ -1,4 +1,4 @@
-"""`python -m pipeline plan`: published costs, every recipe at every size, and what it refuses."""
+"""`python -m pipeline plan` gives published costs, plans every recipe at every size, and refuses what cannot work."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_every_recipe_from_one_node_to_512(call: Call, name: str) -> None:
     ],
 )
 def test_the_papers_costs(call: Call, name: str, epochs: int, exaflops: float, tpu_core_days: float | None) -> None:
-    """exaFLOPs of Table 6 and TPUv3-core-days of Table 2 (arXiv 2010.11929).
+    """They are the exaFLOPs of Table 6 and the TPUv3-core-days of Table 2 (arXiv 2010.11929).
 
     A TPUv3 core makes at most 61.5 TFLOP/s, half of a chip's 123: the paper's runs had an MFU of 32 % (H/14) and 43 % (L/16).
     """

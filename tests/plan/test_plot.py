@@ -1,4 +1,4 @@
-"""The simulation of failures and its picture."""
+"""Failures are simulated and drawn."""
 
 from __future__ import annotations
 

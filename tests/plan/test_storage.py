@@ -1,4 +1,4 @@
-"""Requests of a real order against the formula."""
+"""Requests of a real order agree with the formula."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.run.weights import load_weights
 
 
 def test_a_checkpoints_size_is_foreseen(reference: RunFolder) -> None:
-    """To the byte, but for the headers of its files."""
+    """The prediction is right to the byte, except the headers of its files."""
     step = reference.checkpoint_steps()[-1]
     model = load_weights(reference.weights_of(step)).model
     sizes = ParameterSizes((tuple(parameter.numel() for parameter in model.parameters()),))
@@ -25,7 +25,7 @@ def test_a_checkpoints_size_is_foreseen(reference: RunFolder) -> None:
 
 @pytest.mark.parametrize("num_streams", [16, 256])
 def test_an_epochs_reads_are_foreseen(num_streams: int) -> None:
-    """Each stream reads a block when it comes to it and keeps no other."""
+    """Each stream reads a block when it reaches it and keeps no other."""
     block_samples = np.full(300, 32, np.uint16)
     block_samples[::50] = 7
     order = CorpusOrder(block_samples, seed=1, num_streams=num_streams)

@@ -1,4 +1,4 @@
-"""A forecast in words and in JSON."""
+"""A forecast is written in words and in JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report, from files alone."""
+"""The report is made from files alone."""
 
 from __future__ import annotations
 

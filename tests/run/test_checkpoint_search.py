@@ -1,6 +1,4 @@
-"""Newer, unreadable, damaged, ruined: four kinds of checkpoint that a launch cannot go on from, and none costs the sound
-one.
-"""
+"""A launch cannot resume from newer, unreadable, damaged or ruined checkpoints, and none of these costs the sound one."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from tests.helpers.run_folders import rewrite_manifest, write_checkpoint
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    """A run with sound checkpoints of steps 8 and 12."""
+    """Make a run with sound checkpoints of steps 8 and 12."""
     folder = RunFolder(tmp_path / "tiny")
     for step in (8, 12):
         write_checkpoint(folder, step)
@@ -42,7 +40,7 @@ def listing(run: RunFolder) -> list[str]:
 
 
 def refuse(run: RunFolder) -> str:
-    """What the search says; it must leave everything where it is."""
+    """Return the search's message. The search must leave everything where it is."""
     before = listing(run)
     with pytest.raises(CheckpointError) as caught:
         find_latest(run)
@@ -83,7 +81,7 @@ def test_what_a_later_version_adds_to_the_same_format_is_passed_over(run: RunFol
 
 @pytest.mark.parametrize("name", ["meta.json", "manifest.json", "model.safetensors"])
 def test_what_cannot_be_read_is_refused(run: RunFolder, name: str) -> None:
-    """A link that leads to itself: the system refuses that to root too."""
+    """A link leads to itself: the system refuses that to root too."""
     file = run.checkpoint_of(12) / name
     file.unlink()
     file.symlink_to(name)
@@ -173,7 +171,7 @@ def test_a_ruined_one_is_passed_over(run: RunFolder, file: str, value: float) ->
     assert "is not finite" in found.rejected[0].reason
     ruin(run.checkpoint_of(8), file, value)
     found = find_latest(run)
-    assert found.newest is None  # nothing of this run is worth going on from: it begins again
+    assert found.newest is None  # nothing of this run is worth resuming from: it begins again
     assert {item.condition for item in found.rejected} == {"ruined"}
 
 
@@ -215,7 +213,7 @@ def test_retention_keeps_the_last_sound_one_and_the_first_of_every_interval(run:
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
 def test_files_of_tensors_have_the_mode_that_the_umask_gives(tmp_path: Path, umask: int, mode: int) -> None:
-    """A group that may read the run folder can evaluate its weights and go on from its checkpoints."""
+    """A group that may read the run folder can evaluate its weights and resume from its checkpoints."""
     before = os.umask(umask)
     try:
         run = RunFolder(tmp_path / "shared")

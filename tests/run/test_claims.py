@@ -1,4 +1,4 @@
-"""Claims: one holder at a time, and stale claims removed."""
+"""A claim has one holder at a time, and stale claims are removed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SILENT_S = 0.3
 
 @pytest.fixture(params=["links", "no links"], autouse=True)
 def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test on a file system with hard links, and on one that answers link(2) as FAT does."""
+    """Run every test on a file system with hard links, and on one that answers link(2) as FAT does."""
 
     def refuse(source: object, target: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(source), None, str(target))
@@ -39,7 +39,7 @@ def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture(params=["vfat", "fuse", "fuse without random writes"])
 def no_links(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A mounted file system without hard links: FAT, or what cloud stores are mounted with."""
+    """Mount a file system without hard links: FAT, or what cloud stores are mounted with."""
     image, mount, source = tmp_path / "fat.img", tmp_path / "mount", tmp_path / "source"
     mount.mkdir()
     source.mkdir()
@@ -69,7 +69,7 @@ def no_links(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 def elsewhere(**slurm: object) -> Owner:
-    """An owner on another machine."""
+    """Describe an owner on another machine."""
     process = Process(host="elsewhere", pid=1, machine="another boot", pid_namespace="pid:[1]", process_start="1")
     return Owner(process=process, slurm=SlurmJob(**slurm) if slurm else None, since=0.0)  # type: ignore[arg-type]
 
@@ -135,7 +135,7 @@ def test_a_killed_evaluators_claim_is_taken_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("clock_s", [0, -600, 600, -1e9])
 def test_a_silent_claim_goes_stale_and_a_touched_one_does_not_whatever_its_clock(tmp_path: Path, clock_s: float) -> None:
-    """The owner's clock, or the file server's, may be minutes or decades off."""
+    """The owner's clock, or the file server's, may be wrong by minutes or decades."""
     path, owner, ours = tmp_path / NAME, elsewhere(), Claims(tmp_path, silent_after_s=SILENT_S)
     path.write_text(owner.to_json())
     begin = time.monotonic()
@@ -181,7 +181,7 @@ def test_the_claim_of_a_job_before_it_was_requeued_is_taken_over(tmp_path: Path,
     for job, cluster, restart, before, expected in (
         ("8", None, "1", 0, False),
         ("7", None, "1", 1, False),
-        ("7", None, "1", 2, False),  # what a node that Slurm has lost still runs must not take the claim of its successor
+        ("7", None, "1", 2, False),  # a node that Slurm has lost still runs: it must not take the claim of its successor
         ("7", None, None, 0, False),
         ("7", None, None, 2, False),  # started by hand in the job: srun does not say how often it was requeued
         ("7", None, "1", 0, True),
@@ -201,7 +201,7 @@ def test_the_claim_of_a_job_before_it_was_requeued_is_taken_over(tmp_path: Path,
 
 
 def test_processes_of_the_same_number_and_host_are_told_apart() -> None:
-    """Host names and process ids repeat in containers, process ids in time."""
+    """Host names and process ids repeat in containers, process ids over time."""
     mine = Process.myself()
     assert mine.life() == "alive"
     assert replace(mine, process_start="1").life() == "dead"
@@ -211,7 +211,7 @@ def test_processes_of_the_same_number_and_host_are_told_apart() -> None:
 
 
 def test_another_container_on_this_machine_is_not_taken_for_dead() -> None:
-    """A process namespace of its own: the same host name, and a number that is another process here."""
+    """It has a process namespace of its own: the same host name, and a number that is another process here."""
     code = "from dataclasses import asdict; import json; from pipeline.launch.processes import Process; print(json.dumps(asdict(Process.myself())))"
     inside = subprocess.run(
         ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code], capture_output=True, text=True
@@ -256,7 +256,7 @@ def test_a_claim_that_is_not_the_one_judged_is_put_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("answers", [1, 2, 99])
 def test_a_stale_handle_of_nfs_is_no_error(answers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another machine has replaced the file, or removed it: asked again, its client looks the name up."""
+    """Another machine has replaced the file, or removed it. On a second request, its client looks the name up."""
     path, living, left = tmp_path / NAME, elsewhere(), [answers]
     create(path, living)
     read = Path.read_bytes

@@ -1,4 +1,4 @@
-"""Which weights and results of a run folder count."""
+"""These weights and results of a run folder count."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write(folder: RunFolder, step: int, *, seed: int) -> None:
 
 
 def test_weights_that_a_launch_trains_again_are_set_aside_with_their_results(tmp_path: Path) -> None:
-    """An abandoned start of another model, or checkpoints that were damaged: what was measured there is not of this run."""
+    """A start of another model was abandoned, or checkpoints were damaged: results measured there are not of this run."""
     folder = RunFolder(tmp_path)
     folder.weights.mkdir()
     for step in (0, 4, 8):

@@ -1,4 +1,4 @@
-"""Files that show the newest state of a run."""
+"""Files show the newest state of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One training a run folder: who is refused, and whose lock is taken over."""
+"""One training owns a run folder: others are refused, and stale locks are taken over."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def holder(folder: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the lock."""
+    """Run another process that holds the lock."""
     command = [sys.executable, "-c", HOLD, str(folder)]
     process = subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -60,7 +60,7 @@ def holder(folder: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def elsewhere(folder: Path, job: SlurmJob | None = None) -> Path:
-    """A lock that another machine's process left."""
+    """Describe a lock that another machine's process left."""
     process = replace(Process.myself(), host="elsewhere", machine="another boot")
     path = RunFolder(folder).lock
     path.write_text(Owner(process=process, slurm=job, since=time.time()).to_json())
@@ -69,7 +69,7 @@ def elsewhere(folder: Path, job: SlurmJob | None = None) -> Path:
 
 @contextmanager
 def touched(path: Path, *, clock_s: float) -> Iterator[None]:
-    """An owner that lives, with a clock of its own."""
+    """Act as an owner that lives, with a clock of its own."""
     done = threading.Event()
 
     def live() -> None:
@@ -109,7 +109,7 @@ def test_a_lock_is_given_up_at_the_end_and_taken_over_from_the_dead(tmp_path: Pa
     with holder(tmp_path) as process:
         process.kill()
         while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-            time.sleep(0.01)  # dead, and nobody has asked for its exit code: containers without an init leave such behind
+            time.sleep(0.01)  # dead, and nobody has read its exit code: containers without an init leave such processes behind
         (message,) = first.take()
         assert "its process is gone" in message
     first.release()
@@ -174,7 +174,7 @@ SQUEUES = {
 
 @pytest.mark.parametrize("answer", SQUEUES)
 def test_doubt_about_a_job_means_watching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
-    """Of a squeue that hangs, fails, or says what cannot be read, nothing is concluded."""
+    """A squeue that hangs, fails, or prints something unreadable proves nothing."""
     script, outcome = SQUEUES[answer]
     (tmp_path / "bin").mkdir()
     squeue = tmp_path / "bin" / "squeue"

@@ -1,4 +1,4 @@
-"""Every reader of a run folder, on whatever its files may hold: null, torn, missing, foreign and superseded entries."""
+"""Every reader of a run folder accepts whatever its files hold: null, torn, missing, foreign and superseded entries."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STATES = ("heartbeat.json", "stragglers.json", "complete.json", "lock.json", "cl
 
 @pytest.fixture(scope="module")
 def evaluated(reference: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of a real run, with results and with every file that a run may have."""
+    """Copy a real run, with results and with every file that a run may have."""
     run = Path(shutil.copytree(reference.root, tmp_path_factory.mktemp("evaluated") / "tiny", symlinks=True))
     folder = RunFolder(run)
     for step in (0, 4, 8, 12):
@@ -55,7 +55,7 @@ def evaluated(reference: RunFolder, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def result(folder: RunFolder, step: int, **changes: Any) -> dict[str, Any]:
-    """A line as the evaluator writes it."""
+    """Make a line as the evaluator writes it."""
     digest = read_digest(folder.weights_of(step))
     return {
         "step": step,
@@ -79,7 +79,7 @@ def run(evaluated: Path, tmp_path: Path) -> Path:
 
 
 def look(run: Path) -> str:
-    """All that the readers say of a run, but for ages, which grow from look to look; none of them may raise."""
+    """Return all that the readers say of a run, except ages, which grow from look to look. None of the readers may raise."""
     found = read_status(run)
     to_json([found])
     read_state(run)
@@ -88,7 +88,7 @@ def look(run: Path) -> str:
 
 
 def locations(values: Any) -> Iterator[list[Any]]:
-    """Where in nested values something can be replaced."""
+    """Yield where in nested values something can be replaced."""
     for key in values if isinstance(values, dict) else range(len(values)) if isinstance(values, list) else ():
         yield [key]
         yield from ([key, *rest] for rest in locations(values[key]))
@@ -162,7 +162,7 @@ def test_names_of_the_users_own_are_passed_over(run: Path) -> None:
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations.jsonl", "checkpoints", "weights"])
 def test_what_cannot_be_read_is_named(run: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read through a link that leads to itself: the system refuses that to root too."""
+    """The file is read through a link that leads to itself: the system refuses that to root too."""
     shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
     (run / name).symlink_to(name)
     assert f"{name} cannot be read: Too many levels of symbolic links" in look(run)
@@ -173,7 +173,7 @@ def test_results_of_weights_that_were_replaced_are_superseded(run: Path) -> None
     other = result(folder, 4, accuracy=0.9, weights="of another history")
     append_json_line(folder.evaluations, other)
     folder.weights_of(8).rename(superseded_weights(folder, 8))  # a launch has gone back to step 4
-    folder.weights_of(12).unlink()  # somebody wanted the room: its results are still the run's
+    folder.weights_of(12).unlink()  # somebody deleted it to free space: its results are still the run's
     found = read_results(folder)
     assert {row["step"] for row in found.rows} == {0, 4, 12}
     assert other not in found.rows
@@ -224,7 +224,7 @@ def test_a_training_whose_clock_is_behind_is_seen_to_live(run: Path) -> None:
 
 
 def test_a_dead_evaluator_is_told_as_such(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen, not read off a clock: the machine that wrote the claim may be years behind."""
+    """This is observed, not read from a clock: the machine that wrote the claim may be years behind."""
     monkeypatch.setattr(status, "CLAIM_WATCH_S", 0.3)
     claim = run / "claims" / "step_00000004.json"
 
@@ -254,16 +254,16 @@ def test_a_launch_that_has_the_lock_and_no_heartbeat_yet_is_starting(run: Path) 
     assert (read_state(run).state, read_state(run).outlook) == ("failed", "over")
     (run / "lock.json").write_text(Owner.myself().to_json())
     assert (read_state(run).state, read_state(run).outlook) == ("starting", "going")
-    # On a machine whose clock is behind that of the machine on which the last launch failed.
+    # The machine's clock is behind that of the machine on which the last launch failed.
     behind = {**json.loads(Owner.myself().to_json()), "machine": "another", "since": heartbeat["time"] - 600}
     (run / "lock.json").write_text(json.dumps(behind))
     assert (read_state(run).state, read_state(run).outlook) == ("starting", "going")
     (run / "lock.json").write_text(json.dumps({**behind, "since": 1.0}))
-    assert (read_state(run).state, read_state(run).outlook) == ("silent", "may go on")  # doubt means waiting
+    assert (read_state(run).state, read_state(run).outlook) == ("silent", "may go on")  # in doubt the evaluator waits
     (run / "complete.json").write_text('{"step": 12}')
     assert (read_state(run).state, read_state(run).outlook) == ("finished", "over")
     (run / "complete.json").unlink()
-    # A lock that the launch which failed has left behind.
+    # The launch that failed has left a lock behind.
     (run / "lock.json").write_text(json.dumps({**behind, **asdict(Process.described_by(heartbeat)), "machine": "a third"}))
     (run / "heartbeat.json").write_text(
         json.dumps({**heartbeat, "phase": "failed", "by": "TrainingError: x", "machine": "a third"})

@@ -1,4 +1,4 @@
-"""Weights files: read to the model that was saved, or refused before they cost memory."""
+"""Weights files are read to the model that was saved, or refused before they cost memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 def rewrite(path: Path, **facts: str) -> None:
-    """Other facts in the header, the tensors as they are."""
+    """Write other facts into the header, and leave the tensors as they are."""
     with safe_open(path, framework="pt") as file:
         header = file.metadata()
     save_file(load_file(path), path, metadata={**header, **facts})

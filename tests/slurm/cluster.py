@@ -1,8 +1,8 @@
-"""A real Slurm cluster of several nodes on this machine, for tests and for trying things: `python -m tests.slurm.cluster`.
+"""Run a real Slurm cluster of several nodes on this machine, for tests and for trials: `python -m tests.slurm.cluster`.
 
-Each node is a slurmd in mount, host-name and process namespaces of its own, so that killing the namespace's first
-process is what pulling a node's power cord is to Slurm. Nothing outside the cluster's folder is read or written, several
-clusters may run at once, and all of it dies with the process that started it.
+Each node is a slurmd in mount, host-name and process namespaces of its own. So killing the namespace's first process is to
+Slurm what pulling a node's power cord is. Nothing outside the cluster's folder is read or written, several clusters may run at
+once, and all of it dies with the process that started it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from pathlib import Path
 from tests.slurm.packages import SEARCH_PATH, SlurmUnavailableError, ensure_slurm
 
 REPOSITORY = Path(__file__).parent.parent.parent
-CPUS, MEMORY_MIB, GPUS = 128, 1_000_000, 8  # a node's, as declared: none of them need exist
+CPUS, MEMORY_MIB, GPUS = 128, 1_000_000, 8  # of a node, as declared: none of them need exist
 KILL_WAIT_S = 10  # from SIGTERM to SIGKILL when Slurm ends a job
 NODE_TIMEOUT_S = 6  # a node that has not answered for so long is down (sites have 300)
-GRACE_TIME_S = 60  # what a preempted job of the partition `gpu` is given to save
+GRACE_TIME_S = 60  # time of a preempted job of the partition `gpu` to save
 START_TIMEOUT_S = 60
 
 SLURM_CONF = """\
@@ -83,7 +83,7 @@ NODE = (
 
 @dataclass
 class Cluster:
-    """A cluster in a folder. Its path must be short: sockets in it have at most 107 bytes.
+    """Runs a cluster in a folder. Its path must be short: sockets in it have at most 107 bytes.
 
     Args:
         root: an empty folder.
@@ -101,8 +101,8 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes Slurm's commands talk to this cluster."""
-        # Variables of a job this process may itself run in would be taken for options.
+        """Return the environment that makes Slurm's commands talk to this cluster."""
+        # Variables of a job that this process may itself run in would be taken for options.
         env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
         return {**env, "SLURM_CONF": str(self.root / "slurm.conf"), "PATH": f"{os.environ.get('PATH', '')}:{SEARCH_PATH}"}
 
@@ -110,7 +110,7 @@ class Cluster:
         """Write the configuration, start everything and wait until every node is idle.
 
         Raises:
-            TimeoutError: with the state of the nodes and the ends of the logs.
+            TimeoutError: a node is not ready; the message has the nodes' state and the ends of the logs.
         """
         begin = time.monotonic()
         self._write_configuration()
@@ -157,16 +157,16 @@ class Cluster:
         return name in self._processes
 
     def kill_node(self, name: str) -> None:
-        """Pull a node's power cord: everything on it is gone at once, and nobody is told."""
+        """Pull a node's power cord: everything on it is gone at once, without a message."""
         process = self._processes.pop(name)
         process.kill()  # --kill-child: the first process of the node's process namespace goes with it, and so all others
         process.wait()
 
     def run(self, *command: str, timeout_s: float = 60, **extra: str) -> str:
-        """Output of one of Slurm's commands.
+        """Return the output of one of Slurm's commands.
 
         Raises:
-            RuntimeError: it failed; with what it said.
+            RuntimeError: the command failed; the message has its output.
         """
         result = subprocess.run(
             command, env={**self.environment, **extra}, cwd=REPOSITORY, text=True, capture_output=True, timeout=timeout_s
@@ -176,7 +176,7 @@ class Cluster:
         return result.stdout
 
     def wait_until_idle(self) -> None:
-        """Until every node is up and free."""
+        """Wait until every node is up and free."""
         self._wait(lambda: set(self.run("sinfo", "--Node", "--noheader", "--format=%t").split()) == {"idle"}, "the nodes")
 
     def clear(self) -> None:
@@ -189,7 +189,7 @@ class Cluster:
         self.wait_until_idle()
 
     def log_ends(self, num_lines: int = 30) -> str:
-        """The last lines of every daemon's log."""
+        """Return the last lines of every daemon's log."""
         parts = []
         for path in sorted((self.root / "log").iterdir()):
             lines = path.read_text(errors="replace").splitlines()[-num_lines:]
@@ -203,7 +203,7 @@ class Cluster:
         key = self.root / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(1024))
-        for number in range(GPUS):  # Slurm wants device files that exist; symbolic links to one that does will do
+        for number in range(GPUS):  # Slurm requires device files that exist; symbolic links to an existing one suffice
             (self.root / "gpus" / f"nvidia{number}").symlink_to("/dev/null")
         (self.root / "gres.conf").write_text(
             f"NodeName=n[1-{self.num_nodes}] Name=gpu Type=h100 File={self.root}/gpus/nvidia[0-{GPUS - 1}]\n"
@@ -256,7 +256,7 @@ class Cluster:
 
 @contextmanager
 def running_cluster(*, num_nodes: int) -> Iterator[Cluster]:
-    """A cluster for the time of a `with`. Its folder is deleted at the end.
+    """Run a cluster for the time of a `with`. Its folder is deleted at the end.
 
     Raises:
         SlurmUnavailableError: Slurm cannot run here.
@@ -308,7 +308,7 @@ while [ -e "$request" ]; do sleep 0.1; done
 
 
 def _shell(cluster: Cluster) -> list[str]:
-    """bash, in which the cluster's commands come first whatever ~/.bashrc makes of PATH."""
+    """Return bash, in which the cluster's commands come first whatever ~/.bashrc makes of PATH."""
     rc = cluster.root / "bashrc"
     env = _inside(cluster)
     rc.write_text(

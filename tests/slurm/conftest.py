@@ -1,4 +1,4 @@
-"""A cluster for all tests of a session, and what its daemons and jobs said when one fails."""
+"""Give a cluster to all tests of a session, and print what its daemons and jobs said when one fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOG_END = 6000  # characters
 
 @pytest.fixture(scope="session")
 def running(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """Four nodes with eight declared GPUs each."""
+    """Start four nodes with eight declared GPUs each."""
     try:
         with running_cluster(num_nodes=4) as cluster:
             yield cluster
@@ -29,14 +29,14 @@ def running(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(running: Cluster) -> Iterator[Cluster]:
-    """The cluster, with all nodes up and no job on it; left so."""
+    """Give the cluster, with all nodes up and no job on it, and leave it so."""
     yield running
     running.clear()
 
 
 @pytest.fixture
 def desk(cluster: Cluster, tmp_path: Path, corpus: Path) -> Desk:
-    """A site of the test's own, without an evaluator."""
+    """Give a site of the test's own, without an evaluator."""
     return Desk(cluster, write_site(tmp_path, DATA=shlex.quote(str(corpus)), RANK_WAIT_S="5"))
 
 
@@ -52,7 +52,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """What the tests have measured."""
+    """Print what the tests have measured."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
     measured = [
         report for report in reports if report.when == "call" and report.user_properties and "tests/slurm" in report.nodeid

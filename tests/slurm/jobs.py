@@ -1,4 +1,4 @@
-"""Jobs of the tests' cluster: submit, look at, stop in mid-step, wait for."""
+"""Handle jobs of the tests' cluster: submit, inspect, stop in mid-step, wait for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CREDENTIALS_S = 3  # a job that starts again in the second in which it was reque
 
 @dataclass(frozen=True)
 class Job:
-    """A submitted job and the run it makes."""
+    """Describes a submitted job and the run it makes."""
 
     cluster: Cluster
     id: str
@@ -32,7 +32,7 @@ class Job:
     folder: RunFolder
 
     def show(self, name: str) -> str:
-        """One field of `scontrol show job`."""
+        """Return one field of `scontrol show job`."""
         text = self.cluster.run("scontrol", "show", "job", "--oneliner", self.id)
         found = re.search(rf"(?:^| ){name}=(.*?)(?= \S+=|$)", text, re.MULTILINE)
         assert found, text
@@ -44,11 +44,11 @@ class Job:
 
     @property
     def text(self) -> str:
-        """What it has printed so far, over all its restarts."""
+        """Return what it has printed so far, over all its restarts."""
         return self.log.read_text() if self.log.exists() else ""
 
     def wait(self, condition: Callable[[], bool], what: str, *, timeout_s: float = WAIT_S) -> float:
-        """Seconds until it holds."""
+        """Wait until the condition holds. Return the seconds."""
         begin = time.monotonic()
         while not condition():
             waited = time.monotonic() - begin
@@ -60,19 +60,19 @@ class Job:
         return self.wait(lambda: self.state in states, "/".join(states), timeout_s=timeout_s)
 
     def wait_for_end(self) -> str:
-        """Its exit code, as `code:signal`."""
+        """Return its exit code, as `code:signal`."""
         self.wait_for_state("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         return self.show("ExitCode")
 
     def start_now(self) -> None:
-        """A job that was requeued rests for two minutes, unless Slurm itself did it after a node's failure."""
+        """Start a requeued job, which rests for two minutes unless Slurm itself requeued it after a node's failure."""
         self.wait(lambda: self.show("Reason") == "BeginTime" or self.state == "RUNNING", "resting")
         if self.state != "RUNNING":
             time.sleep(CREDENTIALS_S)
             self.cluster.run("scontrol", "update", f"jobid={self.id}", "StartTime=now")
 
     def ranks(self, command: str = "train") -> list[int]:
-        """Process ids of its ranks, or of another command of the pipeline, as this machine numbers them."""
+        """Return process ids of its ranks, or of another command of the pipeline, as this machine numbers them."""
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
@@ -88,7 +88,9 @@ class Job:
         return sorted(pid for pid in found if pid)
 
     def stop_in_step(self, step: int, *, num_ranks: int) -> list[int]:
-        """Halt all ranks (SIGSTOP) once `step` is logged: what comes next happens in mid-run, however fast the steps are."""
+        """Halt all ranks (SIGSTOP) once `step` is logged, so that the next event happens in mid-run, however fast the steps
+        are.
+        """
         self.wait(lambda: len(self.ranks()) == num_ranks, f"{num_ranks} ranks")
         pids = self.ranks()
         self.wait(lambda: any(row["step"] >= step for row in read_json_lines(self.folder.metrics)), f"at step {step}")
@@ -100,7 +102,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Desk:
-    """Where tests submit: a cluster, a site file and a folder for logs and runs."""
+    """Submits the tests' jobs, with a cluster, a site file and a folder for logs and runs."""
 
     cluster: Cluster
     site: Path
@@ -116,7 +118,7 @@ class Desk:
         script: str = "slurm/pretrain_l16.sh",
         **extra: str,
     ) -> Job:
-        """sbatch one of the project's job scripts."""
+        """Submit one of the project's job scripts with sbatch."""
         folder = self.site.parent
         shape = (f"--nodes={nodes}", f"--ntasks-per-node={tasks}", f"--output={folder}/%j.log")
         env = {"SITE_ENV": str(self.site), **environment(), **self.cluster.environment, **extra}
@@ -126,7 +128,7 @@ class Desk:
         return Job(self.cluster, job, folder / f"{job}.log", RunFolder(folder / "runs" / name))
 
     def set_site(self, *lines: str) -> None:
-        """Settings that take the place of the site file's."""
+        """Replace settings of the site file."""
         with self.site.open("a") as site:
             site.write("".join(f"{line}\n" for line in lines))
 
@@ -137,7 +139,9 @@ class Desk:
 
     @contextmanager
     def evaluator_of(self, training: Job) -> Iterator[Job]:
-        """The job that a training has submitted. Its logs, which are where the script puts them, are deleted in the end."""
+        """Return the job that a training has submitted. Its logs, which are where the script puts them, are deleted in the
+        end.
+        """
         name, logs = f"{training.folder.root.name}-eval", REPOSITORY / "slurm" / "logs"
         try:
             # Slurm still lists the evaluators of earlier trainings of this name.
@@ -149,7 +153,7 @@ class Desk:
                 log.unlink(missing_ok=True)
 
     def urgent_job(self) -> Job:
-        """One that takes all nodes, at once, for a moment."""
+        """Submit a job that takes all nodes, at once, for a moment."""
         folder = self.site.parent
         shape = (
             f"--nodes={self.cluster.num_nodes}",
@@ -161,7 +165,7 @@ class Desk:
         return Job(self.cluster, job, folder / f"urgent-{job}.log", RunFolder(folder))
 
     def job_named(self, name: str) -> Job:
-        """The newest job of that name, for jobs that jobs submit."""
+        """Return the newest job of that name, for jobs that jobs submit."""
         listing = self._jobs_named(name)
         assert listing, f"no job is called {name}"
         job = max(listing, key=int)

@@ -1,4 +1,4 @@
-"""Debian's Slurm on this machine: found, or installed where that is possible."""
+"""Find Debian's Slurm on this machine, or install it where that is possible."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ def _install(missing: list[str]) -> None:
 
 
 def _run(*command: str, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
-    # Started services would read a global configuration, which there is none of: RUNLEVEL=1 keeps the packages from it.
+    # Started services would read a global configuration, which does not exist: RUNLEVEL=1 keeps the packages from starting
+    # them.
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     return subprocess.run(command, env=env, text=True, capture_output=True, timeout=timeout_s)

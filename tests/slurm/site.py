@@ -1,4 +1,4 @@
-"""A tiny site to try the job scripts on: shards of a few images, a site file, and the settings that shrink ViT-L/16.
+"""Make a tiny site to try the job scripts on: shards of a few images, a site file, and the settings that shrink ViT-L/16.
 
 python -m tests.slurm.site FOLDER
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from data_tools.index import index_folder
 from tests.conftest import REPOSITORY, encode, make_image, write_tar
 
-# What makes configs/l16_in21k.yaml train in seconds: the same run as the fixture `tiny_config`.
+# These make configs/l16_in21k.yaml train in seconds: the same run as the fixture `tiny_config`.
 TINY = (
     "seed=3", "model.name=Ti/8", "model.image_size=16", "model.num_classes=4", "model.width=32", "model.depth=2", "model.num_heads=2",
     "data.num_workers=0", "data.min_area=0.5", "data.flip=false", "objective.name=softmax", "optimizer.learning_rate=2e-3",
@@ -24,9 +24,9 @@ TINY = (
 
 
 def write_site(folder: Path, **settings: str) -> Path:
-    """A site file in `folder` with SITE_... settings in bash's own notation; runs go to `folder`/runs.
+    """Write a site file in `folder` with SITE_... settings in bash's own notation; runs go to `folder`/runs.
 
-    The settings are the project's own but for those given.
+    The settings are the project's own except those given.
     """
     lines = (REPOSITORY / "slurm" / "site.env").read_text()
     values = {"VENV": shlex.quote(sys.prefix), "RUNS": shlex.quote(str(folder / "runs")), **settings}
@@ -36,7 +36,7 @@ def write_site(folder: Path, **settings: str) -> Path:
 
 
 def write_bars(folder: Path, *, count: int) -> Path:
-    """Indexed shards of `count` pictures of four classes that can be learnt."""
+    """Write indexed shards of `count` pictures of four classes that can be learnt."""
     folder.mkdir(parents=True)
     members: list[tuple[str, bytes]] = []
     for number in range(count):

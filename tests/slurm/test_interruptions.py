@@ -1,4 +1,4 @@
-"""Time limit, preemption, a dead node and a hang: the job goes on by itself and ends as if nothing had happened."""
+"""After a time limit, a preemption, a dead node and a hang the job resumes by itself and ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Report = Callable[[str, object], None]
 
 
 def logged_steps(folder: RunFolder) -> list[int]:
-    """As written, with every repetition."""
+    """Return steps as written, with every repetition."""
     return [row["step"] for row in read_json_lines(folder.metrics)]
 
 
 def is_halted(pid: int) -> bool:
-    """Whether a process is stopped by SIGSTOP."""
+    """Return whether a process is stopped by SIGSTOP."""
     status = Path(f"/proc/{pid}/stat")
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def finish(job: Job, reference: RunFolder, record: Report) -> None:
-    """Requeued once: let it go on, and compare with the run that nothing happened to."""
+    """Let a job that was requeued once go on, and compare it with the undisturbed run."""
     begin, before = time.monotonic(), len(logged_steps(job.folder))
     job.start_now()
     job.wait(lambda: len(logged_steps(job.folder)) > before, "at its first new step")
@@ -45,7 +45,7 @@ def finish(job: Job, reference: RunFolder, record: Report) -> None:
 
 
 def assert_nothing_lost(job: Job) -> None:
-    """No step was computed twice: it went on from the very step at which it was told to stop."""
+    """Assert that no step was computed twice: it resumed from the very step at which it was asked to stop."""
     assert logged_steps(job.folder) == list(range(1, STEPS + 1))
 
 
@@ -77,7 +77,7 @@ def test_preemption_with_grace_time(desk: Desk, reference: RunFolder, record_pro
 
 
 def test_preemption_without_grace_time(desk: Desk, reference: RunFolder, record_property: Report) -> None:
-    """Only KillWait between SIGTERM and SIGKILL: Slurm requeues by itself, saved or not."""
+    """Only KillWait is between SIGTERM and SIGKILL: Slurm requeues by itself, saved or not."""
     job = desk.submit("tiny", WANDB, options=("--partition=scavenge",))
     job.stop_in_step(5, num_ranks=2)
     desk.urgent_job()
@@ -88,7 +88,7 @@ def test_preemption_without_grace_time(desk: Desk, reference: RunFolder, record_
 
 @pytest.mark.parametrize("node", ["n2", "n1"], ids=["another", "the first, which runs the job's script"])
 def test_a_node_dies(node: str, desk: Desk, reference: RunFolder, record_property: Report) -> None:
-    """Pulled out of the wall in mid-step. The other rank notices first, Slurm after SlurmdTimeout."""
+    """A node is unplugged in mid-step. The other rank notices first, Slurm after SlurmdTimeout."""
     job = desk.submit("tiny", WANDB)
     ranks = job.stop_in_step(6, num_ranks=2)
     record_property("steps lost", logged_steps(job.folder)[-1] - job.folder.checkpoint_steps()[-1])
@@ -103,7 +103,7 @@ def test_a_node_dies(node: str, desk: Desk, reference: RunFolder, record_propert
 
 
 def test_a_rank_hangs(desk: Desk, reference: RunFolder, record_property: Report) -> None:
-    """One rank never comes back: the other says where it waits, and the job is tried again."""
+    """One rank never comes back: the other says where it waits, and the job is retried."""
     hang_s = 10
     job = desk.submit("tiny", WANDB, f"trainer.hang_timeout_s={hang_s}", "data.read_patience_s=1", tasks=1)
     halted, alive = job.stop_in_step(6, num_ranks=2)
@@ -143,7 +143,7 @@ NO_FAULTS: dict[str, tuple[str, Callable[[Desk, Job], object]]] = {
 def test_an_evaluator_that_ends_without_its_fault_has_not_failed(
     cause: str, desk: Desk, downstream: dict[str, str], record_property: Report
 ) -> None:
-    """Between two results: it goes on behind what it has written, and no try is counted."""
+    """It ends between two results: the next resumes behind what it has written, and no try is counted."""
     partition, happen = NO_FAULTS[cause]
     desk.evaluate_on(downstream)
     desk.set_site(f"SITE_EVAL_PARTITION={partition}")
@@ -170,7 +170,7 @@ def test_an_evaluator_that_ends_without_its_fault_has_not_failed(
 
 
 def test_an_evaluator_that_is_killed_is_tried_again_and_counted(desk: Desk, downstream: dict[str, str]) -> None:
-    """By the kernel, for want of memory: nothing tells that from a fault of its own."""
+    """The kernel kills it for lack of memory: this cannot be distinguished from a fault of its own."""
     desk.evaluate_on(downstream)
     training = desk.submit("watched", nodes=1)
     with desk.evaluator_of(training) as evaluator:
@@ -212,7 +212,7 @@ def test_a_task_of_an_array_is_requeued_alone(desk: Desk) -> None:
 
 
 def test_a_cancelled_job_stays_so_and_takes_its_waiting_evaluator_along(desk: Desk, downstream: dict[str, str]) -> None:
-    """Though Slurm says COMPLETING until every node has ended its ranks, as it does of a job that it requeues."""
+    """Slurm says COMPLETING until every node has ended its ranks, as it does of a job that it requeues."""
     desk.evaluate_on(downstream)
     job = desk.submit("cancelled", nodes=desk.cluster.num_nodes, options=("--gpus-per-node=8",))
     with desk.evaluator_of(job) as evaluator:
@@ -229,7 +229,7 @@ def test_a_cancelled_job_stays_so_and_takes_its_waiting_evaluator_along(desk: De
 
 
 def test_an_evaluator_at_work_ends_when_its_training_is_cancelled(desk: Desk, downstream: dict[str, str]) -> None:
-    """With everything measured that is there."""
+    """It measures everything that exists first."""
     desk.evaluate_on(downstream)
     training = desk.submit("given-up", "trainer.duration=100000 steps", nodes=1, LOOK_EVERY_S="1")
     with desk.evaluator_of(training) as evaluator:

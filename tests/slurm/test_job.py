@@ -1,4 +1,4 @@
-"""The real job script on a real Slurm, from one node to four, with one or two tasks a node."""
+"""The real job script runs on a real Slurm, from one node to four, with one or two tasks a node."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS_A_SHAPE = 2
 
 
 def test_two_nodes_train_what_two_local_ranks_do(desk: Desk, reference: RunFolder) -> None:
-    """Bit for bit."""
+    """They agree bit for bit."""
     job = desk.submit("tiny")
     assert job.wait_for_end() == "0:0", job.text
     assert_same_run(job.folder, reference)
@@ -26,7 +26,7 @@ def test_two_nodes_train_what_two_local_ranks_do(desk: Desk, reference: RunFolde
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_goes_on_with_any_number_of_nodes_at_any_stage(desk: Desk) -> None:
-    """The same images in the same order as on one node throughout; losses and weights equal to fp32's rounding."""
+    """It sees the same images in the same order as on one node throughout; losses and weights are equal to fp32's rounding."""
     steps = STEPS_A_SHAPE * len(SHAPES)
     common = ("trainer.precision=fp32", "model.dropout=0", "trainer.global_batch_size=24", f"trainer.duration={steps} steps")
     calm = desk.submit("calm", *common, nodes=1)

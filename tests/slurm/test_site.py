@@ -1,4 +1,4 @@
-"""What differs between clusters, and what people type: the site file, names, chains, several tasks a GPU node."""
+"""Clusters differ and people type different lines: the site file, names, chains, several tasks a GPU node."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.slurm.site import write_site
 
 SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
 PRETRAINING = [path for path in SCRIPTS if path.name.startswith("pretrain_")]
-# Stands in for the training where a test asks what the script does around it.
+# This replaces the training where a test asks what the script does around it.
 RECORDER = """#!/usr/bin/env bash
 { printf '%s\\n' "$@"; env | grep -E '^(NCCL|GLOO|LOADED|CUDA_V|SLURM_(LOCALID|CPUS_PER|JOB_ACC|JOB_PART))' | sort; } >"$RECORD.$SLURM_JOB_ID.$SLURM_PROCID"
 """
@@ -51,7 +51,7 @@ def test_any_job_name_gives_a_run_folder_of_its_own(job: str, pattern: str, tmp_
 
 
 def with_commands(folder: Path, **scripts: str) -> dict[str, str]:
-    """An environment in which Slurm's commands are these scripts: what ours make of their answers is asked, not Slurm."""
+    """Return an environment in which Slurm's commands are these scripts: it tests our reading of their answers, not Slurm."""
     for name, script in scripts.items():
         path = folder / name
         path.write_text(f"#!/bin/bash\n{script}\n")
@@ -172,7 +172,7 @@ def test_a_task_of_an_array_speaks_of_itself_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("queue", "ends"), [("", True), ("echo 7", False), ("exit 1", False)])
 def test_an_evaluator_whose_training_is_gone_measures_what_is_there_and_ends(queue: str, ends: bool, tmp_path: Path) -> None:
-    """Cancelled, failed or out of time. A queue that does not answer is no reason to end."""
+    """The training is cancelled, failed or out of time. A queue that does not answer is no reason to end."""
     watching = "[[ $* != *--watch* ]] && exec echo the rest; trap 'exit 75' TERM; for _ in $(seq 40); do sleep 0.1; done; echo complete"
     env = with_commands(tmp_path, squeue=queue, srun=watching, scontrol="echo JobState=RUNNING")
     values = {
@@ -199,7 +199,7 @@ def recorder(tmp_path: Path) -> Path:
 
 
 def records(recorder: Path, job: str) -> list[list[str]]:
-    """What each task of a job was started with, then its environment."""
+    """Return what each task of a job was started with, then its environment."""
     return [path.read_text().splitlines() for path in sorted(recorder.parent.glob(f"record.{job}.*"))]
 
 
@@ -212,7 +212,7 @@ def test_every_script_would_be_accepted(desk: Desk) -> None:
 
 @pytest.mark.slow
 def test_the_site_file_reaches_every_task(desk: Desk, recorder: Path) -> None:
-    """`module` and a container, as a site would have them; account and partition through slurm/submit."""
+    """The site has `module` and a container; account and partition come through slurm/submit."""
     desk.set_site(
         "SITE_ACCOUNT=vision",
         "SITE_PARTITION=scavenge",
@@ -220,7 +220,7 @@ def test_the_site_file_reaches_every_task(desk: Desk, recorder: Path) -> None:
         "SITE_INTERFACE=lo",
         f"SITE_CONTAINER=({recorder} exec --nv '/images/with space.sif')",
     )
-    # Lmod and Environment Modules define a function, which sbatch hands on.
+    # Lmod and Environment Modules define a function, which sbatch passes on.
     module = {
         "BASH_FUNC_module%%": '() { [ "$1" = load ] && shift && export LOADED="$*"; }',
         "RECORD": str(recorder.parent / "record"),
@@ -281,7 +281,7 @@ def test_each_task_may_have_a_gpu_of_its_own(desk: Desk, recorder: Path) -> None
 
 @pytest.mark.slow
 def test_a_job_that_is_given_no_environment_gives_its_own_to_the_ranks(desk: Desk) -> None:
-    """sbatch tells srun to hand on as little as it was told to: `python` would be another one, or none."""
+    """sbatch makes srun pass on as little as it did itself: `python` would be another one, or none."""
     desk.set_site("SITE_CONTAINER=(bash -c 'command -v python; env | grep -E \"^(PYTHONUNB|HOME)\"')")
     job = desk.submit("bare", nodes=1, options=(f"--export=SITE_ENV={desk.site}", "--gpus-per-node=1"))
     assert job.wait_for_end() == "0:0", job.text
@@ -305,12 +305,12 @@ def test_chains_and_arrays_run_one_after_the_other(desk: Desk) -> None:
 @pytest.mark.slow
 def test_the_evaluator_is_a_job_of_its_own(desk: Desk, downstream: dict[str, str]) -> None:
     desk.evaluate_on(downstream)
-    training = desk.submit("beside", nodes=1)
+    training = desk.submit("nearby", nodes=1)
     assert training.wait_for_end() == "0:0", training.text
     with desk.evaluator_of(training) as evaluator:
         assert evaluator.wait_for_end() == "0:0"
         assert "[eval] step 12: bars 1-shot" in evaluator.text
-        assert (evaluator.log.parent / "beside-eval.log").resolve() == evaluator.log
+        assert (evaluator.log.parent / "nearby-eval.log").resolve() == evaluator.log
     assert evaluator.show("Partition") == "scavenge"
     assert evaluator.show("NumTasks") == "1"
     assert training.folder.evaluations.read_text().count('"step": 12') > 0

@@ -1,4 +1,4 @@
-"""A rank in which no step ends says where it stands and goes, also while its main thread is stuck in C."""
+"""A rank in which no step ends reports where it is and exits, also while its main thread is stuck in C."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_hang_is_written_down_and_ended(tmp_path: Path) -> None:
 
 
 def test_time_in_which_the_process_was_stopped_is_no_hang(tmp_path: Path) -> None:
-    """As by Ctrl-Z, or a debugger."""
+    """Ctrl-Z or a debugger suspends it."""
     process = start_stuck(tmp_path / "hangs", timeout_s=2.0)
     try:
         os.kill(process.pid, signal.SIGSTOP)
@@ -73,7 +73,7 @@ def test_time_in_which_the_process_was_stopped_is_no_hang(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_the_rank_that_waits_for_a_halted_one_says_so(write_config: WriteConfig) -> None:
-    """Two real gloo ranks."""
+    """There are two real gloo ranks."""
     config = write_config(trainer={"hang_timeout_s": 8, "duration": "1000 steps"}, data={"read_patience_s": 1})
     folder = folder_of(config)
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -100,7 +100,7 @@ def test_the_rank_that_waits_for_a_halted_one_says_so(write_config: WriteConfig)
             rank.communicate()
     assert ranks[0].returncode == ExitCode.HUNG, errors
     assert 8 <= waited_s < 30
-    # In the gradients' exchange or in the metrics', wherever the other was halted.
+    # The rank waits in the gradients' exchange or in the metrics', wherever the other was halted.
     assert re.search(r"in this phase: (in a step|at a step's end)", errors)
     assert "torch/distributed" in (folder.root / "hangs" / "rank-0.txt").read_text()
     assert not (folder.root / "hangs" / "rank-1.txt").exists()

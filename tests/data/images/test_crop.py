@@ -1,4 +1,4 @@
-"""Crops, resizes and decoding against Pillow and against the law they follow."""
+"""Crops, resizes and decoding agree with Pillow and with the law they follow."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_crops_stay_inside_and_keep_the_law(size: tuple[int, int]) -> None:
 
 
 def test_crop_heights_are_uniform_given_the_ratio() -> None:
-    """The law of tf.image.sample_distorted_bounding_box, which is not uniform in the area."""
+    """This is the law of tf.image.sample_distorted_bounding_box, which is not uniform in the area."""
     generator = np.random.default_rng(1)
     law = transform(min_ratio=1.0, max_ratio=1.0, min_area=0.04)
     heights = [box.height for _ in range(8000) if (box := inception_box(400, 400, transform=law, draws=generator.random(4)))]
@@ -115,7 +115,7 @@ def test_modes_become_rgb(mode: str) -> None:
 
 
 def test_a_jpeg_with_stray_bytes_is_read() -> None:
-    """libjpeg warns of them, Pillow reads on."""
+    """libjpeg warns of them, but Pillow reads on."""
     data = encode(smooth_image(40, 40), format="JPEG")
     stray = data[:-2] + b"\x00\x01\x02" + data[-2:]  # before the end marker
     assert np.array_equal(decode_image(stray), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))

@@ -1,4 +1,4 @@
-"""The region decoder against decoding whole images: the same pixels, wherever the crop and however the file was made."""
+"""The region decoder gives the same pixels as decoding whole images, wherever the crop and however the file was made."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not has_region_decoder(), reason="the region dec
 
 
 def make_jpeg(height: int, width: int, *, seed: int = 0, mode: str = "RGB", **options: object) -> bytes:
-    """A photo-like picture: smooth colours, edges and noise."""
+    """Make a photo-like picture: smooth colours, edges and noise."""
     y, x = np.mgrid[0:height, 0:width]
     phases = np.random.default_rng(seed).random(3) * 6
     smooth = np.stack([120 + 90 * np.sin(y / 13 + p) * np.cos(x / 17 - p) for p in phases], -1)
@@ -142,7 +142,7 @@ def test_damage_inside_the_crop_is_seen_and_left_to_the_whole_decoder() -> None:
 
 
 def every_crop_agrees(data: bytes, height: int, width: int) -> bool:
-    """Assert that each row's crop has the pixels of the whole image or is left to it; whether any crop was taken."""
+    """Assert that each row's crop has the pixels of the whole image or is left to it. Return whether any crop was taken."""
     taken = 0
     for top in range(height):
         ours = np.zeros((3, 8, 8), np.uint8)
@@ -195,7 +195,7 @@ def test_thousands_of_scans_are_not_decoded() -> None:
 
 @pytest.fixture
 def sampled_4_1_1_on_its_side(tmp_path: Path) -> bytes:
-    """A JPEG whose chroma has a quarter of the rows: libjpeg reads it, and neither Pillow nor simplejpeg writes it."""
+    """Make a JPEG whose chroma has a quarter of the rows: libjpeg reads it, and neither Pillow nor simplejpeg writes it."""
     program = tmp_path / "encode_jpeg"
     source = REPOSITORY / "tests" / "fuzz" / "encode_jpeg.c"
     built = subprocess.run(["cc", str(source), "-o", str(program), "-ljpeg"], text=True, capture_output=True)
@@ -213,7 +213,7 @@ def test_chroma_sampling_without_a_name_is_read(sampled_4_1_1_on_its_side: bytes
 
 @pytest.fixture
 def plain_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The decoder as it is built for processors other than x86."""
+    """Build the decoder as on processors other than x86."""
     source, library = REPOSITORY / "pipeline" / "data" / "images" / "_jpeg.c", tmp_path / "_jpeg.so"
     include = sysconfig.get_paths()["include"]
     command = ["cc", "-shared", "-fPIC", "-O2", "-DPLAIN_C", f"-I{include}", str(source), "-o", str(library), "-ljpeg", "-lm"]

@@ -25,7 +25,7 @@ def erased(**settings: object) -> list[tuple[int, int, int, int]]:
 
 
 def timms(**settings: object) -> list[tuple[int, int, int, int]]:
-    """The same of timm, found in the pixels."""
+    """Return the same of timm, found in the pixels."""
     law = timm_file("data/random_erasing.py").RandomErasing(probability=1.0, device="cpu", **settings)
     random.seed(0)
     boxes: list[tuple[int, int, int, int]] = []

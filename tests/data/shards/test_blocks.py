@@ -1,4 +1,4 @@
-"""A block in memory and one in a file are the same to their reader; descriptors are closed."""
+"""A block in memory and one in a file are the same to their reader, and descriptors are closed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def both(path: Path, *, offset: int, num_bytes: int) -> tuple[BlockBytes, BlockBytes, bytes]:
-    """The block in memory, the block in the file, and its bytes."""
+    """Return the block in memory, the block in the file, and its bytes."""
     content = DATA[offset : offset + num_bytes]
     return MemoryBlock(content), FileBlock(OpenFile(path), offset=offset, num_bytes=num_bytes), content
 
@@ -33,7 +33,7 @@ def both(path: Path, *, offset: int, num_bytes: int) -> tuple[BlockBytes, BlockB
 def test_both_read_the_blocks_bytes_and_no_others(
     shard: Path, offset: int, num_bytes: int, reads: list[tuple[int, int]]
 ) -> None:
-    """Also where the shard is cut short, in the block or before it."""
+    """This also holds where the shard is truncated, in the block or before it."""
     *blocks, content = both(shard, offset=offset, num_bytes=num_bytes)
     for block in blocks:
         assert block.num_bytes == len(content)

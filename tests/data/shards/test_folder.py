@@ -1,4 +1,4 @@
-"""A folder of shards, on disk and in a store: fsspec's memory stands for one."""
+"""A folder of shards is on disk or in a store, for which fsspec's memory is used."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ DATA = os.urandom(5000)
 
 @pytest.fixture(params=["local", "memory"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder that does not exist yet."""
+    """Name a folder that does not exist yet."""
     return str(tmp_path / "shards") if request.param == "local" else f"memory://{uuid.uuid4().hex}/shards"
 
 
 def fill(path: str, *names: str, data: bytes = DATA) -> ShardFolder:
-    """With fsspec alone."""
+    """Write a file with fsspec alone."""
     for name in names:
         with fsspec.open(f"{path}/{name}", "wb", auto_mkdir=True) as file:
             file.write(data)  # type: ignore[union-attr]

@@ -1,5 +1,5 @@
-"""Sets on the Hugging Face hub, in timm's layout, through the hub's own client: listed, indexed elsewhere and read block
-by block.
+"""Sets on the Hugging Face hub, in timm's layout, are listed, indexed elsewhere and read block by block through the hub's
+client.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ print(json.dumps([index.fingerprint, int(index.block_bytes.sum()), [sample for b
 
 
 def write_hub(root: Path) -> Path:
-    """OWNER/NAME as timm's sets are: shards of two splits in one folder, members .cls, .jpg and .json, a card and a list
+    """Write OWNER/NAME like timm's sets: shards of two splits in one folder, members .cls, .jpg and .json, a card and a list
     next to them.
     """
     folder = root / "timm" / NAME
@@ -85,7 +85,7 @@ def read_here(folder: Path, out: Path) -> tuple[str, int, list[list[object]]]:
 
 
 def test_a_set_on_the_hub_is_indexed_and_read_as_one_on_a_disk(tmp_path: Path) -> None:
-    """Its listing comes in pages, its files from another host, which must not learn the token; no byte is fetched twice."""
+    """Its listing comes in pages, its files from another host, which must not learn the token. No byte is fetched twice."""
     folder = write_hub(tmp_path / "hub")
     with serve_hub(tmp_path / "hub") as (url, requests):
         done = run(url, tmp_path, f"hf://datasets/timm/{NAME}", "train")

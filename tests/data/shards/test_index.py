@@ -1,4 +1,4 @@
-"""The index knows keys and labels: what it keeps of them, and what is refused when they change."""
+"""The index knows keys and labels: it keeps digests of them, and changes are refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_it_keeps_the_largest_label_and_counts_samples_without_one(tmp_path: Pat
 
 
 def test_it_counts_the_images_of_each_class(tmp_path: Path) -> None:
-    """Of all shards, without samples that have no label; an index without the counts is read as before."""
+    """It counts all shards, without samples that have no label. An index without the counts is read as before."""
     (tmp_path / "a").mkdir()
     write_tar(tmp_path / "a" / "001.tar", members(["5", "0", "5"]))
     made = index(tmp_path / "a", members(["2", "0", "cat", "5"]))
@@ -121,7 +121,7 @@ def test_an_index_of_the_old_format_is_refused_with_the_command_that_mends_it(tm
 
 
 def write_odd_members(folder: Path) -> None:
-    """A sample that is a link, one of two images, and one whose image has holes, between ordinary ones."""
+    """Write a sample that is a link, one of two images, and one whose image has holes, between ordinary ones."""
     sources = folder.parent / "sources"
     sources.mkdir()
     for name, data in members(["0", "1", "2", "0", "1"]):

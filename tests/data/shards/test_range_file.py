@@ -1,4 +1,4 @@
-"""A file in ranges reads like a file in memory, and asks for no more than it must."""
+"""A file in ranges reads like a file in memory, and requests no more than it must."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Request = tuple[int, int]
 
 
 def open_data(*, block_bytes: int, num_bytes: int = len(DATA)) -> tuple[RangeFile, list[Request]]:
-    """The file, and the requests it makes."""
+    """Return the file, and the requests it makes."""
     requests: list[Request] = []
 
     def fetch(start: int, end: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Shards behind S3: a real server, real faults, and not one sample lost, repeated or changed."""
+"""Shards are read from a real S3 server with real faults, and not one sample is lost, repeated or changed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def make_stream(folder: str, remote: RemoteOptions = PATIENT) -> TrainStream:
 
 
 def seen(stream: TrainStream, steps: int = STEPS) -> tuple[torch.Tensor, int, int]:
-    """Sample ids, digest of everything, and failed requests that were made again."""
+    """Return sample ids, digest of everything, and failed requests that were retried."""
     batches = [keep(batch) for batch in islice(BatchLoader(stream, num_workers=0, prefetch=1, pin_memory=False), steps)]
     return joined(batches, "sample_ids"), sum(b["digest"] for b in batches), sum(len(b["retries"]) for b in batches)
 
@@ -84,7 +84,7 @@ def test_no_sample_is_lost_or_repeated(fault: str, local: Path, proxy: FaultProx
     assert digest == remote_digest
     assert proxy.counts["reads"] - proxy.counts[fault] >= 40
     assert proxy.counts.total() > proxy.counts["reads"] + (2 if fault == "hang" else 8)
-    # A slow answer is no failure, and s3fs mends broken connections by itself before our turn comes.
+    # A slow answer is not a failure, and s3fs retries broken connections by itself before we do.
     assert retries > 0 or fault in ("slow", "reset", "truncated")
 
 
@@ -137,7 +137,7 @@ def test_a_remote_folder_can_be_indexed(local: Path, proxy: FaultProxy) -> None:
 
 
 def settled(proxy: FaultProxy) -> int:
-    """Reads so far, once those begun ahead have ended."""
+    """Return the reads so far, once those begun ahead have ended."""
     reads = -1
     while reads != proxy.counts["reads"]:
         reads = proxy.counts["reads"]

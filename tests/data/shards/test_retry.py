@@ -1,4 +1,4 @@
-"""Which errors of a store are tried again, and for how long."""
+"""These errors of a store are retried, and for this long."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.errors import DataError
 
 
 def failing(*errors: Exception) -> tuple[Callable[[], str], list[float]]:
-    """A function that raises these, then succeeds; and the times of its calls."""
+    """Return a function that raises these, then succeeds, and the times of its calls."""
     left, calls = list(errors), []
 
     def function() -> str:
@@ -42,7 +42,7 @@ def requests_answer(status: int) -> Exception:
 
 @pytest.mark.parametrize("answer", [aiohttp_answer, requests_answer])
 def test_answers_that_may_change_are_tried_again(answer: Callable[[int], Exception]) -> None:
-    """RFC 9110: 4xx says that the request is wrong; but for a timeout, too early and too many, which ask for another try."""
+    """RFC 9110: 4xx says that the request is wrong, except a timeout, too early and too many, which ask for another try."""
     assert [status for status in range(400, 600) if not is_permanent(answer(status))] == [408, 425, 429, *range(500, 600)]
 
 

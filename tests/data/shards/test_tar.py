@@ -123,7 +123,7 @@ def as_we_read(data: bytes) -> dict[str, bytes]:
 
 
 def pack(folder: Path, *options: str) -> bytes:
-    """What the system's tar makes of a folder's files, in the order of their names."""
+    """Return what the system's tar makes of a folder's files, in the order of their names."""
     names = sorted(path.name for path in folder.iterdir())
     subprocess.run(
         ["tar", "-cf", folder.parent / "packed.tar", "-C", folder, *options, *names], check=True, capture_output=True

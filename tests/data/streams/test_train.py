@@ -52,7 +52,7 @@ def make_stream(
 
 
 def keep(batch: Batch) -> Batch:
-    """A batch whose images outlast the ring they lie in."""
+    """Return a batch whose images outlast the ring they lie in."""
     return {**batch, "images": batch["images"].clone()}
 
 
@@ -63,7 +63,7 @@ def batches(stream: TrainStream) -> BatchLoader:
 def collect(
     folder: Path, *, steps: int, world_size: int = 1, accumulation: int = 1, workers: int = 0, start_step: int = 0
 ) -> list[Batch]:
-    """All ranks' micro-batches of `steps` steps, in position order."""
+    """Return all ranks' micro-batches of `steps` steps, in position order."""
     per_rank = []
     for rank in range(world_size):
         stream = make_stream(folder, rank=rank, world_size=world_size, accumulation=accumulation, start_step=start_step)

@@ -1,4 +1,4 @@
-"""The command `dedup`: planted copies end to end, what it keeps, what it counts, and being killed."""
+"""The command `dedup` finds planted copies end to end, keeps and counts the right images, and survives a kill."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.conftest import REPOSITORY, write_tar
 
 
 def make_picture(seed: int, *, width: int = 120, height: int = 90) -> Image.Image:
-    """A picture like no other: coloured blots of all sizes."""
+    """Make a picture like no other: coloured blots of all sizes."""
     generator = np.random.default_rng(seed)
     levels = np.zeros((height, width, 3))
     for side in (2, 4, 8, 16, 32):
@@ -42,7 +42,7 @@ def encode(image: Image.Image, *, quality: int = 90) -> bytes:
 
 
 def write_set(folder: Path, shards: dict[str, dict[str, bytes]]) -> Path:
-    """Tars of images by key."""
+    """Write tars of images by key."""
     folder.mkdir(parents=True)
     for name, images in shards.items():
         write_tar(
@@ -54,12 +54,12 @@ def write_set(folder: Path, shards: dict[str, dict[str, bytes]]) -> Path:
 
 @pytest.fixture
 def test_set(tmp_path: Path) -> Path:
-    """Eight pictures."""
+    """Make eight pictures."""
     return write_set(tmp_path / "birds" / "test", {"t.tar": {f"t{seed}": encode(make_picture(seed)) for seed in range(8)}})
 
 
 def make_corpus(folder: Path) -> Path:
-    """Pictures of its own, copies of the test set's pictures 0 to 3, and what cannot be compared."""
+    """Write pictures of its own, copies of the test set's pictures 0 to 3, and images that cannot be compared."""
     mirrored = make_picture(1).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     first = {
         "smaller": encode(make_picture(0).resize((60, 45), Image.Resampling.BICUBIC)),
@@ -88,7 +88,7 @@ def test_planted_copies_are_listed_counted_and_left_out(
     tmp_path: Path, test_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     corpus = make_corpus(tmp_path / "corpus")
-    write_skips(corpus / "skip.tsv", [Skip("c.tar", "words", "no image")])  # of `verify`: nothing that an index takes
+    write_skips(corpus / "skip.tsv", [Skip("c.tar", "words", "no image")])  # written by `verify`: samples that no index takes
     other = write_set(tmp_path / "other", {"u.tar": {"u0": encode(make_picture(300)), "u1": encode(make_picture(105))}})
     assert run(corpus, "--against", other, "--against", test_set) == 0
     skips = read_skips(corpus / "copies.tsv")
@@ -109,7 +109,7 @@ def test_planted_copies_are_listed_counted_and_left_out(
         assert sheet.width == 4 * 330
     shown = capsys.readouterr().out
     assert "5 of 9 images (55.56%): 5 copies of test images" in shown
-    # The command that it prints does what it says, and goes on leaving out what `verify` listed.
+    # The printed command works, and still leaves out what `verify` listed.
     following = shown.split("next:")[1].split("data_tools ")[1].split()
     assert main([*following, "--workers", "1"]) == 0
     assert load_index(str(corpus)).num_samples == 10 - 5

@@ -1,4 +1,4 @@
-"""The maths of `dedup`: hashes against imagehash, the search against brute force, the rule of what stays."""
+"""The maths of `dedup` is checked: hashes with imagehash, the search with brute force, and the rule of what stays."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ ALWAYS_FOUND = ("half the size", "JPEG quality 30", "mirrored", "mirrored, half,
 
 
 def photo_tiles() -> list[Image.Image]:
-    """Parts of two real photos that share no pixel, without those that are nothing but blur."""
+    """Cut parts out of two real photos that share no pixel, without those that are nothing but blur."""
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]
     tiles = [photo.crop((x, y, x + 160, y + 140)) for photo in photos for x in range(0, 640, 160) for y in (0, 140, 280)]
     return [tile for tile in tiles if hash_image(np.asarray(tile)).detail > 0.2]
 
 
 def spread_bits(seed: int, *, count: int, num_bytes: int, num_flips: int) -> np.ndarray:
-    """Bit strings in clusters: some random ones, and others a few bits off them."""
+    """Make bit strings in clusters: some random ones, and others a few bits off them."""
     generator = np.random.default_rng(seed)
     centres = generator.integers(0, 256, (max(1, count // 4), num_bytes), dtype=np.uint8)
     chosen = np.unpackbits(centres[generator.integers(len(centres), size=count)], axis=1)
@@ -123,7 +123,7 @@ def test_colours_are_compared_up_to_brightness() -> None:
     levels = np.random.default_rng(0).integers(20, 120, (50, 27)).astype(np.uint8)
     assert colour_distance(levels, levels * 2).max() < 1
     assert colour_distance(levels, levels[::-1]).min() > 10
-    assert colour_distance(np.zeros_like(levels), levels).max() == 0  # black tells nothing
+    assert colour_distance(np.zeros_like(levels), levels).max() == 0  # black says nothing
 
 
 def test_a_colour_picture_is_compared_with_a_grey_one_as_pillow_makes_it_grey() -> None:

@@ -1,6 +1,4 @@
-"""Images and lists that lie next to class folders, or in a folder without any: said or asked about, never taken for
-something else.
-"""
+"""Images and lists next to class folders, or in a folder without any, are reported or asked about, never ignored."""
 
 from __future__ import annotations
 
@@ -127,7 +125,7 @@ LISTS = {
 
 @pytest.mark.parametrize("case", LISTS)
 def test_lists_of_splits_next_to_a_folder_of_all_images_are_said(tmp_path: Path, case: str) -> None:
-    """Else train and test would be one set without a word."""
+    """Otherwise train and test would be one set without a message."""
     for name in ("images/cat", "images/dog"):
         write_images(tmp_path / name, 2)
     files, said = LISTS[case]

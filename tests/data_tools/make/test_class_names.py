@@ -1,4 +1,4 @@
-"""Class lists in which a name stands for two classes: what is written can be read again, and both splits agree."""
+"""In class lists with one name for two classes, the written list can be read again, and both splits agree."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_names_of_two_classes_get_their_ids(case: str) -> None:
 
 
 def write_hub_table(path: Path, labels: list[int]) -> Path:
-    """As the hub stores a ClassLabel."""
+    """Write a table as the hub stores a ClassLabel."""
     features = {"info": {"features": {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": NAMES}}}}
     images = [{"bytes": JPEG + path.name.encode() + bytes([i]), "path": f"{i}.jpg"} for i in range(len(labels))]
     table = pa.table({"image": images, "label": labels}).replace_schema_metadata({"huggingface": json.dumps(features)})

@@ -1,6 +1,4 @@
-"""Labels as sources write them: whole numbers are ids however they are written, names are numbered, anything else is
-refused.
-"""
+"""Labels are read as sources write them: whole numbers are ids in any form, names are numbered, anything else is refused."""
 
 from __future__ import annotations
 
@@ -194,7 +192,7 @@ def test_a_field_of_json_is_the_label_if_it_is_named(tmp_path: Path) -> None:
 
 
 def test_sets_of_a_hub_with_class_and_json_members_keep_both(tmp_path: Path) -> None:
-    """As timm's ImageNet shards are: KEY.cls, KEY.jpg, KEY.json with several fields, and a label in both."""
+    """They are like timm's ImageNet shards: KEY.cls, KEY.jpg, KEY.json with several fields, and a label in both."""
     facts = {"filename": "n01440764_10026.JPEG", "label": 3, "height": 500, "width": 375}
     members = [("n0.cls", b"3"), ("n0.jpg", JPEG), ("n0.json", json.dumps(facts).encode())]
     write_tar(tmp_path / "imagenet1k-train-0000.tar", members)

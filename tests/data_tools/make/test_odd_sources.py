@@ -1,4 +1,4 @@
-"""Sources as people have them: what systems leave behind, empty tars, endings of every kind, texts in old encodings."""
+"""Sources are read as people have them: leftovers of systems, empty tars, endings of every kind, texts in old encodings."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ ENDINGS = {"a.jfif": "JPEG", "b.JPE": "JPEG", "c.pgm": "PPM", "d": "PNG", "e.ima
 
 @pytest.mark.parametrize("kind", ["folder", "class tars", "csv"])
 def test_images_of_other_endings_or_none_are_known_by_their_content(tmp_path: Path, kind: str) -> None:
-    """What is no image is named; every image arrives and decodes under an ending that readers look for."""
+    """A file that is not an image is named. Every image arrives and decodes under an ending that readers look for."""
     images = {
         name: encode(make_image(number, num_classes=3, size=12), format=form)
         for number, (name, form) in enumerate(ENDINGS.items())
@@ -287,7 +287,7 @@ def test_a_test_split_that_would_be_numbered_otherwise_is_refused(
 
 
 def test_a_folder_of_img2dataset_is_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Tars with a table and statistics of each next to them; captions, and a label in one of the .json's fields."""
+    """Tars have a table and statistics of each next to them, captions, and a label in one of the .json's fields."""
     source = tmp_path / "source"
     source.mkdir()
     for number in range(2):

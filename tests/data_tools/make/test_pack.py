@@ -1,4 +1,6 @@
-"""Shards made from folders and tars: the same bytes every time, whole or absent, readable by webdataset itself."""
+"""Shards made from folders and tars have the same bytes every time, are whole or absent, and webdataset itself can read
+them.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ from tests.conftest import REPOSITORY, encode, make_image, write_tar
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """Three classes; one name with dots, one file that is no image, one nested folder."""
+    """Write three classes; one name with dots, one file that is not an image, one nested folder."""
     for number in range(30):
         path = tmp_path / "images" / ("cat", "dog", "owl")[number % 3] / f"{number:03d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,7 @@ def make(source: Path, folder: Path, *, per_shard: int = 8, workers: int = 1, se
 
 
 def contents(folder: Path) -> list[tuple[int, bytes]]:
-    """(class, image bytes) of every sample, through webdataset's own reader."""
+    """Return (class, image bytes) of every sample, through webdataset's own reader."""
     urls = sorted(str(path) for path in folder.glob("*.tar"))
     samples = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
     return [(int(s["cls"]), next(v for k, v in s.items() if k in ("jpg", "jpeg", "png"))) for s in samples]
@@ -193,7 +195,9 @@ def test_samples_of_a_tar_without_an_image_are_passed_over_and_counted(
 
 
 def test_a_table_is_copied_out_once_and_a_killed_command_goes_on(image_folder: Path, tmp_path: Path) -> None:
-    """Killed while shards are written: nothing half-written, the same bytes in the end, and no copies left behind."""
+    """The command is killed while shards are written: nothing is half-written, the final bytes are the same, and no copies are
+    left.
+    """
     paths = sorted((image_folder / "cat").iterdir())
     source, target = tmp_path / "tables", tmp_path / "shards"
     source.mkdir()
@@ -322,7 +326,7 @@ def test_json_labels_are_read(tmp_path: Path) -> None:
 
 
 def write_damaged(folder: Path) -> None:
-    """A header in the middle is spoilt: what follows must not be taken for missing."""
+    """Damage a header in the middle: what follows must not be taken for missing."""
     write_tar(folder / "x.tar", [(f"{i}.jpg", bytes(512)) for i in range(4)])
     data = bytearray((folder / "x.tar").read_bytes())
     data[2 * 1024 + 7] ^= 1

@@ -1,4 +1,4 @@
-"""One image, two labels: refused where it is named, counted where only its content is the same."""
+"""One image with two labels is refused where it is named, and counted where only its content is the same."""
 
 from __future__ import annotations
 

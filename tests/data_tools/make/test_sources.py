@@ -45,7 +45,7 @@ def list_source(path: Path, scratch: Path, numbering: Numbering | None = None, *
 
 
 def pack(listing: Listing, folder: Path) -> list[dict[str, bytes]]:
-    """The samples of a shard of the whole listing, through webdataset's own reader."""
+    """Return the samples of a shard of the whole listing, through webdataset's own reader."""
     folder.mkdir()
     task = ShardTask(folder / "x.tar", folder / "x.json", np.arange(len(listing)), listing, Encoding())
     write_shard(task)
@@ -53,14 +53,14 @@ def pack(listing: Listing, folder: Path) -> list[dict[str, bytes]]:
 
 
 def labelled(listing: Listing, folder: Path) -> list[Labelled]:
-    """Class name and image bytes of every sample, as packed."""
+    """Return class name and image bytes of every sample, as packed."""
     assert listing.classes is not None
     packed = pack(listing, folder)
     return [(listing.classes[int(s["cls"])], next(s[k] for k in ("jpg", "jpeg", "png") if k in s)) for s in packed]
 
 
 def write_class_tars(folder: Path, images: list[Labelled]) -> None:
-    """CLASS.tar with plain members; one has dots in its name, one tar holds a file that is no image."""
+    """Write CLASS.tar with plain members; one has dots in its name, one tar holds a file that is not an image."""
     folder.mkdir()
     for name in CLASSES:
         members = [(f"{name}.{i}.v2.JPEG", data) for i, (of, data) in enumerate(images) if of == name]
@@ -93,7 +93,7 @@ def test_members_of_a_sample_that_lie_apart_are_joined(tmp_path: Path, images: l
 
 
 def test_members_that_lie_apart_under_a_repeated_key_are_refused(tmp_path: Path) -> None:
-    """All images, then all labels, and a key twice: which label is whose cannot be known."""
+    """All images come first, then all labels, and a key twice: it is unknown which label is whose."""
     names = ["0.jpg", "1.jpg", "0.jpg", "0.cls", "1.cls", "0.cls"]
     write_tar(tmp_path / "x.tar", [(name, b"1") for name in names])
     with pytest.raises(DataError, match=r"sample '0' lie apart, and some occur more than once"):
@@ -103,7 +103,7 @@ def test_members_that_lie_apart_under_a_repeated_key_are_refused(tmp_path: Path)
 def write_table(
     path: Path, images: list[Labelled], *, image: str = "image", label: str = "label", form: str = "struct"
 ) -> None:
-    """As `datasets` writes it: few rows a group, class names in the schema's metadata."""
+    """Write a table like `datasets`: few rows a group, class names in the schema's metadata."""
     values = [{"bytes": data, "path": f"{i}.jpg"} if form == "struct" else data for i, (_, data) in enumerate(images)]
     features = {image: {"_type": "Image"}, label: {"names": list(CLASSES), "_type": "ClassLabel"}}
     table = pa.table(
@@ -141,7 +141,7 @@ def test_tables(tmp_path: Path, images: list[Labelled], suffix: str, form: str) 
 
 
 def test_tables_without_metadata(tmp_path: Path, images: list[Labelled]) -> None:
-    """Names and lists as labels, columns as asked for; names of several files are numbered as one set."""
+    """Names and lists are labels, columns are as requested, and names of several files are numbered as one set."""
     for number, part in enumerate((images[:1], images[1:])):
         columns = {
             "picture": [data for _, data in part],
@@ -218,7 +218,7 @@ def dump_like_python_2(value: Any) -> bytes:
 
 
 def test_cifar(tmp_path: Path) -> None:
-    """CIFAR-100's layout: pixels arrive exactly, with the labels and names that are asked for."""
+    """The layout is CIFAR-100's: pixels arrive exactly, with the requested labels and names."""
     pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     batch = {
         b"filenames": [f"image_{i}.png".encode() for i in range(6)],
@@ -244,7 +244,7 @@ def test_cifar(tmp_path: Path) -> None:
 
 
 class Harm:
-    """What a hostile pickle does: it calls a function when it is loaded."""
+    """Calls a function when it is loaded, as a hostile pickle does."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

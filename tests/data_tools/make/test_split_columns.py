@@ -1,4 +1,4 @@
-"""Columns of yes and no that tell splits: understood where they say one thing, asked about where they say two or none."""
+"""Columns of yes and no that contain splits are understood where they say one thing, asked about where they say two or none."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def test_columns_that_are_about_a_split(name: str) -> None:
 
 
 def typed_values(values: Sequence[str]) -> list[bool] | list[int] | list[str]:
-    """As the writer of a table has them."""
+    """Return values as the writer of a table has them."""
     if {*values} <= {"true", "false"}:
         return [value == "true" for value in values]
     return [int(value) for value in values] if all(value.isdigit() for value in values) else list(values)
 
 
 def write(folder: Path, kind: str, columns: dict[str, Sequence[str]]) -> Path:
-    """A list or a table of images 0, 1, 2 ... with these columns; label i of image i."""
+    """Write a list or a table of images 0, 1, 2 ... with these columns; image i has label i."""
     count = len(next(iter(columns.values())))
     if kind == "csv":
         write_images(folder, count)
@@ -105,5 +105,5 @@ def test_what_is_not_clear_is_asked(tmp_path: Path, case: str, kind: str) -> Non
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 @pytest.mark.parametrize("columns", [{"test": ["0.5", "1"]}, {"is_train": ["1", "1"]}, {"train": ["1", "2"]}])
 def test_columns_that_tell_nothing_are_left_alone(tmp_path: Path, kind: str, columns: dict[str, list[str]]) -> None:
-    """A score, one split alone, a number of trains."""
+    """There is a score, one split alone, and a number of trains."""
     assert len(list_source(write(tmp_path / "x", kind, columns), tmp_path / "scratch")) == 2

@@ -1,4 +1,4 @@
-"""The figures against full decodes and numpy; the page holds everything it shows; the same samples are drawn whoever counts."""
+"""The figures agree with full decodes and numpy, the page is self-contained, and the drawn samples do not depend on workers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ CLASSES = ["cat", "<script>alert(1)</script>", "鸟", "never seen"]
 
 
 def write_corpus(folder: Path, *, num_shards: int = 3) -> list[tuple[Image.Image, int, int]]:
-    """Images of many sizes, formats and modes, unevenly spread over classes: each with its bytes and class."""
+    """Write images of many sizes, formats and modes, unevenly spread over classes, and return each with its bytes and class."""
     folder.mkdir(parents=True)
     (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n")
     draw = np.random.default_rng(3)
@@ -150,9 +150,9 @@ def test_killed_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "stats.html").exists()
     assert main([*command[3:], str(tmp_path / "out")]) == 0
     assert {path: path.stat().st_mtime_ns for path in known} == known
-    assert main([*command[3:], str(tmp_path / "anew")]) == 0
+    assert main([*command[3:], str(tmp_path / "again")]) == 0
     for name in ("stats.html", "stats.json"):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "anew" / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
 def test_what_is_amiss_is_counted_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,7 +174,7 @@ def test_what_is_amiss_is_counted_and_shown(tmp_path: Path, capsys: pytest.Captu
         assert "b.tar: not a whole, uncompressed tar" in text
         assert "c.tar.gz is compressed" in text
     assert page.count("cannot be decoded") == 2
-    assert main(["stats", str(tmp_path / "c.tar.gz"), "--workers", "1"]) == 0  # nothing to count, and nothing that falls over
+    assert main(["stats", str(tmp_path / "c.tar.gz"), "--workers", "1"]) == 0  # nothing to count, and no error
     seen = webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False, empty_check=False)
     assert report["samples"] == len(list(seen)) + 1
 

@@ -1,4 +1,6 @@
-"""Every kind of broken and odd image is told apart, nothing crashes or hangs, and what is listed makes a corpus that trains."""
+"""Every kind of broken and odd image is distinguished, nothing crashes or hangs, and the listed rest is a corpus that
+trains.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ from tests.helpers.store import FaultProxy, S3Server, s3_environment
 
 
 def write_odd_shard(path: Path) -> None:
-    """All odd images, one good one, and samples that lack something."""
+    """Write all odd images, one good one, and samples that lack something."""
     members = [(f"{n:03d}.{extension}", data) for n, (extension, data, _) in enumerate(ODD.values())]
     labelled = [member for name, data in members for member in ((name, data), (f"{name[:3]}.cls", b"1"))]
     lacking = [
@@ -74,7 +76,7 @@ def test_what_is_listed_makes_a_corpus_that_trains(tmp_path: Path, capsys: pytes
     assert all(name in shown for name in report["broken_shards"])
     assert report["shards_without_members"] == 1
     assert "(1 of them without any member)" in shown
-    # Three of twice.tar's samples among them: a broken shard is looked at as far as it goes.
+    # Three of twice.tar's samples are among them: a broken shard is checked as far as possible.
     lacking = {"no_image": 2, "no_label": 3, "bad_label": 2, "label_outside": 2, "several_images": 1, "empty": 1}
     kinds = [kind for *_, kinds in ODD.values() for kind in kinds]
     assert report["counts"] == {k: n for k in KINDS if (n := kinds.count(k) + lacking.get(k, 0))}
@@ -132,7 +134,7 @@ def test_killed_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_named_with_its_sample(tmp_path: Path) -> None:
-    """What the system does to a process that takes too much memory."""
+    """The system does this to a process that takes too much memory."""
     slow = save(Image.effect_noise((3000, 3000), 50), "PNG")
     write_tar(
         tmp_path / "slow.tar", [(f"{n}.{kind}", data) for n in range(30) for kind, data in (("png", slow), ("cls", b"0"))]
@@ -153,7 +155,7 @@ def test_a_killed_worker_is_named_with_its_sample(tmp_path: Path) -> None:
 
 
 def spawned_by(pid: int) -> list[int]:
-    """Worker processes, without multiprocessing's own resource tracker."""
+    """Return worker processes, without multiprocessing's own resource tracker."""
     children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
     return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
@@ -173,7 +175,7 @@ def test_a_crash_in_a_library_names_the_task() -> None:
 
 
 class ListingHandler(RangeHandler):
-    """A web server that lists folders; it counts what it sends."""
+    """Serves listings of folders, and counts what it sends."""
 
     sent = 0
 
@@ -215,7 +217,7 @@ def test_a_url_is_read_once_and_findings_go_into_the_current_folder(tmp_path: Pa
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """A real S3 server over tmp_path/bucket, behind a network that can be made bad."""
+    """Run a real S3 server over tmp_path/bucket, behind a network that can be made bad."""
     (tmp_path / "bucket").mkdir()
     server = S3Server(tmp_path)
     proxy = FaultProxy(server)

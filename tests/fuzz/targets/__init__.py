@@ -1,29 +1,29 @@
-"""What is fuzzed, a module for each kind of file; `TARGETS` names them all."""
+"""Hold what is fuzzed, a module for each kind of file; `TARGETS` names them all."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-Build = Literal["vectors", "plain"]  # of the C decoder: with the vectors of x86 processors, or without
+Build = Literal["vectors", "plain"]  # builds of the C decoder: with the vectors of x86 processors, or without
 
 
 @dataclass(frozen=True)
 class Target:
-    """One reader, and what one input may cost.
+    """Describes one reader, and what one input may cost.
 
     `tests.fuzz.targets.MODULE.FUNCTION(scratch)` returns a `Fuzzer`; it runs in a process of its own.
     """
 
     module: str
     function: str
-    executions: int  # of the long form
-    limit_s: float = 10.0  # of computation for one input
+    executions: int  # executions of the long form
+    limit_s: float = 10.0  # computation for one input
     memory_mib: int = 512  # beyond what the process has when it begins
     sanitized: Build | None = None  # with the C decoder under AddressSanitizer and UndefinedBehaviorSanitizer
 
 
-# Readers with faults put into them: the fuzzer must find these. Not among those that are run by default.
+# Readers with faults put into them: the fuzzer must find these. They do not run by default.
 PLANTED = {
     kind: Target("planted", kind, 40, limit_s=0.5, memory_mib=64)
     for kind in ("sound", "wrong", "foreign", "memory", "crash", "hang")

@@ -1,4 +1,4 @@
-"""Configurations: read to what they say, or refused in words."""
+"""Configurations are read to what they say, or refused in words."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _make(recipes: list[dict[str, object]], random: Random) -> bytes:
 
 
 def _bomb(random: Random) -> bytes:
-    """A value that is large, or deep, or both once its aliases are followed."""
+    """Make a value that is large, or deep, or both once its aliases are followed."""
     depth = random.choice(DEPTHS)
     if random.random() < 0.5:
         return b"[" * depth + b"]" * depth

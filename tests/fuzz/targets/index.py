@@ -1,4 +1,4 @@
-"""Index files: the index that was written, or a refusal."""
+"""Index files give the index that was written, or a refusal."""
 
 from __future__ import annotations
 

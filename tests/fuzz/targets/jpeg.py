@@ -1,4 +1,4 @@
-"""The region decoder against decoding whole images: the same pixels, or a refusal by both."""
+"""The region decoder gives the same pixels as decoding whole images, or both refuse."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_OUT = 33  # pixels a side
 
 
 def region_decoder(scratch: Path) -> Fuzzer:
-    """With the module that the environment names in place of the installed one."""
+    """Return the decoder with the module that the environment names in place of the installed one."""
     spec = importlib.util.spec_from_file_location("_jpeg", os.environ[MODULE_VARIABLE])
     assert spec is not None
     assert spec.loader is not None
@@ -34,7 +34,7 @@ def region_decoder(scratch: Path) -> Fuzzer:
 
 
 def check(data: bytes) -> Outcome:
-    """Taken means: by the region decoder, and compared.
+    """Check one input. "Taken" means decoded by the region decoder, and compared.
 
     The crop is drawn from the content, so that the input alone repeats a finding.
     """

@@ -1,4 +1,4 @@
-"""Texts that people write: CSV files, class lists and maps, skip lists, labels."""
+"""Fuzz texts that people write: CSV files, class lists and maps, skip lists, labels."""
 
 from __future__ import annotations
 

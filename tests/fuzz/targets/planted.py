@@ -1,4 +1,4 @@
-"""Readers with a fault that one input in ten meets, to try the fuzzer on."""
+"""Give the fuzzer readers with a fault that one input in ten meets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that reads a run folder: status, report, claims, results and the search for a checkpoint.
+"""Fuzz everything that reads a run folder: status, report, claims, results and the search for a checkpoint.
 
 Only two may refuse: the search, where no checkpoint can be trusted, and the report, where there is nothing to draw.
 """
@@ -29,7 +29,7 @@ from tests.fuzz.values import json_bytes, mutate_values
 
 PLAIN = Style(colours=False, blocks=BLOCKS)
 DIGEST = "0123456789abcdef"
-PICTURES = 500  # of so many inputs one is drawn too, which takes two seconds
+PICTURES = 500  # one of so many inputs is drawn too, which takes two seconds
 OWNER = {
     "host": "node1", "pid": 77, "machine": "boot", "pid_namespace": "pid:[1]", "process_start": "5", "slurm_job_id": "7",
     "slurm_restart": "0", "since": 1.7e9, "token": "abc",
@@ -95,7 +95,7 @@ def _make(random: Random) -> bytes:
 
 
 def _lines(rows: list[dict[str, Any]], random: Random, share: float) -> bytes:
-    """Lines of JSON, a share of them damaged."""
+    """Return lines of JSON, a share of them damaged."""
     lines = []
     for row in copy.deepcopy(rows):
         damaged = random.random() < share
@@ -130,7 +130,7 @@ def _check(data: bytes, root: Path) -> Outcome:
 
 
 def _check_meta(meta: CheckpointMeta) -> None:
-    """Of a checkpoint that a launch would go on from."""
+    """Check the meta.json of a checkpoint that a launch would resume from."""
     for name in ("step", "images_seen", "num_updates", "skipped_steps", "world_size", "order_version", "zero_stage"):
         if type(getattr(meta, name)) is not int or getattr(meta, name) < 0:
             raise BrokenLaw(f"a checkpoint is resumed from whose {name} is no count", details=repr(getattr(meta, name)))

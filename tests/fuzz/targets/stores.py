@@ -1,4 +1,4 @@
-"""What `data_tools` keeps between calls: listings, hashes of images, notes of shards, make.json, results by shard."""
+"""Fuzz what `data_tools` keeps between calls: listings, hashes of images, notes of shards, make.json, results by shard."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _make(seeds: dict[str, bytes], random: Random) -> bytes:
 
 
 def _change_header(header: dict[str, Any], random: Random) -> Any:
-    """The header, or the JSON in it."""
+    """Change the header, or the JSON in it."""
     facts = header["__metadata__"]
     name = random.choice(sorted(facts))
     if random.random() < 0.5 or name == "digest":

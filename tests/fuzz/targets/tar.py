@@ -1,4 +1,4 @@
-"""The tar scanner: what Python's own reader finds, or a refusal; and blocks that read back as they were scanned."""
+"""The tar scanner gives what Python's own reader finds, or a refusal, and blocks read back as they were scanned."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _check_ranges(samples: list[TarSample], num_bytes: int) -> None:
 
 
 def _check_content(samples: list[TarSample], data: bytes) -> None:
-    """Python's reader stops at damage without a word, so it may see less than a whole tar; ours must then have refused."""
+    """Python's reader stops at damage without a message, so it may see less than a whole tar; ours must then have refused."""
     if any(member.length > LARGE for sample in samples for member in sample.members):
         return
     found = [

@@ -1,4 +1,4 @@
-"""Weights files: the model that was saved, or a refusal."""
+"""Weights files give the model that was saved, or a refusal."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def weights_files(scratch: Path) -> Fuzzer:
 
 
 def _change_header(header: dict[str, Any], random: Random) -> Any:
-    """Mostly what is said of the model, which is JSON inside JSON."""
+    """Change mostly what is said of the model, which is JSON inside JSON."""
     if random.random() < 0.25:
         return mutate_values(header, random, words=KEYS)
     model = mutate_values(json.loads(header["__metadata__"]["model"]), random, words=KEYS)
@@ -63,7 +63,7 @@ def _change_header(header: dict[str, Any], random: Random) -> Any:
 
 def _check(data: bytes, path: Path) -> Outcome:
     path.write_bytes(data)
-    digest = read_digest(path)  # raises nothing
+    digest = read_digest(path)  # this raises nothing
     try:
         header = read_weights_header(path)
     except CheckpointError:

@@ -21,7 +21,7 @@ MODEL = ViTConfig(
 
 
 def saved_bytes(model: nn.Module, *, batch: int, precision: TrainingPrecision, size: int) -> int:
-    """Bytes that a forward pass leaves for the backward pass, parameters left out."""
+    """Return bytes that a forward pass leaves for the backward pass, parameters left out."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}
 

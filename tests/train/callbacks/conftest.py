@@ -1,4 +1,4 @@
-"""A process group for the callbacks' trainings."""
+"""The callbacks' trainings share a process group."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from tests.helpers.one_rank import one_rank
 
 @pytest.fixture(scope="package")
 def rank() -> Iterator[None]:
-    """This process is a training's only rank."""
+    """Make this process a training's only rank."""
     with one_rank():
         yield

@@ -1,4 +1,4 @@
-"""Saves of a real training: when they come, what they hold, and what becomes of them when something fails."""
+"""Saves of a real training come on time, hold the right values, and survive failures."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def make_checkpointing(folder: RunFolder, *, stop: StopRequest | None = None, **
 
 
 def make_batches(count: int, *, bad: Iterable[int] = ()) -> list[Batch]:
-    """For steps 1 to `count`, of which the bad ones are refused."""
+    """Make batches for steps 1 to `count`; the optimizer refuses the bad ones."""
     return [make_batch(step, value=torch.inf if step in bad else 1.0) for step in range(1, count + 1)]
 
 
 def reference(batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights and moments after torch's own AdamW has taken these steps."""
+    """Return weights and moments after torch's own AdamW has taken these steps."""
     model: nn.Module = make_module().model
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     for batch in batches:
@@ -109,7 +109,7 @@ def test_checkpoints_hold_what_torchs_own_training_has_at_their_steps(folder: Ru
 
 @pytest.mark.parametrize(("policy", "kept"), [({"keep_last": 2}, [6, 7]), ({"keep_last": 1, "keep_every_steps": 4}, [4, 6, 7])])
 def test_old_checkpoints_go_and_their_weights_stay(policy: dict[str, int], kept: list[int], folder: RunFolder) -> None:
-    """The newest proven one stays next to the last one, which is not proven."""
+    """The newest proven one stays besides the last one, which is not proven."""
     fit([make_checkpointing(folder, **policy)], make_batches(7), folder=folder.root, max_steps=7)
     assert folder.checkpoint_steps() == kept
     assert folder.weight_steps() == [0, 2, 4, 6, 7]
@@ -137,7 +137,7 @@ def test_a_save_from_which_no_step_was_taken_gives_way_to_the_last_one(folder: R
     fit([make_checkpointing(folder)], make_batches(4, bad=[3, 4]), folder=folder.root, max_steps=4)
     assert folder.checkpoint_steps() == [4]
     assert not read_checkpoint(folder.checkpoint_of(4)).meta.proven
-    assert [path.name for path in folder.checkpoints.iterdir()] == ["step_00000004"]  # no half of the one given up
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["step_00000004"]  # no half of the discarded one
 
 
 def test_weights_that_are_not_finite_are_not_saved(folder: RunFolder) -> None:
@@ -173,7 +173,7 @@ def test_told_to_stop_at_the_last_step_the_run_is_complete(folder: RunFolder) ->
 
 
 def test_a_save_that_fails_is_tried_again_at_the_next_interval(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    """The folder of checkpoints is gone for a while, as when a file system is not mounted."""
+    """The folder of checkpoints is missing for a while, as when a file system is not mounted."""
     checkpointing = make_checkpointing(folder)
 
     def restore(_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""What the watchdog hears of a training."""
+"""The watchdog is informed of a training's progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("rank")
 
 
 class Listened(Watchdog):
-    """A watchdog that also writes down what it hears."""
+    """Records what a watchdog is told."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(timeout_s=60, rank=0, folder=folder)
@@ -41,7 +41,7 @@ class Fails(Callback):
 
 
 def watching() -> bool:
-    """Whether a watchdog still runs, a moment from now."""
+    """Return whether a watchdog still runs, a moment from now."""
     end = time.monotonic() + 5
     while any(thread.name == "watchdog" for thread in threading.enumerate()) and time.monotonic() < end:
         time.sleep(0.01)

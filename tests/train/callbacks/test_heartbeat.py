@@ -1,4 +1,4 @@
-"""The run's sign of life."""
+"""A run writes a sign of life."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.helpers.trainings import WriteConfig, folder_of
 
 
 class Recorded(LiveFiles):
-    """Live files that also keep every state they were given."""
+    """Keeps every state that live files were given."""
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__(folder, every_s=60)
@@ -39,7 +39,7 @@ class Recorded(LiveFiles):
 
 @dataclass
 class Outside:
-    """What a heartbeat reaches outside of the run folder."""
+    """Holds what a heartbeat reaches outside of the run folder."""
 
     notices: list[str] = field(default_factory=list)
     stop: StopRequest = field(default_factory=StopRequest)
@@ -69,7 +69,7 @@ class Fails(Callback):
 
 @pytest.mark.usefixtures("rank")
 def test_a_beat_at_every_turn_of_the_loop(tmp_path: Path) -> None:
-    """Micro-batches within a step are no steps."""
+    """Micro-batches within a step do not count as steps."""
     folder = RunFolder(tmp_path)
     files = Recorded(folder)
     batches = [make_batch(number) for number in range(6)]

@@ -1,4 +1,4 @@
-"""Lines of metrics of a real training, compared with torch's own optimizer on the same batches."""
+"""Lines of metrics of a real training are compared with torch's own optimizer on the same batches."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_metrics(**changes: Any) -> TrainingMetrics:
 
 
 class Lines(StepCallback):
-    """What stands in `line` at each step's end."""
+    """Keeps `line` at each step's end."""
 
     def __init__(self, metrics: TrainingMetrics) -> None:
         self.metrics = metrics
@@ -72,7 +72,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def reference(batches: Iterable[Batch], *, accumulation_steps: int = 1) -> tuple[list[float], list[float], list[float]]:
-    """Losses and hits of every micro-batch, gradient norms of every step, without a trainer."""
+    """Return losses and hits of every micro-batch, gradient norms of every step, without a trainer."""
     module = make_module()
     model: nn.Module = module.model
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
@@ -97,7 +97,7 @@ def mean(values: list[float]) -> float:
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 @pytest.mark.parametrize("zero_stage", [0, 1])
 def test_a_line_is_the_mean_since_the_last_one(accumulation_steps: int, zero_stage: int, tmp_path: Path) -> None:
-    """Seven steps in lines of three: the last step has a line of its own."""
+    """Seven steps are logged in lines of three: the last step has a line of its own."""
     batches = make_batches(7 * accumulation_steps)
     losses, norms, hits = reference(batches, accumulation_steps=accumulation_steps)
     train(

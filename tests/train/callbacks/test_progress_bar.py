@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("rank")
 
 
 def test_lines_of_a_log_count_steps_and_end_with_the_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a terminal: one line after the first step, when no metrics are known, and one at the end."""
+    """Without a terminal there is one line after the first step, when no metrics are known, and one at the end."""
     metrics = make_metrics(log_every=3)
     bar = ProgressBar(metrics, total_steps=14)
     train(make_batches(2 * 7), tmp_path, metrics=metrics, after=[bar], accumulation_steps=2)

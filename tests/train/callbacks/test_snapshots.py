@@ -1,4 +1,4 @@
-"""A rank's share of a checkpoint as files."""
+"""A rank writes its share of a checkpoint as files."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_file_gets_a_second_name_in_the_place_of_an_older_one(tmp_path: Path) 
 
 
 def test_it_is_copied_where_there_are_no_links(tmp_path: Path) -> None:
-    """Between two file systems."""
+    """The folders are on two file systems."""
     other = Path("/dev/shm")
     if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("one file system only")

@@ -13,7 +13,7 @@ from tests.helpers.one_rank import fit, make_batch
 
 
 class Steps(StepCallback):
-    """After each micro-batch: the steps that it was told of, and the trainer's step."""
+    """Records after each micro-batch the steps that it was given, and the trainer's step."""
 
     def __init__(self) -> None:
         self.told: list[tuple[int, int]] = []
@@ -41,5 +41,5 @@ def test_a_step_ends_where_the_trainers_step_moves_on(accumulation_steps: int, t
     for is_end, step in steps.seen:
         assert is_end == (step > before)
         before = step
-    # With the step's number and its last micro-batch.
+    # The call has the step's number and its last micro-batch.
     assert steps.told == [(step, accumulation_steps * step - 1) for step in (1, 2, 3)]

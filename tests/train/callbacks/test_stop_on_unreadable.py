@@ -1,4 +1,4 @@
-"""Images that cannot be read, and reads that were made again: named, and at last the end of the run."""
+"""Images that cannot be read, and retried reads, are named, and at last end the run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def unreadable(count: int) -> list[Unreadable]:
 
 @pytest.mark.parametrize(("budget", "allowed"), [(0.0, UNREADABLE_GRACE), (4.0, 24)])
 def test_the_budget_of_unreadable_images(budget: float, allowed: int, tmp_path: Path) -> None:
-    """Judged at the line after three steps, of six images."""
+    """The line after three steps, of six images, is judged."""
     for count in (allowed, allowed + 1):
         batches = make_batches(3)
         batches[1]["unreadable"] = unreadable(count)

@@ -1,4 +1,4 @@
-"""Steps that the optimizer refuses: named, counted in a row, and at last the end of the run."""
+"""Steps that the optimizer refuses are named, counted in a row, and at last end the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("rank")
 
 
 def train(good: Iterable[bool], folder: Path, *, accumulation_steps: int = 1, zero_stage: int = 0, most: int = 3) -> Trainer:
-    """One micro-batch each; the bad ones hold an infinity."""
+    """Train on one micro-batch each; the bad ones hold an infinity."""
     batches = [make_batch(number, value=1.0 if is_good else math.inf) for number, is_good in enumerate(good)]
     return fit(
         [StopOnNonFinite(max_skipped_steps=most)], batches, folder=folder, max_steps=len(batches) // accumulation_steps,

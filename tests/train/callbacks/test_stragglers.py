@@ -1,4 +1,4 @@
-"""Which rank the others wait for: by numbers, and of real ranks of which one sleeps."""
+"""The rank that the others wait for is found: by numbers, and among real ranks of which one sleeps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.trainings import folder_of, run_ranks
 @pytest.mark.parametrize("num_ranks", [2, 3, 8, 64])
 @pytest.mark.parametrize("overhead", [0.0, 0.5, 1.0])
 def test_an_image_more_or_less_is_no_straggler(num_ranks: int, overhead: float) -> None:
-    """Whether a rank's time grows with its images, half or not at all."""
+    """A rank's time grows with its images, half or not at all."""
     for extra in range(num_ranks):
         images = [3 if rank < extra else 2 for rank in range(num_ranks)]
         weights = [count * num_ranks / sum(images) for count in images]
@@ -52,7 +52,7 @@ SLEEP_S = 0.15
 
 @pytest.fixture(scope="module")
 def slow_rank(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any]) -> RunFolder:
-    """A training on two gloo ranks of which the second sleeps in every step."""
+    """Train on two gloo ranks of which the second sleeps in every step."""
     import yaml
 
     folder = tmp_path_factory.mktemp("slow_rank")

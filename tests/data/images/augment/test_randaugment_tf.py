@@ -35,7 +35,7 @@ def tf_blend(first: np.ndarray, second: np.ndarray, factor: float) -> np.ndarray
 
 
 def row(*values: int) -> np.ndarray:
-    """One line of pixels, equal in all three planes: (3, 1, n)."""
+    """Return one line of pixels, equal in all three planes: (3, 1, n)."""
     return np.repeat(np.array(values, np.uint8)[None, None], 3, axis=0)
 
 
@@ -141,7 +141,7 @@ def test_colour_operations_follow_the_sources_formulas(number: int, magnitude: i
 
 
 def tf_smooth(planes: np.ndarray) -> np.ndarray:
-    """A weighted mean of 3 x 3 by exact integers, cut; the border is the image's."""
+    """Return a weighted mean of 3 x 3 by exact integers, cut; the border is the image's."""
     result = planes.copy()
     values = planes.astype(int)
     height, width = planes.shape[1:]
@@ -196,7 +196,9 @@ def test_geometry_is_the_sources(operation: str, magnitude: int, sign: float) ->
 
 
 def source_coordinates(operation: str, magnitude: float, *, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each output pixel comes from, pixel centres at whole numbers: the matrices of tensorflow_addons and the source."""
+    """Return where each output pixel comes from, pixel centres at whole numbers: the matrices of tensorflow_addons and the
+    source.
+    """
     y, x = np.mgrid[0:height, 0:width].astype(float)
     match operation:
         case "Rotate":
@@ -216,7 +218,7 @@ def source_coordinates(operation: str, magnitude: float, *, height: int, width: 
 
 
 def nearest(planes: np.ndarray, x: np.ndarray, y: np.ndarray, *, margin: float) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest pixels, grey outside; and where no coordinate is within the margin of a limit between two."""
+    """Return the nearest pixels, grey outside; and where no coordinate is within the margin of a limit between two."""
     columns, rows = np.floor(x + 0.5).astype(int), np.floor(y + 0.5).astype(int)
     height, width = planes.shape[1:]
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
