@@ -1,1 +1,1 @@
-"""The only wiring: a configuration in, running objects out."""
+"""Wire a run: a configuration in, running objects out. No other package does this."""

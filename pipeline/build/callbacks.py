@@ -1,4 +1,4 @@
-"""Makes what is done at each step of a training, in the order in which it is done."""
+"""Make the callbacks that act at each step of a training, in the order in which they act."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from pipeline.train.watchdog import Watchdog
 def make_callbacks(
     run: ResolvedRun, *, world: World, start_step: int, loggers: Loggers, checkpointing: Checkpointing
 ) -> list[Callback]:
-    """The callbacks of this rank.
+    """Return the callbacks of this rank.
 
-    A line of metrics is made before those that look at it. A heartbeat says that a step has ended once it is saved.
+    A line of metrics is made before the callbacks that read it. A heartbeat says that a step has ended once it is saved.
     """
     config = run.config
     files = LiveFiles(RunFolder(config.run_dir)) if world.is_first else None
@@ -77,7 +77,7 @@ def _identity(run: ResolvedRun, world: World) -> Identity:
 
 
 def _watched(callbacks: list[Callback], *, run: ResolvedRun, world: World) -> list[Callback]:
-    """Callbacks with the watchdog's around them, where hangs are to be ended."""
+    """Put the watchdog's callbacks around the others, where hangs are to be ended."""
     timeout_s = run.config.trainer.hang_timeout_s
     if timeout_s is None:
         return callbacks

@@ -1,4 +1,4 @@
-"""RUN_DIR/data.json: what the run was trained on, shard by shard, so that a resume can say in words what has changed since.
+"""Keep RUN_DIR/data.json: what the run was trained on, shard by shard, so that a resume can say in words what has changed.
 
 {"fingerprint": of all of it, as checkpoints name it,
  "corpora": [{"folder", "weight", "first_class", "shards": {NAME: [bytes, samples, digest of keys, digest of labels]}}],
@@ -25,28 +25,28 @@ from pipeline.run.folder import RunFolder
 from pipeline.run.records import read_json
 
 SHOWN_SHARDS = 3
-COLUMNS = ("sizes", "numbers of samples", "keys", "labels")  # of a shard's entry
+COLUMNS = ("sizes", "numbers of samples", "keys", "labels")  # parts of a shard's entry
 Data = Mixture | UnindexedShards
 
 
 @dataclass(frozen=True)
 class Continuity:
-    """How the data of a resumed run relate to those of its checkpoint."""
+    """Says how the data of a resumed run relate to those of its checkpoint."""
 
     messages: list[str]
     accepted: dict[str, Any] | None = None  # a change, to be recorded
 
 
 def check_data(run_dir: Path, data: Data, *, before: str, step: int, accept: str | None) -> Continuity:
-    """Whether a run may go on with these data.
+    """Return whether a run may resume with these data.
 
     Args:
-        before: fingerprint that the checkpoint names.
-        step: of the checkpoint.
+        before: fingerprint in the checkpoint.
+        step: step of the checkpoint.
         accept: fingerprint that was accepted by option.
 
     Raises:
-        CheckpointError: other data, which nobody has accepted.
+        CheckpointError: the data are others, and nobody has accepted them.
     """
     now = data.fingerprint
     if before == now:
@@ -88,7 +88,7 @@ def check_data(run_dir: Path, data: Data, *, before: str, step: int, accept: str
 
 
 def write_record(run_dir: Path, data: Data, accepted: dict[str, Any] | None = None) -> None:
-    """Write down what the run is trained on from here on, and a change that was accepted."""
+    """Record what the run is trained on from here on, and a change that was accepted."""
     record = read_record(run_dir)
     if record.get("fingerprint") == data.fingerprint and accepted is None:
         return
@@ -97,7 +97,7 @@ def write_record(run_dir: Path, data: Data, accepted: dict[str, Any] | None = No
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
-    """What was written; empty if nothing was, or it cannot be read."""
+    """Return the record; empty if there is none, or it cannot be read."""
     return read_json(RunFolder(run_dir).data) or {}
 
 
@@ -117,7 +117,7 @@ def _describe(data: Data) -> dict[str, Any]:
 
 
 def describe_shards(index: ShardIndex) -> dict[str, list[Any]]:
-    """Of each shard its size, number of samples, and digests of its keys and labels."""
+    """Return each shard's size, number of samples, and digests of its keys and labels."""
     members = (index.block_content >> np.uint64(HALF)).astype(np.uint32)
     labels = (index.block_content & np.uint64(MASK)).astype(np.uint32)
     shards: dict[str, list[Any]] = {}
@@ -130,7 +130,7 @@ def describe_shards(index: ShardIndex) -> dict[str, list[Any]]:
 
 
 def describe_change(record: dict[str, Any], data: Data) -> str:
-    """What differs from a record, in words."""
+    """Return what differs from a record, in words."""
     try:
         return (
             "; ".join(_differences(record, _describe(data))) or "the size of the index's blocks, or its skipped samples, differ"

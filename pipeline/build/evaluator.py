@@ -1,4 +1,4 @@
-"""Makes the evaluator of a run folder."""
+"""Make the evaluator of a run folder."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pipeline.run.folder import RunFolder
 
 
 def make_evaluator(folder: RunFolder, config: RunConfig) -> Evaluator:
-    """The evaluator of a run folder, which may have moved since the run's configuration was written."""
-    # Created again if lost: results still belong in evaluations.jsonl.
+    """Make the evaluator of a run folder, which may have moved since the run's configuration was written."""
+    # It is created again if lost: results still belong in evaluations.jsonl.
     asked_id = None if config.tracking.mode == "disabled" else read_wandb_environment().run_id
     wandb = settle_run(folder.root, wanted=asked_id, checkpoint_id=None, step=max(folder.weight_steps(), default=0))
     for message in wandb.messages:

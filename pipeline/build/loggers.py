@@ -1,4 +1,4 @@
-"""Makes the loggers of a training: the metrics file, W&B and the alerts, and what a run is called there."""
+"""Make the loggers of a training: the metrics file, W&B and the alerts, and the run's identity there."""
 
 from __future__ import annotations
 
@@ -21,28 +21,30 @@ from pipeline.run.records import read_metrics
 
 @dataclass(frozen=True)
 class Loggers:
-    """Where a training's lines of metrics go. W&B (None also where it is disabled) and the alerts are on rank 0 alone."""
+    """Holds the destinations of a training's lines of metrics. W&B (None also where it is disabled) and the alerts are on rank
+    0 alone.
+    """
 
     file: MetricsFile
     wandb: WandbTracker | None
     alerts: AlertLog | None
 
     def in_order(self) -> list[Logger]:
-        """Those that exist. A line is stored before it is judged."""
+        """Return the existing loggers. A line is stored before it is judged."""
         return [logger for logger in (self.file, self.wandb, self.alerts) if logger is not None]
 
     def notices(self) -> list[str]:
-        """What a reader of the run should know now: alerts that are raised, and why W&B is off if it failed."""
+        """Return what a reader of the run should know now: alerts that are raised, and why W&B is off if it failed."""
         alerts = [] if self.alerts is None else list(self.alerts.active.values())
         off = None if self.wandb is None else self.wandb.writer.off
         return alerts if off is None else [*alerts, f"W&B is off for this launch: {off}"]
 
 
 def make_loggers(run: ResolvedRun, *, world: World, start_step: int, wandb_id: str) -> Loggers:
-    """The loggers of this rank.
+    """Make the loggers of this rank.
 
     Args:
-        start_step: where the launch begins. Lines of later steps, which it trains again, are no history.
+        start_step: first step of the launch. Lines of later steps, which it trains again, do not count as history.
     """
     folder = RunFolder(run.config.run_dir)
     file = MetricsFile(folder.metrics)
@@ -62,7 +64,7 @@ def make_loggers(run: ResolvedRun, *, world: World, start_step: int, wandb_id: s
 
 
 def describe_run(config: RunConfig, folder: RunFolder, model: ModelConfig) -> dict[str, Any]:
-    """What W&B keeps as a run's configuration."""
+    """Return what W&B keeps as a run's configuration."""
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in model.build().parameters())
     return {
@@ -76,7 +78,7 @@ def describe_run(config: RunConfig, folder: RunFolder, model: ModelConfig) -> di
 
 
 def make_run_identity(config: RunConfig, *, run_id: str, folder: RunFolder) -> RunIdentity:
-    """The W&B run of a configuration."""
+    """Return the W&B run of a configuration."""
     tracking = config.tracking
     return RunIdentity(
         name=config.name,

@@ -1,4 +1,4 @@
-"""Where a launch begins: the newest complete checkpoint, or step 0; and what it refuses to go on from."""
+"""Decide where a launch begins, at the newest complete checkpoint or at step 0, and what it refuses to resume from."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pipeline.section import relaunch_rule
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a launch begins, as rank 0 decided for all."""
+    """Says where a launch begins, as rank 0 decided for all."""
 
     checkpoint: Checkpoint | None
     wandb_id: str
@@ -44,15 +44,15 @@ class ResumePoint:
 
 
 def prepare_run_folder(run: ResolvedRun, *, world_size: int, lock: RunLock, bf16_speedup: float) -> ResumePoint:
-    """Find the newest complete checkpoint and refuse what would corrupt the run. Rank 0 only.
+    """Find the newest complete checkpoint and refuse what would corrupt the run. Call it on rank 0 only.
 
     Args:
-        lock: of the run folder; taken before anything is looked at.
-        bf16_speedup: of the slowest rank's device.
+        lock: lock of the run folder, taken before anything is read.
+        bf16_speedup: speedup of the slowest rank's device.
 
     Raises:
         CheckpointError: the relaunch differs where it must not, every checkpoint is broken, or another training is at work.
-        DataError: shards missing or changed.
+        DataError: shards are missing or changed.
     """
     run.mixture.check_shards()
     folder = RunFolder(run.config.run_dir)
@@ -60,7 +60,7 @@ def prepare_run_folder(run: ResolvedRun, *, world_size: int, lock: RunLock, bf16
     messages = lock.take()
     found = find_latest(folder)
     newest = found.newest
-    last_launch = None if newest is None else read_last_launch(folder)  # without a checkpoint it binds nobody
+    last_launch = None if newest is None else read_last_launch(folder)  # without a checkpoint any configuration may start
     choice = choose_training_precision(
         run.config.trainer.precision,
         zero_stage=run.config.trainer.zero_stage,
@@ -68,7 +68,7 @@ def prepare_run_folder(run: ResolvedRun, *, world_size: int, lock: RunLock, bf16
         recorded=None if last_launch is None else recorded_precision(last_launch),
     )
     run = run.with_precision(choice.precision)
-    # Here, where an error reaches every rank; a run without W&B need not care what its variables say.
+    # An error here reaches every rank. A run without W&B need not check its variables.
     asked_id = None if run.config.tracking.mode == "disabled" else read_wandb_environment().run_id
     continuity = Continuity([])
     if newest is not None and last_launch is not None:
@@ -82,7 +82,7 @@ def prepare_run_folder(run: ResolvedRun, *, world_size: int, lock: RunLock, bf16
     messages += [choice.message] if choice.message is not None else []
     messages += _describe_choices(run)
     if newest is None or newest.meta.step < run.stop_step:
-        folder.complete.unlink(missing_ok=True)  # this launch was asked for more steps
+        folder.complete.unlink(missing_ok=True)  # this launch has more steps to do
     write_record(folder.root, run.mixture, continuity.accepted)
     write_whole(folder.config, run.config.to_yaml().encode())
     meta = None if newest is None else newest.meta
@@ -93,7 +93,7 @@ def prepare_run_folder(run: ResolvedRun, *, world_size: int, lock: RunLock, bf16
 
 
 def _check_continuity(run: ResolvedRun, newest: Checkpoint, *, root: Path) -> Continuity:
-    """Whether the samples and their order are those of the checkpoint."""
+    """Return whether the samples and their order are those of the checkpoint."""
     check_order_version(newest)
     return check_data(
         root, run.mixture, before=newest.meta.data_fingerprint, step=newest.meta.step, accept=run.config.data.accept
@@ -101,7 +101,7 @@ def _check_continuity(run: ResolvedRun, newest: Checkpoint, *, root: Path) -> Co
 
 
 def _clean_up(folder: RunFolder, found: CheckpointSearch) -> list[str]:
-    """Set aside what this launch does not go on from; what was set aside, in words."""
+    """Set aside what this launch does not resume from. Return what was set aside, in words."""
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder)
     skipped = [
@@ -122,7 +122,7 @@ def _describe_beginning(run: ResolvedRun, newest: Checkpoint | None, *, folder: 
 
 
 def _describe_choices(run: ResolvedRun) -> list[str]:
-    """What a user may not expect of this configuration here."""
+    """Return what a user may not expect of this configuration here."""
     messages = []
     if run.config.data.decoder == "auto" and run.decoder == "whole":
         messages.append(f"JPEGs are decoded whole: the faster decoder, of the same pixels, is not built here; {HOW_TO_BUILD}")
@@ -137,7 +137,7 @@ def _describe_choices(run: ResolvedRun) -> list[str]:
 
 
 def check_link(root: Path) -> None:
-    """Whether a run folder that is a link leads anywhere: one to a disk that is not mounted must not look like a new run.
+    """Check that a run folder that is a link leads anywhere: one to a disk that is not mounted must not look like a new run.
 
     Raises:
         CheckpointError: it does not.
@@ -150,7 +150,7 @@ def check_link(root: Path) -> None:
 
 
 def _set_weights_aside(folder: RunFolder, *, after: int) -> list[str]:
-    """Weights that an abandoned start or a later checkpoint has left: nothing says that this launch trains to the same ones."""
+    """Set aside weights of an abandoned start or a later checkpoint: this launch may not train to the same ones."""
     steps = set_weights_aside(folder, after=after)
     if not steps:
         return []
@@ -162,10 +162,10 @@ def _set_weights_aside(folder: RunFolder, *, after: int) -> list[str]:
 
 
 def compare_with_last_launch(run: ResolvedRun, last_launch: dict[str, Any], *, root: Path) -> list[str]:
-    """What differs from the configuration of the last launch, in words; nothing where this is the first.
+    """Return what differs from the last launch's configuration, in words; nothing where this launch is the first.
 
     Raises:
-        CheckpointError: a difference that would mix two runs in one folder.
+        CheckpointError: a difference would mix two runs in one folder.
     """
     before, now = _flatten(_with_defaults(last_launch)), _flatten(run.config.model_dump(mode="json"))
     changed = {key: relaunch_rule(RunConfig, key) for key in sorted(before | now) if before.get(key) != now.get(key)}
@@ -184,11 +184,11 @@ def compare_with_last_launch(run: ResolvedRun, last_launch: dict[str, Any], *, r
 
 
 def compare_learning_rates(run: ResolvedRun, last_launch: dict[str, Any], *, step: int) -> list[str]:
-    """What a changed schedule does to the learning rate of the next step, in words; nothing where it stays.
+    """Return what a changed schedule does to the learning rate of the next step, in words; nothing where it stays.
 
     Args:
         last_launch: the configuration of the last launch.
-        step: where this launch begins.
+        step: first step of this launch.
     """
     try:
         before = RunConfig.model_validate({**last_launch, "data": run.config.data.model_dump(mode="json")})
@@ -207,13 +207,13 @@ def compare_learning_rates(run: ResolvedRun, last_launch: dict[str, Any], *, ste
 
 
 def recorded_precision(last_launch: dict[str, Any]) -> TrainingPrecision | None:
-    """What the run has trained in so far; None where its configuration does not say."""
+    """Return the precision that the run has trained in so far; None where its configuration does not say."""
     recorded = _flatten(last_launch).get("trainer.precision")
     return recorded if recorded in get_args(TrainingPrecision) else None
 
 
 def read_last_launch(folder: RunFolder) -> dict[str, Any]:
-    """The configuration that the last launch recorded, in today's words.
+    """Return the configuration that the last launch recorded, with today's keys.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -235,7 +235,7 @@ def _unreadable_config(folder: RunFolder, reason: str) -> CheckpointError:
 
 
 def check_order_version(checkpoint: Checkpoint) -> None:
-    """Whether this software orders samples as the checkpoint's did.
+    """Check that this software orders samples as the checkpoint's did.
 
     Raises:
         CheckpointError: it does not.
@@ -248,7 +248,7 @@ def check_order_version(checkpoint: Checkpoint) -> None:
 
 
 def describe_other_ranks(run: ResolvedRun, checkpoint: Checkpoint, *, world_size: int) -> list[str]:
-    """What another number of ranks changes, in words; nothing where there are as many."""
+    """Return what another number of ranks changes, in words; nothing where there are as many."""
     before = checkpoint.meta.world_size
     if before == world_size:
         return []
@@ -257,7 +257,7 @@ def describe_other_ranks(run: ResolvedRun, checkpoint: Checkpoint, *, world_size
 
 
 def describe_lost_loss(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
-    """That a launch goes on from where the run had lost what it learnt, and from where it might; nothing where it had not."""
+    """Warn that a launch resumes after the run had lost what it learnt, and name a better step; nothing where it had not."""
     history = read_loss_history(checkpoint.path)
     if history is None or not history.is_lost:
         return []
@@ -286,15 +286,15 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _with_defaults(last_launch: dict[str, Any]) -> dict[str, Any]:
-    """The last launch's configuration, with the defaults of settings that were added since."""
+    """Return the last launch's configuration, with the defaults of settings that were added since."""
     try:
         return RunConfig.model_validate(last_launch).model_dump(mode="json")
     except ValidationError:
-        return last_launch  # of another version, which is compared key by key
+        return last_launch  # written by another version; it is compared key by key
 
 
 def agree_on_start(run: ResolvedRun, world: World, *, device: torch.device, lock: RunLock) -> ResumePoint:
-    """Rank 0 takes the lock and prepares the run folder; every rank gets its answer, or its error."""
+    """Let rank 0 take the lock and prepare the run folder. Every rank gets its answer, or its error."""
     outcome: ResumePoint | PipelineError | None = None
     bf16_speedup = minimum(measure_bf16_speedup(device), device=device)
     if world.is_first:

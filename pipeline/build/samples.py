@@ -1,4 +1,4 @@
-"""What a run sees at a step, without running it: keys, classes, byte ranges in the shards, and the pixels as a picture."""
+"""Show what a run sees at a step, without running it: keys, classes, byte ranges in the shards, and the pixels as a picture."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CAPTION_HEIGHT = 12  # pixels
 
 
 class SeenSample(NamedTuple):
-    """One position of a run."""
+    """Describes one position of a run."""
 
     step: int
     position: int
@@ -36,7 +36,7 @@ class SeenSample(NamedTuple):
     key: str
     label: int
     sample_id: int
-    note: str  # what it stands in for, if it does
+    note: str  # the image that it substitutes, if any
 
     def line(self) -> str:
         return "\t".join(str(value) for value in self)
@@ -50,7 +50,7 @@ class SampleNames:
         self._readers = [BlockReader(corpus.index, capacity=64) for corpus in mixture.corpora]
 
     def find(self, sample_id: int) -> tuple[str, str, str]:
-        """Corpus folder, shard and key."""
+        """Return corpus folder, shard and key."""
         corpus = int(np.searchsorted(self._mixture.first_sample, sample_id, side="right")) - 1
         index = self._mixture.corpora[corpus].index
         own = sample_id - self._mixture.first_sample[corpus]
@@ -60,15 +60,15 @@ class SampleNames:
 
 
 def list_samples(config: RunConfig, *, step: int, num_steps: int, picture: Path | None) -> Iterator[str]:
-    """Tab-separated lines, one a position of steps [step, step + num_steps).
+    """Yield tab-separated lines, one a position of steps [step, step + num_steps).
 
     Args:
-        step: as in metrics.jsonl and on the dashboard: step 1 is the first.
+        step: number as in metrics.jsonl and on the dashboard: step 1 is the first.
         picture: file for a contact sheet of the augmented images, or an existing folder.
 
     Raises:
-        ConfigError: a step beyond the run's end, or a picture that cannot be written: reported before anything is read.
-        DataError: shards that cannot be read.
+        ConfigError: the step is beyond the run's end, or the picture cannot be written; raised before anything is read.
+        DataError: shards cannot be read.
     """
     run = resolve_run(config, world_size=1)
     if isinstance(run.mixture, UnindexedShards):
@@ -90,7 +90,7 @@ def list_samples(config: RunConfig, *, step: int, num_steps: int, picture: Path 
 
 
 def _picture_path(picture: Path, *, name: str, step: int) -> Path:
-    """Where the picture goes; checked to be a path that can be written, and a format that is known."""
+    """Return the picture's path, checked to be one that can be written, in a known format."""
     target = picture / f"{name}-step-{step}.png" if picture.is_dir() else picture
     if target.suffix.lower() not in Image.registered_extensions():
         raise ConfigError(f"--picture {picture}: no picture format is called {target.suffix!r}; use .png or .jpg")

@@ -1,4 +1,4 @@
-"""The wiring of the data: a plan in, the stream of a rank's images out."""
+"""Wire the data: a plan in, the stream of a rank's images out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.distributed.world import World
 
 
 def make_stream(run: ResolvedRun, *, world: World, start_step: int) -> TrainStream | UnindexedStream:
-    """The training images of this rank, from `start_step` on."""
+    """Return the training images of this rank, from `start_step` on."""
     data = run.config.data
     transform = TrainTransform(
         image_size=run.model.image_size,
@@ -56,7 +56,7 @@ def make_stream(run: ResolvedRun, *, world: World, start_step: int) -> TrainStre
 
 
 def make_remote_options(data: DataSection) -> RemoteOptions:
-    """How shards behind URLs are read."""
+    """Return how shards behind URLs are read."""
     return RemoteOptions(
         timeout_s=data.read_timeout_s,
         patience_s=data.read_patience_s,

@@ -1,4 +1,4 @@
-"""The wiring of a training: a configuration in, running objects out."""
+"""Wire a training: a configuration in, running objects out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.train.zero import ZeroStrategy, deepspeed_config
 
 
 def make_model(config: ModelConfig, *, seed: int) -> Backbone:
-    """A freshly initialised model; the same on every rank."""
+    """Make a freshly initialised model, the same on every rank."""
     model = config.build()
     model.init_weights(torch.Generator().manual_seed(seed))
     return model
@@ -35,7 +35,7 @@ def make_model(config: ModelConfig, *, seed: int) -> Backbone:
 
 @dataclass(frozen=True)
 class Training:
-    """Everything `fit` needs."""
+    """Holds everything that `fit` needs."""
 
     trainer: Trainer
     module: PretrainModule
@@ -52,7 +52,7 @@ class Training:
 def make_training(run: ResolvedRun, *, world: World, stop: StopRequest, start: ResumePoint) -> Training:
     """Wire a training up. The process group exists already."""
     config = run.config
-    if "OMP_NUM_THREADS" not in os.environ:  # else torch has taken that
+    if "OMP_NUM_THREADS" not in os.environ:  # otherwise torch has read it
         share = threads_of_a_rank(local_size=world.local_size, has_own_cores=world.launcher in ("slurm", "mpi"))
         torch.set_num_threads(1 if torch.cuda.is_available() else share)
     if not torch.cuda.is_available():
@@ -133,7 +133,7 @@ def _make_trainer(run: ResolvedRun, *, world: World, start: ResumePoint, checkpo
         accumulate_grad_batches=run.accumulation_steps,
         logger=loggers.in_order(),
         callbacks=make_callbacks(run, world=world, start_step=start.step, loggers=loggers, checkpointing=checkpointing),
-        # Checkpoints, progress and sampling are ours.
+        # We make checkpoints, progress and sampling ourselves.
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -142,6 +142,6 @@ def _make_trainer(run: ResolvedRun, *, world: World, start: ResumePoint, checkpo
         log_every_n_steps=max(1, config.tracking.log_every),
         default_root_dir=str(config.run_dir),
     )
-    # Lightning's SIGTERM handler runs a collective inside the handler; ours, which only notes the signal, stays in place.
+    # Lightning's SIGTERM handler runs a collective inside the handler. Ours, which only notes the signal, stays in place.
     trainer._signal_connector.register_signal_handlers = lambda: None
     return trainer

@@ -1,1 +1,1 @@
-"""A run's configuration: its schema, its reading, and its meaning in steps."""
+"""Define a run's configuration: its schema, its reading, and its meaning in steps."""

@@ -1,4 +1,4 @@
-"""From pydantic's problems with a configuration to words: what is wrong, where, and what to type instead."""
+"""Turn pydantic's problems with a configuration into words: what is wrong, where, and what to type instead."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipeline.config.run import RunConfig
 from pipeline.credentials import redact
 from pipeline.section import annotation_of, mark_of, members_of, section_for, sections_in
 
-MAX_SHOWN = 200  # characters of a value, in a message
-MAX_PROBLEMS = 20  # of a configuration, in a message
+MAX_SHOWN = 200  # limit of a value's characters in a message
+MAX_PROBLEMS = 20  # limit of a configuration's problems in a message
 
 _SECTION_WANTED = ("model_type", "model_attributes_type", "dict_type")
-_OTHER_NAMES = {  # of other programs
+_OTHER_NAMES = {  # other programs' names
     "lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "batch_size": "trainer.global_batch_size",
     "batch": "trainer.global_batch_size", "epochs": "trainer.duration", "steps": "trainer.duration", "gpus": "trainer.devices",
     "workers": "data.num_workers", "classes": "model.num_classes", "output": "output_dir",
@@ -27,11 +27,11 @@ _PLACEHOLDERS = {"name": "NAME", "train": "FOLDER", "test": "FOLDER", "path": "F
 
 
 def explain(problems: Sequence[Any], values: dict[str, Any]) -> list[str]:
-    """A line for each problem.
+    """Return a line for each problem.
 
     Args:
-        problems: pydantic's, of a `RunConfig`.
-        values: what it was made of.
+        problems: pydantic's problems of a `RunConfig`.
+        values: the values of the `RunConfig`.
     """
     found = _without_branches(problems)
     lines = [_explain(problem, values) for problem in found[:MAX_PROBLEMS]]
@@ -39,7 +39,7 @@ def explain(problems: Sequence[Any], values: dict[str, Any]) -> list[str]:
 
 
 def _without_branches(problems: Sequence[Any]) -> list[dict[str, Any]]:
-    """Problems of values that may be a text or a list: those of the form that was meant, without its name in the location."""
+    """Keep, for values that may be a text or a list, the problems of the intended form, without its name in the location."""
     found: list[dict[str, Any]] = []
     for problem in problems:
         location = problem["loc"]
@@ -52,7 +52,7 @@ def _without_branches(problems: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _explain(problem: Any, values: dict[str, Any]) -> str:
-    """One pydantic problem in words."""
+    """Return one pydantic problem in words."""
     location, _ = _resolve(problem["loc"])
     path = ".".join(shorten_text(str(part)) for part in location)
     message = str(problem["msg"]).removeprefix("Value error, ")
@@ -88,7 +88,7 @@ def _explain(problem: Any, values: dict[str, Any]) -> str:
 
 
 def _explain_choice(location: tuple[Any, ...], problem: Any) -> str:
-    """A key names no member of its kind."""
+    """Explain a key that names no member of its kind."""
     mark = mark_of(_resolve(location)[1])
     assert mark is not None
     given, known = str(problem["ctx"]["tag"]), [name.strip("' ") for name in str(problem["ctx"]["expected_tags"]).split(",")]
@@ -117,12 +117,12 @@ def _explain_unknown(location: tuple[Any, ...], known: list[str], given: Any) ->
 
 
 def _loads(path: str, value: Any) -> bool:
-    """Whether a line is worth typing: short enough, and without what a message hides."""
+    """Return whether a line is worth typing: short enough, and without what a message hides."""
     return len(str(value)) < MAX_SHOWN and redact(f"{path}={value}") == f"{path}={value}"
 
 
 def _line(path: str, value: Any) -> str:
-    """What to type on the command line."""
+    """Return what to type on the command line."""
     text = str(value) if isinstance(value, str | int | float) else _flow(value)
     return shorten_text(f"{path}={shlex.quote(text)}")
 
@@ -132,7 +132,7 @@ def _flow(value: Any) -> str:
 
 
 def _list_with(location: tuple[Any, ...], values: dict[str, Any]) -> str | None:
-    """What to type where a key of a list's item is missing: lists are replaced whole."""
+    """Return what to type where a key of a list's item is missing: lists are replaced whole."""
     list_index = next((i for i, part in enumerate(location) if isinstance(part, int)), None)
     if list_index is None or len(location) != list_index + 2:
         return None
@@ -158,7 +158,7 @@ def _example_at(location: tuple[Any, ...]) -> dict[str, str]:
 
 
 def _section_line(location: tuple[Any, ...]) -> str:
-    """What to type where a section belongs."""
+    """Return what to type where a section belongs."""
     list_index = next((i for i, part in enumerate(location) if isinstance(part, int)), None)
     if list_index is not None:
         example = _example_at(location)
@@ -172,14 +172,14 @@ def shorten(value: Any) -> str:
 
 
 def shorten_text(text: str) -> str:
-    """Short enough for a message. Credentials are hidden before: half of one would not be recognised."""
+    """Shorten a text for a message. Credentials are hidden before: half of one would not be recognised."""
     if len(text) <= MAX_SHOWN:
         return text
     return f"{redact(text[: 10 * MAX_SHOWN])[:MAX_SHOWN]}..."
 
 
 def _resolve(location: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:
-    """A position without the names of chosen members, which pydantic puts into it; and its type."""
+    """Return a position without the names of chosen members, which pydantic puts into it, and its type."""
     kept: list[Any] = []
     annotation: Any = RunConfig
     for part in location:
@@ -202,5 +202,5 @@ def _type_below(annotation: Any, key: str) -> Any:
 
 
 def _keys(annotation: Any) -> list[str]:
-    """Keys that a position takes: of every member where one is chosen."""
+    """Return the keys that a position takes: those of every member where one is chosen."""
     return list(dict.fromkeys(key for section in sections_in(annotation) for key in section.model_fields))

@@ -1,4 +1,4 @@
-"""From YAML files and overrides to a `RunConfig`, and from what is wrong with them to words."""
+"""Read YAML files and overrides into a `RunConfig`, and say in words what is wrong with them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     The run's name is the file's name where the file gives none.
 
     Raises:
-        ConfigError: in words, with the nearest right name for a wrong key.
+        ConfigError: the message is in words, with the nearest right name for a wrong key.
     """
     if "=" in str(path) and not Path(path).exists():
         raise ConfigError(
@@ -44,7 +44,7 @@ def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
     """Validate plain values.
 
     Raises:
-        ConfigError: all problems at once, a line each.
+        ConfigError: the message has all problems, a line each.
     """
     try:
         values = fit_to_schema(values, RunConfig)
@@ -55,7 +55,7 @@ def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
     except ValidationError as error:
         lines = explain(error.errors(), values)
         text = f"{source}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
-        raise ConfigError(redact(text)) from None  # pydantic's own words repeat the input, credentials and all
+        raise ConfigError(redact(text)) from None  # pydantic's own message repeats the input, with credentials
 
 
 def _read_yaml(path: Path, *, depth: int = 0) -> dict[str, Any]:
@@ -109,12 +109,12 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if isinstance(value, list) and isinstance(below, dict):
         names = [getattr(word, "text", word) for word in value]
         if all(isinstance(name, str) for name in names) and len(set(names)) == len(names):
-            value = {name: below.get(name) or {} for name in names}  # those that are named keep their settings
+            value = {name: below.get(name) or {} for name in names}  # named members keep their settings
     node[keys[-1]] = value
 
 
 def _default_names(keys: list[str]) -> dict[str, Any]:
-    """The defaults that an override inside a mapping keeps: `evaluation.protocols.few_shot.shots=[5]` keeps linear."""
+    """Return the defaults that an override inside a mapping keeps: `evaluation.protocols.few_shot.shots=[5]` keeps linear."""
     section: type[Section] | None = RunConfig
     default: Any = None
     for key in keys:
@@ -126,10 +126,10 @@ def _default_names(keys: list[str]) -> dict[str, Any]:
 
 
 def _read_value(text: str) -> Any:
-    """Of an override. Text without brackets or quotes around it is taken as it was typed: `a #b` and `pipe: x` lose nothing.
+    """Read an override's value. Text without brackets or quotes is taken as it was typed: `a #b` and `pipe: x` lose nothing.
 
     Raises:
-        ValueError: why it cannot be read.
+        ValueError: it cannot be read; the message says why.
     """
     typed = text.strip()
     if typed.startswith(("[", "{", "'", '"', "!", "&")):
@@ -150,7 +150,7 @@ def _check_quotes(overrides: list[str]) -> None:
     """Say what to type where a shell has split a value at its spaces.
 
     Raises:
-        ConfigError: an override that is continued by the next ones.
+        ConfigError: the next overrides continue this one.
     """
     for index, override in enumerate(overrides):
         key, _, text = override.partition("=")

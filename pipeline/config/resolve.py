@@ -1,4 +1,4 @@
-"""A configuration made concrete: checked against its data and the number of ranks, and counted in steps."""
+"""Make a configuration concrete: check it against its data and the number of ranks, and count it in steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.models.base import ModelConfig
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """A configuration made concrete: checked, and counted in steps."""
+    """Holds a concrete configuration: checked, and counted in steps."""
 
     config: RunConfig
     model: ModelConfig
@@ -39,12 +39,12 @@ class ResolvedRun:
 
     @property
     def precision(self) -> TrainingPrecision:
-        """Of the launch, which is chosen when the ranks know each other's devices."""
+        """Return the precision of the launch, which is chosen when the ranks know each other's devices."""
         assert self.config.trainer.precision != "auto", "asked before the start was agreed on"
         return self.config.trainer.precision
 
     def with_precision(self, precision: TrainingPrecision) -> ResolvedRun:
-        """The same plan, its precision chosen."""
+        """Return the same plan with its precision."""
         trainer = self.config.trainer.model_copy(update={"precision": precision})
         return replace(self, config=self.config.model_copy(update={"trainer": trainer}))
 
@@ -53,7 +53,7 @@ def resolve_run(config: RunConfig, *, world_size: int) -> ResolvedRun:
     """Check a configuration against its data and the number of ranks, before anything expensive starts.
 
     Raises:
-        ConfigError: numbers that do not fit together.
+        ConfigError: numbers do not fit together.
         DataError: no index.
     """
     model = config.model.resolve(head_bias=config.objective.head_bias)
@@ -125,10 +125,10 @@ def count_schedule_steps(config: RunConfig, *, num_samples: int | None, advice: 
 
 
 def load_mixture(section: DataSection) -> Mixture | UnindexedShards:
-    """The corpora a section names.
+    """Return the corpora that a section names.
 
     Raises:
-        ConfigError: an empty list.
+        ConfigError: the list is empty.
         DataError: no index.
     """
     if isinstance(section.train, str) and UnindexedShards.is_one(section.train):
@@ -171,10 +171,10 @@ def _choose_num_streams(config: RunConfig) -> int:
 
 
 def choose_decoder(wanted: Literal["auto", "region", "whole"]) -> Decoder:
-    """The decoder of training images here.
+    """Return the decoder of training images here.
 
     Raises:
-        ConfigError: the region decoder is asked for and was not built.
+        ConfigError: the region decoder is requested and was not built.
     """
     if wanted == "region" and not has_region_decoder():
         raise ConfigError(f"data.decoder=region, but it is not built here; {HOW_TO_BUILD}, or set data.decoder=auto")
@@ -182,7 +182,7 @@ def choose_decoder(wanted: Literal["auto", "region", "whole"]) -> Decoder:
 
 
 def _in_steps(duration: Any, steps: int) -> str:
-    """How many steps that is, where a duration does not say so itself."""
+    """Return a duration in steps."""
     return "" if duration.unit == "steps" else f" ({steps} step{'s' * (steps != 1)})"
 
 
@@ -202,7 +202,7 @@ def _to_steps(
 
 
 def count_accumulation_steps(config: RunConfig, *, world_size: int) -> int:
-    """Micro-batches in a step: as few as `micro_batch_size` allows. Ranks whose shares differ have as many.
+    """Return the micro-batches in a step: as few as `micro_batch_size` allows. Ranks whose shares differ have equally many.
 
     Raises:
         ConfigError: a rank, or a micro-batch of one, would have no image.

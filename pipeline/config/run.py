@@ -1,4 +1,4 @@
-"""The whole configuration, and the checks that cross its sections. `pipeline.config.read` reads it from files.
+"""Define the whole configuration, and the checks that cross its sections. `pipeline.config.read` reads it from files.
 
 Only the commands, `build` and `plan` see a whole `RunConfig`; everything else is given a section or plain values.
 """
@@ -24,7 +24,7 @@ from pipeline.train.section import CheckpointSection, TrainerSection
 
 
 class RunConfig(Section):
-    """One run."""
+    """Configures one run."""
 
     name: str = Field(
         max_length=200,
@@ -65,7 +65,9 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _timeouts_are_nested(self) -> Self:
-        """The rank that knows what is wrong must speak before those that only wait for it give up."""
+        """Check the timeouts: the rank that knows what is wrong must report it before the ranks that only wait for it give
+        up.
+        """
         hang_s = self.trainer.hang_timeout_s
         outer = self.trainer.collective_timeout_s if hang_s is None else hang_s
         if self.data.read_patience_s >= outer:

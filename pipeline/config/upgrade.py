@@ -1,14 +1,14 @@
-"""Settings of older versions are renamed to today's, in old run folders, files and command lines."""
+"""Rename settings of older versions to today's, in old run folders, files and command lines."""
 
 from __future__ import annotations
 
 from typing import Any
 
-_KNOWN = ("few_shot", "linear")  # the protocols of the versions that had a list of them
+_KNOWN = ("few_shot", "linear")  # protocols of the versions that had a list of them
 
 
 def upgrade(values: dict[str, Any]) -> dict[str, Any]:
-    """A configuration whose keys are today's. An old key counts over a new one. The argument is not changed.
+    """Return a configuration whose keys are today's. An old key counts over a new one. The argument is not changed.
 
     Changes, newest first:
         `evaluation.shots` and `.seeds` went into `evaluation.protocols.few_shot`, and `.protocols` from a list to a mapping.

@@ -1,8 +1,7 @@
-"""From what YAML reads to what was typed: a setting that is a text takes the text, whatever else YAML sees in it.
+"""Restore what was typed from what YAML reads: a setting that is a text takes the text, whatever else YAML sees in it.
 
-YAML 1.1 reads `on`, `007`, `1.10`, `2024-05-01` and `12:30` as booleans, numbers and dates. The position in the schema
-decides what
-such a word is. A number that has two readings is refused.
+YAML 1.1 reads `on`, `007`, `1.10`, `2024-05-01` and `12:30` as booleans, numbers and dates. The position in the schema decides
+what such a word is. A number that has two readings is refused.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from pipeline.section import Section, annotation_of, section_for
 
 
 def fit_to_schema(value: Any, annotation: Any, *, path: str = "", name: str | None = None) -> Any:
-    """Plain values, as their positions in the schema want them. What fits no position is left for the schema to refuse.
+    """Fit plain values to their positions in the schema. The schema itself refuses a value that fits no position.
 
     Args:
-        value: of `parse_yaml`.
+        value: result of `parse_yaml`.
         annotation: type at its position.
         path: name of its position, for messages.
 
     Raises:
-        ValueError: a number with two readings.
+        ValueError: a number has two readings.
     """
     if isinstance(value, dict):
         texts = {key.text if isinstance(key, Plain) else str(key): below for key, below in value.items()}
@@ -52,7 +51,7 @@ def _is_class(kind: Any) -> bool:
 
 
 def _annotations(section: type[Section]) -> dict[str, Any]:
-    """Type of every key that a section takes."""
+    """Return the type of every key that a section takes."""
     found: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         alias = field.validation_alias
@@ -62,13 +61,13 @@ def _annotations(section: type[Section]) -> dict[str, Any]:
 
 
 def _values_of(annotation: Any) -> Any:
-    """Type of the values of a mapping whose keys are names."""
+    """Return the type of the values of a mapping whose keys are names."""
     mapping = next((kind for kind in _kinds_of(annotation) if typing.get_origin(kind) is dict), None)
     return Any if mapping is None else typing.get_args(mapping)[1]
 
 
 def _kinds_of(annotation: Any) -> typing.Iterator[Any]:
-    """The alternatives of a type, without what is said about them."""
+    """Yield the alternatives of a type, without their annotations."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         yield from _kinds_of(typing.get_args(annotation)[0])

@@ -1,4 +1,4 @@
-"""YAML as people write it: parsed to plain values, or refused in one sentence."""
+"""Parse YAML as people write it to plain values, or refuse it in one sentence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-MAX_VALUES = 100_000  # aliases followed: ten lines of aliases of aliases stand for billions
+MAX_VALUES = 100_000  # aliases followed: ten lines of aliases of aliases can mean billions
 # PyYAML's constructors raise these besides its own errors: `2001-99-99`, `!!bool maybe`, `!!timestamp x`, an integer of
 # 5,000 digits.
 CONSTRUCTION_ERRORS = (ValueError, KeyError, AttributeError, IndexError, TypeError, OverflowError)
@@ -16,7 +16,7 @@ _READ_AS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float"
 
 @dataclass(frozen=True)
 class Plain:
-    """An unquoted word that YAML reads as something else than text: `007`, `1.10`, `on`, `2024-01-01`, `null`.
+    """Holds an unquoted word that YAML reads as something else than text: `007`, `1.10`, `on`, `2024-01-01`, `null`.
 
     Args:
         value: what YAML reads; the text where that cannot be made.
@@ -28,10 +28,10 @@ class Plain:
 
 
 def parse_yaml(text: str) -> Any:
-    """The values of one YAML document, with `Plain` where text was read as something else; None for an empty one.
+    """Return the values of one YAML document, with `Plain` where text was read as something else; None for an empty one.
 
     Raises:
-        ValueError: why it is not read.
+        ValueError: it cannot be read; the message says why.
     """
     try:
         return _parse(text)
@@ -71,7 +71,7 @@ def _parse(text: str) -> Any:
 
 
 def _count_values(node: yaml.Node, counts: dict[int, int | None]) -> int:
-    """Values below a node, and itself. An alias counts as what it stands for."""
+    """Count the values below a node, and itself. An alias counts as its target."""
     known = counts.get(id(node), 0)
     if known is None:
         raise ValueError("an alias stands for something that contains it")

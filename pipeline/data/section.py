@@ -1,4 +1,4 @@
-"""The settings of the pretraining corpus, and of what happens to each image."""
+"""Define the settings of the pretraining corpus, and of what happens to each image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.section import FREE, TOLD, Section
 
 
 class ShardsSection(Section):
-    """Where shards lie: a path alone, or `{url: ..., index: ...}` where their index is kept elsewhere."""
+    """Names shards: a path alone, or `{url: ..., index: ...}` where their index is kept elsewhere."""
 
     path: str = Field(validation_alias=AliasChoices("path", "url"), description="folder or URL of indexed shards")
     index: str | None = Field(None, description="folder or file of their index, where it does not lie next to them")
@@ -27,24 +27,24 @@ class ShardsSection(Section):
     def _give_path_alone(self, handler: SerializerFunctionWrapHandler) -> Any:
         values = handler(self)
         if self.index is None:
-            values.pop("index", None)  # not there where defaults are left out
+            values.pop("index", None)  # it is missing where defaults are left out
         return values["path"] if list(values) == ["path"] else values
 
 
 class CorpusSection(ShardsSection):
-    """One corpus of a mixture."""
+    """Names one corpus of a mixture."""
 
     weight: float = Field(1.0, gt=0, description="share of the images; the weights' sum does not matter")
     first_class: int = Field(0, ge=0, description="added to its labels, where corpora have classes of their own")
 
 
 def _list_one_corpus(value: Any) -> Any:
-    """`{url: ..., index: ...}` is a mixture of one."""
+    """Read `{url: ..., index: ...}` as a mixture of one."""
     return [value] if isinstance(value, dict) else value
 
 
 class DataSection(Section):
-    """The pretraining corpus and what happens to each image."""
+    """Configures the pretraining corpus and what happens to each image."""
 
     train: Annotated[str | tuple[CorpusSection, ...], BeforeValidator(_list_one_corpus)] = Field(
         description="folder or URL of indexed shards; {url, index} where their index is kept elsewhere; a mixture: a list "

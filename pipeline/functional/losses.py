@@ -1,4 +1,4 @@
-"""Classification losses of ViT pretraining, computed in fp32 whatever the logits' type."""
+"""Compute classification losses of ViT pretraining, in fp32 whatever the logits' type."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def one_hot_targets(labels: Int[Tensor, " B"], *, num_classes: int, label_smooth
 
 
 def sigmoid_cross_entropy(logits: Float[Tensor, "B C"], targets: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
-    """Binary cross-entropy summed over the classes, averaged over the batch.
+    """Return binary cross-entropy summed over the classes, averaged over the batch.
 
-    The loss of ImageNet-21k and JFT pretraining, where classes overlap
-    (google-research/vision_transformer, issue #34). A sum, not a mean, over classes.
+    This is the loss of ImageNet-21k and JFT pretraining, where classes overlap (google-research/vision_transformer, issue #34).
+    It is a sum, not a mean, over classes.
     """
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="sum") / logits.shape[0]
 
 
 def softmax_cross_entropy(logits: Float[Tensor, "B C"], targets: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
-    """Cross-entropy against a distribution over classes, averaged over the batch."""
+    """Return cross-entropy against a distribution over classes, averaged over the batch."""
     return F.cross_entropy(logits.float(), targets.float())

@@ -11,10 +11,12 @@ def linear_warmup(step: int, *, peak: float, warmup_steps: int) -> float:
 
 
 def linear_decay(progress: float, *, peak: float, end: float) -> float:
-    """From `peak` at progress 0 to `end` at 1. The authors end at 1e-5 (google-research/vision_transformer, issue #2)."""
+    """Return a line from `peak` at progress 0 to `end` at 1. The authors end at 1e-5 (google-research/vision_transformer, issue
+    #2).
+    """
     return end + (peak - end) * (1.0 - progress)
 
 
 def cosine_decay(progress: float, *, peak: float, end: float) -> float:
-    """Half a period of a cosine from `peak` at progress 0 to `end` at 1."""
+    """Return half a period of a cosine from `peak` at progress 0 to `end` at 1."""
     return end + (peak - end) * 0.5 * (1.0 + math.cos(math.pi * progress))

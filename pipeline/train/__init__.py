@@ -1,1 +1,1 @@
-"""Training: the Lightning module, ZeRO, and what is done at each step."""
+"""Train: the Lightning module, ZeRO, and the work of each step."""

@@ -1,4 +1,4 @@
-"""The Lightning module: a forward pass and a loss. Everything that watches or saves is a callback."""
+"""Define the Lightning module: a forward pass and a loss. Callbacks do everything that watches or saves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PretrainModule(LightningModule):
         loss: of logits and labels.
         make_optimizer: called with the model once.
         schedule: optimizer step to learning rate.
-        seed: of the dropout masks, together with step, micro-step and rank.
+        seed: seed of the dropout masks, together with step, micro-step and rank.
     """
 
     def __init__(

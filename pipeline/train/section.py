@@ -1,4 +1,4 @@
-"""The settings of the training loop and of its checkpoints."""
+"""Define the settings of the training loop and of its checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.section import FREE, TOLD, Relaunch, Section
 
 
 class TrainerSection(Section):
-    """How long, how large, on what."""
+    """Configures how long, how large and on what to train."""
 
     duration: DurationField = Field(description="the whole run; the schedule spans it", json_schema_extra=TOLD)
     max_steps: int | None = Field(
@@ -68,7 +68,7 @@ class TrainerSection(Section):
 
 
 class CheckpointSection(Section):
-    """When to save, what to keep."""
+    """Configures when to save and what to keep."""
 
     relaunch: ClassVar[Relaunch | None] = "told"
 

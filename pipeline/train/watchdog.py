@@ -1,4 +1,4 @@
-"""Ends a rank in which no step has ended for too long, after writing down the stack of every thread."""
+"""End a rank in which no step has ended for too long, after writing down the stack of every thread."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LOOKS_PER_TIMEOUT = 20
 
 
 class Watchdog:
-    """A daemon thread that ends the process with code 70 when `beat` has not been called for `timeout_s`.
+    """Ends the process with code 70, from a daemon thread, when `beat` has not been called for `timeout_s`.
 
-    A thread, so that it runs while the main thread waits in a collective, for a file or in C; it takes no lock that the
+    It is a thread, so that it runs while the main thread waits in a collective, for a file or in C. It takes no lock that the
     main thread could hold.
 
     Args:
         timeout_s: longest time between two beats; twice that before the first.
-        rank: for the report.
+        rank: this rank, for the report.
         folder: where the report goes, as rank-N.txt; stderr gets it too.
     """
 
@@ -37,7 +37,7 @@ class Watchdog:
         self._phase = "starting"
         self._phase_start = time.monotonic()
         self._step = 0
-        # Silence is counted in looks, not by the clock: time for which the whole process was stopped (Ctrl-Z) is no hang.
+        # Count polls without progress, not seconds: a process suspended with Ctrl-Z has not hung.
         self._silent_looks = 0
         self._longest_silence = int(LOOKS_PER_TIMEOUT * FIRST_STEP_FACTOR)
         self._stopped = threading.Event()
@@ -48,15 +48,15 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """End of the watch: what follows may take its time."""
+        """End the watch: what follows may take its time."""
         self._stopped.set()
 
     def enter(self, phase: str) -> None:
-        """Say what the rank begins to do, for the report."""
+        """Report what the rank begins to do."""
         self._phase, self._phase_start = phase, time.monotonic()
 
     def beat(self, *, step: int) -> None:
-        """A step has ended."""
+        """Note that a step has ended."""
         self._step, self._silent_looks, self._longest_silence = step, 0, LOOKS_PER_TIMEOUT
 
     def _watch(self) -> None:
@@ -75,7 +75,7 @@ class Watchdog:
             f"(trainer.hang_timeout_s={self._timeout_s:g}); {now - self._phase_start:.0f} s in this phase: {self._phase}, "
             f"after step {self._step}\n"
         )
-        # A log that nobody reads any more, or a full disk, must not keep the rank from being ended.
+        # A log that nobody reads any more, or a full disk, must not keep the rank from ending.
         with contextlib.suppress(OSError, ValueError):
             _dump(sys.stderr.fileno(), head)
         with contextlib.suppress(OSError):
@@ -85,7 +85,7 @@ class Watchdog:
 
 
 def _dump(descriptor: int, head: str) -> None:
-    """The report, then the stack of every thread, straight to a file descriptor: Python's own streams have locks."""
+    """Write the report, then the stack of every thread, straight to a file descriptor: Python's own streams have locks."""
     os.write(descriptor, head.encode())
     faulthandler.dump_traceback(descriptor, all_threads=True)
     os.write(descriptor, b"\n")

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO under Lightning, on GPU and on CPU with the same code."""
+"""Run DeepSpeed ZeRO under Lightning, on GPU and on CPU with the same code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.train import zero_state
 def deepspeed_config(
     *, zero_stage: int, precision: TrainingPrecision, micro_batch_size: int, clip_norm: float | None
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration. Gradients are accumulated and reduced in fp32 whatever the precision."""
+    """Return DeepSpeed's configuration. Gradients are accumulated and reduced in fp32 whatever the precision."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_clipping": (clip_norm or 0.0) if zero_stage > 0 else 0.0,  # at stage 0 the optimizer clips
@@ -48,10 +48,10 @@ def deepspeed_config(
 
 
 class EnginePrecision(DeepSpeedPrecision):
-    """Lightning's DeepSpeed precision, without dividing the loss twice under gradient accumulation.
+    """Adapts Lightning's DeepSpeed precision so that it does not divide the loss twice under gradient accumulation.
 
-    Lightning divides the loss by the number of micro-batches, and DeepSpeed's `backward` does so again; Adam hides
-    that, a clipped or logged gradient norm does not.
+    Lightning divides the loss by the number of micro-batches, and DeepSpeed's `backward` does so again. Adam hides that; a
+    clipped or logged gradient norm does not.
     """
 
     def backward(self, tensor: Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
@@ -59,7 +59,7 @@ class EnginePrecision(DeepSpeedPrecision):
 
 
 class ZeroStrategy(DeepSpeedStrategy):
-    """`DeepSpeedStrategy` that runs on CPU ranks (gloo) too, joins a process group that exists, and guards steps."""
+    """Extends `DeepSpeedStrategy`: it also runs on CPU ranks (gloo), joins an existing process group, and guards steps."""
 
     def __init__(self, *, config: dict[str, Any], precision: TrainingPrecision, clip_norm: float | None) -> None:
         self._clip_norm = clip_norm
@@ -76,11 +76,11 @@ class ZeroStrategy(DeepSpeedStrategy):
         return device if device.index is not None else torch.device(device.type, 0)  # DeepSpeed wants a number
 
     def setup_environment(self) -> None:
-        # Skips DeepSpeedStrategy's own method: all it adds is a refusal of everything but CUDA.
+        # This skips DeepSpeedStrategy's own method, which only adds a refusal of everything but CUDA.
         super(DeepSpeedStrategy, self).setup_environment()
 
     def setup_distributed(self) -> None:
-        # As the base class, without its check of CUDA device indices.
+        # Do as the base class does, without its check of CUDA device indices.
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 
@@ -95,16 +95,16 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @property
     def engine(self) -> Any:
-        """The DeepSpeed engine."""
+        """Return the DeepSpeed engine."""
         return self.deepspeed_engine
 
     @property
     def skipped_steps(self) -> int:
-        """Optimizer steps refused because a gradient was not finite; the same number on every rank."""
+        """Return the optimizer steps refused because a gradient was not finite; the same number on every rank."""
         return int(self.engine.skipped_steps)
 
     def gradient_norm(self) -> float:
-        """Global L2 norm of the last step's gradients before clipping; infinite if the step was refused."""
+        """Return the global L2 norm of the last step's gradients before clipping; infinite if the step was refused."""
         optimizer = self.engine.optimizer
         norm = optimizer.gradient_norm if isinstance(optimizer, GuardedOptimizer) else self.engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
@@ -115,7 +115,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             group["lr"] = value
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Take up a training where a checkpoint left it, whatever number of ranks and ZeRO stage wrote it.
+        """Resume a training from a checkpoint, whatever number of ranks and ZeRO stage wrote it.
 
         The module holds the checkpoint's weights already (`build.training.make_training`): DeepSpeed has rounded them to bf16.
 
@@ -148,7 +148,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
 
 def loop_progress(template: dict[str, Any], *, step: int, micro_batches: int) -> dict[str, Any]:
-    """The progress of Lightning's fit loop at the end of the last micro-batch of a step, as it would save it itself."""
+    """Return the progress of Lightning's fit loop at the end of the last micro-batch of a step, as it would save it itself."""
     batches = {"ready": micro_batches, "started": micro_batches, "processed": micro_batches, "completed": micro_batches - 1}
     steps = {"ready": step, "completed": step}
     gradients = {**steps, "started": step}

@@ -1,7 +1,7 @@
-"""A training's tensors, whole and by name: fp32 masters and the optimizer's state, whichever way ZeRO cut them.
+"""Gather a training's tensors, whole and by name, from ZeRO's partitions: fp32 masters and the optimizer's state.
 
-DeepSpeed's own checkpoints hold each rank's cut, so they fit only as many ranks and the same stage. Here every
-parameter's state is put together from the ranks' parts and taken apart again for the ranks that load it.
+DeepSpeed's own checkpoints hold each rank's partition, so they fit only as many ranks and the same stage. Here every
+parameter's state is put together from the ranks' parts and divided again for the ranks that load it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pipeline.optim.guard import GuardedOptimizer
 
 
 def assign_owners(sizes: Mapping[str, int], *, num_ranks: int, taken: int = 0) -> dict[str, int]:
-    """Which rank keeps and writes which tensor: the largest first, each to the rank with the least so far.
+    """Return which rank keeps and writes which tensor: the largest first, each to the rank with the least so far.
 
     Args:
-        taken: what rank 0 has to write besides.
+        taken: what rank 0 has to write in addition.
     """
     load = [taken] + [0] * (num_ranks - 1)
     owners: dict[str, int] = {}
@@ -46,12 +46,12 @@ def prepare_optimizer_state(engine: Any) -> None:
 
 
 def inner_optimizer(engine: Any) -> GuardedOptimizer:
-    """The optimizer that ZeRO's own wraps, or that of stage 0."""
+    """Return the optimizer that ZeRO's own wraps, or that of stage 0."""
     return engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
 
 
 def num_updates(engine: Any) -> int:
-    """Steps the optimizer has taken: those refused are not among them."""
+    """Return the steps that the optimizer has taken, without those refused."""
     return int(engine.global_steps - engine.skipped_steps)
 
 
@@ -62,7 +62,9 @@ def named_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def gather_masters(engine: Any) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter's name and whole fp32 master, on its device. A collective: every rank must go through all."""
+    """Yield each parameter's name and whole fp32 master, on its device. This is a collective: every rank must go through
+    all.
+    """
     for name, parameter in named_parameters(engine):
         yield name, _gather(engine, parameter, None)
 
@@ -124,7 +126,7 @@ def _scatter(engine: Any, parameter: Any, moment: str | None, value: Tensor) -> 
         target = parameter if moment is None else engine.optimizer.state[parameter][moment]
         target.data.copy_(value)
     elif stage == 3:
-        # Its setter of whole tensors cannot cut one that the ranks do not divide, so the part is cut here.
+        # Its setter of whole tensors cannot divide one unevenly, so the part is cut here.
         part = _cut(value, dist.get_rank(), parameter.ds_tensor.numel())
         if moment is None:
             safe_set_local_fp32_param(parameter, part)
@@ -137,7 +139,7 @@ def _scatter(engine: Any, parameter: Any, moment: str | None, value: Tensor) -> 
 
 
 def _cut(value: Tensor, rank: int, part_numel: int) -> Tensor:
-    """One rank's part of a tensor that is cut into equal parts, the last ones filled up with zeros."""
+    """Return one rank's part of a tensor that is cut into equal parts, the last ones padded with zeros."""
     part = torch.zeros(part_numel, dtype=value.dtype)
     mine = value.flatten()[rank * part_numel : (rank + 1) * part_numel]
     part[: len(mine)] = mine

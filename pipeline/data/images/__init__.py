@@ -1,1 +1,1 @@
-"""From encoded bytes to the pixels that a model sees."""
+"""Turn encoded bytes into the pixels that a model sees."""

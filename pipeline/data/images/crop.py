@@ -1,4 +1,4 @@
-"""Crops and resizes: random ones for training, centred ones for evaluation."""
+"""Crop and resize images: at random for training, centred for evaluation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Decoder = Literal["region", "whole"]
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of pixels inside an image."""
+    """Locates a rectangle of pixels inside an image."""
 
     top: int
     left: int
@@ -90,13 +90,13 @@ class TrainTransform:
         out.copy_(image.flip(-1) if flip else image)
 
     def _shrink(self, box: Box) -> int:
-        if self.shrink_margin is None or self.resize != "bilinear_antialias":  # without antialiasing, other pixels are meant
+        if self.shrink_margin is None or self.resize != "bilinear_antialias":  # without antialiasing, other pixels are intended
             return 1
         spare = min(box.height, box.width) / (self.image_size * self.shrink_margin)
         return next((shrink for shrink in (8, 4, 2) if spare >= shrink), 1)
 
     def choose(self, height: int, width: int, *, key: int) -> tuple[Box, bool]:
-        """Where to cut an image of this size, and whether to mirror it."""
+        """Return where to cut an image of this size, and whether to mirror it."""
         draws = few_uniforms(key, 1 + DRAWS_PER_ATTEMPT)
         return self._box(height, width, key, draws), self.flip and draws[0] < 0.5
 
@@ -112,12 +112,12 @@ class TrainTransform:
 
 
 def inception_box(height: int, width: int, *, transform: TrainTransform, draws: Sequence[float]) -> Box | None:
-    """One attempt at a random crop by the law of `tf.image.sample_distorted_bounding_box`, the authors' crop.
+    """Try once to draw a random crop by the law of `tf.image.sample_distorted_bounding_box`, the authors' crop.
 
-    The aspect ratio is uniform, then the crop's height is uniform among those whose area is allowed; a crop that
-    does not fit is refused and drawn again, and after `CROP_ATTEMPTS` the whole image is used.
+    The aspect ratio is uniform, then the crop's height is uniform among those whose area is allowed. A crop that does not fit
+    is refused and drawn again, and after `CROP_ATTEMPTS` the whole image is used.
 
-    One difference: TensorFlow never draws the last possible position of a crop; here every position is equally likely.
+    There is one difference: TensorFlow never draws the last possible position of a crop; here every position is equally likely.
 
     Args:
         draws: four numbers in [0, 1): ratio, height, top, left.
@@ -129,7 +129,7 @@ def inception_box(height: int, width: int, *, transform: TrainTransform, draws: 
     lowest = min(lowest, highest)
     crop_height = lowest + int(draws[1] * (highest - lowest + 1))
     crop_width = round(crop_height * ratio)
-    # Rounding to whole pixels may leave the allowed range by a little; one row more or less may mend it.
+    # Rounding to whole pixels may leave the allowed range by a little. One row more or less may fix it.
     if crop_height * crop_width < min_area:
         crop_height += 1
     elif crop_height * crop_width > max_area:

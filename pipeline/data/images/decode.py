@@ -1,4 +1,4 @@
-"""Encoded bytes to RGB pixels."""
+"""Decode encoded bytes to RGB pixels."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image
 
 try:
     from pipeline.data.images import _jpeg  # pyright: ignore[reportAttributeAccessIssue]
-except ImportError:  # no compiler or no headers of libjpeg-turbo when this was installed
+except ImportError:  # there was no compiler or no headers of libjpeg-turbo at installation
     _jpeg = None
 
 HOW_TO_BUILD = "install a C compiler and libjpeg-turbo's headers (libjpeg-dev or libjpeg-turbo-devel), then install this again"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")  # Pillow knows others, one of which starts Ghostscript
-MAX_PIXELS = 100_000_000  # above this an image is taken for a decompression bomb
+MAX_PIXELS = 100_000_000  # a larger image is taken for a decompression bomb
 MAX_SCANNED_PIXELS = 32 * MAX_PIXELS  # pixels times scans; each scan passes over the whole image, and encoders write ten or so
 JPEG_START = b"\xff\xd8"
 START_OF_SCAN = b"\xff\xda\x00"  # the marker, and the upper byte of its length
@@ -26,17 +26,17 @@ Pixels = NDArray[np.uint8]  # (H, W, 3)
 
 
 class UnreadableImage(Exception):  # noqa: N818  (a finding to count, not a failure)
-    """One image that cannot be decoded. Replaced by rule, counted and logged: see `stream`."""
+    """One image cannot be decoded. It is substituted by rule, counted and logged: see `streams.train`."""
 
 
 def decode_image(data: bytes) -> Pixels:
     """Decode to (H, W, 3) uint8 RGB. EXIF orientation is not applied, as in the authors' and all peers' pipelines.
 
-    JPEG goes through libjpeg-turbo (simplejpeg). What that refuses, CMYK and harmless irregularities above all, gets a
-    second chance with Pillow, which every other format goes through too.
+    JPEG goes through libjpeg-turbo (simplejpeg). Images that it refuses, mostly CMYK and harmless irregularities, are retried
+    with Pillow, which every other format goes through too.
 
     Raises:
-        UnreadableImage: damaged, cut short, of an unknown format, or too large (`MAX_PIXELS`, `MAX_SCANNED_PIXELS`).
+        UnreadableImage: damaged, truncated, of an unknown format, or too large (`MAX_PIXELS`, `MAX_SCANNED_PIXELS`).
     """
     if data[:2] == JPEG_START:
         pixels = decode_regular_jpeg(data)
@@ -46,9 +46,9 @@ def decode_image(data: bytes) -> Pixels:
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width of an image that `decode_jpeg_crop` can take, else None."""
+    """Return height and width of an image that `decode_jpeg_crop` can take, else None."""
     if _jpeg is None or data[:2] != JPEG_START or data.rfind(b"\xff\xd9", max(0, len(data) - 1024)) < 0:
-        return None  # no end marker: cut short, which a crop of its upper part would not notice
+        return None  # no end marker: truncated, which a crop of its upper part would not notice
     try:
         height, width, is_cmyk = _jpeg.read_size(data)
     except ValueError:
@@ -72,7 +72,7 @@ def decode_jpeg_crop(
 
 
 def has_region_decoder() -> bool:
-    """Whether `decode_jpeg_crop` was built."""
+    """Return whether `decode_jpeg_crop` was built."""
     return _jpeg is not None
 
 
@@ -89,14 +89,14 @@ def entropy_decode(data: bytes) -> None:
 
 
 def decode_regular_jpeg(data: bytes) -> Pixels | None:
-    """Pixels of a JPEG without any irregularity; None for CMYK and for what the library so much as warns of.
+    """Return the pixels of a JPEG without any irregularity; None for CMYK and where the library gives any warning.
 
     Raises:
         UnreadableImage: too large.
     """
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    except (ValueError, KeyError):  # the latter: a chroma sampling without a name, 4:4:1 for example
+    except (ValueError, KeyError):  # KeyError: a chroma sampling without a name, 4:4:1 for example
         return None
     if colorspace in ("CMYK", "YCCK"):
         return None
@@ -104,7 +104,7 @@ def decode_regular_jpeg(data: bytes) -> Pixels | None:
     try:
         return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:
-        return None  # strict about every warning: stray bytes between markers are one
+        return None  # strict about every warning, for example of stray bytes between markers
 
 
 def _decode_with_pillow(data: bytes) -> Pixels:
@@ -114,7 +114,7 @@ def _decode_with_pillow(data: bytes) -> Pixels:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(data, *image.size)
                 return _to_rgb(image)
-    except (UnreadableImage, MemoryError):  # the latter says nothing of the image: other ranks may well decode it
+    except (UnreadableImage, MemoryError):  # MemoryError says nothing of the image: other ranks may be able to decode it
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
@@ -125,7 +125,7 @@ def _to_rgb(image: Image.Image) -> Pixels:
         raise UnreadableImage("floating-point pixels, whose range is not known")
     if not image.mode.startswith("I"):
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # converting copies
-    # Pillow would clip 16 bits at 255; scale them.
+    # Pillow would clip 16 bits at 255, so they are scaled.
     grey = np.clip(np.asarray(image.convert("I")), 0, 65535)
     return np.repeat(((grey * 255 + 32767) // 65535).astype(np.uint8)[:, :, None], 3, axis=2)
 
@@ -136,7 +136,7 @@ def _check_size(data: bytes, width: int, height: int) -> None:
 
 
 def _too_large(data: bytes, *, width: int, height: int) -> str | None:
-    """Why decoding would take too much memory or time, or None."""
+    """Return why decoding would take too much memory or time, or None."""
     if width * height > MAX_PIXELS:
         return f"{width} x {height} pixels, more than {MAX_PIXELS}"
     if data[:2] == JPEG_START and (scans := data.count(START_OF_SCAN)) * width * height > MAX_SCANNED_PIXELS:

@@ -1,1 +1,1 @@
-"""From positions of the order to batches on the device."""
+"""Turn positions of the order into batches on the device."""

@@ -1,4 +1,4 @@
-"""The Lightning data module: hands the trainer an endless loader that starts at the run's own step."""
+"""Give Lightning's trainer a data module with an endless loader that starts at the run's own step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.data.streams.loader import Batch, BatchLoader, Stream
 
 
 class StreamDataModule(LightningDataModule):
-    """Serves one stream. Where to start is the stream's business; Lightning never fast-forwards it."""
+    """Serves one stream. The stream decides where to start; Lightning never fast-forwards it."""
 
     def __init__(self, stream: Stream, *, num_workers: int, prefetch: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A downstream set, every sample once, in the index's order."""
+"""Stream a downstream set, every sample once, in the index's order."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ BLOCKS_AHEAD = 4  # read before they are needed
 
 @dataclass(frozen=True)
 class EvalImages:
-    """A chunk of a downstream set.
+    """Holds a chunk of a downstream set.
 
-    Arrays, which a worker process sends through a pipe. Tensors would go by shared memory, file descriptors and a socket
-    below TMPDIR,
-    and whoever waits for them gets no error where one of these fails: /dev/shm is small in containers, a socket's path is
-    short.
+    These are arrays, which a worker process sends through a pipe. Tensors would go by shared memory, file descriptors and a
+    socket below TMPDIR, and their receiver gets no error where one of these fails: /dev/shm is small in containers, a socket's
+    path is short.
     """
 
     images: npt.NDArray[np.uint8]  # (B, 3, S, S)
@@ -37,7 +36,9 @@ class EvalImages:
 
 
 class EvalStream(IterableDataset[EvalImages]):
-    """Every sample of a downstream set once, in the index's order, a block at a time. No replacements: it counts."""
+    """Yields every sample of a downstream set once, in the index's order, a block at a time. It counts unreadable ones instead
+    of substituting.
+    """
 
     def __init__(self, *, index: ShardIndex, transform: EvalTransform, remote: RemoteOptions | None = None) -> None:
         self.index = index

@@ -1,8 +1,8 @@
-"""Worker processes that write decoded images straight into the batches: shared memory, nothing copied, nothing pickled.
+"""Run worker processes that write decoded images straight into the batches: shared memory, nothing copied, nothing pickled.
 
-A ring of R micro-batches lies in shared memory. Workers write their share of micro-batch n into slot n % R; only
-labels, ids and counts travel through a queue. The ring needs no locks: a worker begins a micro-batch when it is asked
-for it, at most `prefetch` ahead, and R leaves room for the ones still in use.
+A ring of R micro-batches lies in shared memory. Workers write their share of micro-batch n into slot n % R. Only labels, ids
+and counts travel through a queue. The ring needs no locks: a worker begins a micro-batch when it is requested, at most
+`prefetch` ahead, and R leaves room for those still in use.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pipeline.data.streams.train import DIGEST_MODULUS, Division, Unreadable, Wo
 from pipeline.data.workers import explained, start_worker, started
 from pipeline.errors import DataError, PipelineError
 
-MICRO_BATCHES_IN_USE = 3  # by the trainer: the one it computes, the one it fetched ahead, the one it is handed
+MICRO_BATCHES_IN_USE = 3  # by the trainer: the one it computes, the one it fetched ahead, the one it receives
 
 
 class Batch(TypedDict):
-    """One rank's part of one micro-batch. Valid until the third one after it is asked for."""
+    """Holds one rank's part of one micro-batch. It is valid until the third one after it is requested."""
 
     images: Tensor  # (B, 3, S, S) uint8
     loss_weight: float  # of its mean loss: its images as a part of the mean micro-batch, 1 where all have as many
@@ -39,11 +39,11 @@ class Batch(TypedDict):
     retries: list[Retry]
     wait_s: float  # how long the training process waited for it
     digest: int  # sum over the images of a hash of (position, sample id, pixels), modulo 2**52
-    when_copied: list[Callable[[], None]]  # called before the images' memory is written again: waits for copies under way
+    when_copied: list[Callable[[], None]]  # called before the images' memory is overwritten: waits for copies in progress
 
 
 class Stream(Protocol):
-    """What a loader plays: see `TrainStream`."""
+    """Names what a loader plays: see `TrainStream`."""
 
     @property
     def division(self) -> Division: ...
@@ -55,7 +55,7 @@ class Stream(Protocol):
 
 
 class BatchLoader:
-    """Whole micro-batches of a stream. Iterating starts at its `start_step` again.
+    """Yields whole micro-batches of a stream. Each iteration starts at its `start_step` again.
 
     Args:
         num_workers: processes; 0 fills in this one.
@@ -97,7 +97,7 @@ class BatchLoader:
             number = 0
             while True:
                 start = time.perf_counter()
-                if len(in_use) == MICRO_BATCHES_IN_USE:  # asking for the next one lets its memory be written
+                if len(in_use) == MICRO_BATCHES_IN_USE:  # requesting the next one allows overwriting its memory
                     for wait in in_use.popleft()["when_copied"]:
                         wait()
                 taken = [self._take(parts) for _ in range(max(1, self.num_workers))]
@@ -116,7 +116,7 @@ class BatchLoader:
 
 
 class _Filler(IterableDataset[WorkerShare | PipelineError]):
-    """What `DataLoader` runs in each worker. It hands the parts over in worker order; an error ends them."""
+    """Runs inside `DataLoader`'s workers. It passes the parts on in worker order; an error ends them."""
 
     def __init__(self, stream: Stream, images: Tensor) -> None:
         self.stream = stream
@@ -127,7 +127,7 @@ class _Filler(IterableDataset[WorkerShare | PipelineError]):
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         try:
             yield from self.stream.parts(self.images, worker=worker, num_workers=num_workers)
-        except PipelineError as error:  # as a value: `DataLoader` would wrap it into a traceback
+        except PipelineError as error:  # passed as a value: `DataLoader` would wrap it into a traceback
             yield error
 
 
@@ -152,10 +152,10 @@ def _join(parts: list[WorkerShare], images: Tensor, *, division: Division) -> Ba
 
 
 def _share(shape: tuple[int, ...]) -> Tensor:
-    """Shared memory for a tensor of bytes.
+    """Allocate shared memory for a tensor of bytes.
 
     Raises:
-        DataError: the machine has too little of it; writing to it would end the worker without a word.
+        DataError: the machine has too little of it; writing to it would end the worker without a message.
     """
     needed, state = int(np.prod(shape)), os.statvfs("/dev/shm")
     free = state.f_bavail * state.f_frsize

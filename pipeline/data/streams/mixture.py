@@ -1,4 +1,4 @@
-"""What a run trains on: one corpus, or a mixture of several with weights."""
+"""Describe what a run trains on: one corpus, or a mixture of several with weights."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pipeline.errors import DataError
 
 @dataclass(frozen=True)
 class Corpus:
-    """One folder of shards in a mixture."""
+    """Describes one folder of shards in a mixture."""
 
     index: ShardIndex
     weight: float = 1.0
-    first_class: int = 0  # added to every label: corpora with classes of their own lie one after another
+    first_class: int = 0  # added to every label: corpora with classes of their own follow one another
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """All corpora of a run, in the order in which their samples are numbered."""
+    """Holds all corpora of a run, in the order in which their samples are numbered."""
 
     corpora: tuple[Corpus, ...]
 
@@ -42,18 +42,18 @@ class Mixture:
 
     @cached_property
     def first_sample(self) -> list[int]:
-        """Number of each corpus's first sample."""
+        """Return the number of each corpus's first sample."""
         sizes = [corpus.index.num_samples for corpus in self.corpora]
         return np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int).tolist()
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of everything the sample order depends on, and of all keys and labels."""
+        """Return a hash of everything the sample order depends on, and of all keys and labels."""
         return self._join([corpus.index.fingerprint for corpus in self.corpora])
 
     @property
     def order_fingerprint(self) -> str:
-        """Hash of what the sample order depends on alone, as runs have it that began before indexes knew labels."""
+        """Return a hash of what the sample order alone depends on, for runs that began before indexes knew labels."""
         return self._join([corpus.index.order_fingerprint for corpus in self.corpora])
 
     def _join(self, fingerprints: list[str]) -> str:
@@ -97,7 +97,7 @@ class Mixture:
         """Compare every shard's size with its index.
 
         Raises:
-            DataError: naming the first missing shards and those of another size.
+            DataError: shards are missing or have another size; the message names the first.
         """
         for corpus in self.corpora:
             check_shards(corpus.index)
@@ -105,7 +105,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class UnindexedShards:
-    """Tars that cannot be indexed: the output of commands (`pipe:`), standard input (`-`), or tars named one by one."""
+    """Names tars that cannot be indexed: the output of commands (`pipe:`), standard input (`-`), or tars named one by one."""
 
     urls: tuple[str, ...]
 
@@ -113,22 +113,22 @@ class UnindexedShards:
 
     @staticmethod
     def is_one(text: str) -> bool:
-        """Whether a setting names such tars rather than an indexed folder."""
+        """Return whether a setting names such tars rather than an indexed folder."""
         return text == UnindexedShards.STDIN or text.startswith("pipe:") or text.endswith(".tar")
 
     @staticmethod
     def parse(text: str) -> UnindexedShards:
-        """One URL, or many in brace notation: `pipe:zstd -dc /data/{000..999}.tar.zst`."""
+        """Parse one URL, or many in brace notation: `pipe:zstd -dc /data/{000..999}.tar.zst`."""
         return UnindexedShards(tuple(braceexpand(text)))
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the URLs; what they hold is not known."""
+        """Return a hash of the URLs. Their contents are unknown."""
         return hashlib.blake2b("\n".join(self.urls).encode(), digest_size=16).hexdigest()
 
     @property
     def advice(self) -> str:
-        """How to make the order exact, and epochs of a known length."""
+        """Return how to make the order exact, and to give epochs a known length."""
         first = self.urls[0]
         if first == self.STDIN or first.startswith("pipe:"):
             return "with plain tars in a folder, `python -m data_tools index FOLDER` and data.train=FOLDER make it exact"
@@ -150,10 +150,10 @@ class UnindexedShards:
         return {}
 
     def check_shards(self) -> None:
-        """What commands and servers give is not known before it is read; files are there or not.
+        """Check that local files exist. Output of commands and servers is unknown before it is read.
 
         Raises:
-            DataError: naming the first local tars that are missing.
+            DataError: local tars are missing; the message names the first.
         """
         local = [url for url in self.urls if url != self.STDIN and not url.startswith("pipe:") and not is_remote(url)]
         if missing := [path for path in local if not Path(path).is_file()]:

@@ -1,4 +1,4 @@
-"""Positions to pixels: each worker fills its own slots of every batch, wherever the run starts."""
+"""Turn positions into pixels: each worker fills its own slots of every batch, wherever the run starts."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from pipeline.errors import DataError
 from pipeline.keyed_random import derive_key
 
 DIGEST_MODULUS = 2**52  # exact in a float64 too
-BLOCKS_AHEAD = 4  # read beforehand by an evaluation
+BLOCKS_AHEAD = 4  # blocks that an evaluation reads beforehand
 
 
 class Unreadable(NamedTuple):
-    """One image that could not be decoded, at the position it was met."""
+    """Describes one image that could not be decoded, at the position where it was met."""
 
     position: int
     key: str
@@ -37,19 +37,19 @@ class Unreadable(NamedTuple):
 
 @dataclass(frozen=True)
 class WorkerShare:
-    """What one worker has put into its slots of a micro-batch, its pixels apart."""
+    """Holds what one worker has put into its slots of a micro-batch, except its pixels."""
 
     labels: Int64s
     sample_ids: Int64s  # numbers of the samples in the mixture
     positions: Int64s
     unreadable: list[Unreadable]
-    retries: list[Retry]  # requests to a store that failed and were made again
+    retries: list[Retry]  # requests to a store that failed and were retried
     digest: int  # sum over the images of a hash of (position, sample id, pixels), modulo 2**52
 
 
 @dataclass(frozen=True)
 class Division:
-    """How positions are divided: optimizer step s holds positions [s * B, (s + 1) * B).
+    """Says how positions are divided: optimizer step s holds positions [s * B, (s + 1) * B).
 
     A step's positions are cut into `world_size` runs of neighbours, one a rank; each of those into
     `accumulation_steps` micro-batches; each of those into one run a worker. Parts of a cut differ by one at most.
@@ -62,14 +62,14 @@ class Division:
 
     @property
     def micro_batch_size(self) -> int:
-        """Images of the largest micro-batch of any rank."""
+        """Return the images of the largest micro-batch of any rank."""
         return largest_micro_batch(
             self.global_batch_size, num_ranks=self.world_size, accumulation_steps=self.accumulation_steps
         )
 
     @property
     def mean_micro_batch_size(self) -> float:
-        """Images of a micro-batch over all ranks."""
+        """Return the images of a micro-batch, averaged over all ranks."""
         return self.global_batch_size / (self.world_size * self.accumulation_steps)
 
     def positions(self, *, step: int, micro_step: int) -> Int64s:
@@ -80,7 +80,7 @@ class Division:
         return np.arange(first + some.start, first + some.stop, dtype=np.int64)
 
     def worker_slots(self, *, start_step: int, worker: int, num_workers: int) -> Iterator[tuple[Int64s, slice]]:
-        """A worker's positions in one micro-batch after the other, and their slots in it."""
+        """Yield a worker's positions in one micro-batch after the other, and their slots in it."""
         for step in itertools.count(start_step):
             for micro_step in range(self.accumulation_steps):
                 positions = self.positions(step=step, micro_step=micro_step)
@@ -94,13 +94,13 @@ def largest_micro_batch(global_batch_size: int, *, num_ranks: int, accumulation_
 
 
 def share_of(length: int, *, part: int, num_parts: int) -> slice:
-    """One of `num_parts` runs of neighbours in [0, length), which differ by one at most."""
+    """Return one of `num_parts` runs of neighbours in [0, length), which differ by one at most."""
     return slice(part * length // num_parts, (part + 1) * length // num_parts)
 
 
 @dataclass(frozen=True)
 class DecodedSample:
-    """The sample that fills a position, and what was unreadable on the way to it."""
+    """Holds the sample that fills a position, and the unreadable ones before it."""
 
     sample: RawSample
     slot: int
@@ -110,9 +110,9 @@ class DecodedSample:
 def decode_or_substitute(
     reader: BlockReader, block: int, slot: int, *, position: int, decode: Callable[[RawSample, int], None]
 ) -> DecodedSample:
-    """Decode a block's sample at `slot`, or where that cannot be decoded the next one of the block that can.
+    """Decode a block's sample at `slot`, or, where that cannot be decoded, the next one of the block that can.
 
-    The replacement depends on the block alone, so every rank, worker and resumed run takes the same one.
+    The substitute depends on the block alone, so every rank, worker and resumed run takes the same one.
 
     Args:
         decode: called with a sample and its slot; raises `UnreadableImage`.
@@ -138,16 +138,16 @@ def decode_or_substitute(
 
 
 class TrainStream:
-    """Endless parts of micro-batches from `start_step` on: worker w of W fills its slots of each in turn.
+    """Yields endless parts of micro-batches from `start_step` on: worker w of W fills its slots of each in turn.
 
     Args:
         mixture: what is trained on.
-        order: of the run.
+        order: order of the run.
         division: this rank's part of it.
         transform: bytes to pixels.
         num_classes: of the model; a label beyond is an error.
         start_step: the first optimizer step served.
-        read_ahead: micro-batches whose blocks are asked for before they are needed.
+        read_ahead: micro-batches whose blocks are requested before they are needed.
         remote: how to read shards behind a URL.
     """
 
@@ -173,7 +173,7 @@ class TrainStream:
         self.remote = remote or RemoteOptions()
 
     def parts(self, images: Tensor, *, worker: int, num_workers: int) -> Iterator[WorkerShare]:
-        """Fill this worker's slots of micro-batch n in `images[n % R]`, for n = 0, 1, ...; a part when one is full.
+        """Fill this worker's slots of micro-batch n in `images[n % R]`, for n = 0, 1, ..., and yield a part when one is full.
 
         Args:
             images: (R, B, 3, S, S) uint8, in memory that all workers share. Whoever iterates sees to it that a
@@ -188,16 +188,16 @@ class TrainStream:
                 readers[corpus].start(block)
             window.append((positions, located, slots))
             if len(window) > self.read_ahead:
-                due, found, slots = window.popleft()  # of the micro-batch that is due
+                due, found, slots = window.popleft()  # the present micro-batch's
                 yield self._fill(readers, due, found, slots=images[number % len(images), slots])
                 number += 1
 
     def _open_readers(self, num_workers: int) -> list[BlockReader]:
-        """One a corpus, each with room for the blocks that all streams of this worker play."""
+        """Open one reader a corpus, each with room for the blocks that all streams of this worker play."""
         share = -(-self.division.micro_batch_size // num_workers)
         slots = share * self.division.accumulation_steps
         streams = slots * max(1, self.order.num_streams // self.division.global_batch_size)
-        # A stream plays one block at a time; twice that rides out the ends of epochs.
+        # A stream plays one block at a time. Twice that covers the ends of epochs.
         return [BlockReader(corpus.index, capacity=2 * streams + 2, remote=self.remote) for corpus in self.mixture.corpora]
 
     def _fill(self, readers: list[BlockReader], positions: Int64s, located: Located, *, slots: Tensor) -> WorkerShare:

@@ -1,4 +1,4 @@
-"""Tars without an index, through webdataset's own pipeline: resampled shards, a shuffle buffer, an approximate order."""
+"""Read tars without an index through webdataset's pipeline: resampled shards, a shuffle buffer, an approximate order."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from pipeline.data.streams.train import DIGEST_MODULUS, Division, Unreadable, Wo
 from pipeline.errors import ConfigError, DataError
 from pipeline.keyed_random import Purpose, derive_key
 
-SHUFFLE_BUFFER = 1000  # encoded samples a worker holds
+SHUFFLE_BUFFER = 1000  # number of encoded samples that a worker holds
 UNREADABLE_IN_A_ROW = 100
 
 
 class UnindexedStream:
-    """Parts of micro-batches as `TrainStream` gives them, in an order that only webdataset knows.
+    """Yields parts of micro-batches like `TrainStream`, in an order that only webdataset knows.
 
     Args:
         source: the tars.
-        seed: of the run; each start derives another order from it, so that a resumed run does not repeat its beginning.
+        seed: the run's seed; each start derives another order from it, so that a resumed run does not repeat its beginning.
         division: this rank's part of each batch.
         transform: bytes to pixels.
         num_classes: of the model; a label beyond is an error.

@@ -1,1 +1,1 @@
-"""What watches, guards and saves a training."""
+"""Watch, guard and save a training."""

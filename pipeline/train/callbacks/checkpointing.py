@@ -1,13 +1,14 @@
-"""Saves the run: at intervals, at the end, and when told to stop. Training waits for a copy in memory only.
+"""Save the run: at intervals, at the end, and when a stop is requested. Training waits for a copy in memory only.
 
 gather   all ranks put each parameter's master and moments together; each keeps its share of them  (training waits)
 write    each rank writes and hashes its share in a thread                                         (training goes on)
 publish  once all have written and a step that began from it was taken: weights, manifest, rename, retention
 
-A step that the optimizer refuses saves nothing. Weights that have gone wrong are often finite still, and give gradients that
-are not: a checkpoint is published only after they gave finite ones, so a run that diverges leaves its last sound checkpoint in
-place. The last save of a launch cannot wait for that. It is marked `proven: false`, stays next to the newest proven one, and is
-set aside if the launch that begins from it cannot take a step. What is finite but has lost what was learnt: see `loss_history`.
+A step that the optimizer refuses saves nothing. Weights that have gone wrong are often still finite, and give gradients that
+are not. So a checkpoint is published only after its weights gave finite ones, and a run that diverges keeps its last sound
+checkpoint. The last save of a launch cannot wait for that. It is marked `proven: false`, stays besides the newest proven one,
+and is set aside if the launch that begins from it cannot take a step. `loss_history` covers finite weights that have lost what
+was learnt.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CheckpointPolicy:
-    """When to save and what to keep, in optimizer steps."""
+    """Says when to save and what to keep, in optimizer steps."""
 
     every_steps: int
     keep_last: int
@@ -60,10 +61,10 @@ class CheckpointPolicy:
 
 @dataclass(frozen=True)
 class Save:
-    """A checkpoint on its way to disk."""
+    """Describes a checkpoint that is being written."""
 
     step: int
-    taken_steps: int  # those that the optimizer did not refuse, up to here
+    taken_steps: int  # steps up to here without those that the optimizer refused
     begun_at: float
     blocked_s: float
     written: Future[Entries | NotFinite]
@@ -75,7 +76,7 @@ class Checkpointing(StepCallback):
     Weights of the step a launch starts from are written too where they are missing: step 0 of a new run.
 
     Args:
-        start: what the launch goes on from.
+        start: what the launch resumes from.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Checkpointing(StepCallback):
         self._saved_step: int | None = None
         self._save: Save | None = None
         self._is_due = False
-        self._refused_steps = 0  # by the optimizer, up to the last step
+        self._refused_steps = 0  # number of steps that the optimizer refused, up to the last step
         self._first_taken = 0  # steps taken when the launch began
         self._sound_step: int | None = None  # the newest checkpoint from which a step was taken
         self._cleaning: Future[list[int]] | None = None
@@ -108,7 +109,7 @@ class Checkpointing(StepCallback):
         was_taken = self._refused_steps == refused_before
         if was_taken and self._sound_step is None and self.start is not None:
             self._sound_step = self.start.meta.step
-        # One rank that was signalled stops them all; one that still writes makes them all wait for the next step's end.
+        # One signalled rank stops all ranks. One that still writes makes all ranks wait for the next step's end.
         told_to_stop, writing = _any_rank(
             self.stop.is_set, self._save is not None and not self._save.written.done(), device=trainer.strategy.root_device
         )
@@ -131,7 +132,7 @@ class Checkpointing(StepCallback):
             mark_complete(self.folder, trainer.global_step)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """An end that all ranks come to together still publishes what is proven, and sets aside what gave no step."""
+        """Publish what is proven, and set aside what gave no step, also after an error that all ranks raise together."""
         if not isinstance(exception, PipelineError) or not exception.on_all_ranks:
             return
         if self._is_proven(trainer):
@@ -152,11 +153,11 @@ class Checkpointing(StepCallback):
             )
 
     def _is_proven(self, trainer: Trainer) -> bool:
-        """Whether a save is on its way from which a step was taken since; the same on every rank."""
+        """Return whether a step was taken from a save in progress; the same on every rank."""
         return self._save is not None and trainer.global_step - _refused_steps(trainer) > self._save.taken_steps
 
     def _save_last(self, trainer: Trainer, step: int) -> None:
-        """Save where a launch ends, refused or not: it is what the next one goes on from."""
+        """Save where a launch ends, refused or not: the next one resumes from it."""
         if self._is_proven(trainer):
             self._finish(trainer)
         elif self._save is not None:  # every step since was refused: the weights are the same
@@ -166,13 +167,13 @@ class Checkpointing(StepCallback):
         self._finish(trainer, on_failure="end")
 
     def _begin(self, trainer: Trainer, step: int, *, proven: bool) -> None:
-        """Gather, and start to write. A collective."""
-        self._finish(trainer)  # the one before, if it takes longer than the interval
+        """Gather, and start to write. This is a collective."""
+        self._finish(trainer)  # the previous save, if it takes longer than the interval
         if step == self._saved_step:
             return
         begun_at = time.perf_counter()
         if trainer.is_global_zero:
-            self._remove_staged(step)  # of an attempt that failed
+            self._remove_staged(step)  # left by a failed attempt
         trainer.strategy.barrier()
         snapshot = take_snapshot(trainer, step, facts=self.facts, proven=proven)
         name = f"moments-{trainer.global_rank:05d}-of-{trainer.world_size:05d}.safetensors"
@@ -186,10 +187,10 @@ class Checkpointing(StepCallback):
         )
 
     def _finish(self, trainer: Trainer, *, on_failure: Literal["go on", "end"] = "go on") -> None:
-        """Wait for all ranks' files and make the checkpoint visible, or give it up. A collective.
+        """Wait for all ranks' files and make the checkpoint visible, or discard it. This is a collective.
 
         Args:
-            on_failure: the same on every rank; going on has its limit all the same.
+            on_failure: the same on every rank; failures are still limited.
 
         Raises:
             CheckpointError: it cannot be written, and it was the last one or one too many in a row.
@@ -231,7 +232,9 @@ class Checkpointing(StepCallback):
         ).everywhere()
 
     def _publish(self, save: Save, manifest: Entries, trainer: Trainer) -> list[str]:
-        """Weights before the checkpoint: one that exists has them. Rank 0 only; what went wrong, in words."""
+        """Publish weights before the checkpoint, so that an existing one has them. Call it on rank 0; return what went wrong,
+        in words.
+        """
         try:
             prepared_weights(self.folder, save.step).replace(self.folder.weights_of(save.step))
             sync_folder(self.folder.weights)
@@ -257,7 +260,7 @@ class Checkpointing(StepCallback):
         return []
 
     def _report_cleaning(self) -> None:
-        """Wait for the last deletion of old checkpoints. One that fails costs space alone: the next launch clears it up."""
+        """Wait for the last deletion of old checkpoints. A failure costs only space: the next launch repeats the deletion."""
         cleaning, self._cleaning = self._cleaning, None
         if cleaning is not None and isinstance(problem := _outcome(cleaning), str):
             log_line(f"[checkpoint] an old checkpoint could not be deleted: {problem}")
@@ -276,7 +279,7 @@ class Checkpointing(StepCallback):
             log_line(f"[checkpoint] {told}; training goes on and tries again at the next interval")
 
     def _drop(self, trainer: Trainer, save: Save) -> None:
-        """Leave nothing of a save. A collective: no rank may still write."""
+        """Remove a save. This is a collective: no rank may still write."""
         _outcome(save.written)
         trainer.strategy.barrier()
         if trainer.is_global_zero:
@@ -304,7 +307,7 @@ class Checkpointing(StepCallback):
 
 
 def mark_complete(folder: RunFolder, step: int) -> None:
-    """Say that the run has come to the step that it was asked for: evaluators wait for this."""
+    """Record that the run has reached its last step: evaluators wait for this."""
     write_whole(folder.complete, json.dumps({"step": step}))
 
 
@@ -314,20 +317,20 @@ def _refused_steps(trainer: Trainer) -> int:
 
 
 def _any_rank(*facts: bool, device: torch.device) -> list[bool]:
-    """Of each fact whether it holds on some rank. A collective."""
+    """Return for each fact whether it holds on some rank. This is a collective."""
     flags = torch.tensor(facts, dtype=torch.int32, device=device)
     dist.all_reduce(flags, dist.ReduceOp.MAX)
     return [bool(flag) for flag in flags.tolist()]
 
 
 def _in_background(work: Callable[[], T]) -> Future[T]:
-    """Run it in a thread that does not keep the process alive."""
+    """Run a function in a thread that does not keep the process alive."""
     future: Future[T] = Future()
 
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # handed to whoever asks for the result
+        except BaseException as error:  # passed to the caller that reads the result
             future.set_exception(error)
 
     Thread(target=run, daemon=True).start()
@@ -335,7 +338,7 @@ def _in_background(work: Callable[[], T]) -> Future[T]:
 
 
 def _outcome(future: Future[Any]) -> Any:
-    """Its result, or in words what the file system refused. Waits for it."""
+    """Wait for a task. Return its result, or in words what the file system refused."""
     try:
         return future.result()
     except OSError as error:

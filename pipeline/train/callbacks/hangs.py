@@ -1,4 +1,4 @@
-"""Feeds the watchdog: what the rank is doing, and when a step has ended."""
+"""Feed the watchdog: what the rank is doing, and when a step has ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pipeline.train.watchdog import Watchdog
 
 
 class WatchStep(StepCallback):
-    """Before the callbacks that measure and save: the watch, and the phases in and at the end of a step."""
+    """Starts the watch, and reports the phases in and at the end of a step. It goes before the callbacks that measure and
+    save.
+    """
 
     def __init__(self, watchdog: Watchdog) -> None:
         self._watchdog = watchdog
@@ -40,7 +42,7 @@ class WatchStep(StepCallback):
 
 
 class WatchWaiting(Callback):
-    """The last of the callbacks: what follows a step's end is the wait for the next batch."""
+    """Reports the wait for the next batch, which follows a step's end. It is the last of the callbacks."""
 
     def __init__(self, watchdog: Watchdog) -> None:
         self._watchdog = watchdog

@@ -1,4 +1,4 @@
-"""The run's sign of life.
+"""Write the run's sign of life.
 
 RUN_DIR/heartbeat.json     who trains, and what its loop did last; written every few seconds while it moves
 """
@@ -24,7 +24,7 @@ Phase = Literal["starting", "waiting for data", "computing", "finished", "stoppe
 
 @dataclass(frozen=True)
 class Identity:
-    """What a heartbeat says of its launch."""
+    """Holds what a heartbeat says of its launch."""
 
     total_steps: int
     global_batch_size: int
@@ -34,12 +34,12 @@ class Identity:
 
 
 class Heartbeat(StepCallback):
-    """Writes heartbeats from the training loop, so that a hang shows as an old one. Acts on rank 0 alone.
+    """Writes heartbeats from the training loop, so that a hang shows as an old one. It acts on rank 0 alone.
 
-    Goes after the callback that saves: a step ends when its checkpoint is complete.
+    It goes after the callback that saves: a step ends when its checkpoint is complete.
 
     Args:
-        start_step: where the launch begins, shown until the trainer has loaded it.
+        start_step: first step of the launch, shown until the trainer has loaded it.
         files: where heartbeats go; None on other ranks.
         notices: what a reader should know now: alerts that are raised, and why W&B is off if it failed.
     """
@@ -110,7 +110,7 @@ class Heartbeat(StepCallback):
 
 
 def _inode(folder: RunFolder) -> int | None:
-    """Tells the run folder from a copy of it."""
+    """Identify the run folder, to distinguish it from a copy."""
     try:
         return folder.root.stat().st_ino
     except OSError:

@@ -1,4 +1,4 @@
-"""Loss, accuracy, gradient norm, throughput, data wait and MFU, averaged over the steps between two log lines."""
+"""Measure loss, accuracy, gradient norm, throughput, data wait and MFU, averaged over the steps between two log lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TrainingMetrics(StepCallback):
     """Makes a line of metrics every `log_every` steps and at the end, and gives it to all loggers, keyed by step.
 
     Attributes:
-        line: that of the step which has just ended, the same on every rank but for the rank's own measures (speed, memory);
+        line: line of the step which has just ended, the same on every rank except the rank's own measures (speed, memory);
             None where that step has none. For callbacks that go after this one.
 
     Args:
@@ -30,7 +30,7 @@ class TrainingMetrics(StepCallback):
         epochs_per_image: by name of the metric, what one image of the run is of a pass over a corpus.
         log_every: steps between two lines.
         flops_per_image: training operations, for MFU and exaFLOPs.
-        peak_flops: of all ranks together, per second; None where nobody knows, and no MFU is logged.
+        peak_flops: peak of all ranks together, per second; None where it is unknown, and no MFU is logged.
         rank_times: asked for the slowest rank at each line.
     """
 
@@ -79,7 +79,7 @@ class TrainingMetrics(StepCallback):
         self._of_outputs.to(pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # Not in on_train_start: writing the weights of step 0 is not part of the first step, waiting for its batch is.
+        # This is not in on_train_start: the first step includes the wait for its batch, but not writing the weights of step 0.
         if self._interval_start is None:
             self._interval_start = time.perf_counter() - float(batch["wait_s"])
             self._interval_step = trainer.global_step
@@ -109,7 +109,7 @@ class TrainingMetrics(StepCallback):
             self._interval_start, self._interval_step = time.perf_counter(), step
 
     def _make_line(self, trainer: Trainer, step: int) -> dict[str, Any]:
-        """Averages over ranks since the last line. Collectives: all ranks come here."""
+        """Average over ranks since the last line. All ranks come here: it has collectives."""
         strategy: Any = trainer.strategy
         assert self._interval_start is not None
         elapsed_s = time.perf_counter() - self._interval_start
@@ -143,7 +143,7 @@ class TrainingMetrics(StepCallback):
 
 
 def _peak_memory_gib() -> float:
-    """Of this rank: device memory on a GPU, resident memory on a CPU."""
+    """Return this rank's peak: device memory on a GPU, resident memory on a CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     import resource

@@ -1,4 +1,4 @@
-"""The progress bar of a training, on rank 0."""
+"""Show the progress bar of a training, on rank 0."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.train.callbacks.steps import StepCallback
 
 
 class ProgressBar(StepCallback):
-    """Counts steps, and shows the loss and the speed of the last line of metrics. Goes after the callback that makes lines.
+    """Counts steps, and shows the last metrics line's loss and speed. It goes after the callback that makes lines.
 
     Args:
         total_steps: where the bar ends.

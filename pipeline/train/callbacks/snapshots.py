@@ -1,4 +1,4 @@
-"""One rank's share of a checkpoint: gathered in memory while training waits, written by a thread while it goes on."""
+"""Gather one rank's share of a checkpoint in memory while training waits, and write it in a thread while training continues."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pipeline.run.checkpoint_search import is_finite
 from pipeline.run.weights import save_tensors, save_weights
 from pipeline.train import zero_state
 
-Entries = dict[str, dict[str, Any]]  # of a manifest
+Entries = dict[str, dict[str, Any]]  # a manifest's
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What goes into every checkpoint's meta.json and every weights file."""
+    """Holds what goes into every checkpoint's meta.json and every weights file."""
 
     model: ModelConfig
     global_batch_size: int
@@ -35,7 +35,7 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One rank's share of a checkpoint, in memory."""
+    """Holds one rank's share of a checkpoint, in memory."""
 
     meta: CheckpointMeta
     moments: dict[str, Tensor]
@@ -44,13 +44,13 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class NotFinite:
-    """Tensors of a share that hold values which are not finite: it is not written."""
+    """Names tensors of a share with values that are not finite: the share is not written."""
 
     names: tuple[str, ...]
 
 
 def take_snapshot(trainer: Trainer, step: int, *, facts: RunFacts, proven: bool) -> Snapshot:
-    """This rank's share of the training's state. A collective.
+    """Return this rank's share of the training's state. This is a collective.
 
     Args:
         proven: whether it will be published only after a step that began from it was taken.
@@ -70,17 +70,17 @@ def take_snapshot(trainer: Trainer, step: int, *, facts: RunFacts, proven: bool)
 
 
 def gather_masters(trainer: Trainer) -> dict[str, Tensor]:
-    """The fp32 weights, on rank 0; nothing elsewhere. A collective."""
+    """Return the fp32 weights on rank 0; nothing elsewhere. This is a collective."""
     strategy: Any = trainer.strategy
     gathered = zero_state.gather_masters(strategy.engine)
     return {name: _to_host(tensor) for name, tensor in gathered if trainer.is_global_zero}
 
 
 def write_share(snapshot: Snapshot, *, folder: RunFolder, facts: RunFacts, name: str) -> Entries | NotFinite:
-    """Write one rank's files below the checkpoint's staging folder, and prepare the weights file. In a thread.
+    """Write one rank's files below the checkpoint's staging folder, and prepare the weights file. It runs in a thread.
 
     Args:
-        name: of the file of moments.
+        name: name of the file of moments.
 
     Returns:
         Manifest entries; nothing is written of a share that is not finite.
@@ -90,7 +90,7 @@ def write_share(snapshot: Snapshot, *, folder: RunFolder, facts: RunFacts, name:
         return NotFinite(tuple(ruined))
     step = snapshot.meta.step
     staging = folder.staging_of(step)
-    staging.mkdir(exist_ok=True)  # not its parents: see `save_weights`
+    staging.mkdir(exist_ok=True)  # without parent folders: see `save_weights`
     files: list[Path] = []
     if snapshot.masters:
         model = staging / MODEL_FILE
@@ -110,7 +110,7 @@ def prepared_weights(folder: RunFolder, step: int) -> Path:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file; a copy, on disk, where the file system has no hard links."""
+    """Give a file a second name; a copy, on disk, where the file system has no hard links."""
     target.parent.mkdir(exist_ok=True)
     target.unlink(missing_ok=True)
     try:
@@ -146,5 +146,5 @@ def _numel(parameter: Any) -> int:
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """A copy that training does not write to."""
+    """Return a copy that training does not write to."""
     return tensor.detach().to("cpu", torch.float32, copy=True)

@@ -1,4 +1,4 @@
-"""The base of callbacks that act at the end of an optimizer step, not of each micro-batch."""
+"""Define the base of callbacks that act at the end of an optimizer step, not of each micro-batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class StepCallback(Callback):
     """Calls `on_step_end` after the last micro-batch of each optimizer step.
 
-    What is done at every micro-batch goes into `on_train_batch_end`, which calls this class's.
+    Work for every micro-batch goes into `on_train_batch_end`, which calls this class's.
     """
 
     def on_train_batch_end(

@@ -1,4 +1,4 @@
-"""Stops a run whose gradients stay non-finite, or whose images cannot be read, and names the images."""
+"""Stop a run whose gradients stay non-finite, or whose images cannot be read, and name the images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNREADABLE_GRACE = 10  # unreadable images that never stop a run, however short
 
 
 class StopOnNonFinite(StepCallback):
-    """Counts refused steps. The optimizer itself refuses a step with a non-finite gradient, on all ranks alike.
+    """Counts refused steps. The optimizer itself refuses a step with a non-finite gradient, on all ranks.
 
     Args:
         max_skipped_steps: how many in a row before the run stops.
@@ -60,7 +60,7 @@ class StopOnNonFinite(StepCallback):
 
 
 class StopOnUnreadable(StepCallback):
-    """Names what could not be read, and judges its number by the lines of metrics. Goes after the callback that makes them.
+    """Names what could not be read, and judges its number by the metrics. It goes after the callback that makes lines.
 
     Args:
         budget: part of the images seen that may be unreadable.

@@ -1,17 +1,17 @@
-"""Which rank the others wait for: each rank's own time, gathered when a line is logged.
+"""Find the rank that the others wait for: each rank's own time is gathered when a line is logged.
 
-In synchronous training every rank's step takes as long as the slowest rank's, so step times show no straggler. What
-does is the time a rank spends before it first waits for others:
+In synchronous training every rank's step takes as long as the slowest rank's, so step times show no straggler. The time that a
+rank spends before it first waits for others does:
 
 - waiting for its own loader, and
 - the forward pass: on a GPU between two events of its stream, on a CPU by the clock. Under ZeRO 0-2 nothing is
   communicated in it. Under ZeRO-3 it gathers parameters, so that all forward passes take equally long: there the wait
   for data alone is measured, and the report says so.
 
-Shares of a batch may differ by an image. A rank's time grows with its images, or with small batches hardly does. So a
-rank is slower by what it is slower by in both readings: as measured, and for an equal share.
+Shares of a batch may differ by an image. A rank's time grows with its images, or hardly does with small batches. So a rank
+counts as slower by the smaller of two readings: as measured, and for an equal share.
 
-A rank that is slow in the backward pass or the optimizer alone is not seen; a slow device is slow in the forward too.
+A rank that is slow in the backward pass or the optimizer alone is not detected. A slow device is slow in the forward pass too.
 
     RUN_DIR/stragglers.json     a table by node, of the last line logged
 """
@@ -35,7 +35,7 @@ from pipeline.run.live_files import LiveFiles
 
 @dataclass(frozen=True)
 class Slowest:
-    """The slowest rank, compared with the others.
+    """Describes the slowest rank, compared with the others.
 
     Args:
         ratio: its own time to the others' median.
@@ -48,7 +48,7 @@ class Slowest:
 
 
 def find_slowest(own_s: Sequence[float], *, weights: Sequence[float], step_time_s: float) -> Slowest:
-    """Of at least two ranks' own times a step.
+    """Compare at least two ranks' own times a step.
 
     Args:
         weights: each rank's share of the images, 1 if all are equal.
@@ -62,25 +62,25 @@ def find_slowest(own_s: Sequence[float], *, weights: Sequence[float], step_time_
 
 
 def _excess(times_s: Sequence[float], rank: int) -> tuple[float, float]:
-    """What a rank is slower by than the others' median, and that median."""
+    """Return how much slower a rank is than the others' median, and that median."""
     usual = median([*times_s[:rank], *times_s[rank + 1 :]])
     return times_s[rank] - usual, usual
 
 
 @dataclass(frozen=True)
 class NodeTimes:
-    """One node's ranks, in seconds a step."""
+    """Holds the times of one node's ranks, in seconds a step."""
 
     host: str
     ranks: list[int]
     median_s: float
     slowest_rank: int
     slowest_s: float
-    slowest_data_wait_s: float  # of that rank
+    slowest_data_wait_s: float  # time of that rank
 
 
 def tabulate_nodes(hosts: Sequence[str], wait_s: Sequence[float], own_s: Sequence[float]) -> list[NodeTimes]:
-    """By host, the slowest first."""
+    """Return times by host, the slowest first."""
     nodes = []
     for host in dict.fromkeys(hosts):
         ranks = [rank for rank, other in enumerate(hosts) if other == host]
@@ -93,7 +93,7 @@ class RankTimes(Callback):
     """Measures this rank's own time; `gather` compares the ranks.
 
     Args:
-        zero_stage: of DeepSpeed, which decides what can be measured.
+        zero_stage: DeepSpeed's stage, which decides what can be measured.
         files: where the report goes; None on other ranks than the first.
     """
 
@@ -103,7 +103,7 @@ class RankTimes(Callback):
         self._hosts: list[str] = []
         self._wait_s = 0.0
         self._forward_s = 0.0
-        self._weights: list[float] = []  # of the micro-batches: one with more images takes longer, and is no straggler
+        self._weights: list[float] = []  # of micro-batches: one with more images takes longer, and is not a straggler
         self._start: Any = None
         self._events: list[tuple[Any, Any]] = []
 
@@ -128,7 +128,7 @@ class RankTimes(Callback):
         self._start = None
 
     def gather(self, trainer: Trainer, *, steps: int, step_time_s: float) -> dict[str, float]:
-        """What goes into a line of metrics. A collective: one small gather.
+        """Return what goes into a line of metrics. This is a collective: one small gather.
 
         Args:
             steps: since the last line.
@@ -169,7 +169,7 @@ class RankTimes(Callback):
 
 
 def _now(device: torch.device) -> Any:
-    """A moment: on a GPU an event of its stream, else seconds."""
+    """Return a moment: on a GPU an event of its stream, else seconds."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
