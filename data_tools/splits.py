@@ -298,8 +298,7 @@ def numbered_parts(names: Collection[str]) -> list[str]:
 
 
 def parse_path(path: str) -> SplitName | None:
-    """Return the split that a path's folders contain, the outermost first, or else its file's name: `train_0001.jpg`,
-    `x_val_17.png`.
+    """Return the split in a path's folders, the outermost first, or else in its file's name: `train_0001.jpg`, `x_val_17.png`.
 
     A file's name counts where nothing but a number follows the word.
     """
@@ -335,7 +334,7 @@ def name_counts(found: Mapping[SplitName | None, int]) -> Counter[str]:
 
 
 def unmarked_rule(found: Iterable[SplitName | None]) -> Unmarked:
-    """Return what paths without a split are next to those with one: a folder `test` among them sets its files apart from the
+    """Say what paths without a split are next to those with one: a folder `test` among them separates its files from the
     rest.
     """
     is_apart = any(one is not None and one.part == "folder" and one.split != "train" for one in found)

@@ -121,9 +121,7 @@ class HammingIndex:
     def _compare(
         self, part: _Chunk, words: NDArray[np.uint64], first: NDArray[np.int32], count: NDArray[np.int32]
     ) -> NDArray[np.int64]:
-        """Return (query, entry, distance) of the near pairs among each query and its entries in order[first : first +
-        count].
-        """
+        """Return (query, entry, distance) of near pairs: each query with its entries in order[first : first + count]."""
         ends = np.cumsum(count, dtype=np.int32)
         query = np.repeat(np.arange(len(words), dtype=np.int32), count)
         entry = part.order.take(np.repeat(first - (ends - count), count) + np.arange(len(query), dtype=np.int32))

@@ -135,8 +135,7 @@ def _frame_codes(frames: Views, images: Ints, first_image: int, *, kind: MatchKi
 
 
 def colour_distance(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return the root mean square difference of colours, (N, 27) each, made equally bright by one factor shared between the
-    two.
+    """Return the root mean square difference of colours, (N, 27) each, after one common factor makes the two equally bright.
 
     Where one of the two has no colour, the other's is removed: copies are made grey more often than tinted.
     """

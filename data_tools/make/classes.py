@@ -115,9 +115,7 @@ def _map_classes(listing: Listing, targets: Mapping[str, str], numbering: Number
 
 
 def _number_targets(targets: Mapping[str, str], given: Sequence[str] | None) -> tuple[Sequence[str] | None, dict[str, int]]:
-    """Return class names by id, if known, and the id of every target. Numbers are ids; names are numbered as given or
-    sorted.
-    """
+    """Return class names by id, if known, and each target's id. Numbers are ids; names are numbered as given or sorted."""
     wanted = sorted(set(targets.values()))
     if all(target.isdecimal() for target in wanted):
         if too_long := [target for target in wanted if len(target) > MAX_DIGITS]:

@@ -21,9 +21,7 @@ from pipeline.run.records import read_metrics
 
 @dataclass(frozen=True)
 class Loggers:
-    """Holds the destinations of a training's lines of metrics. W&B (None also where it is disabled) and the alerts are on rank
-    0 alone.
-    """
+    """Holds where a training's lines of metrics go. W&B (None also where it is disabled) and the alerts are on rank 0 alone."""
 
     file: MetricsFile
     wandb: WandbTracker | None

@@ -65,9 +65,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _timeouts_are_nested(self) -> Self:
-        """Check the timeouts: the rank that knows what is wrong must report it before the ranks that only wait for it give
-        up.
-        """
+        """Check the timeouts: the rank that knows what is wrong must report it before the ranks that wait for it give up."""
         hang_s = self.trainer.hang_timeout_s
         outer = self.trainer.collective_timeout_s if hang_s is None else hang_s
         if self.data.read_patience_s >= outer:

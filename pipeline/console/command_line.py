@@ -50,8 +50,7 @@ def add_commands(
     chosen: str,
     for_all: Callable[[argparse.ArgumentParser], object] = lambda _command: None,
 ) -> None:
-    """Add a program's commands: `arguments.function` is the `run` of the chosen one. Only the chosen command's module is
-    imported.
+    """Add a program's commands: `arguments.function` is the `run` of the chosen one, whose module alone is imported.
 
     Args:
         commands: by name, the module, which has `EPILOG`, `add_arguments` and `run`, and what the command does.

@@ -146,9 +146,7 @@ def open_outlets() -> None:
 
 
 def _keep_taken(descriptor: int) -> None:
-    """Occupy a descriptor number that the shell has closed: otherwise the next opened file gets it, and output ends up
-    there.
-    """
+    """Occupy a descriptor number that the shell has closed: otherwise output ends up in the next opened file."""
     try:
         os.fstat(descriptor)
     except OSError:

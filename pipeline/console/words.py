@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def duration(seconds: float) -> str:
-    """Return a time in its two largest units: `3 d 4 h`, `12 min 5 s`; below ten seconds with three digits, `1.25 s`, `3.4
+    """Return a time in its two largest units: `3 d 4 h`, `12 min 5 s`; below ten seconds in three digits, `1.25 s`, `3.4
     ms`.
     """
     seconds = max(0.0, seconds)

@@ -40,8 +40,7 @@ def find_gpu(name: str) -> str:
 
 
 def peak_flops(device: torch.device, *, dtype: torch.dtype) -> float | None:
-    """Return one device's operations per second: the data sheet's bf16 rate, or a short measurement of a GPU that is not
-    listed.
+    """Return one device's operations per second: the data sheet's bf16 rate, or a short measurement of an unlisted GPU.
 
     The result is None on a CPU: what a rank can compute depends on what else runs there at the moment, so a ratio to it says
     nothing.

@@ -42,9 +42,7 @@ def failing(what: str) -> Iterator[Failure]:
 
 
 def _last_words(text: str) -> str:
-    """Return one line. A data loader's worker passes its error with the traceback in the message: the error is its last
-    line.
-    """
+    """Return one line. A data loader's worker puts its traceback into the error's message: the error is its last line."""
     lines = [line for line in text.splitlines() if line.strip()] or [""]
     if "Original Traceback" not in text:
         return " ".join(line.strip() for line in lines)

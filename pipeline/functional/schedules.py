@@ -11,8 +11,8 @@ def linear_warmup(step: int, *, peak: float, warmup_steps: int) -> float:
 
 
 def linear_decay(progress: float, *, peak: float, end: float) -> float:
-    """Return a line from `peak` at progress 0 to `end` at 1. The authors end at 1e-5 (google-research/vision_transformer, issue
-    #2).
+    """Decay linearly from `peak` at progress 0 to `end` at 1. The authors end at 1e-5
+    (google-research/vision_transformer#2).
     """
     return end + (peak - end) * (1.0 - progress)
 

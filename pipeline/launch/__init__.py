@@ -1,3 +1,1 @@
-"""Start processes from a launcher's or scheduler's environment, pass stop signals on to them, and end them. Light imports
-only.
-"""
+"""Start processes from a launcher's or scheduler's environment, signal them, and end them. Nothing heavy is imported."""

@@ -9,8 +9,7 @@ ROOT = Path("/")
 
 
 def usable_cores(root: Path = ROOT) -> int:
-    """Return the cores allowed by the process's affinity (taskset, Slurm, docker --cpuset-cpus) and its cgroups' quotas (docker
-    --cpus, Kubernetes).
+    """Return the cores allowed by affinity (taskset, Slurm, docker --cpuset-cpus) and by cgroups' quotas (docker --cpus).
 
     With more threads they wait for one another while the kernel holds them up: an OpenMP program with as many threads as the
     machine has cores runs at a tenth of the speed, or slower.

@@ -323,9 +323,7 @@ def _slurm_task_variables(env: Environment) -> list[str]:
 
 
 def _slurm_master(env: Environment, *, num_nodes: int) -> tuple[str, int]:
-    """Return where rank 0 listens: on the step's first node, at a port that every rank finds by itself and other steps do not
-    use.
-    """
+    """Return where rank 0 listens: on the step's first node, at a port that every rank finds and other steps do not use."""
     nodes = next((env[name] for name in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST") if env.get(name)), None)
     host = env.get("MASTER_ADDR") or (first_node(nodes) if nodes else None)
     if host is None:

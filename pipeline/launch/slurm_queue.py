@@ -36,9 +36,7 @@ def ask_after_job(job_id: str) -> JobLife:
 
 
 def read_answer(text: str, *, job_id: str) -> JobLife:
-    """Return the life of one job from lines of `job state`. Other jobs' lines (an array's tasks) and other words are passed
-    over.
-    """
+    """Return the life of one job from lines of `job state`. Other jobs' lines (an array's tasks) are passed over."""
     states = {words[1] for line in text.splitlines() if len(words := line.split()) == 2 and words[0] == job_id}
     if states & ALIVE:
         return "alive"

@@ -48,7 +48,5 @@ def moments_bytes(sizes: ParameterSizes, *, optimizer_bytes: int) -> int:
 
 
 def weights_bytes(sizes: ParameterSizes) -> int:
-    """Return the size of the fp32 weights file, which is kept. A checkpoint holds it under a second name, which takes no
-    space.
-    """
+    """Return the size of the fp32 weights file, which is kept. A checkpoint's second name for it takes no space."""
     return 4 * sizes.total

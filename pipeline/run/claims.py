@@ -54,9 +54,7 @@ class Owner:
 
     @staticmethod
     def described_by(values: dict[str, Any]) -> Owner:
-        """Return the owner that a file's values describe. Values that are missing, as in an older version's file, are
-        unknown.
-        """
+        """Return the owner that a file's values describe. Missing values, as in an older version's file, are unknown."""
         since, token = values.get("since"), values.get("token")
         return Owner(
             process=Process.described_by(values),
@@ -92,9 +90,7 @@ class Sightings:
         self._seen: dict[Path, tuple[object, float]] = {}
 
     def silent_s(self, path: Path) -> float:
-        """Return seconds since this process first saw the claim in its present state; 0 if it is new, has changed, or is
-        gone.
-        """
+        """Return seconds since this process first saw the claim as it is now; 0 if it is new, has changed, or is gone."""
         mark, now = _mark(path), time.monotonic()
         known = self._seen.get(path)
         if mark is None or known is None or known[0] != mark:

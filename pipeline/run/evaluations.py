@@ -99,9 +99,7 @@ def measure_of(row: Row) -> str:
 
 
 def setting_of(row: Row) -> str | None:
-    """Return how it was measured: `5-shot`, `linear`. Older lines say it by protocol and shots. None means that it is no
-    result.
-    """
+    """Return how it was measured: `5-shot`, `linear`. Older lines say it by protocol and shots. None means no result."""
     if "measure" in row:
         measure = row["measure"]
     elif row.get("protocol") != "few_shot":
@@ -173,8 +171,8 @@ def read_digest(path: Path) -> str | None:
 
 @functools.lru_cache(maxsize=4096)
 def _read_digest(path: Path, _mtime_ns: int, size: int) -> str | None:
-    """Read the digest again only when the file changes. The first eight bytes are the header's length, little-endian; then
-    comes JSON.
+    """Read the digest again only when the file changes. Eight bytes give the header's length, little-endian; then comes
+    JSON.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with os.fdopen(descriptor, "rb") as file:

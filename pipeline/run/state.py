@@ -51,9 +51,7 @@ class RunState:
 
     @property
     def outlook(self) -> Literal["going", "may go on", "over"]:
-        """Return `over` if no further checkpoint comes unless somebody changes something, `may go on` if the same command
-        resumes.
-        """
+        """Return `over` if no checkpoint comes unless somebody changes something, `may go on` if the same command resumes."""
         if self.state in ("finished", "failed"):
             return "over"
         return "going" if self.state in GOING else "may go on"
@@ -217,8 +215,7 @@ def has_staging(root: Path) -> bool:
 
 
 def watch_for_life(found: Sequence[Signs], *, watch_s: float = WATCH_S) -> list[Signs]:
-    """Read the state of runs that seem silent twice, some seconds apart: a heartbeat that changes is alive, whatever a clock
-    says.
+    """Read runs that seem silent twice, some seconds apart: a heartbeat that changes is alive, whatever a clock says.
 
     The clock of another machine may be behind by more than the silence that would be reported.
     """

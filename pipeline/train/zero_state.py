@@ -62,9 +62,7 @@ def named_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def gather_masters(engine: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield each parameter's name and whole fp32 master, on its device. This is a collective: every rank must go through
-    all.
-    """
+    """Yield each parameter's name and whole fp32 master, on its device. This is a collective: all ranks iterate to the end."""
     for name, parameter in named_parameters(engine):
         yield name, _gather(engine, parameter, None)
 

@@ -22,9 +22,7 @@ def test_a_shard_that_is_made_up_holds_its_samples_in_whole_blocks(samples: int)
 
 
 def test_a_worker_reads_its_share_of_the_blocks(tmp_path: Path) -> None:
-    """A step has 64 images, 16 for each of 4 workers. Half a block a step would suffice, and streams that begin inside blocks
-    cost more.
-    """
+    """A step has 64 images, 16 for each of 4 workers: half a block, and more for streams that begin inside blocks."""
     save_index(assemble_index(str(tmp_path), [_entry(number, 320) for number in range(50)]))
     index = load_index(str(tmp_path))
     assert index.num_samples == 16_000

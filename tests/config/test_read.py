@@ -179,9 +179,7 @@ WORDS = ["42", "007", "1.10", "2024-05-01", "2001-99-99", "1.0e-3", "1e-3", "on"
 
 @pytest.mark.parametrize("word", WORDS)
 def test_a_name_is_what_was_typed(tmp_path: Path, write_config: WriteConfig, word: str) -> None:
-    """YAML reads these as numbers, dates, booleans and nothing: in a file, on the command line, and in what is written
-    again.
-    """
+    """YAML reads these as numbers, dates, booleans and nothing: in a file, on the command line, and in what is written."""
     name = word.lstrip(".")
     path = write_config()
     typed = load_config(path, [f"name={name}", f"data.train={word}", f"tracking.project={word}"])

@@ -125,9 +125,7 @@ def make_permutation(key: int, length: int, *, is_sorted: bool) -> Permutation:
 
 
 def test_a_network_mixes_as_a_random_permutation_does() -> None:
-    """Lengths are around powers of two, where it walks most. Displacement, fixed points, and ties between neighbours are
-    tested.
-    """
+    """Lengths are around powers of two, where it walks most: displacement, fixed points, and ties between neighbours."""
     for length in (1023, 1024, 1025, 3000):
         drawn = [make_permutation(key, length, is_sorted=False)(np.arange(length)) for key in range(200)]
         assert np.mean([np.abs(values - np.arange(length)).mean() for values in drawn]) == pytest.approx(length / 3, rel=0.01)

@@ -108,9 +108,7 @@ def prepare(train: Features, test: Features) -> tuple[str, Splits | None]:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_launch_finds_what_the_evaluator_finds(seed: int, tmp_path: Path) -> None:
-    """Sets have random sizes. Both refuse or neither, with the same notes; the same protocols fail, the same classes are
-    short.
-    """
+    """Sets have random sizes. Both refuse or neither, with the same notes, failing protocols and short classes."""
     generator = np.random.default_rng(seed)
     train, test = (generator.integers(0, 4, generator.integers(1, 9)).tolist() for _ in range(2))
     section = EvaluationSection.model_validate({"protocols": {"few_shot": {"shots": (1, 2), "seeds": (0,)}, "linear": {}}})

@@ -102,9 +102,7 @@ def test_a_result_stands_only_for_what_it_was_measured_on(
 def test_results_do_not_depend_on_batching_or_on_who_decodes(
     folder: RunFolder, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They do not depend on the length of TMPDIR either: a worker that could not open its socket there reported nothing, and
-    the evaluator waited for ever.
-    """
+    """TMPDIR may be long: a worker that could not open its socket there reported nothing, and the evaluator waited for ever."""
     scratch = tmp_path / ("a-scratch-folder-of-a-job" * 4)
     scratch.mkdir()
     monkeypatch.setenv("TMPDIR", str(scratch))
@@ -439,9 +437,7 @@ def test_results_wait_while_they_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_a_write_that_a_signal_breaks_off_is_not_made_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The handler raises when the call returns. What is written by then would be written again at the evaluator's end, if
-    nothing noticed.
-    """
+    """The handler raises when the call returns. Otherwise what is written by then is written again at the evaluator's end."""
     results = ResultFile(tmp_path / "evaluations.jsonl")
     results.add({"step": 1})
     write = records.append_json_lines

@@ -23,9 +23,7 @@ LARGE_FILE = 200_000  # bytes; mutations that copy stop here
 
 @dataclass
 class Segment:
-    """Holds a marker, its payload without the length, and what follows it up to the next marker (a scan's entropy-coded
-    data).
-    """
+    """Holds a marker, its payload without the length, and what follows up to the next marker (a scan's coded data)."""
 
     marker: int
     payload: bytes | None  # None: the marker has no payload
@@ -44,9 +42,7 @@ Segments = list[Segment]
 
 
 def make_seeds(encoder: Path) -> list[bytes]:
-    """Make whole JPEGs of 8 to 64 pixels: every coding, sampling, colour space and kind of metadata that the libraries
-    write.
-    """
+    """Make whole JPEGs of 8 to 64 pixels: every coding, sampling, colour space and kind of metadata that libraries write."""
     seeds: list[bytes] = []
     random = Random(0)
     for number in range(72):

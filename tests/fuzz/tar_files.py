@@ -197,9 +197,7 @@ PART_MUTATIONS: tuple[Callable[[list[bytearray], Random], None], ...] = (
 
 
 def has_gnu_prefix(data: bytes) -> bool:
-    """Return whether a GNU header has something where others keep the first folders: GNU keeps times there, tarfile takes it
-    for folders.
-    """
+    """Return whether a GNU header has times where others keep the first folders, which tarfile takes them for."""
     return any(
         data[at + 257 : at + 265] == b"ustar  \0" and data[at + 345 : at + 346].strip(b"\0") for at in range(0, len(data), UNIT)
     )

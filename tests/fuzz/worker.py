@@ -64,9 +64,7 @@ def limit_memory(beyond_mib: int) -> None:
 
 
 def try_input(fuzzer: Fuzzer, random: Random) -> Outcome | dict[str, str]:
-    """Return how a reader met one input. A finding has a fault, alike for inputs that show the same, and what it said of this
-    one.
-    """
+    """Return how a reader met one input. A finding has a fault, alike for inputs that show the same, and its details."""
     data = fuzzer.make(random)
     try:
         return fuzzer.check(data)

@@ -1,6 +1,4 @@
-"""A run that resumes with another number of ranks, or another ZeRO stage, has the same samples, and losses equal to
-rounding.
-"""
+"""A run that resumes with other ranks, or another ZeRO stage, has the same samples, and losses equal to rounding."""
 
 from __future__ import annotations
 
@@ -139,9 +137,7 @@ def test_as_many_ranks_go_on_with_the_same_bits(name: str, resumed: Path) -> Non
 
 
 def assert_same_to_rounding(folder: RunFolder, reference: RunFolder) -> float:
-    """Assert the same digest at every step, losses within a hundred thousandth, norms within a thousandth. Return the loss
-    difference.
-    """
+    """Assert equal digests, losses within a hundred thousandth, norms within a thousandth. Return the loss difference."""
     ours, theirs = read_metrics(folder.metrics), read_metrics(reference.metrics)
     assert [row["data/digest"] for row in ours] == [row["data/digest"] for row in theirs]
     losses, expected = ([row["train/loss"] for row in rows] for rows in (ours, theirs))
@@ -152,9 +148,7 @@ def assert_same_to_rounding(folder: RunFolder, reference: RunFolder) -> float:
 
 
 def assert_same_weights_to_rounding(folder: RunFolder, reference: RunFolder, *, step: int) -> None:
-    """Compare after few steps: Adam divides by the root of second moments that may be tiny, and so multiplies rounding with
-    time.
-    """
+    """Compare after few steps: Adam divides by the root of tiny second moments, and so multiplies rounding with time."""
     weights = load_weights(reference.weights_of(step)).model.state_dict()
     for key, tensor in load_weights(folder.weights_of(step)).model.state_dict().items():
         torch.testing.assert_close(tensor, weights[key], atol=1e-4, rtol=1e-3)

@@ -88,9 +88,7 @@ class Job:
         return sorted(pid for pid in found if pid)
 
     def stop_in_step(self, step: int, *, num_ranks: int) -> list[int]:
-        """Halt all ranks (SIGSTOP) once `step` is logged, so that the next event happens in mid-run, however fast the steps
-        are.
-        """
+        """Halt all ranks (SIGSTOP) once `step` is logged, so that the next event is in mid-run, however fast the steps are."""
         self.wait(lambda: len(self.ranks()) == num_ranks, f"{num_ranks} ranks")
         pids = self.ranks()
         self.wait(lambda: any(row["step"] >= step for row in read_json_lines(self.folder.metrics)), f"at step {step}")
@@ -139,9 +137,7 @@ class Desk:
 
     @contextmanager
     def evaluator_of(self, training: Job) -> Iterator[Job]:
-        """Return the job that a training has submitted. Its logs, which are where the script puts them, are deleted in the
-        end.
-        """
+        """Return the job that a training has submitted. Its logs, which the script places, are deleted in the end."""
         name, logs = f"{training.folder.root.name}-eval", REPOSITORY / "slurm" / "logs"
         try:
             # Slurm still lists the evaluators of earlier trainings of this name.

@@ -179,9 +179,7 @@ def _rows(path: Path, file: Iterator[str], *, delimiter: str) -> Iterator[Row]:
 
 
 def _objects(path: Path, file: Iterator[str], *, separator: str) -> Iterator[Row]:
-    """Yield lines of JSON objects (metadata.jsonl) as a table's rows: the first one's keys, then each one's values for these
-    keys.
-    """
+    """Yield lines of JSON objects (metadata.jsonl) as a table's rows: the first one's keys, then each one's values."""
     names: list[str] = []
     for line, text in enumerate(file, start=1):
         if not text.strip():
@@ -232,9 +230,7 @@ def _find_columns(path: Path, first: list[str], options: CsvOptions, *, folder: 
 
 
 def _find_image(path: Path, line: int, name: str, *, folder: Path, encoding: str | None) -> _Image:
-    """Return the file that a cell names: as it is, in the bytes of the file's encoding, or without its ending as in lists of
-    ids.
-    """
+    """Return the file that a cell names: as it is, in the file's encoding, or without its ending as in lists of ids."""
     names = [name]
     if encoding is not None:
         names.append(os.fsdecode(name.encode(encoding, "replace")))

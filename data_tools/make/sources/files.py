@@ -45,9 +45,7 @@ JUNK = frozenset(
 
 
 def is_junk(name: str) -> bool:
-    """Return whether a file or folder is hidden or one that systems leave behind (`__MACOSX`, `@eaDir`, `Thumbs.db`,
-    `._x.jpg`).
-    """
+    """Return whether a file or folder is hidden, or a leftover of a system (`__MACOSX`, `@eaDir`, `Thumbs.db`, `._x.jpg`)."""
     return name.startswith(".") or name.lower() in JUNK
 
 

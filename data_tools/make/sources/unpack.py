@@ -40,8 +40,7 @@ ReadEntries = Callable[[str], Iterator[Entry]]
 
 
 def stamp_files(paths: Sequence[Path], *options: object) -> str:
-    """Return a hash of the files' paths, sizes and times, and of options. It tells whether a source is the same without reading
-    it.
+    """Hash the files' paths, sizes and times, and options. The hash tells whether an unread source is the same.
 
     The time is among them because a label may be corrected without a change of the size.
     """

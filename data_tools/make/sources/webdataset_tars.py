@@ -95,8 +95,7 @@ def _list_tar(rule: LabelRule, path: str) -> Listing:
 
 
 def _separate(key: str, members: list[Member]) -> list[tuple[str, list[Member]]]:
-    """Return the samples whose keys hold dots (22.05.jpg, 22.05.cls, 22.06.jpg) and that are one when names are cut at the
-    first.
+    """Return the samples whose keys hold dots (22.05.jpg, 22.05.cls, 22.06.jpg) and that are one if cut at the first dot.
 
     They are distinguished from one sample of several files (input.jpg, output.cls) by an image in each.
     """
@@ -144,9 +143,7 @@ def _finish(runs: Listing, rule: LabelRule) -> Listing:
 
 
 def _name_images(members: list[Member]) -> list[Member]:
-    """Store an image with an ending no reader looks for (.jfif, .pgm) under its format's ending, if the sample has no other
-    image.
-    """
+    """Store an image with an ending no reader looks for (.jfif, .pgm) under its format's ending, if it is the only one."""
     if any(member.extension in IMAGE_EXTENSIONS for member in members):
         return members
     return [member._replace(extension=image_extension(f"x.{member.extension}") or member.extension) for member in members]

@@ -169,7 +169,7 @@ class ShardFolder:
             self.filesystem.pipe_file(self.full_path(name), b"x")
 
     def version(self, name: str) -> str:
-        """Return size, times and checksums of a file, as far as the store reports them. They change when the file is written
+        """Return size, times and checksums of a file, as far as the store reports them. They change when it is written
         again.
         """
         if is_web(self.path):  # fsspec's information there includes the URL behind redirects, which is signed each time
@@ -194,7 +194,7 @@ class ShardFolder:
         return shards
 
     def hidden_tars(self) -> list[str]:
-        """Return tars that are passed over because their names begin with a dot, as do the files that macOS leaves next to
+        """Return tars that are passed over because their names begin with a dot, like files that macOS leaves next to
         others.
         """
         return [name for name in self.list_names() if name.startswith(".") and name.endswith((".tar", *COMPRESSED))]
@@ -239,8 +239,7 @@ class ShardFolder:
         return int(size)
 
     def sizes(self, names: Sequence[str]) -> dict[str, int]:
-        """Return the sizes in bytes of those of the files that exist: by one listing where the file system's listings have
-        sizes.
+        """Return the sizes in bytes of the files that exist, by one listing where the file system's listings have sizes.
 
         Raises:
             DataError: the folder cannot be reached.

@@ -87,16 +87,12 @@ class ShardIndex:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Return a hash of everything the sample order depends on, and of all keys and labels. The folder's path does not
-        count.
-        """
+        """Return a hash of what the sample order depends on, and of all keys and labels. The folder's path does not count."""
         return self._hash(ARRAYS)
 
     @functools.cached_property
     def order_fingerprint(self) -> str:
-        """Return a hash of what the sample order alone depends on: the fingerprint of indexes of format 2, which had no
-        labels.
-        """
+        """Return a hash of what the sample order alone depends on: the fingerprint of format 2's indexes, without labels."""
         return self._hash(ORDER_ARRAYS)
 
     def _hash(self, arrays: tuple[str, ...]) -> str:

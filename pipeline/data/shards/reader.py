@@ -65,9 +65,7 @@ class LocalSource:
         return []
 
     def _file(self, shard: str) -> OpenFile:
-        """Open a shard. It is released when as many others have been requested, and closed when none of its blocks is played
-        any more.
-        """
+        """Open a shard. It is released when as many others were requested, and closed when none of its blocks is played."""
         if shard not in self._open:
             if len(self._open) >= MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)

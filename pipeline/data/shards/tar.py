@@ -74,9 +74,7 @@ class TarMember:
 
 @dataclass(frozen=True, slots=True)
 class TarSample:
-    """Holds the members of one key. With their headers they fill bytes [start, end) of the tar, except links to earlier
-    members.
-    """
+    """Holds the members of one key. With their headers they fill bytes [start, end) of the tar, except links."""
 
     key: str  # the path up to the first dot of its last part
     start: int
@@ -152,8 +150,7 @@ def refuse_sparse(found: TarSample | TarFile, tar: str) -> None:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return key and extension of a member as WebDataset sees them, cut at the first dot of the last part; an empty key for
-    none.
+    """Return key and extension of a member like WebDataset, cut at the first dot of the last part; an empty key for none.
 
     Hidden files (`._000017.jpg`, left by a Mac) have none; webdataset makes one sample a folder of them.
     """
@@ -277,9 +274,7 @@ def _entries(file: BinaryIO, name: str) -> Iterator[tuple[int, _Entry]]:
 
 
 def _read_plain(header: bytes, at: int) -> _Entry | None:
-    """Read an ordinary file's header, which nearly all are; None for any other, or a damaged one. It is seven times as fast as
-    tarfile.
-    """
+    """Read an ordinary file's header; None for any other, or a damaged one. It is seven times as fast as tarfile."""
     if header[156:157] not in (b"0", b"\0") or header[257:262] != b"ustar" or header[135] not in (0, 0x20):
         return None
     try:

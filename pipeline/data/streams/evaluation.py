@@ -36,9 +36,7 @@ class EvalImages:
 
 
 class EvalStream(IterableDataset[EvalImages]):
-    """Yields every sample of a downstream set once, in the index's order, a block at a time. It counts unreadable ones instead
-    of substituting.
-    """
+    """Yields every sample of a downstream set once, in the index's order, a block at a time. It counts unreadable images."""
 
     def __init__(self, *, index: ShardIndex, transform: EvalTransform, remote: RemoteOptions | None = None) -> None:
         self.index = index

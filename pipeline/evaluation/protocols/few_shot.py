@@ -48,7 +48,7 @@ class FewShot(ProtocolSection):
         return [Setting(f"{shots}-shot", seed, (("shots", shots),)) for shots in self.shots for seed in self.seeds]
 
     def measure(self, splits: Splits, setting: Setting) -> Measured:
-        """Measure a setting. Where every class has at most `shots` images, all of train is the support for every seed: one is
+        """Measure a setting. If no class has more than `shots` images, all of train is every seed's support: one is
         measured.
         """
         shots, seed = int(dict(setting.parameters)["shots"]), setting.seed

@@ -80,9 +80,7 @@ class _Problem:
 
 
 class _Preconditioner:
-    """Applies the inverse of features' covariance (x) classes' covariance + penalty; for the bias, of the classes' part
-    alone.
-    """
+    """Applies the inverse of features' covariance (x) classes' covariance + penalty; for the bias, of the classes' part."""
 
     def __init__(self, problem: _Problem, point: _Point, *, penalty: float) -> None:
         p = point.probabilities

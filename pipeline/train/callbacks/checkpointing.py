@@ -232,8 +232,8 @@ class Checkpointing(StepCallback):
         ).everywhere()
 
     def _publish(self, save: Save, manifest: Entries, trainer: Trainer) -> list[str]:
-        """Publish weights before the checkpoint, so that an existing one has them. Call it on rank 0; return what went wrong,
-        in words.
+        """Publish the weights, then the checkpoint, which so always has them. Only rank 0 does. Return what failed, in
+        words.
         """
         try:
             prepared_weights(self.folder, save.step).replace(self.folder.weights_of(save.step))

@@ -11,9 +11,7 @@ from pipeline.train.watchdog import Watchdog
 
 
 class WatchStep(StepCallback):
-    """Starts the watch, and reports the phases in and at the end of a step. It goes before the callbacks that measure and
-    save.
-    """
+    """Starts the watch, and reports the phases in and at the end of a step. It goes before callbacks that measure and save."""
 
     def __init__(self, watchdog: Watchdog) -> None:
         self._watchdog = watchdog

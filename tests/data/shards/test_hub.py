@@ -1,6 +1,4 @@
-"""Sets on the Hugging Face hub, in timm's layout, are listed, indexed elsewhere and read block by block through the hub's
-client.
-"""
+"""Sets on the Hugging Face hub, in timm's layout, are listed, indexed elsewhere and read block by block by the hub's client."""
 
 from __future__ import annotations
 
@@ -39,9 +37,7 @@ print(json.dumps([index.fingerprint, int(index.block_bytes.sum()), [sample for b
 
 
 def write_hub(root: Path) -> Path:
-    """Write OWNER/NAME like timm's sets: shards of two splits in one folder, members .cls, .jpg and .json, a card and a list
-    next to them.
-    """
+    """Write OWNER/NAME like timm's sets: shards of two splits in one folder, members .cls, .jpg and .json, a card, a list."""
     folder = root / "timm" / NAME
     folder.mkdir(parents=True)
     (folder / "README.md").write_text("a card")

@@ -1,6 +1,4 @@
-"""Shards made from folders and tars have the same bytes every time, are whole or absent, and webdataset itself can read
-them.
-"""
+"""Shards made from folders and tars have the same bytes every time, are whole or absent, and suit webdataset itself."""
 
 from __future__ import annotations
 
@@ -195,9 +193,7 @@ def test_samples_of_a_tar_without_an_image_are_passed_over_and_counted(
 
 
 def test_a_table_is_copied_out_once_and_a_killed_command_goes_on(image_folder: Path, tmp_path: Path) -> None:
-    """The command is killed while shards are written: nothing is half-written, the final bytes are the same, and no copies are
-    left.
-    """
+    """The command is killed while it writes shards: nothing is half-written, the final bytes are the same, no copies stay."""
     paths = sorted((image_folder / "cat").iterdir())
     source, target = tmp_path / "tables", tmp_path / "shards"
     source.mkdir()

@@ -1,6 +1,4 @@
-"""Every kind of broken and odd image is distinguished, nothing crashes or hangs, and the listed rest is a corpus that
-trains.
-"""
+"""Every kind of broken and odd image is distinguished, nothing crashes or hangs, and the rest is a corpus that trains."""
 
 from __future__ import annotations
 
