@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,11 +43,8 @@ def count_macs(build: Callable[[], nn.Module], *, image_size: int) -> int:
 
 def count_saved_bytes(build: Callable[[], nn.Module], *, image_size: int, precision: TrainingPrecision) -> SavedBytes:
     """Bytes that a forward pass in training mode leaves for the backward pass, as on a GPU."""
-    with FakeTensorMode():
-        model = build()
-        if precision == "bf16":
-            for tensor in [*model.parameters(), *model.buffers()]:
-                tensor.data = tensor.data.to(torch.bfloat16) if tensor.is_floating_point() else tensor.data
+    with torch.device("meta"):
+        model = build().to(torch.bfloat16 if precision == "bf16" else torch.float32)
         few, more = (
             _saved_storages(model, torch.empty(batch, 3, image_size, image_size), precision=precision) for batch in (FEW, MORE)
         )
@@ -67,22 +64,35 @@ def _saved_storages(model: nn.Module, images: Tensor, *, precision: TrainingPrec
             storages[storage._cdata] = storage  # kept, so that no other takes its address
         return tensor
 
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16_autocast")
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast, _AsOnGpus(precision):
+    autocast = _Autocast() if precision == "bf16_autocast" else nullcontext()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast:
         model(images)
     return [storage.nbytes() for storage in storages.values()]
 
 
-class _AsOnGpus(TorchFunctionMode):
-    """Under autocast normalisations and softmax are computed in fp32 on GPUs, and in what they are given on CPUs."""
+class _Autocast(TorchFunctionMode):
+    """What torch.autocast does on a GPU, for tensors without storage, which it does not know.
 
-    IN_FP32 = (F.layer_norm, F.group_norm, F.softmax, torch.softmax, Tensor.softmax)
+    The functions are those of its lists that models use (torch 2.13, "CUDA Ops that can autocast").
+    """
 
-    def __init__(self, precision: TrainingPrecision) -> None:
-        super().__init__()
-        self.is_autocast = precision == "bf16_autocast"
+    IN_BF16: ClassVar[set[Any]] = {
+        F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose2d, F.scaled_dot_product_attention, torch.matmul, Tensor.matmul,
+        Tensor.__matmul__, torch.bmm, torch.baddbmm, torch.mm, torch.addmm, torch.einsum,
+    }  # fmt: skip
+    IN_FP32: ClassVar[set[Any]] = {
+        F.layer_norm, F.group_norm, F.normalize, F.softmax, torch.softmax, Tensor.softmax, F.softplus, Tensor.norm, torch.norm,
+        Tensor.pow, torch.pow, Tensor.rsqrt, torch.rsqrt, Tensor.sum, torch.sum,
+    }  # fmt: skip
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.is_autocast and func in self.IN_FP32:
-            args = tuple(arg.float() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
+        wanted = torch.bfloat16 if func in self.IN_BF16 else torch.float32 if func in self.IN_FP32 else None
+        if wanted is not None:
+            args, kwargs = _cast(args, wanted), {name: _cast(value, wanted) for name, value in (kwargs or {}).items()}
         return func(*args, **(kwargs or {}))
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(_cast(item, dtype) for item in value)
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -117,6 +117,8 @@ def read_weights_header(path: Path) -> WeightsHeader:
         )
     except FileNotFoundError as error:
         raise CheckpointError(f"weights file {path} does not exist") from error
+    except CheckpointError as error:  # of a model that is not defined here
+        raise CheckpointError(f"{path}: {error}") from error
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} is not a weights file of this software, or is damaged: {error}") from error
 

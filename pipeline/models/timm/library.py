@@ -1,0 +1,81 @@
+"""The library timm, imported when a model needs it: its names, and a model of it without a classifier."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from pipeline.errors import ConfigError
+
+HOW_TO_INSTALL = "pip install '.[timm]'"
+MAX_SUGGESTED = 5
+# What a configuration may not pass on to `timm.create_model`: the pipeline sets it, or it reads weights from elsewhere.
+RESERVED = frozenset({
+    "cache_dir", "checkpoint_path", "device", "dtype", "exportable", "features_only", "head_init_scale", "img_size", "in_chans",
+    "model_name", "no_jit", "num_classes", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "scriptable",
+})  # fmt: skip
+
+
+def load_library() -> ModuleType:
+    """timm itself.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise ConfigError(f"model.family=timm needs the library timm ({error}); {HOW_TO_INSTALL}") from error
+
+
+def installed_version() -> str:
+    """timm's own.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    return load_library().__version__
+
+
+def check_name(name: str) -> None:
+    """Accept an architecture's name alone: one with a tag or a prefix (`hf-hub:`) stands for weights from elsewhere.
+
+    Raises:
+        ConfigError: timm has no such architecture.
+    """
+    library = load_library()
+    if "." not in name and ":" not in name and "/" not in name and library.is_model(name):
+        return
+    near = difflib.get_close_matches(
+        name.partition(".")[0].rpartition("/")[2], library.list_models(), n=MAX_SUGGESTED, cutoff=0.5
+    )
+    hint = f"did you mean {', '.join(near)}?" if near else "python -c 'import timm; print(timm.list_models())' lists them"
+    raise ConfigError(f"model.name={name[:60]!r} is not an architecture of timm {library.__version__}; {hint}")
+
+
+def default_size(name: str) -> tuple[int, int]:
+    """Height and width in pixels of the images that an architecture is made for; 224 where timm does not say."""
+    known = load_library().get_pretrained_cfg(name)
+    return (224, 224) if known is None else tuple(known.input_size[1:])
+
+
+def create(name: str, *, size: tuple[int, int], options: Mapping[str, Any]) -> nn.Module:
+    """A model without a classifier, its weights drawn from torch's global generator.
+
+    Raises:
+        ConfigError: it does not take the size, or an option.
+    """
+    library = load_library()
+    known = library.get_pretrained_cfg(name)
+    # Models of a fixed size take another one when they are made; the others take any when they are run.
+    sized = {"img_size": size} if known is not None and known.fixed_input_size and size != default_size(name) else {}
+    try:
+        return library.create_model(name, pretrained=False, num_classes=0, **sized, **options)
+    except (TypeError, ValueError, KeyError, AssertionError, RuntimeError) as error:
+        given = ", ".join(f"{key}={value}" for key, value in {**sized, **options}.items()) or "no options"
+        raise ConfigError(f"timm {library.__version__} cannot make {name} with {given}: {error}") from error

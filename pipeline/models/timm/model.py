@@ -1,0 +1,194 @@
+"""A backbone of timm with a dense classifier of our own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.models.base import Backbone, ModelConfig
+from pipeline.models.timm.cost import TimmCost
+from pipeline.models.timm.library import RESERVED, check_name, create, installed_version
+
+LARGEST_SIZE = 2**31 - 1  # of the classes and of an image's side, read from a file
+LARGEST_OPTION = 2**16  # of a number among the options, read from a file: some are numbers of blocks
+DROP_OPTIONS = ("drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate")
+
+Options = tuple[tuple[str, Any], ...]  # sorted by name; lists are tuples
+
+
+@dataclass(frozen=True)
+class TimmConfig(ModelConfig):
+    """Everything that fixes the weights of a backbone of timm. Lengths in pixels.
+
+    Attributes:
+        options: passed on to `timm.create_model`.
+        timm_version: whose definition of `name` it is.
+    """
+
+    family: ClassVar[str] = "timm"
+
+    name: str
+    image_size: int
+    options: Options
+    timm_version: str
+    num_classes: int
+    head_bias: float = 0.0
+
+    @property
+    def dropout(self) -> float:  # type: ignore[override]
+        """The largest rate of anything that drops: all draw from the rank's generator."""
+        given = dict(self.options)
+        return max(0.0, *(float(given.get(name) or 0.0) for name in DROP_OPTIONS))
+
+    @property
+    def least_tensors(self) -> int:
+        return 2  # the classifier's
+
+    @property
+    def cost(self) -> TimmCost:
+        return TimmCost(self)
+
+    def build(self) -> TimmBackbone:
+        return TimmBackbone(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "image_size": self.image_size,
+            "options": thaw(self.options),
+            "timm_version": self.timm_version,
+            "num_classes": self.num_classes,
+            "head_bias": self.head_bias,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any) -> TimmConfig:
+        """As `ModelConfig.from_dict`.
+
+        Raises:
+            CheckpointError: timm is not installed, or of another version: its definition of the model may be another.
+        """
+        known = {"name", "image_size", "options", "timm_version", "num_classes", "head_bias"}
+        if not isinstance(values, dict) or values.keys() != known:
+            raise ValueError(f"the model's description is not the keys {', '.join(sorted(known))}")
+        for name in ("image_size", "num_classes"):
+            if type(values[name]) is not int or not 1 <= values[name] <= LARGEST_SIZE:
+                raise ValueError(f"the model's {name} is {str(values[name])[:40]}")
+        if type(values["head_bias"]) not in (int, float) or not math.isfinite(values["head_bias"]):
+            raise ValueError(f"the model's head_bias is {str(values['head_bias'])[:40]}")
+        if not isinstance(values["name"], str) or not isinstance(values["timm_version"], str):
+            raise ValueError("the model's name or timm_version is no text")
+        _check_version(values["timm_version"])
+        return TimmConfig(**{**values, "options": freeze(values["options"])})
+
+
+def _check_version(written_by: str) -> None:
+    try:
+        here = installed_version()
+    except ConfigError as error:
+        raise CheckpointError(f"the weights are of a model of timm {written_by[:40]}: {error}") from error
+    if written_by != here:
+        raise CheckpointError(
+            f"the weights are of a model of timm {written_by[:40]}, and timm {here} is installed, which may define the model "
+            f"otherwise; pip install timm=={written_by[:40]}"
+        )
+
+
+def freeze(options: Any) -> Options:
+    """Options as a value that cannot change.
+
+    Raises:
+        ValueError: they are no mapping of names to numbers, texts, or lists of them; or one is not for a configuration to set.
+    """
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+        raise ValueError(f"the model's options are {str(options)[:40]}")
+    if forbidden := sorted(RESERVED & options.keys()):
+        raise ValueError(f"the model's options hold {forbidden[0]}")
+    return tuple((name, _frozen(value)) for name, value in sorted(options.items()))
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(item) for item in value)
+    if value is None or isinstance(value, str | bool):
+        return value
+    if type(value) in (int, float) and abs(value) <= LARGEST_OPTION:  # not a NaN either
+        return value
+    raise ValueError(f"the model's options hold {str(value)[:40]}")
+
+
+def thaw(options: Options) -> dict[str, Any]:
+    """Options as `timm.create_model` and JSON take them."""
+    return {name: _thawed(value) for name, value in options}
+
+
+def _thawed(value: Any) -> Any:
+    return [_thawed(item) for item in value] if isinstance(value, tuple) else value
+
+
+class TimmBackbone(Backbone):
+    """Images in, class logits out. The representation is what timm's own classifier would read.
+
+    Raises:
+        ConfigError: timm cannot make the model, or it has running statistics.
+    """
+
+    def __init__(self, config: TimmConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = self._make()
+        _refuse_buffers(config.name, self.backbone)
+        self.head = nn.Linear(representation_size(self.backbone), config.num_classes)
+
+    def _make(self) -> nn.Module:
+        config = self.config
+        check_name(config.name)
+        with torch.random.fork_rng(devices=[]):  # timm draws weights from the global generator
+            return create(config.name, size=(config.image_size, config.image_size), options=thaw(config.options))
+
+    def forward_representation(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B R"]:
+        """uint8 images are scaled to [-1, 1] here, on the device; floating-point ones are taken as already scaled."""
+        if images.dtype == torch.uint8:
+            images = images.float() / 127.5 - 1.0
+        backbone: Any = self.backbone
+        return backbone.forward_head(backbone.forward_features(images.to(self.head.weight.dtype)), pre_logits=True)
+
+    def forward(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
+        return self.head(self.forward_representation(images))
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """timm's own initial weights, drawn from `generator` alone; zeros for the head's kernel, `head_bias` for its bias."""
+        seed = int(torch.randint(2**62, (), generator=generator, dtype=torch.int64))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            drawn = create(self.config.name, size=(self.config.image_size,) * 2, options=thaw(self.config.options))
+        self.backbone.load_state_dict(drawn.state_dict())
+        nn.init.zeros_(self.head.weight)
+        nn.init.constant_(self.head.bias, self.config.head_bias)
+
+
+def representation_size(backbone: Any) -> int:
+    """Width of what timm's classifier reads."""
+    return getattr(backbone, "head_hidden_size", None) or backbone.num_features
+
+
+def _refuse_buffers(name: str, backbone: nn.Module) -> None:
+    """Checkpoints and weights files hold parameters alone.
+
+    Raises:
+        ConfigError: the model has state besides.
+    """
+    parameters = {parameter for parameter, _ in backbone.named_parameters()}
+    buffers = sorted(backbone.state_dict().keys() - parameters)
+    if buffers:
+        raise ConfigError(
+            f"model.name={name} keeps {len(buffers)} tensors that are no parameters ({buffers[0]}, ...), such as BatchNorm's "
+            "running statistics. Checkpoints hold parameters alone; use a model with LayerNorm or GroupNorm"
+        )

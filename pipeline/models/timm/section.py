@@ -1,0 +1,66 @@
+"""The settings of a backbone of timm."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.errors import ConfigError
+from pipeline.models.base import ModelConfig
+from pipeline.models.section import ModelSection
+from pipeline.models.timm.library import RESERVED, check_name, default_size, installed_version
+from pipeline.models.timm.model import TimmConfig, freeze
+
+
+class Timm(ModelSection):
+    """A backbone of the library timm."""
+
+    family: Literal["timm"] = "timm"
+    name: str = Field("swin_large_patch4_window7_224", description="architecture, as timm.list_models() names it")
+    image_size: int | None = Field(None, ge=1, description="side of the square input in pixels; if not given: the model's own")
+    options: dict[str, Any] = Field({}, description="passed on to timm.create_model: {drop_path_rate: 0.1}")
+
+    config_type: ClassVar[type[ModelConfig]] = TimmConfig
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    def resolve(self, *, head_bias: float = 0.0) -> TimmConfig:
+        check_name(self.name)
+        if forbidden := sorted(RESERVED & self.options.keys()):
+            raise ConfigError(
+                f"model.options.{forbidden[0]} is not a setting: weights begin random, on images of three channels and of "
+                "model.image_size, with model.num_classes classes"
+            )
+        try:
+            options = freeze(self.options)
+        except ValueError as error:
+            raise ConfigError(f"model.options: {error}; use numbers, texts, and lists of them") from error
+        height, width = default_size(self.name)
+        if self.image_size is None and height != width:
+            raise ConfigError(f"model.name={self.name} is made for images of {height} x {width} pixels; set model.image_size")
+        config = TimmConfig(
+            name=self.name,
+            image_size=self.image_size or height,
+            options=options,
+            timm_version=installed_version(),
+            num_classes=self.num_classes,
+            head_bias=head_bias,
+        )
+        _try(config)
+        return config
+
+
+def _try(config: TimmConfig) -> None:
+    """Run the model on an image without pixels.
+
+    Raises:
+        ConfigError: timm cannot make it, or it does not take the size.
+    """
+    try:
+        config.cost.macs  # noqa: B018  (counting runs it)
+    except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
+        size = config.image_size
+        raise ConfigError(f"model.name={config.name} does not run on images of {size} x {size} pixels: {error}") from error
