@@ -29,11 +29,11 @@ install_import_hook(["pipeline.models", "pipeline.functional"], "beartype.bearty
 from data_tools.index import index_folder  # noqa: E402
 from pipeline.data.shards.index import ShardIndex, load_index  # noqa: E402
 from pipeline.run.checkpoint import RunFolder  # noqa: E402
+from tests.helpers.reference_libraries import REFERENCE, declare_operators, find_library  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
 REPOSITORY = Path(__file__).parent.parent
-REFERENCE = REPOSITORY / ".reference"  # timm and torchvision, kept apart: see the Makefile
 sys.path.append(str(REFERENCE / "scientific"))  # scikit-learn, transformers, imagehash; after our own environment's versions
 
 WriteShards = Callable[..., ShardIndex]
@@ -206,12 +206,7 @@ def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def torchvision() -> ModuleType:
     """Import torchvision, made importable next to a CPU build of torch: its transforms work, its operators do not."""
     find_reference("torchvision")
-    if torch.version.cuda is None:
-        # torchvision's binary operators do not load here; nobody needs one, but the import needs their schemas.
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        torchvision.library = library  # type: ignore[attr-defined]  # the schemas live as long as this object
+    declare_operators()
     return importlib.import_module("torchvision")
 
 
@@ -225,9 +220,7 @@ def timm(torchvision: ModuleType) -> ModuleType:
 
 def find_reference(name: str) -> ModuleSpec:
     """Return where a reference library is; without it the test is skipped."""
-    if importlib.util.find_spec(name) is None and REFERENCE.is_dir():
-        sys.path.append(str(REFERENCE))
-    spec = importlib.util.find_spec(name)
+    spec = find_library(name)
     if spec is None:
         pytest.skip(f"{name} is not installed; `make test` installs it into .reference")
     return spec

@@ -19,7 +19,7 @@ from pipeline.launch.cores import threads_of_a_rank
 from pipeline.launch.signals import StopRequest
 from pipeline.models.base import Backbone, ModelConfig
 from pipeline.run.checkpoint import MODEL_FILE, RunFolder
-from pipeline.run.weights import load_tensors
+from pipeline.run.weights import load_tensors, read_weights_header
 from pipeline.train.callbacks.checkpointing import Checkpointing, CheckpointPolicy
 from pipeline.train.callbacks.snapshots import RunFacts
 from pipeline.train.module import PretrainModule
@@ -60,7 +60,9 @@ def make_training(run: ResolvedRun, *, world: World, stop: StopRequest, start: R
         torch.backends.cuda.enable_flash_sdp(False)
     model = make_model(run.model, seed=config.seed)
     if start.checkpoint is not None:  # before ZeRO cuts it up; the exact masters follow in `ZeroStrategy.load_checkpoint`
-        load_tensors(model, start.checkpoint.path / MODEL_FILE)
+        path = start.checkpoint.path / MODEL_FILE
+        read_weights_header(path)  # refuses those of a model that another version of a library defines
+        load_tensors(model, path)
     if config.trainer.compile:
         model.compile()
     module = PretrainModule(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -64,16 +63,16 @@ def _saved_storages(model: nn.Module, images: Tensor, *, precision: TrainingPrec
             storages[storage._cdata] = storage  # kept, so that no other takes its address
         return tensor
 
-    autocast = _Autocast() if precision == "bf16_autocast" else nullcontext()
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast:
+    on_gpu = _OnGpu(is_autocast=precision == "bf16_autocast")
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), on_gpu:
         model(images)
     return [storage.nbytes() for storage in storages.values()]
 
 
-class _Autocast(TorchFunctionMode):
-    """What torch.autocast does on a GPU, for tensors without storage, which it does not know.
+class _OnGpu(TorchFunctionMode):
+    """What fused attention and torch.autocast do on a GPU, for tensors without storage, which they do not know.
 
-    The functions are those of its lists that models use (torch 2.13, "CUDA Ops that can autocast").
+    The functions are those of autocast's lists that models use (torch 2.13, "CUDA Ops that can autocast").
     """
 
     IN_BF16: ClassVar[set[Any]] = {
@@ -85,11 +84,38 @@ class _Autocast(TorchFunctionMode):
         Tensor.pow, torch.pow, Tensor.rsqrt, torch.rsqrt, Tensor.sum, torch.sum,
     }  # fmt: skip
 
+    def __init__(self, *, is_autocast: bool) -> None:
+        super().__init__()
+        self.is_autocast = is_autocast
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         wanted = torch.bfloat16 if func in self.IN_BF16 else torch.float32 if func in self.IN_FP32 else None
-        if wanted is not None:
-            args, kwargs = _cast(args, wanted), {name: _cast(value, wanted) for name, value in (kwargs or {}).items()}
-        return func(*args, **(kwargs or {}))
+        if self.is_autocast and wanted is not None:
+            args, kwargs = _cast(args, wanted), {name: _cast(value, wanted) for name, value in kwargs.items()}
+        if func is F.scaled_dot_product_attention:
+            return _attend(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **settings: Any) -> Tensor:
+    return _FusedAttention.apply(query, key, value, attn_mask)  # type: ignore[return-value]
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Keeps what fused attention keeps (arXiv 2205.14135): its inputs, its output, and one fp32 number a head and query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        *batch, heads, length, _ = query.shape
+        mixed = query.new_empty(*batch, length, heads, value.shape[-1]).transpose(-2, -3)  # so that heads are joined by a view
+        log_sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, mixed, log_sums, *([] if mask is None else [mask]))
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise NotImplementedError("it is counted, not computed")
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -48,10 +48,12 @@ def run_ranks(module: str, *arguments: str, num_ranks: int = 2, timeout_s: float
     return result.stdout
 
 
-def train_together(configs: list[Path], listing: Path, *, num_ranks: int = 2) -> None:
+def train_together(
+    configs: list[Path], listing: Path, *, num_ranks: int = 2, module: str = "tests.helpers.rank_scenarios"
+) -> None:
     """Train several configurations one after another in one launch."""
     listing.write_text(json.dumps([str(path) for path in configs]))
-    run_ranks("tests.helpers.rank_scenarios", str(listing), num_ranks=num_ranks)
+    run_ranks(module, str(listing), num_ranks=num_ranks)
 
 
 @contextmanager

@@ -150,7 +150,7 @@ class TimmBackbone(Backbone):
         config = self.config
         check_name(config.name)
         with torch.random.fork_rng(devices=[]):  # timm draws weights from the global generator
-            return create(config.name, size=(config.image_size, config.image_size), options=thaw(config.options))
+            return _create(config)
 
     def forward_representation(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B R"]:
         """uint8 images are scaled to [-1, 1] here, on the device; floating-point ones are taken as already scaled."""
@@ -168,10 +168,14 @@ class TimmBackbone(Backbone):
         seed = int(torch.randint(2**62, (), generator=generator, dtype=torch.int64))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            drawn = create(self.config.name, size=(self.config.image_size,) * 2, options=thaw(self.config.options))
+            drawn = _create(self.config)
         self.backbone.load_state_dict(drawn.state_dict())
         nn.init.zeros_(self.head.weight)
         nn.init.constant_(self.head.bias, self.config.head_bias)
+
+
+def _create(config: TimmConfig) -> nn.Module:
+    return create(config.name, size=(config.image_size, config.image_size), options=thaw(config.options))
 
 
 def representation_size(backbone: Any) -> int:
