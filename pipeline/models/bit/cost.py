@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.distributed.precision import TrainingPrecision
 from pipeline.models.base import Cost
-from pipeline.models.bit.layers import GROUPS
+from pipeline.models.bit.layers import GROUPS, same_padding
 from pipeline.models.bit.trunk import TrunkConfig
 
 if TYPE_CHECKING:
@@ -18,18 +19,21 @@ INDEX_BYTES = 8  # of the pixel that a max-pool chose, int64
 NORM_BYTES = 2 * 4 * GROUPS  # mean and 1 / deviation of a group normalisation, of one image
 
 
+Size = tuple[int, int]  # height and width in pixels
+
+
 class Unit(NamedTuple):
-    """A bottleneck block: channels, and sides of its images in pixels."""
+    """A bottleneck block: channels, and sizes of its images."""
 
     inputs: int
     mid: int
     out: int
-    side: int
-    out_side: int
+    size: Size
+    out_size: Size
 
     @property
     def has_projection(self) -> bool:
-        return self.inputs != self.out or self.side != self.out_side
+        return self.inputs != self.out or self.size != self.out_size
 
     @property
     def kernels(self) -> int:
@@ -39,33 +43,35 @@ class Unit(NamedTuple):
     @property
     def macs(self) -> int:
         projection = self.inputs * self.out if self.has_projection else 0
-        return self.inputs * self.mid * self.side**2 + (self.mid * (9 * self.mid + self.out) + projection) * self.out_side**2
+        after = self.mid * (9 * self.mid + self.out) + projection
+        return self.inputs * self.mid * prod(self.size) + after * prod(self.out_size)
 
 
 @dataclass(frozen=True)
 class TrunkCost:
-    """Of a trunk on one image of `image_size` pixels."""
+    """Of a trunk on one image of `size` pixels."""
 
     trunk: TrunkConfig
-    image_size: int
+    size: Size
 
     @property
-    def root_side(self) -> int:
-        return -(-self.image_size // 2)
+    def root_size(self) -> Size:
+        """Of what the root's convolution writes."""
+        return _halved(self.size)
 
     def units(self) -> Iterator[Unit]:
-        inputs, side = self.trunk.width, -(-self.root_side // 2)
+        inputs, size = self.trunk.width, _halved(self.root_size)
         for number, count in enumerate(self.trunk.blocks):
             mid = self.trunk.width * 2**number
             for unit in range(count):
-                out_side = -(-side // 2) if number and not unit else side
-                yield Unit(inputs=inputs, mid=mid, out=4 * mid, side=side, out_side=out_side)
-                inputs, side = 4 * mid, out_side
+                out_size = _halved(size) if number and not unit else size
+                yield Unit(inputs=inputs, mid=mid, out=4 * mid, size=size, out_size=out_size)
+                inputs, size = 4 * mid, out_size
 
     @property
     def macs(self) -> int:
         """Of all convolutions; the standardisation of their kernels, which is no work of an image, is left out."""
-        return 3 * 49 * self.trunk.width * self.root_side**2 + sum(unit.macs for unit in self.units())
+        return 3 * 49 * self.trunk.width * prod(self.root_size) + sum(unit.macs for unit in self.units())
 
     @property
     def kernels(self) -> int:
@@ -73,7 +79,7 @@ class TrunkCost:
         return 3 * 49 * self.trunk.width + sum(unit.kernels for unit in self.units())
 
     def saved_bytes(self, *, precision: TrainingPrecision) -> int:
-        """Bytes that autograd saves for one image.
+        """Bytes that autograd saves for one image, what the next layer makes of the feature map left out.
 
         A convolution saves what it reads, a normalisation what it reads, a ReLU what it writes. Without autocast a
         convolution reads what the ReLU before it wrote, which is saved once. Under autocast normalisations and ReLUs are
@@ -82,48 +88,57 @@ class TrunkCost:
         low = 4 if precision == "fp32" else 2  # what convolutions read and write
         high = 2 if precision == "bf16" else 4  # what normalisations and ReLUs read and write
         copied = low if precision == "bf16_autocast" else 0  # of a convolution's input, that it does not share
-        units = list(self.units())
         if self.trunk.variant == "v1":
-            return self._root_v1(low, high, copied, units) + sum(_unit_v1(unit, low, high, copied) for unit in units)
-        width, side = self.trunk.width, self.root_side
-        root = low * (3 * self.image_size**2 + width * (side + 2) ** 2) + INDEX_BYTES * width * (-(-side // 2)) ** 2
-        last = units[-1]
-        end = 2 * high * last.out * last.out_side**2 + NORM_BYTES
-        return root + sum(_unit_v2(unit, high, copied) for unit in units) + end
+            return self._root_v1(low, high) + sum(_unit_v1(unit, low, high, copied) for unit in self.units())
+        height, width = self.root_size
+        chosen = INDEX_BYTES * prod(_halved(self.root_size))
+        root = low * 3 * prod(self.size) + self.trunk.width * (low * (height + 2) * (width + 2) + chosen)
+        *_, last = self.units()
+        end = 2 * high * last.out * prod(last.out_size) + NORM_BYTES
+        return root + sum(_unit_v2(unit, high, copied) for unit in self.units()) + end
 
-    def _root_v1(self, low: int, high: int, copied: int, units: list[Unit]) -> int:
-        width, side = self.trunk.width, self.root_side
-        pooled = -(-side // 2)
-        image = 3 * (self.image_size + 5 if self.image_size % 2 == 0 else self.image_size) ** 2  # an uneven padding is a copy
-        stem = width * (2 * high * side**2 + INDEX_BYTES * pooled**2)
-        read = 0 if units else low  # by the embedding, where there are no blocks
-        return low * image + stem + NORM_BYTES + read * width * pooled**2
+    def _root_v1(self, low: int, high: int) -> int:
+        image = 3 * (_padded_area(self.size, kernel=7) or prod(self.size))
+        height, width = self.root_size
+        padded = _padded_area(self.root_size, kernel=3) if height % 2 != width % 2 else 0  # by the max-pool
+        stem = high * (2 * height * width + padded) + INDEX_BYTES * prod(_halved(self.root_size))
+        return low * image + self.trunk.width * stem + NORM_BYTES
 
     @property
     def largest_map(self) -> int:
         """Elements of the largest feature map."""
-        return max(
-            self.trunk.width * self.root_side**2,
-            *(max(unit.mid * unit.side**2, unit.out * unit.out_side**2) for unit in self.units()),
-            0,
-        )
+        maps = [max(unit.mid * prod(unit.size), unit.out * prod(unit.out_size)) for unit in self.units()]
+        return max(self.trunk.width * prod(self.root_size), *maps, 0)
+
+
+def _halved(size: Size) -> Size:
+    height, width = size
+    return -(-height // 2), -(-width // 2)
+
+
+def _padded_area(size: Size, *, kernel: int) -> int:
+    """Pixels of the copy that an uneven SAME padding at stride 2 makes; 0 where padding is even and needs none."""
+    paddings = [same_padding(side, kernel=kernel, stride=2) for side in size]
+    if all(before == after for before, after in paddings):
+        return 0
+    return prod(side + sum(padding) for side, padding in zip(size, paddings, strict=True))
 
 
 def _unit_v1(unit: Unit, low: int, high: int, copied: int) -> int:
-    """Without what the unit before it saved: its own input's ReLU."""
-    before, after = unit.side**2, unit.out_side**2
-    read = (low if unit.inputs == unit.mid else copied) * (1 + unit.has_projection) * unit.inputs * before
-    if unit.inputs == unit.mid and not copied:  # the first unit reads what the max-pool wrote, which nobody else saves
-        read = low * unit.inputs * before
-    padded = unit.mid * (unit.side + 1) ** 2 if unit.side != unit.out_side and unit.side % 2 == 0 else 0
-    middle = low * padded + copied * unit.mid * (0 if padded else before) + copied * unit.mid * after
-    convolved = unit.mid * (before + after) + unit.out * after * (2 if unit.has_projection else 1)
+    """Without its input's ReLU, which the unit before it saved."""
+    before, after = prod(unit.size), prod(unit.out_size)
+    reads = 1 + unit.has_projection
+    # The first unit reads what the max-pool wrote, which nobody else saves.
+    read = unit.inputs * before * (copied * reads if copied or unit.inputs != unit.mid else low)
+    padded = _padded_area(unit.size, kernel=3) if unit.size != unit.out_size else 0
+    middle = unit.mid * (low * padded + copied * (0 if padded else before) + copied * after)
+    convolved = unit.mid * (before + after) + unit.out * after * reads
     activated = unit.mid * (before + after) + unit.out * after
-    return read + middle + high * (convolved + activated) + NORM_BYTES * (4 if unit.has_projection else 3)
+    return read + middle + high * (convolved + activated) + NORM_BYTES * (2 + reads)
 
 
 def _unit_v2(unit: Unit, high: int, copied: int) -> int:
-    before, after = unit.side**2, unit.out_side**2
+    before, after = prod(unit.size), prod(unit.out_size)
     normed = unit.inputs * before + unit.mid * (before + after)  # saved before normalisation, and after the ReLU
     read = unit.inputs * before * (1 + unit.has_projection) + unit.mid * (before + after)
     return 2 * high * normed + copied * read + 3 * NORM_BYTES
@@ -146,7 +161,7 @@ class BiTCost(Cost):
 
     @property
     def trunk(self) -> TrunkCost:
-        return TrunkCost(self.model.trunk, self.model.image_size)
+        return TrunkCost(self.model.trunk, (self.model.image_size, self.model.image_size))
 
     @property
     def macs(self) -> int:

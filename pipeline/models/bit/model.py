@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from pipeline.models.base import Backbone, ModelConfig
 from pipeline.models.bit.cost import BiTCost
 from pipeline.models.bit.layers import GROUPS, StdConv2d, Variant
-from pipeline.models.bit.trunk import PostActivation, Trunk, TrunkConfig
+from pipeline.models.bit.trunk import MAX_STAGES, PostActivation, Trunk, TrunkConfig
 from pipeline.models.vit.layers import lecun_normal_
 
 LARGEST_SIZE = 2**31 - 1  # of a width, a stage, ... that is read from a file
-MAX_STAGES = 8  # each halves the image and doubles the channels
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from pydantic import Field, PositiveInt
 
 from pipeline.models.base import ModelConfig
 from pipeline.models.bit.layers import Variant
-from pipeline.models.bit.model import MAX_STAGES, BiTConfig
+from pipeline.models.bit.model import BiTConfig
 from pipeline.models.bit.sizes import parse_name
+from pipeline.models.bit.trunk import MAX_STAGES
 from pipeline.models.section import ModelSection
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from pipeline.models.bit.layers import StdConv2d, Variant, group_norm, max_pool
 
+MAX_STAGES = 8  # each halves the image and doubles the channels
+
 
 @dataclass(frozen=True)
 class TrunkConfig:
@@ -28,9 +30,10 @@ class TrunkConfig:
     def out_channels(self) -> int:
         return 4 * self.width * 2 ** (len(self.blocks) - 1) if self.blocks else self.width
 
-    def side(self, image_size: int) -> int:
-        """Of the feature map. Each halving rounds up."""
-        return -(-image_size // 2 ** (1 + max(1, len(self.blocks))))
+    @property
+    def stride(self) -> int:
+        """Pixels of the image to one of the feature map, on each side."""
+        return 2 ** (1 + max(1, len(self.blocks)))
 
 
 class PostActivation(nn.Module):
