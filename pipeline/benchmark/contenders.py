@@ -32,6 +32,7 @@ from pipeline.data.shards.reader import BlockReader
 from pipeline.data.streams.loader import BatchLoader
 from pipeline.data.streams.mixture import Corpus, Mixture
 from pipeline.data.streams.train import Division, TrainStream
+from pipeline.image_size import ImageSize, height_and_width
 from pipeline.keyed_random import Purpose, derive_key
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -46,7 +47,7 @@ class Settings:
     converted: str  # folder for copies in the peers' own formats
     num_workers: int
     batch_size: int
-    image_size: int
+    image_size: ImageSize
 
     @property
     def shards(self) -> list[str]:
@@ -82,9 +83,9 @@ class PillowTransform:
     def __call__(self, image: Image.Image) -> torch.Tensor:
         self.calls += 1
         box, flip = self.law.choose(image.height, image.width, key=derive_key(0, Purpose.AUGMENTATION, 0, self.calls))
-        size = (self.settings.image_size, self.settings.image_size)
+        height, width = height_and_width(self.settings.image_size)
         corners = (box.left, box.top, box.left + box.width, box.top + box.height)
-        image = image.convert("RGB").crop(corners).resize(size, Image.Resampling.BILINEAR)
+        image = image.convert("RGB").crop(corners).resize((width, height), Image.Resampling.BILINEAR)
         if flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
@@ -100,8 +101,7 @@ class OurTransform:
 
     def __call__(self, data: bytes) -> torch.Tensor:
         self.calls += 1
-        size = self.transform.image_size
-        out = torch.empty((3, size, size), dtype=torch.uint8)
+        out = torch.empty((3, *height_and_width(self.transform.image_size)), dtype=torch.uint8)
         self.transform(data, seed=0, epoch=0, sample_id=self.calls, out=out)
         return out
 

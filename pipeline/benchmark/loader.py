@@ -25,6 +25,7 @@ from pipeline.data.streams.loader import BatchLoader
 from pipeline.data.streams.mixture import Corpus, Mixture
 from pipeline.data.streams.train import Division, TrainStream
 from pipeline.errors import DataError
+from pipeline.image_size import ImageSize, describe_size
 
 REPOSITORY = Path(__file__).parent.parent.parent
 BASELINE = "Pillow, decode alone"
@@ -143,7 +144,7 @@ def cost_of(rounds: list[dict[str, float]]) -> Cost:
 
 
 def compare_loaders(
-    folder: str, *, num_workers: int, batch_size: int, image_size: int, num_batches: int, num_rounds: int, only: list[str]
+    folder: str, *, num_workers: int, batch_size: int, image_size: ImageSize, num_batches: int, num_rounds: int, only: list[str]
 ) -> str:
     """Measure all contenders in turns and return a table.
 
@@ -173,7 +174,7 @@ def compare_loaders(
             for contender in contenders:
                 contender.close()
         heading = (
-            f"{index.num_samples} images of {folder}, to {image_size} px, batches of {batch_size}, {num_workers} "
+            f"{index.num_samples} images of {folder}, to {describe_size(image_size)}, batches of {batch_size}, {num_workers} "
             "worker processes, "
             f"{os.cpu_count()} cores; medians of {num_rounds} interleaved rounds of {num_batches} batches"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from pipeline.image_size import ImageSize, image_size
 from pipeline.launch.signals import StopRequest
 
 EPILOG = (
@@ -15,13 +16,18 @@ EPILOG = (
 )
 
 
+def _image_size(text: str) -> ImageSize:
+    height, _, width = text.partition("x")
+    return image_size(int(height), int(width or height))
+
+
 def add_arguments(command: argparse.ArgumentParser) -> None:
     kinds = command.add_subparsers(dest="what", required=True, metavar="loader|scale")
     loader = kinds.add_parser("loader", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     loader.add_argument("folder", help="indexed shards of real photos, at least one shard a worker")
     loader.add_argument("--workers", type=int, default=2, help="worker processes of each loader")
     loader.add_argument("--batch", type=int, default=64, help="images in a batch")
-    loader.add_argument("--image-size", type=int, default=224, help="pixels")
+    loader.add_argument("--image-size", type=_image_size, default=224, help="pixels; 224x160: height x width")
     loader.add_argument("--batches", type=int, default=10, help="batches in a round")
     loader.add_argument("--rounds", type=int, default=7, help="rounds; the table shows their median")
     loader.add_argument("--only", nargs="*", default=[], help="contenders whose name has one of these in it")

@@ -28,6 +28,7 @@ from pipeline.evaluation.records import ResultFile, Row, failed_row, result_row,
 from pipeline.evaluation.section import EvaluationSection
 from pipeline.evaluation.splits import Splits, prepare_splits
 from pipeline.evaluation.tasks import EvaluationTask, Key, MeasuredUnder, key_of, key_of_row, list_tasks
+from pipeline.models.base import ModelConfig
 from pipeline.monitor.loggers import EvaluationTracker, RunIdentity
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.claims import Claims
@@ -193,9 +194,12 @@ class Evaluator:
         return MeasuredUnder(
             weights=header.digest,
             data=self.sets[dataset].fingerprint if dataset in self.sets else None,
-            short_side=self.section.short_side or round(header.model.image_size * RESIZE_RATIO),
+            short_side=self._short_side(header.model),
             precision=self.precision,
         )
+
+    def _short_side(self, model: ModelConfig) -> int:
+        return self.section.short_side or round(min(model.height_and_width) * RESIZE_RATIO)
 
     def _try_step(self, step: int) -> None:
         """Try a step. Weights that cannot be loaded must not keep the newer ones from being evaluated."""
@@ -272,8 +276,8 @@ class Evaluator:
         return train, test, prepare_splits(train, test)
 
     def _features(self, weights: Weights, index: ShardIndex, description: str) -> Features:
-        section, image_size = self.section, weights.header.model.image_size
-        transform = EvalTransform(image_size=image_size, short_side=section.short_side or round(image_size * RESIZE_RATIO))
+        section, model = self.section, weights.header.model
+        transform = EvalTransform(image_size=model.image_size, short_side=self._short_side(model))
         return extract_features(
             weights.model,
             index,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.distributed.precision import TrainingPrecision
+from pipeline.image_size import ImageSize, height_and_width
 
 
 class Backbone(nn.Module):
-    """uint8 images (B, 3, S, S) in, class logits (B, C) out. Its classifier is one dense layer on a representation."""
+    """uint8 images (B, 3, H, W) in, class logits (B, C) out. Its classifier is one dense layer on a representation."""
 
     @abstractmethod
     def forward_representation(self, images: Tensor) -> Tensor:
@@ -21,6 +24,27 @@ class Backbone(nn.Module):
     @abstractmethod
     def init_weights(self, generator: torch.Generator) -> None:
         """Initialise in place, drawing from `generator` alone."""
+
+    def repeated_blocks(self) -> Sequence[nn.Module]:
+        """The blocks that most of the model is made of, in order: what activation checkpointing computes again, and what
+        `trainer.compile=blocks` compiles. Their parameters belong to modules inside them. Empty where a family has none.
+        """
+        return ()
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """What one of a model's repeated blocks costs on one image.
+
+    Attributes:
+        macs: multiply-accumulates of its forward pass.
+        saved_bytes: that its forward pass keeps for the backward pass, its input included.
+        input_bytes: of its input alone, which is all that is kept where the block is computed again.
+    """
+
+    macs: int
+    saved_bytes: int
+    input_bytes: int
 
 
 class Cost(ABC):
@@ -48,6 +72,11 @@ class Cost(ABC):
         """Bytes kept for the backward pass once, whatever the batch, besides the bf16 copies that autocast makes of kernels."""
         return 0
 
+    def blocks(self, *, precision: TrainingPrecision, mask_bytes: int = 1) -> list[BlockCost]:
+        """Of each of `Backbone.repeated_blocks`, in order; what they save is a part of `saved_bytes`."""
+        del precision, mask_bytes
+        return []
+
     @abstractmethod
     def working_bytes(self, *, precision: TrainingPrecision) -> int:
         """Most that one operation of the backward pass takes beyond what was saved."""
@@ -58,9 +87,14 @@ class ModelConfig(ABC):
 
     family: ClassVar[str]  # as in the section, and in the header of a weights file
 
-    image_size: int
+    image_size: ImageSize
     num_classes: int
     dropout: float
+
+    @property
+    def height_and_width(self) -> tuple[int, int]:
+        """Of the images that the model takes."""
+        return height_and_width(self.image_size)
 
     @abstractmethod
     def build(self) -> Backbone:

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from pipeline.console.words import duration
+from pipeline.image_size import describe_size
 from pipeline.json_text import to_finite
 from pipeline.plan.failures import Simulation
 from pipeline.plan.forecast import Forecast
@@ -48,7 +49,7 @@ def _heading(forecast: Forecast) -> str:
     cluster = forecast.cluster
     gpus = _count(forecast.num_gpus, "GPU")
     return (
-        f"{forecast.name}: {forecast.model_name} at {forecast.model.image_size} px, "
+        f"{forecast.name}: {forecast.model_name} at {describe_size(forecast.model.image_size)}, "
         f"{forecast.num_parameters / 1e6:.1f} M parameters, "
         f"on {_count(cluster.num_nodes, 'node')} of {cluster.gpus_per_node} {forecast.gpu_name} ({gpus})"
     )

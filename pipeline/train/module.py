@@ -17,7 +17,7 @@ class PretrainModule(LightningModule):
     """Wraps a classifier for supervised pretraining.
 
     Args:
-        model: uint8 images (B, 3, S, S) to logits (B, C).
+        model: uint8 images (B, 3, H, W) to logits (B, C).
         loss: of logits and labels.
         make_optimizer: called with the model once.
         schedule: optimizer step to learning rate.

@@ -9,6 +9,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <limits.h>
 #include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -201,8 +202,8 @@ static int entropy_decode(const uint8_t *data, size_t length, Errors *errors) {
 }
 
 static int crop_resize(
-    const uint8_t *data, size_t length, int top, int left, int height, int width, int shrink, int size, int flip, int antialias,
-    uint8_t *out, Errors *errors
+    const uint8_t *data, size_t length, int top, int left, int height, int width, int shrink, int out_height, int out_width, int flip,
+    int antialias, uint8_t *out, Errors *errors
 ) {
     /* The crop in coordinates of the shrunk image; its edges may fall inside pixels. */
     double x0 = (double)left / shrink, y0 = (double)top / shrink, w = (double)width / shrink, h = (double)height / shrink;
@@ -212,23 +213,23 @@ static int crop_resize(
         release_all();
         return -1;
     }
-    int taps_x = taps_of(w, size, antialias), taps_y = taps_of(h, size, antialias);
-    uint8_t *memory = reserve(&filters, filter_bytes(size, taps_x) + filter_bytes(size, taps_y));
-    uint8_t *middle = reserve(&narrowed, (size_t)region.height * line_bytes(size));
+    int taps_x = taps_of(w, out_width, antialias), taps_y = taps_of(h, out_height, antialias);
+    uint8_t *memory = reserve(&filters, filter_bytes(out_width, taps_x) + filter_bytes(out_height, taps_y));
+    uint8_t *middle = reserve(&narrowed, (size_t)region.height * line_bytes(out_width));
     if (memory == NULL || middle == NULL) {
         snprintf(errors->message, sizeof errors->message, "out of memory");
         release_all();
         return -1;
     }
     Filter columns, rows;
-    carve(&columns, &memory, size, taps_x);
-    carve(&rows, &memory, size, taps_y);
+    carve(&columns, &memory, out_width, taps_x);
+    carve(&rows, &memory, out_height, taps_y);
     if (high_x > region.left + region.width) high_x = region.left + region.width;
     if (high_y > region.top + region.height) high_y = region.top + region.height;
-    make_filter(&columns, size, x0, w, region.left, low_x, high_x, antialias);
-    make_filter(&rows, size, y0, h, region.top, low_y, high_y, antialias);
-    narrow(region.pixels, region.height, region.width, middle, size, &columns);
-    shorten(middle, out, size, &rows, flip);
+    make_filter(&columns, out_width, x0, w, region.left, low_x, high_x, antialias);
+    make_filter(&rows, out_height, y0, h, region.top, low_y, high_y, antialias);
+    narrow(region.pixels, region.height, region.width, middle, out_width, &columns);
+    shorten(middle, out, out_height, out_width, &rows, flip);
     release_all();
     return 0;
 }
@@ -248,20 +249,23 @@ static PyObject *py_read_size(PyObject *module, PyObject *args) {
 static PyObject *py_crop_resize(PyObject *module, PyObject *args) {
     Py_buffer data, out;
     Errors errors;
-    int top, left, height, width, shrink, size, flip, antialias;
+    int top, left, height, width, shrink, out_width, flip, antialias;
     (void)module;
     if (!PyArg_ParseTuple(
-            args, "y*iiiiiippw*", &data, &top, &left, &height, &width, &shrink, &size, &flip, &antialias, &out))
+            args, "y*iiiiiippw*", &data, &top, &left, &height, &width, &shrink, &out_width, &flip, &antialias, &out))
         return NULL;
     int failed = 1;
-    if (out.len != (Py_ssize_t)3 * size * size)
-        snprintf(errors.message, sizeof errors.message, "out holds %zd bytes, not 3 x %d x %d", out.len, size, size);
-    else if (size < 1 || top < 0 || left < 0 || height < 1 || width < 1 || (shrink != 1 && shrink != 2 && shrink != 4 && shrink != 8))
+    /* Height from the bytes. */
+    Py_ssize_t out_height = out_width < 1 ? 0 : out.len / (3 * (Py_ssize_t)out_width);
+    if (out_height < 1 || out_height > INT_MAX || out.len != 3 * out_height * out_width)
+        snprintf(errors.message, sizeof errors.message, "out holds %zd bytes, not 3 x height x %d", out.len, out_width);
+    else if (top < 0 || left < 0 || height < 1 || width < 1 || (shrink != 1 && shrink != 2 && shrink != 4 && shrink != 8))
         snprintf(errors.message, sizeof errors.message, "no such crop");
     else {
         Py_BEGIN_ALLOW_THREADS
         failed = crop_resize(
-            data.buf, (size_t)data.len, top, left, height, width, shrink, size, flip, antialias, out.buf, &errors);
+            data.buf, (size_t)data.len, top, left, height, width, shrink, (int)out_height, out_width, flip, antialias, out.buf,
+            &errors);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&data);
@@ -287,7 +291,7 @@ static PyObject *py_entropy_decode(PyObject *module, PyObject *args) {
 static PyMethodDef methods[] = {
     {"read_size", py_read_size, METH_VARARGS, "read_size(data) -> (height, width, is_cmyk)"},
     {"crop_resize", py_crop_resize, METH_VARARGS,
-     "crop_resize(data, top, left, height, width, shrink, size, flip, antialias, out): fill out, (3, size, size) bytes"},
+     "crop_resize(data, top, left, height, width, shrink, out_width, flip, antialias, out): fill out, (3, out_height, out_width) bytes"},
     {"entropy_decode", py_entropy_decode, METH_VARARGS, "entropy_decode(data): undo the entropy coding, for benchmarks"},
     {NULL, NULL, 0, NULL},
 };

@@ -130,14 +130,14 @@ static inline __m128i weigh_rows(const uint8_t *in, size_t line, const int16_t *
 }
 
 /* Rows: (., size) pixels to three planes of (size, size), mirrored or not. */
-static void shorten(const uint8_t *in, uint8_t *out, int size, const Filter *filter, int flip) {
+static void shorten(const uint8_t *in, uint8_t *out, int rows, int size, const Filter *filter, int flip) {
     const __m128i half = _mm_set1_epi32(1 << (filter->precision - 1)), shift = _mm_cvtsi32_si128(filter->precision);
     /* Four pixels to four reds, four greens, four blues; or from right to left. */
     const __m128i split = flip ? _mm_setr_epi8(12, 8, 4, 0, 13, 9, 5, 1, 14, 10, 6, 2, -1, -1, -1, -1)
                                : _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, -1, -1, -1, -1);
     const size_t line = line_bytes(size);
     uint8_t planes[3][size + 8]; /* four bytes on either side for what the last vector holds beyond the line */
-    for (int y = 0; y < size; y++) {
+    for (int y = 0; y < rows; y++) {
         const uint8_t *source = in + (size_t)filter->first[y] * line;
         const int16_t *weights = filter->weights + y * filter->max_taps;
         for (int x = 0; x < size; x += 4) {
@@ -148,7 +148,7 @@ static void shorten(const uint8_t *in, uint8_t *out, int size, const Filter *fil
             for (int channel = 0; channel < 3; channel++) memcpy(planes[channel] + place, channels + 4 * channel, 4);
         }
         for (int channel = 0; channel < 3; channel++)
-            memcpy(out + ((size_t)channel * (size_t)size + (size_t)y) * (size_t)size, planes[channel] + 4, (size_t)size);
+            memcpy(out + ((size_t)channel * (size_t)rows + (size_t)y) * (size_t)size, planes[channel] + 4, (size_t)size);
     }
 }
 #else
@@ -169,11 +169,11 @@ static void narrow(const uint8_t *in, int rows, int width, uint8_t *out, int siz
     }
 }
 
-static void shorten(const uint8_t *in, uint8_t *out, int size, const Filter *filter, int flip) {
+static void shorten(const uint8_t *in, uint8_t *out, int rows, int size, const Filter *filter, int flip) {
     const int half = 1 << (filter->precision - 1);
     const size_t line = line_bytes(size);
     int32_t sums[size * PIXEL];
-    for (int y = 0; y < size; y++) {
+    for (int y = 0; y < rows; y++) {
         const int16_t *weights = filter->weights + y * filter->max_taps;
         for (int i = 0; i < size * PIXEL; i++) sums[i] = half;
         for (int k = 0; k < filter->count[y]; k++) {
@@ -182,7 +182,7 @@ static void shorten(const uint8_t *in, uint8_t *out, int size, const Filter *fil
             for (int i = 0; i < size * PIXEL; i++) sums[i] += weight * source[i];
         }
         for (int channel = 0; channel < 3; channel++) {
-            uint8_t *target = out + ((size_t)channel * (size_t)size + (size_t)y) * (size_t)size;
+            uint8_t *target = out + ((size_t)channel * (size_t)rows + (size_t)y) * (size_t)size;
             for (int x = 0; x < size; x++)
                 target[flip ? size - 1 - x : x] = clip(sums[x * PIXEL + channel] >> filter->precision);
         }

@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.data.images.augment.base import Augmentation
 from pipeline.data.images.decode import Pixels, decode_image, decode_jpeg_crop, jpeg_size
 from pipeline.data.images.erasing import Erasing
+from pipeline.image_size import ImageSize, height_and_width
 from pipeline.keyed_random import Purpose, derive_key, few_uniforms, uniforms
 
 CROP_ATTEMPTS = 100
@@ -35,9 +36,12 @@ class Box:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Inception crop (Szegedy et al. 2015), resize to a square, a horizontal flip in half of all cases; then what is set."""
+    """Inception crop (Szegedy et al. 2015), resize to the size, a horizontal flip in half of all cases; then what is set.
 
-    image_size: int
+    The ratios are those of the crop in the image, whatever the ratio of the size that it is resized to.
+    """
+
+    image_size: ImageSize
     min_area: float
     max_area: float
     min_ratio: float
@@ -50,7 +54,7 @@ class TrainTransform:
     erasing: Erasing | None = None
 
     def __call__(self, data: bytes, *, seed: int, epoch: int, sample_id: int, out: Tensor, draw: int = 0) -> None:
-        """Decode, crop, resize, flip and augment an encoded image into `out`, (3, S, S) uint8.
+        """Decode, crop, resize, flip and augment an encoded image into `out`, (3, H, W) uint8.
 
         The same (data, seed, epoch, sample_id, draw) always gives the same pixels.
 
@@ -86,13 +90,14 @@ class TrainTransform:
                 return
         pixels = decode_image(data)
         box, flip = self.choose(*pixels.shape[:2], key=key)
-        image = resize_box(pixels, box, size=(self.image_size, self.image_size), resize=self.resize)
+        image = resize_box(pixels, box, size=height_and_width(self.image_size), resize=self.resize)
         out.copy_(image.flip(-1) if flip else image)
 
     def _shrink(self, box: Box) -> int:
         if self.shrink_margin is None or self.resize != "bilinear_antialias":  # without antialiasing, other pixels are intended
             return 1
-        spare = min(box.height, box.width) / (self.image_size * self.shrink_margin)
+        height, width = height_and_width(self.image_size)
+        spare = min(box.height / (height * self.shrink_margin), box.width / (width * self.shrink_margin))
         return next((shrink for shrink in (8, 4, 2) if spare >= shrink), 1)
 
     def choose(self, height: int, width: int, *, key: int) -> tuple[Box, bool]:
@@ -145,20 +150,25 @@ def inception_box(height: int, width: int, *, transform: TrainTransform, draws: 
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize the short side, then crop the centre: the authors' evaluation (short side 256, crop 224)."""
+    """Resize the short side, then crop the centre: the authors' evaluation (short side 256, crop 224).
 
-    image_size: int
+    Of a size that is no square, the image is made to cover that size times `short_side` / the size's own short side.
+    """
+
+    image_size: ImageSize
     short_side: int
     resize: Resize = "bilinear_antialias"
 
     def __call__(self, pixels: Pixels) -> Tensor:
-        """(H, W, 3) to (3, S, S), both uint8."""
+        """Any (H, W, 3) to (3, *image_size), both uint8."""
         height, width = pixels.shape[:2]
-        scale = self.short_side / min(height, width)
-        size = (max(self.image_size, round(height * scale)), max(self.image_size, round(width * scale)))
+        crop_height, crop_width = height_and_width(self.image_size)
+        short = min(crop_height, crop_width)
+        scale = max(self.short_side * crop_height / short / height, self.short_side * crop_width / short / width)
+        size = (max(crop_height, round(height * scale)), max(crop_width, round(width * scale)))
         image = resize_box(pixels, Box(top=0, left=0, height=height, width=width), size=size, resize=self.resize)
-        top, left = (size[0] - self.image_size) // 2, (size[1] - self.image_size) // 2
-        return image[:, top : top + self.image_size, left : left + self.image_size]
+        top, left = (size[0] - crop_height) // 2, (size[1] - crop_width) // 2
+        return image[:, top : top + crop_height, left : left + crop_width]
 
 
 def resize_box(pixels: Pixels, box: Box, *, size: tuple[int, int], resize: Resize) -> Tensor:

@@ -59,7 +59,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 def decode_jpeg_crop(
     data: bytes, *, top: int, left: int, height: int, width: int, shrink: int, flip: bool, antialias: bool, out: Pixels
 ) -> bool:
-    """Decode the part of a JPEG that a crop needs and resize it into `out`, (3, S, S); False if it is damaged there.
+    """Decode the part of a JPEG that a crop needs and resize it into `out`, (3, H, W); False if it is damaged there.
 
     With `shrink` 1 the pixels are those of decoding it all and cutting; 2, 4 and 8 decode at that part of the size.
     """

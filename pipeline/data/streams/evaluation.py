@@ -17,6 +17,7 @@ from pipeline.data.shards.index import ShardIndex
 from pipeline.data.shards.reader import BlockReader
 from pipeline.data.shards.remote import RemoteOptions
 from pipeline.data.streams.train import Unreadable
+from pipeline.image_size import height_and_width
 
 BLOCKS_AHEAD = 4  # read before they are needed
 
@@ -30,7 +31,7 @@ class EvalImages:
     path is short.
     """
 
-    images: npt.NDArray[np.uint8]  # (B, 3, S, S)
+    images: npt.NDArray[np.uint8]  # (B, 3, H, W)
     labels: npt.NDArray[np.int64]  # (B,)
     unreadable: list[Unreadable] = field(default_factory=list)
 
@@ -64,6 +65,6 @@ class EvalStream(IterableDataset[EvalImages]):
                 labels.append(sample.label)
             except UnreadableImage as error:
                 unreadable.append(Unreadable(position=first + slot, key=sample.key, shard=sample.shard, reason=str(error)))
-        size = self.transform.image_size
-        stacked = torch.stack(images) if images else torch.empty((0, 3, size, size), dtype=torch.uint8)
+        size = height_and_width(self.transform.image_size)
+        stacked = torch.stack(images) if images else torch.empty((0, 3, *size), dtype=torch.uint8)
         return EvalImages(images=stacked.numpy(), labels=np.array(labels, dtype=np.int64), unreadable=unreadable)

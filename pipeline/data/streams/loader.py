@@ -23,6 +23,7 @@ from pipeline.data.shards.remote import Retry
 from pipeline.data.streams.train import DIGEST_MODULUS, Division, Unreadable, WorkerShare
 from pipeline.data.workers import explained, start_worker, started
 from pipeline.errors import DataError, PipelineError
+from pipeline.image_size import height_and_width
 
 MICRO_BATCHES_IN_USE = 3  # by the trainer: the one it computes, the one it fetched ahead, the one it receives
 
@@ -30,7 +31,7 @@ MICRO_BATCHES_IN_USE = 3  # by the trainer: the one it computes, the one it fetc
 class Batch(TypedDict):
     """Holds one rank's part of one micro-batch. It is valid until the third one after it is requested."""
 
-    images: Tensor  # (B, 3, S, S) uint8
+    images: Tensor  # (B, 3, H, W) uint8
     loss_weight: float  # of its mean loss: its images as a part of the mean micro-batch, 1 where all have as many
     labels: Tensor  # (B,) int64
     sample_ids: Tensor  # (B,) int64: number of the sample in the mixture
@@ -70,8 +71,8 @@ class BatchLoader:
         self.pin_memory = pin_memory
 
     def __iter__(self) -> Iterator[Batch]:
-        size, batch = self.stream.transform.image_size, self.stream.division.micro_batch_size
-        shape = (self.prefetch + MICRO_BATCHES_IN_USE, batch, 3, size, size)
+        size, batch = height_and_width(self.stream.transform.image_size), self.stream.division.micro_batch_size
+        shape = (self.prefetch + MICRO_BATCHES_IN_USE, batch, 3, *size)
         images = _share(shape) if self.num_workers else torch.empty(shape, dtype=torch.uint8)
         if self.pin_memory:
             _pin(images)

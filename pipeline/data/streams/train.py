@@ -176,7 +176,7 @@ class TrainStream:
         """Fill this worker's slots of micro-batch n in `images[n % R]`, for n = 0, 1, ..., and yield a part when one is full.
 
         Args:
-            images: (R, B, 3, S, S) uint8, in memory that all workers share. Whoever iterates sees to it that a
+            images: (R, B, 3, H, W) uint8, in memory that all workers share. Whoever iterates sees to it that a
                 micro-batch is no longer needed when the one R later is asked for.
         """
         readers = self._open_readers(num_workers)

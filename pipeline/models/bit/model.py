@@ -25,7 +25,7 @@ class BiTConfig(ModelConfig):
 
     family: ClassVar[str] = "bit"
 
-    image_size: int
+    image_size: int  # type: ignore[override]  # a square alone
     variant: Variant
     blocks: tuple[int, ...]
     width: int

@@ -1,22 +1,37 @@
-"""What a ViT costs on one image."""
+"""What an encoder over patches, and a ViT, cost on one image."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.distributed.precision import TrainingPrecision
-from pipeline.models.base import Cost
+from pipeline.image_size import height_and_width
+from pipeline.models.base import BlockCost, Cost
+from pipeline.models.vit.stochastic_depth import block_rates
 
 if TYPE_CHECKING:
+    from pipeline.models.vit.encoder_config import EncoderConfig
     from pipeline.models.vit.model import ViTConfig
+
+MASK_ALIGNMENT = 16  # torch pads the rows of a bias of fused attention to a multiple of this, and keeps them padded
 
 
 @dataclass(frozen=True)
-class ViTCost(Cost):
-    """Of a ViT."""
+class EncoderCost(Cost):
+    """Of everything after the patch embedding; a family adds that."""
 
-    model: ViTConfig
+    encoder: EncoderConfig
+
+    @property
+    @abstractmethod
+    def embedding_macs(self) -> int:
+        """Multiply-accumulates of the patch embedding."""
+
+    @abstractmethod
+    def embedding_saved_bytes(self, *, precision: TrainingPrecision) -> int:
+        """Bytes that the patch embedding keeps for the backward pass, the pixels included."""
 
     @property
     def macs(self) -> int:
@@ -25,44 +40,132 @@ class ViTCost(Cost):
         Norms, activations and biases are left out, as in the paper's counts: six times this (forward, and backward as
         twice that, at two operations each) times the images seen reproduces its Table 6.
         """
-        config = self.model
-        tokens = config.num_patches + 1
-        patch = config.num_patches * 3 * config.patch_size**2 * config.width
-        dense = tokens * (4 * config.width**2 + 2 * config.width * config.mlp_dim)
-        attention = 2 * tokens**2 * config.width
+        config = self.encoder
         pre_logits = config.width * (config.representation_size or 0)
         head = (config.representation_size or config.width) * config.num_classes
-        return patch + config.depth * (dense + attention) + pre_logits + head
+        return self.embedding_macs + config.depth * self._block_macs + self._map_macs + pre_logits + head
 
-    def saved_bytes(self, *, precision: TrainingPrecision, mask_bytes: int = 1) -> int:
-        """Bytes that autograd saves for one image, with fused attention and without checkpointing (the project has none).
+    @property
+    def _block_macs(self) -> int:
+        config = self.encoder
+        tokens = config.num_tokens
+        dense = tokens * (4 * config.width**2 + 2 * config.width * config.mlp_dim)
+        relative = tokens * (2 * tokens - 1) * config.width if config.position == "relative" else 0
+        return dense + 2 * tokens**2 * config.width + relative
 
-        An encoder block saves for each token, in 2-byte elements: its input, the normalised input, q, k, v, the attention's
+    @property
+    def _map_macs(self) -> int:
+        """Of attention pooling. The probe's query is the same for all images of a batch; it is counted for each."""
+        config = self.encoder
+        if config.pooling != "map":
+            return 0
+        width, patches = config.width, config.num_patches
+        return 2 * patches * (width**2 + width) + 2 * width**2 + 2 * width * config.mlp_dim
+
+    def blocks(self, *, precision: TrainingPrecision, mask_bytes: int = 1) -> list[BlockCost]:
+        config = self.encoder
+        stream = _stream_bytes(precision)
+        rates = block_rates(config.stochastic_depth, depth=config.depth, rule=config.stochastic_depth_rule)
+        inside = self._block_saved_bytes(precision=precision, mask_bytes=mask_bytes)
+        low = _product_bytes(precision)
+        return [
+            BlockCost(
+                macs=self._block_macs,
+                saved_bytes=inside + (2 * low if rate else 0),  # which samples skip each branch
+                input_bytes=config.num_tokens * stream * config.width,
+            )
+            for rate in rates
+        ]
+
+    def _block_saved_bytes(self, *, precision: TrainingPrecision, mask_bytes: int) -> int:
+        """Of an encoder block, without stochastic depth's masks.
+
+        A block saves for each token, in 2-byte elements: its input, the normalised input, q, k, v, the attention's
         output, the sum, the normalised sum (8 D), the MLP's hidden layer before and after GELU (2 M). With M = 4 D and the two
         dropouts of Korthikanti et al. 2022 (arXiv 2205.05198, equation 1) that is their 34 bytes times D, without the part
         of the attention matrix, which fused attention does not save (arXiv 2205.14135); here a third dropout, after GELU,
         adds its mask of M bytes. Attention's log-sum-exp (one fp32 a head) and LayerNorm's mean and deviation come on top.
-
         """
-        model = self.model
-        width, hidden, tokens = model.width, model.mlp_dim, model.num_patches + 1
-        low = 4 if precision == "fp32" else 2  # what matrix products read and write
-        stream = 2 if precision == "bf16" else 4  # the residual stream
-        mask = mask_bytes if model.dropout else 0
-        norm = stream * width + 2 * 4  # a LayerNorm: its input, mean and 1 / deviation
-        block = 2 * norm + 6 * low * width + 2 * low * hidden + 4 * model.num_heads + mask * (2 * width + hidden)
-        # The last LayerNorm and its output, of which autocast keeps the class token alone; the dropout after the positions.
-        ends = norm + (0 if precision == "bf16_autocast" else stream * width) + mask * width
-        pixels = 3 * model.image_size**2 * low  # what the patch embedding read
-        representation = low * ((model.representation_size or 0) + (model.width if precision == "bf16_autocast" else 0))
-        loss = 2 * 4 * model.num_classes  # logits and targets in fp32
-        return tokens * (model.depth * block + ends) + pixels + representation + loss
+        config = self.encoder
+        width, hidden, heads, tokens = config.width, config.mlp_dim, config.num_heads, config.num_tokens
+        low, stream = _product_bytes(precision), _stream_bytes(precision)
+        mask = mask_bytes if config.dropout else 0
+        block = 2 * _norm_bytes(config, stream) + 6 * low * width + 2 * low * hidden + 4 * heads + mask * (2 * width + hidden)
+        if config.qk_norm:  # normalised q and k; statistics of each head; under autocast fp32 copies of what is normalised
+            block += 2 * low * width + 2 * 2 * 4 * heads + (2 * 4 * width if precision == "bf16_autocast" else 0)
+        if config.layer_scale is not None:  # what each factor multiplied
+            block += 2 * low * width
+        if config.position == "relative":  # the logits of one query, by key
+            block += low * heads * -(-tokens // MASK_ALIGNMENT) * MASK_ALIGNMENT
+        return tokens * block
+
+    def saved_bytes(self, *, precision: TrainingPrecision, mask_bytes: int = 1) -> int:
+        """Bytes that autograd saves for one image, with fused attention and without checkpointing."""
+        config = self.encoder
+        blocks = sum(block.saved_bytes for block in self.blocks(precision=precision, mask_bytes=mask_bytes))
+        mask = mask_bytes if config.dropout else 0  # of the dropout after the positions
+        ends = config.num_tokens * (_norm_bytes(config, _stream_bytes(precision)) + mask * config.width)
+        loss = 2 * 4 * config.num_classes  # logits and targets in fp32
+        return (
+            blocks
+            + ends
+            + self.embedding_saved_bytes(precision=precision)
+            + self._pooling_saved_bytes(precision=precision)
+            + _product_bytes(precision) * (config.representation_size or 0)
+            + loss
+        )
+
+    def _pooling_saved_bytes(self, *, precision: TrainingPrecision) -> int:
+        """What is kept of the last LayerNorm's output: all of it, for the class token is a view; under autocast a copy of what
+        is read; with gap the mean alone."""
+        config = self.encoder
+        low, stream, width = _product_bytes(precision), _stream_bytes(precision), config.width
+        if config.pooling == "gap":
+            return low * width
+        if config.pooling == "class_token":
+            return low * width if precision == "bf16_autocast" else stream * config.num_tokens * width
+        read = low * config.num_patches * width if precision == "bf16_autocast" else stream * config.num_tokens * width
+        keys = 2 * low * config.num_patches * width
+        one_token = low * (3 * width + 2 * config.mlp_dim) + low * width + 2 * 4 + 4 * config.num_heads
+        return read + keys + one_token
 
     def working_bytes(self, *, precision: TrainingPrecision) -> int:
         """Most that one operation of the backward pass takes beyond what was saved: gradients of an MLP's hidden layer before
-        and after GELU, and of the residual stream before and after the block; or logits three times over, in fp32."""
-        model = self.model
-        low = 4 if precision == "fp32" else 2
-        stream = 2 if precision == "bf16" else 4
-        tokens = model.num_patches + 1
-        return max(tokens * (2 * low * model.mlp_dim + 2 * stream * model.width), 3 * 4 * model.num_classes)
+        and after GELU, and of the residual stream before and after the block; or logits three times over, in fp32. With
+        relative positions also the gradient of a block's attention logits by key and by offset, with the streams'."""
+        config = self.encoder
+        low, stream, tokens = _product_bytes(precision), _stream_bytes(precision), config.num_tokens
+        streams = 2 * tokens * stream * config.width
+        by_offset = low * config.num_heads * tokens * 3 * tokens if config.position == "relative" else 0
+        return max(2 * tokens * low * config.mlp_dim + streams, by_offset + streams, 3 * 4 * config.num_classes)
+
+
+@dataclass(frozen=True)
+class ViTCost(EncoderCost):
+    """Of a ViT."""
+
+    encoder: ViTConfig
+
+    @property
+    def embedding_macs(self) -> int:
+        config = self.encoder
+        return config.num_patches * 3 * config.patch_size**2 * config.width
+
+    def embedding_saved_bytes(self, *, precision: TrainingPrecision) -> int:
+        height, width = height_and_width(self.encoder.image_size)
+        return 3 * height * width * _product_bytes(precision)
+
+
+def _product_bytes(precision: TrainingPrecision) -> int:
+    """Of an element that matrix products read and write."""
+    return 4 if precision == "fp32" else 2
+
+
+def _stream_bytes(precision: TrainingPrecision) -> int:
+    """Of an element of the residual stream."""
+    return 2 if precision == "bf16" else 4
+
+
+def _norm_bytes(config: EncoderConfig, stream: int) -> int:
+    """Of a token in a LayerNorm: its input, mean and 1 / deviation."""
+    return stream * config.width + 2 * 4

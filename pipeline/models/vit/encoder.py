@@ -3,49 +3,34 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from pipeline.models.base import Backbone, ModelConfig
-from pipeline.models.vit.layers import LAYER_NORM_EPS, EncoderBlock, lecun_normal_
+from pipeline.errors import ConfigError
+from pipeline.models.base import Backbone
+from pipeline.models.vit.encoder_config import EncoderConfig
+from pipeline.models.vit.layers import LAYER_NORM_EPS, POSITION_STD, EncoderBlock, lecun_normal_
+from pipeline.models.vit.pooling import MapHead
+from pipeline.models.vit.position import PositionResize, combine_axes, resize_grid, resize_line, sincos_2d
+from pipeline.models.vit.stochastic_depth import block_rates
 
-POSITION_STD = 0.02  # N(0, 0.02) for position embeddings (authors' code)
-MLP_BIAS_STD = 1e-6  # MLP biases (authors' code)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderConfig(ModelConfig):
-    """Everything that fixes the weights of a Transformer encoder over patches. Widths in channels."""
-
-    width: int
-    depth: int
-    mlp_dim: int
-    num_heads: int
-    num_classes: int
-    representation_size: int | None
-    dropout: float
-    head_bias: float = 0.0
-
-    @property
-    @abstractmethod
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-
-    @property
-    def num_patches(self) -> int:
-        rows, columns = self.grid
-        return rows * columns
+REGISTER_STD = 0.02  # as DINOv3's storage tokens (facebookresearch/dinov3, models/vision_transformer.py)
 
 
 class EncoderBackbone(Backbone):
     """A patch embedding, then the encoder of ViT and its head; a family gives the patch embedding.
 
-    Learned 1-D position embeddings, a class token, pre-LN encoder, final LayerNorm, and a head that is one dense
+    By default: learned 1-D position embeddings, a class token, pre-LN encoder, final LayerNorm, and a head that is one dense
     layer with tanh ("pre-logits", `representation_size` wide) followed by a linear classifier. The tanh layer is
-    the hidden layer of the pretraining head (section 3.1); without it (`None`) the classifier reads the class token.
+    the hidden layer of the pretraining head (section 3.1); without it (`None`) the classifier reads the pooled tokens.
+
+    Tokens are the class token (where it is what is pooled), the registers, then the patches in raster order. Positions are
+    added at the stem, before the dropout; `position_at: every_layer` and `shared` add them before every later block as well
+    (appendix D.4). Registers have none, for they would only be part of what is learned already; nor has the class token with
+    sincos_2d (as in MAE), or with position_class_token=false.
 
     The parts of the forward pass are methods: `embed_patches`, `encode`, `pool`. The parameters that they read directly
     belong to this module, so that ZeRO-3, which gathers a module's parameters when it is called, has them.
@@ -59,20 +44,36 @@ class EncoderBackbone(Backbone):
         self.config = config
         width = config.width
         self.patch_embed = patch_embed
-        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.position = nn.Parameter(torch.zeros(1, 1 + config.num_patches, width))
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width)) if config.has_class_token else None
+        self.registers = nn.Parameter(torch.zeros(1, config.registers, width)) if config.registers else None
+        self._make_positions(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(
-            EncoderBlock(width=width, num_heads=config.num_heads, mlp_dim=config.mlp_dim, dropout=config.dropout)
-            for _ in range(config.depth)
-        )
+        rates = block_rates(config.stochastic_depth, depth=config.depth, rule=config.stochastic_depth_rule)
+        self.blocks = nn.ModuleList(EncoderBlock(config, skip_rate=rate) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.map_head = MapHead(config) if config.pooling == "map" else None
         self.pre_logits = None if config.representation_size is None else nn.Linear(width, config.representation_size)
         self.head = nn.Linear(config.representation_size or width, config.num_classes)
+
+    def _make_positions(self, config: EncoderConfig) -> None:
+        """Tables of learned positions: (1, ..., D), or one for each layer."""
+        layers, width, (rows, columns) = config.depth if config.position_at == "every_layer" else 1, config.width, config.grid
+        self.position = self.position_columns = self.position_rows = self.position_class = None
+        if config.position == "learned_1d":
+            length = config.class_token_has_position + config.num_patches
+            self.position = nn.Parameter(torch.zeros(layers, length, width))
+        elif config.position == "learned_2d":
+            self.position_columns = nn.Parameter(torch.zeros(layers, columns, width // 2))
+            self.position_rows = nn.Parameter(torch.zeros(layers, rows, width // 2))
+            if config.class_token_has_position:
+                self.position_class = nn.Parameter(torch.zeros(layers, 1, width))
 
     @abstractmethod
     def init_patch_embed(self, generator: torch.Generator) -> None:
         """Initialise the patch embedding's kernels in place; its biases are zeros already."""
+
+    def repeated_blocks(self) -> Sequence[nn.Module]:
+        return list(self.blocks)
 
     def embed_patches(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B P D"]:
         """Patch embeddings in raster order, before positions.
@@ -85,20 +86,51 @@ class EncoderBackbone(Backbone):
         return patches.flatten(2).transpose(1, 2)  # (B, h*w, D)
 
     def encode(self, patches: Float[Tensor, "B P D"]) -> Float[Tensor, "B N D"]:
-        """All tokens after the final LayerNorm, of patch embeddings; the class token is the first."""
-        tokens = torch.cat([self.class_token.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1)
-        tokens = self.dropout(tokens + self.position)
-        for block in self.blocks:
+        """All tokens after the final LayerNorm, of patch embeddings: `config.num_prefix_tokens` others, then the patches."""
+        prefix = [token for token in (self.class_token, self.registers) if token is not None]
+        prefix = [token.expand(patches.shape[0], -1, -1).to(patches.dtype) for token in prefix]
+        tokens = torch.cat([*prefix, patches], dim=1) if prefix else patches
+        positions = self._positions()  # one, or one a layer, each (1, N, D); or none
+        tokens = self.dropout(tokens + positions[0] if positions else tokens)
+        for number, block in enumerate(self.blocks):
+            if number > 0 and self.config.position_at != "stem":
+                tokens = tokens + positions[number % len(positions)]
             tokens = block(tokens)
         return self.norm(tokens)
 
+    def _positions(self) -> list[Tensor]:
+        """What is added to all tokens, (1, N, D): one for each layer that has its own; empty where nothing is added."""
+        config = self.config
+        if self.position is not None:
+            table = self.position  # (layers, P or 1 + P, D)
+        elif self.position_columns is not None and self.position_rows is not None:
+            table = combine_axes(self.position_columns, self.position_rows)  # (layers, P, D)
+            if self.position_class is not None:
+                table = torch.cat([self.position_class, table], dim=1)
+        elif config.position == "sincos_2d":
+            table = sincos_2d(config.grid, width=config.width, device=self.norm.weight.device).to(self.norm.weight.dtype)[None]
+        else:
+            return []
+        if table.shape[1] < config.num_tokens:  # zeros for those that have no position
+            first = config.class_token_has_position
+            gap = table.new_zeros(len(table), config.num_tokens - table.shape[1], config.width)
+            table = torch.cat([table[:, :first], gap, table[:, first:]], dim=1)
+        return list(table.split(1))
+
     def pool(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B R"]:
-        """What the linear classifier reads of `encode`'s tokens: tanh pre-logits, or the class token where there are none."""
-        class_token = tokens[:, 0]  # (B, D)
-        return class_token if self.pre_logits is None else torch.tanh(self.pre_logits(class_token))
+        """What the linear classifier reads of `encode`'s tokens: one vector of them, then pre-logits with tanh where there are.
+
+        class_token: the class token. gap: the mean over the patches (appendix D.3). map: attention pooling over the patches.
+        """
+        patches = tokens[:, self.config.num_prefix_tokens :]
+        if self.map_head is not None:
+            pooled = self.map_head(patches)
+        else:
+            pooled = tokens[:, 0] if self.class_token is not None else patches.mean(dim=1)  # (B, D)
+        return pooled if self.pre_logits is None else torch.tanh(self.pre_logits(pooled))
 
     def forward_tokens(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
-        """All tokens after the final LayerNorm; the class token is the first."""
+        """All tokens after the final LayerNorm, as `encode` orders them."""
         return self.encode(self.embed_patches(images))
 
     def forward_representation(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B R"]:
@@ -107,28 +139,66 @@ class EncoderBackbone(Backbone):
     def forward(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
         return self.head(self.forward_representation(images))
 
+    def resize_positions(
+        self, state_dict: dict[str, Tensor], *, before: EncoderConfig, how: PositionResize
+    ) -> dict[str, Tensor]:
+        """Another model's tensors by name, its learned positions resized to this model's grid; the others are as they were.
+
+        Args:
+            state_dict: of a model that differs from this one in its grid of patches, and in no other choice of positions.
+            before: that model's configuration.
+
+        Raises:
+            ConfigError: relative positions, or positions of another kind.
+        """
+        config = self.config
+        kinds = [(c.position, c.position_at, c.class_token_has_position) for c in (before, config)]
+        if kinds[0] != kinds[1]:
+            raise ConfigError(
+                f"positions cannot be carried over from model.position={before.position} to model.position={config.position}: "
+                "position, position_at and position_class_token must be those of the weights"
+            )
+        if before.grid == config.grid:
+            return dict(state_dict)
+        if config.position == "relative":
+            raise ConfigError(
+                "model.position=relative belongs to one number of patches: its offsets along the raster have no meaning on "
+                "another grid; keep the image size and the patch size"
+            )
+        resized = dict(state_dict)
+        if "position" in resized:
+            first, patches = resized["position"].split([int(config.class_token_has_position), before.num_patches], dim=1)
+            patches = resize_grid(patches, before=before.grid, after=config.grid, how=how)
+            resized["position"] = torch.cat([first, patches], dim=1)
+        for name, length in zip(("position_rows", "position_columns"), config.grid, strict=True):
+            if name in resized:
+                resized[name] = resize_line(resized[name], length=length, how=how)
+        return resized
+
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
         """Initialise in place as the authors' code does, drawing from `generator` alone.
 
         Xavier-uniform for attention (q, k and v each as a square matrix) and MLP kernels, MLP biases N(0, 1e-6),
         positions N(0, 0.02), LeCun-normal for patch embedding and pre-logits (Flax's default), zeros for class
-        token and head kernel, `head_bias` for the head's bias (-10 with the sigmoid loss).
+        token and head kernel, `head_bias` for the head's bias (-10 with the sigmoid loss). Registers N(0, 0.02).
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         self.init_patch_embed(generator)
-        nn.init.zeros_(self.class_token)
-        nn.init.normal_(self.position, std=POSITION_STD, generator=generator)
+        if self.class_token is not None:
+            nn.init.zeros_(self.class_token)
+        for table in (self.position, self.position_columns, self.position_rows, self.position_class):
+            if table is not None:
+                nn.init.normal_(table, std=POSITION_STD, generator=generator)
+        if self.registers is not None:
+            nn.init.normal_(self.registers, std=REGISTER_STD, generator=generator)
         for block in self.blocks:
             assert isinstance(block, EncoderBlock)
-            for part in block.attention.qkv.weight.chunk(3, dim=0):
-                nn.init.xavier_uniform_(part, generator=generator)
-            nn.init.xavier_uniform_(block.attention.out.weight, generator=generator)
-            for dense in (block.mlp.up, block.mlp.down):
-                nn.init.xavier_uniform_(dense.weight, generator=generator)
-                nn.init.normal_(dense.bias, std=MLP_BIAS_STD, generator=generator)
+            block.init_weights(generator)
+        if self.map_head is not None:
+            self.map_head.init_weights(generator)
         if self.pre_logits is not None:
             lecun_normal_(self.pre_logits.weight, generator)
         nn.init.zeros_(self.head.weight)

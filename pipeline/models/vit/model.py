@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from pipeline.image_size import height_and_width
+from pipeline.models.description import from_plain
 from pipeline.models.vit.cost import ViTCost
-from pipeline.models.vit.encoder import EncoderBackbone, EncoderConfig
+from pipeline.models.vit.encoder import EncoderBackbone
+from pipeline.models.vit.encoder_config import EncoderConfig, conflict_of
 from pipeline.models.vit.layers import lecun_normal_
-
-LARGEST_SIZE = 2**31 - 1  # of a width, a depth, ... that is read from a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +22,12 @@ class ViTConfig(EncoderConfig):
 
     family: ClassVar[str] = "vit"
 
-    image_size: int
     patch_size: int
 
     @property
     def grid(self) -> tuple[int, int]:
-        return self.image_size // self.patch_size, self.image_size // self.patch_size
+        height, width = height_and_width(self.image_size)
+        return height // self.patch_size, width // self.patch_size
 
     @property
     def least_tensors(self) -> int:
@@ -45,19 +45,10 @@ class ViTConfig(EncoderConfig):
 
     @classmethod
     def from_dict(cls, values: Any) -> ViTConfig:
-        known = {field.name for field in fields(ViTConfig)}
-        if not isinstance(values, dict) or values.keys() != known:
-            raise ValueError(f"the model's description is not the keys {', '.join(sorted(known))}")
-        optional = {"representation_size"} if values["representation_size"] is None else set()
-        for name in sorted(known - {"dropout", "head_bias"} - optional):
-            if type(values[name]) is not int or not 1 <= values[name] <= LARGEST_SIZE:
-                raise ValueError(f"the model's {name} is {str(values[name])[:40]}")
-        for name in ("dropout", "head_bias"):
-            if type(values[name]) not in (int, float) or not math.isfinite(values[name]):
-                raise ValueError(f"the model's {name} is {str(values[name])[:40]}")
-        config = ViTConfig(**values)
-        if config.image_size % config.patch_size or config.width % config.num_heads or not 0 <= config.dropout < 1:
-            raise ValueError("the model's sizes do not divide, or its dropout is not in [0, 1)")
+        config = from_plain(ViTConfig, values)
+        conflict = conflict_of(config)
+        if conflict is not None or any(side % config.patch_size for side in height_and_width(config.image_size)):
+            raise ValueError(conflict or "the model's image size is not divisible by its patch size")
         return config
 
 

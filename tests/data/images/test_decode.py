@@ -244,7 +244,7 @@ def test_wrong_arguments_are_refused_and_touch_nothing() -> None:
     for box in [(-1, 0, 8, 8), (0, 0, 0, 8), (0, 41, 4, 4), (38, 0, 8, 8), (0, 38, 8, 8)]:
         with pytest.raises(ValueError, match="no such crop"):
             _jpeg.crop_resize(jpeg, *box, 1, 8, False, True, out)
-    with pytest.raises(ValueError, match="192 bytes, not 3 x 9 x 9"):
+    with pytest.raises(ValueError, match=r"192 bytes, not 3 x .* x 9"):
         _jpeg.crop_resize(jpeg, 0, 0, 8, 8, 1, 9, False, True, out)
     assert not out.any()
 

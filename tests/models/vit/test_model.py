@@ -7,10 +7,12 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import ConfigError
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
 from pipeline.models.vit.sizes import SIZES, parse_name
+from tests.helpers.timm_names import random_model, timm_model, to_timm
 
 
 def config_of(
@@ -28,19 +30,6 @@ def config_of(
         representation_size=shape.width if tanh else None,
         dropout=dropout,
     )
-
-
-def random_model(config: ViTConfig) -> VisionTransformer:
-    """Weights away from zero everywhere, so that no part of the model is silent."""
-    model = VisionTransformer(config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.05, generator=generator)
-        for module in model.modules():
-            if isinstance(module, torch.nn.LayerNorm):
-                module.weight += 1
-    return model.eval()
 
 
 def count(config: ViTConfig) -> int:
@@ -65,6 +54,31 @@ def test_parameter_counts_equal_timms(timm: ModuleType, name: str, timm_name: st
     assert count(config_of(name)) == theirs
 
 
+# Parameters in millions with 1000 classes, and 10^9 multiply-accumulates of a 224-pixel image, which torch counts as well.
+@pytest.mark.parametrize(
+    ("name", "millions", "gmacs"),
+    [
+        ("Ti/16", 5.72, None),
+        ("S/32", 22.88, None),
+        ("S/16", 22.05, None),
+        ("B/32", 88.22, 4.41),
+        ("B/16", 86.57, 17.56),
+        ("L/32", 306.54, 15.38),
+        ("L/16", 304.33, 61.55),
+        ("H/14", 632.05, 167.3),
+    ],
+)
+def test_parameters_and_operations_of_every_size(name: str, millions: float, gmacs: float | None) -> None:
+    config = config_of(name)
+    assert count(config) / 1e6 == pytest.approx(millions, abs=0.006)
+    assert gmacs is None or config.cost.macs / 1e9 == pytest.approx(gmacs, rel=0.002)
+    with torch.device("meta"):
+        model, images = VisionTransformer(config), torch.empty(1, 3, 224, 224)
+    with FlopCounterMode(display=False) as counter:
+        model(images)
+    assert 2 * config.cost.macs == counter.get_total_flops()
+
+
 # Table 6, exaFLOPs of JFT pretraining: JFT has 303 M images and 18,291 classes. The table's B/32 is 2 % below the
 # rule that gives the other four.
 @pytest.mark.parametrize(
@@ -83,8 +97,6 @@ def test_training_cost_is_the_papers(name: str, epochs: int, exaflops: float, re
 
 
 def test_macs_equal_what_torch_counts() -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-
     config = config_of("S/16", tanh=True)
     with torch.device("meta"):
         model, images = VisionTransformer(config), torch.empty(1, 3, 224, 224)
@@ -93,38 +105,12 @@ def test_macs_equal_what_torch_counts() -> None:
     assert 2 * config.cost.macs == counter.get_total_flops()
 
 
-def to_timm(model: VisionTransformer) -> dict[str, Tensor]:
-    state = {"cls_token": model.class_token, "pos_embed": model.position}
-    renamed = {"patch_embed": "patch_embed.proj", "norm": "norm", "head": "head"}
-    for ours, theirs in renamed.items():
-        state |= {f"{theirs}.{k}": v for k, v in model.get_submodule(ours).state_dict().items()}
-    parts = {
-        "norm_attention": "norm1",
-        "attention.qkv": "attn.qkv",
-        "attention.out": "attn.proj",
-        "norm_mlp": "norm2",
-        "mlp.up": "mlp.fc1",
-        "mlp.down": "mlp.fc2",
-    }
-    for i, block in enumerate(model.blocks):
-        for ours, theirs in parts.items():
-            state |= {f"blocks.{i}.{theirs}.{k}": v for k, v in block.get_submodule(ours).state_dict().items()}
-    return state
-
-
 @pytest.mark.parametrize("name", ["S/16", "Ti/32"])
 def test_logits_equal_timms(timm: ModuleType, name: str) -> None:
     config = config_of(name, num_classes=10)
     ours = random_model(config)
-    theirs = timm.models.vision_transformer.VisionTransformer(
-        img_size=224,
-        patch_size=config.patch_size,
-        embed_dim=config.width,
-        depth=config.depth,
-        num_heads=config.num_heads,
-        num_classes=10,
-    ).eval()
-    theirs.load_state_dict(to_timm(ours))
+    theirs = timm_model(timm, config)
+    theirs.load_state_dict(to_timm(ours.state_dict()))
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-5)
