@@ -58,7 +58,7 @@ def _make_metrics(run: ResolvedRun, *, world: World, rank_times: RankTimes) -> T
     return TrainingMetrics(
         metrics=config.objective.metrics(num_classes=config.model.num_classes),
         global_batch_size=config.trainer.global_batch_size,
-        epochs_per_image=run.mixture.epochs_per_image(num_streams=run.num_streams),
+        epochs_per_image=run.mixture.epochs_per_image(num_streams=run.num_streams, repeats=run.config.data.repeats),
         log_every=config.tracking.log_every,
         flops_per_image=run.model.cost.training_flops,
         peak_flops=None if peak is None else peak * world.size,

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.build.data_record import Continuity, check_data, write_record
-from pipeline.config.resolve import ResolvedRun, count_schedule_steps, make_schedule, samples_of_epoch
+from pipeline.config.resolve import ResolvedRun, count_schedule_steps, images_of_epoch, make_schedule
 from pipeline.config.run import RunConfig
 from pipeline.config.upgrade import upgrade
 from pipeline.data.images.decode import HOW_TO_BUILD
@@ -113,7 +113,9 @@ def _clean_up(folder: RunFolder, found: CheckpointSearch) -> list[str]:
 
 def _describe_beginning(run: ResolvedRun, newest: Checkpoint | None, *, folder: RunFolder, world_size: int) -> list[str]:
     if newest is None:
-        return [f"new run in {folder.root}: {run.total_steps} steps on {run.mixture.describe(num_streams=run.num_streams)}"]
+        return [
+            f"new run in {folder.root}: {run.total_steps} steps on {run.mixture.describe(num_streams=run.num_streams, repeats=run.config.data.repeats)}"
+        ]
     return [
         f"resuming from {newest.path}: step {newest.meta.step} of {run.total_steps}",
         *describe_other_ranks(run, newest, world_size=world_size),
@@ -192,7 +194,7 @@ def compare_learning_rates(run: ResolvedRun, last_launch: dict[str, Any], *, ste
     """
     try:
         before = RunConfig.model_validate({**last_launch, "data": run.config.data.model_dump(mode="json")})
-        total, warmup = count_schedule_steps(before, num_samples=samples_of_epoch(run.mixture))
+        total, warmup = count_schedule_steps(before, num_samples=images_of_epoch(run.mixture, repeats=before.data.repeats))
     except (ValidationError, ConfigError):
         return ["the last launch's configuration is of another version: its learning rate is not compared with this one's"]
     old = make_schedule(before, total_steps=total, warmup_steps=warmup)

@@ -45,7 +45,7 @@ def make_stream(run: ResolvedRun, *, world: World, start_step: int) -> TrainStre
         )
     return TrainStream(
         mixture=run.mixture,
-        order=run.mixture.make_order(seed=run.config.seed, num_streams=run.num_streams),
+        order=run.mixture.make_order(seed=run.config.seed, num_streams=run.num_streams, repeats=data.repeats),
         division=division,
         transform=transform,
         num_classes=run.model.num_classes,

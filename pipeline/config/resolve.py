@@ -60,7 +60,7 @@ def resolve_run(config: RunConfig, *, world_size: int) -> ResolvedRun:
     mixture = load_mixture(config.data)
     if isinstance(mixture, Mixture):
         _check_classes(mixture, num_classes=config.model.num_classes)
-    num_samples = samples_of_epoch(mixture)
+    num_samples = images_of_epoch(mixture, repeats=config.data.repeats)
     batch = config.trainer.global_batch_size
     advice = mixture.advice if isinstance(mixture, UnindexedShards) else None
     to_steps = functools.partial(_to_steps, global_batch_size=batch, num_samples=num_samples, advice=advice)
@@ -90,9 +90,17 @@ def resolve_run(config: RunConfig, *, world_size: int) -> ResolvedRun:
     )
 
 
-def samples_of_epoch(mixture: Mixture | UnindexedShards) -> int | None:
-    """None where no epoch has a known length: several corpora, or shards without an index."""
-    return mixture.num_samples if isinstance(mixture, Mixture) and mixture.is_one_corpus else None
+def images_of_epoch(mixture: Mixture | UnindexedShards, *, repeats: int) -> int | None:
+    """Images that the model sees in an epoch. None where that has no known length: several corpora, or shards without an index.
+
+    Raises:
+        ConfigError: repeats of shards without an index.
+    """
+    if isinstance(mixture, Mixture):
+        return repeats * mixture.num_samples if mixture.is_one_corpus else None
+    if repeats > 1:
+        raise ConfigError(f"data.repeats={repeats} needs an exact order, which data.train has not: {mixture.advice}")
+    return None
 
 
 def make_schedule(config: RunConfig, *, total_steps: int, warmup_steps: int) -> Callable[[int], float]:
@@ -104,7 +112,7 @@ def count_schedule_steps(config: RunConfig, *, num_samples: int | None, advice: 
     """Steps of the whole run and of its warmup.
 
     Args:
-        num_samples: of an epoch; None where epochs have no known length.
+        num_samples: images of an epoch; None where epochs have no known length.
         advice: how to give them one.
 
     Raises:

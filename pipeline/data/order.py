@@ -10,6 +10,9 @@ stream alone. Any position's sample is computed from nothing but block sizes and
 pays for few.
 
 A mixture gives each of its C streams to one corpus for the whole run, in proportion to the corpora's shares.
+
+With k repeats (repeated augmentation, Hoffer et al. 2020, arXiv 1901.09335) 2 k positions show two neighbours of the order above
+in turns, k times each: see `split_repeats`.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ class Located:
     epoch: Int64s  # epoch of its corpus
     block: Int64s
     slot: Int64s  # slot of the sample in the block, in the file's order
+    draw: Int64s  # number of the sample's appearance in the epoch: 0 where nothing is repeated
 
 
 class CorpusOrder:
@@ -135,14 +139,22 @@ class RunOrder:
         weights: weight of each corpus in the mixture; their sum does not matter.
         seed: the run's.
         num_streams: C.
+        repeats: k, appearances of a sample in an epoch.
 
     Raises:
         ConfigError: so many streams cannot give every corpus one.
     """
 
     def __init__(
-        self, block_samples: Sequence[NDArray[np.integer]], *, weights: Sequence[float], seed: int, num_streams: int
+        self,
+        block_samples: Sequence[NDArray[np.integer]],
+        *,
+        weights: Sequence[float],
+        seed: int,
+        num_streams: int,
+        repeats: int = 1,
     ) -> None:
+        self.repeats = repeats
         self.seed = seed
         self.num_streams = num_streams
         self.streams_of = share_streams(weights, num_streams)
@@ -159,7 +171,7 @@ class RunOrder:
 
     def locate(self, positions: Int64s) -> Located:
         """Find the samples at these positions of the run (0 is the first image of all)."""
-        positions = np.asarray(positions, np.int64)
+        positions, draws = split_repeats(np.asarray(positions, np.int64), repeats=self.repeats)
         rows, slots = np.divmod(positions, self.num_streams)
         corpora = self._corpus[slots]
         epochs, blocks, found_slots = (np.empty_like(positions) for _ in range(3))
@@ -167,7 +179,17 @@ class RunOrder:
             chosen = corpora == corpus
             own = rows[chosen] * self.streams_of[corpus] + self._turn[slots[chosen]]
             epochs[chosen], blocks[chosen], found_slots[chosen] = self._orders[corpus].locate(own)
-        return Located(corpus=corpora, epoch=epochs, block=blocks, slot=found_slots)
+        return Located(corpus=corpora, epoch=epochs, block=blocks, slot=found_slots, draw=draws)
+
+
+def split_repeats(positions: Int64s, *, repeats: int) -> tuple[Int64s, Int64s]:
+    """Positions without repeats, and the number of the appearance there, below `repeats`.
+
+    Of each 2 k positions the even ones show one sample and the odd ones the next. Copies are then near each other, in one
+    batch but for two samples at its borders; and positions 2 i and 2 i + 1, which MixUp pairs, are never copies of each other.
+    """
+    pairs, inside = np.divmod(positions, 2 * repeats)
+    return 2 * pairs + inside % 2, inside // 2
 
 
 def share_streams(weights: Sequence[float], num_streams: int) -> list[int]:

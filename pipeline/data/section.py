@@ -76,6 +76,11 @@ class DataSection(Section):
     num_streams: int | None = Field(
         None, ge=1, description="C of the order; a multiple or a divisor of the global batch size, which it is if not given"
     )
+    repeats: int = Field(
+        1,
+        ge=1,
+        description="appearances of each image in an epoch, near each other and each with a crop and augmentation of its own",
+    )
     min_area: float = Field(0.05, gt=0, le=1, description="smallest crop, as a part of the image")
     max_area: float = Field(1.0, gt=0, le=1, description="largest crop")
     min_ratio: float = Field(0.75, gt=0, description="narrowest crop, width / height")

@@ -23,6 +23,12 @@ class CorpusFacts:
     block_samples: float
     source: str
     unread: str | None
+    repeats: int = 1  # appearances of an image in an epoch
+
+    @property
+    def images_of_epoch(self) -> int | None:
+        """Images that the model sees in an epoch."""
+        return None if self.num_samples is None else self.repeats * self.num_samples
 
 
 def corpus_facts(config: RunConfig, *, num_samples: int | None, image_bytes: float | None) -> CorpusFacts:
@@ -37,7 +43,8 @@ def corpus_facts(config: RunConfig, *, num_samples: int | None, image_bytes: flo
             unread = str(error)
     if not isinstance(mixture, Mixture):
         assumed = "assumed" if image_bytes is None else "as given"
-        return CorpusFacts(num_samples, image_bytes or IMAGE_BYTES, DEFAULT_BLOCK_SAMPLES, source=assumed, unread=unread)
+        bytes_each, repeats = image_bytes or IMAGE_BYTES, config.data.repeats
+        return CorpusFacts(num_samples, bytes_each, DEFAULT_BLOCK_SAMPLES, source=assumed, unread=unread, repeats=repeats)
     indexes = [corpus.index for corpus in mixture.corpora]
     total = sum(index.num_samples for index in indexes)
     known = mixture.num_samples if mixture.is_one_corpus else None
@@ -47,6 +54,7 @@ def corpus_facts(config: RunConfig, *, num_samples: int | None, image_bytes: flo
         block_samples=total / sum(index.num_blocks for index in indexes),
         source="by the index" if image_bytes is None else "as given",
         unread=None,
+        repeats=config.data.repeats,
     )
 
 
@@ -61,7 +69,7 @@ def to_steps(duration: Duration, key: str, *, config: RunConfig, corpus: CorpusF
             f"{key}={duration}, and data.train={config.data.train} has no index here to count an epoch by: give the number "
             "of images with --samples, for example --samples 14197122 for all of ImageNet-21k"
         )
-    steps = duration.to_steps(global_batch_size=config.trainer.global_batch_size, num_samples=corpus.num_samples or 1)
+    steps = duration.to_steps(global_batch_size=config.trainer.global_batch_size, num_samples=corpus.images_of_epoch or 1)
     if steps < 1:
         raise ConfigError(f"{key}={duration} is less than one step of {config.trainer.global_batch_size} images")
     return steps

@@ -95,7 +95,7 @@ def _compute(config: RunConfig, *, cluster: Cluster, gpu: str, corpus: CorpusFac
     return run_compute(
         steps=count_steps(config, corpus),
         global_batch_size=config.trainer.global_batch_size,
-        num_samples=corpus.num_samples,
+        num_samples=corpus.images_of_epoch,
         flops_per_image=model.cost.training_flops,
         peak_flops=_peak_flops(config, gpu),
         mfu=cluster.mfu,
@@ -111,6 +111,7 @@ def _reading(config: RunConfig, *, cluster: Cluster, corpus: CorpusFacts, comput
         block_samples=corpus.block_samples,
         num_samples=corpus.num_samples,
         num_streams=config.data.num_streams or config.trainer.global_batch_size,
+        repeats=corpus.repeats,
         images_per_s_per_core=cluster.images_per_s_per_core,
         num_nodes=cluster.num_nodes,
     )

@@ -26,14 +26,15 @@ def reading_rates(
     num_streams: int,
     images_per_s_per_core: float,
     num_nodes: int,
+    repeats: int = 1,
 ) -> Reading:
     """Compute rates at which images are read and decoded.
 
     A block is one request. Streams (C of pipeline/data/order.py) begin and end inside blocks, so that in an epoch at most
-    two blocks a stream are read once more.
+    two blocks a stream are read once more. An image that appears several times in an epoch is read once, and decoded each time.
     """
     again = 0.0 if num_samples is None else 2 * min(num_streams, num_samples) / num_samples
-    reads_per_image = 1 / block_samples + again
+    reads_per_image = (1 / block_samples + again) / repeats
     return Reading(
         images_per_s=images_per_s,
         bytes_per_s=images_per_s * image_bytes * block_samples * reads_per_image,

@@ -114,7 +114,8 @@ def _memory_advice(forecast: Forecast, chosen: StageMemory) -> str:
 
 def _compute_rows(forecast: Forecast) -> list[tuple[str, str]]:
     compute, cluster = forecast.compute, forecast.cluster
-    epochs = "" if compute.epochs is None else f", {compute.epochs:.4g} epochs of {forecast.corpus.num_samples:,}"
+    repeated = f", each {forecast.corpus.repeats} times" if forecast.corpus.repeats > 1 else ""
+    epochs = "" if compute.epochs is None else f", {compute.epochs:.4g} epochs of {forecast.corpus.num_samples:,}{repeated}"
     rows = [
         ("steps", f"{compute.steps:,} of {forecast.global_batch_size:,} images"),
         ("images", f"{compute.images:,}{epochs}"),

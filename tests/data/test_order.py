@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.order import RunOrder
+from pipeline.data.order import RunOrder, split_repeats
 from pipeline.data.streams.train import Division, share_of
 from pipeline.keyed_random import Permutation, derive_key, few_uniforms, mix, permutation, uniforms
 
 BLOCKS = st.lists(st.integers(1, 9), min_size=1, max_size=40)
 
 
-def one_corpus(block_samples: np.ndarray, *, seed: int, num_streams: int) -> RunOrder:
-    return RunOrder([block_samples], weights=[1.0], seed=seed, num_streams=num_streams)
+def one_corpus(block_samples: np.ndarray, *, seed: int, num_streams: int, repeats: int = 1) -> RunOrder:
+    return RunOrder([block_samples], weights=[1.0], seed=seed, num_streams=num_streams, repeats=repeats)
 
 
 def samples_at(order: RunOrder, positions: np.ndarray, corpus: int = 0) -> np.ndarray:
@@ -37,15 +37,61 @@ def test_every_epoch_holds_every_sample_once(blocks: list[int], streams: int, se
 
 
 @settings(max_examples=100, deadline=None)
-@given(blocks=BLOCKS, streams=st.integers(1, 50), seed=st.integers(0, 2**32), start=st.integers(0, 500), data=st.data())
+@given(
+    blocks=BLOCKS,
+    streams=st.integers(1, 50),
+    seed=st.integers(0, 2**32),
+    repeats=st.integers(1, 4),
+    start=st.integers(0, 500),
+    data=st.data(),
+)
 def test_a_position_is_found_alone_as_among_others(
-    blocks: list[int], streams: int, seed: int, start: int, data: st.DataObject
+    blocks: list[int], streams: int, seed: int, repeats: int, start: int, data: st.DataObject
 ) -> None:
     """A resume anywhere, or a request for any subset of positions, gives the same samples."""
-    whole = samples_at(one_corpus(np.array(blocks), seed=seed, num_streams=streams), np.arange(start + 60))
+    orders = [one_corpus(np.array(blocks), seed=seed, num_streams=streams, repeats=repeats) for _ in range(2)]
+    whole, draws = samples_at(orders[0], np.arange(start + 60)), orders[0].locate(np.arange(start + 60)).draw
     positions = np.array(data.draw(st.lists(st.integers(0, start + 59), min_size=1, max_size=20)))
-    fresh = one_corpus(np.array(blocks), seed=seed, num_streams=streams)
-    assert samples_at(fresh, positions).tolist() == whole[positions].tolist()
+    assert samples_at(orders[1], positions).tolist() == whole[positions].tolist()
+    assert orders[1].locate(positions).draw.tolist() == draws[positions].tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(blocks=BLOCKS, streams=st.integers(1, 50), seed=st.integers(0, 2**32), repeats=st.integers(1, 5))
+def test_every_epoch_holds_every_sample_as_often_as_it_is_repeated(
+    blocks: list[int], streams: int, seed: int, repeats: int
+) -> None:
+    """Each time under another draw, in the order of a run without repeats; and all copies within 2 k positions."""
+    num_samples = sum(blocks)
+    order = one_corpus(np.array(blocks), seed=seed, num_streams=streams, repeats=repeats)
+    positions = np.arange(
+        2 * repeats * num_samples
+    )  # two epochs: where an epoch is odd, its last pair has the next one's first
+    located, samples = order.locate(positions), samples_at(order, positions)
+    seen = sorted(zip(located.epoch.tolist(), samples.tolist(), located.draw.tolist(), strict=True))
+    assert seen == [(e, s, d) for e in range(2) for s in range(num_samples) for d in range(repeats)]
+    once = samples_at(one_corpus(np.array(blocks), seed=seed, num_streams=streams), np.arange(2 * num_samples))
+    for draw in range(repeats):
+        assert samples[located.draw == draw].tolist() == once.tolist()
+
+
+@given(first=st.integers(0, 2**40), repeats=st.integers(1, 9))
+def test_copies_are_near_and_never_paired(first: int, repeats: int) -> None:
+    positions = 2 * repeats * first + np.arange(6 * repeats)
+    images, draws = split_repeats(positions, repeats=repeats)
+    expected = [(2 * (first + pair) + k % 2, k // 2) for pair in range(3) for k in range(2 * repeats)]
+    assert list(zip(images.tolist(), draws.tolist(), strict=True)) == expected
+    assert (images[0::2] != images[1::2]).all()
+    for image in set(images.tolist()):
+        places = positions[images == image]
+        assert places[-1] - places[0] == 2 * (repeats - 1)
+
+
+def test_without_repeats_positions_are_as_they_are() -> None:
+    positions = np.array([0, 1, 2, 3, 1000, 2**40 + 1])
+    images, draws = split_repeats(positions, repeats=1)
+    assert images.tolist() == positions.tolist()
+    assert not draws.any()
 
 
 @settings(max_examples=100, deadline=None)

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.images.augment import RandAugmentTF, RandAugmentTimm, ThreeAugment
 from pipeline.data.images.crop import TrainTransform
+from pipeline.data.images.erasing import RandomErasing
 from pipeline.data.order import RunOrder, share_streams
 from pipeline.data.shards.index import ShardIndex, assemble_index, load_index, save_index
 from pipeline.data.shards.scan import scan_shard
@@ -27,6 +29,10 @@ from tests.conftest import encode, make_image, write_tar
 TRANSFORM = TrainTransform(
     image_size=4, min_area=0.2, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3, flip=True, resize="bilinear", decoder="whole"
 )
+TRANSFORMS = [TRANSFORM] + [
+    replace(TRANSFORM, augmentation=section.build(), erasing=RandomErasing(probability=0.5).build())
+    for section in (RandAugmentTF(magnitude=15), RandAugmentTimm(), ThreeAugment())
+]
 PREFIX = f"laws-{os.getpid()}-"  # for this process's folders alone
 PICTURES = [encode(make_image(number, num_classes=4, size=8), format="JPEG") for number in range(50)]
 
@@ -40,6 +46,8 @@ class Run:
     num_streams: int
     seed: int
     steps: int
+    repeats: int
+    transform: TrainTransform
 
 
 def write_corpus(folder: Path, shard_sizes: list[int], *, block_samples: int) -> ShardIndex:
@@ -73,7 +81,15 @@ def runs(draw: st.DrawFn) -> Run:
     )
     batch = draw(st.sampled_from([12, 32, 48, 64]))
     streams = draw(st.sampled_from([batch, batch, batch // 2, 2 * batch]))
-    return Run(Mixture(corpora), batch, streams, seed=draw(st.integers(0, 2**32)), steps=draw(st.integers(2, 6)))
+    return Run(
+        Mixture(corpora),
+        batch,
+        streams,
+        seed=draw(st.integers(0, 2**32)),
+        steps=draw(st.integers(2, 6)),
+        repeats=draw(st.sampled_from([1, 1, 2, 3])),
+        transform=draw(st.sampled_from(TRANSFORMS)),
+    )
 
 
 def play(
@@ -85,9 +101,9 @@ def play(
         division = Division(global_batch_size=run.batch, rank=rank, world_size=world_size, accumulation_steps=accumulation)
         stream = TrainStream(
             mixture=run.mixture,
-            order=run.mixture.make_order(seed=run.seed, num_streams=run.num_streams),
+            order=run.mixture.make_order(seed=run.seed, num_streams=run.num_streams, repeats=run.repeats),
             division=division,
-            transform=TRANSFORM,
+            transform=run.transform,
             num_classes=10_000,
             start_step=first,
             read_ahead=workers % 4,

@@ -62,24 +62,28 @@ class Mixture:
         parts = [f"{text} {c.weight!r} {c.first_class}" for text, c in zip(fingerprints, self.corpora, strict=True)]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
-    def make_order(self, *, seed: int, num_streams: int) -> RunOrder:
+    def make_order(self, *, seed: int, num_streams: int, repeats: int = 1) -> RunOrder:
         """The order of a run over these corpora."""
         return RunOrder(
             [corpus.index.block_samples for corpus in self.corpora],
             weights=[corpus.weight for corpus in self.corpora],
             seed=seed,
             num_streams=num_streams,
+            repeats=repeats,
         )
 
-    def describe(self, *, num_streams: int) -> str:
+    def describe(self, *, num_streams: int, repeats: int = 1) -> str:
         """The corpora in words."""
         sizes = [corpus.index.num_samples for corpus in self.corpora]
+        repeated = f", each {repeats} times" if repeats > 1 else ""
         if self.is_one_corpus:
-            return f"{sizes[0]} images an epoch"
+            return f"{sizes[0]} images an epoch{repeated}"
         parts = zip(self._shares(num_streams), self.corpora, sizes, strict=True)
-        return "a mixture: " + ", ".join(f"{share:.3%} from {c.index.folder} ({size} images)" for share, c, size in parts)
+        return "a mixture: " + ", ".join(
+            f"{share:.3%} from {c.index.folder} ({size} images{repeated})" for share, c, size in parts
+        )
 
-    def epochs_per_image(self, *, num_streams: int) -> dict[str, float]:
+    def epochs_per_image(self, *, num_streams: int, repeats: int = 1) -> dict[str, float]:
         """What one image of the run is of a pass over each corpus: `epoch`, or `epoch/NAME` in a mixture."""
         names = [f"epoch/{Path(corpus.index.folder).name}" for corpus in self.corpora]
         if self.is_one_corpus:
@@ -87,7 +91,7 @@ class Mixture:
         elif len(set(names)) < len(names):
             names = [f"{name}-{number}" for number, name in enumerate(names, start=1)]
         parts = zip(names, self._shares(num_streams), self.corpora, strict=True)
-        return {name: share / corpus.index.num_samples for name, share, corpus in parts}
+        return {name: share / (repeats * corpus.index.num_samples) for name, share, corpus in parts}
 
     def _shares(self, num_streams: int) -> list[float]:
         counts = share_streams([corpus.weight for corpus in self.corpora], num_streams)
@@ -134,9 +138,9 @@ class UnindexedShards:
             return "with plain tars in a folder, `python -m data_tools index FOLDER` and data.train=FOLDER make it exact"
         return f"an index makes it exact. {advise_on_tar(first, index_name=INDEX_NAME, give='type data.train=')}"
 
-    def describe(self, *, num_streams: int) -> str:
+    def describe(self, *, num_streams: int, repeats: int = 1) -> str:
         """In words, what is lost without an index."""
-        del num_streams  # belongs to an exact order
+        del num_streams, repeats  # belong to an exact order
         return (
             f"{len(self.urls)} tars without an index ({self.urls[0]}, ...). Order is approximate: shards are drawn at "
             "random with "
@@ -144,9 +148,9 @@ class UnindexedShards:
             f"run sees other images than one that was never stopped: {self.advice}"
         )
 
-    def epochs_per_image(self, *, num_streams: int) -> dict[str, float]:
+    def epochs_per_image(self, *, num_streams: int, repeats: int = 1) -> dict[str, float]:
         """Nothing: how many samples there are is not known."""
-        del num_streams
+        del num_streams, repeats
         return {}
 
     def check_shards(self) -> None:

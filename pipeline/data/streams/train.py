@@ -195,6 +195,8 @@ class TrainStream:
     def _open_readers(self, num_workers: int) -> list[BlockReader]:
         """Open one reader a corpus, each with room for the blocks that all streams of this worker play."""
         share = -(-self.division.micro_batch_size // num_workers)
+        if self.order.repeats > 1:  # fewer samples a step, by turns of other streams; a share may begin and end between copies
+            share += 2 * self.order.repeats
         slots = share * self.division.accumulation_steps
         streams = slots * max(1, self.order.num_streams // self.division.global_batch_size)
         # A stream plays one block at a time. Twice that covers the ends of epochs.
@@ -207,7 +209,9 @@ class TrainStream:
         for i, position in enumerate(positions.tolist()):
             corpus, block = int(located.corpus[i]), int(located.block[i])
             first = self.mixture.first_sample[corpus] + int(self.mixture.corpora[corpus].index.first_sample[block])
-            render = functools.partial(self._render, epoch=int(located.epoch[i]), first=first, out=slots[i])
+            render = functools.partial(
+                self._render, epoch=int(located.epoch[i]), first=first, draw=int(located.draw[i]), out=slots[i]
+            )
             used = decode_or_substitute(readers[corpus], block, int(located.slot[i]), position=position, decode=render)
             labels[i] = self._checked_label(used.sample, self.mixture.corpora[corpus])
             sample_ids[i] = first + used.slot
@@ -222,8 +226,8 @@ class TrainStream:
             digest=digest % DIGEST_MODULUS,
         )
 
-    def _render(self, sample: RawSample, slot: int, *, epoch: int, first: int, out: Tensor) -> None:
-        self.transform(sample.image, seed=self.order.seed, epoch=epoch, sample_id=first + slot, out=out)
+    def _render(self, sample: RawSample, slot: int, *, epoch: int, first: int, draw: int, out: Tensor) -> None:
+        self.transform(sample.image, seed=self.order.seed, epoch=epoch, sample_id=first + slot, draw=draw, out=out)
 
     def _checked_label(self, sample: RawSample, corpus: Corpus) -> int:
         label = corpus.first_class + sample.label
