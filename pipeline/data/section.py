@@ -8,6 +8,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, SerializerFunctionWra
 
 from pipeline.data.images.augment import Augment, NoAugment
 from pipeline.data.images.crop import Resize
+from pipeline.data.images.crops import Crop, Inception
 from pipeline.data.images.erasing import RandomErasing
 from pipeline.section import FREE, TOLD, Section
 
@@ -81,6 +82,7 @@ class DataSection(Section):
         ge=1,
         description="appearances of each image in an epoch, near each other and each with a crop and augmentation of its own",
     )
+    crop: Crop = Inception()
     min_area: float = Field(0.05, gt=0, le=1, description="smallest crop, as a part of the image")
     max_area: float = Field(1.0, gt=0, le=1, description="largest crop")
     min_ratio: float = Field(0.75, gt=0, description="narrowest crop, width / height")
@@ -88,7 +90,9 @@ class DataSection(Section):
     flip: bool = Field(True, description="mirror half of the images")
     augment: Augment = NoAugment()
     random_erasing: RandomErasing = RandomErasing()  # type: ignore[call-arg]
-    resize: Resize = Field("bilinear", description="the authors' resize has no antialiasing")
+    resize: Resize = Field(
+        "bilinear", description="the authors' resize has no antialiasing; bicubic, of DeiT III, decodes whole images"
+    )
     decoder: Literal["auto", "region", "whole"] = Field(
         "auto",
         description="decode of a JPEG only what a crop needs, or all of it; auto: region where it is built",

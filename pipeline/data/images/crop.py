@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.images.augment.base import Augmentation
+from pipeline.data.images.crops.simple import SimpleCrop
 from pipeline.data.images.decode import Pixels, decode_image, decode_jpeg_crop, jpeg_size
 from pipeline.data.images.erasing import Erasing
 from pipeline.image_size import ImageSize, height_and_width
@@ -20,7 +21,7 @@ from pipeline.keyed_random import Purpose, derive_key, few_uniforms, uniforms
 
 CROP_ATTEMPTS = 100
 DRAWS_PER_ATTEMPT = 4
-Resize = Literal["bilinear", "bilinear_antialias"]
+Resize = Literal["bilinear", "bilinear_antialias", "bicubic_antialias"]
 Decoder = Literal["region", "whole"]
 
 
@@ -50,6 +51,7 @@ class TrainTransform:
     resize: Resize
     decoder: Decoder
     shrink_margin: float | None = None  # see `DataSection`
+    simple_crop: SimpleCrop | None = None  # in place of the Inception crop
     augmentation: Augmentation | None = None
     erasing: Erasing | None = None
 
@@ -73,7 +75,11 @@ class TrainTransform:
             self.erasing(planes, key=derive_key(seed, Purpose.ERASING, epoch, sample_id, draw))
 
     def _crop(self, data: bytes, *, key: int, out: Tensor) -> None:
-        size = jpeg_size(data) if self.decoder == "region" else None
+        if self.simple_crop is not None:
+            planes, flip = self.simple_crop(decode_image(data), size=out.shape[1:], key=key, resize=self._resize_whole)
+            out.numpy()[...] = planes[..., ::-1] if flip and self.flip else planes
+            return
+        size = jpeg_size(data) if self.decoder == "region" and self.resize != "bicubic_antialias" else None
         if size is not None:
             box, flip = self.choose(*size, key=key)
             if decode_jpeg_crop(
@@ -92,6 +98,10 @@ class TrainTransform:
         box, flip = self.choose(*pixels.shape[:2], key=key)
         image = resize_box(pixels, box, size=height_and_width(self.image_size), resize=self.resize)
         out.copy_(image.flip(-1) if flip else image)
+
+    def _resize_whole(self, pixels: Pixels, size: tuple[int, int]) -> Tensor:
+        height, width = pixels.shape[:2]
+        return resize_box(pixels, Box(top=0, left=0, height=height, width=width), size=size, resize=self.resize)
 
     def _shrink(self, box: Box) -> int:
         if self.shrink_margin is None or self.resize != "bilinear_antialias":  # without antialiasing, other pixels are intended
@@ -177,5 +187,5 @@ def resize_box(pixels: Pixels, box: Box, *, size: tuple[int, int], resize: Resiz
     image = torch.from_numpy(np.ascontiguousarray(cut)).permute(2, 0, 1).unsqueeze(0)  # (1, 3, h, w), channels last
     if (box.height, box.width) == size:
         return image[0]
-    resized = F.interpolate(image, size=size, mode="bilinear", antialias=resize == "bilinear_antialias")
-    return resized[0]
+    mode, _, antialias = resize.partition("_")
+    return F.interpolate(image, size=size, mode=mode, antialias=antialias == "antialias")[0]
