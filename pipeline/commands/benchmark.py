@@ -1,4 +1,4 @@
-"""Measure loaders, training and evaluation side by side."""
+"""Measure loaders, augmentations and planning side by side."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pipeline.launch.signals import StopRequest
 
 EPILOG = (
     "examples:\n  python -m pipeline benchmark loader /data/imagenet-sample --workers 2\n  python -m pipeline "
-    "benchmark scale\n\n"
+    "benchmark scale\n  python -m pipeline benchmark augment /data/imagenet-sample\n\n"
     "loader: every contender runs in a process of its own, in turns, on the same images and cores. `make peers` installs\n"
     "timm, litdata and mosaicml-streaming; those not installed are left out with a word.\n"
-    "scale: plans a corpus of 300 M samples for 4,096 ranks; no image is read."
+    "scale: plans a corpus of 300 M samples for 4,096 ranks; no image is read.\n"
+    "augment: every augmentation law, and torchvision's and timm's where they are installed (`make test` does it)."
 )
 
 
@@ -22,7 +23,7 @@ def _image_size(text: str) -> ImageSize:
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    kinds = command.add_subparsers(dest="what", required=True, metavar="loader|scale")
+    kinds = command.add_subparsers(dest="what", required=True, metavar="loader|scale|augment")
     loader = kinds.add_parser("loader", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     loader.add_argument("folder", help="indexed shards of real photos, at least one shard a worker")
     loader.add_argument("--workers", type=int, default=2, help="worker processes of each loader")
@@ -37,6 +38,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     scale.add_argument("--ranks", type=int, default=4096)
     scale.add_argument("--workers", type=int, default=8, help="worker processes a rank")
     scale.add_argument("--batch", type=int, default=32_768, help="global batch size")
+    augment = kinds.add_parser("augment", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    augment.add_argument("folder", help="indexed shards of real photos")
+    augment.add_argument("--image-size", type=int, default=224, help="pixels")
+    augment.add_argument("--rounds", type=int, default=15, help="rounds; the table shows their median")
 
 
 def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
@@ -52,6 +57,11 @@ def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
                 global_batch_size=arguments.batch,
             )
         )
+        return 0
+    if arguments.what == "augment":
+        from pipeline.benchmark.augment import compare_augmentations
+
+        print(compare_augmentations(arguments.folder, image_size=arguments.image_size, num_rounds=arguments.rounds))
         return 0
     from pipeline.benchmark.loader import compare_loaders
 

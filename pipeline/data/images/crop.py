@@ -76,7 +76,9 @@ class TrainTransform:
 
     def _crop(self, data: bytes, *, key: int, out: Tensor) -> None:
         if self.simple_crop is not None:
-            planes, flip = self.simple_crop(decode_image(data), size=out.shape[1:], key=key, resize=self._resize_whole)
+            planes, flip = self.simple_crop(
+                decode_image(data), size=(out.shape[1], out.shape[2]), key=key, resize=self._resize_whole
+            )
             out.numpy()[...] = planes[..., ::-1] if flip and self.flip else planes
             return
         size = jpeg_size(data) if self.decoder == "region" and self.resize != "bicubic_antialias" else None
