@@ -29,6 +29,7 @@ DRAWS_PER_LAYER = 4  # the operation, its sign, and the row and column of a cuto
 MAX_LEVEL = 10.0
 GREY = (128, 128, 128)
 TRANSLATE_PX, CUTOUT_PX = 100, 40  # at level 10
+USUAL_SIZE = 224  # for which these are meant
 
 # tf.image.rgb_to_grayscale: (0.2989 R + 0.587 G + 0.114 B) / 255, made whole again as floor(255.5 x). In units of 2^-23.
 _LUMA = tuple(np.uint32(round(weight * 255.5 / 255 * 2**23)) for weight in (0.2989, 0.587, 0.114))
@@ -50,8 +51,14 @@ class RandAugmentTF(AugmentSection):
         "where 10 and more change nothing",
     )
 
+    distances: Literal["pixels", "scaled"] = Field(
+        "pixels",
+        description="of Translate and Cutout: 100 and 40 pixels at magnitude 10, as in the source, whatever the image's size, so "
+        "that 64 px become grey; scaled: these as parts of 224",
+    )
+
     def build(self) -> TensorFlowLaw:
-        return TensorFlowLaw(self.layers, self.magnitude, self.contrast, self.solarize)
+        return TensorFlowLaw(self.layers, self.magnitude, self.contrast, self.solarize, self.distances)
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class TensorFlowLaw:
     magnitude: float
     contrast: Literal["fixed", "source"]
     solarize: Literal["source", "fixed"]
+    distances: Literal["pixels", "scaled"]
 
     @property
     def num_draws(self) -> int:
@@ -105,7 +113,7 @@ class TensorFlowLaw:
             case "Sharpness":
                 return ops.blend(ops.smooth(planes, rounding="down"), planes, enhancement)
             case "Cutout":
-                return cut_out(planes, half_side=int(level * CUTOUT_PX), centre=centre)
+                return cut_out(planes, half_side=int(level * CUTOUT_PX * self._scale(planes)), centre=centre)
             case _:
                 return self._warp(operation, planes, sign=sign)
 
@@ -113,7 +121,7 @@ class TensorFlowLaw:
         level = self.magnitude / MAX_LEVEL
         if operation == "Rotate":
             return ops.rotate(planes, signed(level * 30, sign), fill=GREY, interpolation="nearest")
-        shear, shift = signed(level * 0.3, sign), signed(level * TRANSLATE_PX, sign)
+        shear, shift = signed(level * 0.3, sign), signed(level * TRANSLATE_PX * self._scale(planes), sign)
         # TensorFlow counts coordinates from the first pixel's centre, Pillow from its corner: hence half a shear less.
         matrices: dict[str, ops.Matrix] = {
             "ShearX": (1, shear, -shear / 2, 0, 1, 0),
@@ -122,6 +130,9 @@ class TensorFlowLaw:
             "TranslateY": (1, 0, 0, 0, 1, shift),
         }
         return ops.affine(planes, matrices[operation], fill=GREY, interpolation="nearest")
+
+    def _scale(self, planes: Planes) -> float:
+        return 1.0 if self.distances == "pixels" else min(planes.shape[1:]) / USUAL_SIZE
 
     def _contrast_level(self, planes: Planes) -> int:
         if self.contrast == "fixed":

@@ -80,6 +80,16 @@ def test_a_negative_translation_goes_the_other_way() -> None:
     assert apply("TranslateY", column, magnitude=0.1).tolist() == row(2, 3, 128).transpose(0, 2, 1).tolist()
 
 
+def test_distances_are_in_pixels_or_parts_of_224() -> None:
+    for size in (224, 112, 56):
+        planes = picture(4, height=size, width=size)
+        scaled, plain = law(distances="scaled"), law(magnitude=10 * size / 224)
+        for operation in ("TranslateX", "TranslateY", "Cutout"):
+            ours = scaled.apply(operation, planes, sign=0.9, centre=CENTRE)
+            assert np.array_equal(ours, plain.apply(operation, planes, sign=0.9, centre=CENTRE))
+    assert (apply("TranslateX", picture(4, height=64, width=64)) == 128).all()
+
+
 def test_solarize_without_the_overflow_does_nothing_from_ten_on() -> None:
     planes = picture(0)
     for magnitude in (10, 15, 20):
