@@ -32,7 +32,7 @@ class RunConfig(Section):
         description="names the run folder and the W&B run",
         json_schema_extra=TOLD,
     )
-    output_dir: str = Field("runs", description="where run folders are made", json_schema_extra=TOLD)
+    output_dir: str = Field(default="runs", description="where run folders are made", json_schema_extra=TOLD)
     seed: Seed = 0
     model: Model
     data: DataSection

@@ -27,22 +27,25 @@ class EvaluationSection(Section):
 
     datasets: tuple[EvalDataset, ...] = ()
     protocols: dict[str, Protocol] = Field(
-        {"few_shot": FewShot(), "linear": Linear()},  # type: ignore[call-arg]
+        default={"few_shot": FewShot(), "linear": Linear()},  # type: ignore[call-arg]
         description="by name: {few_shot: {shots: [1, 5]}, linear: {}}; a protocol that is listed twice names itself: "
         "{more_shots: {protocol: few_shot, shots: [50]}}",
     )
-    short_side: int | None = Field(None, ge=1, description="resize before the centre crop; image size * 256 / 224 if not given")
+    short_side: int | None = Field(
+        default=None, ge=1, description="resize before the centre crop; image size * 256 / 224 if not given"
+    )
     precision: Literal["auto"] | EvaluationPrecision = Field(
-        "auto",
+        default="auto",
         description="of the forward pass (autocast); features and probes are fp32 and fp64. auto: that of the run's earlier "
         "results, else bf16 where the device computes it fast",
     )
     hardware: Literal["allotted", "found"] = Field(
-        "allotted", description="allotted: a GPU that was set aside must be used; found: the CPU will do where torch sees none"
+        default="allotted",
+        description="allotted: a GPU that was set aside must be used; found: the CPU will do where torch sees none",
     )
-    batch_size: int = Field(64, ge=1)
-    num_workers: int = Field(2, ge=0, description="decoding processes; 0 decodes in the evaluator itself")
-    cpu_threads: int = Field(1, ge=1, description="without a GPU; one leaves the rest to a training next to it")
+    batch_size: int = Field(default=64, ge=1)
+    num_workers: int = Field(default=2, ge=0, description="decoding processes; 0 decodes in the evaluator itself")
+    cpu_threads: int = Field(default=1, ge=1, description="without a GPU; one leaves the rest to a training next to it")
 
     @model_validator(mode="after")
     def _nothing_is_named_twice(self) -> Self:

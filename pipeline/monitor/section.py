@@ -15,20 +15,20 @@ class TrackingSection(Section):
     relaunch: ClassVar[Relaunch | None] = "free"
 
     project: str | None = Field(
-        None,
+        default=None,
         max_length=128,
         pattern=r"^[^/\\#?%:]+$",
         description="if not given: WANDB_PROJECT, or W&B's settings file, or vit-pretraining",
     )
     entity: str | None = Field(
-        None,
+        default=None,
         max_length=128,
         pattern=r"^[^/\\#?%:]+$",
         description="if not given: WANDB_ENTITY, or W&B's settings file, or the key's own",
     )
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto",
+        default="auto",
         description="auto: as WANDB_MODE or W&B's settings file says, else online where a key is found, else offline. "
         "Of this and the environment the quieter counts",
     )
-    log_every: int = Field(50, ge=1, description="steps between two lines of metrics")
+    log_every: int = Field(default=50, ge=1, description="steps between two lines of metrics")

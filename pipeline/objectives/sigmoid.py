@@ -18,7 +18,7 @@ class Sigmoid(ObjectiveSection):
     """Binary cross-entropy summed over the classes: for classes that overlap (ImageNet-21k, JFT)."""
 
     name: Literal["sigmoid"] = "sigmoid"
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     head_bias: ClassVar[float] = -10.0  # google-research/vision_transformer, issue #34
 

@@ -18,7 +18,7 @@ class Softmax(ObjectiveSection):
     """Cross-entropy against a distribution over classes: for classes that exclude one another (ImageNet-1k)."""
 
     name: Literal["softmax"] = "softmax"
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, *, num_classes: int) -> Loss:
         return one_label_loss(softmax_cross_entropy, num_classes=num_classes, label_smoothing=self.label_smoothing)

@@ -18,8 +18,8 @@ class AdamW(OptimizerSection):
     """Adam with decoupled weight decay (`torch.optim.AdamW`: each step subtracts lr * weight_decay * weight)."""
 
     name: Literal["adamw"] = "adamw"
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="paper, section 4.1")
-    eps: float = Field(1e-8, gt=0)
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="paper, section 4.1")
+    eps: float = Field(default=1e-8, gt=0)
 
     state_names: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
 

@@ -25,8 +25,10 @@ class OptimizerSection(Section):
 
     learning_rate: float = Field(gt=0, description="peak, after warmup", json_schema_extra=TOLD)
     weight_decay: float = Field(ge=0)
-    decayed: Decayed = Field("kernels", description="kernels leaves biases, LayerNorms, positions and class token alone")
-    clip_norm: float | None = Field(None, gt=0, description="global gradient norm is cut to this")
+    decayed: Decayed = Field(
+        default="kernels", description="kernels leaves biases, LayerNorms, positions and class token alone"
+    )
+    clip_norm: float | None = Field(default=None, gt=0, description="global gradient norm is cut to this")
 
     state_names: ClassVar[tuple[str, ...]]
 

@@ -16,7 +16,7 @@ class SGD(OptimizerSection):
     """SGD with momentum (`torch.optim.SGD`). The weight decay is coupled: it is added to the gradient, before the momentum."""
 
     name: Literal["sgd"] = "sgd"
-    momentum: float = Field(0.9, gt=0, lt=1, description="paper, Table 4 (fine-tuning)")
+    momentum: float = Field(default=0.9, gt=0, lt=1, description="paper, Table 4 (fine-tuning)")
     nesterov: bool = False
 
     state_names: ClassVar[tuple[str, ...]] = ("momentum_buffer",)

@@ -16,51 +16,54 @@ class TrainerSection(Section):
 
     duration: DurationField = Field(description="the whole run; the schedule spans it", json_schema_extra=TOLD)
     max_steps: int | None = Field(
-        None, ge=1, description="stop after this step all the same (the schedule is not shortened)", json_schema_extra=FREE
+        default=None,
+        ge=1,
+        description="stop after this step all the same (the schedule is not shortened)",
+        json_schema_extra=FREE,
     )
     global_batch_size: int = Field(ge=1, description="images in one optimizer step over all ranks")
     micro_batch_size: PositiveInt | None = Field(
-        None,
+        default=None,
         description="images a rank computes at once at most; more are accumulated, in parts as equal as can be. All its "
         "share if not set",
         json_schema_extra=TOLD,
     )
     devices: PositiveInt | Literal["auto"] = Field(
-        "auto", description="ranks on one machine when no launcher gives them: all GPUs, or 1", json_schema_extra=FREE
+        default="auto", description="ranks on one machine when no launcher gives them: all GPUs, or 1", json_schema_extra=FREE
     )
     hardware: Literal["allotted", "found"] = Field(
-        "allotted",
+        default="allotted",
         description="allotted: GPUs and nodes that were set aside must be used; found: whatever is found will do",
         json_schema_extra=FREE,
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage", json_schema_extra=TOLD)
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage", json_schema_extra=TOLD)
     precision: Literal["auto"] | TrainingPrecision = Field(
-        "auto",
+        default="auto",
         description="bf16: bf16 weights with fp32 masters; bf16_autocast: fp32 weights, bf16 products; auto: bf16 where every "
         "rank's device computes it fast, else fp32",
     )
     compile: bool = Field(
-        False,
+        default=False,
         description="torch.compile the model; best where the ranks divide the batch: another size compiles again",
         json_schema_extra=TOLD,
     )
     peak_tflops: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="of one device, for MFU; looked up or measured on a GPU, and no MFU on a CPU, if not given",
         json_schema_extra=FREE,
     )
     max_skipped_steps: int = Field(
-        5, ge=1, description="non-finite steps in a row before the run stops", json_schema_extra=TOLD
+        default=5, ge=1, description="non-finite steps in a row before the run stops", json_schema_extra=TOLD
     )
     hang_timeout_s: float | None = Field(
-        900.0,
+        default=900.0,
         gt=0,
         description="no step ends for so long (the first: twice): every rank says where it waits and exits; none: never",
         json_schema_extra=FREE,
     )
     collective_timeout_s: float = Field(
-        1200.0,
+        default=1200.0,
         gt=0,
         description="how long ranks wait for one another; the last resort behind hang_timeout_s",
         json_schema_extra=FREE,
@@ -73,8 +76,8 @@ class CheckpointSection(Section):
     relaunch: ClassVar[Relaunch | None] = "told"
 
     every: DurationField = Field(description="interval between checkpoints")
-    keep_last: int = Field(3, ge=1, description="newest checkpoints kept")
-    keep_every: DurationField | None = Field(None, description="checkpoints at multiples of this are kept for good")
+    keep_last: int = Field(default=3, ge=1, description="newest checkpoints kept")
+    keep_every: DurationField | None = Field(default=None, description="checkpoints at multiples of this are kept for good")
     max_failed_saves: int = Field(
-        3, ge=1, description="saves in a row that may fail, for want of space for example", json_schema_extra=FREE
+        default=3, ge=1, description="saves in a row that may fail, for want of space for example", json_schema_extra=FREE
     )

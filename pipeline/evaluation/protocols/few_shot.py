@@ -31,8 +31,8 @@ class FewShot(ProtocolSection):
     """Fits a ridge regression to a few images a class, drawn by each seed (paper, section 4.1)."""
 
     protocol: Literal["few_shot"] = "few_shot"
-    shots: tuple[PositiveInt, ...] = Field((1, 5, 10, 25), description="images a class")
-    seeds: tuple[Seed, ...] = Field((0, 1, 2), description="draws of the support set")
+    shots: tuple[PositiveInt, ...] = Field(default=(1, 5, 10, 25), description="images a class")
+    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), description="draws of the support set")
 
     @model_validator(mode="after")
     def _nothing_is_there_twice(self) -> Self:

@@ -18,11 +18,16 @@ class BiT(ModelSection):
     """A ResNet with weight standardisation and group normalisation (Big Transfer, arXiv 1912.11370)."""
 
     family: Literal["bit"] = "bit"
-    name: str = Field("R50x1", description="layers (26, 50, 101, 152, 200) and width factor")
-    variant: Variant = Field("v2", description="v2: pre-activation, as released; v1: post-activation, as big_vision trains it")
-    image_size: int = Field(224, ge=1, description="side of the square input in pixels")
+    name: str = Field(default="R50x1", description="layers (26, 50, 101, 152, 200) and width factor")
+    variant: Variant = Field(
+        default="v2", description="v2: pre-activation, as released; v1: post-activation, as big_vision trains it"
+    )
+    image_size: int = Field(default=224, ge=1, description="side of the square input in pixels")
     blocks: tuple[PositiveInt, ...] | None = Field(
-        None, min_length=1, max_length=MAX_STAGES, description="overrides the blocks of each stage (for models of your own)"
+        default=None,
+        min_length=1,
+        max_length=MAX_STAGES,
+        description="overrides the blocks of each stage (for models of your own)",
     )
 
     config_type: ClassVar[type[ModelConfig]] = BiTConfig

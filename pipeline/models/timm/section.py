@@ -17,9 +17,11 @@ class Timm(ModelSection):
     """A backbone of the library timm."""
 
     family: Literal["timm"] = "timm"
-    name: str = Field("swin_large_patch4_window7_224", description="architecture, as timm.list_models() names it")
-    image_size: int | None = Field(None, ge=1, description="side of the square input in pixels; if not given: the model's own")
-    options: dict[str, Any] = Field({}, description="passed on to timm.create_model: {drop_path_rate: 0.1}")
+    name: str = Field(default="swin_large_patch4_window7_224", description="architecture, as timm.list_models() names it")
+    image_size: int | None = Field(
+        default=None, ge=1, description="side of the square input in pixels; if not given: the model's own"
+    )
+    options: dict[str, Any] = Field(default={}, description="passed on to timm.create_model: {drop_path_rate: 0.1}")
 
     config_type: ClassVar[type[ModelConfig]] = TimmConfig
 

@@ -21,36 +21,42 @@ class ViT(ModelSection):
     """The Vision Transformer."""
 
     family: Literal["vit"] = "vit"
-    name: str = Field("L/16", description="size (Ti, S, B, L, H) and patch size in pixels")
+    name: str = Field(default="L/16", description="size (Ti, S, B, L, H) and patch size in pixels")
     image_size: Side | tuple[Side, Side] = Field(
-        224, description="side of the square input in pixels, or [height, width]; multiples of the patch size"
+        default=224, description="side of the square input in pixels, or [height, width]; multiples of the patch size"
     )
-    representation: Literal["tanh", "none"] = Field("tanh", description="pre-logits layer of the pretraining head")
-    dropout: float = Field(0.0, ge=0, lt=1, description="after every dense layer but qkv, and after the positions")
-    width: int | None = Field(None, ge=1, description="overrides the size's width (for models of your own)")
-    depth: int | None = Field(None, ge=1, description="overrides the size's number of blocks")
-    mlp_dim: int | None = Field(None, ge=1, description="overrides the size's MLP width")
-    num_heads: int | None = Field(None, ge=1, description="overrides the size's number of heads")
+    representation: Literal["tanh", "none"] = Field(default="tanh", description="pre-logits layer of the pretraining head")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="after every dense layer but qkv, and after the positions")
+    width: int | None = Field(default=None, ge=1, description="overrides the size's width (for models of your own)")
+    depth: int | None = Field(default=None, ge=1, description="overrides the size's number of blocks")
+    mlp_dim: int | None = Field(default=None, ge=1, description="overrides the size's MLP width")
+    num_heads: int | None = Field(default=None, ge=1, description="overrides the size's number of heads")
     pooling: Pooling = Field(
-        "class_token",
+        default="class_token",
         description="what the head reads: a class token; gap: the patches' mean; map: attention pooling over the patches",
     )
     position: Position = Field(
-        "learned_1d",
+        default="learned_1d",
         description="of a patch: learned by index, by row and column (2d), fixed waves, offsets (relative), or none",
     )
     position_at: PositionAt = Field(
-        "stem", description="positions are added at the stem; or before every layer: each layer's own, or shared"
+        default="stem", description="positions are added at the stem; or before every layer: each layer's own, or shared"
     )
-    position_class_token: bool = Field(True, description="learned positions have one for the class token; false: patches alone")
-    gelu: Gelu = Field("exact", description="tanh: the approximation, as in JAX")
-    qkv_bias: bool = Field(True, description="queries, keys and values have biases")
-    qk_norm: bool = Field(False, description="LayerNorm on each head's queries and keys")
-    layer_scale: float | None = Field(None, description="learned factors on residual branches begin at this; none: no factors")
-    registers: int = Field(0, ge=0, description="extra tokens that the head does not read")
-    stochastic_depth: float = Field(0.0, ge=0, lt=1, description="rate at which a sample skips a residual branch in training")
+    position_class_token: bool = Field(
+        default=True, description="learned positions have one for the class token; false: patches alone"
+    )
+    gelu: Gelu = Field(default="exact", description="tanh: the approximation, as in JAX")
+    qkv_bias: bool = Field(default=True, description="queries, keys and values have biases")
+    qk_norm: bool = Field(default=False, description="LayerNorm on each head's queries and keys")
+    layer_scale: float | None = Field(
+        default=None, description="learned factors on residual branches begin at this; none: no factors"
+    )
+    registers: int = Field(default=0, ge=0, description="extra tokens that the head does not read")
+    stochastic_depth: float = Field(
+        default=0.0, ge=0, lt=1, description="rate at which a sample skips a residual branch in training"
+    )
     stochastic_depth_rule: StochasticDepthRule = Field(
-        "linear", description="the rate grows linearly from 0 to the last block's, or is uniform"
+        default="linear", description="the rate grows linearly from 0 to the last block's, or is uniform"
     )
 
     config_type: ClassVar[type[ModelConfig]] = ViTConfig

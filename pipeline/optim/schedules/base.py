@@ -19,7 +19,7 @@ class ScheduleSection(Section):
     relaunch: ClassVar[Relaunch | None] = "told"
 
     warmup: DurationField = Field(description="linear, from 0")
-    end: float = Field(1e-5, ge=0, description="learning rate at the end")
+    end: float = Field(default=1e-5, ge=0, description="learning rate at the end")
 
     @abstractmethod
     def after_warmup(self, progress: float, *, peak: float, end: float) -> float:

@@ -39,20 +39,20 @@ class RandAugmentTF(AugmentSection):
     """The law of google-research/big_vision. Its defaults are what that code does today."""
 
     name: Literal["randaugment_tf"] = "randaugment_tf"
-    layers: int = Field(2, ge=1, description="operations on each image")
-    magnitude: float = Field(10, ge=0, le=30, description="of every operation; 0 is not nothing")
+    layers: int = Field(default=2, ge=1, description="operations on each image")
+    magnitude: float = Field(default=10, ge=0, le=30, description="of every operation; 0 is not nothing")
     contrast: Literal["fixed", "source"] = Field(
-        "fixed",
+        default="fixed",
         description="grey level of Contrast: the image's mean; or as it was when AugReg was trained, height x width / 256",
     )
     solarize: Literal["source", "fixed"] = Field(
-        "source",
+        default="source",
         description="threshold of Solarize: modulo 256, as in the source, so that 10 inverts everything; or without that, "
         "where 10 and more change nothing",
     )
 
     distances: Literal["pixels", "scaled"] = Field(
-        "pixels",
+        default="pixels",
         description="of Translate and Cutout: 100 and 40 pixels at magnitude 10, as in the source, whatever the image's size, so "
         "that 64 px become grey; scaled: these as parts of 224",
     )

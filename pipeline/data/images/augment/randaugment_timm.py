@@ -27,17 +27,18 @@ class RandAugmentTimm(AugmentSection):
     """The law of huggingface/pytorch-image-models, timm/data/auto_augment.py. The defaults are `rand-m9-mstd0.5-inc1`."""
 
     name: Literal["randaugment_timm"] = "randaugment_timm"
-    layers: int = Field(2, ge=1, description="operations drawn for each image, with replacement; n there")
-    magnitude: float = Field(9, ge=0, description="mean of the magnitude; m there")
-    magnitude_std: float = Field(0.5, ge=0, description="its standard deviation; mstd there")
-    max_magnitude: float = Field(10, gt=0, description="above it magnitudes are cut; mmax there")
-    increasing: bool = Field(True, description="operations that grow stronger with the magnitude; inc there")
-    probability: float = Field(0.5, ge=0, le=1, description="that an operation drawn is applied; p there")
+    layers: int = Field(default=2, ge=1, description="operations drawn for each image, with replacement; n there")
+    magnitude: float = Field(default=9, ge=0, description="mean of the magnitude; m there")
+    magnitude_std: float = Field(default=0.5, ge=0, description="its standard deviation; mstd there")
+    max_magnitude: float = Field(default=10, gt=0, description="above it magnitudes are cut; mmax there")
+    increasing: bool = Field(default=True, description="operations that grow stronger with the magnitude; inc there")
+    probability: float = Field(default=0.5, ge=0, le=1, description="that an operation drawn is applied; p there")
     interpolation: Literal["bilinear", "bicubic", "random"] = Field(
-        "bicubic", description="of geometric operations; random: one of the two for each"
+        default="bicubic", description="of geometric operations; random: one of the two for each"
     )
     fill: Fill = Field(
-        (124, 116, 104), description="red, green and blue of pixels from outside of the image; there the mean of ImageNet"
+        default=(124, 116, 104),
+        description="red, green and blue of pixels from outside of the image; there the mean of ImageNet",
     )
 
     def build(self) -> TimmLaw:

@@ -27,11 +27,11 @@ class RandAugmentTorchvision(AugmentSection):
     """The law of torchvision 0.28, transforms/autoaugment.py: 14 operations, signed arguments, always applied."""
 
     name: Literal["randaugment_torchvision"] = "randaugment_torchvision"
-    layers: int = Field(2, ge=1, description="operations on each image; num_ops there")
-    magnitude: int = Field(9, ge=0, description="bin of every operation's magnitude")
-    bins: int = Field(31, ge=2, description="num_magnitude_bins there")
-    interpolation: Literal["nearest", "bilinear"] = Field("nearest", description="of geometric operations")
-    fill: Fill = Field((0, 0, 0), description="red, green and blue of pixels from outside of the image")
+    layers: int = Field(default=2, ge=1, description="operations on each image; num_ops there")
+    magnitude: int = Field(default=9, ge=0, description="bin of every operation's magnitude")
+    bins: int = Field(default=31, ge=2, description="num_magnitude_bins there")
+    interpolation: Literal["nearest", "bilinear"] = Field(default="nearest", description="of geometric operations")
+    fill: Fill = Field(default=(0, 0, 0), description="red, green and blue of pixels from outside of the image")
 
     @model_validator(mode="after")
     def _magnitude_is_a_bin(self) -> Self:

@@ -25,7 +25,9 @@ class ThreeAugment(AugmentSection):
 
     name: Literal["three_augment"] = "three_augment"
     color_jitter: float = Field(
-        0.3, ge=0, description="brightness, contrast and saturation change by a factor within 1 plus or minus this; 0: none"
+        default=0.3,
+        ge=0,
+        description="brightness, contrast and saturation change by a factor within 1 plus or minus this; 0: none",
     )
 
     def build(self) -> ThreeAugmentLaw:

@@ -25,8 +25,10 @@ class Simple(Section):
     """
 
     name: Literal["simple"] = "simple"
-    short_side: int | None = Field(None, ge=1, description="pixels to which the short side is resized; none: the image size")
-    padding: int = Field(4, ge=0, description="pixels by which each border is reflected before the crop")
+    short_side: int | None = Field(
+        default=None, ge=1, description="pixels to which the short side is resized; none: the image size"
+    )
+    padding: int = Field(default=4, ge=0, description="pixels by which each border is reflected before the crop")
 
     def build(self) -> SimpleCrop:
         """Return the crop."""
