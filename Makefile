@@ -30,6 +30,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/basedpyright
+	$(VENV)/bin/basedpyright --project pyright-tests.json
 	$(VENV)/bin/lint-imports
 
 # architecture: draw the picture of docs/architecture.md from the imports, and count what has grown long.

@@ -20,6 +20,7 @@ from pipeline.evaluation.datasets import open_dataset
 from pipeline.evaluation.section import EvalDataset
 from pipeline.launch.signals import StopRequest
 from pipeline.models.vit.section import ViT
+from pipeline.optim.adamw import AdamW
 from tests.conftest import REPOSITORY, Outcome, run_command
 
 WriteConfig = Callable[..., Path]
@@ -30,7 +31,7 @@ RECIPES = sorted((REPOSITORY / "configs").glob("*.yaml"))
 def test_every_recipe_loads(path: Path) -> None:
     config = load_config(path)
     assert config.name == path.stem
-    assert config.model.resolve().num_patches > 0
+    assert config.model.resolve().cost.training_flops > 0
 
 
 @pytest.mark.parametrize(("name", "rate", "decay"), [("l16_in21k", 1e-3, 0.03), ("l32_in21k", 1e-3, 0.03)])
@@ -42,6 +43,8 @@ def test_recipes_are_table_3(name: str, rate: float, decay: float) -> None:
         "10000 steps",
         "linear",
     )
+    assert isinstance(config.model, ViT)
+    assert isinstance(config.optimizer, AdamW)
     assert (str(config.trainer.duration), config.model.dropout, config.optimizer.betas) == ("90 epochs", 0.1, (0.9, 0.999))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.preprocessing import StandardScaler
+from sklearn.linear_model import LogisticRegression, Ridge  # type: ignore[import-not-found]
+from sklearn.preprocessing import StandardScaler  # type: ignore[import-not-found]
 from torch import Tensor
 
 from pipeline.evaluation.protocols import logistic

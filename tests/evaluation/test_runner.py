@@ -48,8 +48,7 @@ def add_weights(folder: RunFolder, step: int, *, seed: int = 0) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, write_config: object) -> RunFolder:
-    assert callable(write_config)
+def folder(tmp_path: Path, write_config: Callable[..., Path]) -> RunFolder:
     folder = RunFolder(tmp_path / "runs" / "tiny")
     folder.root.mkdir(parents=True, exist_ok=True)
     write_whole(folder.config, write_config().read_bytes())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from pipeline.functional.losses import one_hot_targets, sigmoid_cross_entropy, softmax_cross_entropy
 
@@ -30,8 +33,7 @@ def test_sigmoid_is_a_sum_over_classes_and_a_mean_over_images() -> None:
 
 
 @pytest.mark.parametrize("loss", [softmax_cross_entropy, sigmoid_cross_entropy])
-def test_bf16_logits_are_reduced_in_fp32(loss: object) -> None:
-    assert callable(loss)
+def test_bf16_logits_are_reduced_in_fp32(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     targets = one_hot_targets(LABELS, num_classes=5)
     value = loss(LOGITS.bfloat16(), targets)
     assert value.dtype == torch.float32

@@ -81,5 +81,5 @@ def random_model(config: ViTConfig) -> VisionTransformer:
             parameter.normal_(std=0.05, generator=generator)
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
-                module.weight += 1
+                module.weight.add_(1)
     return model.eval()

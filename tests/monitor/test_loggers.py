@@ -80,7 +80,7 @@ def stored(folder: Path, run_id: str, kind: str) -> list[Any]:
     (only,) = (folder / "wandb").glob(f"offline-run-*-{run_id}")
     found = []
     for data in read_records(next(only.glob("*.wandb"))):
-        record = wandb_internal_pb2.Record()
+        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]  # made when it is imported
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == kind:
             found.append(getattr(record, kind))

@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from pipeline.distributed.quiet import quiet_libraries
 from pipeline.distributed.world import World, die_with_parent, init_process_group, leave_process_group
 from pipeline.functional.losses import one_hot_targets, sigmoid_cross_entropy
+from pipeline.image_size import height_and_width
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
 from pipeline.optim.adamw import GuardedAdamW
 from pipeline.optim.groups import parameter_groups
@@ -43,7 +44,7 @@ def measure_peak(work: Callable[[], None]) -> int:
     before = sum(storages(all_tensors()).values())
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recording:
         work()
-    events = [event for event in recording.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
+    events: list[Any] = [event for event in recording.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
     now = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()
@@ -75,11 +76,11 @@ def measure(case: dict[str, Any], model_config: ViTConfig) -> dict[str, int]:
     if case["stage"]:
         config["zero_optimization"]["reduce_bucket_size"] = case["bucket_elements"]
     # Fused, as on GPUs: the other kinds of AdamW make temporaries as large as what they update.
-    engine, *_ = deepspeed.initialize(
+    engine: Any = deepspeed.initialize(
         model=model, optimizer=GuardedAdamW(groups, fused=True), config=config, dist_init_required=False
-    )
-    size = model_config.image_size
-    images = torch.randint(0, 255, (case["batch"], 3, size, size), dtype=torch.uint8)
+    )[0]
+    size = height_and_width(model_config.image_size)
+    images = torch.randint(0, 255, (case["batch"], 3, *size), dtype=torch.uint8)
     targets = one_hot_targets(torch.arange(case["batch"]), num_classes=model_config.num_classes)
 
     def pass_once() -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipeline.data.images.crop import Box, EvalTransform, TrainTransform, inception_box, resize_box
 from pipeline.data.images.decode import MAX_PIXELS, UnreadableImage, decode_image
+from pipeline.image_size import height_and_width
 from tests.conftest import encode
 
 
@@ -28,7 +29,7 @@ def smooth_image(height: int, width: int) -> np.ndarray:
 
 
 def apply(law: TrainTransform, data: bytes, *, sample_id: int) -> np.ndarray:
-    out = torch.zeros((3, law.image_size, law.image_size), dtype=torch.uint8)
+    out = torch.zeros((3, *height_and_width(law.image_size)), dtype=torch.uint8)
     law(data, seed=0, epoch=0, sample_id=sample_id, out=out)
     return out.numpy()
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.shards.blocks import BlockBytes, FileBlock, MemoryBlock, OpenFile
@@ -28,6 +28,9 @@ def both(path: Path, *, offset: int, num_bytes: int) -> tuple[BlockBytes, BlockB
     return MemoryBlock(content), FileBlock(OpenFile(path), offset=offset, num_bytes=num_bytes), content
 
 
+@example(offset=1000, num_bytes=500, reads=[(490, 100)])  # another block follows in the file
+@example(offset=8500, num_bytes=1000, reads=[(490, 100)])  # the file ends in the block
+@example(offset=9200, num_bytes=100, reads=[(0, 10)])  # the file ends before the block
 @given(st.integers(0, 9500), st.integers(0, 6000), st.lists(st.tuples(st.integers(0, 6000), st.integers(0, 5000)), max_size=8))
 @settings(max_examples=40, deadline=None)
 def test_both_read_the_blocks_bytes_and_no_others(

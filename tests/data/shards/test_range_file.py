@@ -76,3 +76,17 @@ def test_steps_back_within_the_kept_blocks_cost_nothing() -> None:
     raw.seek(999 - 100 * KEPT_BLOCKS)
     raw.read(1)
     assert len(requests) == made + 1
+
+
+def test_the_block_that_was_read_longest_ago_goes_first() -> None:
+    raw, requests = open_data(block_bytes=100)
+    first, second, *others = range(KEPT_BLOCKS + 1)
+    for number in (first, second, *others[:-1], first, others[-1]):
+        raw.seek(100 * number)
+        raw.read(1)
+    assert [start // 100 for start, _ in requests] == [first, second, *others]
+    for number, made in ((first, 0), (second, 1)):  # the first was read again meanwhile, the second made room
+        before = len(requests)
+        raw.seek(100 * number)
+        raw.read(1)
+        assert len(requests) == before + made

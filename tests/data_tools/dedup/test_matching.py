@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import imagehash
+import imagehash  # type: ignore[import-not-found]
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sklearn.datasets import load_sample_images
+from sklearn.datasets import load_sample_images  # type: ignore[import-not-found]
 
 from data_tools.dedup import hamming
 from data_tools.dedup.hamming import HammingIndex

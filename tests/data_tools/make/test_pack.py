@@ -55,7 +55,7 @@ def make(source: Path, folder: Path, *, per_shard: int = 8, workers: int = 1, se
 def contents(folder: Path) -> list[tuple[int, bytes]]:
     """Return (class, image bytes) of every sample, through webdataset's own reader."""
     urls = sorted(str(path) for path in folder.glob("*.tar"))
-    samples = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
+    samples = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)  # type: ignore[attr-defined]
     return [(int(s["cls"]), next(v for k, v in s.items() if k in ("jpg", "jpeg", "png"))) for s in samples]
 
 

@@ -49,7 +49,8 @@ def pack(listing: Listing, folder: Path) -> list[dict[str, bytes]]:
     folder.mkdir()
     task = ShardTask(folder / "x.tar", folder / "x.json", np.arange(len(listing)), listing, Encoding())
     write_shard(task)
-    return list(webdataset.WebDataset(str(folder / "x.tar"), shardshuffle=False, empty_check=False))
+    samples = webdataset.WebDataset(str(folder / "x.tar"), shardshuffle=False, empty_check=False)  # type: ignore[attr-defined]
+    return list(samples)
 
 
 def labelled(listing: Listing, folder: Path) -> list[Labelled]:

@@ -22,7 +22,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from scipy.stats import entropy
+from scipy.stats import entropy  # type: ignore[import-not-found]
 
 from data_tools.__main__ import main
 from data_tools.index import index_folder
@@ -175,7 +175,7 @@ def test_what_is_amiss_is_counted_and_shown(tmp_path: Path, capsys: pytest.Captu
         assert "c.tar.gz is compressed" in text
     assert page.count("cannot be decoded") == 2
     assert main(["stats", str(tmp_path / "c.tar.gz"), "--workers", "1"]) == 0  # nothing to count, and no error
-    seen = webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False, empty_check=False)
+    seen = webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False, empty_check=False)  # type: ignore[attr-defined]
     assert report["samples"] == len(list(seen)) + 1
 
 

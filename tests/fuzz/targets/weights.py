@@ -92,7 +92,7 @@ def _check(data: bytes, path: Path) -> Outcome:
         return "refused"
     if header is None:
         raise BrokenLaw("weights are read whose header is not")
-    config = weights.model.config
+    config: Any = weights.model.config
     if digest_tensors(weights.model.state_dict()) != header.digest or config != header.model:
         raise BrokenLaw("the model is not what its file says")
     height, width = config.height_and_width

@@ -125,8 +125,8 @@ def to_transformers(model: VisionTransformer) -> dict[str, Tensor]:
 
 
 def test_pre_logits_equal_transformers() -> None:
-    from transformers import ViTConfig as TheirConfig
-    from transformers import ViTModel
+    from transformers import ViTConfig as TheirConfig  # type: ignore[import-not-found]
+    from transformers import ViTModel  # type: ignore[import-not-found]
 
     config = config_of("Ti/16", tanh=True)
     ours = random_model(config)
@@ -155,8 +155,8 @@ def test_pre_logits_equal_transformers() -> None:
 def copy_block(state: dict[str, Tensor], names: list[str], number: int, block: torch.nn.Module) -> None:
     """Fill one encoder layer of transformers' state, whose names differ between its versions."""
     here = [name for name in names if f"layer.{number}." in name or f"layers.{number}." in name]
-    query, key, value = (dict(zip(("weight", "bias"), (w, b), strict=True)) for w, b in zip(
-        block.get_submodule("attention.qkv").weight.chunk(3), block.get_submodule("attention.qkv").bias.chunk(3), strict=True))  # fmt: skip
+    weights, biases = (block.get_parameter(f"attention.qkv.{name}").chunk(3) for name in ("weight", "bias"))
+    query, key, value = ({"weight": weight, "bias": bias} for weight, bias in zip(weights, biases, strict=True))
     sources = {
         ("query", "q_proj"): query,
         ("key", "k_proj"): key,

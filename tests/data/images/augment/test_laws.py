@@ -19,7 +19,7 @@ from pipeline.section import members_of
 from tests.conftest import encode
 from tests.data.images.augment.pictures import picture
 
-MEMBERS = {name: section for name, section in members_of(Augment).items() if name != "none"}
+MEMBERS: dict[str, type[AugmentSection]] = {name: section for name, section in members_of(Augment).items() if name != "none"}
 PNG = encode(picture(0, height=40, width=50).transpose(1, 2, 0), format="PNG")
 
 
