@@ -26,9 +26,7 @@ def check_report(path: Path, *, folder: str, advice: str) -> None:
         return
     other = report.get("folder")
     if not isinstance(other, str) or identify(other) != identify(folder):
-        raise DataError(
-            f"{path} is there already and is about {other if isinstance(other, str) else 'something else'}; {advice}"
-        )
+        raise DataError(f"{path} exists already and is about {other if isinstance(other, str) else 'something else'}; {advice}")
 
 
 def check_search(path: Path, *, corpus: str, against: Collection[str], inside: Literal["searched", "left alone"]) -> None:
@@ -45,10 +43,10 @@ def check_search(path: Path, *, corpus: str, against: Collection[str], inside: L
         sets = [str(found["path"]) for found in report["test_sets"]]
         was_inside = report["left_out"]["copies_inside"] is not None
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is there already and is no report of `dedup`; name a folder with --out") from error
+        raise DataError(f"{path} exists already and is no report of `dedup`; name a folder with --out") from error
     is_beside = identify(str(path.parent)) == identify(str(Path(corpus).parent if corpus.endswith(".tar") else corpus))
     if not is_beside and identify(other) != identify(corpus):
-        raise DataError(f"{path} is there already and is about {other}; name another folder with --out")
+        raise DataError(f"{path} exists already and is about {other}; name another folder with --out")
     known = {identify(name) for name in against}
     missing = [f"--against {name}" for name in sets if identify(name) not in known]
     missing += ["--within"] if was_inside and inside == "left alone" else []
@@ -73,7 +71,7 @@ def check_skip_list(path: Path, *, is_ours: bool, given: Collection[str], advice
     if is_ours or not path.exists() or path.resolve() in {Path(name).resolve() for name in given}:
         return
     raise DataError(
-        f"{path} is there already and no earlier call wrote it; --skip {path} takes its samples into the new list, or {advice}"
+        f"{path} exists already and no earlier call wrote it; --skip {path} takes its samples into the new list, or {advice}"
     )
 
 

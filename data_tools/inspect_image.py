@@ -80,7 +80,7 @@ def inspect_image(data: bytes, *, extension: str) -> list[Finding]:
     """Decode an image as training does. A finding of a kind in `UNDECODABLE` is then the only one.
 
     Args:
-        extension: of its name, in lower case.
+        extension: ending of its name, in lower case.
     """
     complaint = None
     try:

@@ -102,14 +102,14 @@ def _describe_death(description: str, killed: Sequence[BaseProcess], names: Sequ
     codes = {child.exitcode or 0 for child in killed}
     causes = ", ".join(sorted(signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in codes))
     advice = (
-        "most likely for want of memory: try fewer --workers"
+        "most likely for lack of memory: try fewer --workers"
         if codes <= {-signal.SIGKILL}
         else "a library crashed: the same will happen there again"
     )
     at_work = f" while at work on {' and '.join(names)}" if names else ""
     return (
         f"{description}: a worker process was killed ({causes or 'unknown cause'}){at_work}, {advice}. "
-        f"What is finished is kept; the same command goes on from there"
+        f"What is finished is kept; the same command resumes from there"
     )
 
 

@@ -115,7 +115,7 @@ class Shard:
         """Yield every sample of the tar.
 
         Raises:
-            DataError: compressed, damaged or cut short.
+            DataError: compressed, damaged or truncated.
             UnreachableError: it cannot be read.
         """
         with store_errors(self.name):

@@ -334,9 +334,7 @@ def name_counts(found: Mapping[SplitName | None, int]) -> Counter[str]:
 
 
 def unmarked_rule(found: Iterable[SplitName | None]) -> Unmarked:
-    """Say what paths without a split are next to those with one: a folder `test` among them separates its files from the
-    rest.
-    """
+    """Say what paths without a split are next to those with one: a folder `test` separates its files from the rest."""
     is_apart = any(one is not None and one.part == "folder" and one.split != "train" for one in found)
     return "refuse" if is_apart else "allow"
 

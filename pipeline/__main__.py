@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None, *, process: Literal["own", "shared"] = "
         _print_error(error)
         return ExitCode.ERROR
     except Interrupted as signal:
-        print(f"[{arguments.command}] stopped by {signal}; the same command goes on from here", flush=True)
+        print(f"[{arguments.command}] stopped by {signal}; the same command resumes from here", flush=True)
         return ExitCode.STOPPED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -60,7 +60,7 @@ def _as_text(name: str, encoding: str | None) -> str:
 
 def _check_stored(path: Path, classes: Sequence[str]) -> None:
     if path.exists() and split_lines(read_text(str(path), encoding=None)) != list(classes):
-        raise DataError(f"{path} is there already and names other classes; give it with --classes, or move it away")
+        raise DataError(f"{path} exists already and names other classes; give it with --classes, or move it away")
 
 
 def _check_siblings(folder: Path, classes: Sequence[str]) -> None:

@@ -119,7 +119,7 @@ def _number_targets(targets: Mapping[str, str], given: Sequence[str] | None) -> 
     wanted = sorted(set(targets.values()))
     if all(target.isdecimal() for target in wanted):
         if too_long := [target for target in wanted if len(target) > MAX_DIGITS]:
-            raise DataError(f"the class map has the target {too_long[0][:MAX_DIGITS]}..., which is no class number")
+            raise DataError(f"the class map has the target {too_long[0][:MAX_DIGITS]}..., which is not a class number")
         last = max(int(target) for target in wanted)
         if last > (MAX_LABEL if given is None else len(given) - 1):
             raise DataError(f"the class map has the target {last}, but {len(given or ())} classes were given with --classes")

@@ -49,7 +49,7 @@ class MakeOptions:
 
     Attributes:
         seed: seed of the shuffle and of the split.
-        val_fraction: of the samples, by a hash of their names, that go to FOLDER/val and the others to FOLDER/train;
+        val_fraction: part of the samples, by a hash of their names, that goes to FOLDER/val and the others to FOLDER/train;
             None puts all into FOLDER.
     """
 
@@ -269,7 +269,7 @@ def _write(parts: list[ShardPlan], listing: Listing, record: MakeRecord, options
         for _ in map_in_processes(write_shard, tasks, num_workers=num_workers, description="write shards", unit="shard"):
             pass
     except OSError as error:
-        raise DataError(f"shards cannot be written: {error}; the same command goes on where it stopped") from error
+        raise DataError(f"shards cannot be written: {error}; the same command resumes where it stopped") from error
     return len(todo)
 
 

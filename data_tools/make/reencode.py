@@ -49,7 +49,7 @@ def reencode(data: bytes, encoding: Encoding) -> bytes | None:
     Pixels are those that `pipeline` decodes for training. Of the metadata only an orientation that still holds stays.
 
     Raises:
-        UnreadableImage: damaged, cut short or too large.
+        UnreadableImage: damaged, truncated or too large.
     """
     if encoding.changes_nothing:
         return None

@@ -171,5 +171,5 @@ class SourceFiles:
     def _check(self, path: str, num_bytes: int, expected: int) -> None:
         if num_bytes != expected:
             raise DataError(
-                f"{path}: {num_bytes} bytes where {expected} were when it was listed; it has changed or was cut short"
+                f"{path}: {num_bytes} bytes where {expected} were when it was listed; it has changed or was truncated"
             )

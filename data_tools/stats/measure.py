@@ -359,7 +359,7 @@ MEASURES = {
 
 
 def shown(value: float) -> str:
-    """Whole from a hundred on, else three figures."""
+    """Round to a whole number from a hundred on, else to three figures."""
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 

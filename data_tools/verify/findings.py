@@ -34,7 +34,7 @@ KINDS = {
     "empty": DefectKind("replaced", "image of no bytes"),
     "not_an_image": DefectKind("replaced", "not an image"),
     "unknown_format": DefectKind("replaced", "unknown format"),
-    "truncated": DefectKind("replaced", "image cut short"),
+    "truncated": DefectKind("replaced", "image truncated"),
     "damaged": DefectKind("replaced", "image damaged"),
     "bomb": DefectKind("replaced", "decompression bomb"),
     "oversized": DefectKind("replaced", "image of more than a GiB"),
@@ -156,8 +156,8 @@ def summarise(found: Verification) -> str:
 def next_step(found: Verification, *, skip_list: Path) -> str:
     """Return what to do now: the exact command, where there is one."""
     if found.num_samples and len(found.skips) == found.num_samples:
-        return "no sample would be left: there is nothing to index until this is mended"
-    first = "mend or remove the broken shards, then " if found.broken_shards else ""
+        return "no sample would be left: there is nothing to index until this is repaired"
+    first = "repair or remove the broken shards, then " if found.broken_shards else ""
     skips = f" --skip {shlex.quote(str(skip_list))}" if found.skips or found.num_passed_over else ""
     out = "" if describe_read_only(found.folder) is None else " --out PLACE"
     return f"{first}python -m data_tools index {shlex.quote(found.folder)}{skips}{out}"

@@ -69,9 +69,7 @@ def make_transform(settings: Settings, decoder: str) -> TrainTransform:
 
 
 class PillowTransform:
-    """Applies the usual transform: Pillow decodes the whole image and resizes the crop; then fp32, normalised. The crop law is
-    ours.
-    """
+    """Applies the usual transform: Pillow decodes all and resizes the crop; then fp32, normalised. The crop law is ours."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -56,25 +56,25 @@ def check_data(run_dir: Path, data: Data, *, before: str, step: int, accept: str
             [
                 "this run began before indexes knew keys and labels: sizes and order of the shards are as they were, "
                 "whether labels "
-                "are cannot be told; from here on they are compared"
+                "are unchanged is unknown; from here on they are compared"
             ]
         )
     record = read_record(run_dir)
     changed = describe_change(record, data) if record.get("fingerprint") == before else "their index, or the mixture, differs"
     if known := [entry for entry in _accepted(record) if entry.get("from") == before and entry.get("to") == now]:
         return Continuity(
-            [f"goes on with other shards, as was accepted at step {known[-1].get('step')}: {known[-1].get('changed')}"]
+            [f"resumes with other shards, as was accepted at step {known[-1].get('step')}: {known[-1].get('changed')}"]
         )
     if accept != now:
         given = f" (data.accept={accept} names others)" if accept is not None else ""
         raise CheckpointError(
             f"the shards of data.train are not those this run began with: {changed}{given}. Restore them; or start a "
             "new run with "
-            f"name=...; or go on with them all the same with data.accept={now}, which is recorded in {RunFolder(run_dir).data}"
+            f"name=...; or resume with them anyway with data.accept={now}, which is recorded in {RunFolder(run_dir).data}"
         )
     return Continuity(
         [
-            f"goes on with other shards, as data.accept says: {changed}. In the epoch under way images may come twice or "
+            f"resumes with other shards, as data.accept says: {changed}. In the epoch under way images may come twice or "
             "not at all"
         ],
         {

@@ -146,7 +146,7 @@ def check_link(root: Path) -> None:
     """
     if root.is_symlink() and not root.exists():
         raise CheckpointError(
-            f"run folder {root} is a link to {root.readlink()}, which is not there: mount it or make it, or set "
+            f"run folder {root} is a link to {root.readlink()}, which does not exist: mount it or make it, or set "
             "another output_dir"
         )
 

@@ -11,7 +11,7 @@ EPILOG = (
     "examples:\n  python -m pipeline benchmark loader /data/imagenet-sample --workers 2\n  python -m pipeline "
     "benchmark scale\n  python -m pipeline benchmark augment /data/imagenet-sample\n\n"
     "loader: every contender runs in a process of its own, in turns, on the same images and cores. `make peers` installs\n"
-    "timm, litdata and mosaicml-streaming; those not installed are left out with a word.\n"
+    "timm, litdata and mosaicml-streaming; those not installed are left out with a message.\n"
     "scale: plans a corpus of 300 M samples for 4,096 ranks; no image is read.\n"
     "augment: every augmentation law, and torchvision's and timm's where they are installed (`make test` does it)."
 )

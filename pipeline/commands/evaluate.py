@@ -12,9 +12,9 @@ EPILOG = (
     "examples:\n  python -m pipeline evaluate runs/l16_in21k --watch\n"
     "  python -m pipeline evaluate runs/demo evaluation.protocols.few_shot.shots=[10]\n\n"
     "Reads weights/ only and appends to evaluations.jsonl; what is in there already is not computed again.\n"
-    "Several may run at once. With --watch it ends when the run's last step is evaluated, or the run has failed. Told "
-    "to stop it ends at once, with exit\n"
-    "code 75: the same command goes on."
+    "Several may run at once. With --watch it ends when the run's last step is evaluated, or the run has failed. A "
+    "signal ends it at once, with exit\n"
+    "code 75: the same command resumes."
 )
 
 

@@ -11,7 +11,7 @@ from pipeline.launch.signals import StopRequest
 EPILOG = (
     "examples:\n  python -m pipeline samples runs/l16_in21k --step 41250 --picture spike.png\n"
     "  python -m pipeline samples configs/l16_in21k.yaml data.train=/data/in21k --step 1 | cut -f 5\n\n"
-    "A line a position: step, position, corpus, shard, key, class, sample id, and what it stands in for if an image was\n"
+    "A line a position: step, position, corpus, shard, key, class, sample id, and what it substitutes if an image was\n"
     "unreadable. Steps count as in metrics.jsonl and on the dashboard. With --picture the augmented images too."
 )
 

@@ -36,7 +36,7 @@ EPILOG = (
     "terminal or\n"
     "pipe that closes does not end a training; what it prints then goes to RUN_DIR/output.log.\n"
     "Exit codes: 0 done, 2 a named error, 70 no step ended for trainer.hang_timeout_s (RUN_DIR/hangs says where), 73 another\n"
-    "program took the run folder over, 75 told to stop and saved (the same command goes on)."
+    "program took the run folder over, 75 asked to stop and saved (the same command resumes)."
 )
 
 
@@ -163,7 +163,7 @@ def _train_as_rank(
     leave_process_group()
     if not stopped:
         return 0
-    voice.say(f"stopped by {'/'.join(stop.received) or 'another rank'}; the same command goes on from here")
+    voice.say(f"stopped by {'/'.join(stop.received) or 'another rank'}; the same command resumes from here")
     return ExitCode.STOPPED
 
 
@@ -191,7 +191,7 @@ def _fit(resolved: ResolvedRun, world: World, stop: StopRequest, *, voice: Voice
             return False
         if any_rank(stop.is_set, device=device):
             names = "/".join(stop.received) or "a signal to another rank"
-            raise StoppedError(f"stopped by {names} before a step was made; the same command goes on from here").everywhere()
+            raise StoppedError(f"stopped by {names} before a step was made; the same command resumes from here").everywhere()
         voice.say(f"building the model and its optimizer; then the first batch ({voice.elapsed})")
         training = make_training(resolved.with_precision(start.precision), world=world, stop=stop, start=start)
         training.run()
@@ -209,7 +209,7 @@ def _close(resolved: ResolvedRun, start: ResumePoint, voice: Voice) -> None:
 
     config, folder = resolved.config, RunFolder(resolved.config.run_dir)
     command = f"{_python()} -m pipeline"
-    goes_on = "" if resolved.stop_step == resolved.total_steps else "; the same command with more steps goes on"
+    goes_on = "" if resolved.stop_step == resolved.total_steps else "; the same command with more steps resumes"
     voice.say(f"step {resolved.stop_step} of {resolved.total_steps} is saved{goes_on}")
     voice.say(f"weights  {folder.weights_of(resolved.stop_step)}")
     voice.say(f"metrics  {folder.metrics}")

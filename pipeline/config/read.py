@@ -60,7 +60,7 @@ def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
 
 def _read_yaml(path: Path, *, depth: int = 0) -> dict[str, Any]:
     if depth > 8:
-        raise ConfigError(f"{path}: `extends` goes in a circle")
+        raise ConfigError(f"{path}: `extends` is circular")
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

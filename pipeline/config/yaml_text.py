@@ -61,7 +61,7 @@ def _parse(text: str) -> Any:
         if node is None:
             return None
         if _count_values(node, {}) > MAX_VALUES:
-            raise ValueError(f"its aliases stand for more than {MAX_VALUES} values")
+            raise ValueError(f"its aliases mean more than {MAX_VALUES} values")
         try:
             return loader.construct_document(node)
         except CONSTRUCTION_ERRORS as error:
@@ -74,7 +74,7 @@ def _count_values(node: yaml.Node, counts: dict[int, int | None]) -> int:
     """Count the values below a node, and itself. An alias counts as its target."""
     known = counts.get(id(node), 0)
     if known is None:
-        raise ValueError("an alias stands for something that contains it")
+        raise ValueError("an alias refers to something that contains it")
     if known:
         return known
     counts[id(node)] = None

@@ -128,7 +128,7 @@ class Outlet(io.TextIOBase):
         if path != os.devnull:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S")
             os.write(
-                self._descriptor, f"[output] {stamp}: nobody reads this program's output any more; it goes on here\n".encode()
+                self._descriptor, f"[output] {stamp}: nobody reads this program's output any more; it continues here\n".encode()
             )
 
 

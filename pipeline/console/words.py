@@ -4,9 +4,7 @@ from __future__ import annotations
 
 
 def duration(seconds: float) -> str:
-    """Return a time in its two largest units: `3 d 4 h`, `12 min 5 s`; below ten seconds in three digits, `1.25 s`, `3.4
-    ms`.
-    """
+    """Return a time in its two largest units: `3 d 4 h`, `12 min 5 s`; below ten seconds in three digits, `1.25 s`."""
     seconds = max(0.0, seconds)
     if 0 < seconds < 0.0995:  # from there on two digits would be 1e+02
         return f"{1000 * seconds:.2g} ms"

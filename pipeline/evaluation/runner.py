@@ -59,7 +59,7 @@ class Evaluator:
 
     Raises:
         ConfigError: no evaluation sets.
-        DataError: none of them can be opened.
+        DataError: none of the sets can be opened.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Evaluator:
     def why_lost(self) -> str | None:
         """Return why the run is not where it was, if so: nothing may be measured or written there then."""
         if not self.folder.root.is_dir():
-            return f"{self.folder.root} is not there any more"
+            return f"{self.folder.root} no longer exists"
         try:
             found = self.folder.wandb_id.read_text(errors="replace").strip()
         except OSError:
@@ -328,7 +328,7 @@ class Evaluator:
         if self.results.waiting:
             problems.append(
                 f"{len(self.results.waiting)} results are not recorded: {self.results.path} cannot be written "
-                f"({self.results.problem}); mend that, "
+                f"({self.results.problem}); fix that, "
                 f"and run the same command again"
             )
         if problems:

@@ -129,7 +129,7 @@ def check_visible(environment: Environment, torch: Torch, *, setting: str) -> No
     sees = f"{torch.num_gpus} of them" if torch.num_gpus else "none"
     cause = likely_cause(environment, torch)
     raise ConfigError(
-        f"{_there_are(given)}, but torch sees {sees}: {cause}. If this is meant: {setting}"
+        f"{_there_are(given)}, but torch sees {sees}: {cause}. If this is intended: {setting}"
         f"{'' if torch.num_gpus else ', and it computes on the CPU'}"
     )
 
@@ -148,7 +148,7 @@ def check_hidden(environment: Environment, *, setting: str) -> None:
     raise ConfigError(
         f"{_there_are(given)}, but {hiding}={environment[hiding]} {why}. Unset it, or start with srun "
         "--gpus-per-node=...; if this is "
-        f"meant: {setting}, and it computes on the CPU"
+        f"intended: {setting}, and it computes on the CPU"
     )
 
 
@@ -198,7 +198,7 @@ def check_nodes(environment: Environment, *, num_nodes: int, launcher: Launcher,
         raise ConfigError(
             f"{allotted[0]} nodes are set aside ({allotted[1]}), but these ranks are on {num_nodes}: start them with "
             "srun, one task a GPU "
-            f"on every node (`srun python -m pipeline train ...`, or slurm/pretrain_l16.sh). If this is meant: {setting}"
+            f"on every node (`srun python -m pipeline train ...`, or slurm/pretrain_l16.sh). If this is intended: {setting}"
         )
     listing = environment.get("SLURM_JOB_NODELIST", "")
     here = (host or socket.gethostname()).partition(".")[0]
@@ -209,7 +209,7 @@ def check_nodes(environment: Environment, *, num_nodes: int, launcher: Launcher,
     if is_shell and num_nodes == 1 and listing and here not in {name.partition(".")[0] for name in expand_nodes(listing)}:
         raise ConfigError(
             f"Slurm has set {listing} aside, but this is {here}, from where salloc was called: start the training there with "
-            f"`srun python -m pipeline train ...`. If this is meant: {setting}"
+            f"`srun python -m pipeline train ...`. If this is intended: {setting}"
         )
 
 
@@ -234,13 +234,13 @@ def check_ranks(environment: Environment, torch: Torch, *, local_size: int, laun
             raise ConfigError(
                 f"{local_size} tasks on a node share {num_gpus} GPU{'s'[: num_gpus != 1]} ({given.source}): ask Slurm "
                 "for one a task, "
-                f"--gpus-per-node={local_size} --ntasks-per-node={local_size}. If this is meant: {setting}"
+                f"--gpus-per-node={local_size} --ntasks-per-node={local_size}. If this is intended: {setting}"
             )
         return
     more = {"slurm": f"--ntasks-per-node={num_gpus}", "torchrun": f"--nproc-per-node={num_gpus}"}
     raise ConfigError(
         f"{_there_are(given)}, but only {local_size} would be used: ask for "
-        f"{more.get(launcher, f'trainer.devices={num_gpus}, or auto')}. If this is meant: {setting}"
+        f"{more.get(launcher, f'trainer.devices={num_gpus}, or auto')}. If this is intended: {setting}"
     )
 
 

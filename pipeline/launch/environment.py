@@ -136,7 +136,7 @@ def _read_torch(env: Environment, *, launcher: Launcher) -> Ranks:
     _refuse_kubeflow_without_torchrun(env, local_size)
     if size % local_size:
         raise ConfigError(
-            f"WORLD_SIZE={size} is no multiple of LOCAL_WORLD_SIZE={local_size}: every node must have as many ranks; "
+            f"WORLD_SIZE={size} is not a multiple of LOCAL_WORLD_SIZE={local_size}: every node must have as many ranks; "
             "start all of them "
             f"with the same --nproc-per-node"
         )
@@ -177,7 +177,7 @@ def _read_local(env: Environment, *, rank: int, size: int, found: list[str]) -> 
 def _read_master(env: Environment, *, num_nodes: int) -> tuple[str, int]:
     host, port = env["MASTER_ADDR"].strip("[]"), _number(env, "MASTER_PORT")  # an IPv6 address as it is written in a URL
     if not 0 < port < 65536:
-        raise ConfigError(f"MASTER_PORT={port} is no port: set one from 1024 to 65535, the same for all ranks")
+        raise ConfigError(f"MASTER_PORT={port} is not a port: set one from 1024 to 65535, the same for all ranks")
     if num_nodes > 1 and host.startswith(LOOPBACK):
         raise ConfigError(
             f"MASTER_ADDR={host} is every machine's own address, but the ranks are on {num_nodes} machines: set it to "
@@ -388,7 +388,7 @@ def _count(text: object) -> int:
 def _number(env: Environment, name: str) -> int:
     text = env[name].strip()
     if not re.fullmatch(r"-?\d{1,9}", text) or int(text) < 0:
-        raise ConfigError(f"{name}={env[name]!r} in the environment is no whole number of 0 or more; {_way_out([name])}")
+        raise ConfigError(f"{name}={env[name]!r} in the environment is not a whole number of 0 or more; {_way_out([name])}")
     return int(text)
 
 

@@ -94,7 +94,7 @@ def _tell_of(rank: Rank) -> None:
     code = rank.code or 0
     if code > 128:
         name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
-        hint = ": most likely by the kernel, for want of memory" if name == "SIGKILL" else ""
+        hint = ": most likely by the kernel, for lack of memory" if name == "SIGKILL" else ""
         print(f"[run] rank {rank.number} was ended by {name}{hint}", file=sys.stderr, flush=True)
 
 

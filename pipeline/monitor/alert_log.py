@@ -57,7 +57,7 @@ class AlertLog(RowLogger):
             self.send_alert(f"{self.folder.root.name}: {alert.kind}", f"step {alert.step}: {alert.text}")
         else:
             self.active.pop(alert.kind, None)
-            log_line(f"[alert] step {alert.step}: {alert.kind} is ordinary again")
+            log_line(f"[alert] step {alert.step}: {alert.kind} is normal again")
         try:
             append_json_line(self.folder.alerts, {"time": round(time.time(), 3), **asdict(alert)})
         except OSError as error:  # it was printed; what matters is metrics.jsonl

@@ -91,7 +91,7 @@ def find_runs(paths: Sequence[str]) -> list[Path]:
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
         if not inside:
-            raise ConfigError(f"{path} is no run folder and holds none; `python -m pipeline train` makes one")
+            raise ConfigError(f"{path} is not a run folder and holds none; `python -m pipeline train` makes one")
         runs += inside
     return runs
 

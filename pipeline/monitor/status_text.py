@@ -181,7 +181,7 @@ def _training(status: RunStatus, style: Style) -> Iterator[tuple[str, str]]:
             f"skipped steps {count(line, 'train/skipped_steps')}"
         ),
     )
-    yield "data", f"{count(line, 'data/unreadable')} unreadable images, {count(line, 'data/retries')} reads made again"
+    yield "data", f"{count(line, 'data/unreadable')} unreadable images, {count(line, 'data/retries')} reads retried"
 
 
 def finite(row: Row, key: str, form: str) -> str:

@@ -26,7 +26,7 @@ def read_records(path: Path) -> Iterator[bytes]:
     """
     data = path.read_bytes()
     if data[:4] != _MAGIC:
-        raise ValueError(f"{path} is no file of W&B's client")
+        raise ValueError(f"{path} is not a file of W&B's client")
     offset, record = _HEADER, b""
     while offset + _HEADER <= len(data):
         room = _BLOCK - offset % _BLOCK

@@ -212,7 +212,7 @@ def _read_settings_files(values: Mapping[str, str], folder: Path) -> dict[str, S
             parser.read_string(path.read_text())
         except (OSError, UnicodeDecodeError, configparser.Error) as error:
             reason = str(error).splitlines()[0]
-            raise ConfigError(f"W&B's settings file {path} cannot be read ({reason}); mend it, or move it away") from error
+            raise ConfigError(f"W&B's settings file {path} cannot be read ({reason}); fix it, or move it away") from error
         if parser.has_section("default"):
             settings |= {
                 name: Said(value.strip(), f"{path}: {name}") for name, value in parser.items("default") if value.strip()
@@ -229,7 +229,7 @@ def _check_mode(said: Said | None) -> Said | None:
         return None
     mode = said.value.lower()
     if mode not in _MODES:
-        raise ConfigError(f"{said.source}={said.value!r} is no mode of W&B; the known ones are {', '.join(sorted(_MODES))}")
+        raise ConfigError(f"{said.source}={said.value!r} is not a mode of W&B; the known ones are {', '.join(sorted(_MODES))}")
     return Said(mode, said.source)
 
 
@@ -258,7 +258,7 @@ def _check_timeout(values: Mapping[str, str]) -> float | None:
     try:
         return None if text is None else float(text)
     except ValueError as error:
-        raise ConfigError(f"WANDB_INIT_TIMEOUT={text!r} is no number of seconds") from error
+        raise ConfigError(f"WANDB_INIT_TIMEOUT={text!r} is not a number of seconds") from error
 
 
 def _check_base_url(said: Said) -> str:
@@ -266,7 +266,7 @@ def _check_base_url(said: Said) -> str:
     parts = urlsplit(said.value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(
-            f"{said.source}={redact(said.value)!r} is no address of a W&B server; write it as https://wandb.example.org"
+            f"{said.source}={redact(said.value)!r} is not an address of a W&B server; write it as https://wandb.example.org"
         )
     return parts.netloc.rpartition("@")[2]
 

@@ -171,7 +171,7 @@ class WandbWriter:
             if answer.get("lost", 0) > 0:
                 log_line(
                     f"[wandb] {answer['lost']} of {answer['rows']} lines are missing in {answer['folder']}, which is "
-                    "cut short: is the disk full? "
+                    "truncated: is the disk full? "
                     f"{self._truth()} holds every line, and the next launch writes them all again"
                 )
             self._finished = self._finished or "finished" in answer

@@ -125,7 +125,7 @@ def _check_format(path: Path) -> None:
 
 def _verify(path: Path) -> None:
     if path.is_symlink() and not path.exists():
-        raise CheckpointError(f"checkpoint {path} cannot be read: it is a link to {path.readlink()}, which is not there")
+        raise CheckpointError(f"checkpoint {path} cannot be read: it is a link to {path.readlink()}, which does not exist")
     try:
         manifest = parse_json((path / "manifest.json").read_bytes())
         for name, expected in manifest.items():

@@ -149,14 +149,14 @@ def name_failures(rows: Sequence[Row], *, run: Path) -> list[str]:
     failures = []
     for (dataset, reason, step, has_value), settings in groups.items():
         verb = "has" if len(settings) == 1 else "have"
-        what = "was tried once more in vain" if has_value else f"{verb} no result"
+        what = "failed again" if has_value else f"{verb} no result"
         failures.append(
             f"{dataset} {', '.join(settings)} {what} at step "
             f"{step}{f': {reason}' if isinstance(reason, str) and reason else ''}"
         )
     return [
         *failures,
-        *([f"`python -m pipeline evaluate {shlex.quote(str(run))}` tries again what failed"] if failures else []),
+        *([f"`python -m pipeline evaluate {shlex.quote(str(run))}` retries what failed"] if failures else []),
     ]
 
 
@@ -171,9 +171,7 @@ def read_digest(path: Path) -> str | None:
 
 @functools.lru_cache(maxsize=4096)
 def _read_digest(path: Path, _mtime_ns: int, size: int) -> str | None:
-    """Read the digest again only when the file changes. Eight bytes give the header's length, little-endian; then comes
-    JSON.
-    """
+    """Read the digest again only when the file changes. Eight bytes give the header's length, then comes JSON."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with os.fdopen(descriptor, "rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -53,7 +53,7 @@ class LiveFiles:
                 replace_json(path, values)
             except OSError as error:
                 if not self._told:
-                    print(f"[health] {path} cannot be written ({error}); the training goes on", flush=True)
+                    print(f"[health] {path} cannot be written ({error}); the training continues", flush=True)
                 self._told = True
                 return
             self._written[path] = values

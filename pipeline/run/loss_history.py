@@ -1,4 +1,4 @@
-"""Keep a run's loss history with every checkpoint: it tells which checkpoints were saved after the learning was lost.
+"""Keep a run's loss history with every checkpoint: it shows which ones were saved after the learning was lost.
 
 A run that diverges need not meet a value that is not finite: its weights grow, its loss rises far above what it was, and every
 step is taken. Such a checkpoint is whole, and useless. The threshold is reached when the loss has risen from its lowest by half

@@ -143,15 +143,15 @@ def _judge(signs: Signs, *, owner: claims.Owner | None, now: float) -> tuple[Sta
     if phase == "finished" or is_complete:
         return "finished", None, since_s
     if phase == "stopped":
-        return "stopped by signal", f"{beat.get('by')}; the same command goes on from here", since_s
+        return "stopped by signal", f"{beat.get('by')}; the same command resumes from here", since_s
     if phase == "failed":
         return "failed", beat.get("by"), since_s
     if since_s is None:
         return "never started", None, None
     if _is_copy(signs):
-        return "copied", "from the folder of another run; the same command goes on from the newest checkpoint", since_s
+        return "copied", "from the folder of another run; the same command resumes from the newest checkpoint", since_s
     if _is_gone(beat, owner):
-        return "died", f"process {beat.get('pid')} is gone; the same command goes on from the newest checkpoint", since_s
+        return "died", f"process {beat.get('pid')} is gone; the same command resumes from the newest checkpoint", since_s
     if signs.lives:
         since_s = 0.0
     return *_judge_live(signs, since_s=since_s), since_s

@@ -125,7 +125,7 @@ def read_weights_header(path: Path) -> WeightsHeader:
 
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise ValueError(f"{text[:40]!r} is no count")
+        raise ValueError(f"{text[:40]!r} is not a count")
     return int(text)
 
 

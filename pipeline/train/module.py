@@ -18,7 +18,7 @@ class PretrainModule(LightningModule):
 
     Args:
         model: uint8 images (B, 3, H, W) to logits (B, C).
-        loss: of logits and labels.
+        loss: loss of logits and labels.
         make_optimizer: called with the model once.
         schedule: optimizer step to learning rate.
         seed: seed of the dropout masks, together with step, micro-step and rank.

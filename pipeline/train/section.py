@@ -79,5 +79,5 @@ class CheckpointSection(Section):
     keep_last: int = Field(default=3, ge=1, description="newest checkpoints kept")
     keep_every: DurationField | None = Field(default=None, description="checkpoints at multiples of this are kept for good")
     max_failed_saves: int = Field(
-        default=3, ge=1, description="saves in a row that may fail, for want of space for example", json_schema_extra=FREE
+        default=3, ge=1, description="saves in a row that may fail, for lack of space for example", json_schema_extra=FREE
     )

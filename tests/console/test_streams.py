@@ -41,7 +41,7 @@ print("to the end", file=sys.stderr)
     process.communicate(b"\n", timeout=30)
     assert process.returncode == 0
     text = (tmp_path / LOG).read_text()
-    assert "nobody reads this program's output any more; it goes on here" in text
+    assert "nobody reads this program's output any more; it continues here" in text
     for line in ("line 2\n", "a library\n", "to the end\n"):
         assert line in text
 

@@ -112,7 +112,7 @@ def test_a_narrower_search_for_copies_is_refused(tmp_path: Path, capsys: pytest.
     assert read_skips(corpus / "copies.tsv") == found
     assert (corpus / "x.copies.tsv").exists()
     assert main(["dedup", str(test), "--against", str(corpus), "--out", str(tmp_path / "found")]) == 2
-    assert f"is there already and is about {corpus}" in capsys.readouterr().err
+    assert f"exists already and is about {corpus}" in capsys.readouterr().err
 
 
 def test_lists_and_reports_of_others_stay(
@@ -125,7 +125,7 @@ def test_lists_and_reports_of_others_stay(
     for command in ("verify", "stats"):  # findings of URLs go into the current folder
         assert main([command, f"file://{tmp_path}/one", "--workers", "1"]) == 0
         assert main([command, f"file://{tmp_path}/two", "--workers", "1"]) == 2
-        assert f"is there already and is about file://{tmp_path}/one; name" in capsys.readouterr().err
+        assert f"exists already and is about file://{tmp_path}/one; name" in capsys.readouterr().err
     by_hand = tmp_path / "two" / "skip.tsv"
     write_skips(by_hand, [Skip("x.tar", "x1", "looks odd")])
     assert main(["verify", str(tmp_path / "two"), "--workers", "1"]) == 2

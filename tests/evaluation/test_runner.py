@@ -208,7 +208,7 @@ def test_a_preempted_evaluation_is_no_failed_one(folder: RunFolder) -> None:
         watcher.send_signal(signal.SIGTERM)
         assert watcher.wait(timeout=60) == 75
     text = (folder.root / "watcher.log").read_text()
-    assert "[evaluate] stopped by SIGTERM; the same command goes on from here" in text
+    assert "[evaluate] stopped by SIGTERM; the same command resumes from here" in text
     assert "cannot be measured" not in text
     assert read_json_lines(folder.evaluations) == []  # else it would be recorded there as tried and failed
     assert list((folder.root / "claims").iterdir()) == []
@@ -241,7 +241,7 @@ def test_a_folder_that_was_renamed_is_neither_made_again_nor_mixed_up(
     with pytest.raises(EvaluationError, match="not evaluated: ") as raised:
         watch_run(Renamed(), folder, watch=True, stop=StopRequest(), poll_s=0.01)
     why = (
-        f"{folder.root} is not there any more"
+        f"{folder.root} no longer exists"
         if after == "renamed"
         else f"{folder.root} is another run's folder now (W&B id another, not abc123)"
     )
@@ -261,7 +261,7 @@ def test_results_of_a_step_whose_folder_goes_are_counted_as_not_recorded(folder:
     evaluator.evaluate_pending()
     assert not folder.root.exists()
     with pytest.raises(
-        EvaluationError, match=r"1 results are not recorded: .* cannot be written .No such file or directory.; mend that"
+        EvaluationError, match=r"1 results are not recorded: .* cannot be written .No such file or directory.; fix that"
     ):
         evaluator.check(lost=evaluator.why_lost())
 

@@ -70,7 +70,7 @@ def test_gpus_that_are_there_must_be_seen_but_not_all(tmp_path: Path) -> None:
         ({"SLURM_JOB_GPUS": "0"}, 0, r"1 GPU is there for this process \(SLURM_JOB_GPUS=0\), but torch sees none: .*trainer.hardware=found, and it computes on the CPU$"),
         ({"SLURM_GPUS_ON_NODE": "8"}, 0, r"8 GPUs are there .*SLURM_GPUS_ON_NODE=8"),
         ({"SLURM_GPUS": "16"}, 0, r"^GPUs are there for this process \(SLURM_GPUS=16\)"),
-        ({"CUDA_VISIBLE_DEVICES": "0,1,7"}, 2, r"3 GPUs are there .*torch sees 2 of them: a number in the list.*If this is meant: trainer.hardware=found$"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,7"}, 2, r"3 GPUs are there .*torch sees 2 of them: a number in the list.*If this is intended: trainer.hardware=found$"),
         ({"NVIDIA_VISIBLE_DEVICES": "GPU-1"}, 0, "NVIDIA_VISIBLE_DEVICES=GPU-1"),
     ],
 )  # fmt: skip

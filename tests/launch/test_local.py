@@ -72,7 +72,7 @@ def test_one_rank_that_ends_ends_the_others(ends: str, code: int, capfd: pytest.
     start = time.monotonic()
     assert run(f"import os, sys, time; os.environ['RANK'] == '0' and time.sleep(100)\n{ends}") == code
     assert time.monotonic() - start < 60
-    killed = "[run] rank 1 was ended by SIGKILL: most likely by the kernel, for want of memory"
+    killed = "[run] rank 1 was ended by SIGKILL: most likely by the kernel, for lack of memory"
     assert (killed in capfd.readouterr().err) == (code == 137)
 
 

@@ -107,7 +107,7 @@ def test_a_terminal_that_closes_does_not_end_a_training(reference: RunFolder, wr
     assert os.waitstatus_to_exitcode(status) == 0
     assert_same_run(folder, reference)
     text = (folder.output_log).read_text()
-    assert "nobody reads this program's output any more; it goes on here" in text
+    assert "nobody reads this program's output any more; it continues here" in text
     assert f"step {STEPS} of {STEPS} is saved" in text
 
 
@@ -144,7 +144,7 @@ def test_an_evaluator_that_nobody_reads_goes_on_and_told_to_stop_it_leaves_no_cl
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert "[evaluate] stopped by SIGTERM; the same command goes on from here" in (RunFolder(run).output_log).read_text()
+    assert "[evaluate] stopped by SIGTERM; the same command resumes from here" in (RunFolder(run).output_log).read_text()
     assert list((run / "claims").iterdir()) == []
     rows = read_json_lines(run / "evaluations.jsonl")
     assert len({json.dumps([row[key] for key in ("dataset", "protocol", "measure", "seed")]) for row in rows}) == len(rows) == 5

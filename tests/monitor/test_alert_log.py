@@ -48,7 +48,7 @@ def test_an_alert_is_written_sent_and_active_until_it_is_cleared(tmp_path: Path,
     assert [row["change"] for row in read_json_lines(log.folder.alerts)] == ["raised", "cleared"]
     assert log.active == {}
     assert len(sent) == 1  # nobody is woken by good news
-    assert "step_time is ordinary again" in capsys.readouterr().out
+    assert "step_time is normal again" in capsys.readouterr().out
 
 
 def test_notices_are_the_active_alerts(tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def test_an_offline_file_that_is_cut_short_is_told(
     missing = 1000 - count_rows(path)
     assert 0 < missing < 1000
     assert (
-        f"[wandb] {missing} of 1000 lines are missing in {path.parent}, which is cut short: is the disk full?"
+        f"[wandb] {missing} of 1000 lines are missing in {path.parent}, which is truncated: is the disk full?"
         in capsys.readouterr().out
     )
 

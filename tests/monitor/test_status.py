@@ -169,7 +169,7 @@ def test_watching_ends_with_the_run(run: Path, call: Callable[..., Outcome]) -> 
 
 
 def test_a_place_without_runs_is_answered_in_words(tmp_path: Path, call: Callable[..., Outcome]) -> None:
-    assert "is no run folder and holds none" in call("status", str(tmp_path)).text
+    assert "is not a run folder and holds none" in call("status", str(tmp_path)).text
     assert "is not a folder" in call("status", str(tmp_path / "nothing")).text
 
 

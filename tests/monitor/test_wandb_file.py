@@ -42,6 +42,6 @@ def test_a_file_that_is_written_a_moment_later_lacks_nothing(tmp_path: Path) -> 
 
 
 def test_what_never_comes_is_lost(tmp_path: Path) -> None:
-    (tmp_path / "run-x.wandb").write_bytes(file_of(3)[:-2])  # cut short
+    (tmp_path / "run-x.wandb").write_bytes(file_of(3)[:-2])  # truncated
     assert count_lost(tmp_path / "run-x.wandb", rows=5, patience_s=0) == 3
     assert count_lost(tmp_path / "none.wandb", rows=5, patience_s=0) == 5

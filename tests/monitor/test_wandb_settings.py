@@ -60,7 +60,7 @@ def test_the_reason_names_who_was_overruled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variables", "pattern"),
     [
-        ({"WANDB_MODE": "ofline"}, "WANDB_MODE='ofline' is no mode of W&B; the known ones are disabled, dryrun, offline"),
+        ({"WANDB_MODE": "ofline"}, "WANDB_MODE='ofline' is not a mode of W&B; the known ones are disabled, dryrun, offline"),
         ({"WANDB_DISABLED": "maybe"}, "neither true nor false"),
         ({"WANDB_PROJECT": "a/b"}, "WANDB_PROJECT='a/b' cannot be the name of a W&B project"),
         ({"WANDB_PROJECT": "x" * 129}, "128 characters"),
@@ -121,7 +121,7 @@ def test_settings_files_count_as_with_wandb(tmp_path: Path) -> None:
     elsewhere.write_text("[default]\nmode = offline\n")
     assert mode_of(tmp_path, **KEY, WANDB_DIR=str(tmp_path / "elsewhere")) == "offline"
     files["wandb"].write_text("[default]\nmode = quiet\n")
-    with pytest.raises(ConfigError, match=r"wandb/settings: mode='quiet' is no mode"):
+    with pytest.raises(ConfigError, match=r"wandb/settings: mode='quiet' is not a mode"):
         mode_of(tmp_path)
     files["wandb"].write_text("mode = offline\n")
     with pytest.raises(ConfigError, match=r"settings file .* cannot be read"):

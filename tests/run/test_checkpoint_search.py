@@ -106,7 +106,7 @@ def damage(checkpoint: Path, how: str) -> None:
         case "a bit":
             data[len(data) // 2] ^= 1
             model.write_bytes(data)
-        case "cut short":
+        case "truncated":
             model.write_bytes(data[: len(data) // 2])
         case "no model":
             model.unlink()
@@ -125,7 +125,7 @@ def damage(checkpoint: Path, how: str) -> None:
             checkpoint.mkdir()
 
 
-HOWS = ["a bit", "cut short", "no model", "no manifest", "torn manifest", "null manifest", "empty manifest", "zeros", "empty"]
+HOWS = ["a bit", "truncated", "no model", "no manifest", "torn manifest", "null manifest", "empty manifest", "zeros", "empty"]
 
 
 @pytest.mark.parametrize("how", HOWS)

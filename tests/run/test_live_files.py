@@ -76,7 +76,7 @@ def test_writing_goes_on_once_the_disk_is_back(tmp_path: Path, capsys: pytest.Ca
     def has_failed() -> bool:
         nonlocal said
         said += capsys.readouterr().out
-        return "the training goes on" in said
+        return "the training continues" in said
 
     wait_for(has_failed)
     folder.root.mkdir()

@@ -281,9 +281,9 @@ def test_what_was_tried_in_vain_is_named_with_what_to_type(run: Path, call: Call
     append_json_line(folder.evaluations, result(folder, 4, dataset="late", accuracy=None, error="once"))
     append_json_line(folder.evaluations, result(folder, 8, dataset="late"))
     told = [
-        "! bars 5-shot was tried once more in vain at step 12: none can be read",
+        "! bars 5-shot failed again at step 12: none can be read",
         f"! away linear, 5-shot have no result at step 12: {reason}",
-        f"! `python -m pipeline evaluate {run}` tries again what failed",
+        f"! `python -m pipeline evaluate {run}` retries what failed",
     ]
     report = call("report", str(run))
     assert [line for line in report.text.splitlines() if line.startswith("! ")] == told

@@ -64,7 +64,7 @@ def list_outer_tar(path: Path, *, known: Collection[str], num_workers: int) -> L
     range_of = {name: (start, length) for name, start, length in inner}
     if len(range_of) < len(inner):
         name = next(name for name, count in Counter(name for name, *_ in inner).items() if count > 1)
-        raise DataError(f"{path}: two inner tars are named {name}.tar, so they cannot be told apart")
+        raise DataError(f"{path}: two inner tars are named {name}.tar, so they cannot be distinguished")
     tars = [
         ClassTar(str(path), range_of[name][0], range_of[name][1], name, label)
         for label, name in enumerate(sort_classes(range_of))

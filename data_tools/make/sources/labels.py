@@ -74,7 +74,7 @@ def read_member(data: bytes, extension: str, *, field: str | None) -> list[str]:
     """Return the labels that a sample's .cls or .json member holds, as texts; none if it holds none.
 
     Args:
-        field: of the .json, `a.b` for a field in a field; else `labels` where it is a list, or `label`.
+        field: field of the .json, `a.b` for a field in a field; else `labels` where it is a list, or `label`.
 
     Raises:
         ValueError: neither numbers nor names, and why.

@@ -189,7 +189,7 @@ def _runs_to_join(runs: Listing, keys: list[bytes]) -> dict[int, list[int]]:
         if sum(map(len, kinds)) > len(set().union(*kinds)):
             raise DataError(
                 f"{runs.files[0]}: the members of sample {key.decode(errors='replace')!r} lie apart, and some occur more than "
-                f"once, so which belong together cannot be told; give the samples keys of their own"
+                f"once, so it is unknown which belong together; give the samples keys of their own"
             )
         joined[same[0]] = same[1:]
     return joined

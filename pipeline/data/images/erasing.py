@@ -1,4 +1,4 @@
-"""Random erasing: a rectangle of the image is overwritten, after everything else."""
+"""Erase at random: a rectangle of the image is overwritten, after everything else."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ATTEMPTS = 10
 DRAWS_PER_ATTEMPT = 4  # area, ratio, top, left
 ErasingFill = Literal["mean", "color", "noise"]
 
-# timm erases after normalising: 0 there is the mean of ImageNet here, 1 its standard deviation.
+# timm erases after normalising: its 0 is the mean of ImageNet here, its 1 the standard deviation.
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])[:, None, None] * 255
 IMAGENET_STD = np.array([0.229, 0.224, 0.225])[:, None, None] * 255
 
 
 class RandomErasing(Section):
-    """Zhong et al. 2017 (arXiv 1708.04896) by the law of timm/data/random_erasing.py, one rectangle an image."""
+    """Configures Zhong et al. 2017 (arXiv 1708.04896) by the law of timm/data/random_erasing.py, one rectangle an image."""
 
     probability: float = Field(default=0.0, ge=0, le=1, description="of an image to have a rectangle erased; timm's --reprob")
     min_area: float = Field(default=0.02, gt=0, le=1, description="smallest rectangle, as a part of the image")
@@ -43,7 +43,7 @@ class RandomErasing(Section):
         return self
 
     def build(self) -> Erasing | None:
-        """The law; None where no image is erased."""
+        """Return the law; None where no image is erased."""
         if self.probability == 0:
             return None
         return Erasing(self.probability, self.min_area, self.max_area, self.ratio, self.fill)
@@ -51,7 +51,7 @@ class RandomErasing(Section):
 
 @dataclass(frozen=True)
 class Rectangle:
-    """Pixels of an image."""
+    """Locates pixels of an image."""
 
     top: int
     left: int
@@ -80,7 +80,7 @@ class Erasing:
             planes[:, rows, columns] = self._pixels(rectangle, key=derive_key(key, 1))
 
     def choose(self, height: int, width: int, *, draws: list[float]) -> Rectangle | None:
-        """The rectangle of an image; None if it is spared, or if none of the attempts fits into it."""
+        """Return the rectangle of an image; None if it is spared, or if none of the attempts fits into it."""
         if draws[0] >= self.probability:
             return None
         for attempt in range(ATTEMPTS):
@@ -101,6 +101,6 @@ class Erasing:
 
 
 def normals(key: int, count: int) -> NDArray[np.float64]:
-    """Standard normal numbers under a key (Box and Muller 1958)."""
+    """Return standard normal numbers under a key (Box and Muller 1958)."""
     radius, angle = uniforms(key, 2 * count).reshape(2, count)
     return np.sqrt(-2 * np.log(1 - radius)) * np.cos(2 * np.pi * angle)

@@ -1,7 +1,7 @@
-"""Operations on an image's planes, (3, H, W) uint8: what all augmentation laws are made of.
+"""Operate on an image's planes, (3, H, W) uint8. All augmentation laws consist of these operations.
 
-Tables, integers and Pillow's own filters, so that the pixels are Pillow's; a test compares each. Nothing changes its input.
-Planes are how batches lie in memory: Pillow's RGB would cost a copy each way and is slower for everything but its filters.
+They are tables, integers and Pillow's own filters, so that the pixels are Pillow's; a test compares each. Nothing changes its
+input. Batches lie in memory as planes: Pillow's RGB would cost a copy each way and is slower for everything but its filters.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-_SMOOTH_SUM = 13  # of Pillow's kernel SMOOTH: 1 for each neighbour, 5 for the pixel
+_SMOOTH_SUM = 13  # sum of Pillow's kernel SMOOTH: 1 for each neighbour, 5 for the pixel
 
 
 def look_up(planes: Planes, table: Table) -> Planes:
-    """Each value replaced by its entry in one table."""
+    """Replace each value by its entry in one table."""
     return np.take(table, planes, mode="clip")  # no value is clipped; it spares a check of each
 
 
 def invert(planes: Planes) -> Planes:
-    """255 minus each value."""
+    """Return 255 minus each value."""
     return ~planes
 
 
@@ -56,34 +56,34 @@ def solarize_add(planes: Planes, addition: int) -> Planes:
 
 
 def blend(degenerate: Planes, planes: Planes, factor: float) -> Planes:
-    """degenerate + factor (planes - degenerate), clipped and cut to whole numbers: Pillow's `Image.blend`."""
+    """Return degenerate + factor (planes - degenerate), clipped and cut to whole numbers: Pillow's `Image.blend`."""
     return np.asarray(Image.blend(_as_image(degenerate), _as_image(planes), factor)).reshape(planes.shape)
 
 
 def blend_with_level(planes: Planes, level: int, factor: float) -> Planes:
-    """`blend` with one grey level: brightness where that is 0."""
+    """Return the `blend` with one grey level; level 0 changes the brightness."""
     values = np.arange(256, dtype=np.float32)
     mixed = np.float32(level) + np.float32(factor) * (values - np.float32(level))
     return look_up(planes, np.clip(mixed, 0, 255).astype(np.uint8))
 
 
 def grey(planes: Planes) -> NDArray[np.uint8]:
-    """Pillow's `convert("L")`: ITU-R 601-2 luma, rounded. (H, W)."""
+    """Return Pillow's `convert("L")`, (H, W): ITU-R 601-2 luma, rounded."""
     return np.asarray(Image.merge("RGB", [_as_image(plane) for plane in planes]).convert("L"))
 
 
 def mean_level(level: NDArray[np.uint8]) -> float:
-    """Mean of a grey image, exactly summed."""
+    """Return the mean of a grey image, exactly summed."""
     return int(level.sum(dtype=np.int64)) / level.size
 
 
 def repeat_grey(level: NDArray[np.uint8]) -> Planes:
-    """(H, W) to three equal planes."""
+    """Map (H, W) to three equal planes."""
     return np.repeat(level[None], 3, axis=0)
 
 
 def smooth(planes: Planes, *, rounding: Literal["nearest", "down"]) -> Planes:
-    """Mean of the 3 x 3 neighbourhood, the pixel itself counted five times; the border stays. Pillow rounds to the nearest."""
+    """Return the mean of 3 x 3 pixels, the middle counted five times. The border stays. Pillow rounds to the nearest."""
     values = planes.astype(np.uint16)
     total = values[:, :-2] + values[:, 1:-1]
     total += values[:, 2:]
@@ -97,7 +97,7 @@ def smooth(planes: Planes, *, rounding: Literal["nearest", "down"]) -> Planes:
 
 
 def enhance(name: Enhancement, planes: Planes, factor: float) -> Planes:
-    """Pillow's `ImageEnhance` of this name: a blend with a degenerate image, of which a factor of 1 takes nothing."""
+    """Apply Pillow's `ImageEnhance` of this name: a blend with a degenerate image, of which a factor of 1 takes nothing."""
     match name:
         case "Brightness":
             return blend_with_level(planes, 0, factor)
@@ -113,7 +113,7 @@ def autocontrast(planes: Planes, *, precision: type[np.float32 | np.float64]) ->
     """Stretch each plane to 0..255.
 
     Args:
-        precision: of the arithmetic: Pillow's is double, TensorFlow's single, and the results are cut, not rounded.
+        precision: precision of the arithmetic: Pillow's is double, TensorFlow's single; results are cut, not rounded.
     """
     return _each(planes, lambda plane: look_up(plane, _stretching(int(plane.min()), int(plane.max()), precision)))
 
@@ -127,7 +127,7 @@ def _stretching(low: int, high: int, precision: type[np.float32 | np.float64]) -
 
 
 def equalize(planes: Planes) -> Planes:
-    """Make each plane's histogram flat: Pillow's `ImageOps.equalize`, and TensorFlow's, which is the same."""
+    """Make each plane's histogram flat like Pillow's `ImageOps.equalize`. TensorFlow's is the same."""
     return _each(planes, lambda plane: look_up(plane, _flattening(np.array(_as_image(plane).histogram(), np.int64))))
 
 
@@ -141,19 +141,19 @@ def _flattening(histogram: NDArray[np.int64]) -> Table:
 
 
 def affine(planes: Planes, matrix: Matrix, *, fill: Fill, interpolation: Interpolation) -> Planes:
-    """Pillow's `Image.transform`: output (x, y) shows input (a x + b y + c, d x + e y + f), pixel centres at one half."""
+    """Apply Pillow's `Image.transform`: output (x, y) shows input (a x + b y + c, d x + e y + f), pixel centres at one half."""
     return _warp(planes, fill, lambda image, level: image.transform(
         image.size, Image.Transform.AFFINE, matrix, _RESAMPLING[interpolation], fillcolor=level
     ))  # fmt: skip
 
 
 def rotate(planes: Planes, degrees: float, *, fill: Fill, interpolation: Interpolation) -> Planes:
-    """Pillow's `Image.rotate`: counterclockwise about the centre."""
+    """Apply Pillow's `Image.rotate`: counterclockwise about the centre."""
     return _warp(planes, fill, lambda image, level: image.rotate(degrees, _RESAMPLING[interpolation], fillcolor=level))
 
 
 def gaussian_blur(planes: Planes, radius: float) -> Planes:
-    """Pillow's `ImageFilter.GaussianBlur`: three box blurs; the radius is the standard deviation in pixels."""
+    """Apply Pillow's `ImageFilter.GaussianBlur`: three box blurs; the radius is the standard deviation in pixels."""
     return _each(planes, lambda plane: np.asarray(_as_image(plane).filter(ImageFilter.GaussianBlur(radius))))
 
 
@@ -170,6 +170,6 @@ def _stack(planes: Sequence[NDArray[np.uint8]]) -> Planes:
 
 
 def _as_image(planes: NDArray[np.uint8]) -> Image.Image:
-    """One grey image of the same memory; planes lie one below the other."""
+    """Return one grey image of the same memory; planes lie one below the other."""
     width = planes.shape[-1]
     return Image.frombuffer("L", (width, planes.size // width), np.ascontiguousarray(planes), "raw", "L", 0, 1)

@@ -169,9 +169,7 @@ class ShardFolder:
             self.filesystem.pipe_file(self.full_path(name), b"x")
 
     def version(self, name: str) -> str:
-        """Return size, times and checksums of a file, as far as the store reports them. They change when it is written
-        again.
-        """
+        """Return a file's size, times and checksums, as the store reports them. They change when it is written again."""
         if is_web(self.path):  # fsspec's information there includes the URL behind redirects, which is signed each time
             return self._call(lambda: look_at(self.filesystem, self.full_path(name)).version)
         return self._call(lambda: str(self.filesystem.info(self.full_path(name))))
@@ -194,9 +192,7 @@ class ShardFolder:
         return shards
 
     def hidden_tars(self) -> list[str]:
-        """Return tars that are passed over because their names begin with a dot, like files that macOS leaves next to
-        others.
-        """
+        """Return tars that are passed over because their names begin with a dot, like files that macOS leaves."""
         return [name for name in self.list_names() if name.startswith(".") and name.endswith((".tar", *COMPRESSED))]
 
     def open(self, name: str) -> BinaryIO:
@@ -217,7 +213,7 @@ class ShardFolder:
         def read() -> bytes:
             data = read_range(self.filesystem, self.full_path(name), start=start, end=end)
             if len(data) > end - start:
-                raise DataError(f"{self.path}/{name}: {len(data)} bytes came where {end - start} were asked for")
+                raise DataError(f"{self.path}/{name}: {len(data)} bytes came where {end - start} were requested")
             if len(data) != end - start:
                 raise OSError(f"{len(data)} of {end - start} bytes came")
             return data

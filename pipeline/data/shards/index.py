@@ -220,7 +220,7 @@ def read_owner(index_folder: str, name: str) -> str | None:
             return str(parse_json(file.read(min(size, MAX_HEADER_BYTES)))["__metadata__"]["shards"])
     except READ_ERRORS as error:
         raise DataError(
-            f"{folder.full_path(name)} is there already, and no index that `--out` wrote; choose another folder or file"
+            f"{folder.full_path(name)} exists already, and is not an index that `--out` wrote; choose another folder or file"
         ) from error
 
 
@@ -294,7 +294,7 @@ def _map_index(file: str, folder: str, kept_in: str | None) -> ShardIndex:
         names = tuple(_map_array(data, start, header["shard_names"], np.uint8).tobytes().decode().split("\n"))
         max_label, num_unlabelled = parse_json(facts["max_label"]), parse_json(facts["num_unlabelled"])
         if not (max_label is None or type(max_label) is int) or type(num_unlabelled) is not int:
-            raise ValueError("its largest label is no number")
+            raise ValueError("its largest label is not a number")
         index = ShardIndex(
             folder=folder,
             shard_names=names,

@@ -109,7 +109,7 @@ class BlockReader:
         """Return all samples of a block, in the file's order, one of which is played now.
 
         Raises:
-            DataError: shard missing or cut short, or contents that differ from the index.
+            DataError: shard missing or truncated, or contents that differ from the index.
         """
         if block not in self._blocks:
             self.start(block)
@@ -133,7 +133,7 @@ class BlockReader:
         shard, _, num_bytes = index.byte_range(block)
         if data.num_bytes != num_bytes:
             raise DataError(
-                f"{index.describe_block(block)}: only {data.num_bytes} of {num_bytes} bytes there; the shard is cut short"
+                f"{index.describe_block(block)}: only {data.num_bytes} of {num_bytes} bytes there; the shard is truncated"
             )
         skipped = index.skipped_in(block)
         try:

@@ -131,7 +131,7 @@ class RemoteSource:
         """Begin to read a block. The returned function waits for it. The block stays in memory, or in the cache on disk.
 
         Raises (when waited for):
-            DataError: shard missing or cut short, no permission, or failures for longer than the patience.
+            DataError: shard missing or truncated, no permission, or failures for longer than the patience.
         """
         future: Future[BlockBytes] = Future()
         self._todo.put((block, future))
@@ -178,7 +178,7 @@ class RemoteSource:
             data = read_range(filesystem, path, start=wanted.offset, end=end)
         if len(data) > wanted.num_bytes:
             raise ValueError(
-                f"{len(data)} bytes came where {wanted.num_bytes} were asked for: the server sends no parts of files"
+                f"{len(data)} bytes came where {wanted.num_bytes} were requested: the server sends no parts of files"
             )
         if len(data) != wanted.num_bytes:
             raise EOFError(f"{len(data)} bytes came of {wanted.num_bytes}")
@@ -190,10 +190,10 @@ class RemoteSource:
         if isinstance(error, FileNotFoundError):
             return DataError(f"{shard} is missing; restore it, or index the folder again")
         if isinstance(error, EOFError):
-            return DataError(f"{where}: only part of it comes ({error}); the shard is cut short, or its index is another's")
+            return DataError(f"{where}: only part of it comes ({error}); the shard is truncated, or its index is another's")
         if is_permanent(error):
             return DataError(f"{where} cannot be read: {type(error).__name__}: {error}")
         return DataError(
-            f"{where} could not be read for {elapsed_s:.0f} s ({type(error).__name__}: {error}); the run goes on from its last "
+            f"{where} could not be read for {elapsed_s:.0f} s ({type(error).__name__}: {error}); the run resumes from its last "
             f"checkpoint when the store does. data.read_patience_s sets how long to try"
         )

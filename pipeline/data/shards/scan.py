@@ -42,7 +42,7 @@ def scan_shard(
         skip: keys of samples to leave out.
 
     Raises:
-        DataError: compressed, cut short, not a tar, no samples among its members, members of a sample apart from each other
+        DataError: compressed, truncated, not a tar, no samples among its members, members of a sample apart from each other
             or of one extension, or a key to skip that is not there. A tar without any member is a shard without samples.
     """
     blocks = _Blocks(block_samples)
@@ -61,7 +61,7 @@ def scan_shard(
             blocks.keep(sample, label=_usable_label(file, sample, name=name))
         if sample.end > num_bytes:
             raise DataError(
-                f"{name}: cut short: sample {sample.key!r} needs {sample.end} bytes, the file has {num_bytes}; copy it again"
+                f"{name}: truncated: sample {sample.key!r} needs {sample.end} bytes, the file has {num_bytes}; copy it again"
             )
     if not seen and not is_empty_tar(file):
         raise DataError(f"{name}: no samples; members must be named KEY.EXTENSION, for example 000017.jpg and 000017.cls")

@@ -170,7 +170,7 @@ def scan_samples(file: BinaryIO, *, name: str, links: LinkUse = "follow") -> Ite
         links: "mark" leaves them without bytes; part of a tar does not hold their targets.
 
     Raises:
-        DataError: of no bytes, compressed, cut short inside a member, damaged, several tars joined, part of an archive of
+        DataError: of no bytes, compressed, truncated inside a member, damaged, several tars joined, part of an archive of
             several volumes, a link to something else than an earlier member, or not a tar.
     """
     begin = file.tell()
@@ -233,7 +233,7 @@ class _Links:
         target = self._files.get(link.target)
         if target is None:
             raise DataError(
-                f"{self._name}: member {link.name!r} is a link to {link.target!r}, which is no earlier file of this "
+                f"{self._name}: member {link.name!r} is a link to {link.target!r}, which is not an earlier file of this "
                 "tar; pack it again "
                 f"with `tar --dereference --hard-dereference`"
             )
@@ -268,7 +268,7 @@ def _entries(file: BinaryIO, name: str) -> Iterator[tuple[int, _Entry]]:
         if entry.end > at + UNIT:
             file.seek(entry.end - 1)  # a byte that exists distinguishes a whole member from a truncated one
             if not file.read(1):
-                raise _unusable(name, f"cut short: member {entry.name!r} needs {entry.end} bytes")
+                raise _unusable(name, f"truncated: member {entry.name!r} needs {entry.end} bytes")
         at = entry.end
         file.seek(at)
 

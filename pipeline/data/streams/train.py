@@ -145,7 +145,7 @@ class TrainStream:
         order: order of the run.
         division: this rank's part of it.
         transform: bytes to pixels.
-        num_classes: of the model; a label beyond is an error.
+        num_classes: classes of the model; a larger label is an error.
         start_step: the first optimizer step served.
         read_ahead: micro-batches whose blocks are requested before they are needed.
         remote: how to read shards behind a URL.

@@ -32,7 +32,7 @@ class UnindexedStream:
         seed: the run's seed; each start derives another order from it, so that a resumed run does not repeat its beginning.
         division: this rank's part of each batch.
         transform: bytes to pixels.
-        num_classes: of the model; a label beyond is an error.
+        num_classes: classes of the model; a larger label is an error.
         start_step: the first optimizer step served.
     """
 
@@ -76,7 +76,7 @@ class UnindexedStream:
             yield from wds.DataPipeline(shards, wds.tarfile_to_samples(handler=wds.reraise_exception), shuffle)
         except (OSError, ValueError, EOFError, tarfile.TarError) as error:  # webdataset adds the URL to what it raises
             raise DataError(f"{self.source.urls[0]} and others: {type(error).__name__}: {error}") from error
-        raise DataError(f"{self.source.urls[0]}: no more samples; the run goes on from its last checkpoint with new ones")
+        raise DataError(f"{self.source.urls[0]}: no more samples; the run resumes from its last checkpoint with new ones")
 
     def _fill(self, slots: Tensor, positions: np.ndarray, samples: Iterator[dict[str, Any]]) -> WorkerShare:
         labels, sample_ids = np.empty_like(positions), np.empty_like(positions)

@@ -48,9 +48,7 @@ class FewShot(ProtocolSection):
         return [Setting(f"{shots}-shot", seed, (("shots", shots),)) for shots in self.shots for seed in self.seeds]
 
     def measure(self, splits: Splits, setting: Setting) -> Measured:
-        """Measure a setting. If no class has more than `shots` images, all of train is every seed's support: one is
-        measured.
-        """
+        """Measure a setting. If no class has more than `shots` images, all of train is every seed's support: one counts."""
         shots, seed = int(dict(setting.parameters)["shots"]), setting.seed
         assert seed is not None
         is_all = takes_all(ClassCounts.of_labels(splits.train_labels.cpu()), shots)

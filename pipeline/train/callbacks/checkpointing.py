@@ -149,7 +149,7 @@ class Checkpointing(StepCallback):
             log_line(
                 f"[checkpoint] no step could be taken from step {self.start.meta.step}, the last one that an earlier "
                 "launch saved: "
-                f"it is now {path}, and the same command goes on from the checkpoint before it"
+                f"it is now {path}, and the same command resumes from the checkpoint before it"
             )
 
     def _is_proven(self, trainer: Trainer) -> bool:
@@ -228,13 +228,11 @@ class Checkpointing(StepCallback):
         )
         raise DivergedError(
             f"step {save.step} is not saved: {name_tensors(ruined)} not finite, which no later step mends; {last}. "
-            f"Lower optimizer.learning_rate or set optimizer.clip_norm; the same command then goes on from there"
+            f"Lower optimizer.learning_rate or set optimizer.clip_norm; the same command then resumes from there"
         ).everywhere()
 
     def _publish(self, save: Save, manifest: Entries, trainer: Trainer) -> list[str]:
-        """Publish the weights, then the checkpoint, which so always has them. Only rank 0 does. Return what failed, in
-        words.
-        """
+        """Publish the weights, then the checkpoint, which so always has them; on rank 0 only. Return what failed, in words."""
         try:
             prepared_weights(self.folder, save.step).replace(self.folder.weights_of(save.step))
             sync_folder(self.folder.weights)
@@ -272,11 +270,11 @@ class Checkpointing(StepCallback):
         told = f"step {save.step} could not be saved to {self.folder.checkpoints} ({'; '.join(problems)})"
         if on_failure == "end" or self._failed_in_a_row >= self.policy.max_failed_saves:
             raise CheckpointError(
-                f"{told}, {self._failed_in_a_row} in a row; make room there, then the same command goes on from the "
+                f"{told}, {self._failed_in_a_row} in a row; make room there, then the same command resumes from the "
                 "last checkpoint"
             ).everywhere()
         if trainer.is_global_zero:
-            log_line(f"[checkpoint] {told}; training goes on and tries again at the next interval")
+            log_line(f"[checkpoint] {told}; training continues and retries at the next interval")
 
     def _drop(self, trainer: Trainer, save: Save) -> None:
         """Remove a save. This is a collective: no rank may still write."""

@@ -27,11 +27,11 @@ class TrainingMetrics(StepCallback):
     Args:
         metrics: of logits and labels, by their names in a line.
         global_batch_size: images a step.
-        epochs_per_image: by name of the metric, what one image of the run is of a pass over a corpus.
+        epochs_per_image: part of a pass over a corpus that one image of the run is, by name of the metric.
         log_every: steps between two lines.
         flops_per_image: training operations, for MFU and exaFLOPs.
         peak_flops: peak of all ranks together, per second; None where it is unknown, and no MFU is logged.
-        rank_times: asked for the slowest rank at each line.
+        rank_times: gives the slowest rank at each line.
     """
 
     def __init__(

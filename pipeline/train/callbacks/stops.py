@@ -78,7 +78,7 @@ class StopOnUnreadable(StepCallback):
                 f"[data] unreadable image {item.key!r} in {item.shard} at position {item.position} replaced: {item.reason}"
             )
         for reason, times in Counter(batch["retries"]).items():
-            log_line(f"[data] {reason.shard}: a read failed {times} times and was made again: {reason.reason}")
+            log_line(f"[data] {reason.shard}: a read failed {times} times and was retried: {reason.reason}")
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: Trainer, step: int, batch: Any, outputs: Any) -> None:

@@ -168,7 +168,7 @@ def test_a_truncated_shard_is_named(tmp_path: Path, write_shards: WriteShards) -
     shard.write_bytes(shard.read_bytes()[:5000])
     with pytest.raises(DataError, match=r"shard-001\.tar has 5000 bytes, not \d+.*Restore them, or index"):
         check_shards(index)
-    with pytest.raises(DataError, match=r"shard-001\.tar bytes .*the shard is cut short"):
+    with pytest.raises(DataError, match=r"shard-001\.tar bytes .*the shard is truncated"):
         collect(tmp_path, steps=5)
 
 

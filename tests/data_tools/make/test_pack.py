@@ -340,7 +340,7 @@ BAD_FOLDERS = {
     "x.tar.gz is compressed; range reads need plain tars": lambda folder: (folder / "x.tar.gz").write_bytes(b""),
     "x.tar: not a whole, uncompressed tar": lambda folder: (folder / "x.tar").write_bytes(b"hello" * 500),
     "no header at byte 2048": write_damaged,
-    "x.tar: cut short|x.tar: not a whole": write_truncated,
+    "x.tar: truncated|x.tar: not a whole": write_truncated,
     "x.tar: no samples": lambda folder: write_tar(folder / "x.tar", [("readme", b"hello")]),
     "no samples in its shards": lambda folder: write_tar(folder / "x.tar", []),
     "x.tar has 0 bytes": lambda folder: (folder / "x.tar").write_bytes(b""),

@@ -147,7 +147,7 @@ def test_a_killed_worker_is_named_with_its_sample(tmp_path: Path) -> None:
         os.kill(worker, signal.SIGKILL)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "killed (SIGKILL) while at work on slow.tar, most likely for want of memory" in error
+    assert "killed (SIGKILL) while at work on slow.tar, most likely for lack of memory" in error
     assert "It was at sample slow.tar '" in error
     assert "Traceback" not in error
 

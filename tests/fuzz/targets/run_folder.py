@@ -133,6 +133,6 @@ def _check_meta(meta: CheckpointMeta) -> None:
     """Check the meta.json of a checkpoint that a launch would resume from."""
     for name in ("step", "images_seen", "num_updates", "skipped_steps", "world_size", "order_version", "zero_stage"):
         if type(getattr(meta, name)) is not int or getattr(meta, name) < 0:
-            raise BrokenLaw(f"a checkpoint is resumed from whose {name} is no count", details=repr(getattr(meta, name)))
+            raise BrokenLaw(f"a checkpoint is resumed from whose {name} is not a count", details=repr(getattr(meta, name)))
     if not isinstance(meta.wandb_id, str) or not isinstance(meta.data_fingerprint, str) or not isinstance(meta.callbacks, dict):
         raise BrokenLaw("a checkpoint is resumed from whose meta.json has other types", details=repr(meta))

@@ -48,7 +48,7 @@ def stores(scratch: Path) -> Fuzzer:
     views = np.zeros((3, NUM_FRAMES, VIEW_BYTES), np.uint8)
     table = HashTable(views, views, np.zeros((3, NUM_CROPS, VIEW_BYTES), np.uint8), np.ones(3, np.float32))
     pairs = np.ones((3, 2), np.int64)
-    save_shard(folder, HashedShard(SHARD, "facts", ["a", "b", "c"], pairs, pairs, table, [("d", "cut short")], 1))
+    save_shard(folder, HashedShard(SHARD, "facts", ["a", "b", "c"], pairs, pairs, table, [("d", "truncated")], 1))
     seeds = {"listing": (folder / "listing").read_bytes(), "hashes": (folder / f"{SHARD}.safetensors").read_bytes()}
     return Fuzzer(
         make=lambda random: _make(seeds, random), check=lambda data: _check(data, scratch / "store", listing.digest())

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("rank")
 
 
 class Listened(Watchdog):
-    """Records what a watchdog is told."""
+    """Records what a watchdog hears."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(timeout_s=60, rank=0, folder=folder)

@@ -47,4 +47,4 @@ def test_what_was_replaced_or_read_again_is_named(tmp_path: Path, capsys: pytest
     run(batches, tmp_path)
     said = capsys.readouterr().out
     assert "unreadable image 'image0' in a.tar at position 0 replaced: truncated" in said
-    assert said.count("b.tar: a read failed 3 times and was made again: reset") == 1
+    assert said.count("b.tar: a read failed 3 times and was retried: reset") == 1

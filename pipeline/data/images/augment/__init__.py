@@ -1,4 +1,4 @@
-"""Augmentations of training images after crop and flip. One file each, and its name in the union below."""
+"""Augment training images after crop and flip. Each law has one file, and its name in the union below."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""What every augmentation law says of itself."""
+"""Define what every augmentation law says of itself."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pipeline.section import Section
 
 
 class Augmentation(Protocol):
-    """A law made ready: planes and random numbers in, planes out. Workers get it pickled."""
+    """Applies a law: planes and random numbers in, planes out. Workers get it pickled."""
 
     @property
     def num_draws(self) -> int:
-        """Random numbers that one image needs, whatever they turn out to be."""
+        """Return how many random numbers one image needs, whatever they turn out to be."""
         ...
 
     def __call__(self, planes: Planes, draws: Sequence[float]) -> Planes:
-        """Augmented planes, (3, H, W) uint8 as the input, which stays as it is.
+        """Return augmented planes, (3, H, W) uint8 like the input, which stays as it is.
 
         Args:
             draws: `num_draws` numbers in [0, 1).
@@ -28,18 +28,18 @@ class Augmentation(Protocol):
 
 
 class AugmentSection(Section):
-    """The settings of a law."""
+    """Holds the settings of a law."""
 
     @abstractmethod
     def build(self) -> Augmentation | None:
-        """The law; None for one that does nothing."""
+        """Return the law; None for one that does nothing."""
 
 
 def signed(value: float, draw: float) -> float:
-    """The value, negative in half of all draws."""
+    """Return the value, negative in half of all draws."""
     return -value if draw < 0.5 else value
 
 
 def between(low: float, high: float, draw: float) -> float:
-    """Uniform in [low, high)."""
+    """Return a uniform number in [low, high)."""
     return low + draw * (high - low)

@@ -1,4 +1,4 @@
-"""No augmentation after crop and flip: the paper's recipe."""
+"""Augment nothing after crop and flip: the paper's recipe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.data.images.augment.base import AugmentSection
 
 
 class NoAugment(AugmentSection):
-    """Crop and flip alone."""
+    """Applies crop and flip alone."""
 
     name: Literal["none"] = "none"
 

@@ -1,10 +1,11 @@
-"""RandAugment as TensorFlow has it: the law of AugReg and of the better plain ViT baselines.
+"""Apply RandAugment as TensorFlow has it: the law of AugReg and of the better plain ViT baselines.
 
-google-research/big_vision, big_vision/pp/archive/autoaugment.py (`distort_image_with_randaugment`): sixteen operations, one
-drawn uniformly for each layer and always applied. torchvision's law has others (no Invert, Cutout, SolarizeAdd, but Identity).
+The source is google-research/big_vision, big_vision/pp/archive/autoaugment.py (`distort_image_with_randaugment`). It has
+sixteen operations; one is drawn uniformly for each layer and always applied. torchvision's law has others (no Invert, Cutout,
+SolarizeAdd, but Identity).
 
 Geometry is Pillow's, after which TensorFlow's is made. TensorFlow differs from it where a source coordinate lies at the limit
-of two pixels, and it fills a pixel whose source is outside of the outermost pixel centres, here outside of the image.
+of two pixels. It fills a pixel whose source is outside of the outermost pixel centres; here that is outside of the image.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ GREY = (128, 128, 128)
 TRANSLATE_PX, CUTOUT_PX = 100, 40  # at level 10
 USUAL_SIZE = 224  # for which these are meant
 
-# tf.image.rgb_to_grayscale: (0.2989 R + 0.587 G + 0.114 B) / 255, made whole again as floor(255.5 x). In units of 2^-23.
+# This is tf.image.rgb_to_grayscale: (0.2989 R + 0.587 G + 0.114 B) / 255, made whole again as floor(255.5 x). In units of
+# 2^-23.
 _LUMA = tuple(np.uint32(round(weight * 255.5 / 255 * 2**23)) for weight in (0.2989, 0.587, 0.114))
 
 
 class RandAugmentTF(AugmentSection):
-    """The law of google-research/big_vision. Its defaults are what that code does today."""
+    """Configures the law of google-research/big_vision. Its defaults are what that code does today."""
 
     name: Literal["randaugment_tf"] = "randaugment_tf"
     layers: int = Field(default=2, ge=1, description="operations on each image")
@@ -82,7 +84,7 @@ class TensorFlowLaw:
         return planes
 
     def apply(self, operation: str, planes: Planes, *, sign: float, centre: tuple[float, float]) -> Planes:
-        """One operation.
+        """Apply one operation.
 
         Args:
             sign: below one half makes the argument of a geometric operation negative.
@@ -141,13 +143,13 @@ class TensorFlowLaw:
 
 
 def grey(planes: Planes) -> NDArray[np.uint8]:
-    """`tf.image.rgb_to_grayscale` of uint8, which is not Pillow's: other weights, cut instead of rounded. (H, W)."""
+    """Return `tf.image.rgb_to_grayscale` of uint8, (H, W). Unlike Pillow's it has other weights, and does not round."""
     red, green, blue = planes.astype(np.uint32)
     return ((red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]) >> np.uint32(23)).astype(np.uint8)
 
 
 def cut_out(planes: Planes, *, half_side: int, centre: tuple[float, float]) -> Planes:
-    """A grey square of twice `half_side` pixels around a pixel of the image, cut off at its border."""
+    """Put a grey square of twice `half_side` pixels around a pixel of the image, cut off at its border."""
     height, width = planes.shape[1:]
     row, column = int(centre[0] * height), int(centre[1] * width)
     result = planes.copy()

@@ -1,4 +1,4 @@
-"""RandAugment as timm has it: `rand-m9-mstd0.5-inc1`, which DeiT, DeiT III's and MAE's fine-tuning use."""
+"""Apply RandAugment as timm has it: `rand-m9-mstd0.5-inc1`, which DeiT, DeiT III's and MAE's fine-tuning use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRANSLATE = 0.45  # of the image's side, at level 10
 
 
 class RandAugmentTimm(AugmentSection):
-    """The law of huggingface/pytorch-image-models, timm/data/auto_augment.py. The defaults are `rand-m9-mstd0.5-inc1`."""
+    """Configures the law of timm/data/auto_augment.py (pytorch-image-models). The defaults are `rand-m9-mstd0.5-inc1`."""
 
     name: Literal["randaugment_timm"] = "randaugment_timm"
     layers: int = Field(default=2, ge=1, description="operations drawn for each image, with replacement; n there")
@@ -85,7 +85,7 @@ class TimmLaw:
         return planes
 
     def draw_magnitude(self, radius: float, angle: float) -> float:
-        """Normal (Box and Muller 1958), cut to what is allowed."""
+        """Return a normal number (Box and Muller 1958), cut to what is allowed."""
         normal = math.sqrt(-2 * math.log(1 - radius)) * math.cos(2 * math.pi * angle)
         return min(max(self.magnitude + self.magnitude_std * normal, 0.0), self.max_magnitude)
 
@@ -95,7 +95,7 @@ class TimmLaw:
         return "bilinear" if draw < 0.5 else "bicubic"
 
     def apply(self, operation: str, planes: Planes, *, magnitude: float, sign: float, interpolation: Interpolation) -> Planes:
-        """One operation; `sign` below one half makes its argument negative, where it has a sign."""
+        """Apply one operation. `sign` below one half makes its argument negative, where it has a sign."""
         level = magnitude / MAX_LEVEL
         match operation:
             case "AutoContrast":
@@ -117,7 +117,7 @@ class TimmLaw:
                 return self._warp(operation, planes, level=level, sign=sign, interpolation=interpolation)
 
     def enhancement(self, level: float, sign: float) -> float:
-        """Factor of the image in a blend; 1 changes nothing."""
+        """Return the factor of the image in a blend; 1 changes nothing."""
         return max(0.1, 1 + signed(level * 0.9, sign)) if self.increasing else level * 1.8 + 0.1
 
     def _warp(self, operation: str, planes: Planes, *, level: float, sign: float, interpolation: Interpolation) -> Planes:

@@ -1,4 +1,4 @@
-"""RandAugment as torchvision has it: `torchvision.transforms.RandAugment` on Pillow images."""
+"""Apply RandAugment as torchvision has it: `torchvision.transforms.RandAugment` on Pillow images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LARGEST = {"ShearX": 0.3, "ShearY": 0.3, "Rotate": 30.0, "Brightness": 0.9, "Co
 
 
 class RandAugmentTorchvision(AugmentSection):
-    """The law of torchvision 0.28, transforms/autoaugment.py: 14 operations, signed arguments, always applied."""
+    """Configures the law of torchvision 0.28, transforms/autoaugment.py: 14 operations, signed arguments, always applied."""
 
     name: Literal["randaugment_torchvision"] = "randaugment_torchvision"
     layers: int = Field(default=2, ge=1, description="operations on each image; num_ops there")
@@ -66,7 +66,7 @@ class TorchvisionLaw:
         return planes
 
     def argument(self, operation: str, *, height: int, width: int) -> float:
-        """What the magnitude means for an operation on an image of this size, its sign apart."""
+        """Return what the magnitude means for an operation on an image of this size, without its sign."""
         match operation:
             case "Posterize":
                 return 8 - round(self.magnitude / ((self.bins - 1) / 4))
@@ -81,7 +81,7 @@ class TorchvisionLaw:
         return torch.linspace(start, end, self.bins)[self.magnitude].item()
 
     def apply(self, operation: str, planes: Planes, argument: float) -> Planes:
-        """One operation. The sign of the argument counts where torchvision's is signed."""
+        """Apply one operation. The sign of the argument counts where torchvision's is signed."""
         match operation:
             case "Identity":
                 return planes

@@ -1,4 +1,4 @@
-"""3-Augment of DeiT III: grey, solarized or blurred, then colour jitter."""
+"""Apply 3-Augment of DeiT III: the image is made grey, solarized or blurred, then its colours are jittered."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ORDERS = tuple(itertools.permutations(range(len(JITTERED))))
 
 
 class ThreeAugment(AugmentSection):
-    """arXiv 2204.07118; facebookresearch/deit, augment.py: one of three, always, then brightness, contrast and saturation."""
+    """Configures arXiv 2204.07118 (facebookresearch/deit, augment.py): one of three, then brightness, contrast, saturation."""
 
     name: Literal["three_augment"] = "three_augment"
     color_jitter: float = Field(
@@ -56,7 +56,7 @@ class ThreeAugmentLaw:
         return self.jitter(planes, factors, order=_ORDERS[int(order * len(_ORDERS))]) if self.color_jitter else planes
 
     def jitter(self, planes: Planes, draws: Sequence[float], *, order: Sequence[int]) -> Planes:
-        """torchvision's `ColorJitter` without hue: the three in an order that is drawn too."""
+        """Apply torchvision's `ColorJitter` without hue: the three in an order that is drawn too."""
         low, high = max(0.0, 1 - self.color_jitter), 1 + self.color_jitter
         for number in order:
             planes = ops.enhance(JITTERED[number], planes, between(low, high, draws[number]))
