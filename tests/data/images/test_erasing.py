@@ -1,4 +1,4 @@
-"""Random erasing against timm's law, and its distribution."""
+"""Random erasing agrees with timm's law and with its distribution."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEIGHT, WIDTH = 40, 56
 
 
 def erased(**settings: object) -> list[tuple[int, int, int, int]]:
-    """Top, left, height and width of the rectangles of 2,000 images; none for those that are spared."""
+    """Return top, left, height and width of the rectangles of 2,000 images; none for those that are spared."""
     law = RandomErasing(**{"probability": 1.0, **settings}).build()  # type: ignore[arg-type]
     assert law is not None
     found = [law.choose(HEIGHT, WIDTH, draws=few_uniforms(derive_key(0, number), 41)) for number in range(2000)]
@@ -39,7 +39,7 @@ def timms(**settings: object) -> list[tuple[int, int, int, int]]:
 
 @pytest.mark.parametrize("areas", [(0.02, 1 / 3), (0.3, 0.9)])
 def test_rectangles_are_distributed_as_timms(areas: tuple[float, float]) -> None:
-    """Two samples of each of five numbers: Kolmogorov and Smirnov's distance at p = 0.001."""
+    """Two samples of each of five numbers are within Kolmogorov and Smirnov's distance at p = 0.001."""
     ours = np.array(erased(min_area=areas[0], max_area=areas[1]))
     theirs = np.array(timms(min_area=areas[0], max_area=areas[1]))
     limit = 1.95 * math.sqrt(1 / len(ours) + 1 / len(theirs))
@@ -89,7 +89,7 @@ def test_the_fills() -> None:
 
 
 def test_normals_are_standard_normal() -> None:
-    """Kolmogorov's distance at p = 0.001."""
+    """They are within Kolmogorov's distance at p = 0.001."""
     values = np.sort(normals(derive_key(7), 20_000))
     expected = np.array([0.5 * (1 + math.erf(value / math.sqrt(2))) for value in values])
     assert np.abs(expected - np.arange(1, 20_001) / 20_000).max() < 1.95 / math.sqrt(20_000)

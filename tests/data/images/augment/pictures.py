@@ -1,4 +1,4 @@
-"""Images for operations: every value occurs, edges are sharp, neighbours resemble each other, planes differ."""
+"""Make images for operations: every value occurs, edges are sharp, neighbours resemble each other, planes differ."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def picture(number: int, *, height: int = 61, width: int = 47) -> np.ndarray:
-    """(3, H, W) uint8: waves, a block of noise and a flat corner. The seventh is dark and the eighth one colour."""
+    """Make (3, H, W) uint8: waves, a block of noise and a flat corner. The seventh is dark and the eighth has one colour."""
     generator = np.random.default_rng(number)
     y, x = np.mgrid[0:height, 0:width]
     waves = np.stack([np.sin(y / (5 + number) + x / 9), np.cos(x / (4 + number)), np.sin((x - y) / 7)])

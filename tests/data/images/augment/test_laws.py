@@ -1,4 +1,4 @@
-"""What every augmentation law must keep inside the training transform."""
+"""Every augmentation law keeps these rules inside the training transform."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_crop_and_flip_are_drawn_as_without_an_augmentation(name: str) -> None:
 
 
 def test_the_first_draw_is_the_only_one_of_a_run_without_repeats() -> None:
-    """Pixels of runs that began before augmentations and repeats existed."""
+    """The pixels are those of runs that began before augmentations and repeats existed."""
     out = torch.zeros((3, 24, 24), dtype=torch.uint8)
     transform()(PNG, seed=3, epoch=2, sample_id=11, out=out)
     assert out.float().mean(dim=(1, 2)).tolist() == pytest.approx(PINNED_MEANS, abs=1e-4)
@@ -95,7 +95,7 @@ def test_any_size_is_augmented(name: str, size: tuple[int, int]) -> None:
     ],
 )
 def test_each_operation_is_drawn_as_often_as_any_other(operations: tuple[str, ...], draws_per_layer: int) -> None:
-    """Chi-squared over samples and over layers, at p = 0.001; and no layer follows from the one before."""
+    """Chi-squared is computed over samples and over layers, at p = 0.001, and no layer follows from the one before."""
     num_samples, kinds = 6000, len(operations)
     chosen = np.empty((num_samples, 2), int)
     for sample_id in range(num_samples):

@@ -1,4 +1,4 @@
-"""TensorFlow's law: by hand on small arrays, against its formulas in numpy's single precision, and against Pillow where they agree.
+"""TensorFlow's law is checked by hand, by its formulas in numpy's single precision, and by Pillow where they agree.
 
 TensorFlow is not installed; its code says which Pillow operation each of its own is made after.
 """
@@ -29,7 +29,7 @@ def apply(operation: str, planes: np.ndarray, *, sign: float = 0.9, **settings: 
 
 
 def tf_blend(first: np.ndarray, second: np.ndarray, factor: float) -> np.ndarray:
-    """`blend` of the source, in its precision and order."""
+    """Return the source's `blend`, in its precision and order."""
     mixed = first.astype(F32) + F32(factor) * (second.astype(F32) - first.astype(F32))
     return np.clip(mixed, 0, 255).astype(np.uint8)
 
@@ -108,7 +108,7 @@ def test_contrast_of_the_source_has_the_area_in_place_of_the_mean(size: int, lev
 
 
 def test_the_issues_calibration_colours() -> None:
-    """Two colours of which the mean is their grey level: 192, 64, 64 and 64, 192, 192 (big_vision issue #109)."""
+    """Two colours have a mean that is their grey level: 192, 64, 64 and 64, 192, 192 (big_vision issue #109)."""
     planes = np.array([[[192, 64]], [[64, 192]], [[64, 192]]], np.uint8)
     planes = np.tile(planes, (1, 224, 112))
     assert apply("Contrast", planes, magnitude=10, contrast="source")[:, 0, 0].tolist() == [188, 0, 0]
@@ -117,7 +117,7 @@ def test_the_issues_calibration_colours() -> None:
 
 @pytest.mark.parametrize("number", PICTURES)
 def test_grey_levels_are_tensorflows(number: int) -> None:
-    """Of its single precision: scaled to [0, 1], weighted, scaled by 255.5 and cut. At a limit of two levels sums may differ."""
+    """It scales to [0, 1] in single precision, weights, scales by 255.5 and cuts. At a limit of two levels sums may differ."""
     planes = picture(number, height=224, width=224)
     scaled = planes.astype(F32) * F32(1 / 255)
     luma = scaled[0] * F32(0.2989) + scaled[1] * F32(0.587) + scaled[2] * F32(0.114)
@@ -206,9 +206,7 @@ def test_geometry_is_the_sources(operation: str, magnitude: int, sign: float) ->
 
 
 def source_coordinates(operation: str, magnitude: float, *, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each output pixel comes from, pixel centres at whole numbers: the matrices of tensorflow_addons and the
-    source.
-    """
+    """Return where each output pixel comes from, pixel centres at whole numbers, by tensorflow_addons' matrices."""
     y, x = np.mgrid[0:height, 0:width].astype(float)
     match operation:
         case "Rotate":

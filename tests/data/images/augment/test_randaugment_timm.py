@@ -1,4 +1,4 @@
-"""timm's law, operation by operation, against timm: equal pixels."""
+"""timm's law gives timm's pixels, operation by operation."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_defaults_are_rand_m9_mstd05_inc1(theirs: ModuleType) -> None:
 
 
 def test_magnitudes_are_normal_and_cut() -> None:
-    """Against the distribution function: within the largest deviation of 5,000 draws at p = 0.001 (Kolmogorov, 1.95 / sqrt(n))."""
+    """The distribution is within the largest deviation of 5,000 draws at p = 0.001 (Kolmogorov, 1.95 / sqrt(n))."""
     law = RandAugmentTimm(magnitude=9, magnitude_std=0.5).build()
     drawn = np.sort([law.draw_magnitude(*few_uniforms(derive_key(0, number), 2)) for number in range(5000)])
     below = drawn[drawn < 10]

@@ -1,4 +1,4 @@
-"""torchvision's law, operation by operation, against torchvision on Pillow images: equal pixels."""
+"""torchvision's law gives torchvision's pixels on Pillow images, operation by operation."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_layers_follow_each_other_with_the_drawn_operations_and_signs() -> None:
 
 
 def test_the_whole_law_is_torchvisions(theirs: ModuleType) -> None:
-    """With the numbers that torchvision drew: its generator is read along."""
+    """The test reads torchvision's generator, and uses the numbers that torchvision drew."""
     for seed in range(40):
         torch.manual_seed(seed)
         augment = theirs.RandAugment(num_ops=2, magnitude=13)

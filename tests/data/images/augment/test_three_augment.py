@@ -1,4 +1,4 @@
-"""3-Augment against Pillow and torchvision, of which DeiT III's is made."""
+"""3-Augment agrees with Pillow and torchvision, of which DeiT III's is made."""
 
 from __future__ import annotations
 
