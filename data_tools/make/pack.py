@@ -110,7 +110,7 @@ class ShardPlan:
 
 
 class _Tasks(Sequence[ShardTask]):
-    """Yields shards to write, each put together on its turn: all of them would take as much memory as the whole listing."""
+    """Makes the tasks of shards to write, each on its turn: all of them would take as much memory as the whole listing."""
 
     def __init__(
         self, shards: list[tuple[Path, NDArray[np.int64]]], *, listing: Listing, record: MakeRecord, encoding: Encoding
