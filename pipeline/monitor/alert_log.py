@@ -22,7 +22,7 @@ REMEMBERED_LINES = 500  # of earlier launches, for what is usual
 
 
 class AlertLog(RowLogger):
-    """Raises and clears alerts, line by line. Rank 0 only. Goes after the loggers that store a line.
+    """Raises and clears alerts, line by line. It exists on rank 0 only. Goes after the loggers that store a line.
 
     Args:
         history: lines of metrics of earlier launches, up to the step that this one starts from. They say what is usual.

@@ -53,9 +53,7 @@ class StageMemory:
 
 
 def precision_of(config: RunConfig, *, stage: Stage) -> TrainingPrecision:
-    """Return the precision that a stage trains in. `auto` is bf16 on every GPU known here. Without ZeRO nothing keeps fp32
-    masters of bf16 weights.
-    """
+    """Return the precision of a stage. `auto` is bf16 on every GPU known here. Without ZeRO nothing keeps fp32 masters."""
     wanted = "bf16" if config.trainer.precision == "auto" else config.trainer.precision
     return "bf16_autocast" if stage == 0 and wanted == "bf16" else wanted
 
