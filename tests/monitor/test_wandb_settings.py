@@ -66,7 +66,7 @@ def test_the_reason_names_who_was_overruled(tmp_path: Path) -> None:
         ({"WANDB_PROJECT": "x" * 129}, "128 characters"),
         ({"WANDB_ENTITY": "team/project"}, "WANDB_ENTITY='team/project' cannot be the name of a W&B entity"),
         ({"WANDB_RUN_ID": "team/run"}, "WANDB_RUN_ID='team/run' cannot be a run's id"),
-        ({"WANDB_INIT_TIMEOUT": "long"}, "no number of seconds"),
+        ({"WANDB_INIT_TIMEOUT": "long"}, "not a number of seconds"),
         ({"WANDB_BASE_URL": "wandb.example.org"}, "write it as https://"),
     ],
 )
