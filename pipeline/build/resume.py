@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.build.data_record import Continuity, check_data, write_record
-from pipeline.config.resolve import ResolvedRun, count_schedule_steps, images_of_epoch, make_schedule
+from pipeline.config.resolve import ResolvedRun, count_schedule_steps, describe_learning_rate, images_of_epoch, make_schedule
 from pipeline.config.run import RunConfig
 from pipeline.config.upgrade import upgrade
 from pipeline.data.images.decode import HOW_TO_BUILD
@@ -126,6 +126,9 @@ def _describe_beginning(run: ResolvedRun, newest: Checkpoint | None, *, folder: 
 def _describe_choices(run: ResolvedRun) -> list[str]:
     """Return what a user may not expect of this configuration here."""
     messages = []
+    told = describe_learning_rate(run.config)
+    if told is not None:
+        messages.append(told)
     if run.config.data.decoder == "auto" and run.decoder == "whole":
         messages.append(f"JPEGs are decoded whole: the faster decoder, of the same pixels, is not built here; {HOW_TO_BUILD}")
     if not run.config.evaluation.datasets:
@@ -194,14 +197,14 @@ def compare_learning_rates(run: ResolvedRun, last_launch: dict[str, Any], *, ste
     """
     try:
         before = RunConfig.model_validate({**last_launch, "data": run.config.data.model_dump(mode="json")})
-        total, warmup = count_schedule_steps(before, num_samples=images_of_epoch(run.mixture, repeats=before.data.repeats))
+        steps = count_schedule_steps(before, num_samples=images_of_epoch(run.mixture, repeats=before.data.repeats))
     except (ValidationError, ConfigError):
         return ["the last launch's configuration is of another version: its learning rate is not compared with this one's"]
-    old = make_schedule(before, total_steps=total, warmup_steps=warmup)
-    new = make_schedule(run.config, total_steps=run.total_steps, warmup_steps=run.warmup_steps)
+    old = make_schedule(before, steps)
+    new = make_schedule(run.config, run.schedule_steps)
     if old(step) == new(step):
         return []
-    past = f", which ended at step {total}," if step >= total else ""
+    past = f", which ended at step {steps.total}," if step >= steps.total else ""
     return [
         f"the learning rate of the next step is {new(step):.3g}; by the last launch's schedule{past} it would be "
         f"{old(step):.3g}"

@@ -68,8 +68,8 @@ def make_training(run: ResolvedRun, *, world: World, stop: StopRequest, start: R
     module = PretrainModule(
         model=model,
         loss=config.objective.build(num_classes=config.model.num_classes),
-        make_optimizer=lambda m: config.optimizer.build(m, fused=torch.cuda.is_available()),
-        schedule=make_schedule(config, total_steps=run.total_steps, warmup_steps=run.warmup_steps),
+        make_optimizer=lambda m: config.optimizer.build(m, fused=torch.cuda.is_available(), peak=config.peak_learning_rate),
+        schedule=make_schedule(config, run.schedule_steps),
         seed=config.seed,
     )
     checkpointing = _make_checkpointing(run, stop=stop, start=start)

@@ -16,6 +16,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     from pipeline.config.read import load_config
+    from pipeline.config.resolve import describe_learning_rate
 
-    print(load_config(arguments.config, arguments.overrides).to_yaml(), end="")
+    config = load_config(arguments.config, arguments.overrides)
+    print(config.to_yaml(), end="")
+    told = describe_learning_rate(config)
+    if told is not None:
+        print(f"# {told}")
     return 0

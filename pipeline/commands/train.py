@@ -212,6 +212,8 @@ def _close(resolved: ResolvedRun, start: ResumePoint, voice: Voice) -> None:
     goes_on = "" if resolved.stop_step == resolved.total_steps else "; the same command with more steps resumes"
     voice.say(f"step {resolved.stop_step} of {resolved.total_steps} is saved{goes_on}")
     voice.say(f"weights  {folder.weights_of(resolved.stop_step)}")
+    if config.optimizer.average is not None:
+        voice.say(f"average  {folder.weights_of(resolved.stop_step, 'average')}")
     voice.say(f"metrics  {folder.metrics}")
     if config.tracking.mode != "disabled":
         voice.say(f"W&B      run {start.wandb_id}, folder {folder.root / 'wandb'}")

@@ -16,8 +16,10 @@ from pipeline.data.shards.index import load_index
 from pipeline.data.streams.mixture import Corpus, Mixture, UnindexedShards
 from pipeline.data.streams.train import largest_micro_batch
 from pipeline.distributed.precision import TrainingPrecision
+from pipeline.durations import Duration
 from pipeline.errors import ConfigError
 from pipeline.models.base import ModelConfig
+from pipeline.optim.schedules.base import ScheduleSteps
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,17 @@ class ResolvedRun:
     decoder: Decoder
     mixture: Mixture | UnindexedShards
     num_streams: int
-    total_steps: int
-    warmup_steps: int
+    schedule_steps: ScheduleSteps
     stop_step: int
     checkpoint_steps: int
     keep_every_steps: int | None
     accumulation_steps: int
     micro_batch_size: int
+
+    @property
+    def total_steps(self) -> int:
+        """Return the steps of the whole run."""
+        return self.schedule_steps.total
 
     @property
     def precision(self) -> TrainingPrecision:
@@ -64,7 +70,8 @@ def resolve_run(config: RunConfig, *, world_size: int) -> ResolvedRun:
     batch = config.trainer.global_batch_size
     advice = mixture.advice if isinstance(mixture, UnindexedShards) else None
     to_steps = functools.partial(_to_steps, global_batch_size=batch, num_samples=num_samples, advice=advice)
-    total, warmup = count_schedule_steps(config, num_samples=num_samples, advice=advice)
+    schedule_steps = count_schedule_steps(config, num_samples=num_samples, advice=advice)
+    total = schedule_steps.total
     max_steps = config.trainer.max_steps
     if max_steps is not None and max_steps > total:
         raise ConfigError(
@@ -80,8 +87,7 @@ def resolve_run(config: RunConfig, *, world_size: int) -> ResolvedRun:
         decoder=choose_decoder(config.data.decoder),
         mixture=mixture,
         num_streams=_choose_num_streams(config),
-        total_steps=total,
-        warmup_steps=warmup,
+        schedule_steps=schedule_steps,
         stop_step=max_steps or total,
         checkpoint_steps=to_steps(config.checkpoint.every, "checkpoint.every"),
         keep_every_steps=None if keep_every is None else to_steps(keep_every, "checkpoint.keep_every"),
@@ -103,20 +109,32 @@ def images_of_epoch(mixture: Mixture | UnindexedShards, *, repeats: int) -> int 
     return None
 
 
-def make_schedule(config: RunConfig, *, total_steps: int, warmup_steps: int) -> Callable[[int], float]:
+def make_schedule(config: RunConfig, steps: ScheduleSteps) -> Callable[[int], float]:
     """Optimizer step to learning rate."""
-    return config.schedule.build(peak=config.optimizer.learning_rate, warmup_steps=warmup_steps, total_steps=total_steps)
+    return config.schedule.build(peak=config.peak_learning_rate, steps=steps)
 
 
-def count_schedule_steps(config: RunConfig, *, num_samples: int | None, advice: str | None = None) -> tuple[int, int]:
-    """Steps of the whole run and of its warmup.
+def describe_learning_rate(config: RunConfig) -> str | None:
+    """Return the learning rate after the warmup in words, where it depends on the batch size; None where it is `optimizer.learning_rate`."""
+    optimizer, batch = config.optimizer, config.trainer.global_batch_size
+    if optimizer.scale_lr == "none":
+        return None
+    ratio = f"{batch} / {optimizer.reference_batch_size}"
+    return (
+        f"learning rate after the warmup: {config.peak_learning_rate:.4g} = {optimizer.learning_rate:g} x "
+        f"{ratio if optimizer.scale_lr == 'linear' else f'sqrt({ratio})'} (optimizer.scale_lr={optimizer.scale_lr})"
+    )
+
+
+def count_schedule_steps(config: RunConfig, *, num_samples: int | None, advice: str | None = None) -> ScheduleSteps:
+    """Return the steps of the whole run, of its warmup and of its cooldown.
 
     Args:
         num_samples: images of an epoch; None where epochs have no known length.
         advice: how to give them one.
 
     Raises:
-        ConfigError: no step is left after the warmup, or a duration in epochs of unknown length.
+        ConfigError: no step is left after the warmup, the cooldown does not fit, or a duration in epochs of unknown length.
     """
     batch = config.trainer.global_batch_size
     to_steps = functools.partial(_to_steps, global_batch_size=batch, num_samples=num_samples, advice=advice)
@@ -129,7 +147,31 @@ def count_schedule_steps(config: RunConfig, *, num_samples: int | None, advice: 
             "schedule.warmup or lengthen "
             f"trainer.duration"
         )
-    return total, warmup
+    return ScheduleSteps(total, warmup, count_cooldown_steps(config, total=total, warmup=warmup, to_steps=to_steps))
+
+
+def count_cooldown_steps(config: RunConfig, *, total: int, warmup: int, to_steps: Callable[[Duration, str], int]) -> int:
+    """Return the steps of the schedule's cooldown; 0 where it has none.
+
+    Args:
+        to_steps: of a duration and the name of its setting.
+
+    Raises:
+        ConfigError: it does not fit behind the warmup.
+    """
+    length = config.schedule.cooldown_length()
+    if length is None:
+        return 0
+    if isinstance(length, Duration):
+        steps, said = to_steps(length, "schedule.cooldown"), f"schedule.cooldown={length}"
+    else:
+        steps, said = round(length * total), f"schedule.cooldown_fraction={length:g}"
+    if warmup + steps > total:
+        raise ConfigError(
+            f"{said} ({steps} steps) does not fit behind schedule.warmup={config.schedule.warmup} into the whole run, "
+            f"trainer.duration={config.trainer.duration} ({total} steps); shorten it or lengthen trainer.duration"
+        )
+    return steps
 
 
 def load_mixture(section: DataSection) -> Mixture | UnindexedShards:

@@ -48,6 +48,11 @@ class RunConfig(Section):
     def run_dir(self) -> Path:
         return Path(self.output_dir) / self.name
 
+    @property
+    def peak_learning_rate(self) -> float:
+        """Return the learning rate at this batch size, after the warmup."""
+        return self.optimizer.peak_at(self.trainer.global_batch_size)
+
     @model_validator(mode="after")
     def _stage_fits_precision(self) -> Self:
         if self.trainer.zero_stage == 0 and self.trainer.precision == "bf16":

@@ -7,6 +7,7 @@ weights that are damaged or not finite. Each is recorded with its reason, and ev
 from __future__ import annotations
 
 import errno
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +34,7 @@ from pipeline.monitor.loggers import EvaluationTracker, RunIdentity
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.claims import Claims
 from pipeline.run.evaluations import choose_results
+from pipeline.run.folder import WeightsName
 from pipeline.run.records import read_json_lines
 from pipeline.run.weights import Weights, WeightsHeader, load_weights, read_weights_header
 
@@ -92,10 +94,11 @@ class Evaluator:
         )
         self.precision: EvaluationPrecision = precision
         print(f"[eval] {message}", flush=True)
-        self._damaged: dict[int, Damaged] = {}  # of this process
+        self._damaged: dict[WeightsName, Damaged] = {}  # of this process
         self._failed: dict[Key, str] = {}  # measurement to reason, of this process
         self._tracker: EvaluationTracker | None = None
         self._own_steps: set[int] = set()
+        self._untracked: set[int] = set()  # measured by this process, and not sent to W&B yet
         self._headers: dict[Path, tuple[Stamp, WeightsHeader]] = {}
 
     def evaluate_pending(self) -> None:
@@ -107,17 +110,21 @@ class Evaluator:
         if self.why_lost() is not None:
             return
         self.results.flush()
-        for step in self._pending_steps():
+        pending = self._pending()
+        for name, following in itertools.zip_longest(pending, pending[1:]):
             if self.why_lost() is not None:
                 return
-            with self._claim(step) as mine:
+            with self._claim(name) as mine:
                 if mine:
-                    self._try_step(step)
+                    self._try(name)
+            # Send both kinds of a step's weights at once: W&B's offline file takes steps in rising order alone.
+            if name.step in self._untracked and (following is None or following.step != name.step):
+                self._track(name.step)
 
     @contextmanager
-    def _claim(self, step: int) -> Iterator[bool]:
+    def _claim(self, name: WeightsName) -> Iterator[bool]:
         """Claim weights. With a full disk there is no claim: the worst result of continuing is work done twice."""
-        taking = self.claims.take(f"step_{step:08d}.json")
+        taking = self.claims.take(f"{name.stem}.json")
         try:
             mine = taking.__enter__()
         except CheckpointError as error:
@@ -147,7 +154,7 @@ class Evaluator:
 
     def has_pending(self) -> bool:
         """Return whether any weights lack results."""
-        return bool(self._pending_steps())
+        return bool(self._pending())
 
     def has_doubtful_claims(self) -> bool:
         """Return whether some weights were left to an evaluator that may be gone."""
@@ -155,32 +162,34 @@ class Evaluator:
 
     def is_complete(self) -> bool:
         """Return whether the run has ended and all its weights are evaluated."""
-        return self.folder.complete.exists() and bool(self.folder.weight_steps()) and not self._pending_steps()
+        return self.folder.complete.exists() and bool(self.folder.weight_steps()) and not self._pending()
 
-    def _pending_steps(self) -> list[int]:
-        """Return steps that have weights and lack results, without what failed in this process."""
+    def _pending(self) -> list[WeightsName]:
+        """Return weights that lack results, without what failed in this process."""
         done = {key_of_row(row) for row in self.results.rows() if row.get("accuracy") is not None}
-        return [step for step in self.folder.weight_steps() if not self._is_damaged(step) and self._missing(step, done)]
+        return [name for name in self.folder.weight_names() if not self._is_damaged(name) and self._missing(name, done)]
 
-    def _is_damaged(self, step: int) -> bool:
+    def _is_damaged(self, name: WeightsName) -> bool:
         """Return whether the weights were found damaged. A file that was replaced since counts as another."""
-        known = self._damaged.get(step)
-        if known is not None and known.stamp != _stamp(self.folder.weights_of(step)):
-            del self._damaged[step]
+        known = self._damaged.get(name)
+        if known is not None and known.stamp != _stamp(self._path(name)):
+            del self._damaged[name]
             return False
         return known is not None
 
-    def _missing(self, step: int, done: set[Key]) -> list[EvaluationTask]:
+    def _missing(self, name: WeightsName, done: set[Key]) -> list[EvaluationTask]:
         try:
-            header = self._header(step)
+            header = self._header(self._path(name))
         except CheckpointError:
             return self.tasks  # loading it will report what is wrong
-        keys = {task: key_of(step, task, self._conditions(header, task.dataset)) for task in self.tasks}
+        keys = {task: key_of(name.step, task, self._conditions(header, task.dataset)) for task in self.tasks}
         return [task for task, key in keys.items() if key not in done and key not in self._failed]
 
-    def _header(self, step: int) -> WeightsHeader:
-        """Return the header of a step's weights. It is read again only when the file changes."""
-        path = self.folder.weights_of(step)
+    def _path(self, name: WeightsName) -> Path:
+        return self.folder.weights_of(name.step, name.kind)
+
+    def _header(self, path: Path) -> WeightsHeader:
+        """Return the header of a weights file. It is read again only when the file changes."""
         stamp = _stamp(path)
         known = self._headers.get(path)
         if known is not None and known[0] == stamp:
@@ -196,30 +205,31 @@ class Evaluator:
             data=self.sets[dataset].fingerprint if dataset in self.sets else None,
             short_side=self._short_side(header.model),
             precision=self.precision,
+            weights_kind=None if header.kind == "raw" else header.kind,
         )
 
     def _short_side(self, model: ModelConfig) -> int:
         return self.section.short_side or round(min(model.height_and_width) * RESIZE_RATIO)
 
-    def _try_step(self, step: int) -> None:
-        """Try a step. Weights that cannot be loaded must not keep the newer ones from being evaluated."""
-        stamp = _stamp(self.folder.weights_of(step))
+    def _try(self, name: WeightsName) -> None:
+        """Try weights. Those that cannot be loaded must not keep the newer ones from being evaluated."""
+        stamp = _stamp(self._path(name))
         try:
-            self._evaluate_step(step)
+            self._evaluate(name)
         except CheckpointError as error:
-            if not self.folder.weights_of(step).exists():  # somebody deleted it to free space
-                print(f"[eval] step {step}: its weights have been removed meanwhile; passed over", flush=True)
+            if not self._path(name).exists():  # somebody deleted it to free space
+                print(f"[eval] {name}: its weights have been removed meanwhile; passed over", flush=True)
                 return
-            self._damaged[step] = Damaged(stamp, str(error))
-            print(f"[eval] step {step} cannot be evaluated: {error}", flush=True)
+            self._damaged[name] = Damaged(stamp, str(error))
+            print(f"[eval] {name} cannot be evaluated: {error}", flush=True)
 
-    def _evaluate_step(self, step: int) -> None:
+    def _evaluate(self, name: WeightsName) -> None:
         # Check again: another evaluator may have finished between the listing and the claim.
-        missing = self._missing(step, {key_of_row(row) for row in self.results.rows() if row.get("accuracy") is not None})
+        missing = self._missing(name, {key_of_row(row) for row in self.results.rows() if row.get("accuracy") is not None})
         if not missing:
             return
         start = time.perf_counter()
-        weights = load_weights(self.folder.weights_of(step))
+        weights = load_weights(self._path(name))
         reason = _why_not_finite(weights)
         weights.model.to(self.device)
         new_rows: list[Row] = []
@@ -227,10 +237,10 @@ class Evaluator:
             tasks = [task for task in missing if task.dataset == dataset.name]
             if tasks:
                 new_rows += self._evaluate_dataset(weights, tasks, reason or self.unopened.get(dataset.name))
-        self._track(step)
+        self._untracked.add(name.step)
         for warning in warnings_of(new_rows, self.section):
             print(f"[eval] {warning}", flush=True)
-        print(f"[eval] step {step}: {summarise(new_rows)} ({time.perf_counter() - start:.1f} s)", flush=True)
+        print(f"[eval] {name}: {summarise(new_rows)} ({time.perf_counter() - start:.1f} s)", flush=True)
 
     def _evaluate_dataset(self, weights: Weights, tasks: list[EvaluationTask], reason: str | None) -> list[Row]:
         """Compute features once, then every probe on them. Each result is recorded as soon as it is known.
@@ -293,6 +303,7 @@ class Evaluator:
     def _track(self, step: int) -> None:
         """Send all that is known of a step, also what was measured before a crash."""
         self._own_steps.add(step)
+        self._untracked.discard(step)
         rows = self._results_that_count()
         if self._tracker is None:  # the first result opens it
             self._tracker = EvaluationTracker(
@@ -365,7 +376,7 @@ def _why_not_finite(weights: Weights) -> str | None:
     if not broken:
         return None
     return (
-        f"the weights of step {weights.header.step} are not finite (NaN or infinity in {len(broken)} tensors, "
+        f"the weights of {WeightsName(weights.header.step, weights.header.kind)} are not finite (NaN or infinity in {len(broken)} tensors, "
         f"{broken[0]} first): "
         f"training has diverged"
     )

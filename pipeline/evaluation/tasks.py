@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, astuple, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.evaluation.protocols.base import Setting
 from pipeline.evaluation.section import EvaluationSection
-from pipeline.run.evaluations import setting_of
+from pipeline.run.evaluations import WEIGHTS_KIND, setting_of
 
-_CONDITION_KEYS = ("weights", "data", "short_side", "precision")
+_CONDITION_KEYS = ("weights", "data", "short_side", "precision", WEIGHTS_KIND)
 _KEYS = ("step", "dataset", "protocol", "measure", "seed", *_CONDITION_KEYS)
 
 
@@ -39,6 +39,7 @@ class MeasuredUnder:
     data: str | None  # fingerprint of the two splits; None where they cannot be opened
     short_side: int
     precision: str
+    weights_kind: Literal["average"] | None = None  # None: the weights that are trained
 
 
 @dataclass(frozen=True)
@@ -88,5 +89,5 @@ def describe(step: int, task: EvaluationTask, conditions: MeasuredUnder) -> dict
         "seed": setting.seed,
         "shots": None,
         **dict(setting.parameters),
-        **asdict(conditions),
+        **{key: value for key, value in asdict(conditions).items() if key != WEIGHTS_KIND or value is not None},
     }

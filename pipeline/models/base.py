@@ -25,6 +25,25 @@ class Backbone(nn.Module):
     def init_weights(self, generator: torch.Generator) -> None:
         """Initialise in place, drawing from `generator` alone."""
 
+    def layer_numbers(self) -> dict[str, int]:
+        """Return the layer of each parameter, by its name in the model: layer-wise learning rates depend on it.
+
+        Blocks are the entries of the model's `nn.ModuleList`s, the outermost ones, in their order: block i is layer i + 1. What
+        is made before them (class token, positions, patch embedding) is layer 0, what is made after them (last norm, head)
+        is one layer more than there are blocks: the rule of BEiT and MAE. A family whose model is made otherwise has its own.
+        """
+        lists = [name for name, module in self.named_modules() if isinstance(module, nn.ModuleList)]
+        numbers: dict[str, int] = {}
+        blocks: dict[str, int] = {}
+        for name, _ in self.named_parameters():
+            around = next((path for path in lists if name.startswith(f"{path}.")), None)
+            if around is None:
+                numbers[name] = -1 if blocks else 0
+                continue
+            entry = f"{around}.{name.removeprefix(f'{around}.').partition('.')[0]}"
+            numbers[name] = blocks.setdefault(entry, len(blocks) + 1)
+        return {name: len(blocks) + 1 if number < 0 else number for name, number in numbers.items()}
+
     def repeated_blocks(self) -> Sequence[nn.Module]:
         """The blocks that most of the model is made of, in order: what activation checkpointing computes again, and what
         `trainer.compile=blocks` compiles. Their parameters belong to modules inside them. Empty where a family has none.

@@ -18,7 +18,7 @@ from pipeline.console.lines import log_line
 from pipeline.monitor.wandb_identity import Destination, forked_from, settle_destination
 from pipeline.monitor.wandb_settings import Choice, Mode, Resolved, WandbEnvironment, choose_mode, read_wandb_environment
 from pipeline.monitor.wandb_writer import INIT_TIMEOUT_S, WandbRun, WandbWriter
-from pipeline.run.evaluations import newest_of_each, setting_of
+from pipeline.run.evaluations import newest_of_each, setting_of, weights_of_row
 from pipeline.run.records import append_json_lines, number
 
 
@@ -182,7 +182,8 @@ def _by_step(results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for row in here:
             measure = setting_of(row) or ""
             setting = "" if measure == row["protocol"] else "_" + re.sub(r"[^A-Za-z0-9.]+", "", measure)
-            groups.setdefault(f"eval/{row['dataset']}/{row['protocol']}{setting}", []).append(row)
+            average = "_average" if weights_of_row(row).kind == "average" else ""
+            groups.setdefault(f"eval/{row['dataset']}/{row['protocol']}{setting}{average}", []).append(row)
         values: dict[str, float] = {}
         for key, group in groups.items():
             accuracies = [row["accuracy"] for row in group]

@@ -12,8 +12,8 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.run import claims
-from pipeline.run.evaluations import group_results, name_failures, read_results
-from pipeline.run.folder import RunFolder, step_of
+from pipeline.run.evaluations import group_results, name_failures, read_results, weights_of_row
+from pipeline.run.folder import RunFolder, WeightsName, weights_named
 from pipeline.run.records import Row, is_count, number, read_json
 from pipeline.run.state import GOING, RunState, Signs, State, judge, read_claim, read_state
 
@@ -126,7 +126,8 @@ def read_status(
     going = found.state in GOING
     left = None if found.step is None or found.total_steps is None or not going else max(0, found.total_steps - found.step)
     results = read_results(RunFolder(folder))
-    stored = _read_stored(folder, measured={row["step"] for row in results.rows if row.get("accuracy") is not None}, now=now)
+    measured = {weights_of_row(row) for row in results.rows if row.get("accuracy") is not None}
+    stored = _read_stored(folder, measured=measured, now=now)
     problems = [*signs.problems, *results.passed_over, *name_failures(results.rows, run=folder), *stored.problems]
     return RunStatus(
         run=str(folder),
@@ -185,15 +186,15 @@ class Stored:
     problems: list[str]
 
 
-def _read_stored(root: Path, *, measured: set[int], now: float) -> Stored:
+def _read_stored(root: Path, *, measured: set[WeightsName], now: float) -> Stored:
     folder, problems = RunFolder(root), []
-    checkpoint, weights = None, set[int]()
+    checkpoint, weights = None, set[WeightsName]()
     try:
         checkpoint = _newest_checkpoint(folder, now=now)
     except OSError as error:
         problems.append(f"{folder.checkpoints} cannot be read: {error.strerror}")
     try:
-        weights = set(folder.weight_steps())
+        weights = set(folder.weight_names())
     except OSError as error:
         problems.append(f"{folder.weights} cannot be read: {error.strerror}")
     return Stored(checkpoint, len(weights - measured), problems)
@@ -223,19 +224,19 @@ def _summarise(rows: Sequence[Row]) -> list[EvaluationStatus]:
 def _describe_claims(root: Path, sightings: claims.Sightings) -> list[str]:
     """Return who evaluates what at this moment, and which claims their owners do not touch any more."""
     return [
-        f"step {step} on {'an unknown host' if owner is None else owner.process.host + _doubt(path, owner, sightings)}"
-        for step, path, owner in _list_claims(root)
+        f"{weights} on {'an unknown host' if owner is None else owner.process.host + _doubt(path, owner, sightings)}"
+        for weights, path, owner in _list_claims(root)
     ]
 
 
-def _list_claims(root: Path) -> list[tuple[int, Path, claims.Owner | None]]:
+def _list_claims(root: Path) -> list[tuple[WeightsName, Path, claims.Owner | None]]:
     """Return step, file and owner of each claim; None where the file does not name an owner."""
     try:
         names = sorted(os.listdir(RunFolder(root).claims))
     except OSError:
         return []
-    steps = {RunFolder(root).claims / name: step_of(name, suffix=".json") for name in names}
-    return [(step, path, read_claim(path)) for path, step in steps.items() if step is not None and path.is_file()]
+    found = {RunFolder(root).claims / name: weights_named(name, suffix=".json") for name in names}
+    return [(name, path, read_claim(path)) for path, name in found.items() if name is not None and path.is_file()]
 
 
 def watch_claims(runs: Sequence[Path], sightings: claims.Sightings) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from pipeline.optim.base import OptimizerSection
+from pipeline.optim.base import DecayRule, OptimizerSection
 from pipeline.optim.guard import GuardedOptimizer
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -22,6 +22,7 @@ class AdamW(OptimizerSection):
     eps: float = Field(default=1e-8, gt=0)
 
     state_names: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    decay_rules: ClassVar[tuple[DecayRule, ...]] = ("decoupled_lr", "decoupled_schedule")
 
     def build_from_groups(self, groups: Iterable[dict[str, Any]], *, fused: bool) -> GuardedOptimizer:
         return GuardedAdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=fused or None)

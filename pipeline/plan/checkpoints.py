@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.config.run import RunConfig
+from pipeline.optim.base import STATE_ELEMENT_BYTES
 from pipeline.plan.cluster import Cluster
 from pipeline.plan.compute import Compute
 from pipeline.plan.corpus import CorpusFacts, to_steps
@@ -48,7 +49,9 @@ def forecast_checkpoints(
     kept = min(section.keep_last, -(-compute.steps // every))
     if section.keep_every is not None:
         kept += compute.steps // to_steps(section.keep_every, "checkpoint.keep_every", config=config, corpus=corpus)
-    moments, weights = moments_bytes(sizes, optimizer_bytes=config.optimizer.state_bytes), weights_bytes(sizes)
+    averages = 0 if config.optimizer.average is None else 1
+    moments = moments_bytes(sizes, optimizer_bytes=config.optimizer.state_bytes - averages * STATE_ELEMENT_BYTES)
+    weights = weights_bytes(sizes, kinds=1 + averages)
     costs = Interruptions(
         mtbf_s=job_mtbf_s(node_mtbf_hours=cluster.node_mtbf_hours, num_nodes=cluster.num_nodes),
         save_s=cluster.save_s,

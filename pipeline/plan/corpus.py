@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
-from pipeline.config.resolve import load_mixture
+from pipeline.config.resolve import count_cooldown_steps, load_mixture
 from pipeline.config.run import RunConfig
 from pipeline.data.shards.index import DEFAULT_BLOCK_SAMPLES
 from pipeline.data.streams.mixture import Mixture
@@ -79,9 +80,10 @@ def count_steps(config: RunConfig, corpus: CorpusFacts) -> int:
     """Return the steps of the run.
 
     Raises:
-        ConfigError: as `to_steps`, or the warmup is as long as the run.
+        ConfigError: as `to_steps`, or warmup and cooldown do not fit into the run.
     """
     total = to_steps(config.trainer.duration, "trainer.duration", config=config, corpus=corpus)
+    warmup_steps = 0
     if (warmup := config.schedule.warmup).amount:
         warmup_steps = to_steps(warmup, "schedule.warmup", config=config, corpus=corpus)
         if warmup_steps >= total:
@@ -90,4 +92,6 @@ def count_steps(config: RunConfig, corpus: CorpusFacts) -> int:
                 f"is {total:,}; "
                 "shorten schedule.warmup or lengthen trainer.duration"
             )
+    counted = functools.partial(to_steps, config=config, corpus=corpus)
+    count_cooldown_steps(config, total=total, warmup=warmup_steps, to_steps=counted)
     return min(total, config.trainer.max_steps or total)

@@ -48,6 +48,11 @@ def moments_bytes(sizes: ParameterSizes, *, optimizer_bytes: int) -> int:
     return optimizer_bytes * sizes.total
 
 
-def weights_bytes(sizes: ParameterSizes) -> int:
-    """Return the size of the fp32 weights file, which is kept. A checkpoint's second name for it takes no space."""
-    return 4 * sizes.total
+def weights_bytes(sizes: ParameterSizes, *, kinds: int = 1) -> int:
+    """Return the size of a step's fp32 weights files, which are kept. A checkpoint holds them under second names, which take no
+    space.
+
+    Args:
+        kinds: 2 where a running average is kept next to the weights.
+    """
+    return 4 * sizes.total * kinds

@@ -4,10 +4,12 @@
       config.yaml                          as resolved at the last launch
       checkpoints/step_00001000/           one folder a checkpoint
         model.safetensors                  fp32 masters: the weights file below, under a second name
+        average.safetensors                their running average, if one is kept, under a second name too
         moments-00000-of-00002.safetensors Adam's moments, whole tensors shared out between the ranks that wrote them
         meta.json                          step, images seen, number of updates, W&B id, versions
         manifest.json                      size and hash of every other file; written last
       weights/step_00001000.safetensors    fp32 weights with the model's config in the header: what evaluation reads
+      weights/step_00001000.average.safetensors
       complete.json                        written when the last step is saved
       metrics.jsonl  evaluations.jsonl  claims/  wandb_id  wandb/
 
@@ -34,6 +36,7 @@ from pipeline.run.loss_history import LossHistory, choose_kept
 _HASH_CHUNK = 16 * 2**20
 FORMAT = 2  # format of the files in a checkpoint folder
 MODEL_FILE = "model.safetensors"
+AVERAGE_FILE = "average.safetensors"
 MOMENTS_FILES = "moments-*.safetensors"
 METRICS_STATE = "TrainingMetrics"  # key of the metrics' state among the callbacks
 _META_TYPES = {"bool": bool, "int": int, "str": str}  # the other fields are mappings

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.json_text import parse_json
-from pipeline.run.folder import RunFolder, step_name
+from pipeline.run.folder import WEIGHTS_SUFFIX, RunFolder, WeightsKind, WeightsName
 from pipeline.run.records import Row, has_step, is_count, number, read_json_lines
 
 SUPERSEDED = "superseded-"
+WEIGHTS_KIND = "weights_kind"  # key of lines that are of averaged weights
 _MOST_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
 
 
@@ -68,15 +69,21 @@ def is_current(folder: RunFolder, row: Row) -> bool:
     digest = row.get("weights")
     if not isinstance(digest, str):
         return True  # the line does not say
-    now = read_digest(folder.weights_of(row["step"]))
+    weights = weights_of_row(row)
+    now = read_digest(folder.weights_of(weights.step, weights.kind))
     if now is not None:
         return now == digest
-    return read_digest(superseded_weights(folder, row["step"])) != digest
+    return read_digest(superseded_weights(folder, weights.step, weights.kind)) != digest
 
 
-def superseded_weights(folder: RunFolder, step: int) -> Path:
+def weights_of_row(row: Row) -> WeightsName:
+    """Return the weights that a result is of. A line of raw weights does not say so."""
+    return WeightsName(row["step"], "average" if row.get(WEIGHTS_KIND) == "average" else "raw")
+
+
+def superseded_weights(folder: RunFolder, step: int, kind: WeightsKind = "raw") -> Path:
     """Return where a launch puts weights of steps that it will train again."""
-    return folder.weights / f"{SUPERSEDED}{step_name(step)}.safetensors"
+    return folder.weights / f"{SUPERSEDED}{WeightsName(step, kind).stem}{WEIGHTS_SUFFIX}"
 
 
 def set_weights_aside(folder: RunFolder, *, after: int) -> list[int]:
@@ -87,15 +94,16 @@ def set_weights_aside(folder: RunFolder, *, after: int) -> list[int]:
     Returns:
         The steps.
     """
-    steps = [step for step in folder.weight_steps() if step > after]
-    for step in steps:
-        folder.weights_of(step).replace(superseded_weights(folder, step))
-    return steps
+    names = [weights for weights in folder.weight_names() if weights.step > after]
+    for weights in names:
+        folder.weights_of(weights.step, weights.kind).replace(superseded_weights(folder, weights.step, weights.kind))
+    return sorted({weights.step for weights in names})
 
 
 def measure_of(row: Row) -> str:
     """Return the name of a result's measure: the set, and how it was measured."""
-    return f"{row['dataset']} {setting_of(row)}"
+    average = " (average)" if weights_of_row(row).kind == "average" else ""
+    return f"{row['dataset']} {setting_of(row)}{average}"
 
 
 def setting_of(row: Row) -> str | None:

@@ -1,7 +1,7 @@
 """Define the names in a run folder: the run's own names, and which names are a user's. This module imports nothing heavy.
 
-The run's own checkpoints and weights are named `step_00001000`, with eight digits or more and nothing after them. Every other
-name is passed over: a user's copy (`step_00001000.bak`), a file system's `lost+found`, and what a launch has set aside
+The run's own checkpoints and weights are named `step_00001000`, with eight digits or more. Nothing follows but `.average`,
+in the name of the weights' running average. Every other name is passed over: a user's copy (`step_00001000.bak`), a file system's `lost+found`, and what a launch has set aside
 (`broken-step_00001000`, `ruined-...`, `superseded-...`).
 """
 
@@ -12,9 +12,29 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 _STEP = re.compile(r"step_(\d{8,})")
 WEIGHTS_SUFFIX = ".safetensors"
+
+WeightsKind = Literal["raw", "average"]
+"""The weights that are trained, or their running average (`optimizer.average`)."""
+
+
+@dataclass(frozen=True)
+class WeightsName:
+    """Names weights of a run: their step and kind."""
+
+    step: int
+    kind: WeightsKind = "raw"
+
+    @property
+    def stem(self) -> str:
+        """Return the name of their files, without a suffix."""
+        return step_name(self.step) + ("" if self.kind == "raw" else f".{self.kind}")
+
+    def __str__(self) -> str:
+        return f"step {self.step}" + ("" if self.kind == "raw" else f" ({self.kind})")
 
 
 @dataclass(frozen=True)
@@ -107,8 +127,18 @@ class RunFolder:
     def checkpoint_of(self, step: int) -> Path:
         return self.checkpoints / step_name(step)
 
-    def weights_of(self, step: int) -> Path:
-        return self.weights / f"{step_name(step)}{WEIGHTS_SUFFIX}"
+    def weights_of(self, step: int, kind: WeightsKind = "raw") -> Path:
+        return self.weights / f"{WeightsName(step, kind).stem}{WEIGHTS_SUFFIX}"
+
+    def weight_names(self) -> list[WeightsName]:
+        """Return all weights by step, the raw ones of a step first.
+
+        Raises:
+            OSError: the folder cannot be listed.
+        """
+        files = (entry.name for entry in _entries(self.weights) if not entry.is_dir())
+        names = [found for name in files if (found := weights_named(name, suffix=WEIGHTS_SUFFIX)) is not None]
+        return sorted(names, key=lambda weights: (weights.step, weights.kind == "average"))
 
     def weight_steps(self) -> list[int]:
         """Return the steps that have weights, ascending.
@@ -116,8 +146,7 @@ class RunFolder:
         Raises:
             OSError: the folder cannot be listed.
         """
-        files = (entry.name for entry in _entries(self.weights) if not entry.is_dir())
-        return sorted(step for name in files if (step := step_of(name, suffix=WEIGHTS_SUFFIX)) is not None)
+        return [weights.step for weights in self.weight_names() if weights.kind == "raw"]
 
     def checkpoint_steps(self) -> list[int]:
         """Return the steps that have a checkpoint folder (not yet verified), ascending. A link whose target is missing counts.
@@ -144,6 +173,15 @@ def step_of(name: str, *, suffix: str = "") -> int | None:
     stem = name[: len(name) - len(suffix)]
     found = _STEP.fullmatch(stem)
     return int(found.group(1)) if found and stem == step_name(int(found.group(1))) else None
+
+
+def weights_named(name: str, *, suffix: str) -> WeightsName | None:
+    """Return the weights that one of the run's own names means; None for every other name."""
+    average = step_of(name, suffix=f".average{suffix}")
+    if average is not None:
+        return WeightsName(average, "average")
+    step = step_of(name, suffix=suffix)
+    return None if step is None else WeightsName(step)
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:

@@ -20,9 +20,18 @@ from pipeline.files import sync_folder
 from pipeline.json_text import parse_json
 from pipeline.models import config_from_dict
 from pipeline.models.base import Backbone, ModelConfig
+from pipeline.run.folder import WeightsKind
 
 
-def save_weights(path: Path, tensors: dict[str, Tensor], *, model: ModelConfig, step: int, images_seen: int) -> None:
+def save_weights(
+    path: Path,
+    tensors: dict[str, Tensor],
+    *,
+    model: ModelConfig,
+    step: int,
+    images_seen: int,
+    kind: WeightsKind = "raw",
+) -> None:
     """Write plain weights as safetensors, with the model's config in the header, whole or not at all."""
     header = {
         "family": model.family,
@@ -31,6 +40,7 @@ def save_weights(path: Path, tensors: dict[str, Tensor], *, model: ModelConfig, 
         "images_seen": str(images_seen),
         "digest": digest_tensors(tensors),
         "format": "pt",
+        **({} if kind == "raw" else {"kind": kind}),
     }
     path.parent.mkdir(
         exist_ok=True
@@ -98,6 +108,7 @@ class WeightsHeader:
     model: ModelConfig
     step: int
     images_seen: int
+    kind: WeightsKind = "raw"
 
 
 def read_weights_header(path: Path) -> WeightsHeader:
@@ -114,6 +125,7 @@ def read_weights_header(path: Path) -> WeightsHeader:
             model=config_from_dict(header.get("family", "vit"), parse_json(header["model"])),
             step=_count(header["step"]),
             images_seen=_count(header["images_seen"]),
+            kind="average" if header.get("kind") == "average" else "raw",
         )
     except FileNotFoundError as error:
         raise CheckpointError(f"weights file {path} does not exist") from error

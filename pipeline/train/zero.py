@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 
 from pipeline.distributed.precision import TrainingPrecision
+from pipeline.optim.average import AVERAGE
 from pipeline.optim.guard import GuardedOptimizer
-from pipeline.run.checkpoint import MODEL_FILE, MOMENTS_FILES, read_meta
+from pipeline.run.checkpoint import AVERAGE_FILE, MODEL_FILE, MOMENTS_FILES, read_meta
 from pipeline.run.weights import TensorFiles
 from pipeline.train import zero_state
 
@@ -63,6 +65,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def __init__(self, *, config: dict[str, Any], precision: TrainingPrecision, clip_norm: float | None) -> None:
         self._clip_norm = clip_norm
+        self.learning_rate = 0.0  # of the coming step, before a group's own scale
         super().__init__(
             config=config,
             cluster_environment=TorchElasticEnvironment(),
@@ -111,8 +114,10 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def set_learning_rate(self, value: float) -> None:
         """For the coming step, in every parameter group."""
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = value
+        optimizer = zero_state.inner_optimizer(self.engine)
+        optimizer.set_learning_rate(value)
+        optimizer.num_updates = zero_state.num_updates(self.engine)
+        self.learning_rate = value
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Resume a training from a checkpoint, whatever number of ranks and ZeRO stage wrote it.
@@ -127,7 +132,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         zero_state.restore(
             self.engine,
             masters=TensorFiles([folder / MODEL_FILE]).read,
-            moments=TensorFiles(sorted(folder.glob(MOMENTS_FILES))).read,
+            moments=_moments_reader(folder),
             num_updates=meta.num_updates,
         )
         self.engine.global_steps, self.engine.skipped_steps = meta.step, meta.skipped_steps
@@ -145,6 +150,18 @@ class ZeroStrategy(DeepSpeedStrategy):
             "callbacks": meta.callbacks,
             "lr_schedulers": [],
         }
+
+
+def _moments_reader(folder: Path) -> Callable[[str], Tensor]:
+    """What reads a tensor that the optimizer keeps, by its key, from a checkpoint."""
+    moments = TensorFiles(sorted(folder.glob(MOMENTS_FILES)))
+    average = TensorFiles([path for path in (folder / AVERAGE_FILE,) if path.exists()])
+
+    def read(key: str) -> Tensor:
+        state, _, name = key.partition("/")
+        return average.read(name) if state == AVERAGE else moments.read(key)
+
+    return read
 
 
 def loop_progress(template: dict[str, Any], *, step: int, micro_batches: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.optim.guard import GuardedOptimizer
+from pipeline.train import zero_layout
 
 
 def assign_owners(sizes: Mapping[str, int], *, num_ranks: int, taken: int = 0) -> dict[str, int]:
@@ -32,15 +33,16 @@ def assign_owners(sizes: Mapping[str, int], *, num_ranks: int, taken: int = 0) -
 
 
 def prepare_optimizer_state(engine: Any) -> None:
-    """Give the optimizer its state before the first step, as zeros, which is what it would begin with itself.
+    """Give the optimizer its state before the first step: zeros, which is what it would begin with itself, and the average.
 
     DeepSpeed makes it at the first step that is not refused; until then there would be nothing to save or load.
     """
     optimizer = inner_optimizer(engine)
+    optimizer.layout = zero_layout.find_layout(engine)
     counts_on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-    for flat in _flat_masters(engine):
+    for flat, group in zero_layout.flat_masters(engine):
         count = torch.zeros((), dtype=torch.float32, device=flat.device if counts_on_device else "cpu")
-        optimizer.state[flat] = {"step": count, **{name: torch.zeros_like(flat) for name in optimizer.state_names}}
+        optimizer.state[flat] = {"step": count, **optimizer.first_state(flat, optimizer.param_groups[group])}
     if engine.zero_optimization_stage() in (1, 2):
         engine.optimizer._lazy_init_hp_params_optimizer_state()  # lets each parameter find its part of them
 
@@ -67,11 +69,17 @@ def gather_masters(engine: Any) -> Iterator[tuple[str, Tensor]]:
         yield name, _gather(engine, parameter, None)
 
 
-def gather_optimizer_state(engine: Any) -> Iterator[tuple[str, Tensor]]:
-    """`STATE/NAME` (`exp_avg/head.weight`), whole, for each state and parameter. A collective, as `gather_masters`."""
+def state_keys(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
+    """`STATE/NAME` (`exp_avg/head.weight`) of each tensor that the optimizer keeps, and the parameter that it is of."""
     for name, parameter in named_parameters(engine):
-        for moment in inner_optimizer(engine).state_names:
-            yield f"{moment}/{name}", _gather(engine, parameter, moment)
+        for moment in inner_optimizer(engine).state_names_of(parameter):
+            yield f"{moment}/{name}", parameter
+
+
+def gather_optimizer_state(engine: Any) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor that the optimizer keeps, whole, by the key of `state_keys`. A collective, as `gather_masters`."""
+    for key, parameter in state_keys(engine):
+        yield key, _gather(engine, parameter, key.partition("/")[0])
 
 
 def restore(engine: Any, *, masters: Callable[[str], Tensor], moments: Callable[[str], Tensor], num_updates: int) -> None:
@@ -83,22 +91,10 @@ def restore(engine: Any, *, masters: Callable[[str], Tensor], moments: Callable[
     """
     for name, parameter in named_parameters(engine):
         _scatter(engine, parameter, None, masters(name))
-        for moment in inner_optimizer(engine).state_names:
-            _scatter(engine, parameter, moment, moments(f"{moment}/{name}"))
-    for flat in _flat_masters(engine):
+    for key, parameter in state_keys(engine):
+        _scatter(engine, parameter, key.partition("/")[0], moments(key))
+    for flat, _ in zero_layout.flat_masters(engine):
         inner_optimizer(engine).state[flat]["step"].fill_(num_updates)  # Adam's correction of its moments reads it
-
-
-def _flat_masters(engine: Any) -> list[Tensor]:
-    """The tensors that the optimizer updates on this rank: parameters at stage 0, else flat parts of many."""
-    stage = engine.zero_optimization_stage()
-    if stage == 0:
-        return [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
-    if stage == 3:
-        return engine.optimizer.fp32_partitioned_groups_flat
-    if hasattr(engine.optimizer, "fp32_groups_flat_partition"):  # DeepSpeed's optimizer of stage 1 in bf16
-        return engine.optimizer.fp32_groups_flat_partition
-    return engine.optimizer.single_partition_of_fp32_groups
 
 
 def _gather(engine: Any, parameter: nn.Parameter, moment: str | None) -> Tensor:

@@ -28,6 +28,8 @@ from pipeline.files import write_whole
 from pipeline.launch.signals import Interrupted, StopRequest
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
 from pipeline.run.checkpoint import RunFolder
+from pipeline.run.evaluations import read_results, set_weights_aside
+from pipeline.run.folder import WeightsKind, WeightsName
 from pipeline.run.records import read_json_lines
 from pipeline.run.weights import save_weights
 from tests.conftest import REPOSITORY, Outcome, environment
@@ -41,10 +43,10 @@ MODEL = ViTConfig(
 RESULTS_PER_STEP = 2 * 2 + 1  # shots x seeds, and the linear probe
 
 
-def add_weights(folder: RunFolder, step: int, *, seed: int = 0) -> None:
+def add_weights(folder: RunFolder, step: int, *, seed: int = 0, kind: WeightsKind = "raw") -> None:
     model = VisionTransformer(MODEL)
     model.init_weights(torch.Generator().manual_seed(step + seed))
-    save_weights(folder.weights_of(step), model.state_dict(), model=MODEL, step=step, images_seen=8 * step)
+    save_weights(folder.weights_of(step, kind), model.state_dict(), model=MODEL, step=step, images_seen=8 * step, kind=kind)
 
 
 @pytest.fixture
@@ -76,6 +78,33 @@ def test_every_checkpoint_is_evaluated_once(folder: RunFolder, call: Call) -> No
     added = read_json_lines(folder.evaluations)[len(rows) :]
     assert [(row["step"], row["shots"]) for row in added] == [(0, 10), (0, 10), (4, 10), (4, 10)]
     assert sorted((folder.root / "wandb").glob("offline-run-*-abc123-eval/*.wandb"))
+
+
+def test_averaged_weights_are_measured_next_to_the_raw_ones(folder: RunFolder, call: Call) -> None:
+    """Though their tensors are the same here: rows, status, report and W&B tell them apart."""
+    for step in (0, 4):
+        add_weights(folder, step)
+    add_weights(folder, 4, kind="average")
+    first = call("evaluate", str(folder.root), "tracking.mode=offline")
+    assert first.code == 0, first.text
+    assert "[eval] step 4 (average): " in first.text
+    rows = read_json_lines(folder.evaluations)
+    kinds = [row.get("weights_kind") for row in rows]
+    assert kinds == [None] * 2 * RESULTS_PER_STEP + ["average"] * RESULTS_PER_STEP
+    raw, average = rows[RESULTS_PER_STEP : 2 * RESULTS_PER_STEP], rows[2 * RESULTS_PER_STEP :]
+    assert [row["accuracy"] for row in raw] == [row["accuracy"] for row in average]
+    assert "nothing to do" in call("evaluate", str(folder.root)).text
+    status = json.loads(call("status", str(folder.root), "--json").text)
+    assert status["not_evaluated"] == 0
+    steps = {found["measure"]: found["num_checkpoints"] for found in status["evaluations"]}
+    assert (steps["bars 1-shot"], steps["bars 1-shot (average)"], steps["bars linear (average)"]) == (2, 1, 1)
+    assert "bars 5-shot (average)" in call("report", str(folder.root)).text
+    (row,) = [row for row in stored_history(folder.root, "abc123-eval") if row["_step"] == 4]
+    assert row["eval/bars/linear_average"] == row["eval/bars/linear"]
+    # Weights that are trained again are set aside, both kinds, and their results with them.
+    set_weights_aside(folder, after=0)
+    assert folder.weight_names() == [WeightsName(0)]
+    assert {row["step"] for row in read_results(folder).rows} == {0}
 
 
 def test_a_result_stands_only_for_what_it_was_measured_on(

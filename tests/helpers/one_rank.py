@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from pipeline.distributed.world import World, init_process_group, leave_process_group
 from pipeline.optim.adamw import AdamW
+from pipeline.optim.base import OptimizerSection
 from pipeline.train.module import PretrainModule
 from pipeline.train.zero import ZeroStrategy, deepspeed_config
 
@@ -64,19 +65,19 @@ def make_batch(number: int, *, value: float = 1.0, **more: Any) -> dict[str, Any
     }  # fmt: skip
 
 
-def make_module() -> PretrainModule:
+def make_module(section: OptimizerSection | None = None) -> PretrainModule:
     model = nn.Linear(FEATURES, CLASSES)
     nn.init.zeros_(model.weight)
     nn.init.zeros_(model.bias)
-    section = AdamW(learning_rate=LEARNING_RATE, weight_decay=0.0)
+    chosen = section or AdamW(learning_rate=LEARNING_RATE, weight_decay=0.0)
     return PretrainModule(
-        model=model, loss=F.cross_entropy, make_optimizer=lambda m: section.build(m, fused=False), schedule=lambda _: LEARNING_RATE, seed=0
+        model=model, loss=F.cross_entropy, make_optimizer=lambda m: chosen.build(m, fused=False), schedule=lambda _: LEARNING_RATE, seed=0
     )  # fmt: skip
 
 
 def fit(
     callbacks: list[Callback], batches: Iterable[dict[str, Any]], *, folder: Path, max_steps: int, accumulation_steps: int = 1,
-    zero_stage: int = 0, logger: Any = False,
+    zero_stage: int = 0, logger: Any = False, section: OptimizerSection | None = None,
 ) -> Trainer:  # fmt: skip
     """Train on these batches until `max_steps`, or as long as there are any. Call it within `one_rank`."""
     with _launcher_variables():
@@ -88,7 +89,7 @@ def fit(
             zero_stage=zero_stage,
             logger=logger,
         )
-        trainer.fit(make_module(), train_dataloaders=_Stream(batches))
+        trainer.fit(make_module(section), train_dataloaders=_Stream(batches))
     return trainer
 
 

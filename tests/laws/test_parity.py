@@ -56,7 +56,7 @@ def train_plainly(config_path: Path) -> tuple[list[float], list[float], dict[str
     stream = make_stream(run, world=World.alone(), start_step=0)
     batches = iter(BatchLoader(stream, num_workers=0, prefetch=1, pin_memory=False))
     model, loss = make_model(run.model, seed=config.seed), config.objective.build(num_classes=config.model.num_classes)
-    schedule = make_schedule(config, total_steps=run.total_steps, warmup_steps=run.warmup_steps)
+    schedule = make_schedule(config, run.schedule_steps)
     kernels = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
     others = [p for p in model.parameters() if not any(p is kernel for kernel in kernels)]
     groups = [{"params": kernels, "weight_decay": config.optimizer.weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -5,6 +5,8 @@ from typing import Annotated
 from pipeline.optim.schedules.constant import Constant
 from pipeline.optim.schedules.cosine import Cosine
 from pipeline.optim.schedules.linear import Linear
+from pipeline.optim.schedules.rsqrt import ReciprocalSqrt
+from pipeline.optim.schedules.wsd import WarmupStableDecay
 from pipeline.section import OneOf
 
-Schedule = Annotated[Linear | Cosine | Constant, OneOf("decay", default="linear")]
+Schedule = Annotated[Linear | Cosine | Constant | ReciprocalSqrt | WarmupStableDecay, OneOf("decay", default="linear")]

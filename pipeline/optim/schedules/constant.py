@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pipeline.optim.schedules.base import ScheduleSection
+from pipeline.optim.schedules.base import ScheduleSection, ScheduleSteps
 
 
 class Constant(ScheduleSection):
@@ -12,5 +12,5 @@ class Constant(ScheduleSection):
 
     decay: Literal["constant"] = "constant"
 
-    def after_warmup(self, progress: float, *, peak: float, end: float) -> float:
+    def after_warmup(self, step: int, *, steps: ScheduleSteps, peak: float, end: float) -> float:
         return peak

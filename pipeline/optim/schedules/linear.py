@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pipeline.functional.schedules import linear_decay
-from pipeline.optim.schedules.base import ScheduleSection
+from pipeline.optim.schedules.base import ScheduleSection, ScheduleSteps
 
 
 class Linear(ScheduleSection):
@@ -13,5 +13,5 @@ class Linear(ScheduleSection):
 
     decay: Literal["linear"] = "linear"
 
-    def after_warmup(self, progress: float, *, peak: float, end: float) -> float:
-        return linear_decay(progress, peak=peak, end=end)
+    def after_warmup(self, step: int, *, steps: ScheduleSteps, peak: float, end: float) -> float:
+        return linear_decay(steps.progress(step), peak=peak, end=end)

@@ -30,17 +30,19 @@ from torch import Tensor
 
 from pipeline.console.lines import log_line
 from pipeline.errors import CheckpointError, DivergedError, PipelineError
-from pipeline.files import sync_folder, write_whole
+from pipeline.files import write_whole
 from pipeline.launch.signals import StopRequest
-from pipeline.run.checkpoint import Checkpoint, RunFolder, delete_old, publish
+from pipeline.run.checkpoint import AVERAGE_FILE, Checkpoint, RunFolder, delete_old, publish
 from pipeline.run.checkpoint_search import name_tensors, set_aside
 from pipeline.run.weights import save_weights
 from pipeline.train.callbacks.snapshots import (
     Entries,
     NotFinite,
     RunFacts,
+    discard_weights,
     gather_masters,
-    prepared_weights,
+    link_or_copy,
+    publish_weights,
     take_snapshot,
     write_share,
 )
@@ -234,8 +236,7 @@ class Checkpointing(StepCallback):
     def _publish(self, save: Save, manifest: Entries, trainer: Trainer) -> list[str]:
         """Publish the weights, then the checkpoint, which so always has them; on rank 0 only. Return what failed, in words."""
         try:
-            prepared_weights(self.folder, save.step).replace(self.folder.weights_of(save.step))
-            sync_folder(self.folder.weights)
+            publish_weights(self.folder, save.step)
             publish(self.folder.staging_of(save.step), self.folder.checkpoint_of(save.step), manifest=manifest)
         except OSError as error:
             return [f"rank 0: {error}"]
@@ -285,7 +286,7 @@ class Checkpointing(StepCallback):
 
     def _remove_staged(self, step: int) -> None:
         shutil.rmtree(self.folder.staging_of(step), ignore_errors=True)
-        prepared_weights(self.folder, step).unlink(missing_ok=True)
+        discard_weights(self.folder, step)
 
     def _write_first_weights(self, trainer: Trainer, step: int) -> None:
         masters = gather_masters(trainer)
@@ -302,6 +303,9 @@ class Checkpointing(StepCallback):
     def _write_weights(self, masters: dict[str, Tensor], *, step: int) -> None:
         images_seen = step * self.facts.global_batch_size
         save_weights(self.folder.weights_of(step), masters, model=self.facts.model, step=step, images_seen=images_seen)
+        average = None if self.start is None else self.start.path / AVERAGE_FILE  # that of step 0 is step 0's weights
+        if average is not None and average.exists():
+            link_or_copy(average, self.folder.weights_of(step, "average"))
 
 
 def mark_complete(folder: RunFolder, step: int) -> None:

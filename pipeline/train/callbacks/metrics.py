@@ -127,7 +127,7 @@ class TrainingMetrics(StepCallback):
             "exaflops": images_seen * self.flops_per_image / 1e18,
             "train/loss": means["loss"],
             **{name: float(value) for name, value in self._of_outputs.compute().items()},
-            "train/learning_rate": strategy.engine.optimizer.param_groups[0]["lr"],
+            "train/learning_rate": strategy.learning_rate,
             "train/gradient_norm": strategy.gradient_norm(),
             "train/skipped_steps": strategy.skipped_steps,
             "speed/images_per_s": images_per_s,

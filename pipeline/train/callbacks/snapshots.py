@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
 from pipeline.data.order import ORDER_VERSION
+from pipeline.files import sync_folder
 from pipeline.models.base import ModelConfig
-from pipeline.run.checkpoint import FORMAT, MODEL_FILE, CheckpointMeta, RunFolder, collect_versions, describe_files, write_meta
+from pipeline.optim.average import AVERAGE
+from pipeline.run.checkpoint import (
+    AVERAGE_FILE,
+    FORMAT,
+    MODEL_FILE,
+    CheckpointMeta,
+    RunFolder,
+    collect_versions,
+    describe_files,
+    write_meta,
+)
 from pipeline.run.checkpoint_search import is_finite
+from pipeline.run.folder import WeightsKind
 from pipeline.run.weights import save_tensors, save_weights
 from pipeline.train import zero_state
 
@@ -40,6 +52,7 @@ class Snapshot:
     meta: CheckpointMeta
     moments: dict[str, Tensor]
     masters: dict[str, Tensor]  # all of them on rank 0, none elsewhere
+    averages: dict[str, Tensor] = field(default_factory=dict)  # likewise; none where no average is kept
 
 
 @dataclass(frozen=True)
@@ -56,17 +69,26 @@ def take_snapshot(trainer: Trainer, step: int, *, facts: RunFacts, proven: bool)
         proven: whether it will be published only after a step that began from it was taken.
     """
     strategy: Any = trainer.strategy
-    sizes = {
-        f"{moment}/{name}": 4 * _numel(parameter)
-        for name, parameter in zero_state.named_parameters(strategy.engine)
-        for moment in zero_state.inner_optimizer(strategy.engine).state_names
-    }
-    # Rank 0 has the masters to write.
+    sizes = {key: 4 * _numel(parameter) for key, parameter in zero_state.state_keys(strategy.engine)}
+    shared = {key: size for key, size in sizes.items() if _averaged(key) is None}
+    # Rank 0 has the masters to write, and their average.
     masters = sum(4 * _numel(parameter) for _, parameter in zero_state.named_parameters(strategy.engine))
-    owners = zero_state.assign_owners(sizes, num_ranks=trainer.world_size, taken=masters)
+    averages = sum(sizes.values()) - sum(shared.values())
+    owners = zero_state.assign_owners(shared, num_ranks=trainer.world_size, taken=masters + averages)
     gathered = zero_state.gather_optimizer_state(strategy.engine)
-    moments = {name: _to_host(tensor) for name, tensor in gathered if owners[name] == trainer.global_rank}
-    return Snapshot(_make_meta(trainer, step, facts=facts, proven=proven), moments, gather_masters(trainer))
+    kept = {key: _to_host(tensor) for key, tensor in gathered if owners.get(key, 0) == trainer.global_rank}
+    return Snapshot(
+        meta=_make_meta(trainer, step, facts=facts, proven=proven),
+        moments={key: tensor for key, tensor in kept.items() if key in shared},
+        masters=gather_masters(trainer),
+        averages={name: tensor for key, tensor in kept.items() if (name := _averaged(key)) is not None},
+    )
+
+
+def _averaged(key: str) -> str | None:
+    """Return the parameter's name if the key of an optimizer's tensor is that of an average."""
+    state, _, name = key.partition("/")
+    return name if state == AVERAGE else None
 
 
 def gather_masters(trainer: Trainer) -> dict[str, Tensor]:
@@ -85,28 +107,55 @@ def write_share(snapshot: Snapshot, *, folder: RunFolder, facts: RunFacts, name:
     Returns:
         Manifest entries; nothing is written of a share that is not finite.
     """
-    ruined = [key for key, tensor in [*snapshot.masters.items(), *snapshot.moments.items()] if not is_finite(tensor)]
+    tensors = [*snapshot.masters.items(), *snapshot.averages.items(), *snapshot.moments.items()]
+    ruined = [key for key, tensor in tensors if not is_finite(tensor)]
     if ruined:
         return NotFinite(tuple(ruined))
     step = snapshot.meta.step
     staging = folder.staging_of(step)
     staging.mkdir(exist_ok=True)  # without parent folders: see `save_weights`
     files: list[Path] = []
+    whole: list[tuple[WeightsKind, str, dict[str, Tensor]]] = [
+        ("raw", MODEL_FILE, snapshot.masters),
+        ("average", AVERAGE_FILE, snapshot.averages),
+    ]
+    for kind, file_name, weights in whole:
+        if weights:
+            files.append(staging / file_name)
+            seen = snapshot.meta.images_seen
+            save_weights(files[-1], weights, model=facts.model, step=step, images_seen=seen, kind=kind)
+            link_or_copy(files[-1], prepared_weights(folder, step, kind))
     if snapshot.masters:
-        model = staging / MODEL_FILE
-        save_weights(model, snapshot.masters, model=facts.model, step=step, images_seen=snapshot.meta.images_seen)
-        link_or_copy(model, prepared_weights(folder, step))
         write_meta(staging, snapshot.meta)
-        files = [model, staging / "meta.json"]
+        files.append(staging / "meta.json")
     if snapshot.moments:
         save_tensors(staging / name, snapshot.moments)
         files.append(staging / name)
     return describe_files(staging, files)
 
 
-def prepared_weights(folder: RunFolder, step: int) -> Path:
+def prepared_weights(folder: RunFolder, step: int, kind: WeightsKind = "raw") -> Path:
     """The weights of a checkpoint that is on its way: readers pass it over."""
-    return folder.weights / f".{folder.weights_of(step).name}.part"
+    return folder.weights / f".{folder.weights_of(step, kind).name}.part"
+
+
+def publish_weights(folder: RunFolder, step: int) -> None:
+    """Give a checkpoint's weights the names that readers look for, its average first where there is one.
+
+    Raises:
+        OSError: they cannot be renamed.
+    """
+    average = prepared_weights(folder, step, "average")
+    if average.exists():
+        average.replace(folder.weights_of(step, "average"))
+    prepared_weights(folder, step).replace(folder.weights_of(step))
+    sync_folder(folder.weights)
+
+
+def discard_weights(folder: RunFolder, step: int) -> None:
+    """Leave nothing of what was prepared."""
+    for kind in get_args(WeightsKind):
+        prepared_weights(folder, step, kind).unlink(missing_ok=True)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
