@@ -62,7 +62,7 @@ def compare_augmentations(folder: str, *, image_size: int, num_rounds: int) -> s
     if answer.returncode:
         raise PipelineError(f"the process that measures ended with code {answer.returncode}; what it said is above")
     heading = (
-        f"{num_images} images of {folder}, cropped to {image_size} px; microseconds an image of one core, medians of "
+        f"{num_images} images of {folder}, cropped to {image_size} px; CPU microseconds an image on one core, medians of "
         f"{num_rounds} interleaved rounds; the fastest in brackets"
     )
     return f"{heading}\n\n{make_table(json.loads(answer.stdout))}"
@@ -85,7 +85,7 @@ def make_table(results: Mapping[str, Mapping[str, list[float]]]) -> str:
 
 
 def measure(*, folder: str, image_size: int, num_rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Return the seconds an image of each round, for each law and each who runs it."""
+    """Return the CPU seconds an image of each round, for each law and each who runs it."""
     torch.set_num_threads(1)
     settings = Settings(folder, converted="", num_workers=0, batch_size=1, image_size=image_size)
     encoded = encoded_images(settings)[:MAX_IMAGES]
@@ -105,10 +105,10 @@ def measure(*, folder: str, image_size: int, num_rounds: int) -> dict[str, dict[
     for _ in track(range(num_rounds), description="rounds", unit="round"):
         for law, row in work.items():
             for who, run in row.items():
-                begin = time.perf_counter()
+                begin = time.process_time()
                 for number in range(len(images)):
                     run(number)
-                results[law][who].append((time.perf_counter() - begin) / len(images))
+                results[law][who].append((time.process_time() - begin) / len(images))
     return results
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pipeline.config.run import RunConfig
 from pipeline.data.images.crop import Decoder
+from pipeline.data.images.crops import Crop, Simple
 from pipeline.data.images.decode import HOW_TO_BUILD, has_region_decoder
 from pipeline.data.section import DataSection
 from pipeline.data.shards.class_names import class_names_of
@@ -18,6 +19,7 @@ from pipeline.data.streams.train import largest_micro_batch
 from pipeline.distributed.precision import TrainingPrecision
 from pipeline.durations import Duration
 from pipeline.errors import ConfigError
+from pipeline.image_size import ImageSize, height_and_width
 from pipeline.models.base import ModelConfig
 from pipeline.optim.schedules.base import ScheduleSteps
 
@@ -66,6 +68,7 @@ def resolve_run(config: RunConfig, *, world_size: int) -> ResolvedRun:
     mixture = load_mixture(config.data)
     if isinstance(mixture, Mixture):
         _check_classes(mixture, num_classes=config.model.num_classes)
+    _check_crop(config.data.crop, image_size=model.image_size)
     num_samples = images_of_epoch(mixture, repeats=config.data.repeats)
     batch = config.trainer.global_batch_size
     advice = mixture.advice if isinstance(mixture, UnindexedShards) else None
@@ -188,6 +191,15 @@ def load_mixture(section: DataSection) -> Mixture | UnindexedShards:
     if not section.train:
         raise ConfigError("data.train is an empty list; name at least one {path: FOLDER, weight: NUMBER}")
     return Mixture(tuple(Corpus(load_index(part.path, part.index), part.weight, part.first_class) for part in section.train))
+
+
+def _check_crop(crop: Crop, *, image_size: ImageSize) -> None:
+    smallest = min(height_and_width(image_size))
+    if isinstance(crop, Simple) and crop.short_side is not None and crop.short_side < smallest:
+        raise ConfigError(
+            f"data.crop.short_side={crop.short_side} is less than the {smallest} px of model.image_size: a crop of that size does "
+            f"not fit; use {smallest} or more, or leave it out"
+        )
 
 
 def _check_classes(mixture: Mixture, *, num_classes: int) -> None:

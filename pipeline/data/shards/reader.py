@@ -90,11 +90,13 @@ class BlockReader:
         capacity: blocks kept; at least the number of streams this reader serves. A block whose samples have all been
             played is not kept.
         remote: how to read shards behind a URL.
+        plays: how often each sample is played in an epoch.
     """
 
-    def __init__(self, index: ShardIndex, *, capacity: int, remote: RemoteOptions | None = None) -> None:
+    def __init__(self, index: ShardIndex, *, capacity: int, remote: RemoteOptions | None = None, plays: int = 1) -> None:
         self.index = index
         self.capacity = capacity
+        self.plays = plays
         self._source = open_source(index, remote or RemoteOptions())
         self._started: dict[int, Callable[[], BlockBytes]] = {}
         self._blocks: OrderedDict[int, list[RawSample]] = OrderedDict()
@@ -116,7 +118,7 @@ class BlockReader:
             samples = self._parse(block, self._started.pop(block)())
             if len(self._blocks) >= self.capacity:
                 self._unplayed.pop(self._blocks.popitem(last=False)[0])
-            self._blocks[block], self._unplayed[block] = samples, len(samples)
+            self._blocks[block], self._unplayed[block] = samples, self.plays * len(samples)
         samples = self._blocks[block]
         self._blocks.move_to_end(block)
         self._unplayed[block] -= 1

@@ -200,7 +200,10 @@ class TrainStream:
         slots = share * self.division.accumulation_steps
         streams = slots * max(1, self.order.num_streams // self.division.global_batch_size)
         # A stream plays one block at a time. Twice that covers the ends of epochs.
-        return [BlockReader(corpus.index, capacity=2 * streams + 2, remote=self.remote) for corpus in self.mixture.corpora]
+        return [
+            BlockReader(corpus.index, capacity=2 * streams + 2, remote=self.remote, plays=self.order.repeats)
+            for corpus in self.mixture.corpora
+        ]
 
     def _fill(self, readers: list[BlockReader], positions: Int64s, located: Located, *, slots: Tensor) -> WorkerShare:
         labels, sample_ids = np.empty_like(positions), np.empty_like(positions)

@@ -9,16 +9,20 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from pipeline.data.images.augment import RandAugmentTF, RandAugmentTimm
 from pipeline.data.images.crop import EvalTransform, TrainTransform
+from pipeline.data.images.erasing import RandomErasing
 from pipeline.data.shards.index import check_shards, load_index
 from pipeline.data.shards.reader import LocalSource
 from pipeline.data.streams.evaluation import EvalStream
@@ -36,18 +40,28 @@ BATCH = 12
 
 
 def make_stream(
-    folder: Path, *, rank: int = 0, world_size: int = 1, accumulation: int = 1, start_step: int = 0, classes: int = 12
+    folder: Path,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    accumulation: int = 1,
+    start_step: int = 0,
+    classes: int = 12,
+    transform: TrainTransform = TRANSFORM,
+    repeats: int = 1,
+    read_ahead: int = 8,
 ) -> TrainStream:
     index = load_index(str(folder))
     division = Division(global_batch_size=BATCH, rank=rank, world_size=world_size, accumulation_steps=accumulation)
     mixture = Mixture((Corpus(index),))
     return TrainStream(
         mixture=mixture,
-        order=mixture.make_order(seed=5, num_streams=BATCH),
+        order=mixture.make_order(seed=5, num_streams=BATCH, repeats=repeats),
         division=division,
-        transform=TRANSFORM,
+        transform=transform,
         num_classes=classes,
         start_step=start_step,
+        read_ahead=read_ahead,
     )
 
 
@@ -61,12 +75,12 @@ def batches(stream: TrainStream) -> BatchLoader:
 
 
 def collect(
-    folder: Path, *, steps: int, world_size: int = 1, accumulation: int = 1, workers: int = 0, start_step: int = 0
+    folder: Path, *, steps: int, world_size: int = 1, accumulation: int = 1, workers: int = 0, **changes: Any
 ) -> list[Batch]:
     """Return all ranks' micro-batches of `steps` steps, in position order."""
     per_rank = []
     for rank in range(world_size):
-        stream = make_stream(folder, rank=rank, world_size=world_size, accumulation=accumulation, start_step=start_step)
+        stream = make_stream(folder, rank=rank, world_size=world_size, accumulation=accumulation, **changes)
         loader = BatchLoader(stream, num_workers=workers, prefetch=2, pin_memory=False)
         per_rank.append([keep(batch) for batch in islice(loader, steps * accumulation)])
     return [rank[step * accumulation + m] for step in range(steps) for rank in per_rank for m in range(accumulation)]
@@ -100,6 +114,38 @@ def test_the_sequence_is_the_same_for_everyone(
     )
     for key in ("positions", "sample_ids", "labels", "images"):
         assert torch.equal(joined(whole, key)[start_step * BATCH :], joined(part, key)), key
+
+
+@pytest.mark.parametrize(("world_size", "workers", "repeats"), [(1, 2, 3), (5, 0, 2)])
+def test_it_is_so_with_augmentation_and_repeats(corpus: Path, world_size: int, workers: int, repeats: int) -> None:
+    section = RandAugmentTF(magnitude=5) if workers else RandAugmentTimm()
+    law = replace(TRANSFORM, augmentation=section.build(), erasing=RandomErasing(probability=0.5).build())
+    whole = collect(corpus, steps=25, transform=law, repeats=repeats)
+    part = collect(corpus, steps=22, world_size=world_size, workers=workers, start_step=3, transform=law, repeats=repeats)
+    for key in ("positions", "sample_ids", "labels", "images"):
+        assert torch.equal(joined(whole, key)[3 * BATCH :], joined(part, key)), key
+    ids, images = joined(whole, "sample_ids"), joined(whole, "images")
+    copies = [image for number, image in zip(ids[: 2 * BATCH].tolist(), images, strict=False) if number == ids[0]]
+    assert len(copies) == repeats
+    assert all(not torch.equal(copies[0], other) for other in copies[1:])
+
+
+@pytest.mark.parametrize(("world_size", "repeats"), [(1, 5), (3, 2)])  # a rank's share holds whole groups of copies
+def test_repeats_do_not_read_more(
+    tmp_path: Path, write_shards: WriteShards, monkeypatch: pytest.MonkeyPatch, world_size: int, repeats: int
+) -> None:
+    """An epoch with repeats reads each block as often as one without: a block is kept until all copies are played."""
+    write_shards(tmp_path / "corpus", shard_sizes=[400], block_samples=16, size=8)
+    loaded: list[int] = []
+    original = LocalSource.start
+    monkeypatch.setattr(LocalSource, "start", lambda self, block: (loaded.append(block), original(self, block))[1])
+    counts = {}
+    for times in (1, repeats):
+        loaded.clear()
+        collect(tmp_path / "corpus", steps=400 * times // BATCH, world_size=world_size, repeats=times, read_ahead=1)
+        counts[times] = len(loaded)
+    assert counts[1] >= 25
+    assert counts[repeats] <= counts[1]
 
 
 def test_positions_count_up_and_samples_are_what_the_shards_hold(corpus: Path) -> None:
