@@ -34,7 +34,7 @@ class TimmConfig(ModelConfig):
     family: ClassVar[str] = "timm"
 
     name: str
-    image_size: int
+    image_size: int  # type: ignore[override]  # a square alone
     options: Options
     timm_version: str
     num_classes: int
