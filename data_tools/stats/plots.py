@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from data_tools.stats.histogram import LOG_STEP
-from data_tools.stats.measure import SIZE_BINS_PER_OCTAVE
+from data_tools.stats.shard_counts import SIZE_BINS_PER_OCTAVE
 from pipeline.console.figures import house_style, label_of
 
 BLUE, GREY, ORANGE = "#3b6ea5", "#8a8f98", "#d9822b"
