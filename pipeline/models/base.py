@@ -28,11 +28,17 @@ class Backbone(nn.Module):
     def layer_numbers(self) -> dict[str, int]:
         """Return the layer of each parameter, by its name in the model: layer-wise learning rates depend on it.
 
-        Blocks are the entries of the model's `nn.ModuleList`s, the outermost ones, in their order: block i is layer i + 1. What
-        is made before them (class token, positions, patch embedding) is layer 0, what is made after them (last norm, head)
-        is one layer more than there are blocks: the rule of BEiT and MAE. A family whose model is made otherwise has its own.
+        Blocks are the entries of the model's `nn.ModuleList`s, and of `nn.Sequential`s that are called blocks, layers or stages as
+        timm's are. The outermost ones count, in their order: block i is layer i + 1. What is made before them (class token,
+        positions, patch embedding) is layer 0, what is made after them (last norm, head) is one layer more than there are
+        blocks: the rule of BEiT and MAE. A family whose model is made otherwise has its own.
         """
-        lists = [name for name, module in self.named_modules() if isinstance(module, nn.ModuleList)]
+        lists = [
+            name
+            for name, module in self.named_modules()
+            if isinstance(module, nn.ModuleList)
+            or (isinstance(module, nn.Sequential) and name.rpartition(".")[2] in ("blocks", "layers", "stages"))
+        ]
         numbers: dict[str, int] = {}
         blocks: dict[str, int] = {}
         for name, _ in self.named_parameters():
