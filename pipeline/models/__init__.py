@@ -4,12 +4,13 @@ from typing import Annotated, Any
 
 from pipeline.models.base import ModelConfig
 from pipeline.models.bit.section import BiT
+from pipeline.models.hybrid.section import Hybrid
 from pipeline.models.section import ModelSection
 from pipeline.models.timm.section import Timm
 from pipeline.models.vit.section import ViT
 from pipeline.section import OneOf, members_of
 
-Model = Annotated[ViT | BiT | Timm, OneOf("family", default="vit")]
+Model = Annotated[ViT | BiT | Hybrid | Timm, OneOf("family", default="vit")]
 
 
 def config_from_dict(family: str, values: Any) -> ModelConfig:

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.distributed.precision import TrainingPrecision
+from pipeline.image_size import ImageSize, height_and_width
 
 FEW, MORE = 2, 4  # images of the two passes that are compared
 
@@ -31,21 +32,22 @@ class SavedBytes:
     largest: int
 
 
-def count_macs(build: Callable[[], nn.Module], *, image_size: int) -> int:
+def count_macs(build: Callable[[], nn.Module], *, image_size: ImageSize) -> int:
     """Multiply-accumulates of one forward pass over one image: convolutions and matrix products, attention's included."""
     with torch.device("meta"):
-        model, images = build().eval(), torch.empty(1, 3, image_size, image_size)
+        model, images = build().eval(), torch.empty(1, 3, *height_and_width(image_size))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(images)
     return counter.get_total_flops() // 2
 
 
-def count_saved_bytes(build: Callable[[], nn.Module], *, image_size: int, precision: TrainingPrecision) -> SavedBytes:
+def count_saved_bytes(build: Callable[[], nn.Module], *, image_size: ImageSize, precision: TrainingPrecision) -> SavedBytes:
     """Bytes that a forward pass in training mode leaves for the backward pass, as on a GPU."""
     with torch.device("meta"):
         model = build().to(torch.bfloat16 if precision == "bf16" else torch.float32)
         few, more = (
-            _saved_storages(model, torch.empty(batch, 3, image_size, image_size), precision=precision) for batch in (FEW, MORE)
+            _saved_storages(model, torch.empty(batch, 3, *height_and_width(image_size)), precision=precision)
+            for batch in (FEW, MORE)
         )
     by_tensor = [(many - some) // (MORE - FEW) for some, many in zip(few, more, strict=True)]
     per_image = sum(by_tensor)

@@ -39,6 +39,8 @@ def list_as_tuple(value: Any) -> Any:
 
 
 def _fits(value: Any, hint: Any, *, least: int) -> bool:
+    if hint is Any:
+        return True
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, part, least=least) for part in get_args(hint))
@@ -46,6 +48,8 @@ def _fits(value: Any, hint: Any, *, least: int) -> bool:
         return isinstance(value, str) and value in get_args(hint)
     if origin is tuple:
         parts = get_args(hint)
+        if isinstance(value, tuple) and parts[-1] is Ellipsis:
+            parts = parts[:1] * len(value)
         return (
             isinstance(value, tuple)
             and len(value) == len(parts)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from pipeline.models.base import ModelConfig
 from pipeline.section import Section
+
+Side = Annotated[int, Field(ge=1)]  # of an image, in pixels
 
 
 class ModelSection(Section):

@@ -22,6 +22,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 4
 FAMILIES: dict[str, dict[str, Any]] = {
     "bit_v1": {"family": "bit", "name": "R50x0.5", "variant": "v1", "blocks": [1, 1], "image_size": 32},
+    "hybrid": {
+        "family": "hybrid",
+        "name": "R26+Ti/32",
+        "blocks": [1, 1],
+        "root_width": 32,
+        "image_size": 32,
+        "width": 32,
+        "depth": 2,
+        "num_heads": 2,
+    },
     "bit_v2": {"family": "bit", "name": "R50x0.5", "variant": "v2", "blocks": [1, 1], "image_size": 32},
 }
 TIMM: dict[str, dict[str, Any]] = {

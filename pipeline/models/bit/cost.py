@@ -8,6 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.distributed.precision import TrainingPrecision
+from pipeline.image_size import height_and_width
 from pipeline.models.base import Cost
 from pipeline.models.bit.layers import GROUPS, same_padding
 from pipeline.models.bit.trunk import TrunkConfig
@@ -161,7 +162,7 @@ class BiTCost(Cost):
 
     @property
     def trunk(self) -> TrunkCost:
-        return TrunkCost(self.model.trunk, (self.model.image_size, self.model.image_size))
+        return TrunkCost(self.model.trunk, height_and_width(self.model.image_size))
 
     @property
     def macs(self) -> int:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from pipeline.image_size import ImageSize
 from pipeline.models.base import Backbone, ModelConfig
 from pipeline.models.bit.cost import BiTCost
 from pipeline.models.bit.layers import GROUPS, StdConv2d, Variant
 from pipeline.models.bit.trunk import MAX_STAGES, PostActivation, Trunk, TrunkConfig
+from pipeline.models.description import from_plain
 from pipeline.models.vit.layers import lecun_normal_
-
-LARGEST_SIZE = 2**31 - 1  # of a width, a stage, ... that is read from a file
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class BiTConfig(ModelConfig):
 
     family: ClassVar[str] = "bit"
 
-    image_size: int  # type: ignore[override]  # a square alone
+    image_size: ImageSize
     variant: Variant
     blocks: tuple[int, ...]
     width: int
@@ -52,35 +51,14 @@ class BiTConfig(ModelConfig):
         return BiTResNet(self)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "blocks": list(self.blocks)}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Any) -> BiTConfig:
-        known = {field.name for field in fields(BiTConfig)}
-        if not isinstance(values, dict) or values.keys() != known:
-            raise ValueError(f"the model's description is not the keys {', '.join(sorted(known))}")
-        blocks = blocks_from(values["blocks"])
-        for name in ("image_size", "width", "num_classes"):
-            if type(values[name]) is not int or not 1 <= values[name] <= LARGEST_SIZE:
-                raise ValueError(f"the model's {name} is {str(values[name])[:40]}")
-        if type(values["head_bias"]) not in (int, float) or not math.isfinite(values["head_bias"]):
-            raise ValueError(f"the model's head_bias is {str(values['head_bias'])[:40]}")
-        if values["variant"] not in get_args(Variant) or values["width"] % GROUPS or not blocks:
-            raise ValueError("the model has an unknown variant, channels that do not divide into groups, or no blocks")
-        return BiTConfig(**{**values, "blocks": blocks})
-
-
-def blocks_from(values: Any) -> tuple[int, ...]:
-    """Blocks of each stage from a file.
-
-    Raises:
-        ValueError: they are none.
-    """
-    if not isinstance(values, list) or not all(type(count) is int and 1 <= count <= LARGEST_SIZE for count in values):
-        raise ValueError(f"the model's blocks are {str(values)[:40]}")
-    if len(values) > MAX_STAGES:
-        raise ValueError(f"the model has {len(values)} stages, which is more than {MAX_STAGES}")
-    return tuple(values)
+        config = from_plain(BiTConfig, values)
+        if not 1 <= len(config.blocks) <= MAX_STAGES or config.width % GROUPS:
+            raise ValueError("the model has no stages or too many, or channels that do not divide into groups")
+        return config
 
 
 class BiTResNet(Backbone):
@@ -103,6 +81,15 @@ class BiTResNet(Backbone):
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
         return self.head(self.forward_representation(images))
+
+    def layer_numbers(self) -> dict[str, int]:
+        """As `Backbone.layer_numbers`, of a trunk's blocks: its root is layer 0, its last normalisation and the head the last."""
+        units = [f"trunk.stages.{stage}.{unit}." for stage, count in enumerate(self.config.blocks) for unit in range(count)]
+        numbers = {}
+        for name, _ in self.named_parameters():
+            inside = next((number for number, unit in enumerate(units, start=1) if name.startswith(unit)), len(units) + 1)
+            numbers[name] = 0 if "_root." in name else inside
+        return numbers
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:

@@ -6,12 +6,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
+from pipeline.image_size import height_and_width, image_size
 from pipeline.models.base import ModelConfig
 from pipeline.models.bit.layers import Variant
 from pipeline.models.bit.model import BiTConfig
 from pipeline.models.bit.sizes import parse_name
 from pipeline.models.bit.trunk import MAX_STAGES
-from pipeline.models.section import ModelSection
+from pipeline.models.section import ModelSection, Side
 
 
 class BiT(ModelSection):
@@ -22,7 +23,9 @@ class BiT(ModelSection):
     variant: Variant = Field(
         default="v2", description="v2: pre-activation, as released; v1: post-activation, as big_vision trains it"
     )
-    image_size: int = Field(default=224, ge=1, description="side of the square input in pixels")
+    image_size: Side | tuple[Side, Side] = Field(
+        default=224, description="side of the square input in pixels, or [height, width]"
+    )
     blocks: tuple[PositiveInt, ...] | None = Field(
         default=None,
         min_length=1,
@@ -39,7 +42,7 @@ class BiT(ModelSection):
     def resolve(self, *, head_bias: float = 0.0) -> BiTConfig:
         blocks, width = parse_name(self.name)
         return BiTConfig(
-            image_size=self.image_size,
+            image_size=image_size(*height_and_width(self.image_size)),
             variant=self.variant,
             blocks=self.blocks or blocks,
             width=width,

@@ -94,7 +94,7 @@ class Trunk(nn.Module):
         self.gn_root = group_norm(config.width, variant="v1") if config.variant == "v1" else None
         block = PostActivation if config.variant == "v1" else PreActivation
         channels = config.width
-        self.stages = nn.ModuleList()
+        self.stages = nn.Sequential()
         for number, count in enumerate(config.blocks):
             mid = config.width * 2**number
             strides = [1 if number == 0 else 2] + [1] * (count - 1)
@@ -109,6 +109,5 @@ class Trunk(nn.Module):
         if self.gn_root is not None:
             features = F.relu(self.gn_root(features))
         features = max_pool(features, variant=self.variant)
-        for stage in self.stages:
-            features = stage(features)
+        features = self.stages(features)
         return features if self.gn_end is None else F.relu(self.gn_end(features))

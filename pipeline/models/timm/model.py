@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -11,11 +10,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.image_size import ImageSize, height_and_width
 from pipeline.models.base import Backbone, ModelConfig
+from pipeline.models.description import from_plain
 from pipeline.models.timm.cost import TimmCost
 from pipeline.models.timm.library import RESERVED, check_name, create, installed_version
 
-LARGEST_SIZE = 2**31 - 1  # of the classes and of an image's side, read from a file
 LARGEST_OPTION = 2**16  # of a number among the options, read from a file: some are numbers of blocks
 DROP_OPTIONS = ("drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate")
 
@@ -34,7 +34,7 @@ class TimmConfig(ModelConfig):
     family: ClassVar[str] = "timm"
 
     name: str
-    image_size: int  # type: ignore[override]  # a square alone
+    image_size: ImageSize
     options: Options
     timm_version: str
     num_classes: int
@@ -58,14 +58,7 @@ class TimmConfig(ModelConfig):
         return TimmBackbone(self)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "image_size": self.image_size,
-            "options": thaw(self.options),
-            "timm_version": self.timm_version,
-            "num_classes": self.num_classes,
-            "head_bias": self.head_bias,
-        }
+        return {**asdict(self), "options": thaw(self.options)}
 
     @classmethod
     def from_dict(cls, values: Any) -> TimmConfig:
@@ -74,18 +67,11 @@ class TimmConfig(ModelConfig):
         Raises:
             CheckpointError: timm is not installed, or of another version: its definition of the model may be another.
         """
-        known = {"name", "image_size", "options", "timm_version", "num_classes", "head_bias"}
-        if not isinstance(values, dict) or values.keys() != known:
-            raise ValueError(f"the model's description is not the keys {', '.join(sorted(known))}")
-        for name in ("image_size", "num_classes"):
-            if type(values[name]) is not int or not 1 <= values[name] <= LARGEST_SIZE:
-                raise ValueError(f"the model's {name} is {str(values[name])[:40]}")
-        if type(values["head_bias"]) not in (int, float) or not math.isfinite(values["head_bias"]):
-            raise ValueError(f"the model's head_bias is {str(values['head_bias'])[:40]}")
-        if not isinstance(values["name"], str) or not isinstance(values["timm_version"], str):
-            raise ValueError("the model's name or timm_version is no text")
-        _check_version(values["timm_version"])
-        return TimmConfig(**{**values, "options": freeze(values["options"])})
+        if not isinstance(values, dict) or "options" not in values:
+            raise ValueError("the model's description has no options")
+        config = from_plain(TimmConfig, {**values, "options": freeze(values["options"])})
+        _check_version(config.timm_version)
+        return config
 
 
 def _check_version(written_by: str) -> None:
@@ -175,7 +161,7 @@ class TimmBackbone(Backbone):
 
 
 def _create(config: TimmConfig) -> nn.Module:
-    return create(config.name, size=(config.image_size, config.image_size), options=thaw(config.options))
+    return create(config.name, size=height_and_width(config.image_size), options=thaw(config.options))
 
 
 def representation_size(backbone: Any) -> int:

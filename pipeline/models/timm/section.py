@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.errors import ConfigError
+from pipeline.image_size import describe_size, height_and_width, image_size
 from pipeline.models.base import ModelConfig
-from pipeline.models.section import ModelSection
+from pipeline.models.section import ModelSection, Side
 from pipeline.models.timm.library import RESERVED, check_name, default_size, installed_version
 from pipeline.models.timm.model import TimmConfig, freeze
 
@@ -18,8 +19,8 @@ class Timm(ModelSection):
 
     family: Literal["timm"] = "timm"
     name: str = Field(default="swin_large_patch4_window7_224", description="architecture, as timm.list_models() names it")
-    image_size: int | None = Field(
-        default=None, ge=1, description="side of the square input in pixels; if not given: the model's own"
+    image_size: Side | tuple[Side, Side] | None = Field(
+        default=None, description="side of the square input in pixels, or [height, width]; if not given: the model's own"
     )
     options: dict[str, Any] = Field(default={}, description="passed on to timm.create_model: {drop_path_rate: 0.1}")
 
@@ -40,12 +41,10 @@ class Timm(ModelSection):
             options = freeze(self.options)
         except ValueError as error:
             raise ConfigError(f"model.options: {error}; use numbers, texts, and lists of them") from error
-        height, width = default_size(self.name)
-        if self.image_size is None and height != width:
-            raise ConfigError(f"model.name={self.name} is made for images of {height} x {width} pixels; set model.image_size")
+        size = default_size(self.name) if self.image_size is None else height_and_width(self.image_size)
         config = TimmConfig(
             name=self.name,
-            image_size=self.image_size or height,
+            image_size=image_size(*size),
             options=options,
             timm_version=installed_version(),
             num_classes=self.num_classes,
@@ -64,5 +63,5 @@ def _try(config: TimmConfig) -> None:
     try:
         config.cost.macs  # noqa: B018  (counting runs it)
     except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
-        size = config.image_size
-        raise ConfigError(f"model.name={config.name} does not run on images of {size} x {size} pixels: {error}") from error
+        size = describe_size(config.image_size)
+        raise ConfigError(f"model.name={config.name} does not run on images of {size}: {error}") from error

@@ -221,6 +221,16 @@ def test_kernels_decay_and_normalisations_do_not() -> None:
     assert all(".gn" in names[id(p)] or names[id(p)] == "head.bias" for p in rest["params"])
 
 
+@pytest.mark.parametrize("variant", ["v1", "v2"])
+def test_layers_are_the_root_the_blocks_and_the_end(variant: Variant) -> None:
+    numbers = BiTResNet(tiny(variant)).layer_numbers()
+    parts = {name.rpartition(".")[0]: number for name, number in numbers.items()}
+    assert parts["trunk.conv_root"] == 0
+    assert [parts[f"trunk.stages.{block}.conv2"] for block in ("0.0", "0.1", "1.0", "2.0", "2.1")] == [1, 2, 3, 4, 5]
+    assert parts["head"] == max(numbers.values()) == 6
+    assert parts.get("trunk.gn_end", 6) == 6
+
+
 @pytest.mark.parametrize("config", [tiny("v1"), tiny("v2"), config_of("R152x4")])
 def test_a_configuration_survives_a_file(config: BiTConfig) -> None:
     assert config_from_dict("bit", json.loads(json.dumps(config.to_dict()))) == config

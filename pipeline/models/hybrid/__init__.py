@@ -1,0 +1,1 @@
+"""Hybrids: the Transformer encoder of ViT on the feature map of a ResNet."""

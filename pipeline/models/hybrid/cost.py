@@ -1,0 +1,46 @@
+"""What a hybrid costs on one image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.distributed.precision import TrainingPrecision
+from pipeline.image_size import height_and_width
+from pipeline.models.bit.cost import TrunkCost, standardising_bytes
+from pipeline.models.vit.cost import EncoderCost
+
+if TYPE_CHECKING:
+    from pipeline.models.hybrid.model import HybridConfig
+
+
+@dataclass(frozen=True)
+class HybridCost(EncoderCost):
+    """Of a hybrid: a trunk, its projection to tokens, and the encoder."""
+
+    encoder: HybridConfig
+
+    @property
+    def trunk(self) -> TrunkCost:
+        return TrunkCost(self.encoder.trunk, height_and_width(self.encoder.image_size))
+
+    @property
+    def embedding_macs(self) -> int:
+        config = self.encoder
+        return self.trunk.macs + config.num_patches * config.trunk.out_channels * config.patch_size**2 * config.width
+
+    def embedding_saved_bytes(self, *, precision: TrainingPrecision) -> int:
+        """The trunk's, and what the projection reads where it is no ReLU's output that is kept already."""
+        config = self.encoder
+        low = 4 if precision == "fp32" else 2
+        is_shared = bool(config.blocks) and precision != "bf16_autocast"
+        pixels = config.num_patches * config.patch_size**2
+        return self.trunk.saved_bytes(precision=precision) + (0 if is_shared else low * config.trunk.out_channels * pixels)
+
+    def saved_bytes_once(self, *, precision: TrainingPrecision) -> int:
+        return standardising_bytes(self.trunk.kernels, precision=precision)
+
+    def working_bytes(self, *, precision: TrainingPrecision) -> int:
+        """The encoder's, or the trunk's: gradients of a block's output, of its branch and of its shortcut."""
+        high = 2 if precision == "bf16" else 4
+        return max(super().working_bytes(precision=precision), 3 * high * self.trunk.largest_map)
