@@ -26,7 +26,7 @@ from pipeline.data.shards.class_names import class_names_of
 from pipeline.data.shards.folder import UnreachableError
 from pipeline.data.shards.index import ShardIndex
 
-RULES_VERSION = 2  # version of what is counted
+RULES_VERSION = 3  # version of what is counted
 
 
 class Drawn(NamedTuple):

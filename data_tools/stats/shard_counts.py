@@ -12,7 +12,7 @@ from data_tools.kept_samples import KeptSamples
 from data_tools.shards import Shard
 from data_tools.stats.histogram import log_bin
 from pipeline.data.shards.folder import UnreachableError
-from pipeline.data.shards.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_label
+from pipeline.data.shards.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_labels
 from pipeline.data.shards.tar import TarMember, TarSample, find_defect
 from pipeline.errors import DataError
 
@@ -85,19 +85,19 @@ class _ShardCounts:
         """
         if (defect := find_defect(sample)) is not None and defect.kind == "repeated_member":
             raise DataError(f"{self._shard.name}: sample {sample.key!r} {defect.reason}")
-        label = _read_label(self._shard, sample)
+        labels = _read_labels(self._shard, sample)
         image = find_member(sample, IMAGE_EXTENSIONS)
         self.totals["samples"] += 1
-        if label is None:
+        if labels is None:
             self.totals["without_label"] += 1
         else:
-            self._counters["labels"][label] += 1
+            self._counters["labels"].update(labels)
         if image is None:
             self.totals["without_image"] += 1
             return
         self._add_image(image)
         if image.pieces is None:  # the sheet reads byte ranges; a sparse image does not lie in one
-            self._draw(sample.key, image, label)
+            self._draw(sample.key, image, labels[0] if labels else None)
 
     def by_counter(self) -> dict[str, list[tuple[Any, int]]]:
         """Return counts by value for each counter, sorted."""
@@ -126,13 +126,13 @@ class _ShardCounts:
             self._drawn = sorted(self._drawn)[:SHEET_IMAGES]
 
 
-def _read_label(shard: Shard, sample: TarSample) -> int | None:
+def _read_labels(shard: Shard, sample: TarSample) -> tuple[int, ...] | None:
     label = find_member(sample, LABEL_EXTENSIONS)
     if label is None:
         return None
     text = shard.read(label)
     try:
-        return parse_label(text, shard=shard.name, key=sample.key)
+        return parse_labels(text, shard=shard.name, key=sample.key)
     except DataError:
         return None
 

@@ -27,12 +27,12 @@ from data_tools.shards import Shard, ShardList, is_whole, shard_version
 from data_tools.verify.findings import KINDS, Verification, describe
 from pipeline.data.shards.class_names import class_names_of
 from pipeline.data.shards.folder import UnreachableError
-from pipeline.data.shards.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_label
+from pipeline.data.shards.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_labels
 from pipeline.data.shards.skips import Skip, read_skips, write_skips
 from pipeline.data.shards.tar import TarSample, find_defect
 from pipeline.errors import DataError
 
-RULES_VERSION = 2  # version of the checks; findings of another version are computed again
+RULES_VERSION = 3  # of what is looked for: findings of another version are computed again
 MAX_IMAGE_BYTES = 1 << 30
 EXAMPLES_PER_KIND = 5
 
@@ -245,13 +245,14 @@ def _check_sample(shard: Shard, sample: TarSample, num_classes: int | None) -> I
         return
     text = shard.read(label)
     try:
-        number = parse_label(text, shard=shard.name, key=sample.key)
+        numbers = parse_labels(text, shard=shard.name, key=sample.key)
     except DataError:
         yield Finding("bad_label", repr(text[:40].decode(errors="replace")))
         return
-    if number < 0 or (num_classes is not None and number >= num_classes):
+    outside = [number for number in numbers if number < 0 or (num_classes is not None and number >= num_classes)]
+    if outside:
         named = "classes count from 0" if num_classes is None else f"classes.txt names 0 to {num_classes - 1}"
-        yield Finding("label_outside", f"{number}; {named}")
+        yield Finding("label_outside", f"{outside[0]}; {named}")
 
 
 def _summarise(folder: str, results: dict[str, dict[str, Any]], *, elapsed_s: float) -> Verification:

@@ -34,7 +34,7 @@ class SeenSample(NamedTuple):
     corpus: str
     shard: str
     key: str
-    label: int
+    label: str  # class numbers with a comma between
     sample_id: int
     note: str  # the image that it substitutes, if any
 
@@ -116,10 +116,11 @@ def _not_written(target: Path, error: OSError) -> ConfigError:
 
 def _name(batch: Batch, names: SampleNames, *, global_batch_size: int) -> Iterator[SeenSample]:
     replaced = {item.position: f"in place of {item.key}: {item.reason}" for item in batch["unreadable"]}
-    rows = zip(batch["positions"].tolist(), batch["sample_ids"].tolist(), batch["labels"].tolist(), strict=True)
-    for position, sample_id, label in rows:
+    labels, ends = batch["labels"].tolist(), batch["label_ends"].tolist()
+    rows = zip(batch["positions"].tolist(), batch["sample_ids"].tolist(), [0, *ends], ends, strict=False)
+    for position, sample_id, first_label, end in rows:
         folder, shard, key = names.find(sample_id)
-        note = replaced.get(position, "")
+        note, label = replaced.get(position, ""), ",".join(map(str, labels[first_label:end]))
         yield SeenSample(position // global_batch_size + 1, position, folder, shard, key, label, sample_id, note)
 
 

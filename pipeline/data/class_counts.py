@@ -35,13 +35,16 @@ class ClassCounts:
     def num_images(self) -> int:
         return int(self.images.sum())
 
-    def check(self, num_images: int) -> None:
-        """Refuse counts that no data can have.
+    def check(self, num_labels: int | None) -> None:
+        """Refuse what no data can have.
+
+        Args:
+            num_labels: of all images; None where images have several, and nobody has counted them.
 
         Raises:
             ValueError: not ascending, a class without images, or another total.
         """
         if len(self.ids) != len(self.images) or (np.diff(self.ids, prepend=-1) <= 0).any() or (self.images < 1).any():
             raise ValueError("its classes are not in order")
-        if self.num_images != num_images:
+        if num_labels is not None and self.num_images != num_labels:
             raise ValueError("its images of each class are not as many as its samples with a label")

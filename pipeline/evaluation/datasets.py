@@ -56,6 +56,11 @@ def open_dataset(dataset: EvalDataset) -> EvaluationSet:
 
 
 def _check_labels(index: ShardIndex) -> None:
+    if index.num_several:
+        raise DataError(
+            f"{index.num_several} of {index.num_samples} samples in {index.folder} have several labels, or an empty list of "
+            f"them; its protocols need one for each image: make the set again with one label a sample"
+        )
     if index.num_unlabelled:
         raise DataError(
             f"{index.num_unlabelled} of {index.num_samples} samples in {index.folder} have no usable label; an evaluation set "

@@ -17,15 +17,15 @@ class BlockContent:
         self._members = xxhash.xxh3_64()
         self._labels = xxhash.xxh3_64()
 
-    def add(self, sample: TarSample, label: int | None) -> None:
-        """Add the next sample.
+    def add(self, sample: TarSample, labels: tuple[int, ...] | None) -> None:
+        """The next sample.
 
         Args:
-            label: its class; None if it has none that can be used.
+            labels: its classes; None if it has no label that can be used.
         """
         sizes = ",".join(f"{member.extension}:{member.length}" for member in sample.members)
         self._members.update(f"{sample.key}\0{sizes}\n".encode("utf-8", "surrogateescape"))
-        self._labels.update(f"{label}\n".encode())
+        self._labels.update(f"{None if labels is None else ' '.join(map(str, labels))}\n".encode())
 
     @property
     def digest(self) -> int:

@@ -69,6 +69,7 @@ class ShardIndex:
     num_unlabelled: int  # samples without a usable label
     file: str | None = None  # the file that the arrays are mapped from
     class_counts: ClassCounts | None = None  # images of each class; None where an older version made the index
+    num_several: int = 0  # samples with a list of labels that are not exactly one
     kept_in: str | None = None  # folder of the index, where it does not lie next to the shards
     stored_fingerprint: str | None = None  # as the file has it
 
@@ -160,6 +161,7 @@ def assemble_index(folder: str, shards: list[ShardEntry]) -> ShardIndex:
         max_label=int(class_counts.ids[-1]) if len(class_counts.ids) else None,
         num_unlabelled=sum(shard.num_unlabelled for shard in shards),
         class_counts=class_counts,
+        num_several=sum(shard.num_several for shard in shards),
     )
 
 
@@ -196,7 +198,7 @@ def save_index(index: ShardIndex, out: str | None = None) -> None:
 
 
 def _facts(index: ShardIndex) -> dict[str, str]:
-    labels = {"max_label": json.dumps(index.max_label), "num_unlabelled": json.dumps(index.num_unlabelled)}
+    labels = {name: json.dumps(getattr(index, name)) for name in ("max_label", "num_unlabelled", "num_several")}
     return {"format": FORMAT_VERSION, "fingerprint": index.fingerprint, **labels}
 
 
@@ -293,7 +295,8 @@ def _map_index(file: str, folder: str, kept_in: str | None) -> ShardIndex:
             raise DataError(_other_format(file, folder, facts.get("format"), kept_in))
         names = tuple(_map_array(data, start, header["shard_names"], np.uint8).tobytes().decode().split("\n"))
         max_label, num_unlabelled = parse_json(facts["max_label"]), parse_json(facts["num_unlabelled"])
-        if not (max_label is None or type(max_label) is int) or type(num_unlabelled) is not int:
+        num_several = parse_json(facts.get("num_several", "0"))  # which older indexes of this format lack
+        if not (max_label is None or type(max_label) is int) or {type(num_unlabelled), type(num_several)} != {int}:
             raise ValueError("its largest label is not a number")
         index = ShardIndex(
             folder=folder,
@@ -304,11 +307,12 @@ def _map_index(file: str, folder: str, kept_in: str | None) -> ShardIndex:
             num_unlabelled=num_unlabelled,
             stored_fingerprint=facts["fingerprint"],
             class_counts=_map_counts(data, start, header),
+            num_several=num_several,
             **{name: _map_array(data, start, header[STORED_NAMES.get(name, name)], DTYPES[name]) for name in ARRAYS},
         )
         _check_lengths(index)
         if index.class_counts is not None:
-            index.class_counts.check(index.num_samples - index.num_unlabelled)
+            index.class_counts.check(None if num_several else index.num_samples - index.num_unlabelled)
         return index
     except READ_ERRORS as error:
         raise _damaged(file, folder, kept_in, error) from error

@@ -13,7 +13,7 @@ from pipeline.data.shards.content import BlockContent, describe_difference
 from pipeline.data.shards.folder import is_remote
 from pipeline.data.shards.index import ShardIndex
 from pipeline.data.shards.remote import RemoteOptions, RemoteSource, Retry
-from pipeline.data.shards.sample import IMAGE_EXTENSIONS, describe_missing, find_member, read_label
+from pipeline.data.shards.sample import IMAGE_EXTENSIONS, describe_missing, find_member, only_label, read_labels
 from pipeline.data.shards.tar import TarMember, TarSample, find_defect, scan_samples
 from pipeline.errors import DataError
 
@@ -22,13 +22,33 @@ MAX_OPEN_SHARDS = 128
 
 @dataclass(frozen=True)
 class RawSample:
-    """Holds one sample as stored: its image still encoded, its class, and where it came from."""
+    """One sample as stored: its image still encoded, its classes, and where it came from."""
 
     key: str
     shard: str
-    label: int
+    stored_labels: tuple[int, ...] | DataError  # the error where no label can be used
     member: TarMember  # the image
     block: BlockBytes
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The sample's classes.
+
+        Raises:
+            DataError: it has no label that can be used.
+        """
+        if isinstance(self.stored_labels, DataError):
+            raise self.stored_labels
+        return self.stored_labels
+
+    @property
+    def label(self) -> int:
+        """The sample's only class.
+
+        Raises:
+            DataError: it has no label that can be used, or several.
+        """
+        return only_label(self.labels, shard=self.shard, key=self.key)
 
     @property
     def image(self) -> bytes:
@@ -151,7 +171,7 @@ class BlockReader:
         samples = [_raw_sample(sample, data, shard=shard) for sample in kept]
         content = BlockContent()
         for sample, raw in zip(kept, samples, strict=True):
-            content.add(sample, raw.label)
+            content.add(sample, None if isinstance(raw.stored_labels, DataError) else raw.stored_labels)
         if content.digest != index.block_content[block]:
             raise DataError(
                 f"{index.describe_block(block)}: {describe_difference(int(index.block_content[block]), content.digest)} of its "
@@ -168,5 +188,8 @@ def _raw_sample(sample: TarSample, data: BlockBytes, *, shard: str) -> RawSample
         raise DataError(describe_missing(sample, "image", IMAGE_EXTENSIONS, shard=shard))
     if (defect := find_defect(sample)) is not None:
         raise DataError(f"{shard}: sample {sample.key!r} {defect.reason}")
-    label = read_label(sample, data.read, shard=shard)
-    return RawSample(key=sample.key, shard=shard, label=label, member=image, block=data)
+    try:
+        labels: tuple[int, ...] | DataError = read_labels(sample, data.read, shard=shard)
+    except DataError as error:  # raised where the label is asked for: an objective without labels never asks
+        labels = error
+    return RawSample(key=sample.key, shard=shard, stored_labels=labels, member=image, block=data)

@@ -1,4 +1,4 @@
-"""Find the image and the label among a sample's members."""
+"""What the members of a sample are: its image and its labels."""
 
 from __future__ import annotations
 
@@ -27,32 +27,73 @@ def find_member(sample: TarSample, extensions: tuple[str, ...]) -> TarMember | N
     return next((by_extension[extension] for extension in extensions if extension in by_extension), None)
 
 
-def parse_label(text: bytes, *, shard: str, key: str) -> int:
-    """Parse a class number: a whole number in ASCII (7, 007), or JSON that is one or has one under `label` (7, 7.0, "7").
+def parse_labels(text: bytes, *, shard: str, key: str) -> tuple[int, ...]:
+    """The class numbers of a sample, each once, in their order.
+
+    One label is a whole number in ASCII (7, 007), or JSON that is one or has one under `label` (7, 7.0, "7"). Several are
+    JSON with a list under `labels`: {"labels": [3, 7]}. An empty list says that the image shows none of the classes.
 
     Raises:
         DataError: the text is anything else: a fraction, a name, nothing.
     """
     if text.isdigit() and len(text) < MAX_DIGITS:  # the common case
-        return int(text)
+        return (int(text),)
     try:
         stripped = text.removeprefix(BYTE_ORDER_MARK).strip()
         value = stripped.decode() if WHOLE_NUMBER.fullmatch(stripped) else parse_json(stripped)
-        if isinstance(value, dict):
-            value = value["label"]
-        if isinstance(value, str) and not WHOLE_NUMBER.fullmatch(value.strip().encode()):
-            raise ValueError(value)
-        number = int(value)
-        if (isinstance(value, float) and number != value) or abs(number) > MAX_LABEL:
-            raise ValueError(value)
+        if not isinstance(value, dict) or value.get("labels") is None:
+            return (_class_number(value["label"] if isinstance(value, dict) else value),)
+        numbers = tuple(dict.fromkeys(_class_number(item) for item in _as_list(value["labels"])))
+        if value.get("label") is not None and _class_number(value["label"]) not in numbers:
+            raise ValueError("label and labels differ")
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         shown = text[:40].decode(errors="replace")
         raise DataError(f"{shard}: label of sample {key!r} is {shown!r}, not a class number") from error
+    return numbers
+
+
+def parse_label(text: bytes, *, shard: str, key: str) -> int:
+    """The class number of a sample that has one.
+
+    Raises:
+        DataError: no class number, or several.
+    """
+    return only_label(parse_labels(text, shard=shard, key=key), shard=shard, key=key)
+
+
+def only_label(labels: tuple[int, ...], *, shard: str, key: str) -> int:
+    """The label of a sample that has one.
+
+    Raises:
+        DataError: it has none or several.
+    """
+    if len(labels) != 1:
+        raise DataError(
+            f"{shard}: sample {key!r} has {len(labels)} labels, and one is needed here; objective.name=multi_label trains on "
+            f"several"
+        )
+    return labels[0]
+
+
+def _as_list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise TypeError(value)
+    return value
+
+
+def _class_number(value: object) -> int:
+    if isinstance(value, str) and not WHOLE_NUMBER.fullmatch(value.strip().encode()):
+        raise ValueError(value)
+    if not isinstance(value, str | int | float):
+        raise TypeError(value)
+    number = int(value)
+    if (isinstance(value, float) and number != value) or abs(number) > MAX_LABEL:
+        raise ValueError(value)
     return number
 
 
-def read_label(sample: TarSample, read: Callable[[int, int], bytes], *, shard: str) -> int:
-    """Return the class of a sample.
+def read_labels(sample: TarSample, read: Callable[[int, int], bytes], *, shard: str) -> tuple[int, ...]:
+    """The classes of a sample.
 
     Args:
         read: returns bytes of the tar from a start, of a length.
@@ -65,7 +106,7 @@ def read_label(sample: TarSample, read: Callable[[int, int], bytes], *, shard: s
         raise DataError(describe_missing(sample, "label", LABEL_EXTENSIONS, shard=shard))
     if member.length > MAX_LABEL_BYTES:
         raise DataError(f"{shard}: label of sample {sample.key!r} has {member.length} bytes; a class number is short")
-    return parse_label(member.read(read), shard=shard, key=sample.key)
+    return parse_labels(member.read(read), shard=shard, key=sample.key)
 
 
 def describe_missing(sample: TarSample, what: str, extensions: tuple[str, ...], *, shard: str) -> str:

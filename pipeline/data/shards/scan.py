@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.shards.content import BlockContent
-from pipeline.data.shards.sample import describe_joined, read_label
+from pipeline.data.shards.sample import describe_joined, read_labels
 from pipeline.data.shards.tar import TarSample, find_defect, is_empty_tar, scan_samples
 from pipeline.errors import DataError
 
@@ -31,6 +31,7 @@ class ShardEntry:
     block_content: NDArray[np.uint64]  # keys, members' sizes and labels of each block's samples: see `content`
     images_of: Mapping[int, int]  # images by class, for samples with a usable label
     num_unlabelled: int  # samples without a usable label
+    num_several: int  # samples with a list of labels that are not exactly one
 
 
 def scan_shard(
@@ -58,7 +59,7 @@ def scan_shard(
             blocks.skip()
         else:
             _refuse_unusable(sample, name=name)
-            blocks.keep(sample, label=_usable_label(file, sample, name=name))
+            blocks.keep(sample, labels=_usable_labels(file, sample, name=name))
         if sample.end > num_bytes:
             raise DataError(
                 f"{name}: truncated: sample {sample.key!r} needs {sample.end} bytes, the file has {num_bytes}; copy it again"
@@ -92,9 +93,9 @@ class _Blocks:
         self._slot = 0  # slot of the next sample, counted since the current block's start
         self._skipped: list[tuple[int, int]] = []  # block and slot
         self._images_of: Counter[int] = Counter()
-        self._num_unlabelled = 0
+        self._num_unlabelled = self._num_several = 0
 
-    def keep(self, sample: TarSample, *, label: int | None) -> None:
+    def keep(self, sample: TarSample, *, labels: tuple[int, ...] | None) -> None:
         """Add a sample to the current block, or to a new one where that is full."""
         if not self._blocks or self._blocks[-1].num_samples == self._block_samples:
             self._blocks.append(_Block(sample.start, sample.end))
@@ -102,12 +103,13 @@ class _Blocks:
         block = self._blocks[-1]
         block.num_samples += 1
         block.end, block.last_slot = sample.end, self._slot
-        block.content.add(sample, label)
+        block.content.add(sample, labels)
         self._slot += 1
-        if label is None or label < 0:
+        if labels is None or any(label < 0 for label in labels):
             self._num_unlabelled += 1
         else:
-            self._images_of[label] += 1
+            self._images_of.update(labels)
+            self._num_several += len(labels) != 1
 
     def skip(self) -> None:
         """Leave the next sample out."""
@@ -130,6 +132,7 @@ class _Blocks:
             block_content=np.array([block.content.digest for block in self._blocks], np.uint64),
             images_of=self._images_of,
             num_unlabelled=self._num_unlabelled,
+            num_several=self._num_several,
         )
 
 
@@ -140,14 +143,14 @@ def _refuse_unusable(sample: TarSample, *, name: str) -> None:
         raise DataError(reason)
 
 
-def _usable_label(file: BinaryIO, sample: TarSample, *, name: str) -> int | None:
-    """Return a sample's class; None if it has none. `verify` lists such samples, and a training refuses them."""
+def _usable_labels(file: BinaryIO, sample: TarSample, *, name: str) -> tuple[int, ...] | None:
+    """Return a sample's classes; None if it has no usable label. `verify` lists such samples, and a training refuses them."""
 
     def read(start: int, length: int) -> bytes:
         file.seek(start)
         return file.read(length)
 
     try:
-        return read_label(sample, read, shard=name)
+        return read_labels(sample, read, shard=name)
     except DataError:
         return None

@@ -29,7 +29,7 @@ class StreamDataModule(LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> dict[str, Any]:
         """Only what the device needs goes there; ids and positions stay for messages."""
-        moved = {name: batch[name].to(device, non_blocking=True) for name in ("images", "labels")}
+        moved = {name: batch[name].to(device, non_blocking=True) for name in ("images", "labels", "label_ends")}
         if device.type == "cuda":
             copied = torch.cuda.Event()
             copied.record()

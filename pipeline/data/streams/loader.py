@@ -33,7 +33,8 @@ class Batch(TypedDict):
 
     images: Tensor  # (B, 3, H, W) uint8
     loss_weight: float  # of its mean loss: its images as a part of the mean micro-batch, 1 where all have as many
-    labels: Tensor  # (B,) int64
+    labels: Tensor  # (L,) int64, of the images one after the other; (B,) where each has one
+    label_ends: Tensor  # (B,) int64: where each image's labels end
     sample_ids: Tensor  # (B,) int64: number of the sample in the mixture
     positions: Tensor  # (B,) int64: position in the run's order
     unreadable: list[Unreadable]
@@ -138,10 +139,14 @@ def _as_it_is(part: Any) -> Any:
 
 def _join(parts: list[WorkerShare], images: Tensor, *, division: Division) -> Batch:
     num_images = sum(len(part.positions) for part in parts)
+    first_label = np.cumsum([0, *(len(part.labels) for part in parts)])
     return Batch(
         images=images[:num_images],
         loss_weight=num_images / division.mean_micro_batch_size,
         labels=torch.from_numpy(np.concatenate([part.labels for part in parts])),
+        label_ends=torch.from_numpy(
+            np.concatenate([part.label_ends + first for part, first in zip(parts, first_label, strict=False)])
+        ),
         sample_ids=torch.from_numpy(np.concatenate([part.sample_ids for part in parts])),
         positions=torch.from_numpy(np.concatenate([part.positions for part in parts])),
         unreadable=[item for part in parts for item in part.unreadable],

@@ -7,7 +7,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import xxhash
@@ -22,6 +22,7 @@ from pipeline.data.streams.mixture import Corpus, Mixture
 from pipeline.errors import DataError
 from pipeline.keyed_random import derive_key
 
+LabelKind = Literal["one", "several", "none"]  # what an objective needs of an image
 DIGEST_MODULUS = 2**52  # exact in a float64 too
 BLOCKS_AHEAD = 4  # blocks that an evaluation reads beforehand
 
@@ -39,7 +40,8 @@ class Unreadable(NamedTuple):
 class WorkerShare:
     """Holds what one worker has put into its slots of a micro-batch, except its pixels."""
 
-    labels: Int64s
+    labels: Int64s  # of its images one after the other
+    label_ends: Int64s  # of each image, where its labels end: images have one label, several or none
     sample_ids: Int64s  # numbers of the samples in the mixture
     positions: Int64s
     unreadable: list[Unreadable]
@@ -146,6 +148,7 @@ class TrainStream:
         division: this rank's part of it.
         transform: bytes to pixels.
         num_classes: classes of the model; a larger label is an error.
+        labels: labels of an image that the objective needs; with `none` they are not even read.
         start_step: the first optimizer step served.
         read_ahead: micro-batches whose blocks are requested before they are needed.
         remote: how to read shards behind a URL.
@@ -160,6 +163,7 @@ class TrainStream:
         transform: TrainTransform,
         num_classes: int,
         start_step: int,
+        labels: LabelKind = "one",
         read_ahead: int = 8,
         remote: RemoteOptions | None = None,
     ) -> None:
@@ -168,6 +172,7 @@ class TrainStream:
         self.division = division
         self.transform = transform
         self.num_classes = num_classes
+        self.labels = labels
         self.start_step = start_step
         self.read_ahead = read_ahead
         self.remote = remote or RemoteOptions()
@@ -206,7 +211,8 @@ class TrainStream:
         ]
 
     def _fill(self, readers: list[BlockReader], positions: Int64s, located: Located, *, slots: Tensor) -> WorkerShare:
-        labels, sample_ids = np.empty_like(positions), np.empty_like(positions)
+        labels: list[int] = []
+        label_ends, sample_ids = np.empty_like(positions), np.empty_like(positions)
         unreadable: list[Unreadable] = []
         digest = 0
         for i, position in enumerate(positions.tolist()):
@@ -216,12 +222,14 @@ class TrainStream:
                 self._render, epoch=int(located.epoch[i]), first=first, draw=int(located.draw[i]), out=slots[i]
             )
             used = decode_or_substitute(readers[corpus], block, int(located.slot[i]), position=position, decode=render)
-            labels[i] = self._checked_label(used.sample, self.mixture.corpora[corpus])
+            labels += self._checked_labels(used.sample, self.mixture.corpora[corpus])
+            label_ends[i] = len(labels)
             sample_ids[i] = first + used.slot
             unreadable += used.unreadable
             digest += derive_key(position, first + used.slot, xxhash.xxh3_64_intdigest(slots[i].numpy().data))
         return WorkerShare(
-            labels=labels,
+            labels=np.array(labels, np.int64),
+            label_ends=label_ends,
             sample_ids=sample_ids,
             positions=positions,
             unreadable=unreadable,
@@ -232,12 +240,16 @@ class TrainStream:
     def _render(self, sample: RawSample, slot: int, *, epoch: int, first: int, draw: int, out: Tensor) -> None:
         self.transform(sample.image, seed=self.order.seed, epoch=epoch, sample_id=first + slot, draw=draw, out=out)
 
-    def _checked_label(self, sample: RawSample, corpus: Corpus) -> int:
-        label = corpus.first_class + sample.label
-        if not 0 <= label < self.num_classes:  # a GPU would stop without a word on which sample
+    def _checked_labels(self, sample: RawSample, corpus: Corpus) -> list[int]:
+        if self.labels == "none":
+            return []
+        stored = (sample.label,) if self.labels == "one" else sample.labels
+        labels = [corpus.first_class + label for label in stored]
+        if labels and not 0 <= min(labels) <= max(labels) < self.num_classes:  # a GPU would stop without a word on which sample
+            outside = next(label for label in labels if not 0 <= label < self.num_classes)
             raise DataError(
-                f"{corpus.index.folder}/{sample.shard}: sample {sample.key!r} has class {label}, but "
+                f"{corpus.index.folder}/{sample.shard}: sample {sample.key!r} has class {outside}, but "
                 f"model.num_classes={self.num_classes} "
                 f"(classes count from 0); raise it, or make shards with these classes alone"
             )
-        return label
+        return labels

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pipeline.data.images.crop import TrainTransform
 from pipeline.data.images.decode import UnreadableImage
-from pipeline.data.shards.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, parse_label
+from pipeline.data.shards.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, only_label, parse_labels
 from pipeline.data.streams.mixture import UnindexedShards
-from pipeline.data.streams.train import DIGEST_MODULUS, Division, Unreadable, WorkerShare
+from pipeline.data.streams.train import DIGEST_MODULUS, Division, LabelKind, Unreadable, WorkerShare
 from pipeline.errors import ConfigError, DataError
 from pipeline.keyed_random import Purpose, derive_key
 
@@ -33,6 +33,7 @@ class UnindexedStream:
         division: this rank's part of each batch.
         transform: bytes to pixels.
         num_classes: classes of the model; a larger label is an error.
+        labels: labels of an image that the objective needs.
         start_step: the first optimizer step served.
     """
 
@@ -45,12 +46,14 @@ class UnindexedStream:
         transform: TrainTransform,
         num_classes: int,
         start_step: int,
+        labels: LabelKind = "one",
     ) -> None:
         self.source = source
         self.seed = seed
         self.division = division
         self.transform = transform
         self.num_classes = num_classes
+        self.labels = labels
         self.start_step = start_step
 
     def parts(self, images: Tensor, *, worker: int, num_workers: int) -> Iterator[WorkerShare]:
@@ -79,16 +82,19 @@ class UnindexedStream:
         raise DataError(f"{self.source.urls[0]}: no more samples; the run resumes from its last checkpoint with new ones")
 
     def _fill(self, slots: Tensor, positions: np.ndarray, samples: Iterator[dict[str, Any]]) -> WorkerShare:
-        labels, sample_ids = np.empty_like(positions), np.empty_like(positions)
+        labels: list[int] = []
+        label_ends, sample_ids = np.empty_like(positions), np.empty_like(positions)
         unreadable: list[Unreadable] = []
         digest = 0
         for i, position in enumerate(positions.tolist()):
             sample = self._first_readable(samples, position, slots[i], unreadable)
-            labels[i] = self._label(sample)
+            labels += self._labels_of(sample)
+            label_ends[i] = len(labels)
             sample_ids[i] = xxhash.xxh3_64_intdigest(f"{sample['__url__']} {sample['__key__']}".encode()) >> 1
             digest += derive_key(position, int(sample_ids[i]), xxhash.xxh3_64_intdigest(slots[i].numpy().data))
         return WorkerShare(
-            labels=labels,
+            labels=np.array(labels, np.int64),
+            label_ends=label_ends,
             sample_ids=sample_ids,
             positions=positions,
             unreadable=unreadable,
@@ -110,13 +116,17 @@ class UnindexedStream:
                 return sample
         raise DataError(f"{unreadable[-1].shard}: {UNREADABLE_IN_A_ROW} images in a row cannot be decoded")
 
-    def _label(self, sample: dict[str, Any]) -> int:
-        label = parse_label(_first(sample, LABEL_EXTENSIONS), shard=sample["__url__"], key=sample["__key__"])
-        if not 0 <= label < self.num_classes:
-            raise DataError(
-                f"{sample['__url__']}: sample {sample['__key__']!r} has class {label}, but model.num_classes={self.num_classes}"
-            )
-        return label
+    def _labels_of(self, sample: dict[str, Any]) -> list[int]:
+        if self.labels == "none":
+            return []
+        shard, key = sample["__url__"], sample["__key__"]
+        labels = parse_labels(_first(sample, LABEL_EXTENSIONS), shard=shard, key=key)
+        if self.labels == "one":
+            labels = (only_label(labels, shard=shard, key=key),)
+        for label in labels:
+            if not 0 <= label < self.num_classes:
+                raise DataError(f"{shard}: sample {key!r} has class {label}, but model.num_classes={self.num_classes}")
+        return list(labels)
 
 
 def _first(sample: dict[str, Any], extensions: tuple[str, ...]) -> bytes:

@@ -26,7 +26,7 @@ def test_images_and_labels_go_to_the_device_and_nothing_else(corpus: Path) -> No
     moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
     assert moved.keys() == batch.keys()
     for name, value in moved.items():
-        if name in ("images", "labels"):
+        if name in ("images", "labels", "label_ends"):
             assert (value.device.type, value.shape, value.dtype) == ("meta", batch[name].shape, batch[name].dtype)  # type: ignore[literal-required]
         else:
             assert value is batch[name]  # type: ignore[literal-required]
