@@ -32,6 +32,9 @@ class Purpose(IntEnum):
     UNINDEXED = 8  # seed, first step, rank, worker
     OPERATIONS = 9  # seed, epoch, sample id, draw; of an augmentation law
     ERASING = 10  # seed, epoch, sample id, draw
+    MIXING = 11  # seed; the counter is the number of a pair
+    MASKING = 12  # seed; the counter is a position
+    OBJECTIVE = 13  # seed
 
 
 def mix(values: Uint64s) -> Uint64s:
@@ -67,6 +70,13 @@ def random_bits(key: int, counters: NDArray[np.integer]) -> Uint64s:
 def uniforms(key: int, count: int) -> NDArray[np.float64]:
     """Return `count` numbers in [0, 1) under `key`, 53 bits each."""
     return (random_bits(key, np.arange(count)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def keyed_uniforms(key: int, counters: NDArray[np.integer], *, first: int, count: int) -> NDArray[np.float64]:
+    """Numbers in [0, 1) under `key` for each counter: those from number `first` on, (len(counters), count)."""
+    keys = random_bits(key, counters)[:, None]
+    bits = mix(mix(np.arange(first, first + count).astype(np.uint64))[None] ^ keys)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def few_uniforms(key: int, count: int) -> list[float]:

@@ -80,6 +80,7 @@ def _entry(number: int, samples: int) -> ShardEntry:
         block_content=np.arange(len(counts), dtype=np.uint64),
         images_of={0: int(counts.sum())},
         num_unlabelled=0,
+        num_several=0,
     )
 
 

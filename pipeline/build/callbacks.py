@@ -56,7 +56,7 @@ def _make_metrics(run: ResolvedRun, *, world: World, rank_times: RankTimes) -> T
     dtype = torch.float32 if run.precision == "fp32" else torch.bfloat16
     peak = config.trainer.peak_tflops * 1e12 if config.trainer.peak_tflops else peak_flops(device_of(world), dtype=dtype)
     return TrainingMetrics(
-        metrics=config.objective.metrics(num_classes=config.model.num_classes),
+        metrics=config.objective.metrics(run.model),
         global_batch_size=config.trainer.global_batch_size,
         epochs_per_image=run.mixture.epochs_per_image(num_streams=run.num_streams, repeats=run.config.data.repeats),
         log_every=config.tracking.log_every,

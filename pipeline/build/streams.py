@@ -34,6 +34,7 @@ def make_stream(run: ResolvedRun, *, world: World, start_step: int) -> TrainStre
         rank=world.rank,
         world_size=world.size,
         accumulation_steps=run.accumulation_steps,
+        together=run.config.objective.images_together,
     )
     if isinstance(run.mixture, UnindexedShards):
         return UnindexedStream(
@@ -43,6 +44,7 @@ def make_stream(run: ResolvedRun, *, world: World, start_step: int) -> TrainStre
             transform=transform,
             num_classes=run.model.num_classes,
             start_step=start_step,
+            labels=run.config.objective.labels,
         )
     return TrainStream(
         mixture=run.mixture,
@@ -51,6 +53,7 @@ def make_stream(run: ResolvedRun, *, world: World, start_step: int) -> TrainStre
         transform=transform,
         num_classes=run.model.num_classes,
         start_step=start_step,
+        labels=run.config.objective.labels,
         read_ahead=data.read_ahead,
         remote=make_remote_options(data),
     )

@@ -59,16 +59,20 @@ def make_training(run: ResolvedRun, *, world: World, stop: StopRequest, start: R
         # The fused attention's bf16 backward is three times slower on CPU than the plain one, which also computes in fp32.
         torch.backends.cuda.enable_flash_sdp(False)
     model = make_model(run.model, seed=config.seed)
+    objective = config.objective.build(run.model, seed=config.seed, class_names=run.class_names)
+    objective.init_weights(config.seed)
     if start.checkpoint is not None:  # before ZeRO cuts it up; the exact masters follow in `ZeroStrategy.load_checkpoint`
         path = start.checkpoint.path / MODEL_FILE
         read_weights_header(path)  # refuses those of a model that another version of a library defines
-        load_tensors(model, path)
+        load_tensors(model, path, objective=objective)
     if config.trainer.compile:
         model.compile()
     module = PretrainModule(
         model=model,
-        loss=config.objective.build(num_classes=config.model.num_classes),
-        make_optimizer=lambda m: config.optimizer.build(m, fused=torch.cuda.is_available(), peak=config.peak_learning_rate),
+        objective=objective,
+        make_optimizer=lambda m: config.optimizer.build(
+            m, objective, fused=torch.cuda.is_available(), peak=config.peak_learning_rate
+        ),
         schedule=make_schedule(config, run.schedule_steps),
         seed=config.seed,
     )

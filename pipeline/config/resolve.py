@@ -39,6 +39,7 @@ class ResolvedRun:
     keep_every_steps: int | None
     accumulation_steps: int
     micro_batch_size: int
+    class_names: tuple[str, ...] | None  # of the only corpus, by class number
 
     @property
     def total_steps(self) -> int:
@@ -66,8 +67,12 @@ def resolve_run(config: RunConfig, *, world_size: int) -> ResolvedRun:
     """
     model = config.model.resolve(head_bias=config.objective.head_bias)
     mixture = load_mixture(config.data)
-    if isinstance(mixture, Mixture):
+    if isinstance(mixture, Mixture) and config.objective.labels != "none":
         _check_classes(mixture, num_classes=config.model.num_classes)
+        if config.objective.labels == "one":
+            _check_one_label(mixture)
+    class_names = _class_names(mixture)
+    config.objective.check(model, class_names=class_names)
     _check_crop(config.data.crop, image_size=model.image_size)
     num_samples = images_of_epoch(mixture, repeats=config.data.repeats)
     batch = config.trainer.global_batch_size
@@ -95,7 +100,13 @@ def resolve_run(config: RunConfig, *, world_size: int) -> ResolvedRun:
         checkpoint_steps=to_steps(config.checkpoint.every, "checkpoint.every"),
         keep_every_steps=None if keep_every is None else to_steps(keep_every, "checkpoint.keep_every"),
         accumulation_steps=accumulation,
-        micro_batch_size=largest_micro_batch(batch, num_ranks=world_size, accumulation_steps=accumulation),
+        micro_batch_size=largest_micro_batch(
+            batch,
+            num_ranks=world_size,
+            accumulation_steps=accumulation,
+            together=config.objective.images_together,
+        ),
+        class_names=class_names,
     )
 
 
@@ -222,6 +233,23 @@ def _check_classes(mixture: Mixture, *, num_classes: int) -> None:
             )
 
 
+def _check_one_label(mixture: Mixture) -> None:
+    for corpus in mixture.corpora:
+        if corpus.index.num_several:
+            raise ConfigError(
+                f"{corpus.index.num_several} of {corpus.index.num_samples} samples in {corpus.index.folder} have several labels, "
+                f"or an empty list of them; set objective.name=multi_label, or make shards with one label an image"
+            )
+
+
+def _class_names(mixture: Mixture | UnindexedShards) -> tuple[str, ...] | None:
+    """Of the only corpus, where it has a list of them."""
+    if not isinstance(mixture, Mixture) or not mixture.is_one_corpus:
+        return None
+    names = class_names_of(*mixture.corpora[0].index.folders)
+    return None if names is None else tuple(names)
+
+
 def _choose_num_streams(config: RunConfig) -> int:
     batch, streams = config.trainer.global_batch_size, config.data.num_streams
     if streams is not None and batch % streams and streams % batch:
@@ -270,6 +298,9 @@ def count_accumulation_steps(config: RunConfig, *, world_size: int) -> int:
         ConfigError: a rank, or a micro-batch of one, would have no image.
     """
     batch, micro = config.trainer.global_batch_size, config.trainer.micro_batch_size
+    together = config.objective.images_together
+    if together > 1:
+        return _count_in_groups(batch, micro, together=together, world_size=world_size)
     if batch < world_size:
         raise ConfigError(
             f"trainer.global_batch_size={batch} is less than an image for each of the {world_size} ranks; use {world_size} or "
@@ -284,5 +315,28 @@ def count_accumulation_steps(config: RunConfig, *, world_size: int) -> int:
             f"{share} images a step, some {share - 1}, which cannot be as many parts of one; use "
             "trainer.micro_batch_size=2, or as "
             f"many ranks as divide the batch"
+        )
+    return accumulation
+
+
+def _count_in_groups(batch: int, micro: int | None, *, together: int, world_size: int) -> int:
+    """As `count_accumulation_steps`, where a micro-batch holds whole groups of neighbours."""
+    if batch % together or batch < together * world_size:
+        raise ConfigError(
+            f"trainer.global_batch_size={batch} is not {together} images or more for each of the {world_size} ranks in whole "
+            f"pairs: objective.mixing mixes pairs of neighbours; use a multiple of {together}, {together * world_size} or more"
+        )
+    if micro is not None and micro < together:
+        raise ConfigError(
+            f"trainer.micro_batch_size={micro} holds no pair, and objective.mixing mixes pairs of neighbours; use {together} or "
+            f"more"
+        )
+    groups = batch // together
+    share = -(-groups // world_size)
+    accumulation = -(-share // (share if micro is None else micro // together))
+    if accumulation > groups // world_size:
+        raise ConfigError(
+            f"trainer.micro_batch_size={micro}, but {world_size} ranks do not divide the {groups} pairs of "
+            f"trainer.global_batch_size={batch}; use trainer.micro_batch_size={2 * together}, or as many ranks as divide them"
         )
     return accumulation

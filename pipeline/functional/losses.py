@@ -10,8 +10,20 @@ from torch import Tensor
 
 def one_hot_targets(labels: Int[Tensor, " B"], *, num_classes: int, label_smoothing: float = 0.0) -> Float[Tensor, "B C"]:
     """One-hot rows, fp32; with smoothing e each row is (1 - e) * onehot + e / C (Szegedy et al. 2016, section 7)."""
-    targets = F.one_hot(labels.long(), num_classes).to(torch.float32)
-    return targets if label_smoothing == 0 else targets * (1 - label_smoothing) + label_smoothing / num_classes
+    return smooth(F.one_hot(labels.long(), num_classes).to(torch.float32), label_smoothing=label_smoothing)
+
+
+def multi_hot_targets(labels: Int[Tensor, " L"], ends: Int[Tensor, " B"], *, num_classes: int) -> Float[Tensor, "B C"]:
+    """Rows of 0 and 1, fp32: each image's labels, which end at its end among all."""
+    counts = torch.diff(ends, prepend=ends.new_zeros(1))
+    rows = torch.repeat_interleave(counts)  # row i as often as image i has labels
+    targets = torch.zeros(len(ends), num_classes, device=labels.device)
+    return targets.index_put_((rows, labels.long()), torch.ones((), device=labels.device))
+
+
+def smooth(targets: Float[Tensor, "B C"], *, label_smoothing: float) -> Float[Tensor, "B C"]:
+    """Targets t as (1 - e) * t + e / C (Szegedy et al. 2016, section 7)."""
+    return targets if label_smoothing == 0 else targets * (1 - label_smoothing) + label_smoothing / targets.shape[1]
 
 
 def sigmoid_cross_entropy(logits: Float[Tensor, "B C"], targets: Float[Tensor, "B C"]) -> Float[Tensor, ""]:

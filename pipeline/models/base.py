@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,27 @@ from pipeline.distributed.precision import TrainingPrecision
 from pipeline.image_size import ImageSize, height_and_width
 
 
+class PatchLayout(NamedTuple):
+    """How many patches an image has, and how wide their embeddings are."""
+
+    rows: int
+    columns: int
+    width: int
+
+
+class PatchOutput(NamedTuple):
+    """What a model of patches gives where its patch embeddings were corrupted."""
+
+    patches: Tensor  # (B, P, D) each patch's output, in raster order
+    logits: Tensor  # (B, C)
+
+
 class Backbone(nn.Module):
     """uint8 images (B, 3, H, W) in, class logits (B, C) out. Its classifier is one dense layer on a representation."""
+
+    def scale(self, images: Tensor) -> Tensor:
+        """uint8 images as the floats that `forward` takes too: values in [-1, 1]."""
+        return images.float() / 127.5 - 1.0 if images.dtype == torch.uint8 else images
 
     @abstractmethod
     def forward_representation(self, images: Tensor) -> Tensor:
@@ -124,6 +143,11 @@ class ModelConfig(ABC):
     @abstractmethod
     def build(self) -> Backbone:
         """The model, its weights not initialised."""
+
+    @property
+    def patches(self) -> PatchLayout | None:
+        """The patches that the model embeds, whose embeddings `Backbone.forward` can corrupt; None for a model without."""
+        return None
 
     @property
     @abstractmethod

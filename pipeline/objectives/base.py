@@ -3,29 +3,91 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from pipeline.models.base import Backbone, ModelConfig
 from pipeline.section import Section
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, C), labels (B,) -> scalar
+LabelKind = Literal["one", "several", "none"]  # what an objective needs of an image
+
+
+class ObjectiveOutput(NamedTuple):
+    """What an objective computes on a micro-batch."""
+
+    loss: Tensor  # scalar, fp32, the mean over the images
+    predictions: Tensor  # what metrics compare with the targets; without a gradient
+    targets: Tensor
+
+
+class Objective(nn.Module):
+    """Computes the loss of a model on a micro-batch. It may have parameters of its own, which are trained and saved too.
+
+    Their names in checkpoints and weights files begin with `objective.`; what reads the weights alone leaves them out.
+    """
+
+    @abstractmethod
+    def forward(self, model: Backbone, batch: Mapping[str, Any]) -> ObjectiveOutput:
+        """The loss.
+
+        Args:
+            batch: see `pipeline.data.streams.loader.Batch`; images (B, 3, H, W) and labels are on the model's device.
+        """
+
+    def init_weights(self, seed: int) -> None:
+        """Initialise its own parameters in place; the same on every rank."""
+
+
+class ClassifierLoss(Objective):
+    """The loss of a model's logits and one label an image."""
+
+    def __init__(self, loss: Loss) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, model: Backbone, batch: Mapping[str, Any]) -> ObjectiveOutput:
+        logits = model(batch["images"])  # (B, C)
+        return ObjectiveOutput(self.loss(logits, batch["labels"]), logits.detach(), batch["labels"])
 
 
 class ObjectiveSection(Section):
     """The settings of an objective, and what follows from them."""
 
     head_bias: ClassVar[float] = 0.0  # what the head's biases begin at
+    labels: ClassVar[LabelKind] = "one"
+
+    @property
+    def images_together(self) -> int:
+        """Neighbours in the run's order that one micro-batch must hold together: 2 where pairs are mixed."""
+        return 1
+
+    def check(self, model: ModelConfig, *, class_names: Sequence[str] | None) -> None:
+        """Refuse a model, or files of its own, that this objective cannot be used with.
+
+        Args:
+            class_names: of the corpus, by class number, where they are known.
+
+        Raises:
+            ConfigError: what does not fit, and what would.
+        """
 
     @abstractmethod
-    def build(self, *, num_classes: int) -> Loss:
-        """The loss of logits (B, C) and labels (B,): a scalar, in fp32."""
+    def build(self, model: ModelConfig, *, seed: int, class_names: Sequence[str] | None) -> Objective:
+        """The objective.
 
-    def metrics(self, *, num_classes: int) -> dict[str, Metric]:
-        """Metrics of logits and labels by their names in the metrics file; none by default."""
-        del num_classes
+        Args:
+            model: the model that is trained.
+            seed: of the run; draws are keyed by it and by positions.
+            class_names: see `check`.
+        """
+
+    def metrics(self, model: ModelConfig) -> dict[str, Metric]:
+        """Metrics of predictions and targets by their names in the metrics file; none by default."""
+        del model
         return {}

@@ -1,17 +1,27 @@
-"""The loss of objectives of one label an image."""
+"""Objectives of images with one label."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from pipeline.functional.losses import one_hot_targets
-from pipeline.objectives.base import Loss
+from pipeline.models.base import ModelConfig
+from pipeline.objectives.classification import ClassificationSection
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
-def one_label_loss(cross_entropy: Callable[[Tensor, Tensor], Tensor], *, num_classes: int, label_smoothing: float) -> Loss:
-    """The loss of logits (B, C) and labels (B,), from one of logits and targets (B, C)."""
-    targets = functools.partial(one_hot_targets, num_classes=num_classes, label_smoothing=label_smoothing)
-    return lambda logits, labels: cross_entropy(logits, targets(labels))
+class OneLabelSection(ClassificationSection):
+    """The settings of an objective of images with one label."""
+
+    def make_targets(self, model: ModelConfig, *, class_names: Sequence[str] | None) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda labels, _ends: one_hot_targets(labels, num_classes=model.num_classes)
+
+    def metrics(self, model: ModelConfig) -> dict[str, Metric]:
+        from pipeline.objectives.accuracy import top1
+
+        return top1(model.num_classes)

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from pipeline.functional.losses import sigmoid_cross_entropy
-from pipeline.objectives.base import Loss, ObjectiveSection
-from pipeline.objectives.one_label import one_label_loss
+from pipeline.objectives.one_label import OneLabelSection
 
-if TYPE_CHECKING:
-    from torchmetrics import Metric
+Reduction = Literal["sum", "mean"]
 
 
-class Sigmoid(ObjectiveSection):
+class Sigmoid(OneLabelSection):
     """Binary cross-entropy summed over the classes: for classes that overlap (ImageNet-21k, JFT)."""
 
     name: Literal["sigmoid"] = "sigmoid"
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    reduction: Reduction = Field(default="sum", description="over the classes: sum as the paper's authors; mean as DeiT III")
 
     head_bias: ClassVar[float] = -10.0  # google-research/vision_transformer, issue #34
 
-    def build(self, *, num_classes: int) -> Loss:
-        return one_label_loss(sigmoid_cross_entropy, num_classes=num_classes, label_smoothing=self.label_smoothing)
-
-    def metrics(self, *, num_classes: int) -> dict[str, Metric]:
-        from pipeline.objectives.accuracy import top1
-
-        return top1(num_classes)
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        loss = sigmoid_cross_entropy(logits, targets)
+        return loss if self.reduction == "sum" else loss / logits.shape[1]

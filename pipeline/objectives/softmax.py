@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from pydantic import Field
+from torch import Tensor
 
 from pipeline.functional.losses import softmax_cross_entropy
-from pipeline.objectives.base import Loss, ObjectiveSection
-from pipeline.objectives.one_label import one_label_loss
-
-if TYPE_CHECKING:
-    from torchmetrics import Metric
+from pipeline.objectives.one_label import OneLabelSection
 
 
-class Softmax(ObjectiveSection):
+class Softmax(OneLabelSection):
     """Cross-entropy against a distribution over classes: for classes that exclude one another (ImageNet-1k)."""
 
     name: Literal["softmax"] = "softmax"
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
-    def build(self, *, num_classes: int) -> Loss:
-        return one_label_loss(softmax_cross_entropy, num_classes=num_classes, label_smoothing=self.label_smoothing)
-
-    def metrics(self, *, num_classes: int) -> dict[str, Metric]:
-        from pipeline.objectives.accuracy import top1
-
-        return top1(num_classes)
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return softmax_cross_entropy(logits, targets)

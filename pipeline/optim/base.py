@@ -93,8 +93,10 @@ class OptimizerSection(Section):
         ratio = global_batch_size / self.reference_batch_size
         return self.learning_rate * (ratio if self.scale_lr == "linear" else ratio**0.5)
 
-    def build(self, model: nn.Module, *, fused: bool, peak: float | None = None) -> GuardedOptimizer:
-        """Return the optimizer of a model's parameters.
+    def build(
+        self, model: nn.Module, objective: nn.Module | None = None, *, fused: bool, peak: float | None = None
+    ) -> GuardedOptimizer:
+        """Return the optimizer of a model's parameters, and of those that its objective has.
 
         Args:
             fused: one kernel for all parameters, where the optimizer has one; on GPUs.
@@ -104,7 +106,7 @@ class OptimizerSection(Section):
             ConfigError: `layer_decay` for a model that has no layers.
         """
         peak = self.learning_rate if peak is None else peak
-        groups = self.make_groups(model)
+        groups = self.make_groups(model, objective)
         for group in groups:
             group["lr"] = peak * group["lr_scale"]
             if self.weight_decay_rule == "decoupled_schedule":
@@ -114,9 +116,11 @@ class OptimizerSection(Section):
             optimizer.average_weights(self.average.decay_at)
         return optimizer
 
-    def make_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+    def make_groups(self, model: nn.Module, objective: nn.Module | None = None) -> list[dict[str, Any]]:
         """Return parameter groups, each with `weight_decay` and `lr_scale`, which multiplies the schedule's learning rate."""
-        return parameter_groups(model, weight_decay=self.weight_decay, decayed=self.decayed, layer_decay=self.layer_decay)
+        return parameter_groups(
+            model, objective, weight_decay=self.weight_decay, decayed=self.decayed, layer_decay=self.layer_decay
+        )
 
     @abstractmethod
     def build_from_groups(self, groups: Iterable[dict[str, Any]], *, fused: bool) -> GuardedOptimizer:

@@ -29,6 +29,7 @@ class Kind:
 
 def parameter_groups(
     model: nn.Module,
+    objective: nn.Module | None = None,
     *,
     weight_decay: float,
     decayed: Decayed,
@@ -38,7 +39,7 @@ def parameter_groups(
 
     See `parameter_kinds`.
     """
-    kinds = parameter_kinds(model, decayed=decayed, layer_decay=layer_decay)
+    kinds = parameter_kinds(model, objective, decayed=decayed, layer_decay=layer_decay)
     return [
         {"params": parameters, "weight_decay": weight_decay if kind.decays else 0.0, "lr_scale": kind.layer_scale}
         for kind, parameters in kinds.items()
@@ -46,26 +47,35 @@ def parameter_groups(
 
 
 def parameter_kinds(
-    model: nn.Module, *, decayed: Decayed, layer_decay: float | None = None, apart: Literal["hidden matrices"] | None = None
+    model: nn.Module,
+    objective: nn.Module | None = None,
+    *,
+    decayed: Decayed,
+    layer_decay: float | None = None,
+    apart: Literal["hidden matrices"] | None = None,
 ) -> dict[Kind, list[nn.Parameter]]:
     """Return the parameters that are trained, by their kind: those that decay first, then by layer.
 
     Args:
+        objective: what the model is trained for, where it has parameters of its own; they are of the last layer.
         decayed: `kernels`: the matrices of dense layers and the patch embedding decay; biases, LayerNorms, position embeddings
             and the class token do not. The paper does not say; this is the common reading of its code. `all` decays
             everything.
         layer_decay: layer i of 0 to L+1 (`Backbone.layer_numbers`) has the scale layer_decay^(L+1-i).
         apart: keep the matrices of dense layers inside blocks apart from everything else.
     """
-    kernels = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    parts = [model] if objective is None else [model, objective]
+    modules = [module for part in parts for module in part.modules()]
+    kernels = {id(module.weight) for module in modules if isinstance(module, nn.Linear | nn.Conv2d)}
     dense = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     numbers = layer_numbers_of(model) if layer_decay is not None or apart is not None else {}
     last = max(numbers.values(), default=0)
     kinds: dict[Kind, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    own = {id(parameter) for parameter in model.parameters()}
+    for name, parameter in [named for part in parts for named in part.named_parameters()]:
         if not parameter.requires_grad:
             continue
-        number = numbers.get(name, last)
+        number = numbers.get(name, last) if id(parameter) in own else last
         kind = Kind(
             decays=decayed == "all" or id(parameter) in kernels,
             layer_scale=1.0 if layer_decay is None else layer_decay ** (last - number),

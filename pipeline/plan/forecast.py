@@ -70,7 +70,9 @@ def make_forecast(config: RunConfig, *, cluster: Cluster, num_samples: int | Non
         gpu_name=gpu,
         num_gpus=num_gpus,
         memory_bytes=memory_bytes,
-        micro_batch_size=largest_micro_batch(batch, num_ranks=num_gpus, accumulation_steps=accumulation),
+        micro_batch_size=largest_micro_batch(
+            batch, num_ranks=num_gpus, accumulation_steps=accumulation, together=config.objective.images_together
+        ),
         accumulation_steps=accumulation,
         global_batch_size=batch,
         corpus=corpus,

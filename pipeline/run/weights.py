@@ -13,7 +13,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
 from pipeline.files import sync_folder
@@ -21,6 +21,8 @@ from pipeline.json_text import parse_json
 from pipeline.models import config_from_dict
 from pipeline.models.base import Backbone, ModelConfig
 from pipeline.run.folder import WeightsKind
+
+OBJECTIVE_PREFIX = "objective."  # of the names of parameters that belong to the objective, not to the model
 
 
 def save_weights(
@@ -158,20 +160,28 @@ def load_weights(path: Path) -> Weights:
     header = read_weights_header(path)
     _check_shapes(path, header.model)  # before a model is made: a damaged header may describe one of any size
     model = header.model.build()
-    load_tensors(model, path)
-    if digest_tensors(model.state_dict()) != header.digest:
+    objective = load_tensors(model, path)
+    if digest_tensors({**model.state_dict(), **objective}) != header.digest:
         raise CheckpointError(f"{path} is damaged: its tensors differ from the digest in its header")
     return Weights(model=model.eval(), header=header)
 
 
-def load_tensors(model: Backbone, path: Path) -> None:
-    """Fill a model with a weights file's tensors.
+def load_tensors(model: Backbone, path: Path, *, objective: nn.Module | None = None) -> dict[str, Tensor]:
+    """Fill a model, and where it is given the objective that it was trained with, with a weights file's tensors.
+
+    Returns:
+        The objective's tensors by their names in the file.
 
     Raises:
         CheckpointError: they are damaged, or another model's.
     """
     try:
-        model.load_state_dict(safetensors.torch.load_file(path))
+        tensors = safetensors.torch.load_file(path)
+        own = {name: tensors.pop(name) for name in sorted(tensors) if not name.startswith(OBJECTIVE_PREFIX)}
+        model.load_state_dict(own)
+        if objective is not None:
+            objective.load_state_dict({name.removeprefix(OBJECTIVE_PREFIX): tensor for name, tensor in tensors.items()})
+        return tensors
     except (OSError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged, or of another model: {error}") from error
 
@@ -187,5 +197,5 @@ def _check_shapes(path: Path, config: ModelConfig) -> None:
             expected = {name: tuple(tensor.shape) for name, tensor in config.build().state_dict().items()}
     except RuntimeError as error:  # more elements than a tensor can have
         raise CheckpointError(reason) from error
-    if found != expected:
+    if {name: shape for name, shape in found.items() if not name.startswith(OBJECTIVE_PREFIX)} != expected:
         raise CheckpointError(reason)

@@ -10,15 +10,15 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from pipeline.keyed_random import Purpose, derive_key
-from pipeline.objectives.base import Loss
+from pipeline.objectives.base import Objective
 
 
 class PretrainModule(LightningModule):
-    """Wraps a classifier for supervised pretraining.
+    """Wraps a model and what it is trained for.
 
     Args:
         model: uint8 images (B, 3, H, W) to logits (B, C).
-        loss: loss of logits and labels.
+        objective: of the model and a micro-batch; its parameters are trained too.
         make_optimizer: called with the model once.
         schedule: optimizer step to learning rate.
         seed: seed of the dropout masks, together with step, micro-step and rank.
@@ -28,14 +28,14 @@ class PretrainModule(LightningModule):
         self,
         *,
         model: nn.Module,
-        loss: Loss,
+        objective: Objective,
         make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         schedule: Callable[[int], float],
         seed: int,
     ) -> None:
         super().__init__()
         self.model = model
-        self.loss = loss
+        self.objective = objective
         self.make_optimizer = make_optimizer
         self.schedule = schedule
         self.seed = seed
@@ -50,8 +50,8 @@ class PretrainModule(LightningModule):
         self.trainer.strategy.set_learning_rate(self.schedule(self.global_step))  # type: ignore[attr-defined]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        logits = self.model(batch["images"])  # (B, C)
+        output = self.objective(self.model, batch)
         # The weight makes the mean over micro-batches and ranks the mean over images, where a batch does not divide evenly.
-        loss = self.loss(logits, batch["labels"]) * batch["loss_weight"]
+        loss = output.loss * batch["loss_weight"]
         # Lightning divides "loss" by the micro-batches of a step; callbacks read what was there before.
-        return {"loss": loss, "micro_loss": loss.detach(), "logits": logits.detach()}
+        return {"loss": loss, "micro_loss": loss.detach(), "predictions": output.predictions, "targets": output.targets}

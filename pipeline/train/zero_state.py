@@ -58,7 +58,7 @@ def num_updates(engine: Any) -> int:
 
 
 def named_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
-    """The model's parameters, by their names in the model, in the same order on every rank."""
+    """The parameters, in the same order on every rank: the model's by their names in it, the objective's as `objective.NAME`."""
     for name, parameter in engine.module.named_parameters():
         yield name.removeprefix("model."), parameter  # the Lightning module's name for it
 

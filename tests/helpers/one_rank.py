@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.distributed.world import World, init_process_group, leave_process_group
+from pipeline.objectives.base import ClassifierLoss
 from pipeline.optim.adamw import AdamW
 from pipeline.optim.base import OptimizerSection
 from pipeline.train.module import PretrainModule
@@ -60,7 +61,7 @@ def make_batch(number: int, *, value: float = 1.0, **more: Any) -> dict[str, Any
     ids = torch.tensor([2 * number, 2 * number + 1])
     images = value * torch.randn((2, FEATURES), generator=torch.Generator().manual_seed(number))
     return {
-        "images": images, "labels": ids % CLASSES, "loss_weight": 1.0, "sample_ids": ids, "positions": ids, "unreadable": [], "retries": [],
+        "images": images, "labels": ids % CLASSES, "label_ends": torch.tensor([1, 2]), "loss_weight": 1.0, "sample_ids": ids, "positions": ids, "unreadable": [], "retries": [],
         "wait_s": 0.0, "digest": number, "when_copied": [], **more,
     }  # fmt: skip
 
@@ -71,7 +72,7 @@ def make_module(section: OptimizerSection | None = None) -> PretrainModule:
     nn.init.zeros_(model.bias)
     chosen = section or AdamW(learning_rate=LEARNING_RATE, weight_decay=0.0)
     return PretrainModule(
-        model=model, loss=F.cross_entropy, make_optimizer=lambda m: chosen.build(m, fused=False), schedule=lambda _: LEARNING_RATE, seed=0
+        model=model, objective=ClassifierLoss(F.cross_entropy), make_optimizer=lambda m: chosen.build(m, fused=False), schedule=lambda _: LEARNING_RATE, seed=0
     )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def train_plainly(config_path: Path) -> tuple[list[float], list[float], dict[str
     run = resolve_run(config, world_size=1)
     stream = make_stream(run, world=World.alone(), start_step=0)
     batches = iter(BatchLoader(stream, num_workers=0, prefetch=1, pin_memory=False))
-    model, loss = make_model(run.model, seed=config.seed), config.objective.build(num_classes=config.model.num_classes)
+    model, loss = make_model(run.model, seed=config.seed), config.objective.build(run.model, seed=config.seed, class_names=None)
     schedule = make_schedule(config, run.schedule_steps)
     kernels = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
     others = [p for p in model.parameters() if not any(p is kernel for kernel in kernels)]
@@ -66,7 +66,7 @@ def train_plainly(config_path: Path) -> tuple[list[float], list[float], dict[str
         batch = next(batches)
         for group in optimizer.param_groups:
             group["lr"] = schedule(step)
-        value = loss(model(batch["images"]), batch["labels"])
+        value = loss(model, batch).loss
         optimizer.zero_grad()
         value.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm or torch.inf)))

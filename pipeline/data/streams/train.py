@@ -22,7 +22,7 @@ from pipeline.data.streams.mixture import Corpus, Mixture
 from pipeline.errors import DataError
 from pipeline.keyed_random import derive_key
 
-LabelKind = Literal["one", "several", "none"]  # what an objective needs of an image
+LabelKind = Literal["one", "several", "none"]  # what is read of an image: see `pipeline.objectives.base.LabelKind`
 DIGEST_MODULUS = 2**52  # exact in a float64 too
 BLOCKS_AHEAD = 4  # blocks that an evaluation reads beforehand
 
@@ -54,19 +54,24 @@ class Division:
     """Says how positions are divided: optimizer step s holds positions [s * B, (s + 1) * B).
 
     A step's positions are cut into `world_size` runs of neighbours, one a rank; each of those into
-    `accumulation_steps` micro-batches; each of those into one run a worker. Parts of a cut differ by one at most.
+    `accumulation_steps` micro-batches; each of those into one run a worker. Parts of a cut differ by one at most, or by
+    `together`: a micro-batch holds whole groups of so many neighbours.
     """
 
     global_batch_size: int
     rank: int
     world_size: int
     accumulation_steps: int
+    together: int = 1
 
     @property
     def micro_batch_size(self) -> int:
         """Return the images of the largest micro-batch of any rank."""
         return largest_micro_batch(
-            self.global_batch_size, num_ranks=self.world_size, accumulation_steps=self.accumulation_steps
+            self.global_batch_size,
+            num_ranks=self.world_size,
+            accumulation_steps=self.accumulation_steps,
+            together=self.together,
         )
 
     @property
@@ -76,10 +81,11 @@ class Division:
 
     def positions(self, *, step: int, micro_step: int) -> Int64s:
         """This rank's positions of one micro-batch."""
-        mine = share_of(self.global_batch_size, part=self.rank, num_parts=self.world_size)
+        groups = self.global_batch_size // self.together
+        mine = share_of(groups, part=self.rank, num_parts=self.world_size)
         some = share_of(mine.stop - mine.start, part=micro_step, num_parts=self.accumulation_steps)
-        first = step * self.global_batch_size + mine.start
-        return np.arange(first + some.start, first + some.stop, dtype=np.int64)
+        first = step * self.global_batch_size + mine.start * self.together
+        return np.arange(first + some.start * self.together, first + some.stop * self.together, dtype=np.int64)
 
     def worker_slots(self, *, start_step: int, worker: int, num_workers: int) -> Iterator[tuple[Int64s, slice]]:
         """Yield a worker's positions in one micro-batch after the other, and their slots in it."""
@@ -90,9 +96,9 @@ class Division:
                 yield positions[slots], slots
 
 
-def largest_micro_batch(global_batch_size: int, *, num_ranks: int, accumulation_steps: int) -> int:
+def largest_micro_batch(global_batch_size: int, *, num_ranks: int, accumulation_steps: int, together: int = 1) -> int:
     """Images of the largest micro-batch of any rank."""
-    return -(-global_batch_size // (num_ranks * accumulation_steps))
+    return together * -(-global_batch_size // (together * num_ranks * accumulation_steps))
 
 
 def share_of(length: int, *, part: int, num_parts: int) -> slice:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import overload
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.models.base import Backbone
+from pipeline.models.base import Backbone, PatchOutput
 from pipeline.models.vit.encoder_config import EncoderConfig
 from pipeline.models.vit.layers import LAYER_NORM_EPS, POSITION_STD, EncoderBlock, lecun_normal_
 from pipeline.models.vit.pooling import MapHead
@@ -80,9 +81,7 @@ class EncoderBackbone(Backbone):
 
         uint8 images are scaled to [-1, 1] here, on the device; floating-point ones are taken as already scaled.
         """
-        if images.dtype == torch.uint8:
-            images = images.float() / 127.5 - 1.0
-        patches = self.patch_embed(images.to(next(self.patch_embed.parameters()).dtype))  # (B, D, h, w)
+        patches = self.patch_embed(self.scale(images).to(next(self.patch_embed.parameters()).dtype))  # (B, D, h, w)
         return patches.flatten(2).transpose(1, 2)  # (B, h*w, D)
 
     def encode(self, patches: Float[Tensor, "B P D"]) -> Float[Tensor, "B N D"]:
@@ -136,8 +135,26 @@ class EncoderBackbone(Backbone):
     def forward_representation(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B R"]:
         return self.pool(self.forward_tokens(images))
 
-    def forward(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
-        return self.head(self.forward_representation(images))
+    @overload
+    def forward(self, images: Tensor, *, corrupt: None = None) -> Tensor: ...
+    @overload
+    def forward(self, images: Tensor, *, corrupt: Callable[[Tensor], Tensor]) -> PatchOutput: ...
+    def forward(
+        self,
+        images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
+        *,
+        corrupt: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "B C"] | PatchOutput:
+        """Class logits.
+
+        Args:
+            corrupt: changes the patch embeddings (B, P, D) before positions are added; what each patch gives comes back too.
+        """
+        if corrupt is None:
+            return self.head(self.forward_representation(images))
+        patches = corrupt(self.embed_patches(images))
+        tokens = self.encode(patches)
+        return PatchOutput(patches=tokens[:, -patches.shape[1] :], logits=self.head(self.pool(tokens)))
 
     def resize_positions(
         self, state_dict: dict[str, Tensor], *, before: EncoderConfig, how: PositionResize

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.image_size import ImageSize
-from pipeline.models.base import ModelConfig
+from pipeline.models.base import ModelConfig, PatchLayout
 
 Pooling = Literal["class_token", "gap", "map"]
 Position = Literal["learned_1d", "none", "learned_2d", "sincos_2d", "relative"]
@@ -59,6 +59,10 @@ class EncoderConfig(ModelConfig):
     def num_patches(self) -> int:
         rows, columns = self.grid
         return rows * columns
+
+    @property
+    def patches(self) -> PatchLayout:
+        return PatchLayout(*self.grid, width=self.width)
 
     @property
     def has_class_token(self) -> bool:

@@ -25,7 +25,7 @@ class TrainingMetrics(StepCallback):
             None where that step has none. For callbacks that go after this one.
 
     Args:
-        metrics: of logits and labels, by their names in a line.
+        metrics: of the objective's predictions and targets, by their names in a line.
         global_batch_size: images a step.
         epochs_per_image: part of a pass over a corpus that one image of the run is, by name of the metric.
         log_every: steps between two lines.
@@ -91,7 +91,7 @@ class TrainingMetrics(StepCallback):
         self._metrics["wait_s"].update(batch["wait_s"])
         counts = [batch["digest"], len(batch["unreadable"]), len(batch["retries"])]
         self._step_totals += torch.tensor(counts, device=self._step_totals.device)
-        self._of_outputs.update(outputs["logits"], batch["labels"])
+        self._of_outputs.update(outputs["predictions"], outputs["targets"])
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: Trainer, step: int, batch: Any, outputs: Any) -> None:

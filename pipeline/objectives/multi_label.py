@@ -1,0 +1,59 @@
+"""Binary cross-entropy of images with several labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.functional.losses import multi_hot_targets, sigmoid_cross_entropy
+from pipeline.models.base import ModelConfig
+from pipeline.objectives.base import LabelKind
+from pipeline.objectives.classification import ClassificationSection
+from pipeline.objectives.hierarchy import Hierarchy, read_hierarchy
+from pipeline.objectives.sigmoid import Reduction
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+
+class MultiLabel(ClassificationSection):
+    """Binary cross-entropy of each class, of images with any number of labels (.json members: {"labels": [3, 7]})."""
+
+    name: Literal["multi_label"] = "multi_label"
+    reduction: Reduction = Field("sum", description="over the classes")
+    hierarchy: str | None = Field(
+        None, description="file of lines CLASS PARENT (numbers, or names of classes.txt): ancestors become labels too"
+    )
+
+    head_bias: ClassVar[float] = -10.0  # as with one label
+    labels: ClassVar[LabelKind] = "several"
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        loss = sigmoid_cross_entropy(logits, targets)
+        return loss if self.reduction == "sum" else loss / logits.shape[1]
+
+    def check(self, model: ModelConfig, *, class_names: Sequence[str] | None) -> None:
+        self._hierarchy(model, class_names)
+
+    def make_targets(self, model: ModelConfig, *, class_names: Sequence[str] | None) -> Callable[[Tensor, Tensor], Tensor]:
+        hierarchy = self._hierarchy(model, class_names)
+
+        def targets(labels: Tensor, ends: Tensor) -> Tensor:
+            if hierarchy is not None:
+                labels, ends = hierarchy.with_ancestors(labels, ends)
+            return multi_hot_targets(labels, ends, num_classes=model.num_classes)
+
+        return targets
+
+    def metrics(self, model: ModelConfig) -> dict[str, Metric]:
+        from pipeline.objectives.accuracy import hit_at_1
+
+        return hit_at_1()
+
+    def _hierarchy(self, model: ModelConfig, class_names: Sequence[str] | None) -> Hierarchy | None:
+        if self.hierarchy is None:
+            return None
+        return read_hierarchy(self.hierarchy, num_classes=model.num_classes, class_names=class_names)
