@@ -77,7 +77,8 @@ def stage_memory(
     batch = config.trainer.global_batch_size
     together = config.objective.images_together
     share, micro = (
-        largest_micro_batch(batch, num_ranks=num_gpus, accumulation_steps=parts, together=together) for parts in (1, accumulation)
+        largest_micro_batch(batch, num_ranks=num_gpus, accumulation_steps=parts, together=together)
+        for parts in (1, accumulation)
     )
     image = model.config.cost.saved_bytes(precision=precision) + model.config.cost.working_bytes(precision=precision)
     once = saved_bytes_per_pass(model.num_kernel_elements, precision=precision)

@@ -45,7 +45,19 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "zero0_bf16_autocast": {"zero_stage": 0, "precision": "bf16_autocast"},
     "zero2_bf16_autocast": {"zero_stage": 2, "precision": "bf16_autocast"},
 }
-OPTIMIZERS: dict[str, dict[str, Any]] = {"": {}, "_uneven": {}, "_sgd": {"name": "sgd", "learning_rate": 0.1}}
+for stage in (0, 1, 2, 3):
+    SCENARIOS[f"zero{stage}_fp32_mixed"] = {"zero_stage": stage, "precision": "fp32", "micro_batch_size": 2}
+    SCENARIOS[f"zero{stage}_fp32_masked"] = {"zero_stage": stage, "precision": "fp32"}
+SCENARIOS["zero2_bf16_masked"] = {"zero_stage": 2, "precision": "bf16"}
+SCENARIOS["zero2_bf16_mixed"] = {"zero_stage": 2, "precision": "bf16"}
+# What is trained, by the end of a scenario's name: sections that differ.
+KINDS: dict[str, dict[str, dict[str, Any]]] = {
+    "": {},
+    "_uneven": {},
+    "_sgd": {"optimizer": {"name": "sgd", "learning_rate": 0.1}},
+    "_mixed": {"objective": {"name": "softmax", "mixing": {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}, "label_smoothing": 0.1}},
+    "_masked": {"objective": {"name": "masked_patches"}, "model": {"representation": "none"}},
+}
 CLIP = 0.5  # below the gradient norms of these runs, so that clipping acts
 
 
@@ -55,10 +67,12 @@ def train_plainly(config_path: Path) -> tuple[list[float], list[float], dict[str
     run = resolve_run(config, world_size=1)
     stream = make_stream(run, world=World.alone(), start_step=0)
     batches = iter(BatchLoader(stream, num_workers=0, prefetch=1, pin_memory=False))
-    model, loss = make_model(run.model, seed=config.seed), config.objective.build(run.model, seed=config.seed, class_names=None)
+    model, objective = make_model(run.model, seed=config.seed), config.objective.build(run.model, seed=config.seed, class_names=None)
+    objective.init_weights(config.seed)
+    trained = torch.nn.ModuleList([model, objective])
     schedule = make_schedule(config, run.schedule_steps)
-    kernels = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
-    others = [p for p in model.parameters() if not any(p is kernel for kernel in kernels)]
+    kernels = [m.weight for m in trained.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    others = [p for p in trained.parameters() if not any(p is kernel for kernel in kernels)]
     groups = [{"params": kernels, "weight_decay": config.optimizer.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups) if config.optimizer.name == "adamw" else torch.optim.SGD(groups, lr=1.0, momentum=0.9)
     losses, norms = [], []
@@ -66,10 +80,10 @@ def train_plainly(config_path: Path) -> tuple[list[float], list[float], dict[str
         batch = next(batches)
         for group in optimizer.param_groups:
             group["lr"] = schedule(step)
-        value = loss(model, batch).loss
+        value = objective(model, batch).loss
         optimizer.zero_grad()
         value.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm or torch.inf)))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained.parameters(), config.optimizer.clip_norm or torch.inf)))
         optimizer.step()
         losses.append(float(value.detach()))
     return losses, norms, model.state_dict()
@@ -87,8 +101,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any]) 
             **tiny_config,
             "name": name,
             "output_dir": str(folder / "runs"),
-            "model": {**tiny_config["model"], "dropout": 0.0},
-            "optimizer": {**tiny_config["optimizer"], "clip_norm": CLIP, **OPTIMIZERS[kind_of(name)]},
+            "model": {**tiny_config["model"], "dropout": 0.0, **KINDS[kind_of(name)].get("model", {})},
+            "optimizer": {**tiny_config["optimizer"], "clip_norm": CLIP, **KINDS[kind_of(name)].get("optimizer", {})},
+            "objective": KINDS[kind_of(name)].get("objective", tiny_config["objective"]),
             "trainer": {**tiny_config["trainer"], **trainer, "duration": "8 steps"},
             "tracking": {"log_every": 1, "mode": "disabled"},
         }
@@ -101,12 +116,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any]) 
 @pytest.fixture(scope="module")
 def plain(runs: dict[str, RunFolder]) -> dict[str, tuple[list[float], list[float], dict[str, torch.Tensor]]]:
     """Train plainly, by what is trained."""
-    return {kind: train_plainly(runs[f"zero0_fp32{kind}"].config) for kind in OPTIMIZERS}
+    return {kind: train_plainly(runs[f"zero0_fp32{kind}"].config) for kind in KINDS}
 
 
 def kind_of(name: str) -> str:
     """Return what a scenario trains, whatever the stage and the precision."""
-    return next((kind for kind in ("_uneven", "_sgd") if name.endswith(kind)), "")
+    return next((kind for kind in KINDS if kind and name.endswith(kind)), "")
 
 
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if "fp32" in name])
