@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.functional.patches import NUM_COLOURS, corrupt_patches, mean_colours, split_patches
-from pipeline.image_size import height_and_width
 from pipeline.keyed_random import Purpose, derive_key, keyed_uniforms
 from pipeline.models.base import Backbone, ModelConfig, PatchLayout
 from pipeline.objectives.base import LabelKind, Objective, ObjectiveOutput, ObjectiveSection
@@ -166,5 +165,5 @@ def _compared(target: Target, predictions: Tensor, targets: Tensor) -> tuple[Ten
 
 def _patch_size(model: ModelConfig) -> tuple[int, int]:
     assert model.patches is not None
-    height, width = height_and_width(model.image_size)
+    height, width = model.height_and_width
     return height // model.patches.rows, width // model.patches.columns

@@ -67,7 +67,10 @@ def train_plainly(config_path: Path) -> tuple[list[float], list[float], dict[str
     run = resolve_run(config, world_size=1)
     stream = make_stream(run, world=World.alone(), start_step=0)
     batches = iter(BatchLoader(stream, num_workers=0, prefetch=1, pin_memory=False))
-    model, objective = make_model(run.model, seed=config.seed), config.objective.build(run.model, seed=config.seed, class_names=None)
+    model, objective = (
+        make_model(run.model, seed=config.seed),
+        config.objective.build(run.model, seed=config.seed, class_names=None),
+    )
     objective.init_weights(config.seed)
     trained = torch.nn.ModuleList([model, objective])
     schedule = make_schedule(config, run.schedule_steps)

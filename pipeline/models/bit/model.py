@@ -72,8 +72,7 @@ class BiTResNet(Backbone):
 
     def forward_features(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B R h w"]:
         """The feature map. uint8 images are scaled to [-1, 1] here, on the device."""
-        if images.dtype == torch.uint8:
-            images = images.float() / 127.5 - 1.0
+        images = self.scale(images)
         return self.trunk(images.to(self.head.weight.dtype))
 
     def forward_representation(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B R"]:

@@ -140,8 +140,7 @@ class TimmBackbone(Backbone):
 
     def forward_representation(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B R"]:
         """uint8 images are scaled to [-1, 1] here, on the device; floating-point ones are taken as already scaled."""
-        if images.dtype == torch.uint8:
-            images = images.float() / 127.5 - 1.0
+        images = self.scale(images)
         backbone: Any = self.backbone
         return backbone.forward_head(backbone.forward_features(images.to(self.head.weight.dtype)), pre_logits=True)
 
