@@ -91,7 +91,7 @@ def test_an_objective_of_one_label_refuses_them_before_it_starts(
 ) -> None:
     outcome = call("train", str(write_config(data={"train": str(several)})))
     assert outcome.code == 2
-    assert "have several labels, or an empty list of them; set objective.name=multi_label" in outcome.err
+    assert "have several labels, or an empty list of them; set objective.name=multi_label" in outcome.text
 
 
 def test_several_labels_survive_a_kill_and_other_ranks(several: Path, tiny_config: dict[str, Any], tmp_path: Path) -> None:
