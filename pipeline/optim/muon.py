@@ -53,9 +53,7 @@ class Muon(OptimizerSection):
         return super().state_bytes + STATE_ELEMENT_BYTES
 
     def make_groups(self, model: nn.Module, objective: nn.Module | None = None) -> list[dict[str, Any]]:
-        kinds = parameter_kinds(
-            model, objective, decayed=self.decayed, layer_decay=self.layer_decay, apart="hidden matrices"
-        )
+        kinds = parameter_kinds(model, objective, decayed=self.decayed, layer_decay=self.layer_decay, apart="hidden matrices")
         of_others = 1.0 if self.adamw_learning_rate is None else self.adamw_learning_rate / self.learning_rate
         return [
             {
