@@ -85,6 +85,16 @@ class Hybrid(EncoderBackbone):
         projection = nn.Conv2d(config.trunk.out_channels, config.width, kernel_size=patch, stride=patch)
         super().__init__(config, patch_embed=nn.Sequential(Trunk(config.trunk), projection))
 
+    def layer_numbers(self) -> dict[str, int]:
+        """As `Backbone.layer_numbers`, of the encoder's blocks: the whole ResNet is layer 0, as a patch embedding is."""
+        last = len(self.blocks) + 1
+        numbers = {}
+        for name, _ in self.named_parameters():
+            part, _, inner = name.partition(".")
+            is_after = part in ("norm", "map_head", "pre_logits", "head")
+            numbers[name] = int(inner.partition(".")[0]) + 1 if part == "blocks" else last if is_after else 0
+        return numbers
+
     def init_patch_embed(self, generator: torch.Generator) -> None:
         trunk, projection = self.patch_embed
         assert isinstance(trunk, Trunk)
