@@ -355,8 +355,8 @@ def test_weights_that_are_removed_before_their_turn_are_passed_over(
     add_weights(folder, 0)
     add_weights(folder, 4)
     evaluator = make_evaluator(folder, load_config(folder.config, ["tracking.mode=disabled"]))
-    steps = evaluator._pending_steps
-    monkeypatch.setattr(evaluator, "_pending_steps", lambda: (steps(), folder.weights_of(4).unlink())[0])
+    pending = evaluator._pending
+    monkeypatch.setattr(evaluator, "_pending", lambda: (pending(), folder.weights_of(4).unlink())[0])
     evaluator.evaluate_pending()
     evaluator.check(lost=None)
     assert "[eval] step 4: its weights have been removed meanwhile; passed over" in capsys.readouterr().out
