@@ -20,9 +20,11 @@ from pipeline.launch.signals import StopRequest
 from pipeline.models.base import Backbone, ModelConfig
 from pipeline.run.checkpoint import MODEL_FILE, RunFolder
 from pipeline.run.weights import load_tensors, read_weights_header
+from pipeline.train.blocks import checkpoint_blocks, compile_blocks, every_nth
 from pipeline.train.callbacks.checkpointing import Checkpointing, CheckpointPolicy
 from pipeline.train.callbacks.snapshots import RunFacts
 from pipeline.train.module import PretrainModule
+from pipeline.train.section import TrainerSection
 from pipeline.train.zero import ZeroStrategy, deepspeed_config
 
 
@@ -31,6 +33,16 @@ def make_model(config: ModelConfig, *, seed: int) -> Backbone:
     model = config.build()
     model.init_weights(torch.Generator().manual_seed(seed))
     return model
+
+
+def _prepare_blocks(model: Backbone, trainer: TrainerSection) -> None:
+    """Compile the model or its blocks, and let blocks be computed again, as the settings say."""
+    blocks = model.repeated_blocks()
+    if trainer.compile == "blocks":
+        compile_blocks(blocks)
+    checkpoint_blocks(every_nth(blocks, trainer.activation_checkpointing))
+    if trainer.compile is True:
+        model.compile()
 
 
 @dataclass(frozen=True)
@@ -65,8 +77,7 @@ def make_training(run: ResolvedRun, *, world: World, stop: StopRequest, start: R
         path = start.checkpoint.path / MODEL_FILE
         read_weights_header(path)  # refuses those of a model that another version of a library defines
         load_tensors(model, path, objective=objective)
-    if config.trainer.compile:
-        model.compile()
+    _prepare_blocks(model, config.trainer)
     module = PretrainModule(
         model=model,
         objective=objective,

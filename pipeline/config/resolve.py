@@ -66,6 +66,7 @@ def resolve_run(config: RunConfig, *, world_size: int) -> ResolvedRun:
         DataError: no index.
     """
     model = config.model.resolve(head_bias=config.objective.head_bias)
+    _check_blocks(config, model)
     mixture = load_mixture(config.data)
     if isinstance(mixture, Mixture) and config.objective.labels != "none":
         _check_classes(mixture, num_classes=config.model.num_classes)
@@ -108,6 +109,17 @@ def resolve_run(config: RunConfig, *, world_size: int) -> ResolvedRun:
         ),
         class_names=class_names,
     )
+
+
+def _check_blocks(config: RunConfig, model: ModelConfig) -> None:
+    trainer = config.trainer
+    asked = "trainer.compile=blocks" if trainer.compile == "blocks" else None
+    if trainer.activation_checkpointing is not None:
+        asked = f"trainer.activation_checkpointing={trainer.activation_checkpointing}"
+    if asked is not None and not model.cost.blocks(precision="fp32"):
+        raise ConfigError(
+            f"{asked} is about a model's repeated blocks, which the models of family {model.family} do not list; leave it out"
+        )
 
 
 def images_of_epoch(mixture: Mixture | UnindexedShards, *, repeats: int) -> int | None:

@@ -13,6 +13,7 @@ class Compute:
     """Holds a run's length in every unit. Seconds are those of computing alone, without failures.
 
     Attributes:
+        recomputed_flops_per_image: those of activation checkpointing, which `flops_per_image` and `flops` leave out.
         epochs: none if the number of samples is not known.
         cost: cost in the price's currency; none without a price.
     """
@@ -21,6 +22,7 @@ class Compute:
     images: int
     epochs: float | None
     flops_per_image: int
+    recomputed_flops_per_image: int
     flops: int
     images_per_s: float
     step_s: float
@@ -35,6 +37,7 @@ def run_compute(
     global_batch_size: int,
     num_samples: int | None,
     flops_per_image: int,
+    recomputed_flops_per_image: int = 0,
     peak_flops: float,
     mfu: float,
     num_gpus: int,
@@ -43,10 +46,14 @@ def run_compute(
     """Compute length and cost of a run.
 
     Model FLOP/s utilisation is counted operations over what the devices could do at best (PaLM, arXiv 2204.02311,
-    appendix B), so a run takes counted operations / (MFU x peak x GPUs) seconds.
+    appendix B), so a run takes counted operations / (MFU x peak x GPUs) seconds. What activation checkpointing computes
+    again is not counted, and takes time at the same rate.
+
+    Args:
+        mfu: utilisation without activation checkpointing.
     """
     images = steps * global_batch_size
-    images_per_s = num_gpus * peak_flops * mfu / flops_per_image
+    images_per_s = num_gpus * peak_flops * mfu / (flops_per_image + recomputed_flops_per_image)
     seconds = images / images_per_s
     gpu_hours = seconds * num_gpus / 3600
     return Compute(
@@ -54,6 +61,7 @@ def run_compute(
         images=images,
         epochs=None if num_samples is None else images / num_samples,
         flops_per_image=flops_per_image,
+        recomputed_flops_per_image=recomputed_flops_per_image,
         flops=images * flops_per_image,
         images_per_s=images_per_s,
         step_s=global_batch_size / images_per_s,

@@ -10,6 +10,7 @@ from pipeline.data.streams.train import largest_micro_batch
 from pipeline.distributed.hardware import DATA_SHEET_BF16_TFLOPS, DATA_SHEET_MEMORY_GIB, find_gpu
 from pipeline.errors import ConfigError
 from pipeline.models.base import ModelConfig
+from pipeline.plan.activations import recomputed_flops
 from pipeline.plan.checkpoints import Checkpoints, forecast_checkpoints
 from pipeline.plan.cluster import Cluster, check_cluster
 from pipeline.plan.compute import Compute, run_compute, step_traffic_bytes
@@ -99,6 +100,7 @@ def _compute(config: RunConfig, *, cluster: Cluster, gpu: str, corpus: CorpusFac
         global_batch_size=config.trainer.global_batch_size,
         num_samples=corpus.images_of_epoch,
         flops_per_image=model.cost.training_flops,
+        recomputed_flops_per_image=recomputed_flops(model.cost, every=config.trainer.activation_checkpointing),
         peak_flops=_peak_flops(config, gpu),
         mfu=cluster.mfu,
         num_gpus=cluster.num_nodes * cluster.gpus_per_node,

@@ -11,6 +11,7 @@ from pipeline.data.streams.train import largest_micro_batch
 from pipeline.distributed.precision import TrainingPrecision
 from pipeline.models.base import ModelConfig
 from pipeline.optim.groups import parameter_groups
+from pipeline.plan.activations import activation_bytes, recomputed_flops, sparsest_that_fits
 from pipeline.plan.memory import ParameterSizes, Stage, StateBytes, saved_bytes_per_pass, sizes_of_groups, state_bytes
 
 
@@ -38,6 +39,8 @@ class StageMemory:
     Attributes:
         chosen: whether it is the configuration's own stage.
         largest_micro_batch: images that fit at once, 0 if none.
+        fitting_checkpointing: largest activation_checkpointing at which the micro-batch fits; none if it fits without, or never.
+        recomputed: operations of that, as a part of the counted ones; none without it.
         usable_micro_batch: micro-batch when a GPU's share is cut into the fewest, most equal parts that fit, 0 if none.
     """
 
@@ -50,6 +53,8 @@ class StageMemory:
     fits: bool
     largest_micro_batch: int
     usable_micro_batch: int
+    fitting_checkpointing: int | None
+    recomputed: float | None
 
 
 def precision_of(config: RunConfig, *, stage: Stage) -> TrainingPrecision:
@@ -80,9 +85,10 @@ def stage_memory(
         largest_micro_batch(batch, num_ranks=num_gpus, accumulation_steps=parts, together=together)
         for parts in (1, accumulation)
     )
-    image = model.config.cost.saved_bytes(precision=precision) + model.config.cost.working_bytes(precision=precision)
+    cost = model.config.cost
+    image = activation_bytes(cost, precision=precision, every=config.trainer.activation_checkpointing)
     once = saved_bytes_per_pass(model.num_kernel_elements, precision=precision)
-    once += model.config.cost.saved_bytes_once(precision=precision)
+    once += cost.saved_bytes_once(precision=precision)
     state = state_bytes(
         model.parameters,
         stage=stage,
@@ -93,6 +99,9 @@ def stage_memory(
     )
     largest = max(0, int((memory_bytes - state.total - once) // image))
     total = state.total + once + micro * image
+    sparsest = None
+    if total > memory_bytes:
+        sparsest = sparsest_that_fits(cost, precision=precision, most_bytes=(memory_bytes - state.total - once) / micro)
     return StageMemory(
         stage=stage,
         precision=precision,
@@ -103,6 +112,8 @@ def stage_memory(
         fits=total <= memory_bytes,
         largest_micro_batch=largest,
         usable_micro_batch=_usable_micro_batch(largest, share=share, is_even=batch % num_gpus == 0),
+        fitting_checkpointing=sparsest,
+        recomputed=None if sparsest is None else recomputed_flops(cost, every=sparsest) / cost.training_flops,
     )
 
 

@@ -97,12 +97,18 @@ def _memory_row(memory: StageMemory) -> list[str]:
 def _memory_advice(forecast: Forecast, chosen: StageMemory) -> str:
     if chosen.fits:
         return f"* the configuration's: it fits, with {(forecast.memory_bytes - chosen.total) / GIB:.1f} GiB to spare"
+    again = "" if chosen.fitting_checkpointing is None else (
+        f"trainer.activation_checkpointing={chosen.fitting_checkpointing}, with which the batch fits and "
+        f"{chosen.recomputed:.0%} is computed again"
+    )  # fmt: skip
     if chosen.usable_micro_batch:
         return (
             f"* the configuration's: it does not fit; set trainer.micro_batch_size={chosen.usable_micro_batch}, which "
             "cuts a GPU's "
-            f"share of a batch into the fewest parts that do"
+            f"share of a batch into the fewest parts that do{f', or {again}' if again else ''}"
         )
+    if again:
+        return f"* the configuration's: it does not fit; set {again}"
     if chosen.largest_micro_batch:
         return (
             f"* the configuration's: one image fits, but {forecast.num_gpus} GPUs do not divide a batch of "
@@ -119,8 +125,11 @@ def _compute_rows(forecast: Forecast) -> list[tuple[str, str]]:
     rows = [
         ("steps", f"{compute.steps:,} of {forecast.global_batch_size:,} images"),
         ("images", f"{compute.images:,}{epochs}"),
-        ("operations", f"{compute.flops / 1e18:,.4g} exaFLOP, {compute.flops_per_image / 1e9:,.4g} GFLOP an image"),
-        ("speed", f"{compute.images_per_s:,.0f} images/s, {duration(compute.step_s)} a step, at {cluster.mfu:.0%} MFU"),
+        (
+            "operations",
+            f"{compute.flops / 1e18:,.4g} exaFLOP, {compute.flops_per_image / 1e9:,.4g} GFLOP an image{_again(forecast)}",
+        ),
+        ("speed", f"{compute.images_per_s:,.0f} images/s, {duration(compute.step_s)} a step, at {_utilisation(forecast)}"),
         ("time", f"{duration(compute.seconds)} of computing; {_with_losses(forecast)}"),
         ("GPU hours", f"{compute.gpu_hours:,.0f}"),
     ]
@@ -131,6 +140,21 @@ def _compute_rows(forecast: Forecast) -> list[tuple[str, str]]:
         with_lost = f"; {compute.cost / (1 - lost):,.0f} with failures" if lost < NEVER_ENDS else ""
         rows.append(("cost", f"{compute.cost:,.0f} at {cluster.price:g} a GPU hour{with_lost}"))
     return rows
+
+
+def _again(forecast: Forecast) -> str:
+    compute = forecast.compute
+    if not compute.recomputed_flops_per_image:
+        return ""
+    return f", and {compute.recomputed_flops_per_image / compute.flops_per_image:.0%} more for activation checkpointing"
+
+
+def _utilisation(forecast: Forecast) -> str:
+    compute, mfu = forecast.compute, forecast.cluster.mfu
+    if not compute.recomputed_flops_per_image:
+        return f"{mfu:.0%} MFU"
+    counted = compute.flops_per_image / (compute.flops_per_image + compute.recomputed_flops_per_image)
+    return f"{mfu * counted:.0%} MFU ({mfu:.0%} with what is computed again)"
 
 
 def _network(forecast: Forecast) -> str:

@@ -42,9 +42,16 @@ class TrainerSection(Section):
         description="bf16: bf16 weights with fp32 masters; bf16_autocast: fp32 weights, bf16 products; auto: bf16 where every "
         "rank's device computes it fast, else fp32",
     )
-    compile: bool = Field(
+    compile: bool | Literal["blocks"] = Field(
         default=False,
-        description="torch.compile the model; best where the ranks divide the batch: another size compiles again",
+        description="torch.compile the model (true), or each of its repeated blocks by itself, which takes less time to compile; "
+        "best where the ranks divide the batch: another size compiles again",
+        json_schema_extra=TOLD,
+    )
+    activation_checkpointing: PositiveInt | None = Field(
+        default=None,
+        description="n: what every n-th block keeps for the backward pass is computed again there instead (1: every block's); "
+        "none: all is kept",
         json_schema_extra=TOLD,
     )
     peak_tflops: float | None = Field(

@@ -1,0 +1,48 @@
+"""Change how a model's repeated blocks are run: computed again in the backward pass, compiled by themselves."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+Block = TypeVar("Block")
+
+
+def every_nth(blocks: Sequence[Block], every: int | None) -> Sequence[Block]:
+    """Return the blocks that are computed again: the first and every n-th after it; all where n is 1, none where it is None.
+
+    The first, not the n-th: what the last block keeps is the first to be released, so that keeping it costs the least.
+    """
+    return [] if every is None else blocks[::every]
+
+
+def checkpoint_blocks(blocks: Sequence[nn.Module]) -> None:
+    """Keep of each block its input alone, and compute it again in the backward pass.
+
+    The same operations run on the same values: torch restores the state of the random generators first, so that the masks
+    of dropout and stochastic depth are those of the forward pass. Losses and gradients are bit for bit the same.
+
+    The submodules are called again, and the block itself is not. Under ZeRO-3, which gathers a module's parameters when it is
+    called, all parameters must therefore belong to modules inside the block.
+    """
+    for block in blocks:
+        assert not list(block.parameters(recurse=False)), "the parameters of a block belong to modules inside it"
+        block.forward = functools.partial(_checkpointed, block.forward)  # type: ignore[method-assign]
+
+
+def _checkpointed(forward: Callable[..., Any], *arguments: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*arguments)
+    # To the end, also where all that is needed was recomputed: DeepSpeed counts on a hook at the end of each module.
+    return checkpoint(forward, *arguments, use_reentrant=False, early_stop=False)
+
+
+def compile_blocks(blocks: Sequence[nn.Module]) -> None:
+    """Compile each block by itself. Equal blocks share the compiled code, so the time is that of one block."""
+    for block in blocks:
+        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
