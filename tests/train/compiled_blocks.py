@@ -1,0 +1,57 @@
+"""Run by test_blocks.py in a process without checks of shapes, which torch.compile would have to follow.
+
+    python -m tests.train.compiled_blocks
+
+Prints a line of JSON for each way to compile a model: the largest difference of logits and of gradients from the plain model's,
+as a part of the largest value.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.models.vit.model import VisionTransformer, ViTConfig
+from pipeline.train.blocks import checkpoint_blocks, compile_blocks, every_nth
+
+Compiled = Literal["blocks", "model"]
+
+# Compiled code draws other masks, so this is without any.
+CONFIG = ViTConfig(
+    image_size=16, patch_size=8, width=24, depth=2, mlp_dim=32, num_heads=3, num_classes=5, representation_size=24, dropout=0.0,
+    layer_scale=0.1, position="relative", registers=2, qk_norm=True,
+)  # fmt: skip
+
+
+def train_once(config: ViTConfig, *, every: int | None = None, compiled: Compiled | None = None) -> dict[str, Tensor]:
+    """Return the logits and the gradients of a training pass, by name."""
+    model = VisionTransformer(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))
+    if compiled == "blocks":
+        compile_blocks(model.repeated_blocks())
+    checkpoint_blocks(every_nth(model.repeated_blocks(), every))
+    if compiled == "model":
+        model.compile()
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(5)
+    logits = model(images)
+    logits.square().sum().backward()
+    return {"logits": logits.detach(), **{name: p.grad for name, p in model.named_parameters() if p.grad is not None}}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    plain = train_once(CONFIG)
+    choices: list[tuple[Compiled, int | None]] = [("blocks", None), ("blocks", 1), ("model", None), ("model", 1)]
+    for compiled, every in choices:
+        found = train_once(CONFIG, every=every, compiled=compiled)
+        worst = max(float((found[name] - value).abs().max() / value.abs().max()) for name, value in plain.items())
+        print(json.dumps({"compiled": compiled, "every": every, "worst": worst}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
