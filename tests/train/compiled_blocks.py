@@ -3,7 +3,8 @@
     python -m tests.train.compiled_blocks
 
 Prints a line of JSON for each way to compile a model: the largest difference of logits and of gradients from the plain model's,
-as a part of the largest value.
+as a part of the largest value of the tensor, or of 1 % of the largest of all: the bias of the keys' norm has no gradient but
+rounding, for the softmax does not see it.
 """
 
 from __future__ import annotations
@@ -46,10 +47,13 @@ def train_once(config: ViTConfig, *, every: int | None = None, compiled: Compile
 def main() -> None:
     torch.set_num_threads(1)
     plain = train_once(CONFIG)
+    floor = 0.01 * max(float(value.abs().max()) for value in plain.values())
     choices: list[tuple[Compiled, int | None]] = [("blocks", None), ("blocks", 1), ("model", None), ("model", 1)]
     for compiled, every in choices:
         found = train_once(CONFIG, every=every, compiled=compiled)
-        worst = max(float((found[name] - value).abs().max() / value.abs().max()) for name, value in plain.items())
+        worst = max(
+            float((found[name] - value).abs().max()) / max(float(value.abs().max()), floor) for name, value in plain.items()
+        )
         print(json.dumps({"compiled": compiled, "every": every, "worst": worst}), flush=True)
 
 

@@ -90,6 +90,7 @@ def test_logits_equal_timms_in_bf16(timm: ModuleType, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_real_b16_equals_timms(timm: ModuleType) -> None:
     config = ViT(name="B/16", num_classes=1000, representation="none").resolve()  # type: ignore[call-arg]
     ours, theirs = both(timm, config)
