@@ -57,8 +57,8 @@ class Classification(Objective):
 class ClassificationSection(ObjectiveSection):
     """The settings of an objective over classes."""
 
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="part of a target that is spread over all classes")
-    mixing: Mixing = Field(Mixing(), description="MixUp and CutMix")  # type: ignore[call-arg]
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="part of a target that is spread over all classes")
+    mixing: Mixing = Field(default=Mixing(), description="MixUp and CutMix")  # type: ignore[call-arg]
 
     @property
     def images_together(self) -> int:

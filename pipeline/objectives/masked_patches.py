@@ -33,11 +33,13 @@ class MaskedPatches(ObjectiveSection):
     """Half of the patch embeddings are corrupted, and each corrupted patch's mean colour is predicted. Labels are not read."""
 
     name: Literal["masked_patches"] = "masked_patches"
-    corrupted: float = Field(0.5, gt=0, le=1, description="part of an image's patches that are corrupted")
-    masked: float = Field(0.8, ge=0, le=1, description="part of those that become the mask token")
-    swapped: float = Field(0.1, ge=0, le=1, description="part of those that become another patch's embedding; the rest is kept")
+    corrupted: float = Field(default=0.5, gt=0, le=1, description="part of an image's patches that are corrupted")
+    masked: float = Field(default=0.8, ge=0, le=1, description="part of those that become the mask token")
+    swapped: float = Field(
+        default=0.1, ge=0, le=1, description="part of those that become another patch's embedding; the rest is kept"
+    )
     target: Target = Field(
-        "mean_colour",
+        default="mean_colour",
         description="of a patch: its mean colour in 9 bits; 4 x 4 such colours; or all its pixels (squared error)",
     )
 

@@ -25,10 +25,14 @@ FIXED_DRAWS = 4  # before the sampler's: whether, which, and the box's centre
 class Mixing(Section):
     """Pairs of images are mixed, and their labels alike. Off by default."""
 
-    mixup_alpha: float = Field(0.0, ge=0, le=MAX_ALPHA, description="MixUp: shares are drawn from Beta(alpha, alpha); 0: none")
-    cutmix_alpha: float = Field(0.0, ge=0, le=MAX_ALPHA, description="CutMix: areas are drawn from Beta(alpha, alpha); 0: none")
-    cutmix_probability: float = Field(0.5, ge=0, le=1, description="part of the pairs with CutMix, where both are on")
-    probability: float = Field(1.0, ge=0, le=1, description="part of the pairs that are mixed")
+    mixup_alpha: float = Field(
+        default=0.0, ge=0, le=MAX_ALPHA, description="MixUp: shares are drawn from Beta(alpha, alpha); 0: none"
+    )
+    cutmix_alpha: float = Field(
+        default=0.0, ge=0, le=MAX_ALPHA, description="CutMix: areas are drawn from Beta(alpha, alpha); 0: none"
+    )
+    cutmix_probability: float = Field(default=0.5, ge=0, le=1, description="part of the pairs with CutMix, where both are on")
+    probability: float = Field(default=1.0, ge=0, le=1, description="part of the pairs that are mixed")
 
     @property
     def is_on(self) -> bool:

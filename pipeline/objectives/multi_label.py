@@ -23,9 +23,9 @@ class MultiLabel(ClassificationSection):
     """Binary cross-entropy of each class, of images with any number of labels (.json members: {"labels": [3, 7]})."""
 
     name: Literal["multi_label"] = "multi_label"
-    reduction: Reduction = Field("sum", description="over the classes")
+    reduction: Reduction = Field(default="sum", description="over the classes")
     hierarchy: str | None = Field(
-        None, description="file of lines CLASS PARENT (numbers, or names of classes.txt): ancestors become labels too"
+        default=None, description="file of lines CLASS PARENT (numbers, or names of classes.txt): ancestors become labels too"
     )
 
     head_bias: ClassVar[float] = -10.0  # as with one label

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from pipeline.distributed.quiet import quiet_libraries
 from pipeline.distributed.world import World, die_with_parent, init_process_group, leave_process_group
 from pipeline.models.base import Backbone
+from pipeline.objectives.base import ClassifierLoss
 from pipeline.optim import Optimizer
 from pipeline.optim.base import OptimizerSection
 from pipeline.train import zero_state
@@ -163,7 +164,7 @@ def train(scenario: Scenario) -> None:
         model.load_state_dict({name: tensors[f"master/{name}"] for name, _ in model.named_parameters()})
     module = PretrainModule(
         model=model,
-        loss=F.cross_entropy,
+        objective=ClassifierLoss(F.cross_entropy),
         make_optimizer=lambda m: section.build(m, fused=False),
         schedule=lambda step: learning_rate(first + step, peak=section.learning_rate),
         seed=0,

@@ -43,7 +43,7 @@ def peak_bytes(every: int | None, *, batch: int) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recording:
         pass_once()
     events = [event for event in recording.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_the_peak_of_a_pass_is_what_is_predicted() -> None:

@@ -65,6 +65,7 @@ def _write_index(folder: Path) -> None:
         block_content=blocks.astype(np.uint64),
         images_of={3: 30_000 * len(blocks)},
         num_unlabelled=0,
+        num_several=0,
     )
     save_index(assemble_index(str(folder), [entry]))
 

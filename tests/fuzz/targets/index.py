@@ -51,6 +51,7 @@ def _entry(number: int, num_blocks: int, skipped: int) -> ShardEntry:
         num_skipped=skipped,
         block_content=(blocks + number).astype(np.uint64),
         num_unlabelled=num_unlabelled,
+        num_several=0,
         images_of={number: num_labelled} if num_labelled else {},
     )
 

@@ -43,7 +43,7 @@ def random_model(config: HybridConfig) -> HybridModel:
             parameter.normal_(std=0.05, generator=generator)
         for module in model.modules():
             if isinstance(module, nn.GroupNorm | nn.LayerNorm):
-                module.weight += 1
+                module.weight.add_(1)
             if isinstance(module, StdConv2d):
                 module.weight.mul_(200).add_(3)
     return model.eval()
