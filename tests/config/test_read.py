@@ -24,10 +24,10 @@ from pipeline.optim.adamw import AdamW
 from tests.conftest import REPOSITORY, Outcome, run_command
 
 WriteConfig = Callable[..., Path]
-RECIPES = sorted((REPOSITORY / "configs").glob("*.yaml"))
+RECIPES = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 
 
-@pytest.mark.parametrize("path", [p for p in RECIPES if p.name != "base.yaml"], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [p for p in RECIPES if not p.stem.startswith("base")], ids=lambda p: p.stem)
 def test_every_recipe_loads(path: Path) -> None:
     config = load_config(path)
     assert config.name == path.stem

@@ -39,8 +39,8 @@ NAMES = ("trainer.max_steps", "model.name", "data.train", "optimizer.betas", "ev
 def configurations(scratch: Path) -> Fuzzer:
     _write_index(scratch / "corpus")
     recipes = []
-    for path in sorted(RECIPES.glob("*.yaml")):
-        if path.stem != "base":
+    for path in sorted(RECIPES.rglob("*.yaml"), key=lambda path: (path.parent != RECIPES, path)):
+        if not path.stem.startswith("base"):
             recipes.append(load_config(path).model_dump(mode="json", exclude_defaults=True))
     for recipe in recipes:
         recipe["data"]["train"] = str(scratch / "corpus")
