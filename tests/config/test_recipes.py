@@ -1,4 +1,4 @@
-"""Every recipe is what its source says: sizes, compute, steps, learning rates, decay, loss and augmentation against one table."""
+"""Every recipe is what its source says: sizes, compute, steps, learning rates, decay, loss, augmentation; by one table."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ FILES = {path.stem: path for path in RECIPES}
 IMAGES = {"in21k": 14_197_122, "in1k": 1_281_167}  # of the whole training sets
 OTHER_IMAGES = 50_000  # a number to count with
 
-# parameters; 10^9 multiply-accumulates of an image; tensors that decay, and that do not; steps, those of the warmup; learning rate
-# x 10^4 in the middle of the warmup, at its end, after a quarter of the rest, at the end; weight decay; batch; objective; dropout;
-# stochastic depth; augmentation: layers and magnitude of RandAugment, or DeiT's three; alphas of MixUp and CutMix.
+# parameters; 10^9 multiply-accumulates of an image; tensors that decay, and that do not; steps, those of the warmup; learning
+# rate x 10^4 in the middle of the warmup, at its end, after a quarter of the rest, at the end; weight decay; batch; objective;
+# dropout; stochastic depth; augmentation: layers and magnitude of RandAugment, or DeiT's three; alphas of MixUp and CutMix.
 # Computed from the sources' definitions (docs/recipes.md), not by this project's code.
 TABLE = """
 b32_jft               102111603   4.4231  51 103  517822 10000     4  8 6.025 0.1 0.1  4096 sigmoid 0   0    none 0   0
@@ -83,8 +83,8 @@ demo                     211078   0.0036  18  38     600    50    20 40 29.99 0.
 ti8_64px                2738596   0.1846  26  54    3516   200     5 10  8.55 0.1 0.05  128 softmax 0   0    none 0   0
 """
 NAMES = (
-    "parameters", "gmacs", "decayed", "undecayed", "steps", "warmup", "rate_mid_warmup", "rate_peak", "rate_quarter", "rate_end",
-    "weight_decay", "batch", "objective", "dropout", "stochastic_depth", "augment", "mixup", "cutmix",
+    "parameters", "gmacs", "decayed", "undecayed", "steps", "warmup", "rate_mid_warmup", "rate_peak", "rate_quarter",
+    "rate_end", "weight_decay", "batch", "objective", "dropout", "stochastic_depth", "augment", "mixup", "cutmix",
 )  # fmt: skip
 ROWS = {line.split()[0]: dict(zip(NAMES, line.split()[1:], strict=True)) for line in TABLE.strip().splitlines()}
 
