@@ -223,12 +223,19 @@ def test_another_container_on_this_machine_is_not_taken_for_dead() -> None:
     assert other.life() == "unknown"
 
 
-def try_claim(folder: str, start: float, links: str) -> bool:
+TRIERS = 6
+
+
+def try_claim(folder: str, start: float, links: str, number: int) -> bool:
     if links == "no links":
         os.link = lambda *_: (_ for _ in ()).throw(OSError(errno.EOPNOTSUPP, "not supported"))  # type: ignore[assignment]
     time.sleep(max(0.0, start - time.time()))
     with Claims(Path(folder)).take(NAME) as mine:
-        time.sleep(0.5)
+        (Path(folder) / f"tried-{number}").touch()
+        deadline = time.monotonic() + 60
+        # Held until everybody has tried: a process that a busy machine starts late would rightly take a released claim.
+        while len(list(Path(folder).glob("tried-*"))) < TRIERS and time.monotonic() < deadline:
+            time.sleep(0.01)
         return mine
 
 
@@ -237,11 +244,14 @@ def test_of_many_that_see_a_dead_claim_one_takes_it(tmp_path: Path, request: pyt
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     owner = replace(Owner.myself(), process=replace(Process.myself(), pid=dead.pid))
-    with multiprocessing.get_context("spawn").Pool(6) as pool:
+    with multiprocessing.get_context("spawn").Pool(TRIERS) as pool:
         for _ in range(5):
             (tmp_path / NAME).write_text(owner.to_json())
-            taken = pool.starmap(try_claim, [(str(tmp_path), time.time() + 0.3, links)] * 6, chunksize=1)
+            start = time.time() + 0.3
+            taken = pool.starmap(try_claim, [(str(tmp_path), start, links, number) for number in range(TRIERS)], chunksize=1)
             assert sum(taken) == 1
+            for mark in tmp_path.glob("tried-*"):
+                mark.unlink()
 
 
 def test_a_claim_that_is_not_the_one_judged_is_put_back(tmp_path: Path) -> None:
