@@ -316,7 +316,7 @@ def endless(loader: Any) -> Iterator[Any]:
 
 def declare_torchvision_operators() -> None:
     """Let torchvision be imported with a CPU build of torch, which lacks its binary operators; none is used here."""
-    if torch.version.cuda is None:
+    if torch.version.cuda is None and not hasattr(torch.ops.torchvision, "nms"):
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

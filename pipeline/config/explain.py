@@ -163,7 +163,9 @@ def _section_line(location: tuple[Any, ...]) -> str:
     if list_index is not None:
         example = _example_at(location)
         return f"; type {_line('.'.join(str(part) for part in location[:list_index]), [example])}" if example else ""
-    first = next(iter(_keys(_resolve(location)[1])), None)
+    annotation = _resolve(location)[1]
+    mark = mark_of(annotation)
+    first = mark.key if mark is not None else next(iter(_keys(annotation)), None)
     return f", as {'.'.join(str(part) for part in location)}.{first}=..." if first else ""
 
 

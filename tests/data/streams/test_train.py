@@ -37,6 +37,7 @@ TRANSFORM = TrainTransform(
     image_size=16, min_area=0.2, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3, flip=True, resize="bilinear", decoder="whole"
 )
 BATCH = 12
+PNG = encode(make_image(0, num_classes=4, size=24), format="PNG")
 
 
 def make_stream(
@@ -239,7 +240,7 @@ def test_shards_that_changed_under_their_index_are_noticed(tmp_path: Path, write
 
 @pytest.mark.parametrize(
     ("members", "message"),
-    [([("0.txt", b"hi"), ("0.cls", b"0")], "sample '0' has no image"), ([("0.jpg", b"x")], "has no label"), ([("0.jpg", b"x"), ("0.cls", b"cat")], "label of sample '0' is 'cat', not a class number")],
+    [([("0.txt", b"hi"), ("0.cls", b"0")], "sample '0' has no image"), ([("0.png", PNG)], "has no label"), ([("0.png", PNG), ("0.cls", b"cat")], "label of sample '0' is 'cat', not a class number")],
 )  # fmt: skip
 def test_samples_without_image_or_label_are_answered_in_words(
     tmp_path: Path, members: list[tuple[str, bytes]], message: str
