@@ -29,7 +29,7 @@ def declare_operators() -> torch.library.Library | None:
 
     They live as long as what is returned.
     """
-    if torch.version.cuda is not None:
+    if torch.version.cuda is not None or hasattr(torch.ops.torchvision, "nms"):
         return None
     library = torch.library.Library("torchvision", "DEF")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
