@@ -45,7 +45,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "zero0_bf16_autocast": {"zero_stage": 0, "precision": "bf16_autocast"},
     "zero2_bf16_autocast": {"zero_stage": 2, "precision": "bf16_autocast"},
 }
-for stage in (0, 1, 2, 3):
+for stage in (0, 3):  # the ends; `tests/laws/test_several_labels.py` trains at stage 2
     SCENARIOS[f"zero{stage}_fp32_mixed"] = {"zero_stage": stage, "precision": "fp32", "micro_batch_size": 2}
     SCENARIOS[f"zero{stage}_fp32_masked"] = {"zero_stage": stage, "precision": "fp32"}
 SCENARIOS["zero2_bf16_masked"] = {"zero_stage": 2, "precision": "bf16"}

@@ -94,6 +94,7 @@ def test_an_objective_of_one_label_refuses_them_before_it_starts(
     assert "have several labels, or an empty list of them; set objective.name=multi_label" in outcome.text
 
 
+@pytest.mark.slow
 def test_several_labels_survive_a_kill_and_other_ranks(several: Path, tiny_config: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "hierarchy.txt").write_text("red round\n")
     mixing = {"mixup_alpha": 0.5, "cutmix_alpha": 1.0}
@@ -105,6 +106,7 @@ def test_several_labels_survive_a_kill_and_other_ranks(several: Path, tiny_confi
     assert {"train/hit_at_1"} <= read_metrics(runs["alone"].metrics)[-1].keys()
 
 
+@pytest.mark.slow
 def test_patches_need_no_labels(unlabelled: Path, tiny_config: dict[str, Any], tmp_path: Path) -> None:
     runs = train_in_legs(tmp_path, with_objective(tiny_config, unlabelled, {"name": "masked_patches"}))
     assert losses_of(runs["changing"]) == pytest.approx(losses_of(runs["alone"]), rel=1e-5)
