@@ -102,6 +102,9 @@ def _explain_unknown(location: tuple[Any, ...], known: list[str], given: Any) ->
     path, key = ".".join(shorten_text(str(part)) for part in location), str(location[-1])
     if ":" in key and given is None:
         return f"unknown key {path}; write a space after the colon: {shorten_text(key.replace(':', ': ', 1))}"
+    others = _members_with(location[:-1], key) if len(location) == 2 else None  # a protocol's name says which it is
+    if others:
+        return f"unknown key {path}; it is a setting of {others}"
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     elsewhere = [f"{name}.{key}" for name in RunConfig.model_fields if key in _keys(_type_below(RunConfig, name))]
     if key in _OTHER_NAMES and (len(location) == 1 or not near):
@@ -114,6 +117,17 @@ def _explain_unknown(location: tuple[Any, ...], known: list[str], given: Any) ->
         line = "" if value is None or not _loads(elsewhere[0], value) else f" Type {_line(elsewhere[0], value)}"
         return f"unknown key {path}; did you mean {elsewhere[0]}?{line}"
     return f"unknown key {path}; " + (f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}")
+
+
+def _members_with(location: tuple[Any, ...], key: str) -> str | None:
+    """Return the members that have a key, in words, where another one is chosen at a position."""
+    annotation = _resolve(location)[1]
+    mark = mark_of(annotation)
+    if mark is None:
+        return None
+    names = [name for name, section in members_of(annotation).items() if key in section.model_fields]
+    where = ".".join(str(part) for part in location)
+    return " or ".join(f"{where}.{mark.key}={name}" for name in names) or None
 
 
 def _loads(path: str, value: Any) -> bool:

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.models.base import Backbone, ModelConfig
@@ -59,7 +60,8 @@ class ClassifierLoss(Objective):
 class ObjectiveSection(Section):
     """The settings of an objective, and what follows from them."""
 
-    head_bias: ClassVar[float] = 0.0  # what the head's biases begin at
+    head_bias: float = Field(default=0.0, description="what the classifier's biases begin at")
+
     labels: ClassVar[LabelKind] = "one"
 
     @property

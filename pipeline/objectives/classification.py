@@ -45,10 +45,11 @@ class Classification(Objective):
 
     def forward(self, model: Backbone, batch: Mapping[str, Any]) -> ObjectiveOutput:
         truth = self.targets(batch["labels"], batch["label_ends"])  # (B, C)
-        images, targets = batch["images"], smooth(truth, label_smoothing=self.label_smoothing)
+        images, targets = batch["images"], truth
         if self.mixer is not None:
             with torch.no_grad():
                 images, targets = self.mixer(model.scale(images), targets, positions=batch["positions"])
+        targets = smooth(targets, label_smoothing=self.label_smoothing)
         logits = model(images)  # (B, C)
         compared = batch["labels"] if self.has_one_label else truth
         return ObjectiveOutput(self.cross_entropy(logits, targets), logits.detach(), compared)

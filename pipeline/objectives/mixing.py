@@ -6,6 +6,7 @@ So what is mixed with what, and how, is the same for every number of ranks, work
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,6 +34,10 @@ class Mixing(Section):
     )
     cutmix_probability: float = Field(default=0.5, ge=0, le=1, description="part of the pairs with CutMix, where both are on")
     probability: float = Field(default=1.0, ge=0, le=1, description="part of the pairs that are mixed")
+    labels: Literal["shares", "whole"] = Field(
+        default="shares",
+        description="labels of a mixed image count by its shares, or each as a whole (DeiT III's sigmoid loss)",
+    )
 
     @property
     def is_on(self) -> bool:
@@ -111,7 +116,7 @@ class Mixer:
     seed: int
 
     def __call__(self, images: Tensor, targets: Tensor, *, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) as floats, and targets (B, C), mixed.
+        """Images (B, 3, H, W) as floats, and targets of 0 and 1 (B, C), mixed.
 
         Args:
             positions: (B,) of the images in the run's order, on CPU; neighbours are there together.
@@ -126,4 +131,6 @@ class Mixer:
             return torch.from_numpy(np.repeat(values, 2, axis=0)).to(images.device, non_blocking=True)
 
         mixed = paste(blend(images, each(draws.blended.astype(np.float32))), each(draws.boxes))
-        return mixed, blend(targets, each(draws.kept.astype(np.float32)))
+        shares = blend(targets, each(draws.kept.astype(np.float32)))
+        # DeiT's engine.py: targets.gt(0.0), which a class of either image passes.
+        return mixed, shares if self.section.labels == "shares" else (shares > 0).to(shares.dtype)

@@ -28,7 +28,8 @@ class MultiLabel(ClassificationSection):
         default=None, description="file of lines CLASS PARENT (numbers, or names of classes.txt): ancestors become labels too"
     )
 
-    head_bias: ClassVar[float] = -10.0  # as with one label
+    head_bias: float = Field(default=-10.0, description="what the classifier's biases begin at, as with one label")
+
     labels: ClassVar[LabelKind] = "several"
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -89,6 +89,14 @@ def test_a_text_where_a_choice_belongs_is_told_what_to_type(write_config: Callab
     assert "objective.name=" in refusal(write_config(), "objective=softmax")
 
 
+def test_a_setting_of_another_member_is_told_whose_it_is(write_config: Callable[..., Path]) -> None:
+    message = refusal(write_config(), "objective.hierarchy=x")
+    assert "unknown key objective.hierarchy; it is a setting of objective.name=multi_label" in message
+    assert "unknown key model.width; it is a setting of model.family=vit or model.family=hybrid" in refusal(
+        write_config(), "model.family=bit", "model.name=R50x1"
+    )
+
+
 def test_settings_keep_their_text_inside_a_member(write_config: Callable[..., Path]) -> None:
     assert "010: YAML reads this as octal" in refusal(write_config(), "objective.label_smoothing=010")
 

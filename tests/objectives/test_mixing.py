@@ -85,3 +85,11 @@ def test_targets_are_mixed_as_the_pixels_are() -> None:
     mixed, targets = Mixer(BOTH, seed=0)(images, torch.eye(64), positions=torch.arange(64))
     torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), targets @ torch.arange(64.0), rtol=1e-5, atol=1e-4)
     assert FIXED_DRAWS == 4  # draws of existing runs would change
+
+
+def test_whole_labels_are_those_of_either_image() -> None:
+    images, mixer = torch.rand(64, 3, 32, 32), Mixer(BOTH.model_copy(update={"labels": "whole"}), seed=0)
+    shares = Mixer(BOTH, seed=0)(images, torch.eye(64), positions=torch.arange(64))[1]
+    whole = mixer(images, torch.eye(64), positions=torch.arange(64))[1]
+    assert torch.equal(whole, shares.gt(0.0).float())  # as DeiT's engine.py
+    assert (whole.sum(dim=1) == 2).any()
