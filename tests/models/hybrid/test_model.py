@@ -138,7 +138,7 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
 def test_whole_hybrids_give_timms_logits(timm: ModuleType, name: str) -> None:
     config = config_of(name)
     ours = random_model(config)
-    theirs = timm.create_model(TIMM[name]).double().eval()
+    theirs = timm.create_model(TIMM[name], num_classes=config.num_classes).double().eval()
     theirs.load_state_dict(to_timm(ours.state_dict(), config))
     images = torch.rand(1, 3, 224, 224, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
