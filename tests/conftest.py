@@ -27,9 +27,10 @@ from PIL import Image
 install_import_hook(["pipeline.models", "pipeline.functional"], "beartype.beartype")
 
 from data_tools.index import index_folder  # noqa: E402
+from pipeline.benchmark.torchvision_operators import declare_torchvision_operators  # noqa: E402
 from pipeline.data.shards.index import ShardIndex, load_index  # noqa: E402
 from pipeline.run.checkpoint import RunFolder  # noqa: E402
-from tests.helpers.reference_libraries import REFERENCE, declare_operators, find_library  # noqa: E402
+from tests.helpers.reference_libraries import REFERENCE, find_library  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
@@ -206,7 +207,7 @@ def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def torchvision() -> ModuleType:
     """Import torchvision, made importable next to a CPU build of torch: its transforms work, its operators do not."""
     find_reference("torchvision")
-    declare_operators()
+    declare_torchvision_operators()
     return importlib.import_module("torchvision")
 
 

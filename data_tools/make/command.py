@@ -30,7 +30,7 @@ SOURCE may be
 
 Image bytes are kept as they are unless --short-side or --exif apply is given. What is left out is counted, and named in
 FOLDER/make.json. A sample has one label (.cls), or several (a CSV with 3;7 or 3 7, a list in a table), which are stored as
-.json {"labels": [3, 7]}; the trainer reads single labels only, for now. An image that a list or table names twice with
+.json {"labels": [3, 7]} (to train on: objective.name=multi_label). An image that a list or table names twice with
 different labels is refused. A class name that a table gives to two ids gets its id in classes.txt: crane (134), crane (517).
 Run it again after a crash: it resumes.
 

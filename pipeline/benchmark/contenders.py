@@ -25,6 +25,7 @@ import psutil
 import torch
 from PIL import Image
 
+from pipeline.benchmark.torchvision_operators import declare_torchvision_operators
 from pipeline.data.images.crop import TrainTransform
 from pipeline.data.images.decode import entropy_decode
 from pipeline.data.shards.index import load_index
@@ -312,15 +313,6 @@ def endless(loader: Any) -> Iterator[Any]:
     """Yield epoch after epoch."""
     while True:
         yield from loader
-
-
-def declare_torchvision_operators() -> None:
-    """Let torchvision be imported with a CPU build of torch, which lacks its binary operators; none is used here."""
-    if torch.version.cuda is None and not hasattr(torch.ops.torchvision, "nms"):
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        declare_torchvision_operators.library = library  # type: ignore[attr-defined]  # the schemas live as long as this
 
 
 CONTENDERS: dict[str, Callable[[Settings], Iterator[Any]]] = {

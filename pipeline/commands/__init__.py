@@ -11,6 +11,6 @@ COMMANDS = {
     "samples": "print the samples that a run sees at a step, without running it: for loss spikes",
     "show-config": "print the resolved configuration",
     "plan": "what a run will need and cost, on paper: memory, hours, store, checkpoints; no data, no GPU",
-    "benchmark": "measure the loader against its peers, or what planning costs at scale",
+    "benchmark": "measure the loader or augmentations against their peers, or what planning costs at scale",
     "demo": "shards, pretraining on two ranks, a kill, a resume, evaluation and plots, on a CPU",
 }

@@ -312,27 +312,28 @@ def count_accumulation_steps(config: RunConfig, *, world_size: int) -> int:
     batch, micro = config.trainer.global_batch_size, config.trainer.micro_batch_size
     together = config.objective.images_together
     if together > 1:
-        return _count_in_groups(batch, micro, together=together, world_size=world_size)
+        _check_groups(batch, micro, together=together, world_size=world_size)
     if batch < world_size:
         raise ConfigError(
             f"trainer.global_batch_size={batch} is less than an image for each of the {world_size} ranks; use {world_size} or "
             f"more, or fewer ranks"
         )
-    share = -(-batch // world_size)
-    accumulation = -(-share // (micro or share))
-    if accumulation > batch // world_size:
+    groups = batch // together
+    share = -(-groups // world_size)
+    accumulation = -(-share // (share if micro is None else micro // together))
+    if accumulation > groups // world_size:
         raise ConfigError(
             f"trainer.micro_batch_size={micro}, but {world_size} ranks do not divide "
             f"trainer.global_batch_size={batch}: some have "
-            f"{share} images a step, some {share - 1}, which cannot be as many parts of one; use "
-            "trainer.micro_batch_size=2, or as "
+            f"{share * together} images a step, some {(share - 1) * together}, which cannot be as many parts of "
+            f"{'one' if together == 1 else together}; use trainer.micro_batch_size={2 * together}, or as "
             f"many ranks as divide the batch"
         )
     return accumulation
 
 
-def _count_in_groups(batch: int, micro: int | None, *, together: int, world_size: int) -> int:
-    """As `count_accumulation_steps`, where a micro-batch holds whole groups of neighbours."""
+def _check_groups(batch: int, micro: int | None, *, together: int, world_size: int) -> None:
+    """Refuse batches that groups of neighbours, which a micro-batch holds whole, do not fill."""
     if batch % together or batch < together * world_size:
         raise ConfigError(
             f"trainer.global_batch_size={batch} is not {together} images or more for each of the {world_size} ranks in whole "
@@ -343,12 +344,3 @@ def _count_in_groups(batch: int, micro: int | None, *, together: int, world_size
             f"trainer.micro_batch_size={micro} holds no pair, and objective.mixing mixes pairs of neighbours; use {together} or "
             f"more"
         )
-    groups = batch // together
-    share = -(-groups // world_size)
-    accumulation = -(-share // (share if micro is None else micro // together))
-    if accumulation > groups // world_size:
-        raise ConfigError(
-            f"trainer.micro_batch_size={micro}, but {world_size} ranks do not divide the {groups} pairs of "
-            f"trainer.global_batch_size={batch}; use trainer.micro_batch_size={2 * together}, or as many ranks as divide them"
-        )
-    return accumulation

@@ -14,6 +14,16 @@ EvaluationPrecision = Literal["bf16", "fp32"]
 _PRODUCT_SIZE = {"cpu": 256, "cuda": 4096}  # below 0.1 s a product where bf16 is emulated, above the cost of a call elsewhere
 
 
+def product_bytes(precision: TrainingPrecision) -> int:
+    """Return the bytes of an element that matrix products and convolutions read and write."""
+    return 4 if precision == "fp32" else 2
+
+
+def weight_bytes(precision: TrainingPrecision) -> int:
+    """Return the bytes of an element of the weights, and of what normalisations and the residual stream read and write."""
+    return 2 if precision == "bf16" else 4
+
+
 @dataclass(frozen=True)
 class Choice:
     """Holds a precision, and what the log should say about it."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+Reduction = Literal["sum", "mean"]  # over the classes
 
-def one_hot_targets(labels: Int[Tensor, " B"], *, num_classes: int, label_smoothing: float = 0.0) -> Float[Tensor, "B C"]:
+
+def one_hot_targets(labels: Int[Tensor, " B"], *, num_classes: int) -> Float[Tensor, "B C"]:
     """One-hot rows, fp32; with smoothing e each row is (1 - e) * onehot + e / C (Szegedy et al. 2016, section 7)."""
-    return smooth(F.one_hot(labels.long(), num_classes).to(torch.float32), label_smoothing=label_smoothing)
+    return F.one_hot(labels.long(), num_classes).to(torch.float32)
 
 
 def multi_hot_targets(labels: Int[Tensor, " L"], ends: Int[Tensor, " B"], *, num_classes: int) -> Float[Tensor, "B C"]:
@@ -26,13 +30,16 @@ def smooth(targets: Float[Tensor, "B C"], *, label_smoothing: float) -> Float[Te
     return targets if label_smoothing == 0 else targets * (1 - label_smoothing) + label_smoothing / targets.shape[1]
 
 
-def sigmoid_cross_entropy(logits: Float[Tensor, "B C"], targets: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
-    """Return binary cross-entropy summed over the classes, averaged over the batch.
+def sigmoid_cross_entropy(
+    logits: Float[Tensor, "B C"], targets: Float[Tensor, "B C"], *, reduction: Reduction = "sum"
+) -> Float[Tensor, ""]:
+    """Return binary cross-entropy summed over the classes, or averaged over them too, and averaged over the batch.
 
     This is the loss of ImageNet-21k and JFT pretraining, where classes overlap (google-research/vision_transformer, issue #34).
     It is a sum, not a mean, over classes.
     """
-    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="sum") / logits.shape[0]
+    loss = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="sum") / logits.shape[0]
+    return loss if reduction == "sum" else loss / logits.shape[1]
 
 
 def softmax_cross_entropy(logits: Float[Tensor, "B C"], targets: Float[Tensor, "B C"]) -> Float[Tensor, ""]:

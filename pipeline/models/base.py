@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -47,27 +47,32 @@ class Backbone(nn.Module):
     def layer_numbers(self) -> dict[str, int]:
         """Return the layer of each parameter, by its name in the model: layer-wise learning rates depend on it.
 
-        Blocks are the entries of the model's `nn.ModuleList`s, and of `nn.Sequential`s that are called blocks, layers or stages as
-        timm's are. The outermost ones count, in their order: block i is layer i + 1. What is made before them (class token,
-        positions, patch embedding) is layer 0, what is made after them (last norm, head) is one layer more than there are
-        blocks: the rule of BEiT and MAE. A family whose model is made otherwise has its own.
+        Block i is layer i + 1. What is made before the blocks (class token, positions, patch embedding) is layer 0, what is made
+        after them (last norm, head) is one layer more than there are blocks: the rule of BEiT and MAE. Blocks are
+        `repeated_blocks`, or those that `_listed_blocks` finds. A family whose model is made otherwise has its own rule.
         """
-        lists = [
-            name
-            for name, module in self.named_modules()
-            if isinstance(module, nn.ModuleList)
-            or (isinstance(module, nn.Sequential) and name.rpartition(".")[2] in ("blocks", "layers", "stages"))
-        ]
+        blocks = [block for block in self.repeated_blocks() or self._listed_blocks() if any(True for _ in block.parameters())]
+        number_of = {id(parameter): number for number, block in enumerate(blocks, 1) for parameter in block.parameters()}
         numbers: dict[str, int] = {}
-        blocks: dict[str, int] = {}
-        for name, _ in self.named_parameters():
-            around = next((path for path in lists if name.startswith(f"{path}.")), None)
-            if around is None:
-                numbers[name] = -1 if blocks else 0
-                continue
-            entry = f"{around}.{name.removeprefix(f'{around}.').partition('.')[0]}"
-            numbers[name] = blocks.setdefault(entry, len(blocks) + 1)
-        return {name: len(blocks) + 1 if number < 0 else number for name, number in numbers.items()}
+        outside = 0
+        for name, parameter in self.named_parameters():
+            inside = number_of.get(id(parameter))
+            if inside is not None:
+                outside = len(blocks) + 1
+            numbers[name] = outside if inside is None else inside
+        return numbers
+
+    def _listed_blocks(self) -> list[nn.Module]:
+        """Return the entries of the outermost `nn.ModuleList`s, and `nn.Sequential`s called blocks, layers or stages as in timm."""
+        outermost: list[str] = []
+        blocks: list[nn.Module] = []
+        for name, module in self.named_modules():
+            is_named_so = name.rpartition(".")[2] in ("blocks", "layers", "stages")
+            is_list = isinstance(module, nn.ModuleList) or (isinstance(module, nn.Sequential) and is_named_so)
+            if is_list and not any(name.startswith(f"{path}.") for path in outermost):
+                outermost.append(name)
+                blocks += module.children()
+        return blocks
 
     def repeated_blocks(self) -> Sequence[nn.Module]:
         """The blocks that most of the model is made of, in order: what activation checkpointing computes again, and what
@@ -159,9 +164,9 @@ class ModelConfig(ABC):
     def least_tensors(self) -> int:
         """A lower bound of the tensors of a state dict: a damaged file may describe a model of any size."""
 
-    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return all fields, for JSON."""
+        return asdict(self)  # type: ignore[call-overload]  # every family's configuration is a dataclass
 
     @classmethod
     @abstractmethod

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.functional.losses import multi_hot_targets, sigmoid_cross_entropy
+from pipeline.functional.losses import Reduction, multi_hot_targets, sigmoid_cross_entropy
 from pipeline.models.base import ModelConfig
 from pipeline.objectives.base import LabelKind
 from pipeline.objectives.classification import ClassificationSection
 from pipeline.objectives.hierarchy import Hierarchy, read_hierarchy
-from pipeline.objectives.sigmoid import Reduction
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -33,8 +32,7 @@ class MultiLabel(ClassificationSection):
     labels: ClassVar[LabelKind] = "several"
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        loss = sigmoid_cross_entropy(logits, targets)
-        return loss if self.reduction == "sum" else loss / logits.shape[1]
+        return sigmoid_cross_entropy(logits, targets, reduction=self.reduction)
 
     def check(self, model: ModelConfig, *, class_names: Sequence[str] | None) -> None:
         self._hierarchy(model, class_names)

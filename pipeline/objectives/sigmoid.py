@@ -7,10 +7,8 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.functional.losses import sigmoid_cross_entropy
+from pipeline.functional.losses import Reduction, sigmoid_cross_entropy
 from pipeline.objectives.one_label import OneLabelSection
-
-Reduction = Literal["sum", "mean"]
 
 
 class Sigmoid(OneLabelSection):
@@ -24,5 +22,4 @@ class Sigmoid(OneLabelSection):
     )
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        loss = sigmoid_cross_entropy(logits, targets)
-        return loss if self.reduction == "sum" else loss / logits.shape[1]
+        return sigmoid_cross_entropy(logits, targets, reduction=self.reduction)

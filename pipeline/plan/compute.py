@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.distributed.precision import TrainingPrecision
+from pipeline.distributed.precision import TrainingPrecision, weight_bytes
 from pipeline.plan.memory import Stage
 
 
@@ -81,7 +81,7 @@ def step_traffic_bytes(
     They are all-reduced once a step at stages 0 and 1 and once a micro-batch at stage 2 (DeepSpeed's default), and scattered at
     stage 3. Weights are gathered once a step, at stage 3 once a micro-batch (they stay between forward and backward).
     """
-    weight = 2 if precision == "bf16" else 4
+    weight = weight_bytes(precision)
     per_parameter = {
         0: 8, 1: 8 + weight, 2: 8 * accumulation_steps + weight, 3: (4 + weight) * accumulation_steps,
     }[stage]  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import nn
 
-from pipeline.distributed.precision import TrainingPrecision
+from pipeline.distributed.precision import TrainingPrecision, weight_bytes
 
 Stage = Literal[0, 1, 2, 3]
 
@@ -110,7 +110,7 @@ def state_bytes(
         raise ValueError("bf16 keeps its masters in ZeRO: there is no stage 0 of it")
     own = sizes.partition(stage=stage, num_ranks=num_ranks)
     whole = own * num_ranks if stage in (1, 2) else sizes.total
-    weight = 2 if precision == "bf16" else 4
+    weight = weight_bytes(precision)
     reduced = 4 * min(bucket_elements, sizes.total)  # a bucket on its way, in fp32
     moments = optimizer_bytes * own
     match stage:

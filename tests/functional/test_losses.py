@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.functional.losses import one_hot_targets, sigmoid_cross_entropy, softmax_cross_entropy
+from pipeline.functional.losses import one_hot_targets, sigmoid_cross_entropy, smooth, softmax_cross_entropy
 
 LOGITS = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 4, 2, 2, 1, 3])
@@ -21,7 +21,7 @@ def test_softmax_equals_torchs() -> None:
 
 
 def test_label_smoothing_equals_torchs() -> None:
-    targets = one_hot_targets(LABELS, num_classes=5, label_smoothing=0.2)
+    targets = smooth(one_hot_targets(LABELS, num_classes=5), label_smoothing=0.2)
     torch.testing.assert_close(softmax_cross_entropy(LOGITS, targets), F.cross_entropy(LOGITS, LABELS, label_smoothing=0.2))
 
 

@@ -1,4 +1,4 @@
-"""Finds timm and torchvision, and makes torchvision importable next to a CPU build of torch.
+"""Find timm and torchvision, which this process then can import.
 
 To be used after Lightning's import, which takes up what it finds of torchvision.
 """
@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-
-import torch
 
 REFERENCE = Path(__file__).parents[2] / ".reference"  # timm and torchvision, kept apart: see the Makefile
 
@@ -21,17 +18,3 @@ def find_library(name: str) -> ModuleSpec | None:
     if importlib.util.find_spec(name) is None and REFERENCE.is_dir():
         sys.path.append(str(REFERENCE))
     return importlib.util.find_spec(name)
-
-
-@cache
-def declare_operators() -> torch.library.Library | None:
-    """Declare the schemas of torchvision's binary operators, which do not load here: nobody needs one, but the import does.
-
-    They live as long as what is returned.
-    """
-    if torch.version.cuda is not None or hasattr(torch.ops.torchvision, "nms"):
-        return None
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library

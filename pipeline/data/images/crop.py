@@ -16,6 +16,7 @@ from pipeline.data.images.augment.base import Augmentation
 from pipeline.data.images.crops.simple import SimpleCrop
 from pipeline.data.images.decode import Pixels, decode_image, decode_jpeg_crop, jpeg_size
 from pipeline.data.images.erasing import Erasing
+from pipeline.data.images.planes import Box
 from pipeline.image_size import ImageSize, height_and_width
 from pipeline.keyed_random import Purpose, derive_key, few_uniforms, uniforms
 
@@ -23,16 +24,6 @@ CROP_ATTEMPTS = 100
 DRAWS_PER_ATTEMPT = 4
 Resize = Literal["bilinear", "bilinear_antialias", "bicubic_antialias"]
 Decoder = Literal["region", "whole"]
-
-
-@dataclass(frozen=True)
-class Box:
-    """Locates a rectangle of pixels inside an image."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 @dataclass(frozen=True)

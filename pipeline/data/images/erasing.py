@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from pipeline.data.images.planes import Planes
+from pipeline.data.images.planes import Box, Planes
 from pipeline.keyed_random import derive_key, few_uniforms, uniforms
 from pipeline.section import Section
 
@@ -50,16 +50,6 @@ class RandomErasing(Section):
 
 
 @dataclass(frozen=True)
-class Rectangle:
-    """Locates pixels of an image."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-@dataclass(frozen=True)
 class Erasing:
     """See `RandomErasing`."""
 
@@ -79,7 +69,7 @@ class Erasing:
             columns = slice(rectangle.left, rectangle.left + rectangle.width)
             planes[:, rows, columns] = self._pixels(rectangle, key=derive_key(key, 1))
 
-    def choose(self, height: int, width: int, *, draws: list[float]) -> Rectangle | None:
+    def choose(self, height: int, width: int, *, draws: list[float]) -> Box | None:
         """Return the rectangle of an image; None if it is spared, or if none of the attempts fits into it."""
         if draws[0] >= self.probability:
             return None
@@ -89,10 +79,10 @@ class Erasing:
             ratio = math.exp((1 - 2 * ratio_draw) * math.log(self.ratio))
             tall, wide = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if tall < height and wide < width:
-                return Rectangle(int(top * (height - tall + 1)), int(left * (width - wide + 1)), tall, wide)
+                return Box(int(top * (height - tall + 1)), int(left * (width - wide + 1)), tall, wide)
         return None
 
-    def _pixels(self, rectangle: Rectangle, *, key: int) -> NDArray[np.uint8]:
+    def _pixels(self, rectangle: Box, *, key: int) -> NDArray[np.uint8]:
         normal = np.zeros((3, 1, 1))
         if self.fill != "mean":
             size = (1, 1) if self.fill == "color" else (rectangle.height, rectangle.width)

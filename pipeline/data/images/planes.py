@@ -7,6 +7,7 @@ input. Batches lie in memory as planes: Pillow's RGB would cost a copy each way 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -26,6 +27,16 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 _SMOOTH_SUM = 13  # sum of Pillow's kernel SMOOTH: 1 for each neighbour, 5 for the pixel
+
+
+@dataclass(frozen=True)
+class Box:
+    """Locates a rectangle of pixels inside an image."""
+
+    top: int
+    left: int
+    height: int
+    width: int
 
 
 def look_up(planes: Planes, table: Table) -> Planes:
@@ -138,6 +149,27 @@ def _flattening(histogram: NDArray[np.int64]) -> Table:
         return np.arange(256, dtype=np.uint8)
     below = np.cumsum(histogram) - histogram
     return np.minimum((below + step // 2) // step, 255).astype(np.uint8)
+
+
+def warp_matrix(operation: str, *, shear: float, shift: tuple[float, float], centre: float = 0.0) -> Matrix:
+    """Return what `affine` takes for ShearX, ShearY, TranslateX or TranslateY.
+
+    Args:
+        shear: pixels to a pixel.
+        shift: pixels for a translation, in x and in y.
+        centre: of the first pixel, where the shear's coordinates count from.
+    """
+    match operation:
+        case "ShearX":
+            return (1, shear, -shear * centre, 0, 1, 0)
+        case "ShearY":
+            return (1, 0, 0, shear, 1, -shear * centre)
+        case "TranslateX":
+            return (1, 0, shift[0], 0, 1, 0)
+        case "TranslateY":
+            return (1, 0, 0, 0, 1, shift[1])
+        case _:
+            raise ValueError(f"{operation} is no warp")
 
 
 def affine(planes: Planes, matrix: Matrix, *, fill: Fill, interpolation: Interpolation) -> Planes:

@@ -24,7 +24,6 @@ from pipeline.keyed_random import derive_key
 
 LabelKind = Literal["one", "several", "none"]  # what is read of an image: see `pipeline.objectives.base.LabelKind`
 DIGEST_MODULUS = 2**52  # exact in a float64 too
-BLOCKS_AHEAD = 4  # blocks that an evaluation reads beforehand
 
 
 class Unreadable(NamedTuple):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.distributed.precision import TrainingPrecision
+from pipeline.distributed.precision import TrainingPrecision, product_bytes, weight_bytes
 from pipeline.image_size import height_and_width
 from pipeline.models.base import Cost
 from pipeline.models.bit.layers import GROUPS, same_padding
@@ -86,8 +86,8 @@ class TrunkCost:
         convolution reads what the ReLU before it wrote, which is saved once. Under autocast normalisations and ReLUs are
         computed in fp32, and each convolution saves a bf16 copy of its input besides.
         """
-        low = 4 if precision == "fp32" else 2  # what convolutions read and write
-        high = 2 if precision == "bf16" else 4  # what normalisations and ReLUs read and write
+        low = product_bytes(precision)  # what convolutions read and write
+        high = weight_bytes(precision)  # what normalisations and ReLUs read and write
         copied = low if precision == "bf16_autocast" else 0  # of a convolution's input, that it does not share
         if self.trunk.variant == "v1":
             return self._root_v1(low, high) + sum(_unit_v1(unit, low, high, copied) for unit in self.units())
@@ -170,7 +170,7 @@ class BiTCost(Cost):
         return self.trunk.macs + self.model.trunk.out_channels * self.model.num_classes
 
     def saved_bytes(self, *, precision: TrainingPrecision, mask_bytes: int = 1) -> int:
-        low = 4 if precision == "fp32" else 2
+        low = product_bytes(precision)
         representation = low * self.model.trunk.out_channels
         return self.trunk.saved_bytes(precision=precision) + representation + 2 * 4 * self.model.num_classes
 
@@ -180,5 +180,5 @@ class BiTCost(Cost):
     def working_bytes(self, *, precision: TrainingPrecision) -> int:
         """Gradients of a block's output, of its branch and of its shortcut at the largest feature map; or three times the
         logits, in fp32. What cuDNN takes for a convolution is not known."""
-        high = 2 if precision == "bf16" else 4
+        high = weight_bytes(precision)
         return 3 * max(high * self.trunk.largest_map, 4 * self.model.num_classes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -49,9 +49,6 @@ class BiTConfig(ModelConfig):
 
     def build(self) -> BiTResNet:
         return BiTResNet(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Any) -> BiTConfig:

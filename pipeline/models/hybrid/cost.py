@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.distributed.precision import TrainingPrecision
+from pipeline.distributed.precision import TrainingPrecision, product_bytes, weight_bytes
 from pipeline.image_size import height_and_width
 from pipeline.models.bit.cost import TrunkCost, standardising_bytes
 from pipeline.models.vit.cost import EncoderCost
@@ -32,7 +32,7 @@ class HybridCost(EncoderCost):
     def embedding_saved_bytes(self, *, precision: TrainingPrecision) -> int:
         """The trunk's, and what the projection reads where it is no ReLU's output that is kept already."""
         config = self.encoder
-        low = 4 if precision == "fp32" else 2
+        low = product_bytes(precision)
         is_shared = bool(config.blocks) and precision != "bf16_autocast"
         pixels = config.num_patches * config.patch_size**2
         return self.trunk.saved_bytes(precision=precision) + (0 if is_shared else low * config.trunk.out_channels * pixels)
@@ -42,5 +42,5 @@ class HybridCost(EncoderCost):
 
     def working_bytes(self, *, precision: TrainingPrecision) -> int:
         """The encoder's, or the trunk's: gradients of a block's output, of its branch and of its shortcut."""
-        high = 2 if precision == "bf16" else 4
+        high = weight_bytes(precision)
         return max(super().working_bytes(precision=precision), 3 * high * self.trunk.largest_map)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -60,9 +60,6 @@ class HybridConfig(EncoderConfig):
     def build(self) -> Hybrid:
         return Hybrid(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: Any) -> HybridConfig:
         config = from_plain(HybridConfig, values)
@@ -84,16 +81,6 @@ class Hybrid(EncoderBackbone):
         patch = config.patch_size
         projection = nn.Conv2d(config.trunk.out_channels, config.width, kernel_size=patch, stride=patch)
         super().__init__(config, patch_embed=nn.Sequential(Trunk(config.trunk), projection))
-
-    def layer_numbers(self) -> dict[str, int]:
-        """As `Backbone.layer_numbers`, of the encoder's blocks: the whole ResNet is layer 0, as a patch embedding is."""
-        last = len(self.blocks) + 1
-        numbers = {}
-        for name, _ in self.named_parameters():
-            part, _, inner = name.partition(".")
-            is_after = part in ("norm", "map_head", "pre_logits", "head")
-            numbers[name] = int(inner.partition(".")[0]) + 1 if part == "blocks" else last if is_after else 0
-        return numbers
 
     def init_patch_embed(self, generator: torch.Generator) -> None:
         trunk, projection = self.patch_embed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -58,7 +58,7 @@ class TimmConfig(ModelConfig):
         return TimmBackbone(self)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "options": thaw(self.options)}
+        return {**super().to_dict(), "options": thaw(self.options)}
 
     @classmethod
     def from_dict(cls, values: Any) -> TimmConfig:

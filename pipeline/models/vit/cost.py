@@ -6,7 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.distributed.precision import TrainingPrecision
+from pipeline.distributed.precision import TrainingPrecision, product_bytes, weight_bytes
 from pipeline.image_size import height_and_width
 from pipeline.models.base import BlockCost, Cost
 from pipeline.models.vit.stochastic_depth import block_rates
@@ -64,10 +64,10 @@ class EncoderCost(Cost):
 
     def blocks(self, *, precision: TrainingPrecision, mask_bytes: int = 1) -> list[BlockCost]:
         config = self.encoder
-        stream = _stream_bytes(precision)
+        stream = weight_bytes(precision)
         rates = block_rates(config.stochastic_depth, depth=config.depth, rule=config.stochastic_depth_rule)
         inside = self._block_saved_bytes(precision=precision, mask_bytes=mask_bytes)
-        low = _product_bytes(precision)
+        low = product_bytes(precision)
         return [
             BlockCost(
                 macs=self._block_macs,
@@ -88,7 +88,7 @@ class EncoderCost(Cost):
         """
         config = self.encoder
         width, hidden, heads, tokens = config.width, config.mlp_dim, config.num_heads, config.num_tokens
-        low, stream = _product_bytes(precision), _stream_bytes(precision)
+        low, stream = product_bytes(precision), weight_bytes(precision)
         mask = mask_bytes if config.dropout else 0
         block = 2 * _norm_bytes(config, stream) + 6 * low * width + 2 * low * hidden + 4 * heads + mask * (2 * width + hidden)
         if config.qk_norm:  # normalised q and k; statistics of each head; under autocast fp32 copies of what is normalised
@@ -104,14 +104,14 @@ class EncoderCost(Cost):
         config = self.encoder
         blocks = sum(block.saved_bytes for block in self.blocks(precision=precision, mask_bytes=mask_bytes))
         mask = mask_bytes if config.dropout else 0  # of the dropout after the positions
-        ends = config.num_tokens * (_norm_bytes(config, _stream_bytes(precision)) + mask * config.width)
+        ends = config.num_tokens * (_norm_bytes(config, weight_bytes(precision)) + mask * config.width)
         loss = 2 * 4 * config.num_classes  # logits and targets in fp32
         return (
             blocks
             + ends
             + self.embedding_saved_bytes(precision=precision)
             + self._pooling_saved_bytes(precision=precision)
-            + _product_bytes(precision) * (config.representation_size or 0)
+            + product_bytes(precision) * (config.representation_size or 0)
             + loss
         )
 
@@ -119,7 +119,7 @@ class EncoderCost(Cost):
         """What is kept of the last LayerNorm's output: all of it, for the class token is a view; under autocast a copy of what
         is read; with gap the mean alone."""
         config = self.encoder
-        low, stream, width = _product_bytes(precision), _stream_bytes(precision), config.width
+        low, stream, width = product_bytes(precision), weight_bytes(precision), config.width
         if config.pooling == "gap":
             return low * width
         if config.pooling == "class_token":
@@ -134,7 +134,7 @@ class EncoderCost(Cost):
         and after GELU, and of the residual stream before and after the block; or logits three times over, in fp32. With
         relative positions also the gradient of a block's attention logits by key and by offset, with the streams'."""
         config = self.encoder
-        low, stream, tokens = _product_bytes(precision), _stream_bytes(precision), config.num_tokens
+        low, stream, tokens = product_bytes(precision), weight_bytes(precision), config.num_tokens
         streams = 2 * tokens * stream * config.width
         by_offset = low * config.num_heads * tokens * 3 * tokens if config.position == "relative" else 0
         return max(2 * tokens * low * config.mlp_dim + streams, by_offset + streams, 3 * 4 * config.num_classes)
@@ -153,17 +153,7 @@ class ViTCost(EncoderCost):
 
     def embedding_saved_bytes(self, *, precision: TrainingPrecision) -> int:
         height, width = height_and_width(self.encoder.image_size)
-        return 3 * height * width * _product_bytes(precision)
-
-
-def _product_bytes(precision: TrainingPrecision) -> int:
-    """Of an element that matrix products read and write."""
-    return 4 if precision == "fp32" else 2
-
-
-def _stream_bytes(precision: TrainingPrecision) -> int:
-    """Of an element of the residual stream."""
-    return 2 if precision == "bf16" else 4
+        return 3 * height * width * product_bytes(precision)
 
 
 def _norm_bytes(config: EncoderConfig, stream: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -39,9 +39,6 @@ class ViTConfig(EncoderConfig):
 
     def build(self) -> VisionTransformer:
         return VisionTransformer(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Any) -> ViTConfig:

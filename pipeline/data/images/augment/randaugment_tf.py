@@ -124,14 +124,9 @@ class TensorFlowLaw:
         if operation == "Rotate":
             return ops.rotate(planes, signed(level * 30, sign), fill=GREY, interpolation="nearest")
         shear, shift = signed(level * 0.3, sign), signed(level * TRANSLATE_PX * self._scale(planes), sign)
-        # TensorFlow counts coordinates from the first pixel's centre, Pillow from its corner: hence half a shear less.
-        matrices: dict[str, ops.Matrix] = {
-            "ShearX": (1, shear, -shear / 2, 0, 1, 0),
-            "ShearY": (1, 0, 0, shear, 1, -shear / 2),
-            "TranslateX": (1, 0, shift, 0, 1, 0),
-            "TranslateY": (1, 0, 0, 0, 1, shift),
-        }
-        return ops.affine(planes, matrices[operation], fill=GREY, interpolation="nearest")
+        # TensorFlow counts coordinates from the first pixel's centre, Pillow from its corner.
+        matrix = ops.warp_matrix(operation, shear=shear, shift=(shift, shift), centre=0.5)
+        return ops.affine(planes, matrix, fill=GREY, interpolation="nearest")
 
     def _scale(self, planes: Planes) -> float:
         return 1.0 if self.distances == "pixels" else min(planes.shape[1:]) / USUAL_SIZE

@@ -125,10 +125,5 @@ class TimmLaw:
             return ops.rotate(planes, signed(level * 30, sign), fill=self.fill, interpolation=interpolation)
         height, width = planes.shape[1:]
         shear, shift = signed(level * 0.3, sign), signed(level * TRANSLATE, sign)
-        matrices: dict[str, ops.Matrix] = {
-            "ShearX": (1, shear, 0, 0, 1, 0),
-            "ShearY": (1, 0, 0, shear, 1, 0),
-            "TranslateX": (1, 0, shift * width, 0, 1, 0),
-            "TranslateY": (1, 0, 0, 0, 1, shift * height),
-        }
-        return ops.affine(planes, matrices[operation], fill=self.fill, interpolation=interpolation)
+        matrix = ops.warp_matrix(operation, shear=shear, shift=(shift * width, shift * height))
+        return ops.affine(planes, matrix, fill=self.fill, interpolation=interpolation)

@@ -98,11 +98,6 @@ class TorchvisionLaw:
             case "Rotate":
                 return ops.rotate(planes, argument, fill=self.fill, interpolation=self.interpolation)
             case _:
-                shear = math.tan(math.atan(argument))
-                matrices: dict[str, ops.Matrix] = {
-                    "ShearX": (1, shear, 0, 0, 1, 0),
-                    "ShearY": (1, 0, 0, shear, 1, 0),
-                    "TranslateX": (1, 0, -int(argument), 0, 1, 0),
-                    "TranslateY": (1, 0, 0, 0, 1, -int(argument)),
-                }
-                return ops.affine(planes, matrices[operation], fill=self.fill, interpolation=self.interpolation)
+                shift = -int(argument)
+                matrix = ops.warp_matrix(operation, shear=math.tan(math.atan(argument)), shift=(shift, shift))
+                return ops.affine(planes, matrix, fill=self.fill, interpolation=self.interpolation)
