@@ -67,7 +67,8 @@ pretrain() {
     # kill the rest. If one rank dies alone, the others are killed after this wait.
     srun --kill-on-bad-exit=0 --wait="$SITE_RANK_WAIT_S" "${SITE_CONTAINER[@]}" \
         python -m pipeline train "$config" name="$name" output_dir="$SITE_RUNS" data.train="$SITE_DATA" \
-        ${SITE_EVAL_SETS:+evaluation.datasets="$SITE_EVAL_SETS"} "$@" || code=$?
+        ${SITE_EVAL_SETS:+evaluation.datasets="$SITE_EVAL_SETS"} \
+        ${SITE_VALIDATION:+evaluation.validation="$SITE_VALIDATION"} "$@" || code=$?
     end_job "$code" "$SITE_RUNS/$name"
 }
 
@@ -211,8 +212,8 @@ cancel_evaluator() {
 submit_evaluator() {
     local name=$1-eval partition=${SITE_EVAL_PARTITION:-$SITE_PARTITION} variable
     [ "${EVALUATE:-1}" -eq 1 ] || return 0
-    if [ -z "$SITE_EVAL_SETS" ]; then
-        echo "SITE_EVAL_SETS in the site file is empty: no evaluator is submitted" >&2
+    if [ -z "$SITE_EVAL_SETS${SITE_VALIDATION:-}" ]; then
+        echo "SITE_EVAL_SETS and SITE_VALIDATION in the site file are empty: no evaluator is submitted" >&2
         return 0
     fi
     [ -z "$(squeue --me --noheader --states=PENDING --name="$name")" ] || return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -84,12 +85,21 @@ def prepare_run_folder(run: ResolvedRun, *, world_size: int, lock: RunLock, bf16
     if newest is None or newest.meta.step < run.stop_step:
         folder.complete.unlink(missing_ok=True)  # this launch has more steps to do
     write_record(folder.root, run.mixture, continuity.accepted)
+    _write_class_names(folder, run.class_names)
     write_whole(folder.config, run.config.to_yaml().encode())
     meta = None if newest is None else newest.meta
     wandb = settle_run(
         folder.root, wanted=asked_id, checkpoint_id=meta.wandb_id if meta else None, step=meta.step if meta else 0
     )
     return ResumePoint(checkpoint=newest, wandb_id=wandb.run_id, precision=choice.precision, messages=messages + wandb.messages)
+
+
+def _write_class_names(folder: RunFolder, names: Sequence[str] | None) -> None:
+    """Keep the classes' names with the run: whoever reads its weights need not reach the corpus."""
+    if names is None:
+        folder.classes.unlink(missing_ok=True)
+    else:
+        write_whole(folder.classes, "".join(f"{name}\n" for name in names).encode())
 
 
 def _check_continuity(run: ResolvedRun, newest: Checkpoint, *, root: Path) -> Continuity:

@@ -146,10 +146,10 @@ def _check(code: int, what: str) -> None:
 def _before_and_after(folder: RunFolder) -> str:
     grouped = group_results(read_results(folder).rows)
     lines = ["", "digits 6-9, never seen in pretraining (mean over the seeds; chance is 25 %):"]
-    for label, by_step in grouped.items():
-        first, last = min(by_step), max(by_step)
-        before, after = (100 * sum(by_step[step]) / len(by_step[step]) for step in (first, last))
-        lines.append(f"  {label:<18} random weights {before:5.1f} %   after pretraining {after:5.1f} %")
+    for results in grouped:
+        steps = results.by_step
+        before, after = (100 * sum(steps[step]) / len(steps[step]) for step in (min(steps), max(steps)))
+        lines.append(f"  {results.measure:<18} random weights {before:5.1f} %   after pretraining {after:5.1f} %")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,11 +91,8 @@ def run_training(config_path: str, overrides: Sequence[str], stop: StopRequest) 
         die_with_parent(signal.SIGTERM)  # it may have died of a signal that its ranks have to handle
     num_ranks = _check_hardware(config, ranks, voice)
     if ranks.launcher != "local":  # a local launcher has opened them
-        from pipeline.evaluation.datasets import examine_dataset
-
-        for dataset in config.evaluation.datasets:  # else the evaluator finds what is wrong first, hours later
-            for note in examine_dataset(dataset, config.evaluation):
-                voice.say(note)
+        for note in _examine_sets(config):
+            voice.say(note)
     if ranks.launcher == "none":
         from pipeline.config.resolve import resolve_run
 
@@ -113,6 +110,29 @@ def _launch(config_path: str, overrides: Sequence[str], *, num_ranks: int, stop:
         raise StoppedError(f"stopped by {stop.received[0]} before training began; the same command starts it")
     voice.say(f"starting {num_ranks} ranks on this machine ({voice.elapsed})")
     return launch_local([sys.executable, "-m", "pipeline", "train", config_path, *overrides], num_ranks=num_ranks, stop=stop)
+
+
+def _examine_sets(config: RunConfig) -> Iterator[str]:
+    """Open what the evaluator will be given, or else it would find what is wrong first, hours later. Yield remarks.
+
+    Raises:
+        DataError: a set cannot be opened.
+        EvaluationError: nothing can be measured on it.
+    """
+    from pipeline.evaluation.datasets import examine_dataset
+    from pipeline.evaluation.held_out import Corpus, examine_held_out
+
+    for dataset in config.evaluation.datasets:
+        yield from examine_dataset(dataset, config.evaluation)
+    if config.evaluation.validation:
+        from pipeline.config.resolve import find_class_names, load_mixture
+
+        mixture = load_mixture(config.data)
+        corpus = Corpus(config.model.num_classes, find_class_names(mixture), config.objective.labels)
+        for held_out in config.evaluation.validation:
+            yield from examine_held_out(held_out, corpus, trained_on=mixture.fingerprint)
+    for measure, reference in config.evaluation.references.items():
+        yield f"to expect: {measure} {reference.describe()}"
 
 
 def _check_hardware(config: RunConfig, ranks: Ranks, voice: Voice) -> int:

@@ -72,7 +72,7 @@ def resolve_run(config: RunConfig, *, world_size: int) -> ResolvedRun:
         _check_classes(mixture, num_classes=config.model.num_classes)
         if config.objective.labels == "one":
             _check_one_label(mixture)
-    class_names = _class_names(mixture)
+    class_names = find_class_names(mixture)
     config.objective.check(model, class_names=class_names)
     _check_crop(config.data.crop, image_size=model.image_size)
     num_samples = images_of_epoch(mixture, repeats=config.data.repeats)
@@ -254,8 +254,8 @@ def _check_one_label(mixture: Mixture) -> None:
             )
 
 
-def _class_names(mixture: Mixture | UnindexedShards) -> tuple[str, ...] | None:
-    """Of the only corpus, where it has a list of them."""
+def find_class_names(mixture: Mixture | UnindexedShards) -> tuple[str, ...] | None:
+    """Return the class names of the only corpus, where it has a list of them."""
     if not isinstance(mixture, Mixture) or not mixture.is_one_corpus:
         return None
     names = class_names_of(*mixture.corpora[0].index.folders)

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluation.features import Features
-from pipeline.evaluation.section import EvaluationSection
-from pipeline.evaluation.splits import Measured, Splits
+from pipeline.evaluation.measured import Measured
+from pipeline.evaluation.section import EvaluationSection, ReferenceSection
 from pipeline.evaluation.tasks import EvaluationTask, MeasuredUnder, describe
-from pipeline.run.evaluations import measure_of
+from pipeline.run.evaluations import Quantity, measure_of, quantity_of, show_value, value_of
 from pipeline.run.records import append_json_lines, read_json_lines
 from pipeline.run.weights import WeightsHeader
 
@@ -23,24 +22,32 @@ def result_row(
     conditions: MeasuredUnder,
     value: Measured,
     *,
-    splits: Splits,
-    train: Features,
-    test: Features,
+    facts: dict[str, Any],
+    reference: ReferenceSection | None,
 ) -> Row:
-    """Return the line of a measurement."""
-    count = len(test.labels)
+    """Return the line of a measurement.
+
+    Args:
+        facts: counts of the set; `test_images` is among them.
+    """
+    quantity: Quantity = "loss" if value.kind == "loss" else "accuracy"
+    interval = {}
+    if value.kind == "proportion":  # this is 95 % by the normal approximation, over the choice of test images alone
+        interval = {"ci95": 1.96 * (value.value * (1 - value.value) / facts["test_images"]) ** 0.5}
     return {
         **describe(header.step, task, conditions),
         "images_seen": header.images_seen,
-        "accuracy": value.accuracy,
-        # This is 95 % by the normal approximation, over the choice of test images alone.
-        "ci95": 1.96 * (value.accuracy * (1 - value.accuracy) / count) ** 0.5,
-        "test_images": count,
-        "train_images": len(train.labels),
-        "unreadable": train.num_unreadable + test.num_unreadable,
-        **splits.facts,
+        quantity: value.value,
+        **interval,
+        **facts,
         **value.detail,
+        **({} if reference is None else {"reference": _describe_reference(reference)}),
     }
+
+
+def _describe_reference(reference: ReferenceSection) -> dict[str, Any]:
+    source = {} if reference.source is None else {"source": reference.source}
+    return {"value": reference.value, "by": reference.author, **source}
 
 
 def failed_row(header: WeightsHeader, task: EvaluationTask, conditions: MeasuredUnder, reason: str) -> Row:
@@ -91,12 +98,14 @@ class ResultFile:
 
 def summarise(rows: Sequence[Row]) -> str:
     """Return the results of one checkpoint, few-shot ones as means over the seeds."""
-    groups: dict[str, list[float]] = {}
+    groups: dict[tuple[str, Quantity], list[float]] = {}
     for row in rows:
-        if row["accuracy"] is not None:
-            groups.setdefault(_label(row), []).append(100 * row["accuracy"])
-    failures = sorted({f"{_label(row)} failed" for row in rows if row["accuracy"] is None})
-    return ", ".join([*(f"{label} {sum(values) / len(values):.1f} %" for label, values in groups.items()), *failures])
+        value = value_of(row)
+        if value is not None:
+            groups.setdefault((_label(row), quantity_of(row)), []).append(value)
+    failures = sorted({f"{_label(row)} failed" for row in rows if value_of(row) is None})
+    means = (f"{label} {show_value(sum(found) / len(found), quantity)}" for (label, quantity), found in groups.items())
+    return ", ".join([*means, *failures])
 
 
 def _label(row: Row) -> str:
@@ -107,7 +116,8 @@ def warnings_of(rows: Iterable[Row], section: EvaluationSection) -> list[str]:
     """Return what a reader of the results should know, each once."""
     found: list[str] = []
     for row in rows:
-        found += section.protocols[row["protocol"]].warnings(row)
+        if row["protocol"] in section.protocols:
+            found += section.protocols[row["protocol"]].warnings(row)
         if row.get("unreadable"):
             found.append(f"{row['dataset']}: {row['unreadable']} images are unreadable and left out")
     return list(dict.fromkeys(found))

@@ -18,22 +18,21 @@ from typing import Any, get_args
 import torch
 
 from pipeline.data.images.crop import EvalTransform
-from pipeline.data.shards.index import ShardIndex
 from pipeline.data.shards.remote import RemoteOptions
 from pipeline.distributed.precision import EvaluationPrecision, choose_evaluation_precision, measure_bf16_speedup
-from pipeline.errors import CheckpointError, ConfigError, DataError, EvaluationError
-from pipeline.evaluation.datasets import EvaluationSet, open_dataset
-from pipeline.evaluation.failures import describe_failures, failing
-from pipeline.evaluation.features import Features, extract_features
+from pipeline.errors import CheckpointError, ConfigError, EvaluationError
+from pipeline.evaluation.failures import describe_failures
+from pipeline.evaluation.opened import OpenedSets
+from pipeline.evaluation.reading import Reading
 from pipeline.evaluation.records import ResultFile, Row, failed_row, result_row, summarise, warnings_of
 from pipeline.evaluation.section import EvaluationSection
-from pipeline.evaluation.splits import Splits, prepare_splits
-from pipeline.evaluation.tasks import EvaluationTask, Key, MeasuredUnder, key_of, key_of_row, list_tasks
+from pipeline.evaluation.tasks import EvaluationTask, Key, MeasuredUnder, Outcome, key_of, key_of_row
+from pipeline.evaluation.upstream import Upstream
 from pipeline.models.base import ModelConfig
 from pipeline.monitor.loggers import EvaluationTracker, RunIdentity
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.claims import Claims
-from pipeline.run.evaluations import choose_results
+from pipeline.run.evaluations import choose_results, value_of
 from pipeline.run.folder import WeightsName
 from pipeline.run.records import read_json_lines
 from pipeline.run.weights import Weights, WeightsHeader, load_weights, read_weights_header
@@ -57,6 +56,7 @@ class Evaluator:
     """Evaluates one run's weights.
 
     Args:
+        upstream: what the run is trained to do.
         record: the run's configuration as W&B keeps it.
 
     Raises:
@@ -70,30 +70,36 @@ class Evaluator:
         *,
         section: EvaluationSection,
         identity: RunIdentity,
+        upstream: Upstream,
         record: dict[str, Any] | None = None,
         remote: RemoteOptions | None = None,
     ) -> None:
-        if not section.datasets:
+        if not section.datasets and not section.validation:
             raise ConfigError(
-                f"{folder.config}: evaluation.datasets is empty; name some sets of shards (see configs/demo.yaml)"
+                f"{folder.config}: evaluation.datasets is empty; name some sets of shards (see configs/demo.yaml), or held-out "
+                "images of the corpus in evaluation.validation"
             )
         self.folder = folder
         self.section = section
         self.identity = identity
         self.record = record or {}
-        self.remote = remote
         self.claims = Claims(folder.root / "claims")
-        self.tasks = list_tasks(section)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self.device.type == "cpu":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if device.type == "cpu":
             torch.set_num_threads(section.cpu_threads)
         self.results = ResultFile(folder.evaluations)
-        self.sets, self.unopened = _open_sets(section)
+        self.sets = OpenedSets(section, upstream)
         precision, message = choose_evaluation_precision(
-            section.precision, recorded=_recorded_precision(folder), bf16_speedup=measure_bf16_speedup(self.device)
+            section.precision, recorded=_recorded_precision(folder), bf16_speedup=measure_bf16_speedup(device)
         )
-        self.precision: EvaluationPrecision = precision
         print(f"[eval] {message}", flush=True)
+        self.reading = Reading(
+            device=device,
+            precision=precision,
+            batch_size=section.batch_size,
+            num_workers=section.num_workers,
+            remote=remote,
+        )
         self._damaged: dict[WeightsName, Damaged] = {}  # of this process
         self._failed: dict[Key, str] = {}  # measurement to reason, of this process
         self._tracker: EvaluationTracker | None = None
@@ -166,8 +172,11 @@ class Evaluator:
 
     def _pending(self) -> list[WeightsName]:
         """Return weights that lack results, without what failed in this process."""
-        done = {key_of_row(row) for row in self.results.rows() if row.get("accuracy") is not None}
+        done = self._done()
         return [name for name in self.folder.weight_names() if not self._is_damaged(name) and self._missing(name, done)]
+
+    def _done(self) -> set[Key]:
+        return {key_of_row(row) for row in self.results.rows() if value_of(row) is not None}
 
     def _is_damaged(self, name: WeightsName) -> bool:
         """Return whether the weights were found damaged. A file that was replaced since counts as another."""
@@ -181,8 +190,8 @@ class Evaluator:
         try:
             header = self._header(self._path(name))
         except CheckpointError:
-            return self.tasks  # loading it will report what is wrong
-        keys = {task: key_of(name.step, task, self._conditions(header, task.dataset)) for task in self.tasks}
+            return self.sets.tasks  # loading it will report what is wrong
+        keys = {task: key_of(name.step, task, self._conditions(header, task.dataset)) for task in self.sets.tasks}
         return [task for task, key in keys.items() if key not in done and key not in self._failed]
 
     def _path(self, name: WeightsName) -> Path:
@@ -202,9 +211,9 @@ class Evaluator:
     def _conditions(self, header: WeightsHeader, dataset: str) -> MeasuredUnder:
         return MeasuredUnder(
             weights=header.digest,
-            data=self.sets[dataset].fingerprint if dataset in self.sets else None,
+            data=self.sets.fingerprint_of(dataset),
             short_side=self._short_side(header.model),
-            precision=self.precision,
+            precision=self.reading.precision,
             weights_kind=None if header.kind == "raw" else header.kind,
         )
 
@@ -225,80 +234,44 @@ class Evaluator:
 
     def _evaluate(self, name: WeightsName) -> None:
         # Check again: another evaluator may have finished between the listing and the claim.
-        missing = self._missing(name, {key_of_row(row) for row in self.results.rows() if row.get("accuracy") is not None})
+        missing = self._missing(name, self._done())
         if not missing:
             return
         start = time.perf_counter()
         weights = load_weights(self._path(name))
         reason = _why_not_finite(weights)
-        weights.model.to(self.device)
+        weights.model.to(self.reading.device)
         new_rows: list[Row] = []
-        for dataset in self.section.datasets:
-            tasks = [task for task in missing if task.dataset == dataset.name]
-            if tasks:
-                new_rows += self._evaluate_dataset(weights, tasks, reason or self.unopened.get(dataset.name))
+        for dataset in dict.fromkeys(task.dataset for task in missing):
+            tasks = [task for task in missing if task.dataset == dataset]
+            failed = reason or self.sets.unopened.get(dataset)
+            outcomes = self._measure(weights, tasks) if failed is None else (Outcome(task, reason=failed) for task in tasks)
+            new_rows += [self._record(weights.header, outcome) for outcome in outcomes]
         self._untracked.add(name.step)
         for warning in warnings_of(new_rows, self.section):
             print(f"[eval] {warning}", flush=True)
         print(f"[eval] {name}: {summarise(new_rows)} ({time.perf_counter() - start:.1f} s)", flush=True)
 
-    def _evaluate_dataset(self, weights: Weights, tasks: list[EvaluationTask], reason: str | None) -> list[Row]:
-        """Compute features once, then every probe on them. Each result is recorded as soon as it is known.
+    def _measure(self, weights: Weights, tasks: list[EvaluationTask]) -> Iterator[Outcome]:
+        model = weights.header.model
+        transform = EvalTransform(image_size=model.image_size, short_side=self._short_side(model))
+        return self.sets.measure(weights, tasks, transform=transform, reading=self.reading)
 
-        Args:
-            tasks: tasks, all of one set.
-            reason: why none of them can be measured, if that is known before.
-        """
-        if reason is not None:
-            return [self._record_failure(weights.header, task, reason) for task in tasks]
-        dataset = self.sets[tasks[0].dataset]
-        with failing(dataset.name) as failure:
-            train, test, splits = self._prepare(weights, dataset)
-        if failure.reason is not None:
-            return [self._record_failure(weights.header, task, failure.reason) for task in tasks]
-        for note in splits.notes:
-            print(f"[eval] {dataset.name}: {note}", flush=True)
-        conditions = self._conditions(weights.header, dataset.name)
-        rows: list[Row] = []
-        for task in tasks:
-            with failing(task.measure) as failure:
-                value = self.section.protocols[task.protocol].measure(splits, task.setting)
-            if failure.reason is not None:
-                rows.append(self._record_failure(weights.header, task, failure.reason))
-                continue
-            rows.append(result_row(weights.header, task, conditions, value, splits=splits, train=train, test=test))
-            self.results.add(rows[-1])
-        return rows
-
-    def _record_failure(self, header: WeightsHeader, task: EvaluationTask, reason: str) -> Row:
+    def _record(self, header: WeightsHeader, outcome: Outcome) -> Row:
+        """Append a line to the results."""
+        task = outcome.task
         conditions = self._conditions(header, task.dataset)
+        if outcome.value is not None:
+            reference = self.section.references.get(task.measure)
+            row = result_row(header, task, conditions, outcome.value, facts=outcome.facts, reference=reference)
+            self.results.add(row)
+            return row
+        reason = outcome.reason or "unknown"
         self._failed[key_of(header.step, task, conditions)] = reason
         row = failed_row(header, task, conditions, reason)
         if row not in self.results.rows():  # an earlier start may have met the same
             self.results.add(row)
         return row
-
-    def _prepare(self, weights: Weights, dataset: EvaluationSet) -> tuple[Features, Features, Splits]:
-        train, test = (
-            self._features(weights, index, f"{dataset.name} step {weights.header.step}").to(self.device)
-            for index in (dataset.train, dataset.test)
-        )
-        return train, test, prepare_splits(train, test)
-
-    def _features(self, weights: Weights, index: ShardIndex, description: str) -> Features:
-        section, model = self.section, weights.header.model
-        transform = EvalTransform(image_size=model.image_size, short_side=self._short_side(model))
-        return extract_features(
-            weights.model,
-            index,
-            transform=transform,
-            device=self.device,
-            precision=self.precision,
-            batch_size=section.batch_size,
-            num_workers=section.num_workers,
-            description=description,
-            remote=self.remote,
-        )
 
     def _track(self, step: int) -> None:
         """Send all that is known of a step, also what was measured before a crash."""
@@ -335,7 +308,7 @@ class Evaluator:
         problems = [lost] if lost is not None else []
         problems += [damaged.reason for damaged in self._damaged.values()] + describe_failures(self._failed)
         if not self._failed:  # no weights that they could have been measured on
-            problems += list(self.unopened.values())
+            problems += list(self.sets.unopened.values())
         if self.results.waiting:
             problems.append(
                 f"{len(self.results.waiting)} results are not recorded: {self.results.path} cannot be written "
@@ -345,29 +318,6 @@ class Evaluator:
         if problems:
             more = f"; and {len(problems) - _SHOWN_REASONS} more" if len(problems) > _SHOWN_REASONS else ""
             raise EvaluationError(f"not evaluated: {'; '.join(problems[:_SHOWN_REASONS])}{more}")
-
-
-def _open_sets(section: EvaluationSection) -> tuple[dict[str, EvaluationSet], dict[str, str]]:
-    """Return the sets by name, and why those that are missing from them cannot be opened.
-
-    Raises:
-        DataError: none can be opened.
-    """
-    sets: dict[str, EvaluationSet] = {}
-    unopened: dict[str, str] = {}
-    for dataset in section.datasets:
-        try:
-            sets[dataset.name] = open_dataset(dataset)
-        except DataError as error:
-            unopened[dataset.name] = str(error)
-    if not sets:
-        raise DataError("; ".join(unopened.values()))
-    for reason in unopened.values():
-        print(f"[eval] {reason}", flush=True)
-    for name, opened in sets.items():
-        for note in opened.notes:
-            print(f"[eval] {name}: {note}", flush=True)
-    return sets, unopened
 
 
 def _why_not_finite(weights: Weights) -> str | None:
@@ -393,5 +343,5 @@ def _stamp(path: Path) -> Stamp | None:
 
 def _recorded_precision(folder: RunFolder) -> EvaluationPrecision | None:
     """Return the precision of the run's newest result."""
-    recorded = [row.get("precision") for row in read_json_lines(folder.evaluations) if row.get("accuracy") is not None]
+    recorded = [row.get("precision") for row in read_json_lines(folder.evaluations) if value_of(row) is not None]
     return next((value for value in reversed(recorded) if value in get_args(EvaluationPrecision)), None)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.data.section import ShardsSection
 from pipeline.distributed.precision import EvaluationPrecision
@@ -20,12 +20,76 @@ class EvalDataset(Section):
     test: ShardsSection
 
 
+class HeldOutSection(Section):
+    """Names held-out images of the pretraining corpus: a path alone, or with settings."""
+
+    name: str = Field(default="val", pattern=r"^[A-Za-z0-9_.-]+$")
+    shards: ShardsSection
+    class_map: str | None = Field(
+        default=None,
+        description="how their classes become the model's: `numbers` takes them as they are; a file has a line SET'S CLASS <tab> "
+        "MODEL'S CLASS for each (names, or numbers). Else by the names in both classes.txt, where those differ",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_path_alone(cls, value: Any) -> Any:
+        return {"shards": value} if isinstance(value, str) else value
+
+
+class ReferenceSection(Section):
+    """Says what others have reached with this recipe, to be shown next to the run's own results."""
+
+    percent: float | None = Field(default=None, ge=0, le=100, description="of an accuracy")
+    loss: float | None = None
+    by: str = Field(default="authors", description="who has measured it")
+    at: str = Field(default="the end", description="when in training")
+    source: str | None = Field(default=None, description="where it is written")
+
+    @property
+    def value(self) -> float:
+        """Return the value, an accuracy as a part of 1."""
+        if self.percent is not None:
+            return self.percent / 100
+        assert self.loss is not None
+        return self.loss
+
+    @property
+    def author(self) -> str:
+        """Return who has measured it, and when in training."""
+        return f"{self.by} at {self.at}" if self.at else self.by
+
+    def describe(self) -> str:
+        """Return the value and where it is from, in words."""
+        value = f"{self.loss:g}" if self.percent is None else f"{self.percent:g} %"
+        return f"{value} ({self.author}{f'; {self.source}' if self.source else ''})"
+
+    @model_validator(mode="after")
+    def _has_one_value(self) -> Self:
+        if (self.percent is None) == (self.loss is None):
+            raise ValueError("a reference has either percent or loss")
+        return self
+
+
+def _list_one(value: Any) -> Any:
+    """Read a path, or one set, as a list of one."""
+    return [value] if isinstance(value, str | dict) else value
+
+
 class EvaluationSection(Section):
     """Configures what the evaluator does with each checkpoint's weights."""
 
     relaunch: ClassVar[Relaunch | None] = "free"
 
     datasets: tuple[EvalDataset, ...] = ()
+    validation: Annotated[tuple[HeldOutSection, ...], BeforeValidator(_list_one)] = Field(
+        default=(),
+        description="held-out images of the pretraining corpus: a path, or a list of {name, shards, class_map}. The objective's "
+        "loss and accuracy are measured on them, without mixing, smoothing or augmentation",
+    )
+    references: dict[str, ReferenceSection] = Field(
+        default={}, description='what others have reached, by measure: {"val top-1": {percent: 49.9, by: authors, at: the end}}'
+    )
     protocols: dict[str, Protocol] = Field(
         default={"few_shot": FewShot(), "linear": Linear()},  # type: ignore[call-arg]
         description="by name: {few_shot: {shots: [1, 5]}, linear: {}}; a protocol that is listed twice names itself: "
@@ -50,9 +114,10 @@ class EvaluationSection(Section):
     @model_validator(mode="after")
     def _nothing_is_named_twice(self) -> Self:
         first: dict[str, str] = {}
-        for name in (dataset.name for dataset in self.datasets):
+        names = [named.name for named in (*self.datasets, *self.validation)]
+        for name in names:
             other = first.setdefault(name.casefold(), name)
-            if (count := sum(dataset.name == name for dataset in self.datasets)) > 1:
+            if (count := names.count(name)) > 1:
                 raise ValueError(
                     f"datasets: {count} sets are named {name!r}; results are distinguished by name, so give each its own"
                 )

@@ -11,6 +11,7 @@ from torch import Tensor
 from pipeline.data.class_counts import ClassCounts
 from pipeline.errors import EvaluationError
 from pipeline.evaluation.features import Features
+from pipeline.evaluation.measured import Measured
 from pipeline.evaluation.requirements import compare_classes
 
 
@@ -33,14 +34,6 @@ class Splits:
     facts: dict[str, Any]
     notes: tuple[str, ...]
     known: dict[Any, Measured] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Holds a value and what is worth keeping with it."""
-
-    accuracy: float
-    detail: dict[str, Any]
 
 
 def prepare_splits(train: Features, test: Features) -> Splits:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any, Literal
 
+from pipeline.evaluation.measured import Measured
 from pipeline.evaluation.protocols.base import Setting
 from pipeline.evaluation.section import EvaluationSection
 from pipeline.run.evaluations import WEIGHTS_KIND, setting_of
@@ -18,7 +19,7 @@ class EvaluationTask:
     """Describes one number to be measured on one set: a line of evaluations.jsonl.
 
     Args:
-        protocol: its key in `evaluation.protocols`.
+        protocol: its key in `evaluation.protocols`; `upstream` on held-out images of the pretraining corpus.
     """
 
     dataset: str
@@ -43,6 +44,16 @@ class MeasuredUnder:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """Holds what became of a task: a value, or the reason why there is none."""
+
+    task: EvaluationTask
+    value: Measured | None = None
+    facts: dict[str, Any] = field(default_factory=dict)  # counts that belong to every result of this set
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class Key:
     """Identifies a measurement."""
 
@@ -55,7 +66,7 @@ class Key:
 
 
 def list_tasks(section: EvaluationSection) -> list[EvaluationTask]:
-    """Return every number that a checkpoint is to have. Measures of a protocol under a name of its own carry that name."""
+    """Return every number that a checkpoint is to have on downstream sets. Measures of a protocol under a name of its own carry that name."""
     return [
         EvaluationTask(
             dataset.name, name, setting if name == protocol.protocol else replace(setting, measure=f"{name} {setting.measure}")

@@ -18,7 +18,7 @@ from pipeline.console.lines import log_line
 from pipeline.monitor.wandb_identity import Destination, forked_from, settle_destination
 from pipeline.monitor.wandb_settings import Choice, Mode, Resolved, WandbEnvironment, choose_mode, read_wandb_environment
 from pipeline.monitor.wandb_writer import INIT_TIMEOUT_S, WandbRun, WandbWriter
-from pipeline.run.evaluations import newest_of_each, setting_of, weights_of_row
+from pipeline.run.evaluations import newest_of_each, setting_of, value_of, weights_of_row
 from pipeline.run.records import append_json_lines, number
 
 
@@ -170,12 +170,12 @@ class EvaluationTracker:
 
 
 def _by_step(results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield one row a step: accuracy as the mean over seeds, its spread over them (`_std`), and its confidence (`_ci95`).
+    """Yield one row a step: each measure as the mean over seeds, its spread over them (`_std`), and its confidence (`_ci95`).
 
     `_ci95` is half the width of the 95 % interval over the choice of test images. Of a repeated measurement the later one
     counts.
     """
-    measured = [row for row in newest_of_each(results) if row["accuracy"] is not None]
+    measured = [row for row in newest_of_each(results) if value_of(row) is not None]
     for step in sorted({row["step"] for row in measured}):
         here = [row for row in measured if row["step"] == step]
         groups: dict[str, list[dict[str, Any]]] = {}
@@ -186,10 +186,10 @@ def _by_step(results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             groups.setdefault(f"eval/{row['dataset']}/{row['protocol']}{setting}{average}", []).append(row)
         values: dict[str, float] = {}
         for key, group in groups.items():
-            accuracies = [row["accuracy"] for row in group]
-            values[key] = mean(accuracies)
-            if len(set(accuracies)) > 1:  # every seed drew the same images: there is no spread
-                values[f"{key}_std"] = stdev(accuracies)
+            found = [value for row in group if (value := value_of(row)) is not None]
+            values[key] = mean(found)
+            if len(set(found)) > 1:  # every seed drew the same images: there is no spread
+                values[f"{key}_std"] = stdev(found)
             widths = [width for row in group if (width := number(row, "ci95")) is not None]
             if widths:
                 values[f"{key}_ci95"] = mean(widths)

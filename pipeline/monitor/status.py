@@ -12,7 +12,15 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.run import claims
-from pipeline.run.evaluations import group_results, name_failures, read_results, weights_of_row
+from pipeline.run.evaluations import (
+    MeasureResults,
+    Quantity,
+    group_results,
+    name_failures,
+    read_results,
+    value_of,
+    weights_of_row,
+)
 from pipeline.run.folder import RunFolder, WeightsName, weights_named
 from pipeline.run.records import Row, is_count, number, read_json
 from pipeline.run.state import GOING, RunState, Signs, State, judge, read_claim, read_state
@@ -36,18 +44,24 @@ class CheckpointStatus:
 
 @dataclass(frozen=True)
 class EvaluationStatus:
-    """Holds one measure, as parts of 1: means over seeds of the newest checkpoint, and of the checkpoint with the highest mean.
+    """Holds one measure: means over seeds of the newest checkpoint, and of the checkpoint with the best mean.
 
-    The highest is a maximum over checkpoints on the set that is reported. It is too optimistic, the more so the more
-    checkpoints there are.
+    Accuracies are parts of 1, and the highest is best; of losses the lowest is best. The best is chosen among checkpoints on the set
+    that is reported. It is too optimistic, the more so the more checkpoints there are.
+
+    Attributes:
+        reference: what others have reached, and `reference_by` who and when; None where the run's configuration names nothing.
     """
 
     measure: str
     newest: float
     newest_step: int
-    highest: float
-    highest_step: int
+    best: float
+    best_step: int
     num_checkpoints: int
+    quantity: Quantity = "accuracy"
+    reference: float | None = None
+    reference_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +140,7 @@ def read_status(
     going = found.state in GOING
     left = None if found.step is None or found.total_steps is None or not going else max(0, found.total_steps - found.step)
     results = read_results(RunFolder(folder))
-    measured = {weights_of_row(row) for row in results.rows if row.get("accuracy") is not None}
+    measured = {weights_of_row(row) for row in results.rows if value_of(row) is not None}
     stored = _read_stored(folder, measured=measured, now=now)
     problems = [*signs.problems, *results.passed_over, *name_failures(results.rows, run=folder), *stored.problems]
     return RunStatus(
@@ -212,13 +226,27 @@ def _newest_checkpoint(folder: RunFolder, *, now: float) -> CheckpointStatus | N
 
 
 def _summarise(rows: Sequence[Row]) -> list[EvaluationStatus]:
-    """Return the newest checkpoint's values, and the highest ones."""
-    values = []
-    for measure, by_step in group_results(rows).items():
-        means = {step: sum(seeds) / len(seeds) for step, seeds in by_step.items()}
-        highest, newest = max(sorted(means), key=lambda step: means[step]), max(means)  # the first of equals
-        values.append(EvaluationStatus(measure, means[newest], newest, means[highest], highest, len(means)))
-    return values
+    """Return the newest checkpoint's values, and the best ones."""
+    return [_summarise_measure(results) for results in group_results(rows)]
+
+
+def _summarise_measure(results: MeasureResults) -> EvaluationStatus:
+    means = {step: sum(seeds) / len(seeds) for step, seeds in results.by_step.items()}
+    newest = max(means)
+    choose = max if results.quantity == "accuracy" else min
+    best = choose(sorted(means), key=lambda step: means[step])  # the first of equals
+    reference = results.reference
+    return EvaluationStatus(
+        measure=results.measure,
+        newest=means[newest],
+        newest_step=newest,
+        best=means[best],
+        best_step=best,
+        num_checkpoints=len(means),
+        quantity=results.quantity,
+        reference=None if reference is None else reference.value,
+        reference_by=None if reference is None else reference.by,
+    )
 
 
 def _describe_claims(root: Path, sightings: claims.Sightings) -> list[str]:

@@ -15,6 +15,7 @@ from pipeline.console.words import duration
 from pipeline.json_text import to_finite
 from pipeline.monitor.status import RunStatus, find_runs, read_signs, read_status, watch_claims
 from pipeline.run.claims import Sightings
+from pipeline.run.evaluations import show_value
 from pipeline.run.records import Row, number
 from pipeline.run.state import watch_for_life
 
@@ -208,10 +209,13 @@ def _stored(status: RunStatus) -> Iterator[tuple[str, str]]:
 def _evaluated(status: RunStatus) -> Iterator[tuple[str, str]]:
     width = max((len(found.measure) for found in status.evaluations), default=0)
     for index, found in enumerate(status.evaluations):
-        text = f"{found.measure:<{width}}  {100 * found.newest:.1f} % (step {found.newest_step:,})"
+        text = f"{found.measure:<{width}}  {show_value(found.newest, found.quantity)} (step {found.newest_step:,})"
         if found.num_checkpoints > 1:
-            maximum = f"{100 * found.highest:.1f} % (step {found.highest_step:,})"
-            text += f"; max over {found.num_checkpoints} checkpoints, on the test split: {maximum}"
+            extreme = "max" if found.quantity == "accuracy" else "min"
+            best = f"{show_value(found.best, found.quantity)} (step {found.best_step:,})"
+            text += f"; {extreme} over {found.num_checkpoints} checkpoints, on the test split: {best}"
+        if found.reference is not None:
+            text += f"; {found.reference_by}: {show_value(found.reference, found.quantity)}"
         yield "" if index else "evaluation", text
     if status.evaluating:
         yield "evaluating", ", ".join(status.evaluating)
@@ -269,7 +273,7 @@ def _cells(status: RunStatus) -> list[str]:
         f"{speed['images_per_s']:.4g}" if "images_per_s" in speed else "-",
         f"{100 * speed['mfu']:.1f} %" if "mfu" in speed else "-",
         finite(status.line, "train/loss", ".4g") if status.line else "-",
-        cell(newest, f"{100 * newest.newest:.1f} % {newest.measure}" if newest else ""),
+        cell(newest, f"{show_value(newest.newest, newest.quantity)} {newest.measure}" if newest else ""),
         str(len(status.warnings) or "-"),
     ]
 

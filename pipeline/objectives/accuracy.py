@@ -1,4 +1,4 @@
-"""Accuracy during training, of the images as they were augmented."""
+"""Compare what an objective predicts with its targets: on training images as they were augmented, and on held-out ones."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.functional.classification import binary_average_precision
 
 
-def top1(num_classes: int) -> dict[str, Metric]:
-    """Part of the images whose label has the largest logit."""
-    return {"train/accuracy": MulticlassAccuracy(num_classes=num_classes, average="micro", validate_args=False)}
+def top_k(num_classes: int, *, k: int) -> Metric:
+    """Return the metric of labels (B,) that are among the `k` largest of their logits (B, C), as a part of all labels."""
+    return MulticlassAccuracy(num_classes=num_classes, top_k=k, average="micro", validate_args=False)
 
 
-def hit_at_1() -> dict[str, Metric]:
-    """Part of the images whose largest logit is of one of their labels."""
-    return {"train/hit_at_1": HitAt1()}
-
-
-def of_patches(num_levels: int) -> dict[str, Metric]:
-    """Part of the corrupted patches whose colour has the largest logit."""
-    return {"train/patch_accuracy": MulticlassAccuracy(num_classes=num_levels, average="micro", validate_args=False)}
+def top_1_and_5(num_classes: int) -> dict[str, Metric]:
+    """Return top-1 accuracy, and top-5 where there are more than five classes."""
+    return {f"top-{k}": top_k(num_classes, k=k) for k in (1, 5) if k < num_classes}
 
 
 class HitAt1(Metric):
@@ -43,3 +39,29 @@ class HitAt1(Metric):
 
     def compute(self) -> Tensor:
         return self.hits / self.total
+
+
+class MeanAveragePrecision(Metric):
+    """Computes the mean over classes of average precision: precision, averaged over the ranks at which a label is found.
+
+    Classes that no image has are left out. The scores of all images are kept, 4 bytes each: images x classes.
+    """
+
+    scores: list[Tensor]
+    truth: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("scores", [], dist_reduce_fx="cat")
+        self.add_state("truth", [], dist_reduce_fx="cat")
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Take logits and targets, both (B, C)."""
+        self.scores.append(predictions.float().cpu())
+        self.truth.append((targets > 0).cpu())
+
+    def compute(self) -> Tensor:
+        scores, truth = torch.cat(self.scores).T.contiguous(), torch.cat(self.truth).T.contiguous()  # (C, N)
+        classes = truth.any(dim=1).nonzero()[:, 0].tolist()
+        found = [binary_average_precision(scores[c], truth[c].long(), validate_args=False) for c in classes]
+        return torch.stack(found).mean() if found else torch.tensor(torch.nan)

@@ -93,3 +93,8 @@ class ObjectiveSection(Section):
         """Metrics of predictions and targets by their names in the metrics file; none by default."""
         del model
         return {}
+
+    def held_out_metrics(self, model: ModelConfig) -> dict[str, Metric]:
+        """Return metrics of predictions and targets on held-out images, by the names of their measures; none by default."""
+        del model
+        return {}

@@ -17,7 +17,7 @@ from pipeline.objectives.mixing import Mixer, Mixing
 
 
 class Classification(Objective):
-    """The loss of a model's logits and of targets over classes.
+    """Computes the loss of a model's logits and of targets over classes. In eval mode nothing is mixed or smoothed.
 
     Args:
         targets: of labels (L,) and their ends (B,): a row of 0 and 1 an image, (B, C).
@@ -46,10 +46,11 @@ class Classification(Objective):
     def forward(self, model: Backbone, batch: Mapping[str, Any]) -> ObjectiveOutput:
         truth = self.targets(batch["labels"], batch["label_ends"])  # (B, C)
         images, targets = batch["images"], truth
-        if self.mixer is not None:
+        if self.mixer is not None and self.training:
             with torch.no_grad():
                 images, targets = self.mixer(model.scale(images), targets, positions=batch["positions"])
-        targets = smooth(targets, label_smoothing=self.label_smoothing)
+        if self.training:
+            targets = smooth(targets, label_smoothing=self.label_smoothing)
         logits = model(images)  # (B, C)
         compared = batch["labels"] if self.has_one_label else truth
         return ObjectiveOutput(self.cross_entropy(logits, targets), logits.detach(), compared)

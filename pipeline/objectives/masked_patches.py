@@ -69,9 +69,16 @@ class MaskedPatches(ObjectiveSection):
     def metrics(self, model: ModelConfig) -> dict[str, Metric]:
         if self.target == "pixels":
             return {}
-        from pipeline.objectives.accuracy import of_patches
+        from pipeline.objectives.accuracy import top_k
 
-        return of_patches(NUM_COLOURS)
+        return {"train/patch_accuracy": top_k(NUM_COLOURS, k=1)}
+
+    def held_out_metrics(self, model: ModelConfig) -> dict[str, Metric]:
+        if self.target == "pixels":
+            return {}
+        from pipeline.objectives.accuracy import top_k
+
+        return {"patch accuracy": top_k(NUM_COLOURS, k=1)}
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,14 @@ class MultiLabel(ClassificationSection):
         return targets
 
     def metrics(self, model: ModelConfig) -> dict[str, Metric]:
-        from pipeline.objectives.accuracy import hit_at_1
+        from pipeline.objectives.accuracy import HitAt1
 
-        return hit_at_1()
+        return {"train/hit_at_1": HitAt1()}
+
+    def held_out_metrics(self, model: ModelConfig) -> dict[str, Metric]:
+        from pipeline.objectives.accuracy import HitAt1, MeanAveragePrecision
+
+        return {"mAP": MeanAveragePrecision(), "hit@1": HitAt1()}
 
     def _hierarchy(self, model: ModelConfig, class_names: Sequence[str] | None) -> Hierarchy | None:
         if self.hierarchy is None:

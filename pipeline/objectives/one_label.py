@@ -22,6 +22,11 @@ class OneLabelSection(ClassificationSection):
         return lambda labels, _ends: one_hot_targets(labels, num_classes=model.num_classes)
 
     def metrics(self, model: ModelConfig) -> dict[str, Metric]:
-        from pipeline.objectives.accuracy import top1
+        from pipeline.objectives.accuracy import top_k
 
-        return top1(model.num_classes)
+        return {"train/accuracy": top_k(model.num_classes, k=1)}
+
+    def held_out_metrics(self, model: ModelConfig) -> dict[str, Metric]:
+        from pipeline.objectives.accuracy import top_1_and_5
+
+        return top_1_and_5(model.num_classes)

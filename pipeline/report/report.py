@@ -13,12 +13,19 @@ from pipeline.console.figures import house_style, label_of
 from pipeline.errors import ConfigError
 from pipeline.files import write_whole
 from pipeline.run.checkpoint import RunFolder
-from pipeline.run.evaluations import group_results, measure_of, name_failures, read_results
+from pipeline.run.evaluations import MeasureResults, Quantity, group_results, name_failures, read_results
 from pipeline.run.records import Row, number, read_metrics
 from pipeline.run.state import read_state
 
+Panel = tuple[str, Quantity]  # protocol, and what its values are
 MAX_COLUMNS = 8  # columns of the table: more would not fit on a screen
-_TITLES = {"few_shot": "Few-shot accuracy (mean and range over seeds)", "linear": "Linear probe accuracy"}
+_DOWNSTREAM: list[Panel] = [("few_shot", "accuracy"), ("linear", "accuracy")]  # drawn even while nothing is measured
+_TITLES: dict[Panel, str] = {
+    ("few_shot", "accuracy"): "Few-shot accuracy (mean and range over seeds)",
+    ("linear", "accuracy"): "Linear probe accuracy",
+    ("upstream", "accuracy"): "Accuracy on held-out images of the corpus",
+    ("upstream", "loss"): "Loss on held-out images of the corpus",
+}
 FEW_POINTS = 30  # a line through fewer would hide single ones
 
 
@@ -111,19 +118,26 @@ def _summarise_loss(metrics: Sequence[Row]) -> str | None:
 
 
 def tabulate_results(rows: Sequence[Row]) -> str:
-    """Return accuracy in % by step (columns) and measure (rows); few-shot as mean and standard deviation over seeds."""
+    """Return measures (rows) by step (columns): accuracy in %, or a loss; few-shot as mean and standard deviation over seeds.
+
+    Where the run's configuration names values to expect, they are a last column.
+    """
     if not rows:
         return "no evaluations"
     all_steps = sorted({row["step"] for row in rows})
     steps = _spread(all_steps, MAX_COLUMNS)
-    table = [["accuracy %", *(f"step {step}" for step in steps)]]
-    for label, by_step in group_results(rows).items():
-        table.append([label, *(_cell(by_step.get(step, [])) for step in steps)])
+    found = group_results(rows)
+    has_loss, has_reference = any(r.quantity == "loss" for r in found), any(r.reference is not None for r in found)
+    header = ["accuracy %, or loss" if has_loss else "accuracy %", *(f"step {step}" for step in steps)]
+    table = [[*header, "to expect"] if has_reference else header]
+    for results in found:
+        cells = [results.measure, *(_cell(results.by_step.get(step, []), results.quantity) for step in steps)]
+        table.append([*cells, _expected(results)] if has_reference else cells)
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = [
         "  ".join(
             cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
+        ).rstrip()
         for row in table
     ]
     more = (
@@ -134,6 +148,11 @@ def tabulate_results(rows: Sequence[Row]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *more])
 
 
+def _expected(results: MeasureResults) -> str:
+    reference = results.reference
+    return "" if reference is None else f"{_cell([reference.value], results.quantity)} ({reference.by})"
+
+
 def _spread(values: Sequence[int], count: int) -> list[int]:
     """Choose at most so many of them: the first, the last, and others at equal distances."""
     if len(values) <= count:
@@ -141,40 +160,40 @@ def _spread(values: Sequence[int], count: int) -> list[int]:
     return [values[round(index * (len(values) - 1) / (count - 1))] for index in range(count)]
 
 
-def _cell(values: Sequence[float]) -> str:
+def _cell(values: Sequence[float], quantity: Quantity) -> str:
     if not values:
         return "-"
+    scale, form = (100, ".1f") if quantity == "accuracy" else (1, ".5g")
     mean = sum(values) / len(values)
     if len(set(values)) == 1:  # one seed, or draws that are all of train: there is no spread
-        return f"{100 * mean:.1f}"
+        return f"{scale * mean:{form}}"
     spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-    return f"{100 * mean:.1f} ± {100 * spread:.1f}"
+    return f"{scale * mean:{form}} ± {scale * spread:{form}}"
 
 
 @house_style()
 def draw(metrics: Sequence[Row], rows: Sequence[Row], *, title: str, format: str) -> bytes:
-    """Draw loss, images/s, few-shot and linear accuracy by step, as a picture.
+    """Draw loss, images/s, and the values of every protocol by step, as a picture.
 
     Raises:
         ValueError: matplotlib does not know the format.
     """
     from matplotlib.figure import Figure
 
-    protocols = list(dict.fromkeys([*_TITLES, *(row["protocol"] for row in rows)]))  # a panel each
-    num_rows = 1 + -(-len(protocols) // 2)
+    grouped = group_results(rows)
+    panels: list[Panel] = list(dict.fromkeys([*_DOWNSTREAM, *((results.protocol, results.quantity) for results in grouped)]))
+    num_rows = 1 + -(-len(panels) // 2)
     figure = Figure(figsize=(11, 3.5 * num_rows), layout="constrained")
     axes = figure.subplots(num_rows, 2)
-    for axis in axes.flat[2 + len(protocols) :]:
+    for axis in axes.flat[2 + len(panels) :]:
         axis.set_axis_off()
     _draw_metric(axes[0, 0], metrics, "train/loss", color="tab:blue")
     axes[0, 0].set(title="Training loss", ylabel="cross-entropy")
     _draw_metric(axes[0, 1], metrics, "speed/images_per_s", color="tab:green")
     axes[0, 1].set(title="Throughput", ylabel="images/s", ylim=(0, None))
-    grouped = group_results(rows)
-    protocol_of = {measure_of(row): row["protocol"] for row in rows}
-    for axis, protocol in zip(axes.flat[2:], protocols, strict=False):
-        curves = {label: values for label, values in grouped.items() if protocol_of[label] == protocol}
-        _draw_accuracy(axis, curves, title=_TITLES.get(protocol, f"Accuracy by {protocol}"))
+    for axis, panel in zip(axes.flat[2:], panels, strict=False):
+        curves = [results for results in grouped if (results.protocol, results.quantity) == panel]
+        _draw_results(axis, curves, quantity=panel[1], title=_TITLES.get(panel, f"{panel[1].capitalize()} by {panel[0]}"))
     for axis in axes.flat:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
@@ -194,13 +213,17 @@ def _draw_metric(axis: Any, metrics: Sequence[Row], key: str, *, color: str) -> 
         axis.legend(fontsize=7)
 
 
-def _draw_accuracy(axis: Any, curves: dict[str, dict[int, list[float]]], *, title: str) -> None:
-    for label, by_step in curves.items():
-        steps = sorted(by_step)
-        values = [[100 * v for v in by_step[step]] for step in steps]
-        (line,) = axis.plot(steps, [sum(v) / len(v) for v in values], marker="o", markersize=3, label=label)
+def _draw_results(axis: Any, curves: Sequence[MeasureResults], *, quantity: Quantity, title: str) -> None:
+    scale = 100 if quantity == "accuracy" else 1
+    for results in curves:
+        steps = sorted(results.by_step)
+        values = [[scale * value for value in results.by_step[step]] for step in steps]
+        (line,) = axis.plot(steps, [sum(v) / len(v) for v in values], marker="o", markersize=3, label=results.measure)
         axis.fill_between(steps, [min(v) for v in values], [max(v) for v in values], alpha=0.15, color=line.get_color())
-    axis.set(title=title, ylabel="accuracy %")
+        if results.reference is not None:
+            label = f"{results.measure}: {results.reference.by}"
+            axis.axhline(scale * results.reference.value, color=line.get_color(), linestyle="--", linewidth=1, label=label)
+    axis.set(title=title, ylabel="accuracy %" if quantity == "accuracy" else "cross-entropy")
     if curves:
         aside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if len(curves) > 5 else {}  # many would hide the curves
         axis.legend(fontsize=7, **aside)

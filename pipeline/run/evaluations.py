@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pipeline.json_text import parse_json
 from pipeline.run.folder import WEIGHTS_SUFFIX, RunFolder, WeightsKind, WeightsName
@@ -20,6 +21,8 @@ from pipeline.run.records import Row, has_step, is_count, number, read_json_line
 
 SUPERSEDED = "superseded-"
 WEIGHTS_KIND = "weights_kind"  # key of lines that are of averaged weights
+Quantity = Literal["accuracy", "loss"]
+"""What a line's value is, and its key there: a part of 1, which is better when higher, or a loss, better when lower."""
 _MOST_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
 
 
@@ -29,6 +32,52 @@ class Results:
 
     rows: list[Row]
     passed_over: list[str]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Says what others have reached, to compare with: a part of 1, or a loss."""
+
+    value: float
+    by: str  # who has measured it, and when in training
+
+    @classmethod
+    def of_row(cls, row: Row) -> Reference | None:
+        found = row.get("reference")
+        if not isinstance(found, dict):
+            return None
+        value, by = number(found, "value"), found.get("by")
+        return cls(value, by) if value is not None and isinstance(by, str) else None
+
+
+@dataclass(frozen=True)
+class MeasureResults:
+    """Holds the values of one measure by step, one a seed."""
+
+    measure: str
+    protocol: str
+    quantity: Quantity
+    by_step: dict[int, list[float]]
+    reference: Reference | None
+
+    def show(self, value: float) -> str:
+        """Return a value in words: `45.2 %`, or a loss as `2.3145`."""
+        return show_value(value, self.quantity)
+
+
+def show_value(value: float, quantity: Quantity) -> str:
+    """Return a value in words: `45.2 %`, or a loss as `2.3145`."""
+    return f"{100 * value:.1f} %" if quantity == "accuracy" else f"{value:.5g}"
+
+
+def value_of(row: Row) -> float | None:
+    """Return a result's value; None where the measurement failed."""
+    return number(row, quantity_of(row))
+
+
+def quantity_of(row: Row) -> Quantity:
+    """Return what a result's value is."""
+    return "loss" if "loss" in row else "accuracy"
 
 
 def read_results(folder: RunFolder) -> Results:
@@ -58,9 +107,9 @@ def _lines(count: int) -> str:
 
 
 def is_result(row: Row) -> bool:
-    """Return whether a line has what a result needs. An accuracy that is null means that a measurement failed."""
+    """Return whether a line has what a result needs. A value that is null means that a measurement failed."""
     named = all(isinstance(row.get(key), str) for key in ("dataset", "protocol")) and setting_of(row) is not None
-    measured = row.get("accuracy") is None or number(row, "accuracy") is not None
+    measured = row.get(quantity_of(row)) is None or value_of(row) is not None
     return has_step(row) and named and measured and isinstance(row.get("seed"), int | None)
 
 
@@ -127,19 +176,28 @@ def newest_of_each(rows: Sequence[Row]) -> list[Row]:
     found: dict[tuple[str, int, object], Row] = {}
     for row in rows:
         key = (measure_of(row), row["step"], row.get("seed"))
-        if row.get("accuracy") is not None or found.get(key, row).get("accuracy") is None:
+        if value_of(row) is not None or value_of(found.get(key, row)) is None:
             found[key] = row
     return list(found.values())
 
 
-def group_results(rows: Sequence[Row]) -> dict[str, dict[int, list[float]]]:
-    """Map each measure to its values by step, one a seed. Of a repeated result the later value counts."""
-    grouped: dict[str, dict[int, list[float]]] = {}
+def group_results(rows: Sequence[Row]) -> list[MeasureResults]:
+    """Return each measure's values by step, one a seed, sorted by set and protocol. Of a repeated result the later value counts."""
+    groups: dict[str, list[Row]] = {}
     for row in newest_of_each(rows):
-        if row.get("accuracy") is not None:
-            grouped.setdefault(measure_of(row), {}).setdefault(row["step"], []).append(row["accuracy"])
-    order = {measure_of(row): (row["dataset"], row["protocol"], _natural(setting_of(row) or "")) for row in rows}
-    return {measure: grouped[measure] for measure in sorted(grouped, key=lambda measure: order[measure])}
+        if value_of(row) is not None:
+            groups.setdefault(measure_of(row), []).append(row)
+    found = []
+    for measure, group in groups.items():
+        by_step: dict[int, list[float]] = {}
+        for row in group:
+            value = value_of(row)
+            assert value is not None
+            by_step.setdefault(row["step"], []).append(value)
+        last = max(group, key=lambda row: row["step"])
+        order = (last["dataset"], last["protocol"], _natural(setting_of(last) or ""), measure)
+        found.append((order, MeasureResults(measure, last["protocol"], quantity_of(last), by_step, Reference.of_row(last))))
+    return [results for _, results in sorted(found, key=lambda pair: pair[0])]
 
 
 def name_failures(rows: Sequence[Row], *, run: Path) -> list[str]:
@@ -148,10 +206,10 @@ def name_failures(rows: Sequence[Row], *, run: Path) -> list[str]:
     for row in rows:
         newest[measure_of(row)] = max(row["step"], newest.get(measure_of(row), 0))
     last = {(measure_of(row), row.get("seed")): row for row in rows if row["step"] == newest[measure_of(row)]}
-    measured = {(measure, step) for measure, by_step in group_results(rows).items() for step in by_step}
+    measured = {(found.measure, step) for found in group_results(rows) for step in found.by_step}
     groups: dict[tuple[str, object, int, bool], dict[str, None]] = {}
     for (measure, _), row in last.items():
-        if row.get("accuracy") is None:
+        if value_of(row) is None:
             key = (row["dataset"], row.get("error"), row["step"], (measure, row["step"]) in measured)
             groups.setdefault(key, {})[measure.removeprefix(f"{row['dataset']} ")] = None
     failures = []

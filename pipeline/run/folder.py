@@ -88,6 +88,11 @@ class RunFolder:
         return self.root / "data.json"
 
     @property
+    def classes(self) -> Path:
+        """Return the file with the names of the model's classes, one a line by number, where the corpus tells them."""
+        return self.root / "classes.txt"
+
+    @property
     def alerts(self) -> Path:
         return self.root / "alerts.jsonl"
 

@@ -7,7 +7,7 @@ import json
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
@@ -149,6 +149,7 @@ class Weights:
 
     model: Backbone
     header: WeightsHeader
+    objective: dict[str, Tensor] = field(default_factory=dict)  # of the objective it was trained with, by its own names
 
 
 def load_weights(path: Path) -> Weights:
@@ -163,7 +164,8 @@ def load_weights(path: Path) -> Weights:
     objective = load_tensors(model, path)
     if digest_tensors({**model.state_dict(), **objective}) != header.digest:
         raise CheckpointError(f"{path} is damaged: its tensors differ from the digest in its header")
-    return Weights(model=model.eval(), header=header)
+    own = {name.removeprefix(OBJECTIVE_PREFIX): tensor for name, tensor in objective.items()}
+    return Weights(model=model.eval(), header=header, objective=own)
 
 
 def load_tensors(model: Backbone, path: Path, *, objective: nn.Module | None = None) -> dict[str, Tensor]:

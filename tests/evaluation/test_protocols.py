@@ -11,10 +11,11 @@ from torch import Tensor
 
 from pipeline.errors import EvaluationError
 from pipeline.evaluation.features import Features
+from pipeline.evaluation.measured import Measured
 from pipeline.evaluation.protocols import FewShot, Linear
 from pipeline.evaluation.protocols.base import ProtocolSection, Setting
 from pipeline.evaluation.section import EvaluationSection
-from pipeline.evaluation.splits import Measured, Splits, prepare_splits
+from pipeline.evaluation.splits import Splits, prepare_splits
 from pipeline.evaluation.tasks import list_tasks
 
 WIDTH = 6
@@ -66,7 +67,7 @@ def test_what_says_nothing_is_refused_with_its_reason(train: Features, test: Fea
 
 def test_one_image_a_class_has_a_few_shot_accuracy_and_no_linear_probe() -> None:
     splits = prepare_splits(features([0, 1, 2]), features(FOUR_EACH, seed=1))
-    assert measure(few_shot(1), splits).accuracy == 1.0
+    assert measure(few_shot(1), splits).value == 1.0
     with pytest.raises(EvaluationError, match=r"no class has two images in its train split \(3 images of 3 classes\)"):
         measure(LINEAR, splits)
 
@@ -75,8 +76,8 @@ def test_fewer_images_than_classes_of_the_test_split() -> None:
     """Classes that train does not have cannot be recognised, and count."""
     splits = prepare_splits(features([0, 0, 4, 4]), features([0, 1, 2, 3, 4] * 2, seed=1))
     assert splits.facts["test_images_of_unknown_class"] == 6
-    assert measure(few_shot(1), splits).accuracy == pytest.approx(0.4)
-    assert measure(LINEAR, splits).accuracy == pytest.approx(0.4)
+    assert measure(few_shot(1), splits).value == pytest.approx(0.4)
+    assert measure(LINEAR, splits).value == pytest.approx(0.4)
     assert "6 of 10 test images are of classes that train does not have; they count as wrong" in splits.notes
 
 
@@ -104,7 +105,7 @@ def test_a_collapsed_representation_is_measured_and_said() -> None:
     assert splits.facts == {"constant_features": WIDTH}
     assert any("the representation has collapsed" in note for note in splits.notes)
     for task in (few_shot(1), LINEAR):
-        assert measure(task, splits).accuracy == pytest.approx(1 / 3)
+        assert measure(task, splits).value == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(("shots", "support", "short"), [(1, "drawn", 0), (3, "drawn", 1), (5, "all", 2), (25, "all", 3)])
@@ -129,8 +130,8 @@ def test_the_scale_of_features_changes_nothing_for_the_linear_probe(scale: float
 
     plain = measure(LINEAR, prepare_splits(train, test))
     other = measure(LINEAR, prepare_splits(scaled(train), scaled(test)))
-    assert (other.accuracy, other.detail["penalty"]) == (plain.accuracy, plain.detail["penalty"])
-    assert plain.accuracy > 0.9
+    assert (other.value, other.detail["penalty"]) == (plain.value, plain.detail["penalty"])
+    assert plain.value > 0.9
 
 
 def test_a_protocol_under_a_name_of_its_own_is_told_apart() -> None:

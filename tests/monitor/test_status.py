@@ -132,10 +132,10 @@ def test_evaluations_are_means_over_seeds_and_a_maximum_is_named_as_one(run: Pat
             row = {"step": step, "dataset": "bars", "protocol": "few_shot", "shots": 5, "seed": seed, "accuracy": accuracy}
             append_json_line(run / "evaluations.jsonl", row)
     status = read_status(run)
-    assert [(e.measure, e.highest_step, e.newest_step, e.num_checkpoints) for e in status.evaluations] == [
+    assert [(e.measure, e.best_step, e.newest_step, e.num_checkpoints) for e in status.evaluations] == [
         ("bars 5-shot", 8, 12, 3)
     ]
-    assert (status.evaluations[0].highest, status.evaluations[0].newest) == (pytest.approx(0.7), pytest.approx(0.5))
+    assert (status.evaluations[0].best, status.evaluations[0].newest) == (pytest.approx(0.7), pytest.approx(0.5))
     assert status.not_evaluated == 1  # step 0
     assert "50.0 % (step 12); max over 3 checkpoints, on the test split: 70.0 % (step 8)" in "\n".join(
         describe([status], style=PLAIN)

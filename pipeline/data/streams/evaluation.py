@@ -1,7 +1,8 @@
-"""Stream a downstream set, every sample once, in the index's order."""
+"""Stream a set that is evaluated on, every sample once, in the index's order."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -14,9 +15,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pipeline.data.images.crop import EvalTransform
 from pipeline.data.images.decode import UnreadableImage, decode_image
 from pipeline.data.shards.index import ShardIndex
-from pipeline.data.shards.reader import BlockReader
+from pipeline.data.shards.reader import BlockReader, RawSample
 from pipeline.data.shards.remote import RemoteOptions
-from pipeline.data.streams.train import Unreadable
+from pipeline.data.streams.train import LabelKind, Unreadable
 from pipeline.image_size import height_and_width
 
 BLOCKS_AHEAD = 4  # read before they are needed
@@ -24,7 +25,7 @@ BLOCKS_AHEAD = 4  # read before they are needed
 
 @dataclass(frozen=True)
 class EvalImages:
-    """Holds a chunk of a downstream set.
+    """Holds a chunk of a set.
 
     These are arrays, which a worker process sends through a pipe. Tensors would go by shared memory, file descriptors and a
     socket below TMPDIR, and their receiver gets no error where one of these fails: /dev/shm is small in containers, a socket's
@@ -32,16 +33,30 @@ class EvalImages:
     """
 
     images: npt.NDArray[np.uint8]  # (B, 3, H, W)
-    labels: npt.NDArray[np.int64]  # (B,)
+    labels: npt.NDArray[np.int64]  # (L,) of its images one after the other
+    label_ends: npt.NDArray[np.int64]  # (B,) of each image, where its labels end
+    positions: npt.NDArray[np.int64]  # (B,) in the index's order
     unreadable: list[Unreadable] = field(default_factory=list)
 
 
 class EvalStream(IterableDataset[EvalImages]):
-    """Yields every sample of a downstream set once, in the index's order, a block at a time. It counts unreadable images."""
+    """Yields every sample of a set once, in the index's order, a block at a time. It counts unreadable images.
 
-    def __init__(self, *, index: ShardIndex, transform: EvalTransform, remote: RemoteOptions | None = None) -> None:
+    Args:
+        labels: labels that an image must have; with `none` they are not even read.
+    """
+
+    def __init__(
+        self,
+        *,
+        index: ShardIndex,
+        transform: EvalTransform,
+        labels: LabelKind = "one",
+        remote: RemoteOptions | None = None,
+    ) -> None:
         self.index = index
         self.transform = transform
+        self.labels = labels
         self.remote = remote
 
     def __iter__(self) -> Iterator[EvalImages]:
@@ -56,15 +71,29 @@ class EvalStream(IterableDataset[EvalImages]):
 
     def _fill(self, reader: BlockReader, block: int) -> EvalImages:
         images: list[Tensor] = []
-        labels: list[int] = []
+        labels: list[tuple[int, ...]] = []
+        positions: list[int] = []
         unreadable: list[Unreadable] = []
         first = int(self.index.first_sample[block])
-        for slot, sample in enumerate(reader.read(block)):
+        for position, sample in enumerate(reader.read(block), first):
             try:
                 images.append(self.transform(decode_image(sample.image)))
-                labels.append(sample.label)
             except UnreadableImage as error:
-                unreadable.append(Unreadable(position=first + slot, key=sample.key, shard=sample.shard, reason=str(error)))
+                unreadable.append(Unreadable(position=position, key=sample.key, shard=sample.shard, reason=str(error)))
+                continue
+            labels.append(self._labels_of(sample))
+            positions.append(position)
         size = height_and_width(self.transform.image_size)
         stacked = torch.stack(images) if images else torch.empty((0, 3, *size), dtype=torch.uint8)
-        return EvalImages(images=stacked.numpy(), labels=np.array(labels, dtype=np.int64), unreadable=unreadable)
+        return EvalImages(
+            images=stacked.numpy(),
+            labels=np.array(list(itertools.chain.from_iterable(labels)), dtype=np.int64),
+            label_ends=np.cumsum([len(some) for some in labels], dtype=np.int64),
+            positions=np.array(positions, dtype=np.int64),
+            unreadable=unreadable,
+        )
+
+    def _labels_of(self, sample: RawSample) -> tuple[int, ...]:
+        if self.labels == "none":
+            return ()
+        return (sample.label,) if self.labels == "one" else sample.labels

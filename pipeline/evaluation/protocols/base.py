@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data.class_counts import ClassCounts
-from pipeline.evaluation.splits import Measured, Splits
+from pipeline.evaluation.measured import Measured
+from pipeline.evaluation.splits import Splits
 from pipeline.section import Section
 
 

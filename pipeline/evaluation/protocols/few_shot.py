@@ -17,9 +17,10 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from pipeline.data.class_counts import ClassCounts
+from pipeline.evaluation.measured import Measured
 from pipeline.evaluation.protocols.base import ProtocolSection, Setting
 from pipeline.evaluation.requirements import short_classes, takes_all
-from pipeline.evaluation.splits import Measured, Splits
+from pipeline.evaluation.splits import Splits
 from pipeline.section import Seed
 
 BIAS_FEATURE = 100.0

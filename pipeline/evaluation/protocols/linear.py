@@ -14,10 +14,11 @@ from torch import Tensor
 
 from pipeline.data.class_counts import ClassCounts
 from pipeline.errors import EvaluationError
+from pipeline.evaluation.measured import Measured
 from pipeline.evaluation.protocols.base import ProtocolSection, Setting
 from pipeline.evaluation.protocols.logistic import Convergence, solve_logistic
 from pipeline.evaluation.requirements import why_no_linear
-from pipeline.evaluation.splits import Measured, Splits
+from pipeline.evaluation.splits import Splits
 
 HELD_OUT = 0.2  # part of train to choose the penalty on
 PENALTIES = tuple(10.0**exponent for exponent in range(-5, 2))  # of the mean loss: 1e-5 to 10

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pipeline.data.shards.remote import Retry
 from pipeline.data.streams.train import DIGEST_MODULUS
 from pipeline.monitor.loggers import MetricsFile
-from pipeline.objectives.accuracy import top1
+from pipeline.objectives.accuracy import top_k
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import read_json_lines
 from pipeline.train.callbacks.metrics import TrainingMetrics
@@ -35,7 +35,7 @@ def make_batches(count: int) -> list[Batch]:
 
 def make_metrics(**changes: Any) -> TrainingMetrics:
     settings: dict[str, Any] = {
-        "metrics": top1(2), "global_batch_size": BATCH, "epochs_per_image": {"epoch": 0.25}, "log_every": 1,
+        "metrics": {"train/accuracy": top_k(2, k=1)}, "global_batch_size": BATCH, "epochs_per_image": {"epoch": 0.25}, "log_every": 1,
         "flops_per_image": 5e17, "peak_flops": 1e20, "rank_times": RankTimes(zero_stage=0, files=None),
     }  # fmt: skip
     return TrainingMetrics(**{**settings, **changes})

@@ -1,0 +1,70 @@
+"""Open every set that a run is evaluated on, list what is measured on each, and measure it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from pipeline.data.images.crop import EvalTransform
+from pipeline.errors import DataError
+from pipeline.evaluation.datasets import EvaluationSet, open_dataset
+from pipeline.evaluation.downstream import measure_downstream
+from pipeline.evaluation.held_out import HeldOutSet, open_held_out
+from pipeline.evaluation.reading import Reading
+from pipeline.evaluation.section import EvaluationSection
+from pipeline.evaluation.tasks import EvaluationTask, Outcome, list_tasks
+from pipeline.evaluation.upstream import Upstream, measure_upstream
+from pipeline.run.weights import Weights
+
+
+class OpenedSets:
+    """Holds the sets that could be opened, and why the others could not.
+
+    Attributes:
+        tasks: every number that a checkpoint is to have.
+        unopened: of sets that are missing, the reason by name.
+
+    Raises:
+        DataError: none can be opened.
+    """
+
+    def __init__(self, section: EvaluationSection, upstream: Upstream) -> None:
+        self._section = section
+        self._upstream = upstream
+        self._sets: dict[str, EvaluationSet | HeldOutSet] = {}
+        self.unopened: dict[str, str] = {}
+        openers: dict[str, Callable[[], EvaluationSet | HeldOutSet]] = {
+            **{dataset.name: partial(open_dataset, dataset) for dataset in section.datasets},
+            **{held_out.name: partial(open_held_out, held_out, upstream.corpus) for held_out in section.validation},
+        }
+        for name, open_set in openers.items():
+            try:
+                self._sets[name] = open_set()
+            except DataError as error:
+                self.unopened[name] = str(error)
+        if not self._sets:
+            raise DataError("; ".join(self.unopened.values()))
+        for reason in self.unopened.values():
+            print(f"[eval] {reason}", flush=True)
+        for name, opened in self._sets.items():
+            for note in opened.notes:
+                print(f"[eval] {name}: {note}", flush=True)
+        self.tasks = list_tasks(section)
+        for held_out in section.validation:
+            opened = self._sets.get(held_out.name)
+            self.tasks += upstream.tasks(held_out.name, columns=opened.columns if isinstance(opened, HeldOutSet) else None)
+
+    def fingerprint_of(self, name: str) -> str | None:
+        """Return what changes with a set's images or labels; None where it could not be opened."""
+        return self._sets[name].fingerprint if name in self._sets else None
+
+    def measure(
+        self, weights: Weights, tasks: Sequence[EvaluationTask], *, transform: EvalTransform, reading: Reading
+    ) -> Iterator[Outcome]:
+        """Yield the outcomes of tasks, all of one set that is open, each as soon as it is known."""
+        opened = self._sets[tasks[0].dataset]
+        if isinstance(opened, HeldOutSet):
+            return measure_upstream(weights, opened, tasks, upstream=self._upstream, transform=transform, reading=reading)
+        return measure_downstream(
+            weights, opened, tasks, protocols=self._section.protocols, transform=transform, reading=reading
+        )
