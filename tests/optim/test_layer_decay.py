@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from pipeline.errors import ConfigError
-from pipeline.models.base import Backbone
+from pipeline.models.timm.model import TimmConfig, freeze
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
 from pipeline.optim.groups import parameter_groups
 
@@ -57,16 +57,19 @@ def by_shape(groups: list[dict[str, Any]], *, but: nn.Module) -> dict[tuple[int,
 
 
 def test_layers_of_a_model_of_timm(timm: ModuleType) -> None:
-    """Its blocks are an `nn.Sequential`."""
-    from timm.models.vision_transformer import VisionTransformer as TimmViT
-
-    model = TimmViT(img_size=8, patch_size=4, embed_dim=16, depth=3, num_heads=2, num_classes=3)
-    numbers = Backbone.layer_numbers(model)  # type: ignore[arg-type]
-    assert {name for name, number in numbers.items() if number == 0} == {
+    """Its blocks are an `nn.Sequential`. The classifier is ours."""
+    options = {"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}
+    config = TimmConfig(
+        name="vit_tiny_patch16_224", timm_version=timm.__version__, options=freeze(options), image_size=8, num_classes=3
+    )
+    numbers = config.build().layer_numbers()
+    inner = {name.removeprefix("backbone."): number for name, number in numbers.items() if name.startswith("backbone.")}
+    assert {name for name, number in inner.items() if number == 0} == {
         "cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"
     }  # fmt: skip
-    assert {name.partition(".")[0] for name, number in numbers.items() if number == 4} == {"norm", "head"}
-    assert all(number == int(name.split(".")[1]) + 1 for name, number in numbers.items() if name.startswith("blocks."))
+    assert {number for name, number in inner.items() if name.startswith("norm.")} == {4}
+    assert {number for name, number in numbers.items() if not name.startswith("backbone.")} == {4}
+    assert all(number == int(name.split(".")[1]) + 1 for name, number in inner.items() if name.startswith("blocks."))
 
 
 def test_a_decay_of_one_changes_no_learning_rate() -> None:
