@@ -52,9 +52,8 @@ def check_search(path: Path, *, corpus: str, against: Collection[str], inside: L
     missing += ["--within"] if was_inside and inside == "left alone" else []
     if missing:
         raise DataError(
-            f"{path} and its skip list hold what an earlier search found with {' '.join(missing)}, which this one "
-            "would lose; add "
-            f"that to the command, or name another folder with --out"
+            f"{path} and its skip list hold what an earlier search found with {' '.join(missing)}, which this one would lose; "
+            "add that to the command, or name another folder with --out"
         )
 
 

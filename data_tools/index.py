@@ -83,8 +83,7 @@ def describe(made: Indexed) -> str:
     empty = f", {len(made.empty)} without samples ({made.empty[0]} first)" if made.empty else ""
     return (
         f"{describe_hidden(made.hidden)}{lines(made.remarks)}{index.folder}: {index.num_samples} samples in "
-        f"{len(index.shard_names)} shards{empty}, "
-        f"{index.num_blocks} blocks, fingerprint {index.fingerprint}"
+        f"{len(index.shard_names)} shards{empty}, {index.num_blocks} blocks, fingerprint {index.fingerprint}"
     )
 
 
@@ -150,9 +149,8 @@ def _keep_other_index(folder: str, names: Sequence[str], chosen: Sequence[str], 
         return
     if others:
         raise DataError(
-            f"{folder} holds the index of other tars already ({min(others)} ...), and one folder has one index; move "
-            "the tars of each "
-            f"split to a folder of their own, or keep their indexes elsewhere with --out"
+            f"{folder} holds the index of other tars already ({min(others)} ...), and one folder has one index; move the tars "
+            "of each split to a folder of their own, or keep their indexes elsewhere with --out"
         )
 
 

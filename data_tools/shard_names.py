@@ -42,9 +42,8 @@ def check_finished(names: Sequence[str], *, source: object) -> None:
     for name in sorted(names):
         if name.endswith(f".tar{CONTROL}") and name.removesuffix(CONTROL) in names:
             raise DataError(
-                f"{source}: {name} says that the download of {name.removesuffix(CONTROL)} has not ended: the tar has "
-                "its full size, and "
-                f"zeros where images are missing; go on with the download (`aria2c -c`), or fetch it again"
+                f"{source}: {name} says that the download of {name.removesuffix(CONTROL)} has not ended: the tar has its full "
+                "size, and zeros where images are missing; go on with the download (`aria2c -c`), or fetch it again"
             )
 
 

@@ -117,16 +117,14 @@ def check_surroundings() -> None:
         os.getcwd()
     except FileNotFoundError as error:
         raise ConfigError(
-            "the folder in which this command was started has been removed or renamed; `cd` into one that is there, "
-            "then type the "
-            "same command"
+            "the folder in which this command was started has been removed or renamed; `cd` into one that is there, then type "
+            "the same command"
         ) from error
     try:
         tempfile.gettempdir()
     except FileNotFoundError as error:
         tried = str(error.strerror).partition("found in ")[2]
         raise ConfigError(
-            f"no folder for temporary files can be written (tried: {tried}), or its disk is full; name another with "
-            "the variable "
-            f"TMPDIR: type `export TMPDIR=FOLDER`, then the same command"
+            f"no folder for temporary files can be written (tried: {tried}), or its disk is full; name another with the "
+            "variable TMPDIR: type `export TMPDIR=FOLDER`, then the same command"
         ) from error

@@ -48,9 +48,8 @@ def _as_text(name: str, encoding: str | None) -> str:
         return name
     if encoding is None:
         raise DataError(
-            f"class '{printable(name)}' has a name that is not UTF-8; say which encoding it is with --encoding "
-            "(latin-1, cp1252), or "
-            f"rename it (`convmv` does that for whole trees)"
+            f"class '{printable(name)}' has a name that is not UTF-8; say which encoding it is with --encoding (latin-1, "
+            "cp1252), or rename it (`convmv` does that for whole trees)"
         )
     try:
         return os.fsencode(name).decode(encoding)
@@ -69,11 +68,9 @@ def _check_siblings(folder: Path, classes: Sequence[str]) -> None:
         stored = other / CLASSES_NAME
         if stored.exists() and split_lines(read_text(str(stored), encoding=None)) != list(classes):
             raise DataError(
-                f"{folder} would be numbered otherwise than {stored} ({len(classes)} classes of this source, not all "
-                "the same): a model "
-                f"would be measured on wrong labels. Give --classes {stored}, or choose a folder outside "
-                f"{other.parent} if the two "
-                f"have nothing to do with each other ({name} is another split by its name)"
+                f"{folder} would be numbered otherwise than {stored} ({len(classes)} classes of this source, not all the "
+                f"same): a model would be measured on wrong labels. Give --classes {stored}, or choose a folder outside "
+                f"{other.parent} if the two have nothing to do with each other ({name} is another split by its name)"
             )
 
 
@@ -94,10 +91,9 @@ def _check_source(source: Path, options: MakeOptions) -> None:
         here, there = ({same_name(child) for child in _folders(folder)} for folder in (source, other))
         if here and there and (differing := sorted(here ^ there)):
             raise DataError(
-                f"{source} and {other} do not hold the same class folders ({len(differing)} differ, "
-                f"{printable(differing[0])} first), so "
-                f"{source.name} by itself would be numbered otherwise than {name}: give the train split's classes.txt "
-                "with --classes"
+                f"{source} and {other} do not hold the same class folders ({len(differing)} differ, {printable(differing[0])} "
+                f"first), so {source.name} by itself would be numbered otherwise than {name}: give the train split's "
+                "classes.txt with --classes"
             )
 
 

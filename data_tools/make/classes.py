@@ -49,9 +49,8 @@ def read_class_list(path: str, *, encoding: str | None = None) -> tuple[str, ...
             raise DataError(f"--classes {path} line {line} is empty, so what class has the id {line - 1} is not said")
         if lines.setdefault(same_name(name), line) != line:
             raise DataError(
-                f"--classes {path} line {line}: {name!r} is in line {lines[same_name(name)]} too; each class needs a "
-                "name of its own "
-                f"(and a folder of its own)"
+                f"--classes {path} line {line}: {name!r} is in line {lines[same_name(name)]} too; each class needs a name of "
+                "its own (and a folder of its own)"
             )
     return tuple(names)
 

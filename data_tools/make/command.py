@@ -207,8 +207,8 @@ def read_options(arguments: argparse.Namespace) -> MakeOptions:
 def describe(report: MakeReport, folder: str) -> str:
     """Describe the report in lines."""
     lines = [
-        f"{folder}: {report.num_samples} samples in {report.num_shards} shards "
-        f"({report.num_written} written now, {report.num_passed_over} files passed over without an image)"
+        f"{folder}: {report.num_samples} samples in {report.num_shards} shards ({report.num_written} written now, "
+        f"{report.num_passed_over} files passed over without an image)"
     ]
     lines.append(f"  from {report.kind}: {report.num_bytes / 1e9:.3g} GB{_describe_classes(report, folder)}")
     if report.num_passed_over:
@@ -241,8 +241,7 @@ def describe(report: MakeReport, folder: str) -> str:
         first = report.left_out[0]
         lines.append(
             f"  {len(report.left_out)} images left out that cannot be decoded, {printable(first['sample'])} first "
-            f"({first['reason']}); "
-            f"{folder}/make.json names them all"
+            f"({first['reason']}); {folder}/make.json names them all"
         )
     return "\n".join(lines)
 

@@ -71,9 +71,8 @@ class MakeRecord:
             raise DataError(f"{self._refusal()} (what differs: the source's files, labels or classes)")
         if self._values.setdefault("times", f"{times:x}") != f"{times:x}":
             raise DataError(
-                f"{self._refusal()} (what differs: when the source's files were written, so one may have been replaced "
-                "by another of "
-                f"its size)"
+                f"{self._refusal()} (what differs: when the source's files were written, so one may have been replaced by "
+                "another of its size)"
             )
         self._values["stamp"] = stamp
         write_json(self._path, self._values)

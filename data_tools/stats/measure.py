@@ -175,8 +175,7 @@ def tabulate(report: Mapping[str, Any]) -> str:
         f"{report['folder']}: {report['samples']} samples in {report['shards']} "
         f"{'shard' if report['shards'] == 1 else 'shards'}, {report['shard_bytes'] / 1e6:,.4g} MB",
         f"classes       {classes['with_samples']} with samples, {len(classes['without_samples'])} named without; samples a "
-        "class "
-        f"(min / median / max) {spread}; effective number {classes['effective_number']:.1f}",
+        f"class (min / median / max) {spread}; effective number {classes['effective_number']:.1f}",
         f"formats       {_listed(report['formats'])}; modes {_listed(report['modes'])}",
         _percentile_line("", {"min": "min", "p5": "5 %", "median": "median", "p95": "95 %", "max": "max"}),
         *(_percentile_line(title, {k: shown(v * scale) for k, v in report[name].items() if k in SHOWN})

@@ -148,8 +148,8 @@ def summarise(found: Verification) -> str:
     passed_over = f", {found.num_passed_over} passed over as the skip lists say" if found.num_passed_over else ""
     return (
         f"{found.folder}: {found.num_samples} samples in {found.num_shards} "
-        f"{'shard' if found.num_shards == 1 else 'shards'}{empty}{passed_over}; "
-        f"{found.num_readable} images can be decoded{speed}"
+        f"{'shard' if found.num_shards == 1 else 'shards'}{empty}{passed_over}; {found.num_readable} images can be "
+        f"decoded{speed}"
     )
 
 

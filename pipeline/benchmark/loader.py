@@ -154,9 +154,8 @@ def compare_loaders(
     index = load_index(folder)
     if len(index.shard_names) < num_workers:
         raise DataError(
-            f"{folder} holds {len(index.shard_names)} shards, webdataset gives every worker its own: at least "
-            f"{num_workers}; pack it "
-            f"again with a smaller --samples-per-shard"
+            f"{folder} holds {len(index.shard_names)} shards, webdataset gives every worker its own: at least {num_workers}; "
+            "pack it again with a smaller --samples-per-shard"
         )
     with tempfile.TemporaryDirectory() as converted:
         settings = Settings(folder, converted, num_workers, batch_size, image_size)
@@ -175,8 +174,7 @@ def compare_loaders(
                 contender.close()
         heading = (
             f"{index.num_samples} images of {folder}, to {describe_size(image_size)}, batches of {batch_size}, {num_workers} "
-            "worker processes, "
-            f"{os.cpu_count()} cores; medians of {num_rounds} interleaved rounds of {num_batches} batches"
+            f"worker processes, {os.cpu_count()} cores; medians of {num_rounds} interleaved rounds of {num_batches} batches"
         )
         resume = "\n".join(resume_line(settings, position) for position in (10**4, 10**9))
     return f"{heading}\n\n{make_table({contender.name: contender.result() for contender in contenders})}\n\n{resume}"

@@ -54,9 +54,8 @@ def check_data(run_dir: Path, data: Data, *, before: str, step: int, accept: str
     if isinstance(data, Mixture) and before == data.order_fingerprint:
         return Continuity(
             [
-                "this run began before indexes knew keys and labels: sizes and order of the shards are as they were, "
-                "whether labels "
-                "are unchanged is unknown; from here on they are compared"
+                "this run began before indexes knew keys and labels: sizes and order of the shards are as they were, whether "
+                "labels are unchanged is unknown; from here on they are compared"
             ]
         )
     record = read_record(run_dir)
@@ -68,9 +67,8 @@ def check_data(run_dir: Path, data: Data, *, before: str, step: int, accept: str
     if accept != now:
         given = f" (data.accept={accept} names others)" if accept is not None else ""
         raise CheckpointError(
-            f"the shards of data.train are not those this run began with: {changed}{given}. Restore them; or start a "
-            "new run with "
-            f"name=...; or resume with them anyway with data.accept={now}, which is recorded in {RunFolder(run_dir).data}"
+            f"the shards of data.train are not those this run began with: {changed}{given}. Restore them; or start a new run "
+            f"with name=...; or resume with them anyway with data.accept={now}, which is recorded in {RunFolder(run_dir).data}"
         )
     return Continuity(
         [

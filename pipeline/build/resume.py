@@ -278,9 +278,8 @@ def describe_lost_loss(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
         return []
     last = "not finite" if history.last is None else f"{history.last:.4g}"
     text = (
-        f"WARNING: at step {checkpoint.meta.step} the loss was {last}, after {history.lowest:.4g}: the run has lost "
-        "more than half of "
-        f"what it had learnt since {history.first:.4g}"
+        f"WARNING: at step {checkpoint.meta.step} the loss was {last}, after {history.lowest:.4g}: the run has lost more than "
+        f"half of what it had learnt since {history.first:.4g}"
     )
     kept = [step for step in folder.checkpoint_steps() if step < checkpoint.meta.step]
     sound = next((step for step in reversed(kept) if not is_lost(folder.checkpoint_of(step))), None)
@@ -288,8 +287,7 @@ def describe_lost_loss(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
         return [text]
     return [
         f"{text}. To go on from step {sound}, before that, stop this, move the checkpoints after it out of "
-        f"{folder.checkpoints}, and lower "
-        f"optimizer.learning_rate or set optimizer.clip_norm"
+        f"{folder.checkpoints}, and lower optimizer.learning_rate or set optimizer.clip_norm"
     ]
 
 

@@ -85,8 +85,7 @@ def resolve_run(config: RunConfig, *, world_size: int) -> ResolvedRun:
     if max_steps is not None and max_steps > total:
         raise ConfigError(
             f"trainer.max_steps={max_steps} ends a launch early, but the whole run "
-            f"(trainer.duration={config.trainer.duration}) has "
-            f"{total}; lengthen trainer.duration, or leave max_steps out"
+            f"(trainer.duration={config.trainer.duration}) has {total}; lengthen trainer.duration, or leave max_steps out"
         )
     accumulation = count_accumulation_steps(config, world_size=world_size)
     keep_every = config.checkpoint.keep_every
@@ -167,11 +166,9 @@ def count_schedule_steps(config: RunConfig, *, num_samples: int | None, advice: 
     total, warmup = to_steps(config.trainer.duration, "trainer.duration"), to_steps(config.schedule.warmup, None)
     if warmup >= total:
         raise ConfigError(
-            f"schedule.warmup={config.schedule.warmup}{_in_steps(config.schedule.warmup, warmup)} must be shorter than "
-            "the whole run, "
-            f"trainer.duration={config.trainer.duration}{_in_steps(config.trainer.duration, total)}; shorten "
-            "schedule.warmup or lengthen "
-            f"trainer.duration"
+            f"schedule.warmup={config.schedule.warmup}{_in_steps(config.schedule.warmup, warmup)} must be shorter than the "
+            f"whole run, trainer.duration={config.trainer.duration}{_in_steps(config.trainer.duration, total)}; shorten "
+            "schedule.warmup or lengthen trainer.duration"
         )
     return ScheduleSteps(total, warmup, count_cooldown_steps(config, total=total, warmup=warmup, to_steps=to_steps))
 
@@ -239,9 +236,8 @@ def _check_classes(mixture: Mixture, *, num_classes: int) -> None:
         if largest is not None and corpus.first_class + largest >= num_classes:
             after = f", and first_class adds {corpus.first_class}" if corpus.first_class else ""
             raise ConfigError(
-                f"model.num_classes={num_classes}, but the largest label in {corpus.index.folder} is {largest} "
-                f"(counted from 0){after}; "
-                f"set model.num_classes={corpus.first_class + largest + 1} or more"
+                f"model.num_classes={num_classes}, but the largest label in {corpus.index.folder} is {largest} (counted from "
+                f"0){after}; set model.num_classes={corpus.first_class + largest + 1} or more"
             )
 
 
@@ -323,11 +319,10 @@ def count_accumulation_steps(config: RunConfig, *, world_size: int) -> int:
     accumulation = -(-share // (share if micro is None else micro // together))
     if accumulation > groups // world_size:
         raise ConfigError(
-            f"trainer.micro_batch_size={micro}, but {world_size} ranks do not divide "
-            f"trainer.global_batch_size={batch}: some have "
-            f"{share * together} images a step, some {(share - 1) * together}, which cannot be as many parts of "
-            f"{'one' if together == 1 else together}; use trainer.micro_batch_size={2 * together}, or as "
-            f"many ranks as divide the batch"
+            f"trainer.micro_batch_size={micro}, but {world_size} ranks do not divide trainer.global_batch_size={batch}: some "
+            f"have {share * together} images a step, some {(share - 1) * together}, which cannot be as many parts of "
+            f"{'one' if together == 1 else together}; use trainer.micro_batch_size={2 * together}, or as many ranks as divide "
+            "the batch"
         )
     return accumulation
 

@@ -76,9 +76,8 @@ class RunConfig(Section):
         if self.data.read_patience_s >= outer:
             name = "trainer.collective_timeout_s" if hang_s is None else "trainer.hang_timeout_s"
             raise ValueError(
-                f"data.read_patience_s={self.data.read_patience_s:g} must be below {name}={outer:g}: a store that "
-                "cannot be reached for a "
-                f"while would pass for a hang"
+                f"data.read_patience_s={self.data.read_patience_s:g} must be below {name}={outer:g}: a store that cannot be "
+                "reached for a while would pass for a hang"
             )
         if hang_s is not None and hang_s >= self.trainer.collective_timeout_s:
             raise ValueError(

@@ -112,7 +112,6 @@ def explained(*, remedy: str) -> Iterator[None]:
         # Without process ids the same end has the same words.
         reason = re.sub(r" \(pids?(\(s\))?:? ?[\d, ]+\)", "", str(error).splitlines()[0]).rstrip(". ")
         raise DataError(
-            f"a decoding process ended ({reason}): most likely the machine's memory is full (lower {remedy}), or an "
-            "image broke "
-            f"the decoder (`python -m data_tools verify` finds it)"
+            f"a decoding process ended ({reason}): most likely the machine's memory is full (lower {remedy}), or an image "
+            "broke the decoder (`python -m data_tools verify` finds it)"
         ) from error

@@ -42,8 +42,8 @@ def check_interfaces(
     if missing:
         raise ConfigError(
             f"{variable}={value}: {socket.gethostname()} has no network interface {', '.join(missing)}; it has "
-            f"{', '.join(names)}. "
-            f"Name one of them{hint}, or unset {variable}; under Slurm it is SITE_INTERFACE in slurm/site.env"
+            f"{', '.join(names)}. Name one of them{hint}, or unset {variable}; under Slurm it is SITE_INTERFACE in "
+            "slurm/site.env"
         )
 
 
@@ -63,9 +63,8 @@ def check_master(host: str, port: int, *, patience_s: float = RESOLVE_PATIENCE_S
         except (socket.gaierror, UnicodeError) as error:
             if time.monotonic() >= end:
                 raise ConfigError(
-                    f"MASTER_ADDR={host}, the machine of rank 0, is not known on {socket.gethostname()} ({error}): set "
-                    "it to a name or an "
-                    f"address that every node knows (`getent hosts {host}` asks)"
+                    f"MASTER_ADDR={host}, the machine of rank 0, is not known on {socket.gethostname()} ({error}): set it to a "
+                    f"name or an address that every node knows (`getent hosts {host}` asks)"
                 ) from error
         time.sleep(1.0)
 
@@ -99,8 +98,8 @@ def choose_interface(
     if len(fits) != 1:
         raise ConfigError(
             f"{socket.gethostname()} knows itself as {own}, which other machines do not reach, and has the interfaces "
-            f"{', '.join(fits) or 'lo alone'}: "
-            f"name the one between the nodes by {variable} (under Slurm SITE_INTERFACE in slurm/site.env)"
+            f"{', '.join(fits) or 'lo alone'}: name the one between the nodes by {variable} (under Slurm SITE_INTERFACE in "
+            "slurm/site.env)"
         )
     return fits[0]
 

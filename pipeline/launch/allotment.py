@@ -146,9 +146,8 @@ def check_hidden(environment: Environment, *, setting: str) -> None:
         return
     why = "is empty: exported by a shell or a script" if not environment[hiding].strip() else "says that this step has none"
     raise ConfigError(
-        f"{_there_are(given)}, but {hiding}={environment[hiding]} {why}. Unset it, or start with srun "
-        "--gpus-per-node=...; if this is "
-        f"intended: {setting}, and it computes on the CPU"
+        f"{_there_are(given)}, but {hiding}={environment[hiding]} {why}. Unset it, or start with srun --gpus-per-node=...; if "
+        f"this is intended: {setting}, and it computes on the CPU"
     )
 
 
@@ -196,9 +195,9 @@ def check_nodes(environment: Environment, *, num_nodes: int, launcher: Launcher,
     allotted = nodes_allotted(environment)
     if allotted is not None and allotted[0] > num_nodes:
         raise ConfigError(
-            f"{allotted[0]} nodes are set aside ({allotted[1]}), but these ranks are on {num_nodes}: start them with "
-            "srun, one task a GPU "
-            f"on every node (`srun python -m pipeline train ...`, or slurm/pretrain_l16.sh). If this is intended: {setting}"
+            f"{allotted[0]} nodes are set aside ({allotted[1]}), but these ranks are on {num_nodes}: start them with srun, one "
+            "task a GPU on every node (`srun python -m pipeline train ...`, or slurm/pretrain_l16.sh). If this is intended: "
+            f"{setting}"
         )
     listing = environment.get("SLURM_JOB_NODELIST", "")
     here = (host or socket.gethostname()).partition(".")[0]
@@ -232,9 +231,8 @@ def check_ranks(environment: Environment, torch: Torch, *, local_size: int, laun
     if local_size > num_gpus:
         if launcher == "slurm" and on_node:
             raise ConfigError(
-                f"{local_size} tasks on a node share {num_gpus} GPU{'s'[: num_gpus != 1]} ({given.source}): ask Slurm "
-                "for one a task, "
-                f"--gpus-per-node={local_size} --ntasks-per-node={local_size}. If this is intended: {setting}"
+                f"{local_size} tasks on a node share {num_gpus} GPU{'s'[: num_gpus != 1]} ({given.source}): ask Slurm for one "
+                f"a task, --gpus-per-node={local_size} --ntasks-per-node={local_size}. If this is intended: {setting}"
             )
         return
     more = {"slurm": f"--ntasks-per-node={num_gpus}", "torchrun": f"--nproc-per-node={num_gpus}"}
@@ -254,9 +252,8 @@ def check_enough(torch: Torch, *, local_size: int, launcher: Launcher) -> None:
         return  # each of srun's tasks may see its own GPU alone: see `World.on_devices`
     asked = f"trainer.devices={local_size}" if launcher == "none" else f"{launcher} has started {local_size} ranks here"
     raise ConfigError(
-        f"{asked}, but this machine has {torch.num_gpus} GPU{'s'[: torch.num_gpus != 1]}; use at most that many, or "
-        "hide them to train on "
-        f"the CPU: CUDA_VISIBLE_DEVICES= python -m pipeline train ..."
+        f"{asked}, but this machine has {torch.num_gpus} GPU{'s'[: torch.num_gpus != 1]}; use at most that many, or hide them "
+        "to train on the CPU: CUDA_VISIBLE_DEVICES= python -m pipeline train ..."
     )
 
 

@@ -101,9 +101,8 @@ def read_ranks(environment: Environment | None = None) -> Ranks:
         return _read_torch(env, launcher="local")
     if env.get(LOCAL_LAUNCHER) and "RANK" in env:
         raise ConfigError(
-            f"{LOCAL_LAUNCHER}={env[LOCAL_LAUNCHER]} in the environment: the launcher of this rank has ended, or its "
-            "variables were "
-            f"left behind. {_way_out([LOCAL_LAUNCHER, *(name for name in RANK_VARIABLES if name in env)])}"
+            f"{LOCAL_LAUNCHER}={env[LOCAL_LAUNCHER]} in the environment: the launcher of this rank has ended, or its variables "
+            f"were left behind. {_way_out([LOCAL_LAUNCHER, *(name for name in RANK_VARIABLES if name in env)])}"
         )
     if "TORCHELASTIC_RUN_ID" in env:  # torchrun, also inside srun or mpirun
         return _read_torch(env, launcher="torchrun")
@@ -126,9 +125,8 @@ def _read_torch(env: Environment, *, launcher: Launcher) -> Ranks:
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not env.get(name)]
     if missing:
         raise ConfigError(
-            f"{_name(env, found)} in the environment, without {_enumerate(missing)}: half a launcher's variables, or "
-            "left behind by "
-            f"another program. {_way_out(found)}; or start the ranks with torchrun or srun"
+            f"{_name(env, found)} in the environment, without {_enumerate(missing)}: half a launcher's variables, or left "
+            f"behind by another program. {_way_out(found)}; or start the ranks with torchrun or srun"
         )
     rank, size = _number(env, "RANK"), _number(env, "WORLD_SIZE")
     _check_range(env, "RANK", "WORLD_SIZE", found)
@@ -136,9 +134,8 @@ def _read_torch(env: Environment, *, launcher: Launcher) -> Ranks:
     _refuse_kubeflow_without_torchrun(env, local_size)
     if size % local_size:
         raise ConfigError(
-            f"WORLD_SIZE={size} is not a multiple of LOCAL_WORLD_SIZE={local_size}: every node must have as many ranks; "
-            "start all of them "
-            f"with the same --nproc-per-node"
+            f"WORLD_SIZE={size} is not a multiple of LOCAL_WORLD_SIZE={local_size}: every node must have as many ranks; start "
+            "all of them with the same --nproc-per-node"
         )
     num_nodes = size // local_size
     node = _number(env, "GROUP_RANK") if "GROUP_RANK" in env and num_nodes > 1 else rank // local_size
@@ -166,10 +163,9 @@ def _read_local(env: Environment, *, rank: int, size: int, found: list[str]) -> 
     local_rank = _number(env, "LOCAL_RANK") if "LOCAL_RANK" in env else rank % max(1, local_size)
     if not 0 <= local_rank < local_size or local_size > size:
         raise ConfigError(
-            f"LOCAL_RANK={local_rank}, {size_name or 'LOCAL_WORLD_SIZE'}={local_size} and WORLD_SIZE={size} contradict "
-            "one another: the "
-            f"local rank counts from 0 to below the ranks of this machine. {_way_out(found)}; or start the ranks with "
-            "torchrun or srun"
+            f"LOCAL_RANK={local_rank}, {size_name or 'LOCAL_WORLD_SIZE'}={local_size} and WORLD_SIZE={size} contradict one "
+            f"another: the local rank counts from 0 to below the ranks of this machine. {_way_out(found)}; or start the ranks "
+            "with torchrun or srun"
         )
     return local_rank, local_size
 
@@ -180,9 +176,8 @@ def _read_master(env: Environment, *, num_nodes: int) -> tuple[str, int]:
         raise ConfigError(f"MASTER_PORT={port} is not a port: set one from 1024 to 65535, the same for all ranks")
     if num_nodes > 1 and host.startswith(LOOPBACK):
         raise ConfigError(
-            f"MASTER_ADDR={host} is every machine's own address, but the ranks are on {num_nodes} machines: set it to "
-            "the name of the "
-            f"machine of rank 0"
+            f"MASTER_ADDR={host} is every machine's own address, but the ranks are on {num_nodes} machines: set it to the name "
+            "of the machine of rank 0"
         )
     return host, port
 
@@ -191,9 +186,8 @@ def _refuse_kubeflow_without_torchrun(env: Environment, local_size: int) -> None
     wanted = env.get("PET_NPROC_PER_NODE", "")
     if wanted.isdigit() and int(wanted) > 1 and local_size == 1:
         raise ConfigError(
-            f"PET_NPROC_PER_NODE={wanted} (Kubeflow) asks for {wanted} ranks a pod, but this is the only one here: "
-            "start the pod "
-            f"with `torchrun -m pipeline train ...`, which reads it"
+            f"PET_NPROC_PER_NODE={wanted} (Kubeflow) asks for {wanted} ranks a pod, but this is the only one here: start the "
+            "pod with `torchrun -m pipeline train ...`, which reads it"
         )
 
 
@@ -207,16 +201,14 @@ def _read_mpi(env: Environment, names: tuple[str, str, str, str]) -> Ranks:
     for name, mpi_name in own.items():
         if env.get(name) and env.get(mpi_name) and env[name] != env[mpi_name]:
             raise ConfigError(
-                f"{what}, but {name}={env[name]} and {mpi_name}={env[mpi_name]} contradict each other: unset {name}, "
-                "or start the "
-                f"ranks with torchrun or srun"
+                f"{what}, but {name}={env[name]} and {mpi_name}={env[mpi_name]} contradict each other: unset {name}, or start "
+                "the ranks with torchrun or srun"
             )
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not env.get(name)]
     if missing:
         raise ConfigError(
             f"{what}, without {_enumerate(missing)}, through which the ranks meet: add `-x MASTER_ADDR=HOST -x "
-            "MASTER_PORT=29500` with "
-            f"the host of rank 0, or start the ranks with torchrun or srun instead of mpirun"
+            "MASTER_PORT=29500` with the host of rank 0, or start the ranks with torchrun or srun instead of mpirun"
         )
     missing = [name for name in names if not env.get(name)]
     if missing:
@@ -239,9 +231,8 @@ def _read_step(env: Environment) -> Ranks | None:
     if not is_in_step(env):
         if _number(env, "SLURM_PROCID") > 0:
             raise ConfigError(
-                f"SLURM_PROCID={env['SLURM_PROCID']}, but SLURM_STEP_ID names no step of srun: left behind by another "
-                "program, or "
-                f"kept from the container. {_way_out(['SLURM_PROCID'])}; or start the ranks with srun"
+                f"SLURM_PROCID={env['SLURM_PROCID']}, but SLURM_STEP_ID names no step of srun: left behind by another program, "
+                f"or kept from the container. {_way_out(['SLURM_PROCID'])}; or start the ranks with srun"
             )
         return None
     size = _first_number(env, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS")
@@ -276,15 +267,13 @@ def _check_step(env: Environment, *, size: int, counts: list[int]) -> Ranks:
     ]  # fmt: skip
     if contradictions and _count(env.get("SLURM_HET_SIZE")) > 1:
         raise ConfigError(
-            f"{'; '.join(contradictions)}: the job is heterogeneous (SLURM_HET_SIZE={env['SLURM_HET_SIZE']}); start "
-            "all ranks in one of "
-            f"its parts, srun --het-group=0 ..."
+            f"{'; '.join(contradictions)}: the job is heterogeneous (SLURM_HET_SIZE={env['SLURM_HET_SIZE']}); start all ranks "
+            "in one of its parts, srun --het-group=0 ..."
         )
     if contradictions:
         raise ConfigError(
-            f"{'; '.join(contradictions)}: variables of another step or job, left behind or set by hand. Start the "
-            "ranks with srun, "
-            f"from a shell without them: {_unset(_slurm_task_variables(env))}"
+            f"{'; '.join(contradictions)}: variables of another step or job, left behind or set by hand. Start the ranks with "
+            f"srun, from a shell without them: {_unset(_slurm_task_variables(env))}"
         )
     return Ranks(
         rank=rank, size=size, local_rank=local_rank, local_size=counts[0], node=node, num_nodes=len(counts),
@@ -303,18 +292,16 @@ def _check_step_against_others(step: Ranks, env: Environment) -> Ranks:
         if inner.size == step.size * inner.local_size and inner.node == step.rank:
             return inner
     raise ConfigError(
-        f"{_name(env, wrong)} in the environment, but Slurm has started this process as rank {step.rank} of "
-        f"{step.size}: left behind by "
-        f"another program, or exported before srun. {_way_out([name for name in RANK_VARIABLES if name in env])}"
+        f"{_name(env, wrong)} in the environment, but Slurm has started this process as rank {step.rank} of {step.size}: left "
+        f"behind by another program, or exported before srun. {_way_out([name for name in RANK_VARIABLES if name in env])}"
     )
 
 
 def _half_a_step(env: Environment, missing: str) -> ConfigError:
     names = [name for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS") if name in env]
     return ConfigError(
-        f"{_name(env, names)} in the environment, without {missing}: half of what srun sets, left behind or not handed "
-        "on to the "
-        f"container. {_way_out(['SLURM_PROCID'])}; or start the ranks with srun"
+        f"{_name(env, names)} in the environment, without {missing}: half of what srun sets, left behind or not handed on to "
+        f"the container. {_way_out(['SLURM_PROCID'])}; or start the ranks with srun"
     )
 
 

@@ -88,9 +88,8 @@ def count_steps(config: RunConfig, corpus: CorpusFacts) -> int:
         warmup_steps = to_steps(warmup, "schedule.warmup", config=config, corpus=corpus)
         if warmup_steps >= total:
             raise ConfigError(
-                f"schedule.warmup={warmup} is {warmup_steps:,} steps, but trainer.duration={config.trainer.duration} "
-                f"is {total:,}; "
-                "shorten schedule.warmup or lengthen trainer.duration"
+                f"schedule.warmup={warmup} is {warmup_steps:,} steps, but trainer.duration={config.trainer.duration} is "
+                f"{total:,}; shorten schedule.warmup or lengthen trainer.duration"
             )
     counted = functools.partial(to_steps, config=config, corpus=corpus)
     count_cooldown_steps(config, total=total, warmup=warmup_steps, to_steps=counted)

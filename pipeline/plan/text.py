@@ -50,8 +50,8 @@ def _heading(forecast: Forecast) -> str:
     gpus = _count(forecast.num_gpus, "GPU")
     return (
         f"{forecast.name}: {forecast.model_name} at {describe_size(forecast.model.image_size)}, "
-        f"{forecast.num_parameters / 1e6:.1f} M parameters, "
-        f"on {_count(cluster.num_nodes, 'node')} of {cluster.gpus_per_node} {forecast.gpu_name} ({gpus})"
+        f"{forecast.num_parameters / 1e6:.1f} M parameters, on {_count(cluster.num_nodes, 'node')} of {cluster.gpus_per_node} "
+        f"{forecast.gpu_name} ({gpus})"
     )
 
 
@@ -103,17 +103,16 @@ def _memory_advice(forecast: Forecast, chosen: StageMemory) -> str:
     )  # fmt: skip
     if chosen.usable_micro_batch:
         return (
-            f"* the configuration's: it does not fit; set trainer.micro_batch_size={chosen.usable_micro_batch}, which "
-            "cuts a GPU's "
-            f"share of a batch into the fewest parts that do{f', or {again}' if again else ''}"
+            f"* the configuration's: it does not fit; set trainer.micro_batch_size={chosen.usable_micro_batch}, which cuts a "
+            f"GPU's share of a batch into the fewest parts that do{f', or {again}' if again else ''}"
         )
     if again:
         return f"* the configuration's: it does not fit; set {again}"
     if chosen.largest_micro_batch:
         return (
             f"* the configuration's: one image fits, but {forecast.num_gpus} GPUs do not divide a batch of "
-            f"{forecast.global_batch_size}: "
-            f"their shares are not as many parts of one; take as many GPUs as divide it, another ZeRO stage or a larger GPU"
+            f"{forecast.global_batch_size}: their shares are not as many parts of one; take as many GPUs as divide it, another "
+            "ZeRO stage or a larger GPU"
         )
     return "* the configuration's: not even one image fits; another ZeRO stage, a larger GPU or more of them"
 

@@ -178,9 +178,8 @@ def _other_version(path: Path, meta: Any, what: str) -> CheckpointError:
     wrote = versions.get("pipeline") if isinstance(versions, dict) else None
     by = f"by version {wrote} of this software" if wrote else "by another version of this software"
     return CheckpointError(
-        f"{path} was written {by} and {what} (version {pipeline.__version__}): it is left as it is; go on with the "
-        "version that "
-        f"wrote it"
+        f"{path} was written {by} and {what} (version {pipeline.__version__}): it is left as it is; go on with the version "
+        "that wrote it"
     )
 
 

@@ -150,9 +150,8 @@ def _refuse_second_training(folder: Path) -> Callable[[Owner, str], CheckpointEr
     def refuse(owner: Owner, known: str) -> CheckpointError:
         end = f"end it (scancel {owner.slurm.id})" if owner.slurm else "end it"
         return CheckpointError(
-            f"{folder} is being trained by {owner}{f'; {known}' if known else ''}; wait for it, {end}, or start "
-            "another run with "
-            f"name=..."
+            f"{folder} is being trained by {owner}{f'; {known}' if known else ''}; wait for it, {end}, or start another run "
+            "with name=..."
         )
 
     return refuse

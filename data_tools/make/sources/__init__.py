@@ -179,8 +179,7 @@ def _folders(
         if len(inside) > 1:
             raise DataError(
                 f"--source-split {options.split} names {len(inside)} folders of {root} "
-                f"({', '.join(child.name for child in inside)}); "
-                f"folders are packed one at a time"
+                f"({', '.join(child.name for child in inside)}); folders are packed one at a time"
             )
         rest = [word for word in wanted if not splits.matches(taken, [word])]
         chosen = replace(options, split=",".join(rest) or None)
@@ -211,9 +210,8 @@ def _remark_beside(root: Path, visible: list[Path]) -> Iterator[str]:
 
     if found := splits.lists_next_to(root):
         yield (
-            f"not read: {', '.join(map(str, found[:3]))}, which by the name says what is of which split: every image "
-            "is taken, of all splits. To "
-            f"take one, give a CSV of path, label and split, with --source-split and --image-folder {root}"
+            f"not read: {', '.join(map(str, found[:3]))}, which by the name says what is of which split: every image is taken, "
+            f"of all splits. To take one, give a CSV of path, label and split, with --source-split and --image-folder {root}"
         )
 
 

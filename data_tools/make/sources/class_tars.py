@@ -89,16 +89,15 @@ def check_class_tars(names: Collection[str], *, source: object, known: Collectio
     unknown = sorted(name for name in names if name not in known)
     if unknown and _are_shards(unknown):
         raise DataError(
-            f"{source} holds images without labels in tars that are numbered like shards ({unknown[0]}.tar ...). "
-            "WebDataset samples "
-            f"have a label next to the image (KEY.jpg, KEY.cls); tars of one class each must be named after their class, like "
-            f"n01440764.tar or cat.tar. If these are classes, name them in a --classes file"
+            f"{source} holds images without labels in tars that are numbered like shards ({unknown[0]}.tar ...). WebDataset "
+            "samples have a label next to the image (KEY.jpg, KEY.cls); tars of one class each must be named after their "
+            "class, like n01440764.tar or cat.tar. If these are classes, name them in a --classes file"
         )
     if splits := splits_among_classes(unknown):
         raise DataError(
             f"{source} holds tars of the splits {', '.join(splits)}, with images and no labels; a split is no class. "
-            "WebDataset samples "
-            f"have a label next to the image (KEY.jpg, KEY.cls); if they are classes, name them in a --classes file"
+            "WebDataset samples have a label next to the image (KEY.jpg, KEY.cls); if they are classes, name them in a "
+            "--classes file"
         )
 
 
@@ -133,10 +132,8 @@ def _check_folders(listing: Listing, tars: Sequence[ClassTar], known: Collection
         if len(shared) > 1:
             raise DataError(
                 f"{tars[0].path} and the other tars hold folders of the same names ({printable(shared[0])}, "
-                f"{printable(shared[1])} ... "
-                f"in {tar}.tar), so the folders look like the classes, not the tars: unpack them and give the folder. "
-                "If each tar is a "
-                f"class, name them in a --classes file"
+                f"{printable(shared[1])} ... in {tar}.tar), so the folders look like the classes, not the tars: unpack them "
+                "and give the folder. If each tar is a class, name them in a --classes file"
             )
 
 

@@ -247,9 +247,8 @@ def _find_image(path: Path, line: int, name: str, *, folder: Path, encoding: str
         return _Image(candidate, extension, os.stat(candidate_path))
     reason = "is no file" if os.path.exists(image_path) else "No such file or directory"
     raise DataError(
-        f"{path} line {line}: {image_path}: {reason}; paths are relative to "
-        f"{'the file' if folder == path.parent else folder}, or give "
-        f"their folder with --image-folder"
+        f"{path} line {line}: {image_path}: {reason}; paths are relative to {'the file' if folder == path.parent else folder}, "
+        "or give their folder with --image-folder"
     )
 
 

@@ -104,29 +104,26 @@ def check_class_folders(root: Path, *, known: Collection[str]) -> None:
         shown = ", ".join(f"{name}/ ({_describe(look)})" for name, look in looks.items())
         others = f" and {len(names) - len(splits)} other folders" if len(names) > len(splits) else ""
         raise DataError(
-            f"source '{root}' holds the splits {shown}{others}; splits are no classes. {_advise(root, looks)}. If they "
-            "are classes, name "
-            f"them in a --classes file"
+            f"source '{root}' holds the splits {shown}{others}; splits are no classes. {_advise(root, looks)}. If they are "
+            "classes, name them in a --classes file"
         )
     if parts := numbered_parts(unknown):
         raise DataError(
-            f"source '{root}' holds numbered parts, {parts[0]}/ and others, which are no classes: put what they hold "
-            "together, or give a "
-            f"CSV of their images and labels. If they are classes, name them in a --classes file"
+            f"source '{root}' holds numbered parts, {parts[0]}/ and others, which are no classes: put what they hold together, "
+            "or give a CSV of their images and labels. If they are classes, name them in a --classes file"
         )
     if len(unknown) == 1 and len(names) == 1:
         if num_loose := _look(root).num_images:
             raise DataError(
-                f"source '{root}' holds a single folder, {names[0]}/, and {num_loose} images next to it, so folders are "
-                "no classes here: give a CSV of "
-                f"the images and their labels, or name {names[0]} in a --classes file if it is the only class"
+                f"source '{root}' holds a single folder, {names[0]}/, and {num_loose} images next to it, so folders are no "
+                f"classes here: give a CSV of the images and their labels, or name {names[0]} in a --classes file if it is the "
+                "only class"
             )
         look = _look(root / names[0])
         if look.num_folders > 1 and not look.num_images:
             raise DataError(
                 f"source '{root}' holds a single folder, {names[0]}/, with {look.num_folders} folders in it; give "
-                f"{root / names[0]} if "
-                f"these are the classes, or name {names[0]} in a --classes file if it is the only class"
+                f"{root / names[0]} if these are the classes, or name {names[0]} in a --classes file if it is the only class"
             )
 
 

@@ -52,9 +52,8 @@ def list_webdataset(paths: list[Path], *, rule: LabelRule, num_workers: int) -> 
     if not len(listing):
         ends = ", ".join(printable(name) for name in listing.first_passed_over[:3])
         raise DataError(
-            f"{paths[0]}: no images in its {listing.passed_over} samples (looked for "
-            f"KEY.{', KEY.'.join(IMAGE_EXTENSIONS)}; it holds "
-            f"{ends} ...)"
+            f"{paths[0]}: no images in its {listing.passed_over} samples (looked for KEY.{', KEY.'.join(IMAGE_EXTENSIONS)}; it "
+            f"holds {ends} ...)"
         )
     return _name_classes(listing, paths[0].parent)
 

@@ -175,9 +175,8 @@ class BlockReader:
         if content.digest != index.block_content[block]:
             raise DataError(
                 f"{index.describe_block(block)}: {describe_difference(int(index.block_content[block]), content.digest)} of its "
-                "samples differ from the index: the shard was rewritten at the same size. Restore it, or index the "
-                "folder again "
-                f"with `python -m data_tools index {index.folder}`"
+                "samples differ from the index: the shard was rewritten at the same size. Restore it, or index the folder "
+                f"again with `python -m data_tools index {index.folder}`"
             )
         return samples
 

@@ -126,9 +126,8 @@ def find_defect(sample: TarSample) -> Defect | None:
         if member.is_link:
             return Defect(
                 "linked_member",
-                f"has a member .{member.extension} that is a link to an earlier member; a training reads parts of a tar: "
-                "pack it "
-                f"again with `tar --dereference --hard-dereference`, or with `python -m data_tools make`, which copies them",
+                f"has a member .{member.extension} that is a link to an earlier member; a training reads parts of a tar: pack "
+                "it again with `tar --dereference --hard-dereference`, or with `python -m data_tools make`, which copies them",
             )
     return None
 
@@ -233,9 +232,8 @@ class _Links:
         target = self._files.get(link.target)
         if target is None:
             raise DataError(
-                f"{self._name}: member {link.name!r} is a link to {link.target!r}, which is not an earlier file of this "
-                "tar; pack it again "
-                f"with `tar --dereference --hard-dereference`"
+                f"{self._name}: member {link.name!r} is a link to {link.target!r}, which is not an earlier file of this tar; "
+                "pack it again with `tar --dereference --hard-dereference`"
             )
         self._files[posixpath.normpath(link.name)] = target
         return target
@@ -351,9 +349,8 @@ class _HeaderReader:
 def _describe(file: BinaryIO, info: tarfile.TarInfo, end: int, name: str) -> _Entry:
     if info.type == b"M":
         raise DataError(
-            f"{name}: begins inside member {info.name!r}: it is one volume of an archive of several (`tar -M`); unpack "
-            "them together "
-            f"and pack the files again"
+            f"{name}: begins inside member {info.name!r}: it is one volume of an archive of several (`tar -M`); unpack them "
+            "together and pack the files again"
         )
     if (info.islnk() or info.issym()) and not _has_data(file, info):
         folder = posixpath.dirname(info.name) if info.issym() else ""

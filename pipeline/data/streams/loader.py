@@ -179,9 +179,8 @@ def _pin(images: Tensor) -> None:
     code = runtime.cudaHostRegister(images.data_ptr(), images.nbytes, 0)
     if int(code) != 0:
         raise DataError(
-            f"{images.nbytes / 2**20:.0f} MiB of batches cannot be page-locked (CUDA error {int(code)}); raise the "
-            "limit on locked "
-            f"memory (ulimit -l), or lower data.prefetch"
+            f"{images.nbytes / 2**20:.0f} MiB of batches cannot be page-locked (CUDA error {int(code)}); raise the limit on "
+            "locked memory (ulimit -l), or lower data.prefetch"
         )
 
 

@@ -142,10 +142,9 @@ class UnindexedShards:
         """In words, what is lost without an index."""
         del num_streams, repeats  # belong to an exact order
         return (
-            f"{len(self.urls)} tars without an index ({self.urls[0]}, ...). Order is approximate: shards are drawn at "
-            "random with "
-            f"replacement and samples pass a shuffle buffer, so nothing says that each is seen once an epoch, and a resumed "
-            f"run sees other images than one that was never stopped: {self.advice}"
+            f"{len(self.urls)} tars without an index ({self.urls[0]}, ...). Order is approximate: shards are drawn at random "
+            "with replacement and samples pass a shuffle buffer, so nothing says that each is seen once an epoch, and a "
+            f"resumed run sees other images than one that was never stopped: {self.advice}"
         )
 
     def epochs_per_image(self, *, num_streams: int, repeats: int = 1) -> dict[str, float]:

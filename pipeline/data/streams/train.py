@@ -254,7 +254,7 @@ class TrainStream:
             outside = next(label for label in labels if not 0 <= label < self.num_classes)
             raise DataError(
                 f"{corpus.index.folder}/{sample.shard}: sample {sample.key!r} has class {outside}, but "
-                f"model.num_classes={self.num_classes} "
-                f"(classes count from 0); raise it, or make shards with these classes alone"
+                f"model.num_classes={self.num_classes} (classes count from 0); raise it, or make shards with these classes "
+                "alone"
             )
         return labels

@@ -149,9 +149,8 @@ class Checkpointing(StepCallback):
         ):
             path = set_aside(self.folder, self.start.meta.step, "ruined")
             log_line(
-                f"[checkpoint] no step could be taken from step {self.start.meta.step}, the last one that an earlier "
-                "launch saved: "
-                f"it is now {path}, and the same command resumes from the checkpoint before it"
+                f"[checkpoint] no step could be taken from step {self.start.meta.step}, the last one that an earlier launch "
+                f"saved: it is now {path}, and the same command resumes from the checkpoint before it"
             )
 
     def _is_proven(self, trainer: Trainer) -> bool:
