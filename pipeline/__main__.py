@@ -109,7 +109,8 @@ def _prepare(command: str, stop: StopRequest) -> None:
 def _print_error(error: PipelineError) -> None:
     """Print an error once: an error that all ranks share by the first of them, any other by the rank that raised it."""
     from pipeline.credentials import redact
-    from pipeline.launch.environment import ALONE, read_ranks
+    from pipeline.launch.environment import read_ranks
+    from pipeline.launch.ranks import ALONE
 
     try:
         world = read_ranks()

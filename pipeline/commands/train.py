@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from pipeline.commands.options import add_config
 from pipeline.console.streams import keep_output_in
 from pipeline.errors import ExitCode, PipelineError, StoppedError
-from pipeline.launch.environment import Ranks, read_ranks
+from pipeline.launch.environment import read_ranks
+from pipeline.launch.ranks import Ranks
 from pipeline.launch.signals import StopRequest, exit_on_request
 
 if TYPE_CHECKING:

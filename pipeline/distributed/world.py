@@ -14,7 +14,9 @@ import torch.distributed as dist
 
 from pipeline.distributed.network import VARIABLES, check_interfaces, check_master, choose_interface_here
 from pipeline.errors import ConfigError
-from pipeline.launch.environment import ALONE, Ranks, SlurmJob, read_ranks
+from pipeline.launch.environment import read_ranks
+from pipeline.launch.ranks import ALONE, Ranks
+from pipeline.launch.slurm_job import SlurmJob
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

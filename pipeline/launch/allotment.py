@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.launch.environment import Launcher, expand_nodes, is_in_step
+from pipeline.launch.ranks import Launcher
+from pipeline.launch.slurm_lists import expand_nodes
+from pipeline.launch.slurm_step import is_in_step
 
 Environment = Mapping[str, str]
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")

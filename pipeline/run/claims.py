@@ -27,8 +27,8 @@ from typing import Any, Literal
 from pipeline.errors import CheckpointError
 from pipeline.files import read_replaced
 from pipeline.json_text import parse_json
-from pipeline.launch.environment import SlurmJob
 from pipeline.launch.processes import Process
+from pipeline.launch.slurm_job import SlurmJob
 
 LATEST = 2.0**35  # seconds since 1970; a later time is damage, and no calendar shows it
 TOUCH_EVERY_S = 10.0

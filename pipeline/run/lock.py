@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import CheckpointError, ExitCode, PipelineError, StoppedError
-from pipeline.launch.environment import SlurmJob
+from pipeline.launch.slurm_job import SlurmJob
 from pipeline.launch.slurm_queue import ask_after_job
 from pipeline.run.claims import Owner, Sightings, create, read_owner, refresh, release, remove_stale
 from pipeline.run.folder import RunFolder

@@ -7,15 +7,9 @@ import os
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.launch.environment import (
-    ALONE,
-    LOCAL_LAUNCHER,
-    Ranks,
-    expand_nodes,
-    first_node,
-    parse_tasks_per_node,
-    read_ranks,
-)
+from pipeline.launch.environment import LOCAL_LAUNCHER, read_ranks
+from pipeline.launch.ranks import ALONE, Ranks
+from pipeline.launch.slurm_lists import expand_nodes, first_node, parse_tasks_per_node
 
 TORCH = {
     "RANK": "5",

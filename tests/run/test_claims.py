@@ -17,8 +17,8 @@ import pytest
 
 from pipeline.errors import CheckpointError
 from pipeline.files import STALE_LOOKS
-from pipeline.launch.environment import SlurmJob
 from pipeline.launch.processes import Process
+from pipeline.launch.slurm_job import SlurmJob
 from pipeline.run import claims
 from pipeline.run.claims import Claims, Owner, Sightings, create, read_owner, release, remove_stale, touch
 

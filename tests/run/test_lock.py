@@ -16,8 +16,8 @@ import pytest
 
 from pipeline.errors import CheckpointError, ExitCode, StoppedError
 from pipeline.launch import slurm_queue
-from pipeline.launch.environment import SlurmJob
 from pipeline.launch.processes import Process
+from pipeline.launch.slurm_job import SlurmJob
 from pipeline.launch.slurm_queue import read_answer
 from pipeline.run import lock as run_lock
 from pipeline.run.claims import Owner
