@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.data.shards.index import identify
+from pipeline.data.shards.index_location import identify
 from pipeline.errors import DataError
 from pipeline.json_text import parse_json
 

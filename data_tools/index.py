@@ -15,7 +15,8 @@ from data_tools.shard_names import check_finished, lines, remark
 from data_tools.shards import describe_hidden, store_errors
 from data_tools.splits import select_shards
 from pipeline.data.shards.folder import ShardFolder, describe_read_only, is_remote
-from pipeline.data.shards.index import ShardIndex, assemble_index, find_index, identify, load_index, read_owner, save_index
+from pipeline.data.shards.index import ShardIndex, assemble_index, load_index, save_index
+from pipeline.data.shards.index_location import find_index, identify, read_owner
 from pipeline.data.shards.scan import ShardEntry, scan_shard
 from pipeline.data.shards.skips import read_skips
 from pipeline.errors import DataError

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.shards.folder import ShardFolder
-from pipeline.data.shards.index import INDEX_NAME, ShardIndex, load_index
+from pipeline.data.shards.index import ShardIndex, load_index
+from pipeline.data.shards.index_location import INDEX_NAME
 from pipeline.data.shards.tar import TarSample
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from data_tools.shard_names import check_finished, remark
 from pipeline.data.shards.folder import COMPRESSED, ShardFolder, UnreachableError, describe_hub_path, is_remote
-from pipeline.data.shards.tar import TarMember, TarSample, is_empty_tar, scan_samples
+from pipeline.data.shards.tar import TarMember, TarSample, scan_samples
+from pipeline.data.shards.tar_headers import is_empty_tar
 from pipeline.errors import DataError
 
 

@@ -27,7 +27,8 @@ from data_tools.parallel import map_in_processes
 from data_tools.text_files import printable
 from pipeline.data.shards.class_names import CLASSES_NAME
 from pipeline.data.shards.folder import is_remote
-from pipeline.data.shards.index import DEFAULT_BLOCK_SAMPLES, INDEX_NAME
+from pipeline.data.shards.index import DEFAULT_BLOCK_SAMPLES
+from pipeline.data.shards.index_location import INDEX_NAME
 from pipeline.errors import DataError
 from pipeline.files import remove_drafts
 from pipeline.keyed_random import Purpose, derive_key, permutation

@@ -16,8 +16,9 @@ from data_tools.make.sources.listing import MAX_NAMED, Listing, ListingBuilder, 
 from data_tools.make.sources.parts import list_parts
 from data_tools.splits import is_split, parse_split, splits_among_classes
 from data_tools.text_files import printable
+from pipeline.data.shards.member_names import split_name
 from pipeline.data.shards.sample import IMAGE_EXTENSIONS
-from pipeline.data.shards.tar import TarFile, refuse_sparse, scan_files, split_name
+from pipeline.data.shards.tar import TarFile, refuse_sparse, scan_files
 from pipeline.errors import DataError
 
 WORDNET_ID = re.compile(r"n\d{8}")

@@ -15,11 +15,8 @@ import functools
 import hashlib
 import json
 import mmap
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,19 +24,16 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from pipeline.data.class_counts import ClassCounts
-from pipeline.data.shards.folder import ShardFolder, describe_hub_path, is_remote
+from pipeline.data.shards.folder import ShardFolder, describe_hub_path
+from pipeline.data.shards.index_location import INDEX_NAME, READ_ERRORS, find_index, identify, local_file
 from pipeline.data.shards.scan import ShardEntry
 from pipeline.data.wrong_path import advise_on_folder
 from pipeline.errors import DataError
-from pipeline.files import write_whole
 from pipeline.json_text import parse_json
 
-INDEX_NAME = "index.safetensors"
 FORMAT_VERSION = "3"
 DEFAULT_BLOCK_SAMPLES = 32
 MAX_BLOCK_SAMPLES = 2**16 - 1
-MAX_HEADER_BYTES = 1 << 20
-READ_ERRORS = (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
 
 
 class BlockRange(NamedTuple):
@@ -165,21 +159,6 @@ def assemble_index(folder: str, shards: list[ShardEntry]) -> ShardIndex:
     )
 
 
-def find_index(folder: str, index: str | None) -> tuple[str, str]:
-    """Return where an index lies: folder and name of its file.
-
-    Args:
-        folder: folder of the shards.
-        index: another folder, or a file; None if it lies next to the shards.
-    """
-    if index is None:
-        return folder, INDEX_NAME
-    if not index.endswith(".safetensors"):
-        return index, INDEX_NAME
-    head, _, name = index.rpartition("/")
-    return head or ("/" if index.startswith("/") else "."), name
-
-
 def save_index(index: ShardIndex, out: str | None = None) -> None:
     """Write the index file next to the shards, or elsewhere; whole or not at all.
 
@@ -202,30 +181,6 @@ def _facts(index: ShardIndex) -> dict[str, str]:
     return {"format": FORMAT_VERSION, "fingerprint": index.fingerprint, **labels}
 
 
-def identify(folder: str) -> str:
-    """Return a folder's name, the same from every working folder."""
-    return folder.rstrip("/") if is_remote(folder) else os.path.realpath(folder)
-
-
-def read_owner(index_folder: str, name: str) -> str | None:
-    """Return the folder of the shards that an index file belongs to; None if there is no such file.
-
-    Raises:
-        DataError: a file that is not an index written with `--out`.
-    """
-    folder = ShardFolder(index_folder)
-    if not folder.exists(name):
-        return None
-    try:
-        with open(_local_file(folder, name), "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            return str(parse_json(file.read(min(size, MAX_HEADER_BYTES)))["__metadata__"]["shards"])
-    except READ_ERRORS as error:
-        raise DataError(
-            f"{folder.full_path(name)} exists already, and is not an index that `--out` wrote; choose another folder or file"
-        ) from error
-
-
 def load_index(path: str, index: str | None = None) -> ShardIndex:
     """Load the index of a shard folder, given the folder or its index file; local or any fsspec URL.
 
@@ -246,7 +201,7 @@ def load_index(path: str, index: str | None = None) -> ShardIndex:
             raise DataError(
                 f"no index at {kept_in.full_path(name)}; make it with `python -m data_tools index {folder.path} --out {index}`"
             )
-        return _load(_local_file(kept_in, name), folder.path, kept_in.path)
+        return _load(local_file(kept_in, name), folder.path, kept_in.path)
     if not folder.exists(INDEX_NAME):
         if any(name.endswith(".tar") for name in folder.list_names()):
             raise DataError(
@@ -257,7 +212,7 @@ def load_index(path: str, index: str | None = None) -> ShardIndex:
             f"data folder {folder.path!r} does not exist or holds no shards; check the path, or make shards with "
             f"`python -m data_tools make IMAGES {folder.path}`{describe_hub_path(folder.path)}"
         )
-    return _load(_local_file(folder, INDEX_NAME), folder.path, None)
+    return _load(local_file(folder, INDEX_NAME), folder.path, None)
 
 
 def _load(file: str, folder: str, kept_in: str | None) -> ShardIndex:
@@ -266,21 +221,6 @@ def _load(file: str, folder: str, kept_in: str | None) -> ShardIndex:
     if index.stored_fingerprint != index.fingerprint:
         raise _damaged(file, folder, kept_in, "its arrays are not those that were written")
     return index
-
-
-def _local_file(folder: ShardFolder, name: str) -> str:
-    """Return the index file, or a local copy of a remote one, named after URL and object version and made once a machine."""
-    if not folder.is_remote:
-        return folder.full_path(name)
-    version = hashlib.blake2b(f"{folder.full_path(name)} {folder.version(name)}".encode(), digest_size=16).hexdigest()
-    copies = Path(tempfile.gettempdir()) / f"shard-indexes-{os.getuid()}"
-    copies.mkdir(mode=0o700, exist_ok=True)
-    if copies.stat().st_uid != os.getuid():
-        raise DataError(f"{copies} belongs to another user; remove it, or set TMPDIR to a folder of your own")
-    copy = copies / f"{version}.safetensors"
-    if not copy.exists():
-        write_whole(copy, folder.read(name), durability="unflushed")
-    return str(copy)
 
 
 def _map_index(file: str, folder: str, kept_in: str | None) -> ShardIndex:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from pipeline.data.shards.content import BlockContent
 from pipeline.data.shards.sample import describe_joined, read_labels
-from pipeline.data.shards.tar import TarSample, find_defect, is_empty_tar, scan_samples
+from pipeline.data.shards.tar import TarSample, find_defect, scan_samples
+from pipeline.data.shards.tar_headers import is_empty_tar
 from pipeline.errors import DataError
 
 

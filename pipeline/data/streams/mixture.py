@@ -12,7 +12,8 @@ from braceexpand import braceexpand
 
 from pipeline.data.order import RunOrder, share_streams
 from pipeline.data.shards.folder import is_remote
-from pipeline.data.shards.index import INDEX_NAME, ShardIndex, check_shards
+from pipeline.data.shards.index import ShardIndex, check_shards
+from pipeline.data.shards.index_location import INDEX_NAME
 from pipeline.data.wrong_path import advise_on_tar
 from pipeline.errors import DataError
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from webdataset.tariterators import base_plus_ext
 
-from pipeline.data.shards.tar import TarMember, find_defect, scan_samples, split_name
+from pipeline.data.shards.member_names import split_name
+from pipeline.data.shards.tar import TarMember, find_defect, scan_samples
 from pipeline.errors import DataError
 
 NAMES = st.one_of(

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.shards.index import ARRAYS, INDEX_NAME, ShardIndex, assemble_index, load_index, save_index
+from pipeline.data.shards.index import ARRAYS, ShardIndex, assemble_index, load_index, save_index
+from pipeline.data.shards.index_location import INDEX_NAME
 from pipeline.data.shards.scan import ShardEntry
 from pipeline.errors import DataError
 from tests.fuzz.fuzzer import BrokenLaw, Fuzzer, Outcome

@@ -6,8 +6,9 @@ import io
 import zlib
 from pathlib import Path
 
+from pipeline.data.shards.member_names import split_name
 from pipeline.data.shards.scan import scan_shard
-from pipeline.data.shards.tar import TarSample, find_defect, scan_samples, split_name
+from pipeline.data.shards.tar import TarSample, find_defect, scan_samples
 from pipeline.errors import DataError
 from tests.fuzz import tar_files
 from tests.fuzz.fuzzer import BrokenLaw, Fuzzer, Outcome
