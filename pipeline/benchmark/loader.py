@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from pipeline.benchmark.contenders import ALONE, CONTENDERS, Settings, make_transform
+from pipeline.benchmark.contenders import ALONE, CONTENDERS
+from pipeline.benchmark.transforms import Settings, make_transform
 from pipeline.console.progress import progress, track
 from pipeline.data.images.decode import has_region_decoder
 from pipeline.data.shards.index import load_index

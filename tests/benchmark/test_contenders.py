@@ -16,20 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.benchmark.contenders import (
-    ALONE,
-    CONTENDERS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    OurTransform,
-    PillowTransform,
-    Settings,
-    alone,
-    cpu_seconds,
-    encoded_images,
-    main,
-    worker_mib,
-)
+from pipeline.benchmark.contenders import ALONE, CONTENDERS, alone, cpu_seconds, main, worker_mib
+from pipeline.benchmark.transforms import IMAGENET_MEAN, IMAGENET_STD, OurTransform, PillowTransform, Settings, encoded_images
 from pipeline.data.images.decode import has_region_decoder
 
 SIZE, BATCH = 16, 5

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.benchmark.contenders import ALONE, CONTENDERS, Settings
+from pipeline.benchmark.contenders import ALONE, CONTENDERS
 from pipeline.benchmark.loader import BASELINE, WORK_OF, Cost, compare_loaders, cost_of, make_table, resume_line
+from pipeline.benchmark.transforms import Settings
 from pipeline.errors import DataError
 
 
