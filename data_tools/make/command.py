@@ -12,7 +12,7 @@ from data_tools.make.classes import Numbering, read_class_list, read_class_map
 from data_tools.make.pack import MakeOptions, MakeReport, ShardSize
 from data_tools.make.record import RECORD_NAME
 from data_tools.make.reencode import Encoding
-from data_tools.make.sources import SourceOptions
+from data_tools.make.sources.options import SourceOptions
 from data_tools.text_files import printable
 from pipeline.data.shards.class_names import CLASSES_NAME
 from pipeline.errors import DataError

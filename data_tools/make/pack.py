@@ -18,9 +18,11 @@ from data_tools.make.class_check import check_names
 from data_tools.make.classes import Numbering, number_classes
 from data_tools.make.record import MakeRecord
 from data_tools.make.reencode import Encoding
-from data_tools.make.sources import Source, SourceOptions, find_source
+from data_tools.make.sources import find_source
 from data_tools.make.sources.listing import Listing
+from data_tools.make.sources.options import SourceOptions
 from data_tools.make.sources.repeats import find_repeats
+from data_tools.make.sources.source import Source
 from data_tools.make.sources.webdataset_tars import count_without_label, fields_without_label
 from data_tools.make.write_shard import ShardTask, is_intact, write_shard
 from data_tools.parallel import map_in_processes

@@ -14,8 +14,9 @@ import pytest
 
 from data_tools.__main__ import main
 from data_tools.make.classes import Numbering, number_classes
-from data_tools.make.sources import SourceOptions, find_source
+from data_tools.make.sources import find_source
 from data_tools.make.sources.listing import Listing
+from data_tools.make.sources.options import SourceOptions
 from data_tools.splits import are_splits, is_split_column, parse_split, split_of_file, splits_among_classes
 from pipeline.data.shards.index import load_index
 from pipeline.errors import DataError

@@ -12,7 +12,8 @@ from typing import BinaryIO, NamedTuple, cast
 
 from data_tools.make.sources.files import SIGNATURE_BYTES, image_extension, is_junk, is_unfinished, sniff_named
 from data_tools.make.sources.image_folder import drop_empty_classes, sort_classes
-from data_tools.make.sources.listing import MAX_NAMED, Listing, ListingBuilder, Member
+from data_tools.make.sources.listing import MAX_NAMED, Listing, Member
+from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.sources.parts import list_parts
 from data_tools.splits import is_split, parse_split, splits_among_classes
 from data_tools.text_files import printable

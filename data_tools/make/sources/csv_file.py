@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from data_tools import splits
 from data_tools.make.sources.files import find_image_extension, image_extension
 from data_tools.make.sources.labels import read_number
-from data_tools.make.sources.listing import Listing, ListingBuilder, Member
+from data_tools.make.sources.listing import Listing, Member
+from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.sources.split_columns import ANSWER, Survey
 from data_tools.text_files import ADVICE, find_encoding, is_text
 from pipeline.console.progress import track

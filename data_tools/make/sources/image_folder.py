@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data_tools.make.sources.files import find_image_extension, is_junk
-from data_tools.make.sources.listing import Listing, ListingBuilder, Member
+from data_tools.make.sources.listing import Listing, Member
+from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.sources.parts import list_parts
 from data_tools.splits import numbered_parts, parse_split, split_of, splits_among_classes
 from pipeline.data.shards.sample import IMAGE_EXTENSIONS

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -189,165 +187,6 @@ def _digest_stored(arrays: dict[str, Any], facts: str) -> str:
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
         digest.update(arrays[name].data)
     return digest.hexdigest()
-
-
-class ListingBuilder:
-    """Collects samples one by one. Labels are numbers, or names, which are numbered in sorted order at the end."""
-
-    def __init__(self) -> None:
-        self._name_bytes = bytearray()
-        self._name_ends, self._label_ends, self._member_ends = array("q"), array("q"), array("q")
-        self._labels, self._extension, self._file = array("i"), array("i"), array("i")
-        self._start, self._length = array("q"), array("q")
-        self._rows = array("i")
-        self._extensions: dict[str, int] = {}
-        self._vocabulary: dict[str, int] = {}
-        self._has_numbers = False
-        self._passed_over = 0
-        self._first_passed_over: list[str] = []
-        self._times = 0
-
-    def __len__(self) -> int:
-        return len(self._name_ends)
-
-    def add(self, name: str, *, labels: Iterable[int | str], members: Iterable[Member], row: int | None = None) -> None:
-        """Add a sample behind the others. A label that is given twice counts once.
-
-        Args:
-            row: the line or row that names it; given for all samples or for none.
-        """
-        if row is not None:
-            self._rows.append(row)
-        self._name_bytes += name.encode("utf-8", "surrogateescape")
-        self._name_ends.append(len(self._name_bytes))
-        for label in dict.fromkeys(labels):
-            is_name = isinstance(label, str)
-            self._has_numbers |= not is_name
-            self._labels.append(self._vocabulary.setdefault(label, len(self._vocabulary)) if is_name else label)
-        self._label_ends.append(len(self._labels))
-        for extension, file, start, length in members:
-            self._extension.append(self._extensions.setdefault(extension, len(self._extensions)))
-            self._file.append(file)
-            self._start.append(start)
-            self._length.append(length)
-        self._member_ends.append(len(self._length))
-
-    def note_labels(self, labels: Iterable[int | str]) -> None:
-        """Note names that occur in samples of other splits: all splits of a source are numbered alike."""
-        for label in labels:
-            if isinstance(label, str):
-                self._vocabulary.setdefault(label, len(self._vocabulary))
-
-    def note_time(self, name: str, time_ns: int) -> None:
-        """Note when a file was last changed: a file that is replaced may have the size that it had before."""
-        text = f"{name} {time_ns}".encode("utf-8", "surrogateescape")
-        self._times = (self._times + xxhash.xxh3_64_intdigest(text)) % TIMES_MODULUS
-
-    def pass_over(self, name: str) -> None:
-        """Count a file that is not an image, or a sample without one."""
-        self._passed_over += 1
-        if len(self._first_passed_over) < MAX_NAMED:
-            self._first_passed_over.append(name)
-
-    def build(
-        self,
-        *,
-        layout: Layout,
-        files: Sequence[str],
-        classes: Sequence[str] | None = None,
-        origins: Sequence[str] | None = None,
-    ) -> Listing:
-        """Return a listing of all that was added.
-
-        Args:
-            origins: for each file, what its samples were read from, where that is another one.
-            classes: names by label, where labels were given as numbers.
-
-        Raises:
-            DataError: numbers among names.
-        """
-        if self._vocabulary and self._has_numbers:
-            raise DataError(f"{files[0]}: some of its labels are numbers, others are names; make them alike")
-        listing = Listing(
-            layout=layout,
-            files=tuple(files),
-            origins=tuple(files if origins is None else origins),
-            extensions=tuple(self._extensions),
-            passed_over=self._passed_over,
-            first_passed_over=tuple(self._first_passed_over),
-            empty_classes=(),
-            times=self._times,
-            classes=None if classes is None else tuple(classes),
-            class_source="texts" if self._vocabulary else "names",
-            name_ends=np.array(self._name_ends, np.int64),
-            name_bytes=np.frombuffer(bytes(self._name_bytes), np.uint8),
-            label_ends=np.array(self._label_ends, np.int64),
-            labels=np.array(self._labels, np.int32),
-            member_ends=np.array(self._member_ends, np.int64),
-            member_extension=np.array(self._extension, np.int32),
-            member_file=np.array(self._file, np.int32),
-            member_start=np.array(self._start, np.int64),
-            member_length=np.array(self._length, np.int64),
-            rows=np.array(self._rows, np.int32),
-        )
-        if not self._vocabulary:
-            return listing
-        names = sorted(self._vocabulary)
-        index_of = {name: index for index, name in enumerate(names)}
-        return listing.relabel(np.array([index_of[name] for name in self._vocabulary]), names)
-
-
-def concatenate(parts: Sequence[Listing]) -> Listing:
-    """Join several listings of the same layout. Where their class names differ, labels are renumbered by sorted name.
-
-    Raises:
-        DataError: some parts have class names, others only numbers.
-    """
-    parts = _agree_on_classes(parts)
-    first_passed_over = tuple(name for part in parts for name in part.first_passed_over)[:MAX_NAMED]
-    extensions = tuple(dict.fromkeys(extension for part in parts for extension in part.extensions))
-    index_of = {extension: index for index, extension in enumerate(extensions)}
-    is_one = parts[0].layout == "files"
-    files = parts[0].files if is_one else tuple(file for part in parts for file in part.files)
-    origins = parts[0].origins if is_one else tuple(origin for part in parts for origin in part.origins)
-    first_files = np.cumsum([0, *(len(part.files) if part.layout == "ranges" else 0 for part in parts)])
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
-    for name, values in zip(ENDS, ("name_bytes", "labels", "member_start"), strict=True):
-        firsts = np.cumsum([0, *(len(getattr(part, values)) for part in parts)])
-        joined[name] = np.concatenate([getattr(part, name) + first for part, first in zip(parts, firsts, strict=False)])
-    joined["member_extension"] = np.concatenate(
-        [np.array([index_of[extension] for extension in part.extensions], np.int32)[part.member_extension] for part in parts]
-    )
-    joined["member_file"] = np.concatenate(
-        [(part.member_file + first).astype(np.int32) for part, first in zip(parts, first_files, strict=False)]
-    )
-    return Listing(
-        layout=parts[0].layout,
-        files=files,
-        origins=origins,
-        extensions=extensions,
-        classes=parts[0].classes,
-        class_source="texts" if any(part.class_source == "texts" for part in parts) else "names",
-        passed_over=sum(part.passed_over for part in parts),
-        first_passed_over=first_passed_over,
-        empty_classes=tuple(name for part in parts for name in part.empty_classes),
-        times=sum(part.times for part in parts) % TIMES_MODULUS,
-        **joined,
-    )
-
-
-def _agree_on_classes(parts: Sequence[Listing]) -> Sequence[Listing]:
-    lists = {part.classes for part in parts if len(part.labels) or part.classes is not None}
-    if len(lists) == 1:  # a part without labels does not count
-        (classes,) = lists
-        return [replace(part, classes=classes) for part in parts]
-    if None in lists:
-        raise DataError("some files of the source name their classes, others only number them; make them alike")
-    names = sorted({name for classes in lists for name in classes or ()}) or None
-    if names is None:
-        return parts
-    index_of = {name: index for index, name in enumerate(names)}
-    return [part.relabel(np.array([index_of[name] for name in part.classes or ()], np.int32), names) for part in parts]
 
 
 def _first(ends: Int64s, sample: int) -> int:

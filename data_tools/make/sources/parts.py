@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from data_tools.make.sources.listing import Listing, concatenate
+from data_tools.make.sources.concatenate import concatenate
+from data_tools.make.sources.listing import Listing
 from data_tools.parallel import map_in_processes
 from pipeline.console.progress import track
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import xxhash
 
 from data_tools import splits
+from data_tools.make.sources.concatenate import concatenate
 from data_tools.make.sources.labels import tell_apart
-from data_tools.make.sources.listing import MAX_LABEL, Listing, ListingBuilder, concatenate
+from data_tools.make.sources.listing import MAX_LABEL, Listing
+from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.sources.split_columns import Chosen, Survey, flag_of
 from data_tools.make.sources.unpack import Entry, unpack_files
 from pipeline.data.stand_ins import refuse_stand_in

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_tools.make.sources.files import sniff_image
-from data_tools.make.sources.listing import Listing, ListingBuilder, Member, load_listing
+from data_tools.make.sources.listing import Listing, Member, load_listing
+from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.sources.parts import list_parts
 from pipeline.errors import DataError
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from data_tools.make.sources.files import image_extension
 from data_tools.make.sources.labels import fields_of, read_member, read_texts, tell_apart
-from data_tools.make.sources.listing import Listing, ListingBuilder, Member
+from data_tools.make.sources.listing import Listing, Member
+from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.sources.parts import list_parts
 from data_tools.text_files import printable, read_text, same_name
 from pipeline.data.shards.class_names import CLASSES_NAME, split_lines

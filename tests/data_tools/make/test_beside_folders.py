@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_tools.__main__ import main
-from data_tools.make.sources import SourceOptions, find_source
+from data_tools.make.sources import find_source
+from data_tools.make.sources.options import SourceOptions
 from pipeline.errors import DataError
 from tests.data_tools.make.test_labels import list_source, write_images
 

@@ -14,8 +14,9 @@ import pytest
 
 from data_tools.make.classes import Numbering, number_classes
 from data_tools.make.pack import MakeOptions, make_shards
-from data_tools.make.sources import SourceOptions, find_source
+from data_tools.make.sources import find_source
 from data_tools.make.sources.listing import Listing
+from data_tools.make.sources.options import SourceOptions
 from data_tools.make.write_shard import label_member
 from pipeline.data.shards.sample import parse_label
 from pipeline.errors import DataError

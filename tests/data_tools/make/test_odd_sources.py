@@ -18,8 +18,9 @@ from data_tools.__main__ import main
 from data_tools.index import index_folder
 from data_tools.make.classes import Numbering, number_classes, read_class_list, read_class_map
 from data_tools.make.pack import MakeOptions, make_shards
-from data_tools.make.sources import SourceOptions, find_source
+from data_tools.make.sources import find_source
 from data_tools.make.sources.listing import Listing
+from data_tools.make.sources.options import SourceOptions
 from pipeline.data.shards.class_names import class_names_of, parse_class_names
 from pipeline.data.shards.index import load_index
 from pipeline.data.shards.reader import BlockReader

@@ -23,8 +23,11 @@ from PIL import Image
 
 from data_tools.make.classes import Numbering, number_classes, read_class_map
 from data_tools.make.reencode import Encoding
-from data_tools.make.sources import SourceOptions, find_source
-from data_tools.make.sources.listing import Listing, ListingBuilder, Member, concatenate, load_listing
+from data_tools.make.sources import find_source
+from data_tools.make.sources.concatenate import concatenate
+from data_tools.make.sources.listing import Listing, Member, load_listing
+from data_tools.make.sources.listing_builder import ListingBuilder
+from data_tools.make.sources.options import SourceOptions
 from data_tools.make.write_shard import ShardTask, write_shard
 from pipeline.errors import DataError
 from tests.conftest import encode, make_image, write_tar

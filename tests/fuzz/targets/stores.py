@@ -13,7 +13,8 @@ from data_tools.dedup.hash_store import HashedShard, ImageSet, load_shard, save_
 from data_tools.dedup.matching import HashTable
 from data_tools.dedup.perceptual_hash import NUM_CROPS, NUM_FRAMES, VIEW_BYTES
 from data_tools.make.record import MakeRecord
-from data_tools.make.sources.listing import ListingBuilder, Member, load_listing
+from data_tools.make.sources.listing import Member, load_listing
+from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.parallel import remember
 from pipeline.errors import DataError
 from tests.fuzz.folders import pack, unpack, write_folder
