@@ -11,8 +11,10 @@ from pipeline.section import Section, relaunch_rule, sections_in
 
 TOLD = {
     "name", "output_dir", "data.train", "data.unreadable_budget", "optimizer.learning_rate", "optimizer.scale_lr",
-    "optimizer.reference_batch_size", "optimizer.adamw_learning_rate", "schedule.warmup", "schedule.warmup_start", "schedule.decay",
-    "schedule.end", "schedule.cooldown", "schedule.cooldown_fraction", "schedule.shape", "schedule.timescale_steps", "trainer.duration", "trainer.micro_batch_size", "trainer.zero_stage", "trainer.compile", "trainer.activation_checkpointing",
+    "optimizer.reference_batch_size", "optimizer.adamw_learning_rate", "schedule.warmup", "schedule.warmup_start",
+    "schedule.decay",
+    "schedule.end", "schedule.cooldown", "schedule.cooldown_fraction", "schedule.shape", "schedule.timescale_steps",
+    "trainer.duration", "trainer.micro_batch_size", "trainer.zero_stage", "trainer.compile", "trainer.activation_checkpointing",
     "trainer.max_skipped_steps", "checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_every",
 }  # fmt: skip
 FREE = {

@@ -27,7 +27,8 @@ COLUMNS = {
 
 STYLE = """
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #1d2430; background: #f4f5f7; margin: 0; }
+body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #1d2430; background: #f4f5f7; \
+margin: 0; }
 main { max-width: 1080px; margin: 0 auto; padding: 28px 20px 60px; }
 h1 { font-size: 26px; margin: 0 0 2px; overflow-wrap: anywhere; }
 h2 { font-size: 18px; margin: 0 0 10px; }
@@ -39,7 +40,8 @@ p.note { color: #5d6672; margin: 0 0 12px; }
 .tile span { color: #5d6672; font-size: 13px; }
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: 12px; }
 figure { margin: 0; min-width: 0; }
-figure div { aspect-ratio: 1; background: #eceef1; border-radius: 6px; display: flex; align-items: center; justify-content: center;
+figure div { aspect-ratio: 1; background: #eceef1; border-radius: 6px; display: flex; align-items: center; \
+justify-content: center;
   overflow: hidden; color: #a33; font-size: 12px; text-align: center; }
 figure img { width: 100%; height: 100%; object-fit: contain; }
 figure img.small { image-rendering: pixelated; }
@@ -173,7 +175,8 @@ def _classes(measured: CorpusStats, report: Mapping[str, Any]) -> str:
     if empty:
         shown = ", ".join(empty[:30]) + (f" and {len(empty) - 30:,} more" if len(empty) > 30 else "")
         tables += f'<p class="note">Without a sample: {html.escape(shown)}</p>'
-    return f'<section><h2>Classes</h2><p class="note">{note}</p>{_plot(draw_classes(counts), "samples by class")}{tables}</section>'
+    plot = _plot(draw_classes(counts), "samples by class")
+    return f'<section><h2>Classes</h2><p class="note">{note}</p>{plot}{tables}</section>'
 
 
 def _sizes(measured: CorpusStats, report: Mapping[str, Any]) -> str:

@@ -137,7 +137,7 @@ def our_laws(images: Images) -> dict[str, dict[str, Work]]:
 
 
 def their_laws(images: Images) -> dict[str, dict[str, Work]]:
-    """Return what torchvision and timm have, on the form of image that they are made for; nothing where they are not installed."""
+    """Return torchvision's and timm's laws, on the form of image that they are made for; none where they are not installed."""
     declare_torchvision_operators()
     try:
         tv: Any = importlib.import_module("torchvision.transforms")

@@ -123,9 +123,8 @@ def _clean_up(folder: RunFolder, found: CheckpointSearch) -> list[str]:
 
 def _describe_beginning(run: ResolvedRun, newest: Checkpoint | None, *, folder: RunFolder, world_size: int) -> list[str]:
     if newest is None:
-        return [
-            f"new run in {folder.root}: {run.total_steps} steps on {run.mixture.describe(num_streams=run.num_streams, repeats=run.config.data.repeats)}"
-        ]
+        mixture = run.mixture.describe(num_streams=run.num_streams, repeats=run.config.data.repeats)
+        return [f"new run in {folder.root}: {run.total_steps} steps on {mixture}"]
     return [
         f"resuming from {newest.path}: step {newest.meta.step} of {run.total_steps}",
         *describe_other_ranks(run, newest, world_size=world_size),

@@ -140,7 +140,7 @@ def make_schedule(config: RunConfig, steps: ScheduleSteps) -> Callable[[int], fl
 
 
 def describe_learning_rate(config: RunConfig) -> str | None:
-    """Return the learning rate after the warmup in words, where it depends on the batch size; None where it is `optimizer.learning_rate`."""
+    """Return a line about the learning rate after the warmup; None where it is `optimizer.learning_rate` for every batch."""
     optimizer, batch = config.optimizer, config.trainer.global_batch_size
     if optimizer.scale_lr == "none":
         return None
@@ -217,8 +217,8 @@ def _check_crop(crop: Crop, *, image_size: ImageSize) -> None:
     smallest = min(height_and_width(image_size))
     if isinstance(crop, Simple) and crop.short_side is not None and crop.short_side < smallest:
         raise ConfigError(
-            f"data.crop.short_side={crop.short_side} is less than the {smallest} px of model.image_size: a crop of that size does "
-            f"not fit; use {smallest} or more, or leave it out"
+            f"data.crop.short_side={crop.short_side} is less than the {smallest} px of model.image_size: a crop of that size "
+            f"does not fit; use {smallest} or more, or leave it out"
         )
 
 
@@ -245,8 +245,8 @@ def _check_one_label(mixture: Mixture) -> None:
     for corpus in mixture.corpora:
         if corpus.index.num_several:
             raise ConfigError(
-                f"{corpus.index.num_several} of {corpus.index.num_samples} samples in {corpus.index.folder} have several labels, "
-                f"or an empty list of them; set objective.name=multi_label, or make shards with one label an image"
+                f"{corpus.index.num_several} of {corpus.index.num_samples} samples in {corpus.index.folder} have several "
+                "labels, or an empty list of them; set objective.name=multi_label, or make shards with one label an image"
             )
 
 
@@ -336,6 +336,6 @@ def _check_groups(batch: int, micro: int | None, *, together: int, world_size: i
         )
     if micro is not None and micro < together:
         raise ConfigError(
-            f"trainer.micro_batch_size={micro} holds no pair, and objective.mixing mixes pairs of neighbours; use {together} or "
-            f"more"
+            f"trainer.micro_batch_size={micro} holds no pair, and objective.mixing mixes pairs of neighbours; use {together} "
+            "or more"
         )

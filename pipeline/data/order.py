@@ -11,8 +11,8 @@ pays for few.
 
 A mixture gives each of its C streams to one corpus for the whole run, in proportion to the corpora's shares.
 
-With k repeats (repeated augmentation, Hoffer et al. 2020, arXiv 1901.09335) 2 k positions show two neighbours of the order above
-in turns, k times each: see `split_repeats`.
+With k repeats (repeated augmentation, Hoffer et al. 2020, arXiv 1901.09335) 2 k positions show two neighbours of the order
+above in turns, k times each: see `split_repeats`.
 """
 
 from __future__ import annotations

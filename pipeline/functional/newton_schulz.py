@@ -13,7 +13,9 @@ EPS = 1e-7
 
 
 def orthogonalize(matrix: Float[Tensor, "M N"], *, steps: int) -> Float[Tensor, "M N"]:
-    """Return U S' V^T for a matrix U S V^T, with S' near the identity: in bf16, as `torch.optim.Muon` does it, operation by operation.
+    """Return U S' V^T for a matrix U S V^T, with S' near the identity.
+
+    The result is bf16. The operations are those of `torch.optim.Muon`, in the same order.
 
     Args:
         steps: iterations x -> a x + (b (x x^T) + c (x x^T)^2) x.

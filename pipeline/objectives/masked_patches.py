@@ -48,8 +48,8 @@ class MaskedPatches(ObjectiveSection):
     def check(self, model: ModelConfig, *, class_names: Sequence[str] | None) -> None:
         if model.patches is None:
             raise ConfigError(
-                f"objective.name=masked_patches corrupts patch embeddings, and model.family={model.family} has none; use vit or "
-                f"hybrid"
+                f"objective.name=masked_patches corrupts patch embeddings, and model.family={model.family} has none; use vit "
+                "or hybrid"
             )
         if self.masked + self.swapped > MAX_PARTS:
             raise ConfigError(

@@ -39,7 +39,7 @@ class StageMemory:
     Attributes:
         chosen: whether it is the configuration's own stage.
         largest_micro_batch: images that fit at once, 0 if none.
-        fitting_checkpointing: largest activation_checkpointing at which the micro-batch fits; none if it fits without, or never.
+        fitting_checkpointing: largest activation_checkpointing at which the micro-batch fits; None if it fits without or never.
         recomputed: operations of that, as a part of the counted ones; none without it.
         usable_micro_batch: micro-batch when a GPU's share is cut into the fewest, most equal parts that fit, 0 if none.
     """

@@ -1,8 +1,8 @@
 """Define the names in a run folder: the run's own names, and which names are a user's. This module imports nothing heavy.
 
 The run's own checkpoints and weights are named `step_00001000`, with eight digits or more. Nothing follows but `.average`,
-in the name of the weights' running average. Every other name is passed over: a user's copy (`step_00001000.bak`), a file system's `lost+found`, and what a launch has set aside
-(`broken-step_00001000`, `ruined-...`, `superseded-...`).
+in the name of the weights' running average. Every other name is passed over: a user's copy (`step_00001000.bak`), a file
+system's `lost+found`, and what a launch has set aside (`broken-step_00001000`, `ruined-...`, `superseded-...`).
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ class TrainerSection(Section):
     )
     compile: bool | Literal["blocks"] = Field(
         default=False,
-        description="torch.compile the model (true), or each of its repeated blocks by itself, which takes less time to compile; "
-        "best where the ranks divide the batch: another size compiles again",
+        description="torch.compile the model (true), or each of its repeated blocks by itself, which takes less time to "
+        "compile; best where the ranks divide the batch: another size compiles again",
         json_schema_extra=TOLD,
     )
     activation_checkpointing: PositiveInt | None = Field(

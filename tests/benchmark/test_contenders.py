@@ -80,8 +80,10 @@ def test_a_contender_gives_whole_batches_beyond_the_folders_end(name: str, setti
 
 def test_child_processes_are_counted() -> None:
     """Their CPU time counts while they run and after their end, and so does the largest one's memory."""
-    code = "import sys, time; x = bytearray(200 << 20); x[::4096] = bytes([1]) * len(x[::4096]); end = time.process_time() + 0.1\n" \
-        "while time.process_time() < end: pass\nprint(); sys.stdout.flush(); sys.stdin.read()"  # fmt: skip
+    code = (
+        "import sys, time; x = bytearray(200 << 20); x[::4096] = bytes([1]) * len(x[::4096]); end = time.process_time() + 0.1\n"
+        "while time.process_time() < end: pass\nprint(); sys.stdout.flush(); sys.stdin.read()"
+    )
     before = cpu_seconds()
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None

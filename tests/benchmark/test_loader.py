@@ -61,7 +61,8 @@ def test_a_far_position_is_reached_at_once(corpus: Path, tmp_path: Path, positio
 @pytest.mark.slow
 def test_real_processes_side_by_side(corpus: Path) -> None:
     text = compare_loaders(
-        str(corpus), num_workers=1, batch_size=4, image_size=16, num_batches=200, num_rounds=2, only=["decode alone", "ours, libraries", "litdata"]
+        str(corpus), num_workers=1, batch_size=4, image_size=16, num_batches=200, num_rounds=2,
+        only=["decode alone", "ours, libraries", "litdata"]
     )  # fmt: skip
     rows = cells(text.split("\n\n")[1])
     assert list(rows) == [

@@ -218,7 +218,8 @@ ADVICE = [
     (["evaluation.datasets=[a]"], "evaluation.datasets='[{name: NAME, train: FOLDER, test: FOLDER}]'"),
     (["evaluation.datasets={name: a, train: b, test: c}"], "evaluation.datasets='[{name: a, train: b, test: c}]'"),
     (["evaluation.datasets=[{name: a, train: b}]"], "evaluation.datasets='[{name: a, train: b, test: FOLDER}]'"),
-    (["evaluation.datasets=[{name:", "a,", "train:", "b,", "test:", "c}]"], "evaluation.datasets='[{name: a, train: b, test: c}]'"),
+    (["evaluation.datasets=[{name:", "a,", "train:", "b,", "test:", "c}]"],
+     "evaluation.datasets='[{name: a, train: b, test: c}]'"),
     (["data.train=[{weight: 2}]"], "data.train='[{weight: 2, path: FOLDER}]'"),
     (["data.train={weight: 2}"], "data.train='[{weight: 2, path: FOLDER}]'"),
 ]  # fmt: skip
@@ -413,8 +414,12 @@ def test_a_share_is_computed_in_as_few_parts_as_fit(
     ("line", "message"),
     [
         ("spare: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
-        ("spare: [&a [x, x, x, x, x, x, x, x, x, x], "
-         + ", ".join(f"&{'abcdefghi'[i]} [{', '.join(['*' + 'abcdefghi'[i - 1]] * 10)}]" for i in range(1, 9)) + "]", "aliases"),
+        (
+            "spare: [&a [x, x, x, x, x, x, x, x, x, x], "
+            + ", ".join(f"&{'abcdefghi'[i]} [{', '.join(['*' + 'abcdefghi'[i - 1]] * 10)}]" for i in range(1, 9))
+            + "]",
+            "aliases",
+        ),
         ("spare: &a [*a]", "contains it"),
         ("spare: !!bool maybe", "not what its form"),
         ("spare: !!timestamp x", "not what its form"),
@@ -423,9 +428,9 @@ def test_a_share_is_computed_in_as_few_parts_as_fit(
         ("spare: {mode: auto, mode: offline}", "'mode' is set twice, in lines [0-9]+ and [0-9]+; delete one"),
         ("spare: 'a\x01b'", "special characters"),
         ("spare: \udcff", "utf-8"),
-        ("extends: \"a\\0b\"", "null"),
+        ('extends: "a\\0b"', "null"),
     ],
-)  # fmt: skip
+)
 def test_yaml_that_python_chokes_on_is_refused_in_words(write_config: WriteConfig, line: str, message: str) -> None:
     """Deep nesting, aliases of aliases and deceptive values are refused at once, without a foreign exception."""
     path = write_config()

@@ -16,7 +16,10 @@ from pipeline.console.streams import Outlet
 from tests.conftest import REPOSITORY
 
 LOG = "output.log"
-START = "import os, sys, time\nfrom pathlib import Path\nfrom pipeline.console.streams import keep_output_in, open_outlets\nfrom pipeline.console.lines import log_line\nopen_outlets()\n"
+START = (
+    "import os, sys, time\nfrom pathlib import Path\nfrom pipeline.console.streams import keep_output_in, open_outlets\n"
+    "from pipeline.console.lines import log_line\nopen_outlets()\n"
+)
 
 
 def start(program: str, *, stdout: int, stderr: int | None = None, shell: str = 'exec "$@"') -> subprocess.Popen[bytes]:

@@ -12,12 +12,12 @@ from pipeline.errors import DataError
 from tests.conftest import encode, make_image, write_tar
 
 UNFINISHED = [
-    "0.tar.part", "0.tar.7e0CabeA", ".0.tar.Ab12Cd", "0.tar.incomplete", "0.tar.crdownload", "0.tar.tmp", "0.tar.aria2", "0.tar_tmp", "0.tar~tmp",
-    "0.tar.part (1)",
+    "0.tar.part", "0.tar.7e0CabeA", ".0.tar.Ab12Cd", "0.tar.incomplete", "0.tar.crdownload", "0.tar.tmp", "0.tar.aria2",
+    "0.tar_tmp", "0.tar~tmp", "0.tar.part (1)",
 ]  # fmt: skip
 OTHERS = [
-    "0.tar", "0.tar.gz", "0.tar.md5", "0.tar.sha256", "0.tar.idx", "0.tar.json", "0.tar.done", "classes.txt", "index.safetensors", "0.target", "0.tar.txt",
-    "0.tars", "a.tarball",
+    "0.tar", "0.tar.gz", "0.tar.md5", "0.tar.sha256", "0.tar.idx", "0.tar.json", "0.tar.done", "classes.txt",
+    "index.safetensors", "0.target", "0.tar.txt", "0.tars", "a.tarball",
 ]  # fmt: skip
 
 

@@ -25,11 +25,14 @@ from tests.conftest import write_tar
 JPEG = b"\xff\xd8\xff\xe0 not looked at any further"
 
 MEANINGS = {
-    "train": "train", "Training": "train", "train2017": "train", "train_00001": "train", "trainset": "train", "train_images": "train",
+    "train": "train", "Training": "train", "train2017": "train", "train_00001": "train", "trainset": "train",
+    "train_images": "train",
     "TrainImages": "train", "ILSVRC2012_img_train": "train", "x-TRAIN-y": "train", "imagenet22k-train-0001": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "val2014": "val", "flowers_valid": "val",
-    "test": "test", "testing": "test", "test_images": "test", "TestSet": "test", "t10k": None, "eval": "eval", "holdout": "holdout",
-    "hold-out": "holdout", "trainval": "trainval", "train_val": "trainval", "train-validation": "trainval", "test-dev2017": "testdev",
+    "test": "test", "testing": "test", "test_images": "test", "TestSet": "test", "t10k": None, "eval": "eval",
+    "holdout": "holdout",
+    "hold-out": "holdout", "trainval": "trainval", "train_val": "trainval", "train-validation": "trainval",
+    "test-dev2017": "testdev",
     "contest": None, "detrain": None, "latest": None, "validity": None, "trainer": None, "develop": None, "n01440764": None,
 }  # fmt: skip
 
@@ -123,20 +126,52 @@ def saved_to_disk(root: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], None], str, str]] = {  # what is written, what is given, what the answer names
-    "tables": (tables(["x-test.parquet", "x-train.parquet"]), "", r"test \(1 file\), train \(1 file\); choose .* --source-split"),
+    "tables": (
+        tables(["x-test.parquet", "x-train.parquet"]),
+        "",
+        r"test \(1 file\), train \(1 file\); choose .* --source-split",
+    ),
     "tables and one more": (tables(["extra.parquet", "train.parquet"]), "", r"unnamed \(1 file\), train \(1 file\)"),
     "caches": (tables(["x-train.parquet", "cache-0123456789abcdef.parquet"]), "", r"cache-0123456789abcdef \(1 file\), train"),
-    "parts of two": (tables([f"a-0000{i}-of-00002.parquet" for i in (0, 1)] + ["b-00000-of-00001.parquet"]), "", r"a \(2 files\), b"),
-    "tars": (samples(["in-train-0.tar", "in-train-1.tar", "in-validation-0.tar"]), "", r"train \(2 tars\), validation \(1 tar\)"),
+    "parts of two": (
+        tables([f"a-0000{i}-of-00002.parquet" for i in (0, 1)] + ["b-00000-of-00001.parquet"]),
+        "",
+        r"a \(2 files\), b",
+    ),
+    "tars": (
+        samples(["in-train-0.tar", "in-train-1.tar", "in-validation-0.tar"]),
+        "",
+        r"train \(2 tars\), validation \(1 tar\)",
+    ),
     "in tars": (samples(["0.tar"], ["train/0", "val/0", "val/1"]), "", r"train \(1 sample\), val \(2 samples\)"),
-    "folders": (folders("train/a/0.jpg", "train/b/0.jpg", "val/a/0.jpg"), "", r"splits train/ \(2 folders\), val/ .*--source-split"),
-    "flat folders": (folders("test_images/0.jpg", "train_images/0.jpg"), "", r"splits test_images/.*, train_images/ \(1 image\)"),
+    "folders": (
+        folders("train/a/0.jpg", "train/b/0.jpg", "val/a/0.jpg"),
+        "",
+        r"splits train/ \(2 folders\), val/ .*--source-split",
+    ),
+    "flat folders": (
+        folders("test_images/0.jpg", "train_images/0.jpg"),
+        "",
+        r"splits test_images/.*, train_images/ \(1 image\)",
+    ),
     "one folder": (folders("train/a/0.jpg", "train/b/0.jpg"), "", r"splits train/ \(2 folders\)"),
     "folders and a list": (folders("annotations/x.txt", "train/a/0.jpg", "train/b/0.jpg"), "", r"splits train/ \(2 folders\)"),
     "a folder on the way": (folders("images/train/a/0.jpg", "images/val/a/0.jpg"), "", r"holds a single folder, images/"),
-    "folders behind classes": (folders("a/train/0.jpg", "a/test/0.jpg", "b/train/0.jpg"), "", r"test \(1 sample\), train \(2 samples\)"),
-    "a test folder in classes": (folders("a/0.jpg", "a/test/0.jpg", "b/0.jpg"), "", r"unnamed \(2 samples\), test \(1 sample\)"),
-    "names in classes": (folders("a/train_0.jpg", "a/test_0.jpg", "b/train_1.jpg"), "", r"test \(1 sample\), train \(2 samples\)"),
+    "folders behind classes": (
+        folders("a/train/0.jpg", "a/test/0.jpg", "b/train/0.jpg"),
+        "",
+        r"test \(1 sample\), train \(2 samples\)",
+    ),
+    "a test folder in classes": (
+        folders("a/0.jpg", "a/test/0.jpg", "b/0.jpg"),
+        "",
+        r"unnamed \(2 samples\), test \(1 sample\)",
+    ),
+    "names in classes": (
+        folders("a/train_0.jpg", "a/test_0.jpg", "b/train_1.jpg"),
+        "",
+        r"test \(1 sample\), train \(2 samples\)",
+    ),
     "tables in folders": (saved_to_disk, "", r"splits test/ \(1 file\), train/ \(1 file\); .* Give one of them"),
     "class tars": (unlabelled(["train.tar", "val.tar"]), "", r"tars of the splits train, val"),
     "shards without labels": (unlabelled(["cc3m-train-0000.tar", "cc3m-train-0001.tar"]), "", r"numbered like shards"),
@@ -144,16 +179,32 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str, str]] = {  # what is writt
     "numbered tars": (unlabelled(["part_0001.tar", "part_0002.tar", "rest.tar"]), "", r"numbered like shards"),
     "numbered folders": (folders("images_001/a/0.jpg", "images_002/a/0.jpg"), "", r"numbered parts, images_001/"),
     "folds": (folders("fold1/a/0.jpg", "fold1/b/0.jpg", "fold2/a/0.jpg"), "", r"numbered parts, fold1/"),
-    "column of a CSV": (csv_of([("path", "label", "split"), ("0.jpg", "1", "train"), ("1.jpg", "0", "test")]), "list.csv", r"column 'split'"),
-    "flag of a CSV": (csv_of([("path", "label", "is_train"), ("0.jpg", "1", "1"), ("1.jpg", "0", "0")]), "list.csv", r"column 'is_train'"),
-    "fold of a CSV": (csv_of([("path", "label", "fold"), ("0.jpg", "1", "3"), ("1.jpg", "0", "4")]), "list.csv", r"column 'fold'"),
+    "column of a CSV": (
+        csv_of([("path", "label", "split"), ("0.jpg", "1", "train"), ("1.jpg", "0", "test")]),
+        "list.csv",
+        r"column 'split'",
+    ),
+    "flag of a CSV": (
+        csv_of([("path", "label", "is_train"), ("0.jpg", "1", "1"), ("1.jpg", "0", "0")]),
+        "list.csv",
+        r"column 'is_train'",
+    ),
+    "fold of a CSV": (
+        csv_of([("path", "label", "fold"), ("0.jpg", "1", "3"), ("1.jpg", "0", "4")]),
+        "list.csv",
+        r"column 'fold'",
+    ),
     "values of a CSV": (csv_of([("0.jpg", "cat", "train"), ("1.jpg", "dog", "valid")]), "list.csv", r"column 'number 3'"),
     "paths of a CSV": (csv_of([("train/0.jpg", "1"), ("test/0.jpg", "0")]), "list.csv", r"train \(1 row\), test \(1 row\)"),
     "column": (lambda root: table(root / "x.parquet", {"label": [0, 1], "split": ["train", "test"]}), "", r"column 'split'"),
     "flag": (lambda root: table(root / "x.parquet", {"label": [0, 1], "is_train": [True, False]}), "", r"column 'is_train'"),
     "fold": (lambda root: table(root / "x.parquet", {"label": [0, 1], "fold": [0, 1]}), "", r"column 'fold'"),
-    "values": (lambda root: table(root / "x.parquet", {"label": [0, 1], "part": ["train", "validation"]}), "", r"column 'part'"),
-}  # fmt: skip
+    "values": (
+        lambda root: table(root / "x.parquet", {"label": [0, 1], "part": ["train", "validation"]}),
+        "",
+        r"column 'part'",
+    ),
+}
 
 
 def list_source(path: Path, scratch: Path, *, known: Sequence[str] = (), **options: Any) -> Listing:

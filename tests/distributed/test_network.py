@@ -14,8 +14,8 @@ HERE = ("lo", "eth0", "ib0", "ib1")
 
 @pytest.mark.parametrize(
     ("backend", "value"),
-    [("gloo", ""), ("gloo", "ib0"), ("gloo", "ib0,ib1"), ("nccl", "ib"), ("nccl", "ib0,eth"), ("nccl", "=ib0"), ("nccl", "^lo,docker"),
-     ("nccl", "^=ib")],
+    [("gloo", ""), ("gloo", "ib0"), ("gloo", "ib0,ib1"), ("nccl", "ib"), ("nccl", "ib0,eth"), ("nccl", "=ib0"),
+     ("nccl", "^lo,docker"), ("nccl", "^=ib")],
 )  # fmt: skip
 def test_what_is_there_will_do(backend: str, value: str) -> None:
     check_interfaces(backend, {VARIABLES[backend]: value}, HERE)  # type: ignore[arg-type]

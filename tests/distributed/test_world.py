@@ -43,7 +43,8 @@ def test_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SRUN = {
-    "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_PROCID": "11", "SLURM_NTASKS": "16", "SLURM_NTASKS_PER_NODE": "8", "SLURM_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "3",
+    "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_PROCID": "11", "SLURM_NTASKS": "16", "SLURM_NTASKS_PER_NODE": "8",
+    "SLURM_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "3",
     "SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_NODELIST": "gpu[007-008]", "SLURM_JOB_NAME": "l16",
 }  # fmt: skip
 

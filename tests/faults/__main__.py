@@ -137,7 +137,11 @@ def tabulate(outcomes: list[Outcome], *, num_trainings: int, differing: list[str
         shown = f"{statistics.median(lost):g}, {max(lost)}" if lost else ""
         lines.append(f"| {kind} | {len(mine)} | {len(ended)} | {len(ended)} | {shown} | {sum(o.hung for o in mine)} |")
     same = num_trainings - len(differing)
-    lines += ["", f"{len(outcomes)} faults, {num_trainings} trainings of {STEPS} steps on 2 ranks, a checkpoint every {SAVE_EVERY}: {same} ended bit for bit as the undisturbed one"]  # fmt: skip
+    lines += [
+        "",
+        f"{len(outcomes)} faults, {num_trainings} trainings of {STEPS} steps on 2 ranks, a checkpoint every {SAVE_EVERY}: "
+        f"{same} ended bit for bit as the undisturbed one",
+    ]
     lines += [f"not run, for want of the right to mount a disk: {', '.join(left_out)}"] if left_out else []
     return "\n".join([*lines, *differing])
 

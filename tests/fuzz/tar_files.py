@@ -10,9 +10,9 @@ from random import Random
 from tests.fuzz.mutations import INTERESTING_INTEGERS, mutate_bytes
 
 UNIT = 512
-NAMES = ("000001.jpg", "000001.cls", "000001.JPG", "a/b/c.x.png", "a/b/c.x.json", "._000001.jpg", ".hidden/x.jpg", "noending", "d/",
-         "x" * 99 + ".png", "y" * 180 + ".png", "z/" * 90 + "q.jpg", "\u00e9.jpg", "..", "../../x.jpg", "/abs/x.jpg", "a b.jpg",
-         "000002.jpg", "000002.cls", "000003.seg.png", "")  # fmt: skip
+NAMES = ("000001.jpg", "000001.cls", "000001.JPG", "a/b/c.x.png", "a/b/c.x.json", "._000001.jpg", ".hidden/x.jpg", "noending",
+         "d/", "x" * 99 + ".png", "y" * 180 + ".png", "z/" * 90 + "q.jpg", "\u00e9.jpg", "..", "../../x.jpg", "/abs/x.jpg",
+         "a b.jpg", "000002.jpg", "000002.cls", "000003.seg.png", "")  # fmt: skip
 TYPES = (
     b"0",
     b"\0",
@@ -38,10 +38,12 @@ TYPES = (
 )
 FIELDS = {  # offset, length
     "name": (0, 100), "mode": (100, 8), "size": (124, 12), "mtime": (136, 12), "checksum": (148, 8), "type": (156, 1),
-    "linkname": (157, 100), "magic": (257, 8), "prefix": (345, 155), "sparse": (386, 96), "extended": (482, 1), "realsize": (483, 12),
+    "linkname": (157, 100), "magic": (257, 8), "prefix": (345, 155), "sparse": (386, 96), "extended": (482, 1),
+    "realsize": (483, 12),
 }  # fmt: skip
 RECORDS = ("path", "size", "linkpath", "GNU.sparse.major", "GNU.sparse.minor", "GNU.sparse.name", "GNU.sparse.realsize",
-           "GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.numblocks", "hdrcharset", "charset", "mtime", "comment", "uid")  # fmt: skip
+           "GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.numblocks", "hdrcharset", "charset", "mtime", "comment",
+           "uid")  # fmt: skip
 VALUES = (
     "0",
     "1",
@@ -128,8 +130,8 @@ def _value(name: str, length: int, random: Random) -> bytes:
         numbers = [random.choice((0, 1, 512, 511, 1 << 20, 1 << 30, 8**11 - 1)) for _ in range(8)]
         return b"".join(f"{number:011o}\0".encode() for number in numbers)
     number = random.choice(INTERESTING_INTEGERS)
-    texts = (f"{abs(number):o}".rjust(length - 1, "0").encode()[-length:], f"{abs(number):o} ".encode(), b" " * length, b"-1", b"9z",
-             b"\x80" + (abs(number) % 256 ** (length - 1)).to_bytes(length - 1, "big"), b"\xff" * length)  # fmt: skip
+    texts = (f"{abs(number):o}".rjust(length - 1, "0").encode()[-length:], f"{abs(number):o} ".encode(), b" " * length, b"-1",
+             b"9z", b"\x80" + (abs(number) % 256 ** (length - 1)).to_bytes(length - 1, "big"), b"\xff" * length)  # fmt: skip
     return random.choice(texts)[:length].ljust(length, b"\0")
 
 
@@ -216,7 +218,9 @@ def reference(data: bytes) -> list[tuple[str, bytes]] | None:
                     found.append((info.name, b"" if file is None else file.read()))
             infos = tar.getmembers()
             if len({info.name for info in infos}) < len(infos) and any(not info.isreg() for info in infos):
-                return None  # a link to a name that comes twice, a folder's perhaps: here the last counts, in our reader the last file before it
+                return (
+                    None  # a link to a name that comes twice: here the last one counts, in our reader the last file before it
+                )
             at = tar.offset  # where it stopped: at a damaged header it does so without a message
             return found if not data[at : at + UNIT].strip(b"\0") else None
     except (tarfile.TarError, ValueError, KeyError, EOFError, OverflowError, RecursionError, OSError, MemoryError):

@@ -11,9 +11,9 @@ from typing import Any
 from tests.fuzz.mutations import INTERESTING_INTEGERS, mutate_bytes
 
 TEXTS = (
-    "", "0", "1", "007", "1.5", "-1", "1e400", "nan", "null", "true", "on", "yes", "2020-01-01", "a", "A" * 3000, "\0", "\n", "\t",
-    "\u2028", "é", "\U0001f600", "\ufeff", " ", "..", "../..", "/", "//", "a/b", "step_00000001", "{}", "[]", "%s", "{0}", "~", "-",
-    "5 steps", "1e300 epochs", "0 images", "1e400 steps", "L/16", "L/0", "Ti/²", "B/99999999999",
+    "", "0", "1", "007", "1.5", "-1", "1e400", "nan", "null", "true", "on", "yes", "2020-01-01", "a", "A" * 3000, "\0", "\n",
+    "\t", "\u2028", "é", "\U0001f600", "\ufeff", " ", "..", "../..", "/", "//", "a/b", "step_00000001", "{}", "[]", "%s", "{0}",
+    "~", "-", "5 steps", "1e300 epochs", "0 images", "1e400 steps", "L/16", "L/0", "Ti/²", "B/99999999999",
 )  # fmt: skip
 NUMBERS = (*INTERESTING_INTEGERS, 0.0, -0.0, 0.5, 1.5, 1e-320, 1e308, float("inf"), float("-inf"), float("nan"))
 SURROGATE = "\ud800"  # JSON can hold half of a character; UTF-8 cannot

@@ -26,7 +26,8 @@ WIDTH, ROW, HEIGHT, TOP = 1120, 74, 30, 58  # pixels
 COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#bc8f00", "#17a2a2")
 STYLE = """<style>
 text { font: 14px Helvetica, Arial, sans-serif; fill: #111 } .title { font-size: 17px; font-weight: bold }
-.name { text-anchor: middle } .own { fill: #eef3fa; stroke: #456 } .outside { fill: #f4f4f4; stroke: #999; stroke-dasharray: 4 3 }
+.name { text-anchor: middle } .own { fill: #eef3fa; stroke: #456 }
+.outside { fill: #f4f4f4; stroke: #999; stroke-dasharray: 4 3 }
 path { fill: none; stroke-width: 1.6 }
 </style>"""
 

@@ -61,8 +61,8 @@ def make_batch(number: int, *, value: float = 1.0, **more: Any) -> dict[str, Any
     ids = torch.tensor([2 * number, 2 * number + 1])
     images = value * torch.randn((2, FEATURES), generator=torch.Generator().manual_seed(number))
     return {
-        "images": images, "labels": ids % CLASSES, "label_ends": torch.tensor([1, 2]), "loss_weight": 1.0, "sample_ids": ids, "positions": ids, "unreadable": [], "retries": [],
-        "wait_s": 0.0, "digest": number, "when_copied": [], **more,
+        "images": images, "labels": ids % CLASSES, "label_ends": torch.tensor([1, 2]), "loss_weight": 1.0, "sample_ids": ids,
+        "positions": ids, "unreadable": [], "retries": [], "wait_s": 0.0, "digest": number, "when_copied": [], **more,
     }  # fmt: skip
 
 
@@ -72,7 +72,8 @@ def make_module(section: OptimizerSection | None = None) -> PretrainModule:
     nn.init.zeros_(model.bias)
     chosen = section or AdamW(learning_rate=LEARNING_RATE, weight_decay=0.0)
     return PretrainModule(
-        model=model, objective=ClassifierLoss(F.cross_entropy), make_optimizer=lambda m: chosen.build(m, fused=False), schedule=lambda _: LEARNING_RATE, seed=0
+        model=model, objective=ClassifierLoss(F.cross_entropy), make_optimizer=lambda m: chosen.build(m, fused=False),
+        schedule=lambda _: LEARNING_RATE, seed=0
     )  # fmt: skip
 
 
@@ -98,10 +99,12 @@ def _make_trainer(
     callbacks: list[Callback], *, folder: Path, max_steps: int, accumulation_steps: int, zero_stage: int, logger: Any
 ) -> Trainer:
     strategy = ZeroStrategy(
-        config=deepspeed_config(zero_stage=zero_stage, precision="fp32", micro_batch_size=2, clip_norm=None), precision="fp32", clip_norm=None
+        config=deepspeed_config(zero_stage=zero_stage, precision="fp32", micro_batch_size=2, clip_norm=None), precision="fp32",
+        clip_norm=None
     )  # fmt: skip
     trainer = Trainer(
-        accelerator="cpu", devices=1, strategy=strategy, max_steps=max_steps, max_epochs=1, accumulate_grad_batches=accumulation_steps,
+        accelerator="cpu", devices=1, strategy=strategy, max_steps=max_steps, max_epochs=1,
+        accumulate_grad_batches=accumulation_steps,
         logger=logger, callbacks=callbacks, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=str(folder),
     )  # fmt: skip

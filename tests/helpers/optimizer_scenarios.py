@@ -1,4 +1,4 @@
-"""Run by tests on real ranks: trains a tiny model with several optimizers and ZeRO stages, one after another in one process group.
+"""Train a tiny model on real ranks with several optimizers and ZeRO stages, one after another in one process group.
 
     python -m tests.helpers.forked_ranks 2 tests.helpers.optimizer_scenarios SCENARIOS.json
 

@@ -36,7 +36,9 @@ class S3Server:
         self.start()
 
     def start(self) -> None:
-        command = [RCLONE, "serve", "s3", "--config", "/dev/null", "--no-cleanup", "--vfs-cache-mode", "off", "--dir-cache-time", "0s", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--addr", f"127.0.0.1:{self.port}", str(self.root)]  # fmt: skip
+        options = ["--config", "/dev/null", "--no-cleanup", "--vfs-cache-mode", "off", "--dir-cache-time", "0s"]
+        keys, address = ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"], ["--addr", f"127.0.0.1:{self.port}"]
+        command = [RCLONE, "serve", "s3", *options, *keys, *address, str(self.root)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         for _ in range(200):
             with socket.socket() as probe:

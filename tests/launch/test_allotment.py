@@ -67,13 +67,22 @@ def test_gpus_that_are_there_must_be_seen_but_not_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environment", "num_gpus", "pattern"),
     [
-        ({"SLURM_JOB_GPUS": "0"}, 0, r"1 GPU is there for this process \(SLURM_JOB_GPUS=0\), but torch sees none: .*trainer.hardware=found, and it computes on the CPU$"),
+        (
+            {"SLURM_JOB_GPUS": "0"},
+            0,
+            r"1 GPU is there for this process \(SLURM_JOB_GPUS=0\), but torch sees none: .*trainer.hardware=found, and it "
+            "computes on the CPU$",
+        ),
         ({"SLURM_GPUS_ON_NODE": "8"}, 0, r"8 GPUs are there .*SLURM_GPUS_ON_NODE=8"),
         ({"SLURM_GPUS": "16"}, 0, r"^GPUs are there for this process \(SLURM_GPUS=16\)"),
-        ({"CUDA_VISIBLE_DEVICES": "0,1,7"}, 2, r"3 GPUs are there .*torch sees 2 of them: a number in the list.*If this is intended: trainer.hardware=found$"),
+        (
+            {"CUDA_VISIBLE_DEVICES": "0,1,7"},
+            2,
+            r"3 GPUs are there .*torch sees 2 of them: a number in the list.*If this is intended: trainer.hardware=found$",
+        ),
         ({"NVIDIA_VISIBLE_DEVICES": "GPU-1"}, 0, "NVIDIA_VISIBLE_DEVICES=GPU-1"),
     ],
-)  # fmt: skip
+)
 def test_torch_must_see_them(environment: dict[str, str], num_gpus: int, pattern: str) -> None:
     with pytest.raises(ConfigError, match=pattern):
         check_visible(environment, sees(num_gpus), setting=SETTING)
@@ -140,7 +149,8 @@ def test_nodes_that_are_set_aside(tmp_path: Path) -> None:
 def test_an_allocation_of_several_nodes_is_not_trained_on_one() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"3 nodes are set aside \(SLURM_JOB_NUM_NODES=3\), but these ranks are on 1: start them with srun.*trainer.hardware=found",
+        match=r"3 nodes are set aside \(SLURM_JOB_NUM_NODES=3\), but these ranks are on 1: start them with "
+        "srun.*trainer.hardware=found",
     ):
         check_nodes(BATCH, num_nodes=1, launcher="none", setting=SETTING)
     with pytest.raises(ConfigError, match="but these ranks are on 2"):

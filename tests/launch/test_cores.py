@@ -28,8 +28,10 @@ V1 = "4:cpu,cpuacct:/kubepods/pod7\n3:cpuset:/\n"
           "sys/fs/cgroup/slurm/job_7/step_0/cpu.max": "max 100000\n"}, 1),  # of the job, above the step
         ({"proc/self/cgroup": V1, "sys/fs/cgroup/cpu,cpuacct/kubepods/pod7/cpu.cfs_quota_us": "100000",
           "sys/fs/cgroup/cpu,cpuacct/kubepods/pod7/cpu.cfs_period_us": "100000"}, 1),
-        ({"proc/self/cgroup": V1, "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 1),
-        ({"proc/self/cgroup": V1, "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, ALL),
+        ({"proc/self/cgroup": V1, "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000",
+          "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({"proc/self/cgroup": V1, "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"},
+         ALL),
         ({"proc/self/cgroup": "nonsense\n:::\n0::/\n", "sys/fs/cgroup/cpu.max": "1 0\n"}, ALL),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": ""}, ALL),
     ],

@@ -78,7 +78,10 @@ def test_one_rank_that_ends_ends_the_others(ends: str, code: int, capfd: pytest.
 
 def test_a_rank_that_does_not_follow_is_killed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(local, "PATIENCE_S", {ExitCode.ERROR: 0.5})
-    deaf = "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.environ['RANK'] == '0' and time.sleep(100); time.sleep(0.5); sys.exit(2)"
+    deaf = (
+        "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "os.environ['RANK'] == '0' and time.sleep(100); time.sleep(0.5); sys.exit(2)"
+    )
     assert run(deaf) == 2
     assert "[run] killing rank 0, which did not follow" in capfd.readouterr().err
 

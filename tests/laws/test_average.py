@@ -1,4 +1,4 @@
-"""Averaged weights in whole trainings: a run that is taken up again publishes the same average, bit for bit; other ranks, too."""
+"""Averaged weights in whole trainings: a resumed run publishes the same average, bit for bit, on other ranks too."""
 
 from __future__ import annotations
 

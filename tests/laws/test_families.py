@@ -37,7 +37,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 TIMM: dict[str, dict[str, Any]] = {
     "swin": {
         "name": "swin_tiny_patch4_window7_224",
-        "options": {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 2, "drop_path_rate": 0.1},
+        "options": {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 2,
+                    "drop_path_rate": 0.1},
     },
     "pvt_v2": {"name": "pvt_v2_b0", "options": {"depths": [1, 1, 1, 1], "embed_dims": [16, 32, 80, 64]}},
     "convnext": {"name": "convnext_atto", "options": {"depths": [1, 1, 2, 1], "dims": [8, 16, 32, 64]}},

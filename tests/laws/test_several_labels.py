@@ -1,4 +1,4 @@
-"""Images with several labels, from a table to a training of other ranks; and images without labels, for an objective of patches."""
+"""Images with several labels, from a table to a training of other ranks; images without labels, for masked patches."""
 
 from __future__ import annotations
 

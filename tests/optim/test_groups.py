@@ -19,7 +19,7 @@ def names_of(model: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
 
 
 def test_kernels_are_the_matrices_and_the_patch_embedding() -> None:
-    """Of a ViT: every tensor of two dimensions or more but the class token and the positions, which are no products' factors."""
+    """A ViT's kernels are all its tensors of two dimensions or more, except class token and positions."""
     model = VisionTransformer(CONFIG)
     decayed, rest = parameter_groups(model, weight_decay=0.1, decayed="kernels")
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)

@@ -19,7 +19,8 @@ from pipeline.train.blocks import checkpoint_blocks, every_nth
 from tests.plan.test_forecast import forecast
 
 MODEL = ViTConfig(
-    image_size=64, patch_size=8, width=96, depth=6, mlp_dim=384, num_heads=3, num_classes=10, representation_size=None, dropout=0.0
+    image_size=64, patch_size=8, width=96, depth=6, mlp_dim=384, num_heads=3, num_classes=10, representation_size=None,
+    dropout=0.0
 )  # fmt: skip
 
 

@@ -10,8 +10,8 @@ from pipeline.plan.compute import Compute, run_compute, step_traffic_bytes
 
 def compute(*, num_gpus: int = 8, price: float | None = 2.0, num_samples: int | None = 2_048_000) -> Compute:
     return run_compute(
-        steps=1000, global_batch_size=4096, num_samples=num_samples, flops_per_image=10**12, peak_flops=1e15, mfu=0.5, num_gpus=num_gpus,
-        price_per_gpu_hour=price,
+        steps=1000, global_batch_size=4096, num_samples=num_samples, flops_per_image=10**12, peak_flops=1e15, mfu=0.5,
+        num_gpus=num_gpus, price_per_gpu_hour=price,
     )  # fmt: skip
 
 

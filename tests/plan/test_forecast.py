@@ -60,7 +60,8 @@ def test_the_micro_batch_to_set_fits_and_needs_the_fewest_parts(gib: float, node
 def test_a_run_of_saves_by_hand() -> None:
     """20 steps are saved every 6: at 6, 12, 18 and at the end. The last two and every twelfth step stay, and all weights."""
     plan = forecast(
-        "trainer.duration=20 steps", "checkpoint.every=6 steps", "checkpoint.keep_last=2", "checkpoint.keep_every=12 steps", "schedule.warmup=1 steps"
+        "trainer.duration=20 steps", "checkpoint.every=6 steps", "checkpoint.keep_last=2", "checkpoint.keep_every=12 steps",
+        "schedule.warmup=1 steps"
     )  # fmt: skip
     checkpoints, numel = plan.checkpoints, plan.num_parameters
     assert (checkpoints.interval_steps, checkpoints.weights_bytes) == (6, 4 * numel)

@@ -212,7 +212,10 @@ def test_processes_of_the_same_number_and_host_are_told_apart() -> None:
 
 def test_another_container_on_this_machine_is_not_taken_for_dead() -> None:
     """It has a process namespace of its own: the same host name, and a number that is another process here."""
-    code = "from dataclasses import asdict; import json; from pipeline.launch.processes import Process; print(json.dumps(asdict(Process.myself())))"
+    code = (
+        "from dataclasses import asdict; import json; from pipeline.launch.processes import Process; "
+        "print(json.dumps(asdict(Process.myself())))"
+    )
     inside = subprocess.run(
         ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code], capture_output=True, text=True
     )

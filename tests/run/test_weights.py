@@ -45,7 +45,8 @@ def test_weights_are_read_as_they_were_saved(weights: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"depth": 10**9}, {"depth": 3}, {"width": 2**31 - 2}, {"num_classes": 2**31 - 1}, {"image_size": 2**31 - 4}, {"mlp_dim": 2**20},
+        {"depth": 10**9}, {"depth": 3}, {"width": 2**31 - 2}, {"num_classes": 2**31 - 1}, {"image_size": 2**31 - 4},
+        {"mlp_dim": 2**20},
         {"representation_size": 2**30}, {"depth": True}, {"width": 8.0}, {"width": "8"}, {"num_heads": 0}, {"num_heads": 3},
         {"patch_size": -4}, {"dropout": float("nan")}, {"dropout": 1}, {"head_bias": "0"}, {"image_size": 9}, {"unknown": 1},
     ],

@@ -114,8 +114,10 @@ class Cluster:
         """
         begin = time.monotonic()
         self._write_configuration()
-        munged = ["munged", "--foreground", "--force", f"--key-file={self.root}/munge.key", f"--socket={self.root}/munge.socket",
-                  f"--pid-file={self.root}/munged.pid", f"--log-file={self.root}/log/munged.log", f"--seed-file={self.root}/munge.seed"]  # fmt: skip
+        munged = ["munged", "--foreground", "--force", f"--key-file={self.root}/munge.key",
+                  f"--socket={self.root}/munge.socket",
+                  f"--pid-file={self.root}/munged.pid", f"--log-file={self.root}/log/munged.log",
+                  f"--seed-file={self.root}/munge.seed"]  # fmt: skip
         self._spawn("munged", munged)
         self._wait((self.root / "munge.socket").exists, "munged")
         self._spawn("slurmctld", ["slurmctld", "-D", "-c", "-f", f"{self.root}/slurm.conf"])
@@ -134,7 +136,10 @@ class Cluster:
     def start_node(self, name: str) -> None:
         """Switch a node on."""
         # A node knows its peers by name, and its own /proc, so that its slurmd sees no other node's processes.
-        inside = f"hostname {name} && mount --bind {self.root}/hosts /etc/hosts && exec slurmd -D -f {self.root}/slurm.conf -N {name}"
+        inside = (
+            f"hostname {name} && mount --bind {self.root}/hosts /etc/hosts && exec slurmd -D -f "
+            f"{self.root}/slurm.conf -N {name}"
+        )
         self._spawn(
             name,
             [

@@ -14,12 +14,15 @@ from tests.conftest import REPOSITORY, encode, make_image, write_tar
 
 # These make configs/l16_in21k.yaml train in seconds: the same run as the fixture `tiny_config`.
 TINY = (
-    "seed=3", "model.name=Ti/8", "model.image_size=16", "model.num_classes=4", "model.width=32", "model.depth=2", "model.num_heads=2",
+    "seed=3", "model.name=Ti/8", "model.image_size=16", "model.num_classes=4", "model.width=32", "model.depth=2",
+    "model.num_heads=2",
     "data.num_workers=0", "data.min_area=0.5", "data.flip=false", "objective.name=softmax", "optimizer.learning_rate=2e-3",
     "optimizer.weight_decay=0.05", "schedule.warmup=2 steps", "trainer.duration=12 steps", "trainer.global_batch_size=8",
-    "trainer.zero_stage=2", "trainer.precision=auto", "trainer.peak_tflops=1.0", "checkpoint.every=4 steps", "checkpoint.keep_last=2",
+    "trainer.zero_stage=2", "trainer.precision=auto", "trainer.peak_tflops=1.0", "checkpoint.every=4 steps",
+    "checkpoint.keep_last=2",
     "checkpoint.keep_every=null", "trainer.hardware=found", "evaluation.hardware=found",  # GPUs are declared alone
-    "evaluation.protocols.few_shot.shots=[1, 5]", "evaluation.protocols.few_shot.seeds=[0, 1]", "evaluation.num_workers=0", "tracking.log_every=1",
+    "evaluation.protocols.few_shot.shots=[1, 5]", "evaluation.protocols.few_shot.seeds=[0, 1]", "evaluation.num_workers=0",
+    "tracking.log_every=1",
 )  # fmt: skip
 
 
@@ -60,7 +63,8 @@ def main() -> None:
     )
     script.write_text(
         "#!/usr/bin/env bash\n# sbatch options as arguments\n"
-        f'cd {shlex.quote(str(REPOSITORY))} && SITE_ENV={shlex.quote(str(site))} OMP_NUM_THREADS=1 exec sbatch "$@" slurm/pretrain_l16.sh {overrides}\n'
+        f'cd {shlex.quote(str(REPOSITORY))} && SITE_ENV={shlex.quote(str(site))} OMP_NUM_THREADS=1 exec sbatch "$@" '
+        f"slurm/pretrain_l16.sh {overrides}\n"
     )
     script.chmod(0o755)
     print(f"wrote {site} and {script}")

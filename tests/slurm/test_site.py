@@ -19,7 +19,10 @@ SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
 PRETRAINING = [path for path in SCRIPTS if path.name.startswith("pretrain_")]
 # This replaces the training where a test asks what the script does around it.
 RECORDER = """#!/usr/bin/env bash
-{ printf '%s\\n' "$@"; env | grep -E '^(NCCL|GLOO|LOADED|CUDA_V|SLURM_(LOCALID|CPUS_PER|JOB_ACC|JOB_PART))' | sort; } >"$RECORD.$SLURM_JOB_ID.$SLURM_PROCID"
+{
+  printf '%s\\n' "$@"
+  env | grep -E '^(NCCL|GLOO|LOADED|CUDA_V|SLURM_(LOCALID|CPUS_PER|JOB_ACC|JOB_PART))' | sort
+} >"$RECORD.$SLURM_JOB_ID.$SLURM_PROCID"
 """
 
 
@@ -64,10 +67,24 @@ SCRIPT = "slurm/pretrain_l16.sh"
 SUBMITTED = {
     "pretrain_l16.sh --nodes=1": ["--nodes=1", SCRIPT],
     "pretrain_l16.sh": [SCRIPT],
-    "pretrain_l16 -N 2 --exclusive -J x optimizer.learning_rate=5e-4": ["-N", "2", "--exclusive", "-J", "x", SCRIPT, "optimizer.learning_rate=5e-4"],
-    "configs/l16_in21k.yaml name=k --time 1:00 trainer.max_steps=3": ["--time", "1:00", SCRIPT, "name=k", "trainer.max_steps=3"],
+    "pretrain_l16 -N 2 --exclusive -J x optimizer.learning_rate=5e-4": [
+        "-N",
+        "2",
+        "--exclusive",
+        "-J",
+        "x",
+        SCRIPT,
+        "optimizer.learning_rate=5e-4",
+    ],
+    "configs/l16_in21k.yaml name=k --time 1:00 trainer.max_steps=3": [
+        "--time",
+        "1:00",
+        SCRIPT,
+        "name=k",
+        "trainer.max_steps=3",
+    ],
     "slurm/pretrain_l16.sh --nodes=8 -- a.b=c": ["--nodes=8", SCRIPT, "a.b=c"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("line", SUBMITTED)
@@ -139,7 +156,10 @@ def test_what_follows_from_how_a_job_ended(
         scancel=f'echo cancel "$@" >>{tmp_path}/did',
         srun=":",
     )
-    script = f"SLURM_JOB_ID=7 SLURM_JOB_NAME=x SLURM_NNODES=1 SLURM_RESTART_COUNT=1; source slurm/common.sh; end_job {code} {tmp_path}/run"
+    script = (
+        "SLURM_JOB_ID=7 SLURM_JOB_NAME=x SLURM_NNODES=1 SLURM_RESTART_COUNT=1; source slurm/common.sh; end_job "
+        f"{code} {tmp_path}/run"
+    )
     result = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, env=env, text=True, capture_output=True)
     assert result.returncode == code, result.stderr
     did = (tmp_path / "did").read_text() if (tmp_path / "did").exists() else ""
@@ -164,7 +184,10 @@ def test_a_link_of_a_chain_that_is_cancelled_leaves_the_next_ones_evaluator(tmp_
 def test_a_task_of_an_array_speaks_of_itself_alone(tmp_path: Path) -> None:
     """The last task's number is also the array's: `scontrol requeue` of it would requeue every task."""
     env = with_commands(tmp_path, scontrol=f'echo "$@" >>{tmp_path}/asked; echo "JobState=RUNNING"')
-    script = f"SLURM_JOB_ID=7 SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=3 SLURM_JOB_NAME=x; source slurm/common.sh; end_job 75 {tmp_path}/run"
+    script = (
+        "SLURM_JOB_ID=7 SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=3 SLURM_JOB_NAME=x; source slurm/common.sh; end_job "
+        f"75 {tmp_path}/run"
+    )
     result = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, env=env, text=True, capture_output=True)
     assert result.returncode == 75, result.stderr
     assert set((tmp_path / "asked").read_text().splitlines()) == {"show job 7_3", "requeue 7_3"}
@@ -173,7 +196,10 @@ def test_a_task_of_an_array_speaks_of_itself_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("queue", "ends"), [("", True), ("echo 7", False), ("exit 1", False)])
 def test_an_evaluator_whose_training_is_gone_measures_what_is_there_and_ends(queue: str, ends: bool, tmp_path: Path) -> None:
     """The training is cancelled, failed or out of time. A queue that does not answer is no reason to end."""
-    watching = "[[ $* != *--watch* ]] && exec echo the rest; trap 'exit 75' TERM; for _ in $(seq 40); do sleep 0.1; done; echo complete"
+    watching = (
+        "[[ $* != *--watch* ]] && exec echo the rest; trap 'exit 75' TERM; for _ in $(seq 40); do sleep 0.1; done; "
+        "echo complete"
+    )
     env = with_commands(tmp_path, squeue=queue, srun=watching, scontrol="echo JobState=RUNNING")
     values = {
         "SLURM_JOB_ID": "7",
@@ -320,7 +346,10 @@ def test_the_evaluator_is_a_job_of_its_own(desk: Desk, downstream: dict[str, str
 @pytest.mark.timeout(300)
 def test_the_shell_works_under_any_bashrc_and_cuts_a_nodes_power(tmp_path: Path) -> None:
     (tmp_path / ".bashrc").write_text("export PATH=/usr/bin:/bin SLURM_CONF=/nowhere\n")
-    typed = "which python; kill-node n2; kill-node n9; until sinfo -h -n n2 | grep -q down; do sleep 0.5; done; start-node n2; until sinfo -h -p gpu | grep -q '2 *idle'; do sleep 0.5; done; echo both\n"  # fmt: skip
+    typed = (
+        "which python; kill-node n2; kill-node n9; until sinfo -h -n n2 | grep -q down; do sleep 0.5; done; start-node "
+        "n2; until sinfo -h -p gpu | grep -q '2 *idle'; do sleep 0.5; done; echo both\n"
+    )
     result = subprocess.run(
         [sys.executable, "-m", "tests.slurm.cluster", "--nodes=2"],
         cwd=REPOSITORY,

@@ -32,8 +32,8 @@ class RandomErasing(Section):
     ratio: float = Field(default=0.3, gt=0, le=1, description="smallest height / width; the largest is its inverse")
     fill: ErasingFill = Field(
         default="noise",
-        description="noise: each pixel a normal number by ImageNet's mean and deviation, cut to 0..255 (timm's --remode pixel); "
-        "color: one such colour for all (rand); mean: ImageNet's mean (const)",
+        description="noise: each pixel a normal number by ImageNet's mean and deviation, cut to 0..255 (timm's --remode "
+        "pixel); color: one such colour for all (rand); mean: ImageNet's mean (const)",
     )
 
     @model_validator(mode="after")

@@ -32,7 +32,8 @@ check_shards(index)
 reader = BlockReader(index, capacity=1)
 order = sorted(range(index.num_blocks), key=lambda block: block * 7 % 11)
 read = {block: [(sample.key, sample.label, len(sample.image)) for sample in reader.read(block)] for block in order}
-print(json.dumps([index.fingerprint, int(index.block_bytes.sum()), [sample for block in sorted(read) for sample in read[block]]]))
+samples = [sample for block in sorted(read) for sample in read[block]]
+print(json.dumps([index.fingerprint, int(index.block_bytes.sum()), samples]))
 """
 
 
@@ -99,11 +100,23 @@ def test_a_set_on_the_hub_is_indexed_and_read_as_one_on_a_disk(tmp_path: Path) -
 
 
 MISSING: dict[str, tuple[str, dict[str, str], str]] = {
-    "no such set": ("hf://datasets/timm/none", {}, "does not exist or holds no .tar files; a private or gated repository shows"),
-    "a gated set without a token": ("hf://datasets/gated/set", {"HF_TOKEN": "", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}, "shows nothing without HF_TOKEN"),
+    "no such set": (
+        "hf://datasets/timm/none",
+        {},
+        "does not exist or holds no .tar files; a private or gated repository shows",
+    ),
+    "a gated set without a token": (
+        "hf://datasets/gated/set",
+        {"HF_TOKEN": "", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"},
+        "shows nothing without HF_TOKEN",
+    ),
     "a model's path": (f"hf://timm/{NAME}", {}, "; data sets are at hf://datasets/OWNER/NAME"),
-    "offline": (f"hf://datasets/timm/{NAME}", {"HF_HUB_OFFLINE": "1"}, "cannot be reached: OfflineModeIsEnabled: .*unset the .HF_HUB_OFFLINE"),
-}  # fmt: skip
+    "offline": (
+        f"hf://datasets/timm/{NAME}",
+        {"HF_HUB_OFFLINE": "1"},
+        "cannot be reached: OfflineModeIsEnabled: .*unset the .HF_HUB_OFFLINE",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", MISSING)

@@ -93,7 +93,9 @@ WHOLE = write(TWO, format=tarfile.USTAR_FORMAT)
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [(gzip.compress(WHOLE), r"\(compressed\)"), (WHOLE[:2500], r"truncated: member '1\.jpg' needs 3072 bytes"), (WHOLE[:1700], r"are part of a header"), (WHOLE + WHOLE, "tars were joined"), (WHOLE[:1536] + b"\x07" + WHOLE[1537:], "no header at byte 1536"), (b"letter" * 200, "no header at byte 0")],
+    [(gzip.compress(WHOLE), r"\(compressed\)"), (WHOLE[:2500], r"truncated: member '1\.jpg' needs 3072 bytes"),
+     (WHOLE[:1700], r"are part of a header"), (WHOLE + WHOLE, "tars were joined"),
+     (WHOLE[:1536] + b"\x07" + WHOLE[1537:], "no header at byte 1536"), (b"letter" * 200, "no header at byte 0")],
 )  # fmt: skip
 def test_what_is_no_whole_tar_is_named(data: bytes, words: str) -> None:
     with pytest.raises(DataError, match=r"x\.tar: not a whole, uncompressed tar .*" + words):
@@ -147,7 +149,12 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-SPARSE = [("--format=gnu",), ("--format=posix", "--sparse-version=0.0"), ("--format=posix", "--sparse-version=0.1"), ("--format=posix", "--sparse-version=1.0")]  # fmt: skip
+SPARSE = [
+    ("--format=gnu",),
+    ("--format=posix", "--sparse-version=0.0"),
+    ("--format=posix", "--sparse-version=0.1"),
+    ("--format=posix", "--sparse-version=1.0"),
+]
 
 
 @pytest.mark.parametrize("options", SPARSE, ids=" ".join)
@@ -352,7 +359,8 @@ def test_a_tar_without_members_is_no_damage_but_no_bytes_are(num_bytes: int) -> 
 
 @pytest.mark.parametrize(
     ("names", "key"),
-    [(["a.jpg", "a.cls", "a.jpg", "a.cls"], "a"), (["p.JPG", "p.cls", "p.jpg"], "p"), (["d/a.jpg", "d/a.jpg"], "d/a"), (["a.seg.png", "a.SEG.png"], "a")],
+    [(["a.jpg", "a.cls", "a.jpg", "a.cls"], "a"), (["p.JPG", "p.cls", "p.jpg"], "p"), (["d/a.jpg", "d/a.jpg"], "d/a"),
+     (["a.seg.png", "a.SEG.png"], "a")],
 )  # fmt: skip
 def test_an_extension_twice_in_a_sample_is_a_defect(names: list[str], key: str) -> None:
     data = write([(name, 1, tarfile.REGTYPE, 0) for name in names], format=tarfile.USTAR_FORMAT)

@@ -44,12 +44,15 @@ def test_a_shard_is_read_whatever_the_server_does_that_http_allows(root: Path, h
 @pytest.mark.parametrize(
     ("habit", "words"),
     [
-        ("no ranges", "the server sends the whole file where a part is asked for; serve the shards with a server that knows byte ranges"),
+        (
+            "no ranges",
+            "the server sends the whole file where a part is asked for; serve the shards with a server that knows byte ranges",
+        ),
         ("login page", "the server answers with a web page instead of the file"),
         ("cut listing", "the server's listing ends in the middle"),
         ("no listing", "cannot be reached: .*403"),
     ],
-)  # fmt: skip
+)
 def test_what_a_server_cannot_do_is_said_after_one_question(root: Path, habit: Habit, words: str) -> None:
     with serve(root, habit) as (url, requests):
         folder = ShardFolder(f"{url}/set")

@@ -240,7 +240,8 @@ def test_shards_that_changed_under_their_index_are_noticed(tmp_path: Path, write
 
 @pytest.mark.parametrize(
     ("members", "message"),
-    [([("0.txt", b"hi"), ("0.cls", b"0")], "sample '0' has no image"), ([("0.png", PNG)], "has no label"), ([("0.png", PNG), ("0.cls", b"cat")], "label of sample '0' is 'cat', not a class number")],
+    [([("0.txt", b"hi"), ("0.cls", b"0")], "sample '0' has no image"), ([("0.png", PNG)], "has no label"),
+     ([("0.png", PNG), ("0.cls", b"cat")], "label of sample '0' is 'cat', not a class number")],
 )  # fmt: skip
 def test_samples_without_image_or_label_are_answered_in_words(
     tmp_path: Path, members: list[tuple[str, bytes]], message: str
@@ -357,7 +358,10 @@ def test_a_limit_of_the_system_is_named_with_the_command_that_raises_it(corpus: 
     result = subprocess.run(
         [sys.executable, "-c", few, str(corpus)], cwd=REPOSITORY, timeout=100, capture_output=True, text=True
     )
-    told = "DataError: 4 decoding processes cannot be started: this process has as many open files as it may have; raise the limit "
+    told = (
+        "DataError: 4 decoding processes cannot be started: this process has as many open files as it may have; "
+        "raise the limit "
+    )
     assert f"{told}(ulimit -n 65536), or lower num_workers" in result.stderr
     with pytest.raises(DataError, match=r"cannot hand their images over: .*ulimit -n"), explained(remedy="x"):
         raise RuntimeError("Too many open files. Communication with the workers is no longer possible.")

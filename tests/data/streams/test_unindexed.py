@@ -32,7 +32,9 @@ def collect(urls: str, *, steps: int, start_step: int = 0, rank: int = 0, worker
     return [keep(b) for b in islice(BatchLoader(stream, num_workers=workers, prefetch=2, pin_memory=False), steps)]
 
 
-@pytest.mark.parametrize(("urls", "workers"), [("{folder}/shard-{{000..002}}.tar", 0), ("pipe:cat {folder}/shard-{{000..002}}.tar", 2)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("urls", "workers"), [("{folder}/shard-{{000..002}}.tar", 0), ("pipe:cat {folder}/shard-{{000..002}}.tar", 2)]
+)
 def test_samples_come_whole_and_mixed(corpus: Path, urls: str, workers: int) -> None:
     batches = collect(urls.format(folder=corpus), steps=40, workers=workers)
     ids, labels = joined(batches, "sample_ids"), joined(batches, "labels")

@@ -50,7 +50,8 @@ def spread_bits(seed: int, *, count: int, num_bytes: int, num_flips: int) -> np.
 @settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 2**32), num_entries=st.integers(0, 300), num_queries=st.integers(0, 60),
-    num_bytes=st.integers(1, 20), share=st.floats(0, 0.15), queries_at_once=st.integers(1, 40), candidates_at_once=st.integers(1, 99),
+    num_bytes=st.integers(1, 20), share=st.floats(0, 0.15), queries_at_once=st.integers(1, 40),
+    candidates_at_once=st.integers(1, 99),
 )  # fmt: skip
 def test_search_finds_what_brute_force_finds(
     seed: int, num_entries: int, num_queries: int, num_bytes: int, share: float, queries_at_once: int, candidates_at_once: int

@@ -67,7 +67,8 @@ LINES: dict[str, tuple[list[object], list[list[int]], tuple[str, ...] | None]] =
     "numbers": ([{"file_name": "0.jpg", "label": 7}, {"file_name": "1.jpg", "label": 3.0}], [[7], [3]], None),
     "several": ([{"file_name": "0.jpg", "labels": [7, 3]}, {"file_name": "1.jpg", "labels": ["3"]}], [[7, 3], [3]], None),
     "other keys and another order": (
-        [{"id": 9, "label": 1, "file_name": "0.jpg", "box": {"x": 1}}, "", {"file_name": "1.jpg", "label": 0, "more": None}], [[1], [0]], None,
+        [{"id": 9, "label": 1, "file_name": "0.jpg", "box": {"x": 1}}, "", {"file_name": "1.jpg", "label": 0, "more": None}],
+        [[1], [0]], None,
     ),
     "a name with a line end in it": ([{"file_name": "0.jpg", "text": "a\nb", "label": 1}], [[1]], None),
 }  # fmt: skip

@@ -25,11 +25,11 @@ from tests.conftest import write_tar
 JPEG = b"\xff\xd8\xff\xe0 not looked at any further"
 
 STORED: dict[bytes, int | None] = {
-    b"7": 7, b"007": 7, b"000": 0, b" 7\r\n": 7, b"\xef\xbb\xbf7": 7, b"+7": 7, b'"12"': 12, b"7.0": 7, b"\xff\xfe7\x00": 7, b'{"label": 7}': 7,
-    b'{"label": "7"}': 7, b'{"label": 7.0}': 7, b"-1": -1, b"2147483647": 2147483647,
+    b"7": 7, b"007": 7, b"000": 0, b" 7\r\n": 7, b"\xef\xbb\xbf7": 7, b"+7": 7, b'"12"': 12, b"7.0": 7, b"\xff\xfe7\x00": 7,
+    b'{"label": 7}': 7, b'{"label": "7"}': 7, b'{"label": 7.0}': 7, b"-1": -1, b"2147483647": 2147483647,
     b"0.87": None, b'{"label": 0.87}': None, b'{"label": "0.87"}': None, b"cat": None, b'"cat"': None, b"": None, b"1 2": None,
-    b"[7]": None, b'{"labels": [7]}': 7, b'{"label": null}': None, b"nan": None, b"NaN": None, b"Infinity": None, b"1e400": None,
-    b"2147483648": None, b"0x10": None, b"1_000": None, "\u0667".encode(): None, b"[" * 100_000: None,
+    b"[7]": None, b'{"labels": [7]}': 7, b'{"label": null}': None, b"nan": None, b"NaN": None, b"Infinity": None,
+    b"1e400": None, b"2147483648": None, b"0x10": None, b"1_000": None, "\u0667".encode(): None, b"[" * 100_000: None,
 }  # fmt: skip
 
 

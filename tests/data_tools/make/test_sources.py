@@ -296,11 +296,9 @@ def test_labels_in_members_and_several_labels_are_mapped_too(tmp_path: Path) -> 
     assert [(s["jpg"], s["cls"]) for s in packed] == [(b"0", b"0"), (b"1", b"0"), (b"2", b"0"), (b"3", b"0")]
 
 
-samples = st.lists(
-    st.tuples(st.text(max_size=5), st.lists(st.integers(0, 9), max_size=3, unique=True),
-              st.lists(st.tuples(st.sampled_from(["jpg", "cls", "json"]), st.integers(0, 99), st.integers(0, 2000)), max_size=3)),
-    max_size=8,
-)  # fmt: skip
+several_labels = st.lists(st.integers(0, 9), max_size=3, unique=True)
+member = st.tuples(st.sampled_from(["jpg", "cls", "json"]), st.integers(0, 99), st.integers(0, 2000))
+samples = st.lists(st.tuples(st.text(max_size=5), several_labels, st.lists(member, max_size=3)), max_size=8)
 
 
 @settings(max_examples=60, deadline=None)
@@ -320,12 +318,11 @@ def test_a_listing_is_what_was_added(tmp_path_factory: pytest.TempPathFactory, p
     joined.take(np.array(order, np.int64)).save(path)
     chosen = load_listing(path)
     found = [chosen.sample(i) for i in range(len(chosen))]
-    assert [(s.name, s.labels, [(m.extension, chosen.files[m.file], m.start, m.length) for m in s.members]) for s in found] == [
-        expected[i] for i in order
-    ]  # fmt: skip
-    assert chosen.tar_bytes().tolist() == [
-        sum(512 + -(-length // 512) * 512 for _, _, _, length in expected[i][2]) + (1024 if expected[i][1] else 0) for i in order
-    ]  # fmt: skip
+    as_tuples = [(s.name, s.labels, [(m.extension, chosen.files[m.file], m.start, m.length) for m in s.members]) for s in found]
+    assert as_tuples == [expected[i] for i in order]
+    of_members = [sum(512 + -(-length // 512) * 512 for _, _, _, length in expected[i][2]) for i in order]
+    of_labels = [1024 if expected[i][1] else 0 for i in order]
+    assert chosen.tar_bytes().tolist() == [a + b for a, b in zip(of_members, of_labels, strict=True)]
 
 
 def numbered_tars(path: Path) -> None:
@@ -351,7 +348,11 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], None], str, dict[str, str]]] = {
     "holds images without labels": (numbered_tars, ".", {}),
     "holds class folders and tars": (both, ".", {}),
     "no images in its 1 class folders": (lambda path: (path / "cat").mkdir(), ".", {}),
-    "--label-column has no meaning for .*, which is an image folder": (lambda path: (path / "c").mkdir(), ".", {"label_column": "x"}),
+    "--label-column has no meaning for .*, which is an image folder": (
+        lambda path: (path / "c").mkdir(),
+        ".",
+        {"label_column": "x"},
+    ),
     "line 2: .*gone.jpg: No such file": (text("x.csv", "path,label\ngone.jpg,1\n"), "x.csv", {}),
     "line 2: 1 cells": (text("x.csv", "path,label\ngone.jpg\n"), "x.csv", {}),
     "no column path or .* among a, b, c": (text("x.csv", "a,b,c\n1,2,3\n"), "x.csv", {}),
@@ -360,8 +361,12 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], None], str, dict[str, str]]] = {
     "row 0 has no image bytes": (table_of({"image": pa.array([None], pa.binary()), "label": [1]}), ".", {}),
     "holds no split 'val'": (table_of({"image": [b"x"], "label": [1]}), ".", {"split": "val"}),
     "x.parquet is no whole parquet file": (text("x.parquet", "PAR1hello"), ".", {}),
-    "batches.meta is not loaded": (lambda path: [text(n, "hello")(path) for n in ("batches.meta", "data_batch_1")] and None, ".", {}),
-}  # fmt: skip
+    "batches.meta is not loaded": (
+        lambda path: [text(n, "hello")(path) for n in ("batches.meta", "data_batch_1")] and None,
+        ".",
+        {},
+    ),
+}
 
 
 @pytest.mark.parametrize("message", BAD_SOURCES)

@@ -15,8 +15,8 @@ from pipeline.errors import DataError
 from tests.data_tools.make.test_labels import JPEG, list_source, write_images
 
 FLAGS = {
-    "is_train": "train", "isTrain": None, "is_training": "training", "for_test": "test", "in_val": "val", "train": "train", "test": "test", "Val": "val",
-    "split": None, "training_time": None, "is_cat": None, "trained": None,
+    "is_train": "train", "isTrain": None, "is_training": "training", "for_test": "test", "in_val": "val", "train": "train",
+    "test": "test", "Val": "val", "split": None, "training_time": None, "is_cat": None, "trained": None,
 }  # fmt: skip
 
 
@@ -85,13 +85,25 @@ def test_rows_of_a_split_are_taken(tmp_path: Path, case: str, kind: str) -> None
 
 ASKED = {
     "a flag": (ONE, None, r"column 'is_train' of .* holds the splits train \(3 rows\), not-train \(2 rows\); choose one with"),
-    "several flags": (THREE, None, r"columns 'train', 'val', 'test' of .* holds the splits train \(1 row\), val .* unnamed \(1 row\)"),
-    "a split that the flag does not name": (ONE, "test", r"column 'is_train' of .* holds no split 'test'; it holds train, not-train"),
-    "flags that overlap": (BOTH, "train", r"1 rows are of several splits at once \(is_train=1 and is_trainval=1\); .*--source-split is_train=1"),
+    "several flags": (
+        THREE,
+        None,
+        r"columns 'train', 'val', 'test' of .* holds the splits train \(1 row\), val .* unnamed \(1 row\)",
+    ),
+    "a split that the flag does not name": (
+        ONE,
+        "test",
+        r"column 'is_train' of .* holds no split 'test'; it holds train, not-train",
+    ),
+    "flags that overlap": (
+        BOTH,
+        "train",
+        r"1 rows are of several splits at once \(is_train=1 and is_trainval=1\); .*--source-split is_train=1",
+    ),
     "a column that is not there": (ONE, "is_tran=1", r"has no column 'is_tran'; it has is_train"),
     "a value that is not there": (ONE, "is_train=2", r"column 'is_train' of .* holds no '2'; it holds"),
     "two columns": (BOTH, "is_train=1,is_trainval=1", r"rows are chosen by one column alone, as is_train=1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

@@ -41,7 +41,8 @@ def write_odd_shard(path: Path) -> None:
     lacking = [
         ("a.txt", b"a text"), ("a.cls", b"1"), ("b.jpg", JPEG), ("c.jpg", JPEG), ("c.cls", b"cat"), ("d.jpg", JPEG),
         ("d.cls", b"4"), ("e.jpg", JPEG), ("e.cls", b"-1"), ("f.jpg", JPEG), ("f.json", b'{"label": Infinity}'),
-        ("g.jpg", JPEG), ("g.png", PNG), ("g.cls", b"0"), (os.fsdecode(b"caf\xe9.jpg"), b""), (os.fsdecode(b"caf\xe9.cls"), b"0"),
+        ("g.jpg", JPEG), ("g.png", PNG), ("g.cls", b"0"), (os.fsdecode(b"caf\xe9.jpg"), b""),
+        (os.fsdecode(b"caf\xe9.cls"), b"0"),
     ]  # fmt: skip
     write_tar(path, labelled + lacking)
     (path.parent / "classes.txt").write_text("cat\ndog\nowl\nbat\n")

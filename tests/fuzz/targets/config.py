@@ -23,17 +23,20 @@ SEPARATOR = b"\n#override "  # a comment line in the file is an override on the 
 MAX_MESSAGE = 20_000  # characters: what a person may still read
 WORDS = (
     b"&a ", b"*a", b"<<: ", b"!!python/object/apply:os.system ", b"!!binary ", b"? ", b"- ", b": ", b"\t", b"---\n", b"...\n",
-    b"%YAML 9.9\n", b"0x", b"0b", b"0o8", b"2001-99-99", b"2001-01-01 99:99:99", b"1:60", b"!!int x", b"!!timestamp 9", b"!!float .",
-    b"!!set ", b"!!omap ", b"!!bool maybe", b"=", b"\xef\xbb\xbf", b"\xc2\x85", b"\xff", b"\0", b"|", b">", b"'", b'"', b"{", b"[", b"]",
+    b"%YAML 9.9\n", b"0x", b"0b", b"0o8", b"2001-99-99", b"2001-01-01 99:99:99", b"1:60", b"!!int x", b"!!timestamp 9",
+    b"!!float .",
+    b"!!set ", b"!!omap ", b"!!bool maybe", b"=", b"\xef\xbb\xbf", b"\xc2\x85", b"\xff", b"\0", b"|", b">", b"'", b'"', b"{",
+    b"[", b"]",
     b"}", b",", b"#", b"!!null x", b"9" * 5000, b"null: ", b"1: ", b"~: ", b"[a]: ", b"extends: self.yaml\n", b"extends: .\n",
     b"extends: [a]\n", b"extends: \n", b"extends: 1\n",
 )  # fmt: skip
 KEYS = (
-    "extends", "name", "model", "data", "train", "path", "weight", "evaluation", "datasets", "shots", "duration", "warmup", "seed",
-    "optimizer", "betas", "test", "tracking", "project", "precision", "trainer", "max_steps", "global_batch_size",
+    "extends", "name", "model", "data", "train", "path", "weight", "evaluation", "datasets", "shots", "duration", "warmup",
+    "seed", "optimizer", "betas", "test", "tracking", "project", "precision", "trainer", "max_steps", "global_batch_size",
 )  # fmt: skip
-NAMES = ("trainer.max_steps", "model.name", "data.train", "optimizer.betas", "evaluation.datasets", "seed", "name", "a.b.c", "", ".",
-         "extends", "optimizer.betas.0", "evaluation.datasets.0.name", "model", "trainer.duration", "data.train.0.path")  # fmt: skip
+NAMES = ("trainer.max_steps", "model.name", "data.train", "optimizer.betas", "evaluation.datasets", "seed", "name", "a.b.c", "",
+         ".", "extends", "optimizer.betas.0", "evaluation.datasets.0.name", "model", "trainer.duration",
+         "data.train.0.path")  # fmt: skip
 
 
 def configurations(scratch: Path) -> Fuzzer:

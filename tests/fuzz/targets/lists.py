@@ -18,19 +18,41 @@ from tests.fuzz.mutations import mutate_bytes
 from tests.fuzz.values import json_bytes, mutate_values
 
 MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\xff\xfe\0\0", b"\0\0\xfe\xff")
-WORDS = (*MARKS, b"\r", b"\r\n", b"\n\n", b"\t", b",", b";", b"|", b'"', b'""', b"\0", b"\xe9", b"\xe2\x80\xa8", b"\xc2\x85", b" ",
-         b"train", b"val", b"split", b"image", b"label", b"a.png", b"../", b"007", b"1.0", b"-1", b"nan", b"9" * 5000, b"A" * 140_000,
-         b"\xd9\xa3", b"{", b"[", b'"label": ')  # fmt: skip
+WORDS = (*MARKS, b"\r", b"\r\n", b"\n\n", b"\t", b",", b";", b"|", b'"', b'""', b"\0", b"\xe9", b"\xe2\x80\xa8", b"\xc2\x85",
+         b" ", b"train", b"val", b"split", b"image", b"label", b"a.png", b"../", b"007", b"1.0", b"-1", b"nan", b"9" * 5000,
+         b"A" * 140_000, b"\xd9\xa3", b"{", b"[", b'"label": ')  # fmt: skip
 SEEDS = {
     "csv": (
-        b"image,label\na.png,cat\nb.png,dog\n", b"a.png;0\nb.png;1\n", b"filename\tclass\tsplit\na.png\tcat\ttrain\nb.png\tdog\tval\n",
-        b"path,label,fold\r\na.png,0,1\r\nb.png,1 2,2\r\n", b'"a.png","cat, or dog"\n',
+        b"image,label\na.png,cat\nb.png,dog\n",
+        b"a.png;0\nb.png;1\n",
+        b"filename\tclass\tsplit\na.png\tcat\ttrain\nb.png\tdog\tval\n",
+        b"path,label,fold\r\na.png,0,1\r\nb.png,1 2,2\r\n",
+        b'"a.png","cat, or dog"\n',
     ),
-    "classes": (b"cat\ndog\nbird\n", b"\xef\xbb\xbfcat\r\ndog\r\n", "caf\u00e9\nna\u00efve\n".encode(), "caf\u00e9\n".encode("utf-16")),
+    "classes": (
+        b"cat\ndog\nbird\n",
+        b"\xef\xbb\xbfcat\r\ndog\r\n",
+        "caf\u00e9\nna\u00efve\n".encode(),
+        "caf\u00e9\n".encode("utf-16"),
+    ),
     "map": (b"cat\tanimal\ndog\tanimal\ncar\tthing\n", b"0\t1\n1\t0\n", b"cat\t0\ndog\t7\n"),
-    "skips": (b"shard\tkey\treason\n000.tar\ta\tdamaged\n000.tar\tb\tcopy\n", b"\xef\xbb\xbfshard\tkey\treason\r\nx.tar\t1\tz\r\n"),
-    "labels": (b"7", b"007", b" 12\n", b"cat", b'{"label": 3}', b'{"label": "4", "labels": [4, 5]}', b"[1, 2]", b'"cat"', b"7.0", b"1e3"),
-}  # fmt: skip
+    "skips": (
+        b"shard\tkey\treason\n000.tar\ta\tdamaged\n000.tar\tb\tcopy\n",
+        b"\xef\xbb\xbfshard\tkey\treason\r\nx.tar\t1\tz\r\n",
+    ),
+    "labels": (
+        b"7",
+        b"007",
+        b" 12\n",
+        b"cat",
+        b'{"label": 3}',
+        b'{"label": "4", "labels": [4, 5]}',
+        b"[1, 2]",
+        b'"cat"',
+        b"7.0",
+        b"1e3",
+    ),
+}
 SEPARATOR = b":"
 
 

@@ -36,11 +36,13 @@ OWNER = {
 }  # fmt: skip
 META = {
     "format": 2, "step": 8, "images_seen": 64, "num_updates": 8, "skipped_steps": 0, "callbacks": {"Metrics": {"seen": 64}},
-    "world_size": 2, "zero_stage": 2, "wandb_id": "abc", "data_fingerprint": "f", "order_version": 1, "versions": {"torch": "2"},
+    "world_size": 2, "zero_stage": 2, "wandb_id": "abc", "data_fingerprint": "f", "order_version": 1,
+    "versions": {"torch": "2"},
 }  # fmt: skip
 STATES: dict[str, Any] = {
     "heartbeat.json": {
-        "phase": "running", "time": 1.7e9, "started": 1.6e9, "step": 12, "total_steps": 100, "global_batch_size": 8, "world_size": 2,
+        "phase": "running", "time": 1.7e9, "started": 1.6e9, "step": 12, "total_steps": 100, "global_batch_size": 8,
+        "world_size": 2,
         "num_nodes": 1, "pid": 77, "host": "node1", "machine": "boot", "pid_namespace": "n", "process_start": "5",
         "slurm_job_id": None, "alerts": ["slow"], "by": None, "folder_inode": 5,
     },
@@ -60,8 +62,8 @@ METRICS = [
     for step in range(1, 9)
 ]  # fmt: skip
 RESULTS = [
-    {"step": step, "images_seen": 8 * step, "dataset": "bars", "protocol": protocol, "shots": shots, "seed": seed, "accuracy": 0.5,
-     "ci95": 0.1, "test_images": 22, "unreadable": 0, "weights": DIGEST}
+    {"step": step, "images_seen": 8 * step, "dataset": "bars", "protocol": protocol, "shots": shots, "seed": seed,
+     "accuracy": 0.5, "ci95": 0.1, "test_images": 22, "unreadable": 0, "weights": DIGEST}
     for step in (4, 8) for protocol, shots, seed in (("few_shot", 5, 0), ("few_shot", 5, 1), ("linear", None, None))
 ]  # fmt: skip
 KEYS = tuple({key for state in STATES.values() for key in state} | METRICS[0].keys() | RESULTS[0].keys() | {"bytes", "blake2b"})

@@ -18,14 +18,18 @@ from tests.fuzz.safetensors_files import mutate_file
 from tests.fuzz.values import mutate_values
 
 MODELS = (
-    ViTConfig(image_size=8, patch_size=4, width=8, depth=2, mlp_dim=12, num_heads=2, num_classes=3, representation_size=None, dropout=0.1),
-    ViTConfig(image_size=4, patch_size=2, width=4, depth=1, mlp_dim=4, num_heads=1, num_classes=2, representation_size=4, dropout=0.0),
-    ViTConfig(image_size=(4, 6), patch_size=2, width=8, depth=2, mlp_dim=4, num_heads=2, num_classes=2, representation_size=None, dropout=0.0,
+    ViTConfig(image_size=8, patch_size=4, width=8, depth=2, mlp_dim=12, num_heads=2, num_classes=3, representation_size=None,
+              dropout=0.1),
+    ViTConfig(image_size=4, patch_size=2, width=4, depth=1, mlp_dim=4, num_heads=1, num_classes=2, representation_size=4,
+              dropout=0.0),
+    ViTConfig(image_size=(4, 6), patch_size=2, width=8, depth=2, mlp_dim=4, num_heads=2, num_classes=2,
+              representation_size=None, dropout=0.0,
               pooling="map", position="sincos_2d", registers=2, qk_norm=True, layer_scale=1e-4, stochastic_depth=0.1),
-    ViTConfig(image_size=(4, 2), patch_size=2, width=4, depth=2, mlp_dim=4, num_heads=1, num_classes=2, representation_size=None, dropout=0.0,
+    ViTConfig(image_size=(4, 2), patch_size=2, width=4, depth=2, mlp_dim=4, num_heads=1, num_classes=2,
+              representation_size=None, dropout=0.0,
               position="learned_2d", position_at="every_layer", gelu="tanh", qkv_bias=False),
-    ViTConfig(image_size=4, patch_size=2, width=4, depth=1, mlp_dim=4, num_heads=1, num_classes=2, representation_size=None, dropout=0.0,
-              position="relative", pooling="gap"),
+    ViTConfig(image_size=4, patch_size=2, width=4, depth=1, mlp_dim=4, num_heads=1, num_classes=2, representation_size=None,
+              dropout=0.0, position="relative", pooling="gap"),
 )  # fmt: skip
 MOST_PIXELS = 1024  # that a model is run on
 KEYS = (

@@ -178,8 +178,8 @@ def test_the_whole_resnet_is_layer_0_as_a_patch_embedding_is() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"pooling": "gap"}, {"pooling": "map"}, {"position": "sincos_2d", "registers": 2}, {"stochastic_depth": 0.1, "gelu": "tanh"},
-     {"position": "relative", "qk_norm": True, "image_size": [64, 96]}],
+    [{"pooling": "gap"}, {"pooling": "map"}, {"position": "sincos_2d", "registers": 2},
+     {"stochastic_depth": 0.1, "gelu": "tanh"}, {"position": "relative", "qk_norm": True, "image_size": [64, 96]}],
 )  # fmt: skip
 def test_the_encoders_choices_are_the_hybrids_too(settings: dict[str, Any]) -> None:
     config = config_of("R26+Ti/32", **{"image_size": 64, "depth": 1, "blocks": [1, 1, 1, 1], "num_classes": 3, **settings})
@@ -194,7 +194,8 @@ def test_the_encoders_choices_are_the_hybrids_too(settings: dict[str, Any]) -> N
 
 @pytest.mark.parametrize(
     "damage",
-    [{"blocks": [1] * 9}, {"blocks": [0]}, {"root_width": 48}, {"patch_size": 0}, {"image_size": 225}, {"num_heads": 5}, {"more": 1}],
+    [{"blocks": [1] * 9}, {"blocks": [0]}, {"root_width": 48}, {"patch_size": 0}, {"image_size": 225}, {"num_heads": 5},
+     {"more": 1}],
 )  # fmt: skip
 def test_a_damaged_description_is_refused(damage: dict[str, Any]) -> None:
     with pytest.raises(ValueError):

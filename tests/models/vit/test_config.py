@@ -77,7 +77,8 @@ def test_what_is_written_is_read() -> None:
     "changes",
     [
         {"pooling": "mean"}, {"pooling": None}, {"pooling": ["gap"]}, {"position": 1}, {"position_at": ""}, {"gelu": "TANH"},
-        {"position_class_token": 1}, {"qkv_bias": "true"}, {"qk_norm": None}, {"layer_scale": "1e-4"}, {"layer_scale": float("nan")},
+        {"position_class_token": 1}, {"qkv_bias": "true"}, {"qk_norm": None}, {"layer_scale": "1e-4"},
+        {"layer_scale": float("nan")},
         {"layer_scale": True}, {"registers": -1}, {"registers": 1.0}, {"registers": True}, {"registers": 2**31},
         {"stochastic_depth": 1.0}, {"stochastic_depth": -0.1}, {"stochastic_depth": None}, {"stochastic_depth_rule": {}},
         {"image_size": [16]}, {"image_size": [16, 24, 8]}, {"image_size": [16, 25]}, {"image_size": [16, 0]},

@@ -46,7 +46,8 @@ def test_parameter_counts_are_the_papers(name: str, millions: int) -> None:
 @pytest.mark.parametrize(
     ("name", "timm_name"),
     [("Ti/16", "vit_tiny_patch16_224"), ("S/32", "vit_small_patch32_224"), ("B/16", "vit_base_patch16_224"),
-     ("B/32", "vit_base_patch32_224"), ("L/16", "vit_large_patch16_224"), ("L/32", "vit_large_patch32_224"), ("H/14", "vit_huge_patch14_224")],
+     ("B/32", "vit_base_patch32_224"), ("L/16", "vit_large_patch16_224"), ("L/32", "vit_large_patch32_224"),
+     ("H/14", "vit_huge_patch14_224")],
 )  # fmt: skip
 def test_parameter_counts_equal_timms(timm: ModuleType, name: str, timm_name: str) -> None:
     with torch.device("meta"):

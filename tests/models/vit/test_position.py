@@ -21,7 +21,8 @@ from pipeline.models.vit.position import by_offset_to_by_key, combine_axes, resi
 from tests.helpers.timm_names import random_model
 
 CONFIG = ViTConfig(
-    image_size=(16, 24), patch_size=8, width=32, depth=3, mlp_dim=40, num_heads=2, num_classes=5, representation_size=None, dropout=0.0
+    image_size=(16, 24), patch_size=8, width=32, depth=3, mlp_dim=40, num_heads=2, num_classes=5, representation_size=None,
+    dropout=0.0
 )  # fmt: skip
 GRIDS = [((4, 4), (7, 7)), ((7, 5), (3, 9)), ((14, 14), (24, 24)), ((3, 3), (1, 2))]
 

@@ -16,7 +16,8 @@ from pipeline.models.vit.stochastic_depth import StochasticDepth, block_rates
 from tests.helpers.timm_names import random_model, timm_model, to_timm
 
 TINY = ViTConfig(
-    image_size=32, patch_size=8, width=48, depth=2, mlp_dim=80, num_heads=3, num_classes=7, representation_size=None, dropout=0.0
+    image_size=32, patch_size=8, width=48, depth=2, mlp_dim=80, num_heads=3, num_classes=7, representation_size=None,
+    dropout=0.0
 )  # fmt: skip
 CHOICES: dict[str, dict[str, Any]] = {
     "default": {},

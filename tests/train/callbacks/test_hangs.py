@@ -55,7 +55,8 @@ def test_phases_follow_the_training_and_only_steps_are_beats(tmp_path: Path) -> 
     fit(callbacks, batches, folder=tmp_path, max_steps=2, accumulation_steps=2)
     micro_batch, end = ["in a step"], ["at a step's end", "waiting for data"]
     assert watchdog.heard == [
-        "saving the first weights", "waiting for data", *micro_batch, *end, *micro_batch, 1, *end, *micro_batch, *end, *micro_batch, 2, *end,
+        "saving the first weights", "waiting for data", *micro_batch, *end, *micro_batch, 1, *end, *micro_batch, *end,
+        *micro_batch, 2, *end,
     ]  # fmt: skip
     assert not watching()
 

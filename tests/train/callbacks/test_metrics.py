@@ -63,7 +63,8 @@ def train(
     metrics = metrics or make_metrics()
     steps = len(batches) // options.get("accumulation_steps", 1)
     return fit(
-        [metrics.rank_times, metrics, *after], batches, folder=folder, max_steps=steps, logger=[MetricsFile(RunFolder(folder).metrics)], **options
+        [metrics.rank_times, metrics, *after], batches, folder=folder, max_steps=steps,
+        logger=[MetricsFile(RunFolder(folder).metrics)], **options
     )  # fmt: skip
 
 

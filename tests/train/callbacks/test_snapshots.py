@@ -18,8 +18,8 @@ from tests.helpers.run_folders import TINY
 
 FACTS = RunFacts(model=TINY, global_batch_size=2, zero_stage=0, wandb_id="abc", data_fingerprint="f")
 META = CheckpointMeta(
-    format=FORMAT, step=6, images_seen=12, num_updates=6, skipped_steps=0, callbacks={}, world_size=2, zero_stage=0, wandb_id="abc",
-    data_fingerprint="f", order_version=ORDER_VERSION, versions=collect_versions(),
+    format=FORMAT, step=6, images_seen=12, num_updates=6, skipped_steps=0, callbacks={}, world_size=2, zero_stage=0,
+    wandb_id="abc", data_fingerprint="f", order_version=ORDER_VERSION, versions=collect_versions(),
 )  # fmt: skip
 MASTERS = {"weight": torch.arange(6.0).view(2, 3)}
 MOMENTS = {"exp_avg/weight": torch.ones(2, 3), "exp_avg_sq/weight": torch.full((2, 3), 0.5)}

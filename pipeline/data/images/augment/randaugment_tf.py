@@ -55,8 +55,8 @@ class RandAugmentTF(AugmentSection):
 
     distances: Literal["pixels", "scaled"] = Field(
         default="pixels",
-        description="of Translate and Cutout: 100 and 40 pixels at magnitude 10, as in the source, whatever the image's size, so "
-        "that 64 px become grey; scaled: these as parts of 224",
+        description="of Translate and Cutout: 100 and 40 pixels at magnitude 10, as in the source, whatever the image's size, "
+        "so that 64 px become grey; scaled: these as parts of 224",
     )
 
     def build(self) -> TensorFlowLaw:
