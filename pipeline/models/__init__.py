@@ -1,4 +1,4 @@
-"""Model families: one folder each, and its name in the union below."""
+"""Join the model families in one union. Each family has one folder, and its name below."""
 
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ Model = Annotated[ViT | BiT | Hybrid | Timm, OneOf("family", default="vit")]
 
 
 def config_from_dict(family: str, values: Any) -> ModelConfig:
-    """A model's configuration from a file.
+    """Return a model's configuration from a file's values.
 
     Raises:
         ValueError: an unknown family, or values that describe none of its models.

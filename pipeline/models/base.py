@@ -1,4 +1,4 @@
-"""What every model family gives to the rest: a configuration that builds, and a model that has a representation."""
+"""Define what every model family gives to the rest: a configuration that builds, and a model that has a representation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.image_size import ImageSize, height_and_width
 
 
 class PatchLayout(NamedTuple):
-    """How many patches an image has, and how wide their embeddings are."""
+    """Says how many patches an image has, and how wide their embeddings are."""
 
     rows: int
     columns: int
@@ -23,33 +23,34 @@ class PatchLayout(NamedTuple):
 
 
 class PatchOutput(NamedTuple):
-    """What a model of patches gives where its patch embeddings were corrupted."""
+    """Holds the outputs of a model of patches whose patch embeddings were corrupted."""
 
     patches: Tensor  # (B, P, D) each patch's output, in raster order
     logits: Tensor  # (B, C)
 
 
 class Backbone(nn.Module):
-    """uint8 images (B, 3, H, W) in, class logits (B, C) out. Its classifier is one dense layer on a representation."""
+    """Maps uint8 images (B, 3, H, W) to class logits (B, C). Its classifier is one dense layer on a representation."""
 
     def scale(self, images: Tensor) -> Tensor:
-        """uint8 images as the floats that `forward` takes too: values in [-1, 1]."""
+        """Return uint8 images as floats in [-1, 1], which `forward` takes too; floats are returned as they are."""
         return images.float() / 127.5 - 1.0 if images.dtype == torch.uint8 else images
 
     @abstractmethod
     def forward_representation(self, images: Tensor) -> Tensor:
-        """What the classifier reads: (B, R)."""
+        """Return what the classifier reads: (B, R)."""
 
     @abstractmethod
     def init_weights(self, generator: torch.Generator) -> None:
-        """Initialise in place, drawing from `generator` alone."""
+        """Initialise all weights in place, drawing from `generator` alone."""
 
     def layer_numbers(self) -> dict[str, int]:
         """Return the layer of each parameter, by its name in the model: layer-wise learning rates depend on it.
 
-        Block i is layer i + 1. What is made before the blocks (class token, positions, patch embedding) is layer 0, what is made
-        after them (last norm, head) is one layer more than there are blocks: the rule of BEiT and MAE. Blocks are
-        `repeated_blocks`, or those that `_listed_blocks` finds. A family whose model is made otherwise has its own rule.
+        Block i is layer i + 1. Parameters made before the blocks (class token, positions, patch embedding) are of layer 0.
+        Those made after them (last norm, head) are of the last layer, number of blocks + 1. This is the rule of BEiT and MAE.
+        Blocks are `repeated_blocks`, or those that `_listed_blocks` finds. A family whose model is made otherwise has its own
+        rule.
         """
         blocks = [block for block in self.repeated_blocks() or self._listed_blocks() if any(True for _ in block.parameters())]
         number_of = {id(parameter): number for number, block in enumerate(blocks, 1) for parameter in block.parameters()}
@@ -63,7 +64,7 @@ class Backbone(nn.Module):
         return numbers
 
     def _listed_blocks(self) -> list[nn.Module]:
-        """Return the entries of the outermost `nn.ModuleList`s, and `nn.Sequential`s called blocks, layers or stages as in timm."""
+        """Return the entries of the outermost `nn.ModuleList`s, and of `nn.Sequential`s named blocks, layers or stages."""
         outermost: list[str] = []
         blocks: list[nn.Module] = []
         for name, module in self.named_modules():
@@ -75,20 +76,22 @@ class Backbone(nn.Module):
         return blocks
 
     def repeated_blocks(self) -> Sequence[nn.Module]:
-        """The blocks that most of the model is made of, in order: what activation checkpointing computes again, and what
-        `trainer.compile=blocks` compiles. Their parameters belong to modules inside them. Empty where a family has none.
+        """Return the blocks that most of the model is made of, in order; none where a family has none.
+
+        Activation checkpointing computes them again, and `trainer.compile=blocks` compiles them. Their parameters belong to
+        modules inside them.
         """
         return ()
 
 
 @dataclass(frozen=True)
 class BlockCost:
-    """What one of a model's repeated blocks costs on one image.
+    """Holds the cost of one of a model's repeated blocks on one image.
 
     Attributes:
         macs: multiply-accumulates of its forward pass.
-        saved_bytes: that its forward pass keeps for the backward pass, its input included.
-        input_bytes: of its input alone, which is all that is kept where the block is computed again.
+        saved_bytes: bytes that its forward pass keeps for the backward pass, its input included.
+        input_bytes: bytes of its input alone, which is all that is kept where the block is computed again.
     """
 
     macs: int
@@ -97,42 +100,45 @@ class BlockCost:
 
 
 class Cost(ABC):
-    """What one image costs: operations, and bytes of activations. Computed, not measured."""
+    """Computes the cost of one image: operations, and bytes of activations. Nothing is measured."""
 
     @property
     @abstractmethod
     def macs(self) -> int:
-        """Multiply-accumulates of one forward pass."""
+        """Return the multiply-accumulates of one forward pass."""
 
     @property
     def training_flops(self) -> int:
-        """Floating-point operations of training on one image: forward, and backward as twice that, at two operations each."""
+        """Return the floating-point operations of training on one image.
+
+        The backward pass counts as two forward passes, and a multiply-accumulate as two operations.
+        """
         return 6 * self.macs
 
     @abstractmethod
     def saved_bytes(self, *, precision: TrainingPrecision, mask_bytes: int = 1) -> int:
-        """Bytes that the forward pass keeps for the backward pass.
+        """Return the bytes that the forward pass keeps for the backward pass.
 
         Args:
-            mask_bytes: of one element of a dropout mask: 1 on GPUs, where it is boolean.
+            mask_bytes: bytes of one element of a dropout mask: 1 on GPUs, where it is boolean.
         """
 
     def saved_bytes_once(self, *, precision: TrainingPrecision) -> int:
-        """Bytes kept for the backward pass once, whatever the batch, besides the bf16 copies that autocast makes of kernels."""
+        """Return the bytes kept once for the backward pass, whatever the batch, without autocast's bf16 copies of kernels."""
         return 0
 
     def blocks(self, *, precision: TrainingPrecision, mask_bytes: int = 1) -> list[BlockCost]:
-        """Of each of `Backbone.repeated_blocks`, in order; what they save is a part of `saved_bytes`."""
+        """Return the cost of each of `Backbone.repeated_blocks`, in order; what they save is a part of `saved_bytes`."""
         del precision, mask_bytes
         return []
 
     @abstractmethod
     def working_bytes(self, *, precision: TrainingPrecision) -> int:
-        """Most that one operation of the backward pass takes beyond what was saved."""
+        """Return the most bytes that one operation of the backward pass takes beyond those that were saved."""
 
 
 class ModelConfig(ABC):
-    """Everything that fixes a model's weights: frozen dataclasses. Lengths in pixels."""
+    """Holds everything that fixes a model's weights. Each family has a frozen dataclass of it. Lengths are in pixels."""
 
     family: ClassVar[str]  # as in the section, and in the header of a weights file
 
@@ -142,27 +148,27 @@ class ModelConfig(ABC):
 
     @property
     def height_and_width(self) -> tuple[int, int]:
-        """Of the images that the model takes."""
+        """Return the height and width in pixels of the images that the model takes."""
         return height_and_width(self.image_size)
 
     @abstractmethod
     def build(self) -> Backbone:
-        """The model, its weights not initialised."""
+        """Return the model. Its weights are not initialised."""
 
     @property
     def patches(self) -> PatchLayout | None:
-        """The patches that the model embeds, whose embeddings `Backbone.forward` can corrupt; None for a model without."""
+        """Return the patches that the model embeds, which `Backbone.forward` can corrupt; None for a model without."""
         return None
 
     @property
     @abstractmethod
     def cost(self) -> Cost:
-        """What one image costs."""
+        """Return the cost of one image."""
 
     @property
     @abstractmethod
     def least_tensors(self) -> int:
-        """A lower bound of the tensors of a state dict: a damaged file may describe a model of any size."""
+        """Return a lower bound of the number of tensors in a state dict: a damaged file may describe a model of any size."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, for JSON."""
@@ -171,8 +177,8 @@ class ModelConfig(ABC):
     @classmethod
     @abstractmethod
     def from_dict(cls, values: Any) -> ModelConfig:
-        """What `to_dict` wrote, after a way through a file.
+        """Return the configuration that `to_dict` wrote to a file.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the values describe none.
         """

@@ -1,4 +1,4 @@
-"""Counts of a model run on tensors without storage: multiply-accumulates, and bytes that autograd saves."""
+"""Count what a model does on tensors without storage: multiply-accumulates, and bytes that autograd saves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FEW, MORE = 2, 4  # images of the two passes that are compared
 
 @dataclass(frozen=True)
 class SavedBytes:
-    """What autograd saves for the backward pass, parameters left out.
+    """Holds the bytes that autograd saves for the backward pass, without parameters.
 
     Attributes:
         once: whatever the batch; under autocast the bf16 copies of kernels are among them.
@@ -33,7 +33,7 @@ class SavedBytes:
 
 
 def count_macs(build: Callable[[], nn.Module], *, image_size: ImageSize) -> int:
-    """Multiply-accumulates of one forward pass over one image: convolutions and matrix products, attention's included."""
+    """Return the multiply-accumulates of a forward pass over one image: convolutions and matrix products, with attention's."""
     with torch.device("meta"):
         model, images = build().eval(), torch.empty(1, 3, *height_and_width(image_size))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -42,7 +42,7 @@ def count_macs(build: Callable[[], nn.Module], *, image_size: ImageSize) -> int:
 
 
 def count_saved_bytes(build: Callable[[], nn.Module], *, image_size: ImageSize, precision: TrainingPrecision) -> SavedBytes:
-    """Bytes that a forward pass in training mode leaves for the backward pass, as on a GPU."""
+    """Return the bytes that a forward pass in training mode leaves for the backward pass, as on a GPU."""
     with torch.device("meta"):
         model = build().to(torch.bfloat16 if precision == "bf16" else torch.float32)
         few, more = (
@@ -55,7 +55,7 @@ def count_saved_bytes(build: Callable[[], nn.Module], *, image_size: ImageSize, 
 
 
 def _saved_storages(model: nn.Module, images: Tensor, *, precision: TrainingPrecision) -> list[int]:
-    """Bytes of each storage that autograd keeps."""
+    """Return the bytes of each storage that autograd keeps."""
     own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
     storages: dict[int, torch.UntypedStorage] = {}
 
@@ -72,7 +72,7 @@ def _saved_storages(model: nn.Module, images: Tensor, *, precision: TrainingPrec
 
 
 class _OnGpu(TorchFunctionMode):
-    """What fused attention and torch.autocast do on a GPU, for tensors without storage, which they do not know.
+    """Does what fused attention and torch.autocast do on a GPU, for tensors without storage, which they do not know.
 
     The functions are those of autocast's lists that models use (torch 2.13, "CUDA Ops that can autocast").
     """

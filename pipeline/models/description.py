@@ -1,4 +1,4 @@
-"""A model's configuration from plain values that were read from a file, each checked against the type of its field."""
+"""Make a model's configuration from a file's plain values. Each is checked against the type of its field."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Described = TypeVar("Described")
 
 
 def from_plain(kind: type[Described], values: Any) -> Described:
-    """A dataclass from a mapping of its fields; a field with a default may be absent.
+    """Return a dataclass from a mapping of its fields; a field with a default may be absent.
 
     A whole number is at least 1, or `least` in its field's metadata.
 
@@ -34,7 +34,7 @@ def from_plain(kind: type[Described], values: Any) -> Described:
 
 
 def list_as_tuple(value: Any) -> Any:
-    """JSON has no tuples."""
+    """Return lists as tuples, which JSON does not have."""
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -1,4 +1,4 @@
-"""The settings that every model family has."""
+"""Hold the settings that every model family has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Side = Annotated[int, Field(ge=1)]  # of an image, in pixels
 
 
 class ModelSection(Section):
-    """The settings of a model of any family."""
+    """Configures a model of any family."""
 
     num_classes: int = Field(ge=1, description="classes of the pretraining set")
 
@@ -23,11 +23,11 @@ class ModelSection(Section):
     @property
     @abstractmethod
     def title(self) -> str:
-        """What people call the model."""
+        """Return what people call the model."""
 
     @abstractmethod
     def resolve(self, *, head_bias: float = 0.0) -> ModelConfig:
-        """The model that the settings describe.
+        """Return the configuration of the model that the settings describe.
 
         Args:
             head_bias: what the classifier's biases begin at.

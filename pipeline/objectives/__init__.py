@@ -1,4 +1,4 @@
-"""Objectives: what is minimised. One file each, and its name in the union below."""
+"""Join the objectives, which are minimised, in one union. Each has one file, and its name below."""
 
 from typing import Annotated
 

@@ -20,7 +20,7 @@ def top_1_and_5(num_classes: int) -> dict[str, Metric]:
 
 
 class HitAt1(Metric):
-    """Part of the images whose largest logit is of a class with a target; images without labels are not counted."""
+    """Measures the part of the images whose largest logit is of a class with a target. Images without labels do not count."""
 
     hits: Tensor
     total: Tensor
@@ -31,7 +31,7 @@ class HitAt1(Metric):
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
-        """Logits and targets, both (B, C)."""
+        """Count a micro-batch's logits and targets, both (B, C)."""
         labelled = targets.any(dim=1)
         best = predictions.argmax(dim=1, keepdim=True)
         self.hits += (targets.gather(1, best)[:, 0] > 0)[labelled].sum()

@@ -1,4 +1,4 @@
-"""What every objective says of itself."""
+"""Define what every objective says of itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LabelKind = Literal["one", "several", "none"]  # what an objective needs of an i
 
 
 class ObjectiveOutput(NamedTuple):
-    """What an objective computes on a micro-batch."""
+    """Holds what an objective computes on a micro-batch."""
 
     loss: Tensor  # scalar, fp32, the mean over the images
     predictions: Tensor  # what metrics compare with the targets; without a gradient
@@ -35,18 +35,18 @@ class Objective(nn.Module):
 
     @abstractmethod
     def forward(self, model: Backbone, batch: Mapping[str, Any]) -> ObjectiveOutput:
-        """The loss.
+        """Return the loss.
 
         Args:
             batch: see `pipeline.data.streams.loader.Batch`; images (B, 3, H, W) and labels are on the model's device.
         """
 
     def init_weights(self, seed: int) -> None:
-        """Initialise its own parameters in place; the same on every rank."""
+        """Initialise its own parameters in place, the same on every rank."""
 
 
 class ClassifierLoss(Objective):
-    """The loss of a model's logits and one label an image."""
+    """Computes the loss of a model's logits and one label an image."""
 
     def __init__(self, loss: Loss) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class ClassifierLoss(Objective):
 
 
 class ObjectiveSection(Section):
-    """The settings of an objective, and what follows from them."""
+    """Configures an objective, and says what follows from its settings."""
 
     head_bias: float = Field(default=0.0, description="what the classifier's biases begin at")
 
@@ -66,7 +66,7 @@ class ObjectiveSection(Section):
 
     @property
     def images_together(self) -> int:
-        """Neighbours in the run's order that one micro-batch must hold together: 2 where pairs are mixed."""
+        """Return how many neighbours in the run's order one micro-batch must hold together: 2 where pairs are mixed."""
         return 1
 
     def check(self, model: ModelConfig, *, class_names: Sequence[str] | None) -> None:
@@ -81,7 +81,7 @@ class ObjectiveSection(Section):
 
     @abstractmethod
     def build(self, model: ModelConfig, *, seed: int, class_names: Sequence[str] | None) -> Objective:
-        """The objective.
+        """Return the objective.
 
         Args:
             model: the model that is trained.
@@ -90,7 +90,7 @@ class ObjectiveSection(Section):
         """
 
     def metrics(self, model: ModelConfig) -> dict[str, Metric]:
-        """Metrics of predictions and targets by their names in the metrics file; none by default."""
+        """Return the metrics of predictions and targets, by their names in the metrics file; none by default."""
         del model
         return {}
 

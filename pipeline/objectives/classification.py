@@ -1,4 +1,4 @@
-"""What objectives over classes share: targets of labels, smoothing, and mixed pairs."""
+"""Define what objectives over classes share: targets from labels, smoothing, and mixed pairs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Classification(Objective):
 
 
 class ClassificationSection(ObjectiveSection):
-    """The settings of an objective over classes."""
+    """Configures an objective over classes."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="part of a target that is spread over all classes")
     mixing: Mixing = Field(default=Mixing(), description="MixUp and CutMix")  # type: ignore[call-arg]
@@ -68,11 +68,11 @@ class ClassificationSection(ObjectiveSection):
 
     @abstractmethod
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss of logits and targets, both (B, C): a scalar, in fp32, the mean over images."""
+        """Return the loss of logits and targets, both (B, C): a scalar, in fp32, the mean over images."""
 
     @abstractmethod
     def make_targets(self, model: ModelConfig, *, class_names: Sequence[str] | None) -> Callable[[Tensor, Tensor], Tensor]:
-        """Targets of labels (L,) and their ends (B,): a row of 0 and 1 an image, (B, C), in fp32."""
+        """Return the targets of labels (L,) and their ends (B,): a row of 0 and 1 an image, (B, C), in fp32."""
 
     def build(self, model: ModelConfig, *, seed: int, class_names: Sequence[str] | None) -> Objective:
         return Classification(

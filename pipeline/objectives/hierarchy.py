@@ -1,4 +1,4 @@
-"""A hierarchy of classes: an image of a class is an image of the class's ancestors too."""
+"""Read a hierarchy of classes: an image of a class is an image of the class's ancestors too."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ MAX_DIGITS = 10
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """Each class and its ancestors: `members[ends[c - 1] : ends[c]]` of class c, itself the first."""
+    """Holds each class and its ancestors: `members[ends[c - 1] : ends[c]]` are those of class c, itself the first."""
 
     members: Tensor  # (M,) int64
     ends: Tensor  # (C,) int64
 
     def with_ancestors(self, labels: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels (L,) and ends (B,) of images, each label followed by its class's ancestors. An ancestor of two labels of an
-        image comes twice."""
+        """Return labels (L,) and ends (B,) of images, each label followed by its class's ancestors.
+
+        An ancestor of two labels of an image comes twice.
+        """
         members, class_ends = self.members.to(labels.device), self.ends.to(labels.device)
         counts = torch.diff(class_ends, prepend=class_ends.new_zeros(1))
         found = counts[labels]  # (L,) classes that each label becomes
@@ -78,7 +80,7 @@ def _node(word: str, numbers: Mapping[str, int], *, num_classes: int, place: str
 
 
 def _ancestors(number: int, parents: Mapping[Node, Sequence[Node]], *, path: str) -> list[int]:
-    """A class, then those of its ancestors that are classes, each once."""
+    """Return a class, then those of its ancestors that are classes, each once."""
     found: dict[Node, None] = {number: None}
     waiting = list(parents.get(number, ()))
     while waiting:

@@ -1,4 +1,4 @@
-"""Masked patch prediction: the paper's self-supervised objective (arXiv 2010.11929, section 4.6 and appendix B.1.2)."""
+"""Predict masked patches: the paper's self-supervised objective (arXiv 2010.11929, section 4.6 and appendix B.1.2)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ MAX_PARTS = 1.0 + 1e-9
 
 
 class MaskedPatches(ObjectiveSection):
-    """Half of the patch embeddings are corrupted, and each corrupted patch's mean colour is predicted. Labels are not read."""
+    """Configures masked patch prediction. Labels are not read.
+
+    Half of the patch embeddings are corrupted, and each corrupted patch's mean colour is predicted.
+    """
 
     name: Literal["masked_patches"] = "masked_patches"
     corrupted: float = Field(default=0.5, gt=0, le=1, description="part of an image's patches that are corrupted")
@@ -83,7 +86,7 @@ class MaskedPatches(ObjectiveSection):
 
 @dataclass(frozen=True)
 class PatchDraws:
-    """What happens to the patches of images, (B, P) each."""
+    """Says what happens to the patches of images, (B, P) each."""
 
     corrupted: NDArray[np.bool_]
     masked: NDArray[np.bool_]
@@ -91,7 +94,7 @@ class PatchDraws:
 
 
 def draw_patches(section: MaskedPatches, positions: NDArray[np.int64], *, num_patches: int, seed: int) -> PatchDraws:
-    """The draws of images by their positions in the run's order: for every number of ranks and workers the same.
+    """Return the draws of images by their positions in the run's order, the same for every number of ranks and workers.
 
     Exactly the nearest whole number to `corrupted` times P patches of each image are corrupted; what becomes of each is drawn
     for itself.
@@ -152,7 +155,7 @@ class MaskedPatchPrediction(Objective):
 
     @torch.no_grad()
     def _targets(self, images: Tensor) -> Tensor:
-        """Of all patches: colours (B, P), colours (B, P, 16), or values in [-1, 1] (B, P, 3 h w)."""
+        """Return the targets of all patches: colours (B, P), colours (B, P, 16), or values in [-1, 1] (B, P, 3 h w)."""
         patches = split_patches(images, rows=self.layout.rows, columns=self.layout.columns).float()  # (B, P, 3, h, w)
         if self.section.target == "mean_colour":
             return mean_colours(patches)

@@ -1,4 +1,4 @@
-"""Settings and draws of MixUp and CutMix. A pair is two neighbours in the run's order, and its draws are keyed by its number.
+"""Configure and draw MixUp and CutMix. A pair is two neighbours in the run's order, and its draws are keyed by its number.
 
 So what is mixed with what, and how, is the same for every number of ranks, workers and restarts.
 """
@@ -24,7 +24,7 @@ FIXED_DRAWS = 4  # before the sampler's: whether, which, and the box's centre
 
 
 class Mixing(Section):
-    """Pairs of images are mixed, and their labels alike. Off by default."""
+    """Configures the mixing of pairs of images and of their labels. It is off by default."""
 
     mixup_alpha: float = Field(
         default=0.0, ge=0, le=MAX_ALPHA, description="MixUp: shares are drawn from Beta(alpha, alpha); 0: none"
@@ -46,7 +46,7 @@ class Mixing(Section):
 
 @dataclass(frozen=True)
 class PairDraws:
-    """How pairs are mixed, a row a pair."""
+    """Says how pairs are mixed, a row a pair."""
 
     blended: NDArray[np.float64]  # (P,) share of an image's own pixels in a blend; 1 where nothing is blended
     boxes: NDArray[np.int64]  # (P, 4) top, left, bottom, right of the neighbour's pixels; empty where there are none
@@ -54,7 +54,7 @@ class PairDraws:
 
 
 def draw_pairs(section: Mixing, pairs: NDArray[np.int64], *, seed: int, height: int, width: int) -> PairDraws:
-    """The draws of pairs by their numbers: positions divided by two.
+    """Return the draws of pairs by their numbers: positions divided by two.
 
     A MixUp share is the larger of lambda and 1 - lambda, so that an image keeps most of itself (big_vision's rule). A CutMix
     box has the area 1 - lambda around a uniform centre and is cut at the borders; the labels' shares are those of the pixels
@@ -74,8 +74,10 @@ def draw_pairs(section: Mixing, pairs: NDArray[np.int64], *, seed: int, height: 
 
 
 def draw_beta(key: int, numbers: NDArray[np.int64], alphas: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A draw from Beta(alpha, alpha) for each number, by Johnk's method (Metrika 8, 1964): two powers of uniforms, kept if
-    their sum is at most one."""
+    """Return a draw from Beta(alpha, alpha) for each number, by Johnk's method (Metrika 8, 1964).
+
+    The method draws two powers of uniforms, and keeps them if their sum is at most one.
+    """
     result = np.full(len(numbers), np.nan)
     first = FIXED_DRAWS
     while (open_ := np.flatnonzero(np.isnan(result))).size:
@@ -116,7 +118,7 @@ class Mixer:
     seed: int
 
     def __call__(self, images: Tensor, targets: Tensor, *, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) as floats, and targets of 0 and 1 (B, C), mixed.
+        """Mix images (B, 3, H, W) of floats, and targets (B, C) of 0 and 1.
 
         Args:
             positions: (B,) of the images in the run's order, on CPU; neighbours are there together.

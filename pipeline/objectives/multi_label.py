@@ -1,4 +1,4 @@
-"""Binary cross-entropy of images with several labels."""
+"""Compute the binary cross-entropy of images with several labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class MultiLabel(ClassificationSection):
-    """Binary cross-entropy of each class, of images with any number of labels (.json members: {"labels": [3, 7]})."""
+    """Configures the binary cross-entropy of each class, for images with any number of labels.
+
+    Such labels are .json members: {"labels": [3, 7]}.
+    """
 
     name: Literal["multi_label"] = "multi_label"
     reduction: Reduction = Field(default="sum", description="over the classes")

@@ -1,4 +1,4 @@
-"""Objectives of images with one label."""
+"""Define what objectives of images with one label share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class OneLabelSection(ClassificationSection):
-    """The settings of an objective of images with one label."""
+    """Configures an objective of images with one label."""
 
     def make_targets(self, model: ModelConfig, *, class_names: Sequence[str] | None) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda labels, _ends: one_hot_targets(labels, num_classes=model.num_classes)

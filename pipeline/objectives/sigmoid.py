@@ -1,4 +1,4 @@
-"""Binary cross-entropy of each class: ImageNet-21k and JFT, whose classes overlap."""
+"""Compute the binary cross-entropy of each class: for ImageNet-21k and JFT, whose classes overlap."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.objectives.one_label import OneLabelSection
 
 
 class Sigmoid(OneLabelSection):
-    """Binary cross-entropy summed over the classes: for classes that overlap (ImageNet-21k, JFT)."""
+    """Configures the binary cross-entropy summed over the classes, for classes that overlap (ImageNet-21k, JFT)."""
 
     name: Literal["sigmoid"] = "sigmoid"
     reduction: Reduction = Field(default="sum", description="over the classes: sum as the paper's authors; mean as DeiT III")

@@ -1,4 +1,4 @@
-"""Cross-entropy over classes of which an image has one: ImageNet-1k."""
+"""Compute the cross-entropy over classes of which an image has one: ImageNet-1k."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.objectives.one_label import OneLabelSection
 
 
 class Softmax(OneLabelSection):
-    """Cross-entropy against a distribution over classes: for classes that exclude one another (ImageNet-1k)."""
+    """Configures the cross-entropy against a distribution over classes, for classes that exclude one another (ImageNet-1k)."""
 
     name: Literal["softmax"] = "softmax"
 

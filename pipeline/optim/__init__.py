@@ -1,4 +1,4 @@
-"""Optimizers. One file each, and its name in the union below."""
+"""Join the optimizers in one union. Each has one file, and its name below."""
 
 from typing import Annotated
 

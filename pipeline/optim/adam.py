@@ -1,4 +1,4 @@
-"""Adam with coupled weight decay."""
+"""Optimize by Adam with coupled weight decay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.optim.guard import GuardedOptimizer
 
 
 class Adam(OptimizerSection):
-    """Adam (arXiv 1412.6980) whose weight decay is added to the gradient, before the moments (`torch.optim.Adam`)."""
+    """Configures Adam (arXiv 1412.6980). Weight decay is added to the gradient, before the moments (`torch.optim.Adam`)."""
 
     name: Literal["adam"] = "adam"
     weight_decay_rule: DecayRule = Field(default="coupled", description="added to the gradient; for other rules use name=adamw")
@@ -29,6 +29,6 @@ class Adam(OptimizerSection):
 
 
 class GuardedAdam(GuardedOptimizer, torch.optim.Adam):
-    """`torch.optim.Adam` with guarded steps."""
+    """Guards the steps of `torch.optim.Adam`."""
 
     state_names: ClassVar[tuple[str, ...]] = Adam.state_names

@@ -1,4 +1,4 @@
-"""Adam with decoupled weight decay."""
+"""Optimize by Adam with decoupled weight decay."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AdamW(OptimizerSection):
-    """Adam with decoupled weight decay (`torch.optim.AdamW`: each step subtracts lr * weight_decay * weight)."""
+    """Configures Adam with decoupled weight decay (`torch.optim.AdamW`: each step subtracts lr * weight_decay * weight)."""
 
     name: Literal["adamw"] = "adamw"
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="paper, section 4.1")
@@ -29,6 +29,6 @@ class AdamW(OptimizerSection):
 
 
 class GuardedAdamW(GuardedOptimizer, torch.optim.AdamW):
-    """`torch.optim.AdamW` with guarded steps."""
+    """Guards the steps of `torch.optim.AdamW`."""
 
     state_names: ClassVar[tuple[str, ...]] = AdamW.state_names

@@ -1,4 +1,4 @@
-"""What every optimizer says of itself."""
+"""Define what every optimizer says of itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DecayRule = Literal["decoupled_lr", "decoupled_schedule", "coupled", "in_update"
 
 
 class OptimizerSection(Section):
-    """The settings that every optimizer has.
+    """Configures what every optimizer has.
 
     `state_names` are the tensors that the optimizer keeps for each parameter, of the parameter's shape, in fp32 and zero before
     the first step: ZeRO cuts them, checkpoints hold them, `plan` counts them. With `average` there is one more.

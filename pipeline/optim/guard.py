@@ -13,7 +13,7 @@ from pipeline.optim.parts import Layout
 
 
 class GuardedOptimizer(torch.optim.Optimizer):
-    """Mixed in before an optimizer of torch: `class GuardedAdamW(GuardedOptimizer, torch.optim.AdamW)`.
+    """Guards an optimizer of torch, as a base class before it: `class GuardedAdamW(GuardedOptimizer, torch.optim.AdamW)`.
 
     DeepSpeed's ZeRO optimizers (stages 1-3) check and clip themselves, before they call the optimizer that they wrap. At
     stage 0 nothing checks, and DeepSpeed's own clipping hides the norm it clipped, so there `guard_steps` is called once.

@@ -1,4 +1,7 @@
-"""LAMB, for large batches: Adam's update is scaled, for each parameter, to the norm of its weights. DeiT III uses it."""
+"""Optimize by LAMB, for large batches: Adam's update is scaled, for each parameter, to the norm of its weights.
+
+DeiT III uses it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from pipeline.optim.parts import Layout
 
 
 class Lamb(OptimizerSection):
-    """LAMB (arXiv 1904.00962, algorithm 2) as timm and NVIDIA's Apex write it.
+    """Configures LAMB (arXiv 1904.00962, algorithm 2) as timm and NVIDIA's Apex write it.
 
     update = Adam's + weight_decay * p; p -= lr * |p| / |update| * update, with the norms of whole parameters. What does not
     decay is not scaled either, unless `always_adapt`. timm and Apex clip the global gradient norm to 1 inside; here that is
@@ -83,6 +86,6 @@ class LambUpdate(torch.optim.Optimizer):
 
 
 class GuardedLamb(GuardedOptimizer, LambUpdate):
-    """LAMB with guarded steps."""
+    """Guards the steps of LAMB."""
 
     state_names: ClassVar[tuple[str, ...]] = Lamb.state_names

@@ -1,4 +1,4 @@
-"""Lion: the update is the sign of a momentum. The state is half of Adam's."""
+"""Optimize by Lion: the update is the sign of a momentum. The state is half of Adam's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.optim.guard import GuardedOptimizer
 
 
 class Lion(OptimizerSection):
-    """Lion (arXiv 2302.06675, algorithm 2), with decoupled weight decay.
+    """Configures Lion (arXiv 2302.06675, algorithm 2), with decoupled weight decay.
 
     Its authors advise a learning rate 3 to 10 times lower than AdamW's, and a weight decay as many times higher (section 5).
     """
@@ -48,6 +48,6 @@ class LionUpdate(torch.optim.Optimizer):
 
 
 class GuardedLion(GuardedOptimizer, LionUpdate):
-    """Lion with guarded steps."""
+    """Guards the steps of Lion."""
 
     state_names: ClassVar[tuple[str, ...]] = Lion.state_names

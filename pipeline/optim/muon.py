@@ -22,7 +22,7 @@ Adjust = Literal["match_rms_adamw", "original"]
 
 
 class Muon(OptimizerSection):
-    """Muon (https://kellerjordan.github.io/posts/muon/, `torch.optim.Muon`): the momentum as an orthogonal matrix.
+    """Configures Muon (https://kellerjordan.github.io/posts/muon/, `torch.optim.Muon`): the momentum as an orthogonal matrix.
 
     The matrices of dense layers inside blocks are trained so; query, key and value are one matrix, as the model has them.
     Patch embedding, positions, norms, biases and what follows the last block are trained by AdamW. The schedule is that of
@@ -113,7 +113,7 @@ def lr_factor(shape: tuple[int, ...], adjust: Adjust) -> float:
 
 
 class GuardedMuon(GuardedOptimizer, MuonUpdate):
-    """Muon and AdamW with guarded steps."""
+    """Guards the steps of Muon and AdamW."""
 
     state_names: ClassVar[tuple[str, ...]] = Muon.state_names
 

@@ -20,7 +20,7 @@ MOST_AT_ONCE = 16  # whole parameters that a rank holds at one moment, where it 
 
 @dataclass(frozen=True)
 class Part:
-    """Describes what a tensor of this rank holds of one parameter: `numel` elements from `offset` on, which lie from `start` on.
+    """Describes what a tensor of this rank holds of one parameter: `numel` elements from `offset` on, at `start` of the tensor.
 
     `numel` is 0 where the rank holds nothing of it.
     """

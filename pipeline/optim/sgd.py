@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with momentum."""
+"""Optimize by stochastic gradient descent with momentum."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.optim.guard import GuardedOptimizer
 
 
 class SGD(OptimizerSection):
-    """SGD with momentum (`torch.optim.SGD`).
+    """Configures SGD with momentum (`torch.optim.SGD`).
 
     By default the weight decay is coupled: it is added to the gradient, before the momentum. big_vision's recipes decouple it.
     """
@@ -37,13 +37,16 @@ class SGD(OptimizerSection):
 
 
 class GuardedSGD(GuardedOptimizer, torch.optim.SGD):
-    """`torch.optim.SGD` with guarded steps."""
+    """Guards the steps of `torch.optim.SGD`."""
 
     state_names: ClassVar[tuple[str, ...]] = SGD.state_names
 
 
 class SGDW(torch.optim.SGD):
-    """`torch.optim.SGD` after a decay of the weights by lr * `decoupled`, which each group has (arXiv 1711.05101, algorithm 1)."""
+    """Decays the weights by lr * `decoupled`, which each group has, then steps as `torch.optim.SGD` (arXiv 1711.05101).
+
+    This is algorithm 1 of the paper.
+    """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -55,6 +58,6 @@ class SGDW(torch.optim.SGD):
 
 
 class GuardedSGDW(GuardedOptimizer, SGDW):
-    """SGD with decoupled weight decay and guarded steps."""
+    """Is SGD with decoupled weight decay and guarded steps."""
 
     state_names: ClassVar[tuple[str, ...]] = SGD.state_names

@@ -58,7 +58,7 @@ def num_updates(engine: Any) -> int:
 
 
 def named_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters, in the same order on every rank: the model's by their names in it, the objective's as `objective.NAME`."""
+    """Return the parameters by name, in the same order on every rank. The objective's are named `objective.NAME`."""
     for name, parameter in engine.module.named_parameters():
         yield name.removeprefix("model."), parameter  # the Lightning module's name for it
 

@@ -28,7 +28,7 @@ Decoder = Literal["region", "whole"]
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Inception crop (Szegedy et al. 2015), resize to the size, a horizontal flip in half of all cases; then what is set.
+    """Crops as Inception (Szegedy et al. 2015), resizes, flips half of all images, then augments as the settings say.
 
     The ratios are those of the crop in the image, whatever the ratio of the size that it is resized to.
     """
@@ -153,7 +153,7 @@ def inception_box(height: int, width: int, *, transform: TrainTransform, draws: 
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize the short side, then crop the centre: the authors' evaluation (short side 256, crop 224).
+    """Resizes the short side, then crops the centre: the authors' evaluation (short side 256, crop 224).
 
     Of a size that is no square, the image is made to cover that size times `short_side` / the size's own short side.
     """
@@ -163,7 +163,7 @@ class EvalTransform:
     resize: Resize = "bilinear_antialias"
 
     def __call__(self, pixels: Pixels) -> Tensor:
-        """Any (H, W, 3) to (3, *image_size), both uint8."""
+        """Map any (H, W, 3) to (3, *image_size), both uint8."""
         height, width = pixels.shape[:2]
         crop_height, crop_width = height_and_width(self.image_size)
         short = min(crop_height, crop_width)

@@ -26,7 +26,7 @@ Pixels = NDArray[np.uint8]  # (H, W, 3)
 
 
 class UnreadableImage(Exception):  # noqa: N818  (a finding to count, not a failure)
-    """One image cannot be decoded. It is substituted by rule, counted and logged: see `streams.train`."""
+    """Says that one image cannot be decoded. It is substituted by rule, counted and logged: see `streams.train`."""
 
 
 def decode_image(data: bytes) -> Pixels:

@@ -51,7 +51,7 @@ class RandomErasing(Section):
 
 @dataclass(frozen=True)
 class Erasing:
-    """See `RandomErasing`."""
+    """Erases by the law that `RandomErasing` configures."""
 
     probability: float
     min_area: float

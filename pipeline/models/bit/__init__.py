@@ -1,1 +1,1 @@
-"""ResNets with weight standardisation and group normalisation: BiT as released, and its post-activation cousin."""
+"""Build ResNets with weight standardisation and group normalisation: BiT as released, and its post-activation variant."""

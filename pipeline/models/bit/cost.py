@@ -1,4 +1,4 @@
-"""What a ResNet of BiT costs on one image."""
+"""Compute the cost of one image in a ResNet of BiT."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Size = tuple[int, int]  # height and width in pixels
 
 
 class Unit(NamedTuple):
-    """A bottleneck block: channels, and sizes of its images."""
+    """Describes a bottleneck block: its channels, and the sizes of its images."""
 
     inputs: int
     mid: int
@@ -38,7 +38,7 @@ class Unit(NamedTuple):
 
     @property
     def kernels(self) -> int:
-        """Elements of its convolutions."""
+        """Return the elements of its convolutions."""
         return self.mid * (self.inputs + 9 * self.mid + self.out) + (self.inputs * self.out if self.has_projection else 0)
 
     @property
@@ -50,14 +50,14 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class TrunkCost:
-    """Of a trunk on one image of `size` pixels."""
+    """Computes the cost of a trunk on one image of `size` pixels."""
 
     trunk: TrunkConfig
     size: Size
 
     @property
     def root_size(self) -> Size:
-        """Of what the root's convolution writes."""
+        """Return the size of what the root's convolution writes."""
         return _halved(self.size)
 
     def units(self) -> Iterator[Unit]:
@@ -71,16 +71,16 @@ class TrunkCost:
 
     @property
     def macs(self) -> int:
-        """Of all convolutions; the standardisation of their kernels, which is no work of an image, is left out."""
+        """Return those of all convolutions. The standardisation of kernels is left out: it is done once a batch."""
         return 3 * 49 * self.trunk.width * prod(self.root_size) + sum(unit.macs for unit in self.units())
 
     @property
     def kernels(self) -> int:
-        """Elements of all convolutions."""
+        """Return the elements of all convolutions."""
         return 3 * 49 * self.trunk.width + sum(unit.kernels for unit in self.units())
 
     def saved_bytes(self, *, precision: TrainingPrecision) -> int:
-        """Bytes that autograd saves for one image, what the next layer makes of the feature map left out.
+        """Return the bytes that autograd saves for one image, without what the next layer makes of the feature map.
 
         A convolution saves what it reads, a normalisation what it reads, a ReLU what it writes. Without autocast a
         convolution reads what the ReLU before it wrote, which is saved once. Under autocast normalisations and ReLUs are
@@ -107,7 +107,7 @@ class TrunkCost:
 
     @property
     def largest_map(self) -> int:
-        """Elements of the largest feature map."""
+        """Return the elements of the largest feature map."""
         maps = [max(unit.mid * prod(unit.size), unit.out * prod(unit.out_size)) for unit in self.units()]
         return max(self.trunk.width * prod(self.root_size), *maps, 0)
 
@@ -118,7 +118,7 @@ def _halved(size: Size) -> Size:
 
 
 def _padded_area(size: Size, *, kernel: int) -> int:
-    """Pixels of the copy that an uneven SAME padding at stride 2 makes; 0 where padding is even and needs none."""
+    """Return the pixels of the copy that an uneven SAME padding at stride 2 makes; 0 where padding is even and needs none."""
     paddings = [same_padding(side, kernel=kernel, stride=2) for side in size]
     if all(before == after for before, after in paddings):
         return 0
@@ -126,7 +126,7 @@ def _padded_area(size: Size, *, kernel: int) -> int:
 
 
 def _unit_v1(unit: Unit, low: int, high: int, copied: int) -> int:
-    """Without its input's ReLU, which the unit before it saved."""
+    """Return the bytes that a unit of v1 saves, without its input's ReLU, which the unit before it saved."""
     before, after = prod(unit.size), prod(unit.out_size)
     reads = 1 + unit.has_projection
     # The first unit reads what the max-pool wrote, which nobody else saves.
@@ -146,7 +146,7 @@ def _unit_v2(unit: Unit, high: int, copied: int) -> int:
 
 
 def standardising_bytes(kernels: int, *, precision: TrainingPrecision) -> int:
-    """Bytes saved once a pass for standardised kernels: the centred kernel in fp32, and what the convolution reads.
+    """Return the bytes saved once a pass for standardised kernels: the centred kernel in fp32, and what the convolution reads.
 
     In bf16 the fp32 copy that they are computed from is saved too. Autocast's own bf16 copies are counted elsewhere, for
     all kernels alike (`pipeline/plan/memory.py`).
@@ -156,7 +156,7 @@ def standardising_bytes(kernels: int, *, precision: TrainingPrecision) -> int:
 
 @dataclass(frozen=True)
 class BiTCost(Cost):
-    """Of a ResNet of BiT."""
+    """Computes the cost of a ResNet of BiT."""
 
     model: BiTConfig
 
@@ -166,7 +166,7 @@ class BiTCost(Cost):
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one forward pass: convolutions and head."""
+        """Return the multiply-accumulates of one forward pass: convolutions and head."""
         return self.trunk.macs + self.model.trunk.out_channels * self.model.num_classes
 
     def saved_bytes(self, *, precision: TrainingPrecision, mask_bytes: int = 1) -> int:
@@ -178,7 +178,10 @@ class BiTCost(Cost):
         return standardising_bytes(self.trunk.kernels, precision=precision)
 
     def working_bytes(self, *, precision: TrainingPrecision) -> int:
-        """Gradients of a block's output, of its branch and of its shortcut at the largest feature map; or three times the
-        logits, in fp32. What cuDNN takes for a convolution is not known."""
+        """Return the larger of two numbers of bytes.
+
+        One is the gradients of a block's output, of its branch and of its shortcut at the largest feature map. The other is
+        three times the logits, in fp32. What cuDNN takes for a convolution is not known.
+        """
         high = weight_bytes(precision)
         return 3 * max(high * self.trunk.largest_map, 4 * self.model.num_classes)

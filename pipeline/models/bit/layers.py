@@ -1,4 +1,4 @@
-"""Standardised convolutions, group normalisation and pooling of BiT's ResNets, in both variants.
+"""Define standardised convolutions, group normalisation and pooling of BiT's ResNets, in both variants.
 
 | | v2: BiT as released (arXiv 1912.11370) | v1: big_vision's `bit.py`, stem of the hybrids (arXiv 2010.11929) |
 |---|---|---|
@@ -7,7 +7,8 @@
 | padding | the same on all sides | TensorFlow's SAME: the odd pixel after the image |
 | max-pool | 3x3, stride 2, over an image padded with zeros, which take part | 3x3, stride 2, SAME: padding never wins |
 
-Sources: google-research/big_transfer `bit_pytorch/models.py`; google-research/big_vision `models/bit_paper.py`, `models/bit.py`.
+The sources are google-research/big_transfer `bit_pytorch/models.py` and google-research/big_vision `models/bit_paper.py`,
+`models/bit.py`.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ KERNEL_EPS: dict[Variant, float] = {"v1": 1e-5, "v2": 1e-10}
 
 
 def same_padding(size: int, *, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's SAME padding before and after `size` pixels, of which ceil(size / stride) are left."""
+    """Return TensorFlow's SAME padding before and after `size` pixels, of which ceil(size / stride) are left."""
     total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
     return total // 2, total - total // 2
 
 
 class StdConv2d(nn.Conv2d):
-    """A convolution without bias whose kernel is standardised over (in, h, w), in fp32, before each use."""
+    """Convolves without bias. The kernel is standardised over (in, h, w), in fp32, before each use."""
 
     def __init__(self, in_channels: int, out_channels: int, *, kernel: int, variant: Variant, stride: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False)
         self.variant: Variant = variant
 
     def standardised(self) -> Float[Tensor, "O I K K"]:
-        """The kernel that the images meet."""
+        """Return the kernel that the images meet."""
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
         eps = KERNEL_EPS[self.variant]
@@ -60,12 +61,12 @@ class StdConv2d(nn.Conv2d):
 
 
 def group_norm(channels: int, *, variant: Variant) -> nn.GroupNorm:
-    """Over groups of a 32nd of the channels."""
+    """Return the normalisation over groups of a 32nd of the channels."""
     return nn.GroupNorm(GROUPS, channels, eps=NORM_EPS[variant])
 
 
 def max_pool(images: Float[Tensor, "B C H W"], *, variant: Variant) -> Float[Tensor, "B C h w"]:
-    """3x3, stride 2."""
+    """Return the 3x3 maximum at stride 2."""
     if variant == "v2":
         return F.max_pool2d(F.pad(images, (1, 1, 1, 1)), 3, 2)
     # Of an even size the window that juts out is the last one, of an odd size the first and the last.

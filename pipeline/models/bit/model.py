@@ -1,4 +1,4 @@
-"""BiT's ResNets: trunk, global average, one dense layer (arXiv 1912.11370, section 3.2)."""
+"""Define BiT's ResNets: trunk, global average, one dense layer (arXiv 1912.11370, section 3.2)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.models.vit.layers import lecun_normal_
 
 @dataclass(frozen=True)
 class BiTConfig(ModelConfig):
-    """Everything that fixes a ResNet's weights. Lengths in pixels, `width` in channels of the root."""
+    """Holds everything that fixes a ResNet's weights. Lengths are in pixels, `width` is in channels of the root."""
 
     family: ClassVar[str] = "bit"
 
@@ -59,7 +59,7 @@ class BiTConfig(ModelConfig):
 
 
 class BiTResNet(Backbone):
-    """Images in, class logits out. `forward_representation` is the global average of the trunk's feature map."""
+    """Maps images to class logits. `forward_representation` is the global average of the trunk's feature map."""
 
     def __init__(self, config: BiTConfig) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class BiTResNet(Backbone):
         self.head = nn.Linear(config.trunk.out_channels, config.num_classes)
 
     def forward_features(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B R h w"]:
-        """The feature map. uint8 images are scaled to [-1, 1] here, on the device."""
+        """Return the feature map. uint8 images are scaled to [-1, 1] here, on the device."""
         images = self.scale(images)
         return self.trunk(images.to(self.head.weight.dtype))
 
@@ -79,7 +79,7 @@ class BiTResNet(Backbone):
         return self.head(self.forward_representation(images))
 
     def layer_numbers(self) -> dict[str, int]:
-        """As `Backbone.layer_numbers`, of a trunk's blocks: its root is layer 0, its last normalisation and the head the last."""
+        """Return `layer_numbers` by a trunk's blocks: its root is layer 0, last normalisation and head are the last."""
         units = [f"trunk.stages.{stage}.{unit}." for stage, count in enumerate(self.config.blocks) for unit in range(count)]
         numbers = {}
         for name, _ in self.named_parameters():

@@ -1,4 +1,4 @@
-"""The settings of a ResNet of BiT."""
+"""Hold the settings of a ResNet of BiT."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.models.section import ModelSection, Side
 
 
 class BiT(ModelSection):
-    """A ResNet with weight standardisation and group normalisation (Big Transfer, arXiv 1912.11370)."""
+    """Configures a ResNet with weight standardisation and group normalisation (Big Transfer, arXiv 1912.11370)."""
 
     family: Literal["bit"] = "bit"
     name: str = Field(default="R50x1", description="layers (26, 50, 101, 152, 200) and width factor")

@@ -1,4 +1,4 @@
-"""Names to ResNets: `R50x3` has 50 layers, and three times the channels of the usual one."""
+"""Map names to sizes of ResNets: `R50x3` has 50 layers, and three times the channels of the usual one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT_CHANNELS = 64
 
 
 def parse_name(name: str) -> tuple[tuple[int, ...], int]:
-    """Blocks of each stage and channels of the root of a name such as `R50x1` or `R26x0.5`.
+    """Return the blocks of each stage and the channels of the root that a name such as `R50x1` or `R26x0.5` says.
 
     Raises:
         ConfigError: not one of the depths, or a width whose channels do not divide into 32 groups.

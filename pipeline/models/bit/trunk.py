@@ -1,4 +1,4 @@
-"""The trunk of a ResNet: root and stages of bottleneck blocks, from images to a feature map."""
+"""Define the trunk of a ResNet: root and stages of bottleneck blocks, from images to a feature map."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_STAGES = 8  # each halves the image and doubles the channels
 
 @dataclass(frozen=True)
 class TrunkConfig:
-    """Everything that fixes a trunk's weights.
+    """Holds everything that fixes a trunk's weights.
 
     Attributes:
         blocks: bottleneck blocks of each stage; none: the root alone.
@@ -32,12 +32,15 @@ class TrunkConfig:
 
     @property
     def stride(self) -> int:
-        """Pixels of the image to one of the feature map, on each side."""
+        """Return how many pixels of the image, on each side, are one of the feature map."""
         return 2 ** (1 + max(1, len(self.blocks)))
 
 
 class PostActivation(nn.Module):
-    """v1: convolution, normalisation, ReLU; the last ReLU after the sum. The block begins as its shortcut (gn3's scale is 0)."""
+    """Applies v1's order: convolution, normalisation, ReLU, with the last ReLU after the sum.
+
+    The block begins as its shortcut: gn3's scale is initialised to 0.
+    """
 
     def __init__(self, in_channels: int, *, mid: int, stride: int) -> None:
         super().__init__()
@@ -62,7 +65,10 @@ class PostActivation(nn.Module):
 
 
 class PreActivation(nn.Module):
-    """v2: normalisation, ReLU, convolution. The projection reads what is activated already, and has no normalisation."""
+    """Applies v2's order: normalisation, ReLU, convolution.
+
+    The projection reads what is activated already, and has no normalisation.
+    """
 
     def __init__(self, in_channels: int, *, mid: int, stride: int) -> None:
         super().__init__()
@@ -85,7 +91,7 @@ class PreActivation(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Scaled images in, feature map out. v2 ends with a normalisation and a ReLU, v1 has them in its root and blocks."""
+    """Maps scaled images to a feature map. v2 ends with a normalisation and a ReLU, v1 has them in its root and blocks."""
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()

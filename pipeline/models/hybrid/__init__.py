@@ -1,1 +1,1 @@
-"""Hybrids: the Transformer encoder of ViT on the feature map of a ResNet."""
+"""Build hybrids: the Transformer encoder of ViT on the feature map of a ResNet."""

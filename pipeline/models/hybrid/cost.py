@@ -1,4 +1,4 @@
-"""What a hybrid costs on one image."""
+"""Compute the cost of one image in a hybrid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HybridCost(EncoderCost):
-    """Of a hybrid: a trunk, its projection to tokens, and the encoder."""
+    """Computes the cost of a hybrid: of its trunk, of its projection to tokens, and of its encoder."""
 
     encoder: HybridConfig
 
@@ -30,7 +30,7 @@ class HybridCost(EncoderCost):
         return self.trunk.macs + config.num_patches * config.trunk.out_channels * config.patch_size**2 * config.width
 
     def embedding_saved_bytes(self, *, precision: TrainingPrecision) -> int:
-        """The trunk's, and what the projection reads where it is no ReLU's output that is kept already."""
+        """Return the trunk's bytes, and those that the projection reads unless a ReLU's output holds them already."""
         config = self.encoder
         low = product_bytes(precision)
         is_shared = bool(config.blocks) and precision != "bf16_autocast"
@@ -41,6 +41,6 @@ class HybridCost(EncoderCost):
         return standardising_bytes(self.trunk.kernels, precision=precision)
 
     def working_bytes(self, *, precision: TrainingPrecision) -> int:
-        """The encoder's, or the trunk's: gradients of a block's output, of its branch and of its shortcut."""
+        """Return the encoder's, or the trunk's if larger: gradients of a block's output, its branch and its shortcut."""
         high = weight_bytes(precision)
         return max(super().working_bytes(precision=precision), 3 * high * self.trunk.largest_map)

@@ -1,4 +1,4 @@
-"""The hybrids of "An Image is Worth 16x16 Words" (arXiv 2010.11929, section 3.1): patches are of a ResNet's feature map."""
+"""Define the hybrids of "An Image is Worth 16x16 Words" (arXiv 2010.11929, section 3.1): patches of a ResNet's feature map."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.models.vit.layers import lecun_normal_
 
 @dataclass(frozen=True, kw_only=True)
 class HybridConfig(EncoderConfig):
-    """Everything that fixes a hybrid's weights.
+    """Holds everything that fixes a hybrid's weights.
 
     Attributes:
         blocks: of each stage of the ResNet; none: its root alone.
@@ -41,7 +41,7 @@ class HybridConfig(EncoderConfig):
 
     @property
     def stride(self) -> int:
-        """Pixels of the image to a token, on each side."""
+        """Return how many pixels of the image, on each side, are one token."""
         return self.trunk.stride * self.patch_size
 
     @property
@@ -73,7 +73,7 @@ class HybridConfig(EncoderConfig):
 
 
 class Hybrid(EncoderBackbone):
-    """Images in, class logits out. The ResNet is BiT's in its variant v1, with TensorFlow's SAME padding."""
+    """Maps images to class logits. The ResNet is BiT's in its variant v1, with TensorFlow's SAME padding."""
 
     patch_embed: nn.Sequential
 

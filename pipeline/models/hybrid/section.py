@@ -1,4 +1,4 @@
-"""The settings of a hybrid."""
+"""Hold the settings of a hybrid."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.models.vit.encoder_section import EncoderSection
 
 
 class Hybrid(EncoderSection):
-    """The encoder of ViT on the feature map of a ResNet."""
+    """Configures the encoder of ViT on the feature map of a ResNet."""
 
     family: Literal["hybrid"] = "hybrid"
     name: str = Field(

@@ -1,4 +1,4 @@
-"""Names to hybrids: `R50+B/16` is the base encoder on a ResNet-50 that makes the image 16 times smaller."""
+"""Map names to sizes of hybrids: `R50+B/16` is the base encoder on a ResNet-50 that makes the image 16 times smaller."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STEM_PATCH = 8  # pixels of the feature map, of R+Ti/16 (google-research/vision_
 
 @dataclass(frozen=True)
 class HybridSize:
-    """What a name says.
+    """Holds what a name says.
 
     Attributes:
         blocks: of each stage of the ResNet; none: its root alone.
@@ -27,7 +27,7 @@ class HybridSize:
 
 
 def parse_name(name: str) -> HybridSize:
-    """Sizes of a name.
+    """Return the sizes that a name says.
 
     /32 has the ResNet's four stages. /16 has three, to which the fourth's blocks are added: its third has those of both
     (paper, section 4.1). R+Ti/16 has the root alone, and patches of 8x8 on its output: as many tokens as /32.

@@ -1,1 +1,1 @@
-"""Any backbone of the library timm (huggingface/pytorch-image-models), trained from random weights."""
+"""Build any backbone of the library timm (huggingface/pytorch-image-models), to be trained from random weights."""

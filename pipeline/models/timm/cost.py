@@ -1,4 +1,4 @@
-"""What a backbone of timm costs on one image: counted, once for each model, on tensors without storage."""
+"""Compute the cost of one image in a backbone of timm. It is counted once for each model, on tensors without storage."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TimmCost(Cost):
-    """Of a backbone of timm."""
+    """Computes the cost of a backbone of timm."""
 
     model: TimmConfig
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one forward pass: convolutions and matrix products, as torch counts them."""
+        """Return the multiply-accumulates of one forward pass: convolutions and matrix products, as torch counts them."""
         return _macs(self.model)
 
     def saved_bytes(self, *, precision: TrainingPrecision, mask_bytes: int = 1) -> int:
@@ -35,8 +35,11 @@ class TimmCost(Cost):
         return _saved(self.model, precision).once
 
     def working_bytes(self, *, precision: TrainingPrecision) -> int:
-        """An estimate: gradients of the largest saved tensor, of what an operation made of it, and of a shortcut around it;
-        or three times the logits, in fp32."""
+        """Return an estimate, the larger of two numbers, in bytes.
+
+        One is the gradients of the largest saved tensor, of what an operation made of it and of a shortcut around it. The other
+        is three times the logits, in fp32.
+        """
         return 3 * max(_saved(self.model, precision).largest, 4 * self.model.num_classes)
 
 
@@ -47,7 +50,7 @@ def _macs(model: TimmConfig) -> int:
 
 @cache
 def _saved(model: TimmConfig, precision: TrainingPrecision) -> SavedBytes:
-    """`once` without the bf16 copies that autocast makes of kernels, which are counted for all families alike."""
+    """Return what is saved. `once` excludes autocast's bf16 copies of kernels, which are counted for all families."""
     saved = count_saved_bytes(model.build, image_size=model.image_size, precision=precision)
     with torch.device("meta"):
         kernels = sum(module.weight.numel() for module in model.build().modules() if isinstance(module, nn.Linear | nn.Conv2d))

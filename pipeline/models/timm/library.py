@@ -1,4 +1,4 @@
-"""The library timm, imported when a model needs it: its names, and a model of it without a classifier."""
+"""Import the library timm when a model needs it, check names against it, and create a model without a classifier."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RESERVED = frozenset({
 
 
 def load_library() -> ModuleType:
-    """timm itself.
+    """Return the library itself.
 
     Raises:
         ConfigError: it is not installed.
@@ -34,7 +34,7 @@ def load_library() -> ModuleType:
 
 
 def installed_version() -> str:
-    """timm's own.
+    """Return timm's version.
 
     Raises:
         ConfigError: it is not installed.
@@ -43,7 +43,7 @@ def installed_version() -> str:
 
 
 def check_name(name: str) -> None:
-    """Accept an architecture's name alone: one with a tag or a prefix (`hf-hub:`) stands for weights from elsewhere.
+    """Accept an architecture's name alone: one with a tag or a prefix (`hf-hub:`) names weights from elsewhere.
 
     Raises:
         ConfigError: timm has no such architecture.
@@ -59,13 +59,13 @@ def check_name(name: str) -> None:
 
 
 def default_size(name: str) -> tuple[int, int]:
-    """Height and width in pixels of the images that an architecture is made for; 224 where timm does not say."""
+    """Return height and width in pixels of the images that an architecture is made for; 224 where timm does not say."""
     known = load_library().get_pretrained_cfg(name)
     return (224, 224) if known is None else tuple(known.input_size[1:])
 
 
 def create(name: str, *, size: tuple[int, int], options: Mapping[str, Any]) -> nn.Module:
-    """A model without a classifier, its weights drawn from torch's global generator.
+    """Return a model without a classifier. Its weights are drawn from torch's global generator.
 
     Raises:
         ConfigError: it does not take the size, or an option.

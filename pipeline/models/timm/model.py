@@ -1,4 +1,4 @@
-"""A backbone of timm with a dense classifier of our own."""
+"""Put a dense classifier of our own on a backbone of timm."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Options = tuple[tuple[str, Any], ...]  # sorted by name; lists are tuples
 
 @dataclass(frozen=True)
 class TimmConfig(ModelConfig):
-    """Everything that fixes the weights of a backbone of timm. Lengths in pixels.
+    """Holds everything that fixes the weights of a backbone of timm. Lengths are in pixels.
 
     Attributes:
         options: passed on to `timm.create_model`.
@@ -42,7 +42,7 @@ class TimmConfig(ModelConfig):
 
     @property
     def dropout(self) -> float:  # type: ignore[override]
-        """The largest rate of anything that drops: all draw from the rank's generator."""
+        """Return the largest rate of anything that drops: all draw from the rank's generator."""
         given = dict(self.options)
         return max(0.0, *(float(given.get(name) or 0.0) for name in DROP_OPTIONS))
 
@@ -62,7 +62,7 @@ class TimmConfig(ModelConfig):
 
     @classmethod
     def from_dict(cls, values: Any) -> TimmConfig:
-        """As `ModelConfig.from_dict`.
+        """Return the configuration that `to_dict` wrote to a file, as `ModelConfig.from_dict` says.
 
         Raises:
             CheckpointError: timm is not installed, or of another version: its definition of the model may be another.
@@ -87,7 +87,7 @@ def _check_version(written_by: str) -> None:
 
 
 def freeze(options: Any) -> Options:
-    """Options as a value that cannot change.
+    """Return options as a value that cannot change.
 
     Raises:
         ValueError: they are no mapping of names to numbers, texts, or lists of them; or one is not for a configuration to set.
@@ -110,7 +110,7 @@ def _frozen(value: Any) -> Any:
 
 
 def thaw(options: Options) -> dict[str, Any]:
-    """Options as `timm.create_model` and JSON take them."""
+    """Return options as `timm.create_model` and JSON take them."""
     return {name: _thawed(value) for name, value in options}
 
 
@@ -119,7 +119,7 @@ def _thawed(value: Any) -> Any:
 
 
 class TimmBackbone(Backbone):
-    """Images in, class logits out. The representation is what timm's own classifier would read.
+    """Maps images to class logits. The representation is what timm's own classifier would read.
 
     Raises:
         ConfigError: timm cannot make the model, or it has running statistics.
@@ -139,7 +139,10 @@ class TimmBackbone(Backbone):
             return _create(config)
 
     def forward_representation(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B R"]:
-        """uint8 images are scaled to [-1, 1] here, on the device; floating-point ones are taken as already scaled."""
+        """Return what timm's classifier reads. uint8 images are scaled to [-1, 1] here, on the device.
+
+        Floating-point images are taken as already scaled.
+        """
         images = self.scale(images)
         backbone: Any = self.backbone
         return backbone.forward_head(backbone.forward_features(images.to(self.head.weight.dtype)), pre_logits=True)
@@ -149,7 +152,7 @@ class TimmBackbone(Backbone):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """timm's own initial weights, drawn from `generator` alone; zeros for the head's kernel, `head_bias` for its bias."""
+        """Draw timm's own initial weights from `generator` alone. The head's kernel is zeros, its bias `head_bias`."""
         seed = int(torch.randint(2**62, (), generator=generator, dtype=torch.int64))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -164,12 +167,12 @@ def _create(config: TimmConfig) -> nn.Module:
 
 
 def representation_size(backbone: Any) -> int:
-    """Width of what timm's classifier reads."""
+    """Return the width of what timm's classifier reads."""
     return getattr(backbone, "head_hidden_size", None) or backbone.num_features
 
 
 def _refuse_buffers(name: str, backbone: nn.Module) -> None:
-    """Checkpoints and weights files hold parameters alone.
+    """Refuse a model with buffers: checkpoints and weights files hold parameters alone.
 
     Raises:
         ConfigError: the model has state besides.

@@ -1,4 +1,4 @@
-"""The settings of a backbone of timm."""
+"""Hold the settings of a backbone of timm."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.models.timm.model import TimmConfig, freeze
 
 
 class Timm(ModelSection):
-    """A backbone of the library timm."""
+    """Configures a backbone of the library timm."""
 
     family: Literal["timm"] = "timm"
     name: str = Field(default="swin_large_patch4_window7_224", description="architecture, as timm.list_models() names it")

@@ -1,1 +1,1 @@
-"""The Vision Transformer."""
+"""Build the Vision Transformer."""

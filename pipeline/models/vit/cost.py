@@ -1,4 +1,4 @@
-"""What an encoder over patches, and a ViT, cost on one image."""
+"""Compute the cost of one image in an encoder over patches, and in a ViT."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ MASK_ALIGNMENT = 16  # torch pads the rows of a bias of fused attention to a mul
 
 @dataclass(frozen=True)
 class EncoderCost(Cost):
-    """Of everything after the patch embedding; a family adds that."""
+    """Computes the cost of everything after the patch embedding; a family adds that of the patch embedding."""
 
     encoder: EncoderConfig
 
     @property
     @abstractmethod
     def embedding_macs(self) -> int:
-        """Multiply-accumulates of the patch embedding."""
+        """Return the multiply-accumulates of the patch embedding."""
 
     @abstractmethod
     def embedding_saved_bytes(self, *, precision: TrainingPrecision) -> int:
-        """Bytes that the patch embedding keeps for the backward pass, the pixels included."""
+        """Return the bytes that the patch embedding keeps for the backward pass, the pixels included."""
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one forward pass over one image: every matrix product, attention's two included.
+        """Return the multiply-accumulates of one forward pass over one image: every matrix product, attention's two included.
 
         Norms, activations and biases are left out, as in the paper's counts: six times this (forward, and backward as
         twice that, at two operations each) times the images seen reproduces its Table 6.
@@ -55,7 +55,7 @@ class EncoderCost(Cost):
 
     @property
     def _map_macs(self) -> int:
-        """Of attention pooling. The probe's query is the same for all images of a batch; it is counted for each."""
+        """Return those of attention pooling. The probe's query is the same for all images of a batch, but counted for each."""
         config = self.encoder
         if config.pooling != "map":
             return 0
@@ -78,7 +78,7 @@ class EncoderCost(Cost):
         ]
 
     def _block_saved_bytes(self, *, precision: TrainingPrecision, mask_bytes: int) -> int:
-        """Of an encoder block, without stochastic depth's masks.
+        """Return the bytes that an encoder block saves, without stochastic depth's masks.
 
         A block saves for each token, in 2-byte elements: its input, the normalised input, q, k, v, the attention's
         output, the sum, the normalised sum (8 D), the MLP's hidden layer before and after GELU (2 M). With M = 4 D and the two
@@ -100,7 +100,7 @@ class EncoderCost(Cost):
         return tokens * block
 
     def saved_bytes(self, *, precision: TrainingPrecision, mask_bytes: int = 1) -> int:
-        """Bytes that autograd saves for one image, with fused attention and without checkpointing."""
+        """Return the bytes that autograd saves for one image, with fused attention and without checkpointing."""
         config = self.encoder
         blocks = sum(block.saved_bytes for block in self.blocks(precision=precision, mask_bytes=mask_bytes))
         mask = mask_bytes if config.dropout else 0  # of the dropout after the positions
@@ -116,8 +116,9 @@ class EncoderCost(Cost):
         )
 
     def _pooling_saved_bytes(self, *, precision: TrainingPrecision) -> int:
-        """What is kept of the last LayerNorm's output: all of it, for the class token is a view; under autocast a copy of what
-        is read; with gap the mean alone."""
+        """Return the bytes kept of the last LayerNorm's output: all of it, for the class token is a view; under autocast a copy
+        of what is read; with gap the mean alone.
+        """
         config = self.encoder
         low, stream, width = product_bytes(precision), weight_bytes(precision), config.width
         if config.pooling == "gap":
@@ -130,9 +131,12 @@ class EncoderCost(Cost):
         return read + keys + one_token
 
     def working_bytes(self, *, precision: TrainingPrecision) -> int:
-        """Most that one operation of the backward pass takes beyond what was saved: gradients of an MLP's hidden layer before
-        and after GELU, and of the residual stream before and after the block; or logits three times over, in fp32. With
-        relative positions also the gradient of a block's attention logits by key and by offset, with the streams'."""
+        """Return the most bytes that one operation of the backward pass takes beyond those that were saved.
+
+        These are the gradients of an MLP's hidden layer before and after GELU, and of the residual stream before and after the
+        block; or the logits three times over, in fp32. With relative positions they may also be the gradient of a block's
+        attention logits by key and by offset, with the streams'.
+        """
         config = self.encoder
         low, stream, tokens = product_bytes(precision), weight_bytes(precision), config.num_tokens
         streams = 2 * tokens * stream * config.width
@@ -142,7 +146,7 @@ class EncoderCost(Cost):
 
 @dataclass(frozen=True)
 class ViTCost(EncoderCost):
-    """Of a ViT."""
+    """Computes the cost of a ViT."""
 
     encoder: ViTConfig
 
@@ -157,5 +161,5 @@ class ViTCost(EncoderCost):
 
 
 def _norm_bytes(config: EncoderConfig, stream: int) -> int:
-    """Of a token in a LayerNorm: its input, mean and 1 / deviation."""
+    """Return the bytes that a LayerNorm saves of a token: its input, mean and 1 / deviation."""
     return stream * config.width + 2 * 4

@@ -1,4 +1,4 @@
-"""What follows the patch embedding: class token, positions, encoder, pooling and head, for every model that makes patches."""
+"""Define what follows the patch embedding in every model of patches: class token, positions, encoder, pooling and head."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REGISTER_STD = 0.02  # as DINOv3's storage tokens (facebookresearch/dinov3, mode
 
 
 class EncoderBackbone(Backbone):
-    """A patch embedding, then the encoder of ViT and its head; a family gives the patch embedding.
+    """Applies a patch embedding, then the encoder of ViT and its head; a family gives the patch embedding.
 
     By default: learned 1-D position embeddings, a class token, pre-LN encoder, final LayerNorm, and a head that is one dense
     layer with tanh ("pre-logits", `representation_size` wide) followed by a linear classifier. The tanh layer is
@@ -57,7 +57,7 @@ class EncoderBackbone(Backbone):
         self.head = nn.Linear(config.representation_size or width, config.num_classes)
 
     def _make_positions(self, config: EncoderConfig) -> None:
-        """Tables of learned positions: (1, ..., D), or one for each layer."""
+        """Make the tables of learned positions: (1, ..., D), or one for each layer."""
         layers, width, (rows, columns) = config.depth if config.position_at == "every_layer" else 1, config.width, config.grid
         self.position = self.position_columns = self.position_rows = self.position_class = None
         if config.position == "learned_1d":
@@ -77,7 +77,7 @@ class EncoderBackbone(Backbone):
         return list(self.blocks)
 
     def embed_patches(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B P D"]:
-        """Patch embeddings in raster order, before positions.
+        """Return the patch embeddings in raster order, before positions.
 
         uint8 images are scaled to [-1, 1] here, on the device; floating-point ones are taken as already scaled.
         """
@@ -85,7 +85,7 @@ class EncoderBackbone(Backbone):
         return patches.flatten(2).transpose(1, 2)  # (B, h*w, D)
 
     def encode(self, patches: Float[Tensor, "B P D"]) -> Float[Tensor, "B N D"]:
-        """All tokens after the final LayerNorm, of patch embeddings: `config.num_prefix_tokens` others, then the patches."""
+        """Return all tokens after the final LayerNorm: `config.num_prefix_tokens` others, then the patches."""
         prefix = [token for token in (self.class_token, self.registers) if token is not None]
         prefix = [token.expand(patches.shape[0], -1, -1).to(patches.dtype) for token in prefix]
         tokens = torch.cat([*prefix, patches], dim=1) if prefix else patches
@@ -98,7 +98,7 @@ class EncoderBackbone(Backbone):
         return self.norm(tokens)
 
     def _positions(self) -> list[Tensor]:
-        """What is added to all tokens, (1, N, D): one for each layer that has its own; empty where nothing is added."""
+        """Return what is added to all tokens, (1, N, D): one for each layer that has its own; none where nothing is added."""
         config = self.config
         if self.position is not None:
             table = self.position  # (layers, P or 1 + P, D)
@@ -117,7 +117,7 @@ class EncoderBackbone(Backbone):
         return list(table.split(1))
 
     def pool(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B R"]:
-        """What the linear classifier reads of `encode`'s tokens: one vector of them, then pre-logits with tanh where there are.
+        """Return what the classifier reads of `encode`'s tokens: one vector of them, then pre-logits with tanh if there are.
 
         class_token: the class token. gap: the mean over the patches (appendix D.3). map: attention pooling over the patches.
         """
@@ -129,7 +129,7 @@ class EncoderBackbone(Backbone):
         return pooled if self.pre_logits is None else torch.tanh(self.pre_logits(pooled))
 
     def forward_tokens(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
-        """All tokens after the final LayerNorm, as `encode` orders them."""
+        """Return all tokens after the final LayerNorm, as `encode` orders them."""
         return self.encode(self.embed_patches(images))
 
     def forward_representation(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B R"]:
@@ -145,7 +145,7 @@ class EncoderBackbone(Backbone):
         *,
         corrupt: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "B C"] | PatchOutput:
-        """Class logits.
+        """Return class logits.
 
         Args:
             corrupt: changes the patch embeddings (B, P, D) before positions are added; what each patch gives comes back too.
@@ -159,7 +159,7 @@ class EncoderBackbone(Backbone):
     def resize_positions(
         self, state_dict: dict[str, Tensor], *, before: EncoderConfig, how: PositionResize
     ) -> dict[str, Tensor]:
-        """Another model's tensors by name, its learned positions resized to this model's grid; the others are as they were.
+        """Return another model's tensors by name, its learned positions resized to this model's grid; others are as they were.
 
         Args:
             state_dict: of a model that differs from this one in its grid of patches, and in no other choice of positions.

@@ -1,4 +1,4 @@
-"""What fixes an encoder over patches: its sizes, and the choices that published ViTs differ in (docs/models.md)."""
+"""Hold what fixes an encoder over patches: its sizes, and the choices that published ViTs differ in (docs/models.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEARNED: tuple[Position, ...] = ("learned_1d", "learned_2d")
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(ModelConfig):
-    """Everything that fixes the weights of a Transformer encoder over patches. Widths in channels, lengths in pixels.
+    """Holds everything that fixes the weights of an encoder over patches. Widths are in channels, lengths in pixels.
 
     Attributes:
         layer_scale: what the factors of the residual branches begin at; None: there are none.
@@ -53,7 +53,7 @@ class EncoderConfig(ModelConfig):
     @property
     @abstractmethod
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
+        """Return rows and columns of patches."""
 
     @property
     def num_patches(self) -> int:
@@ -74,7 +74,7 @@ class EncoderConfig(ModelConfig):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens in front of the patches: the class token, then the registers."""
+        """Return the number of tokens in front of the patches: the class token, then the registers."""
         return self.has_class_token + self.registers
 
     @property
@@ -83,7 +83,7 @@ class EncoderConfig(ModelConfig):
 
 
 def conflict_of(config: EncoderConfig) -> str | None:
-    """Why no model has these choices together, as a message about settings; None if one can."""
+    """Return why no model has these choices together, as a message about settings; None if one can."""
     if config.width % config.num_heads:
         return f"model.width={config.width} is not divisible by model.num_heads={config.num_heads}"
     for name in ("dropout", "stochastic_depth"):

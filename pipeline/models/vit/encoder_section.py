@@ -1,4 +1,4 @@
-"""The settings of an encoder over patches, which every family that has one shares."""
+"""Hold the settings of an encoder over patches, which every family that has one shares."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.models.vit.sizes import EncoderSize
 
 
 class EncoderSection(ModelSection):
-    """What follows the patch embedding, and the images."""
+    """Configures what follows the patch embedding, and the images."""
 
     image_size: Side | tuple[Side, Side] = Field(
         default=224, description="side of the square input in pixels, or [height, width]; multiples of a token's pixels"
@@ -54,7 +54,7 @@ class EncoderSection(ModelSection):
     )
 
     def encoder_settings(self, size: EncoderSize, *, head_bias: float) -> dict[str, Any]:
-        """The fields of `EncoderConfig`, from the settings and the sizes that the model's name says."""
+        """Return the fields of `EncoderConfig`, from the settings and the sizes that the model's name says."""
         width = self.width or size.width
         return {
             "image_size": image_size(*height_and_width(self.image_size)),

@@ -1,4 +1,4 @@
-"""The Transformer encoder block of ViT (paper section 3.1, equations 2 and 3)."""
+"""Define the Transformer encoder block of ViT (paper section 3.1, equations 2 and 3)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MLP_BIAS_STD = 1e-6  # MLP biases (authors' code)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (appendix A). The softmax runs in fp32 inside `scaled_dot_product_attention`.
+    """Applies multi-head self-attention (appendix A). The softmax runs in fp32 inside `scaled_dot_product_attention`.
 
     `qk_norm` normalises queries and keys by a LayerNorm over each head's channels (ViT-22B, arXiv 2302.05442, section 2).
 
@@ -58,7 +58,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two dense layers with a GELU between, dropout after each (section 3.1, appendix B.1)."""
+    """Applies two dense layers with a GELU between, and dropout after each (section 3.1, appendix B.1)."""
 
     def __init__(self, *, width: int, hidden: int, dropout: float, gelu: Gelu) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Mlp(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learned factor for every channel of a residual branch (CaiT, arXiv 2103.17239, section 2)."""
+    """Multiplies every channel of a residual branch by a learned factor (CaiT, arXiv 2103.17239, section 2)."""
 
     def __init__(self, *, width: int, start: float) -> None:
         super().__init__()
@@ -85,7 +85,9 @@ class LayerScale(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Pre-LN block: x + attention(LN(x)), then x + MLP(LN(x)), each branch scaled and skipped as the configuration says.
+    """Applies a pre-LN block: x + attention(LN(x)), then x + MLP(LN(x)).
+
+    Each branch is scaled and skipped as the configuration says.
 
     Its parameters belong to modules inside it, so that it can be computed again in the backward pass (activation
     checkpointing) where ZeRO-3 gathers a module's parameters when it is called.
@@ -108,7 +110,7 @@ class EncoderBlock(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Xavier-uniform for q, k and v, each as a square matrix, and for the other kernels; biases are zeros already."""
+        """Draw Xavier-uniform q, k and v, each as a square matrix, and other kernels likewise; biases are zeros already."""
         for part in self.attention.qkv.weight.chunk(3, dim=0):
             nn.init.xavier_uniform_(part, generator=generator)
         nn.init.xavier_uniform_(self.attention.out.weight, generator=generator)
@@ -125,20 +127,20 @@ def _layer_scale(config: EncoderConfig) -> nn.Module:
 
 
 def split_heads(tokens: Float[Tensor, "B N D"], num_heads: int) -> Float[Tensor, "B h N d"]:
-    """Channels as heads times channels of a head."""
+    """Return channels as heads times channels of a head."""
     return tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 @torch.no_grad()
 def init_mlp(mlp: Mlp, generator: torch.Generator) -> None:
-    """Xavier-uniform kernels and N(0, 1e-6) biases (authors' code)."""
+    """Draw Xavier-uniform kernels and N(0, 1e-6) biases (authors' code)."""
     for dense in (mlp.up, mlp.down):
         nn.init.xavier_uniform_(dense.weight, generator=generator)
         nn.init.normal_(dense.bias, std=MLP_BIAS_STD, generator=generator)
 
 
 def lecun_normal_(weight: Tensor, generator: torch.Generator) -> None:
-    """Truncated normal of variance 1 / fan_in, cut at two standard deviations (Flax `lecun_normal`)."""
+    """Draw a truncated normal of variance 1 / fan_in, cut at two standard deviations (Flax `lecun_normal`)."""
     fan_in = weight[0].numel()
     std = fan_in**-0.5 / 0.87962566103423978  # divides out what the cut takes from the standard deviation
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)

@@ -1,4 +1,4 @@
-"""The Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929, section 3.1)."""
+"""Define the Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929, section 3.1)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.models.vit.layers import lecun_normal_
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig(EncoderConfig):
-    """Everything that fixes a ViT's weights. Lengths in pixels, widths in channels."""
+    """Holds everything that fixes a ViT's weights. Lengths are in pixels, widths in channels."""
 
     family: ClassVar[str] = "vit"
 
@@ -50,7 +50,7 @@ class ViTConfig(EncoderConfig):
 
 
 class VisionTransformer(EncoderBackbone):
-    """Images in, class logits out: square patches, each embedded by one dense layer (a convolution with that stride)."""
+    """Maps images to class logits. Each square patch is embedded by one dense layer (a convolution with that stride)."""
 
     patch_embed: nn.Conv2d
 

@@ -1,4 +1,4 @@
-"""Attention pooling: one learned query reads all patch tokens."""
+"""Pool by attention: one learned query reads all patch tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.models.vit.layers import LAYER_NORM_EPS, Mlp, init_mlp, split_head
 
 
 class MapHead(nn.Module):
-    """Multi-head attention pooling, "MAP" (Zhai et al. 2021, arXiv 2106.04560; big_vision, models/vit.py, MAPHead).
+    """Applies multi-head attention pooling, "MAP" (Zhai et al. 2021, arXiv 2106.04560; big_vision, models/vit.py, MAPHead).
 
     A learned probe attends to the tokens with the encoder's number of heads; the result x becomes x + MLP(LN(x)).
     There is no dropout, as in big_vision.
@@ -39,7 +39,7 @@ class MapHead(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Xavier-uniform for the probe and for each of query, key, value and output; biases are zeros already."""
+        """Draw Xavier-uniform weights for the probe and for each of query, key, value and output; biases are zeros already."""
         nn.init.xavier_uniform_(self.probe[0], generator=generator)  # as Flax does with (1, 1, D): fans 1 and D
         for kernel in (self.query.weight, *self.key_value.weight.chunk(2, dim=0), self.out.weight):
             nn.init.xavier_uniform_(kernel, generator=generator)

@@ -1,4 +1,4 @@
-"""Positions of patches: fixed tables, offsets between tokens, and learned tables at another resolution."""
+"""Compute positions of patches: fixed tables, offsets between tokens, and learned tables at another resolution."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEMPERATURE = 10_000.0  # of the slowest wave (Vaswani et al. 2017, section 3.5)
 
 
 def sincos_2d(grid: tuple[int, int], *, width: int, device: torch.device) -> Float[Tensor, "P D"]:
-    """Fixed sine and cosine positions of a grid of patches, in raster order, fp32.
+    """Return the fixed sine and cosine positions of a grid of patches, in raster order, fp32.
 
     [sin x, cos x, sin y, cos y], each D / 4 wide, at frequencies 10000^(-k / (D / 4 - 1)), k = 0 .. D / 4 - 1: MoCo v3
     (arXiv 2104.02057), and "better plain ViT baselines" (arXiv 2205.01580; big_vision, models/vit.py).
@@ -34,7 +34,7 @@ def sincos_2d(grid: tuple[int, int], *, width: int, device: torch.device) -> Flo
 
 
 def combine_axes(columns: Float[Tensor, "*L W E"], rows: Float[Tensor, "*L H E"]) -> Float[Tensor, "*L P D"]:
-    """Positions of a grid in raster order, from those of its columns and of its rows: the two side by side, x first.
+    """Return the positions of a grid in raster order, from those of its columns and of its rows: the two side by side, x first.
 
     D = 2 E and P = H W. With learned tables these are the paper's 2-D positions (appendix D.4).
     """
@@ -45,7 +45,7 @@ def combine_axes(columns: Float[Tensor, "*L W E"], rows: Float[Tensor, "*L H E"]
 
 
 def by_offset_to_by_key(logits: Float[Tensor, "B h N R"]) -> Float[Tensor, "B h N N"]:
-    """Logits of each query by offset, as logits by key. R = 2 N - 1.
+    """Return logits of each query by key, from those by offset. R = 2 N - 1.
 
     Entry (q, k) of the result is entry (q, k - q + N - 1) of the argument. By padding and reshaping alone, as in "attention
     augmented convolutional networks" (arXiv 1904.09925, appendix): its gradient needs no scattered sums, whose order on a
@@ -60,7 +60,7 @@ def by_offset_to_by_key(logits: Float[Tensor, "B h N R"]) -> Float[Tensor, "B h 
 def resize_grid(
     positions: Float[Tensor, "L P D"], *, before: tuple[int, int], after: tuple[int, int], how: PositionResize
 ) -> Float[Tensor, "L Q D"]:
-    """Learned positions of a grid of patches for another grid, in raster order.
+    """Return learned positions of a grid of patches for another grid, in raster order.
 
     corners_aligned_bilinear: what the authors' code does at another resolution (`scipy.ndimage.zoom` with order 1:
     vision_transformer, vit_jax/checkpoint.py; big_vision, models/vit.py). The patches in the corners keep their positions.
@@ -80,5 +80,5 @@ def resize_grid(
 
 
 def resize_line(positions: Float[Tensor, "L P E"], *, length: int, how: PositionResize) -> Float[Tensor, "L Q E"]:
-    """Learned positions along one axis for another number of rows or columns; see `resize_grid`."""
+    """Return learned positions along one axis for another number of rows or columns; see `resize_grid`."""
     return resize_grid(positions, before=(positions.shape[1], 1), after=(length, 1), how=how)

@@ -1,4 +1,4 @@
-"""The settings of a Vision Transformer."""
+"""Hold the settings of a Vision Transformer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.models.vit.sizes import parse_name
 
 
 class ViT(EncoderSection):
-    """The Vision Transformer."""
+    """Configures the Vision Transformer."""
 
     family: Literal["vit"] = "vit"
     name: str = Field(default="L/16", description="size (Ti, S, B, L, H) and patch size in pixels")

@@ -1,4 +1,4 @@
-"""Names to models: `L/16` is the large model with 16-pixel patches; its sizes."""
+"""Map names to sizes of models: `L/16` is the large model with 16-pixel patches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class EncoderSize:
-    """Width and depth of an encoder."""
+    """Holds width and depth of an encoder."""
 
     width: int
     depth: int
@@ -30,7 +30,7 @@ MAX_PATCH_DIGITS = 5  # pixels
 
 
 def parse_name(name: str) -> tuple[EncoderSize, int]:
-    """Encoder size and patch size in pixels of a name such as `L/16`.
+    """Return the encoder size, and the patch size in pixels, that a name such as `L/16` says.
 
     Raises:
         ConfigError: not one of the sizes, or no patch size after the slash.

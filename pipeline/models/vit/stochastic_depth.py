@@ -1,4 +1,4 @@
-"""Stochastic depth (Huang et al. 2016, arXiv 1603.09382): in training a sample skips a residual branch at random."""
+"""Apply stochastic depth (Huang et al. 2016, arXiv 1603.09382): in training a sample skips a residual branch at random."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.models.vit.encoder_config import StochasticDepthRule
 
 
 def block_rates(rate: float, *, depth: int, rule: StochasticDepthRule) -> list[float]:
-    """Probability of skipping a branch, by block.
+    """Return the probability of skipping a branch, by block.
 
     linear: from 0 in the first block to `rate` in the last (AugReg, arXiv 2106.10270, section 3.3; timm).
     uniform: the same in all (DeiT III, arXiv 2204.07118).

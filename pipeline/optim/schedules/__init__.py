@@ -1,4 +1,4 @@
-"""Learning-rate schedules. One file each, and its name in the union below."""
+"""Join the learning-rate schedules in one union. Each has one file, and its name below."""
 
 from typing import Annotated
 

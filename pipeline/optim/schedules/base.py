@@ -1,4 +1,4 @@
-"""What every schedule says of itself."""
+"""Define what every schedule says of itself."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ScheduleSteps:
 
 
 class ScheduleSection(Section):
-    """The settings that every schedule has. The learning rate is a function of the step alone: nothing is saved or restored."""
+    """Configures what every schedule has. The learning rate is a function of the step alone: nothing is saved or restored."""
 
     relaunch: ClassVar[Relaunch | None] = "told"
 
@@ -47,10 +47,10 @@ class ScheduleSection(Section):
 
     @abstractmethod
     def after_warmup(self, step: int, *, steps: ScheduleSteps, peak: float, end: float) -> float:
-        """Learning rate of a step that comes after the warmup; `steps.progress(step)` goes from 0 to 1."""
+        """Return the learning rate of a step that comes after the warmup; `steps.progress(step)` goes from 0 to 1."""
 
     def build(self, *, peak: float, steps: ScheduleSteps) -> Callable[[int], float]:
-        """Optimizer step (0 is the first) to learning rate; `end` is reached at `steps.total`."""
+        """Return the function from optimizer step (0 is the first) to learning rate; `end` is reached at `steps.total`."""
         start, end = min(self.warmup_start, peak), min(self.end, peak)
 
         def learning_rate(step: int) -> float:

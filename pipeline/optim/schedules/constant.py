@@ -1,4 +1,4 @@
-"""No decay."""
+"""Keep the learning rate constant after the warmup."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.optim.schedules.base import ScheduleSection, ScheduleSteps
 
 
 class Constant(ScheduleSection):
-    """No decay."""
+    """Configures a constant learning rate after the warmup."""
 
     decay: Literal["constant"] = "constant"
 

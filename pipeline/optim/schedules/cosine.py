@@ -1,4 +1,4 @@
-"""Cosine decay: the paper's choice for ImageNet-1k (Table 3)."""
+"""Decay the learning rate as a cosine: the paper's choice for ImageNet-1k (Table 3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.optim.schedules.base import ScheduleSection, ScheduleSteps
 
 
 class Cosine(ScheduleSection):
-    """Cosine decay: the paper's choice for ImageNet-1k (Table 3)."""
+    """Configures cosine decay: the paper's choice for ImageNet-1k (Table 3)."""
 
     decay: Literal["cosine"] = "cosine"
 

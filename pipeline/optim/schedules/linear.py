@@ -1,4 +1,4 @@
-"""Linear decay: the paper's choice for ImageNet-21k and JFT (Table 3)."""
+"""Decay the learning rate linearly: the paper's choice for ImageNet-21k and JFT (Table 3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.optim.schedules.base import ScheduleSection, ScheduleSteps
 
 
 class Linear(ScheduleSection):
-    """Linear decay: the paper's choice for ImageNet-21k and JFT (Table 3)."""
+    """Configures linear decay: the paper's choice for ImageNet-21k and JFT (Table 3)."""
 
     decay: Literal["linear"] = "linear"
 

@@ -1,4 +1,4 @@
-"""Reciprocal square root with a linear cooldown. A run's length need not be known until the cooldown begins."""
+"""Decay as a reciprocal square root, then cool down. A run's length need not be known until the cooldown begins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from pipeline.optim.schedules.base import ScheduleSection, ScheduleSteps
 
 
 class ReciprocalSqrt(ScheduleSection):
-    """`peak / sqrt(1 + (step - warmup) / timescale)`, then a linear cooldown ("Scaling Vision Transformers", arXiv 2106.04560)."""
+    """Configures `peak / sqrt(1 + (step - warmup) / timescale)`, then a linear cooldown.
+
+    The source is "Scaling Vision Transformers" (arXiv 2106.04560).
+    """
 
     decay: Literal["rsqrt"] = "rsqrt"
     end: float = Field(default=0.0, ge=0, description="learning rate at the end of the cooldown")

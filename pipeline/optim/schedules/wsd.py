@@ -1,4 +1,4 @@
-"""Warmup, stable, decay. The peak is held until the cooldown, so that one run serves several lengths."""
+"""Hold the peak until the cooldown (warmup, stable, decay), so that one run serves several lengths."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from pipeline.optim.schedules.base import ScheduleSection, ScheduleSteps
 
 
 class WarmupStableDecay(ScheduleSection):
-    """Warmup-stable-decay (MiniCPM, arXiv 2404.06395, section 4); shapes and length of the cooldown: arXiv 2405.18392."""
+    """Configures warmup-stable-decay (MiniCPM, arXiv 2404.06395, section 4).
+
+    Shapes and length of the cooldown are from arXiv 2405.18392.
+    """
 
     decay: Literal["wsd"] = "wsd"
     end: float = Field(default=0.0, ge=0, description="learning rate at the end of the cooldown")

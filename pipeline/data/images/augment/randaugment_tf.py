@@ -65,7 +65,7 @@ class RandAugmentTF(AugmentSection):
 
 @dataclass(frozen=True)
 class TensorFlowLaw:
-    """See `RandAugmentTF`."""
+    """Applies the law that `RandAugmentTF` configures."""
 
     layers: int
     magnitude: float

@@ -56,7 +56,7 @@ class RandAugmentTimm(AugmentSection):
 
 @dataclass(frozen=True)
 class TimmLaw:
-    """See `RandAugmentTimm`."""
+    """Applies the law that `RandAugmentTimm` configures."""
 
     layers: int
     magnitude: float

@@ -45,7 +45,7 @@ class RandAugmentTorchvision(AugmentSection):
 
 @dataclass(frozen=True)
 class TorchvisionLaw:
-    """See `RandAugmentTorchvision`."""
+    """Applies the law that `RandAugmentTorchvision` configures."""
 
     layers: int
     magnitude: int

@@ -36,7 +36,7 @@ class ThreeAugment(AugmentSection):
 
 @dataclass(frozen=True)
 class ThreeAugmentLaw:
-    """See `ThreeAugment`."""
+    """Applies the law that `ThreeAugment` configures."""
 
     color_jitter: float
 

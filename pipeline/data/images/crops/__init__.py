@@ -1,4 +1,4 @@
-"""Crops of training images. One file each, and its name in the union below."""
+"""Join the crops of training images in one union. Each has one file, and its name below."""
 
 from typing import Annotated
 

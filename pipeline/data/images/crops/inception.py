@@ -8,7 +8,7 @@ from pipeline.section import Section
 
 
 class Inception(Section):
-    """A rectangle of random area and ratio, by data.min_area, max_area, min_ratio and max_ratio."""
+    """Configures a rectangle of random area and ratio, by data.min_area, max_area, min_ratio and max_ratio."""
 
     name: Literal["inception"] = "inception"
 

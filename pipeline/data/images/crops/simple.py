@@ -19,7 +19,7 @@ ResizeTo = Callable[[Pixels, tuple[int, int]], Tensor]  # a whole image (H, W, 3
 
 
 class Simple(Section):
-    """Crop nearly the whole short side: arXiv 2204.07118, section 4.3; facebookresearch/deit, augment.py (`--src`).
+    """Configures a crop of nearly the whole short side (arXiv 2204.07118, section 4.3; facebookresearch/deit, `--src`).
 
     big_vision's `resmall_crop` of 448 and 384 is `short_side: 448, padding: 0` for an image size of 384.
     """
@@ -37,7 +37,7 @@ class Simple(Section):
 
 @dataclass(frozen=True)
 class SimpleCrop:
-    """Crop by the law of `Simple`."""
+    """Crops by the law that `Simple` configures."""
 
     short_side: int | None
     padding: int
