@@ -140,7 +140,7 @@ class Cost(ABC):
 class ModelConfig(ABC):
     """Holds everything that fixes a model's weights. Each family has a frozen dataclass of it. Lengths are in pixels."""
 
-    family: ClassVar[str]  # as in the section, and in the header of a weights file
+    family: ClassVar[str]  # the family's name in the section, and in the header of a weights file
 
     image_size: ImageSize
     num_classes: int

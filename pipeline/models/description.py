@@ -7,7 +7,7 @@ import types
 from dataclasses import MISSING, fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-LARGEST_SIZE = 2**31 - 1  # of a width, a depth, ... that is read from a file
+LARGEST_SIZE = 2**31 - 1  # limit of a width, a depth, ... that is read from a file
 
 Described = TypeVar("Described")
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from pipeline.models.base import ModelConfig
 from pipeline.section import Section
 
-Side = Annotated[int, Field(ge=1)]  # of an image, in pixels
+Side = Annotated[int, Field(ge=1)]  # side of an image, in pixels
 
 
 class ModelSection(Section):

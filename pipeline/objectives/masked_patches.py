@@ -43,7 +43,7 @@ class MaskedPatches(ObjectiveSection):
     )
     target: Target = Field(
         default="mean_colour",
-        description="of a patch: its mean colour in 9 bits; 4 x 4 such colours; or all its pixels (squared error)",
+        description="predicted of a patch: its mean colour in 9 bits; 4 x 4 such colours; or all its pixels (squared error)",
     )
 
     labels: ClassVar[LabelKind] = "none"

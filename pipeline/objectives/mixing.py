@@ -19,8 +19,8 @@ from pipeline.keyed_random import Purpose, derive_key, keyed_uniforms
 from pipeline.section import Section
 
 MAX_ALPHA = 4.0  # the sampler of the beta distribution takes long beyond
-TRIES = 16  # of the sampler at a time
-FIXED_DRAWS = 4  # before the sampler's: whether, which, and the box's centre
+TRIES = 16  # draws of the sampler at a time
+FIXED_DRAWS = 4  # draws before the sampler's: whether, which, and the box's centre
 
 
 class Mixing(Section):
@@ -82,7 +82,7 @@ def draw_beta(key: int, numbers: NDArray[np.int64], alphas: NDArray[np.float64])
     first = FIXED_DRAWS
     while (open_ := np.flatnonzero(np.isnan(result))).size:
         tries = keyed_uniforms(key, numbers[open_], first=first, count=2 * TRIES).reshape(-1, TRIES, 2)
-        logs = np.log(np.maximum(tries, 2.0**-54)) / alphas[open_, None, None]  # of the powers, which may underflow
+        logs = np.log(np.maximum(tries, 2.0**-54)) / alphas[open_, None, None]  # logarithms of the powers, which may underflow
         largest = logs.max(axis=2)
         fits = largest + np.log(np.exp(logs - largest[:, :, None]).sum(axis=2)) <= 0
         found, chosen = fits.any(axis=1), fits.argmax(axis=1)

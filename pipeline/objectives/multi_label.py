@@ -25,7 +25,7 @@ class MultiLabel(ClassificationSection):
     """
 
     name: Literal["multi_label"] = "multi_label"
-    reduction: Reduction = Field(default="sum", description="over the classes")
+    reduction: Reduction = Field(default="sum", description="how the classes' losses are joined")
     hierarchy: str | None = Field(
         default=None, description="file of lines CLASS PARENT (numbers, or names of classes.txt): ancestors become labels too"
     )

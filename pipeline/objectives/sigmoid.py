@@ -15,7 +15,9 @@ class Sigmoid(OneLabelSection):
     """Configures the binary cross-entropy summed over the classes, for classes that overlap (ImageNet-21k, JFT)."""
 
     name: Literal["sigmoid"] = "sigmoid"
-    reduction: Reduction = Field(default="sum", description="over the classes: sum as the paper's authors; mean as DeiT III")
+    reduction: Reduction = Field(
+        default="sum", description="how the classes' losses are joined: sum as the paper's authors; mean as DeiT III"
+    )
 
     head_bias: float = Field(
         default=-10.0, description="what the classifier's biases begin at (vision_transformer issue #34); AugReg on 1k: -6.9"

@@ -17,7 +17,9 @@ class Adam(OptimizerSection):
     """Configures Adam (arXiv 1412.6980). Weight decay is added to the gradient, before the moments (`torch.optim.Adam`)."""
 
     name: Literal["adam"] = "adam"
-    weight_decay_rule: DecayRule = Field(default="coupled", description="added to the gradient; for other rules use name=adamw")
+    weight_decay_rule: DecayRule = Field(
+        default="coupled", description="weight decay is added to the gradient; for other rules use name=adamw"
+    )
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="paper, section 4.1")
     eps: float = Field(default=1e-8, gt=0)
 

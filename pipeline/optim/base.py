@@ -42,7 +42,7 @@ class OptimizerSection(Section):
         json_schema_extra=TOLD,
     )
     reference_batch_size: int | None = Field(
-        default=None, ge=1, description="of scale_lr; MAE's blr: 256", json_schema_extra=TOLD
+        default=None, ge=1, description="images for scale_lr; 256 for MAE's blr", json_schema_extra=TOLD
     )
     weight_decay: float = Field(ge=0)
     weight_decay_rule: DecayRule = Field(

@@ -25,7 +25,7 @@ class GuardedOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(params, *arguments, **options)
         self.overflow = False  # what DeepSpeed's engine asks after each step
-        self.gradient_norm: Tensor | None = None  # of the last step, before clipping
+        self.gradient_norm: Tensor | None = None  # the last step's, before clipping
         self.layout = Layout()
         self.num_updates = 0  # taken before the coming one
         self._guarded = False

@@ -27,7 +27,9 @@ class Lamb(OptimizerSection):
     """
 
     name: Literal["lamb"] = "lamb"
-    weight_decay_rule: DecayRule = Field(default="in_update", description="a part of the update, before the trust ratio")
+    weight_decay_rule: DecayRule = Field(
+        default="in_update", description="weight decay is a part of the update, before the trust ratio"
+    )
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-6, gt=0)
     always_adapt: bool = Field(False, description="scale the update of what does not decay too")

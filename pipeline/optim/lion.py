@@ -20,7 +20,9 @@ class Lion(OptimizerSection):
     """
 
     name: Literal["lion"] = "lion"
-    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.99), description="of the sign, and of the momentum that is kept")
+    betas: tuple[Beta, Beta] = Field(
+        default=(0.9, 0.99), description="decay in the sign's mean, and of the momentum that is kept"
+    )
 
     state_names: ClassVar[tuple[str, ...]] = ("exp_avg",)
     decay_rules: ClassVar[tuple[DecayRule, ...]] = ("decoupled_lr", "decoupled_schedule")

@@ -39,10 +39,10 @@ class Muon(OptimizerSection):
         "(arXiv 2502.16982, section 2.2); original times sqrt(max(1, M / N))",
     )
     adamw_learning_rate: float | None = Field(
-        default=None, gt=0, description="of everything else; null: learning_rate", json_schema_extra=TOLD
+        default=None, gt=0, description="peak for everything else; null: learning_rate", json_schema_extra=TOLD
     )
-    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="of AdamW")
-    eps: float = Field(default=1e-8, gt=0, description="of AdamW")
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="AdamW's")
+    eps: float = Field(default=1e-8, gt=0, description="AdamW's")
 
     state_names: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
     decay_rules: ClassVar[tuple[DecayRule, ...]] = ("decoupled_lr", "decoupled_schedule")

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-MOST_AT_ONCE = 16  # whole parameters that a rank holds at one moment, where it works on several
+MOST_AT_ONCE = 16  # limit of whole parameters that a rank holds at one moment
 
 
 @dataclass(frozen=True)

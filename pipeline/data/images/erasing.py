@@ -26,7 +26,9 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225])[:, None, None] * 255
 class RandomErasing(Section):
     """Configures Zhong et al. 2017 (arXiv 1708.04896) by the law of timm/data/random_erasing.py, one rectangle an image."""
 
-    probability: float = Field(default=0.0, ge=0, le=1, description="of an image to have a rectangle erased; timm's --reprob")
+    probability: float = Field(
+        default=0.0, ge=0, le=1, description="part of the images with a rectangle erased; timm's --reprob"
+    )
     min_area: float = Field(default=0.02, gt=0, le=1, description="smallest rectangle, as a part of the image")
     max_area: float = Field(default=1 / 3, gt=0, le=1, description="largest rectangle")
     ratio: float = Field(default=0.3, gt=0, le=1, description="smallest height / width; the largest is its inverse")

@@ -16,8 +16,8 @@ from pipeline.models.bit.trunk import TrunkConfig
 if TYPE_CHECKING:
     from pipeline.models.bit.model import BiTConfig
 
-INDEX_BYTES = 8  # of the pixel that a max-pool chose, int64
-NORM_BYTES = 2 * 4 * GROUPS  # mean and 1 / deviation of a group normalisation, of one image
+INDEX_BYTES = 8  # index of the pixel that a max-pool chose, int64
+NORM_BYTES = 2 * 4 * GROUPS  # mean and 1 / deviation in a group normalisation of one image
 
 
 Size = tuple[int, int]  # height and width in pixels
@@ -88,7 +88,7 @@ class TrunkCost:
         """
         low = product_bytes(precision)  # what convolutions read and write
         high = weight_bytes(precision)  # what normalisations and ReLUs read and write
-        copied = low if precision == "bf16_autocast" else 0  # of a convolution's input, that it does not share
+        copied = low if precision == "bf16_autocast" else 0  # autocast's copy of a convolution's input
         if self.trunk.variant == "v1":
             return self._root_v1(low, high) + sum(_unit_v1(unit, low, high, copied) for unit in self.units())
         height, width = self.root_size
@@ -101,7 +101,7 @@ class TrunkCost:
     def _root_v1(self, low: int, high: int) -> int:
         image = 3 * (_padded_area(self.size, kernel=7) or prod(self.size))
         height, width = self.root_size
-        padded = _padded_area(self.root_size, kernel=3) if height % 2 != width % 2 else 0  # by the max-pool
+        padded = _padded_area(self.root_size, kernel=3) if height % 2 != width % 2 else 0  # the max-pool's padded copy
         stem = high * (2 * height * width + padded) + INDEX_BYTES * prod(_halved(self.root_size))
         return low * image + self.trunk.width * stem + NORM_BYTES
 

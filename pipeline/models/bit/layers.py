@@ -69,7 +69,7 @@ def max_pool(images: Float[Tensor, "B C H W"], *, variant: Variant) -> Float[Ten
     """Return the 3x3 maximum at stride 2."""
     if variant == "v2":
         return F.max_pool2d(F.pad(images, (1, 1, 1, 1)), 3, 2)
-    # Of an even size the window that juts out is the last one, of an odd size the first and the last.
+    # With an even size the last window reaches beyond the border, with an odd size the first and the last do.
     height, width = images.shape[2:]
     if height % 2 == width % 2:
         return F.max_pool2d(images, 3, 2, padding=height % 2, ceil_mode=height % 2 == 0)

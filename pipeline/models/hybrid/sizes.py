@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.bit.sizes import BLOCKS
 from pipeline.models.vit.sizes import SIZES, EncoderSize
 
-STEM_PATCH = 8  # pixels of the feature map, of R+Ti/16 (google-research/vision_transformer, vit_jax/configs/models.py)
+STEM_PATCH = 8  # pixels of R+Ti/16's feature map (google-research/vision_transformer, vit_jax/configs/models.py)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pipeline.models.description import from_plain
 from pipeline.models.timm.cost import TimmCost
 from pipeline.models.timm.library import RESERVED, check_name, create, installed_version
 
-LARGEST_OPTION = 2**16  # of a number among the options, read from a file: some are numbers of blocks
+LARGEST_OPTION = 2**16  # limit of a number among a file's options: some are numbers of blocks
 DROP_OPTIONS = ("drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate")
 
 Options = tuple[tuple[str, Any], ...]  # sorted by name; lists are tuples

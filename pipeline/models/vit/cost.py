@@ -103,7 +103,7 @@ class EncoderCost(Cost):
         """Return the bytes that autograd saves for one image, with fused attention and without checkpointing."""
         config = self.encoder
         blocks = sum(block.saved_bytes for block in self.blocks(precision=precision, mask_bytes=mask_bytes))
-        mask = mask_bytes if config.dropout else 0  # of the dropout after the positions
+        mask = mask_bytes if config.dropout else 0  # mask of the dropout after the positions
         ends = config.num_tokens * (_norm_bytes(config, weight_bytes(precision)) + mask * config.width)
         loss = 2 * 4 * config.num_classes  # logits and targets in fp32
         return (

@@ -18,7 +18,7 @@ from pipeline.models.vit.pooling import MapHead
 from pipeline.models.vit.position import PositionResize, combine_axes, resize_grid, resize_line, sincos_2d
 from pipeline.models.vit.stochastic_depth import block_rates
 
-REGISTER_STD = 0.02  # as DINOv3's storage tokens (facebookresearch/dinov3, models/vision_transformer.py)
+REGISTER_STD = 0.02  # deviation of DINOv3's storage tokens (facebookresearch/dinov3, models/vision_transformer.py)
 
 
 class EncoderBackbone(Backbone):

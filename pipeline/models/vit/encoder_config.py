@@ -37,7 +37,7 @@ class EncoderConfig(ModelConfig):
     representation_size: int | None
     dropout: float
     head_bias: float = 0.0
-    # Later than the first weights files, which lack these: the defaults are what those models do.
+    # The first weights files lack these. The defaults are what those models do.
     pooling: Pooling = "class_token"
     position: Position = "learned_1d"
     position_at: PositionAt = "stem"

@@ -20,7 +20,7 @@ class EncoderSection(ModelSection):
         default=224, description="side of the square input in pixels, or [height, width]; multiples of a token's pixels"
     )
     representation: Literal["tanh", "none"] = Field(default="tanh", description="pre-logits layer of the pretraining head")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="after every dense layer but qkv, and after the positions")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="rate after every dense layer but qkv, and after the positions")
     width: int | None = Field(default=None, ge=1, description="overrides the size's width (for models of your own)")
     depth: int | None = Field(default=None, ge=1, description="overrides the size's number of blocks")
     mlp_dim: int | None = Field(default=None, ge=1, description="overrides the size's MLP width")
@@ -31,13 +31,13 @@ class EncoderSection(ModelSection):
     )
     position: Position = Field(
         default="learned_1d",
-        description="of a patch: learned by index, by row and column (2d), fixed waves, offsets (relative), or none",
+        description="how a patch has one: learned by index, by row and column (2d), fixed waves, offsets (relative); or none",
     )
     position_at: PositionAt = Field(
         default="stem", description="positions are added at the stem; or before every layer: each layer's own, or shared"
     )
     position_class_token: bool = Field(
-        default=True, description="learned positions have one for the class token; false: patches alone"
+        default=True, description="the class token has a learned position too; false: patches alone"
     )
     gelu: Gelu = Field(default="exact", description="tanh: the approximation, as in JAX")
     qkv_bias: bool = Field(default=True, description="queries, keys and values have biases")

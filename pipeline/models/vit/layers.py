@@ -34,7 +34,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
         self.norm_query = nn.LayerNorm(head_width, eps=LAYER_NORM_EPS) if config.qk_norm else None
         self.norm_key = nn.LayerNorm(head_width, eps=LAYER_NORM_EPS) if config.qk_norm else None
-        self.relative = None  # row i: of the key that is i - (N - 1) places after the query
+        self.relative = None  # row i is of the key that is i - (N - 1) places after the query
         if config.position == "relative":
             self.relative = nn.Parameter(torch.zeros(2 * config.num_tokens - 1, head_width))
         self.out = nn.Linear(width, width)
@@ -45,7 +45,7 @@ class Attention(nn.Module):
         qkv = self.qkv(tokens).view(batch, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.unbind(2)  # each (B, N, heads, D/heads)
         if self.norm_query is not None and self.norm_key is not None:
-            # Before the heads come first: what attention gives has its query's layout, and is read token by token after it.
+            # This precedes the transposition: attention's output has its query's layout, and is then read token by token.
             query, key = self.norm_query(query).to(value.dtype), self.norm_key(key).to(value.dtype)
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # each (B, heads, N, D/heads)
         bias = None
@@ -53,7 +53,7 @@ class Attention(nn.Module):
             by_offset = query @ self.relative.T * (width // self.num_heads) ** -0.5  # (B, heads, N, 2N - 1)
             bias = by_offset_to_by_key(by_offset)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)  # (B, heads, N, D/heads)
-        # No dropout on qkv or on the attention weights; one after the projection (appendix B.1).
+        # Dropout follows the projection; qkv and the attention weights have none (appendix B.1).
         return self.dropout(self.out(mixed.transpose(1, 2).reshape(batch, length, width)))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 PositionResize = Literal["corners_aligned_bilinear", "bicubic_antialias"]
 
-TEMPERATURE = 10_000.0  # of the slowest wave (Vaswani et al. 2017, section 3.5)
+TEMPERATURE = 10_000.0  # wavelength of the slowest wave, over 2 pi (Vaswani et al. 2017, section 3.5)
 
 
 def sincos_2d(grid: tuple[int, int], *, width: int, device: torch.device) -> Float[Tensor, "P D"]:

@@ -37,7 +37,7 @@ class ScheduleSection(Section):
 
     relaunch: ClassVar[Relaunch | None] = "told"
 
-    warmup: DurationField = Field(description="linear, from warmup_start")
+    warmup: DurationField = Field(description="linear growth from warmup_start to the peak")
     warmup_start: float = Field(default=0.0, ge=0, description="learning rate of the first step; DeiT III begins at 1e-6")
     end: float = Field(default=1e-5, ge=0, description="learning rate at the end")
 

@@ -19,9 +19,11 @@ class ReciprocalSqrt(ScheduleSection):
 
     decay: Literal["rsqrt"] = "rsqrt"
     end: float = Field(default=0.0, ge=0, description="learning rate at the end of the cooldown")
-    timescale_steps: int = Field(default=10_000, gt=0, description="big_vision's default")
+    timescale_steps: int = Field(
+        default=10_000, gt=0, description="steps after which the peak is divided by sqrt(2); the default is big_vision's"
+    )
     cooldown: DurationField = Field(
-        default=Duration(50_000, "steps"), description="at the end of the run; arXiv 2106.04560: 50k steps"
+        default=Duration(50_000, "steps"), description="its length, at the end of the run; arXiv 2106.04560: 50k steps"
     )
 
     def cooldown_length(self) -> Duration | float | None:

@@ -19,9 +19,11 @@ class WarmupStableDecay(ScheduleSection):
 
     decay: Literal["wsd"] = "wsd"
     end: float = Field(default=0.0, ge=0, description="learning rate at the end of the cooldown")
-    cooldown: DurationField | None = Field(default=None, description="at the end of the run; null: cooldown_fraction says")
-    cooldown_fraction: float = Field(default=0.2, gt=0, le=1, description="of the whole run, where cooldown is null")
-    shape: CooldownShape = Field(default="1-sqrt", description="of the cooldown")
+    cooldown: DurationField | None = Field(
+        default=None, description="its length, at the end of the run; null: cooldown_fraction says"
+    )
+    cooldown_fraction: float = Field(default=0.2, gt=0, le=1, description="its part of the whole run, where cooldown is null")
+    shape: CooldownShape = Field(default="1-sqrt", description="curve of the cooldown")
 
     def cooldown_length(self) -> Duration | float | None:
         return self.cooldown_fraction if self.cooldown is None else self.cooldown

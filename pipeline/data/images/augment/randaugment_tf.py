@@ -30,7 +30,7 @@ DRAWS_PER_LAYER = 4  # the operation, its sign, and the row and column of a cuto
 MAX_LEVEL = 10.0
 GREY = (128, 128, 128)
 TRANSLATE_PX, CUTOUT_PX = 100, 40  # at level 10
-USUAL_SIZE = 224  # for which these are meant
+USUAL_SIZE = 224  # pixels of the image side that these are meant for
 
 # This is tf.image.rgb_to_grayscale: (0.2989 R + 0.587 G + 0.114 B) / 255, made whole again as floor(255.5 x). In units of
 # 2^-23.
@@ -42,7 +42,7 @@ class RandAugmentTF(AugmentSection):
 
     name: Literal["randaugment_tf"] = "randaugment_tf"
     layers: int = Field(default=2, ge=1, description="operations on each image")
-    magnitude: float = Field(default=10, ge=0, le=30, description="of every operation; 0 is not nothing")
+    magnitude: float = Field(default=10, ge=0, le=30, description="strength of every operation; 0 still changes images")
     contrast: Literal["fixed", "source"] = Field(
         default="fixed",
         description="grey level of Contrast: the image's mean; or as it was when AugReg was trained, height x width / 256",
@@ -55,8 +55,8 @@ class RandAugmentTF(AugmentSection):
 
     distances: Literal["pixels", "scaled"] = Field(
         default="pixels",
-        description="of Translate and Cutout: 100 and 40 pixels at magnitude 10, as in the source, whatever the image's size, "
-        "so that 64 px become grey; scaled: these as parts of 224",
+        description="length of Translate and Cutout: 100 and 40 pixels at magnitude 10, as in the source, whatever the "
+        "image's size, so that 64 px become grey; scaled: these as parts of 224",
     )
 
     def build(self) -> TensorFlowLaw:

@@ -20,7 +20,7 @@ OPERATIONS = (
 )  # fmt: skip
 DRAWS_PER_LAYER = 6  # the operation, whether it is applied, two for a normal magnitude, the sign, the interpolation
 MAX_LEVEL = 10.0
-TRANSLATE = 0.45  # of the image's side, at level 10
+TRANSLATE = 0.45  # parts of the image's side, at level 10
 
 
 class RandAugmentTimm(AugmentSection):
@@ -29,12 +29,12 @@ class RandAugmentTimm(AugmentSection):
     name: Literal["randaugment_timm"] = "randaugment_timm"
     layers: int = Field(default=2, ge=1, description="operations drawn for each image, with replacement; n there")
     magnitude: float = Field(default=9, ge=0, description="mean of the magnitude; m there")
-    magnitude_std: float = Field(default=0.5, ge=0, description="its standard deviation; mstd there")
-    max_magnitude: float = Field(default=10, gt=0, description="above it magnitudes are cut; mmax there")
+    magnitude_std: float = Field(default=0.5, ge=0, description="standard deviation of the magnitude; mstd there")
+    max_magnitude: float = Field(default=10, gt=0, description="magnitudes are cut to this; mmax there")
     increasing: bool = Field(default=True, description="operations that grow stronger with the magnitude; inc there")
-    probability: float = Field(default=0.5, ge=0, le=1, description="that an operation drawn is applied; p there")
+    probability: float = Field(default=0.5, ge=0, le=1, description="part of the drawn operations that are applied; p there")
     interpolation: Literal["bilinear", "bicubic", "random"] = Field(
-        default="bicubic", description="of geometric operations; random: one of the two for each"
+        default="bicubic", description="how geometric operations resample; random: one of the two for each"
     )
     fill: Fill = Field(
         default=(124, 116, 104),

@@ -30,7 +30,7 @@ class RandAugmentTorchvision(AugmentSection):
     layers: int = Field(default=2, ge=1, description="operations on each image; num_ops there")
     magnitude: int = Field(default=9, ge=0, description="bin of every operation's magnitude")
     bins: int = Field(default=31, ge=2, description="num_magnitude_bins there")
-    interpolation: Literal["nearest", "bilinear"] = Field(default="nearest", description="of geometric operations")
+    interpolation: Literal["nearest", "bilinear"] = Field(default="nearest", description="how geometric operations resample")
     fill: Fill = Field(default=(0, 0, 0), description="red, green and blue of pixels from outside of the image")
 
     @model_validator(mode="after")
