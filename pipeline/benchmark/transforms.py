@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pipeline.data.images.crop import TrainTransform
+from pipeline.data.images.crops.inception import InceptionBounds
 from pipeline.data.shards.index import load_index
 from pipeline.data.shards.reader import BlockReader
 from pipeline.image_size import ImageSize, height_and_width
@@ -39,10 +40,7 @@ def make_transform(settings: Settings, decoder: str) -> TrainTransform:
     """Make the Inception crop of 5 to 100 % with antialiased resize, which is also what Pillow does."""
     return TrainTransform(
         image_size=settings.image_size,
-        min_area=0.05,
-        max_area=1.0,
-        min_ratio=3 / 4,
-        max_ratio=4 / 3,
+        bounds=InceptionBounds(min_area=0.05, max_area=1.0, min_ratio=3 / 4, max_ratio=4 / 3),
         flip=True,
         resize="bilinear_antialias",
         decoder="region" if decoder == "region" else "whole",

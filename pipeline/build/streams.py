@@ -17,10 +17,7 @@ def make_stream(run: ResolvedRun, *, world: World, start_step: int) -> TrainStre
     data = run.config.data
     transform = TrainTransform(
         image_size=run.model.image_size,
-        min_area=data.min_area,
-        max_area=data.max_area,
-        min_ratio=data.min_ratio,
-        max_ratio=data.max_ratio,
+        bounds=data.crop_bounds,
         flip=data.flip,
         resize=data.resize,
         decoder=run.decoder,

@@ -9,6 +9,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, SerializerFunctionWra
 from pipeline.data.images.augment import Augment, NoAugment
 from pipeline.data.images.crop import Resize
 from pipeline.data.images.crops import Crop, Inception
+from pipeline.data.images.crops.inception import InceptionBounds
 from pipeline.data.images.erasing import RandomErasing
 from pipeline.section import FREE, TOLD, Section
 
@@ -128,3 +129,10 @@ class DataSection(Section):
         if self.shrink_margin is not None and (self.resize != "bilinear_antialias" or self.decoder != "region"):
             raise ValueError("shrink_margin needs resize=bilinear_antialias and decoder=region: no other gives the same pixels")
         return self
+
+    @property
+    def crop_bounds(self) -> InceptionBounds:
+        """Return the bounds of the Inception crop."""
+        return InceptionBounds(
+            min_area=self.min_area, max_area=self.max_area, min_ratio=self.min_ratio, max_ratio=self.max_ratio
+        )

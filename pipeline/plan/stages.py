@@ -80,15 +80,13 @@ def stage_memory(
     """
     precision = precision_of(config, stage=stage)
     batch = config.trainer.global_batch_size
-    together = config.objective.images_together
     share, micro = (
-        largest_micro_batch(batch, num_ranks=num_gpus, accumulation_steps=parts, together=together)
+        largest_micro_batch(batch, num_ranks=num_gpus, accumulation_steps=parts, together=config.objective.images_together)
         for parts in (1, accumulation)
     )
     cost = model.config.cost
     image = activation_bytes(cost, precision=precision, every=config.trainer.activation_checkpointing)
-    once = saved_bytes_per_pass(model.num_kernel_elements, precision=precision)
-    once += cost.saved_bytes_once(precision=precision)
+    once = saved_bytes_per_pass(model.num_kernel_elements, precision=precision) + cost.saved_bytes_once(precision=precision)
     state = state_bytes(
         model.parameters,
         stage=stage,

@@ -97,10 +97,12 @@ def _memory_row(memory: StageMemory) -> list[str]:
 def _memory_advice(forecast: Forecast, chosen: StageMemory) -> str:
     if chosen.fits:
         return f"* the configuration's: it fits, with {(forecast.memory_bytes - chosen.total) / GIB:.1f} GiB to spare"
-    again = "" if chosen.fitting_checkpointing is None else (
-        f"trainer.activation_checkpointing={chosen.fitting_checkpointing}, with which the batch fits and "
-        f"{chosen.recomputed:.0%} is computed again"
-    )  # fmt: skip
+    again = ""
+    if chosen.fitting_checkpointing is not None:
+        again = (
+            f"trainer.activation_checkpointing={chosen.fitting_checkpointing}, with which the batch fits and "
+            f"{chosen.recomputed:.0%} is computed again"
+        )
     if chosen.usable_micro_batch:
         return (
             f"* the configuration's: it does not fit; set trainer.micro_batch_size={chosen.usable_micro_batch}, which cuts a "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.images.augment.base import Augmentation
+from pipeline.data.images.crops.inception import CROP_ATTEMPTS, DRAWS_PER_ATTEMPT, InceptionBounds, inception_box
 from pipeline.data.images.crops.simple import SimpleCrop
 from pipeline.data.images.decode import Pixels, decode_image, decode_jpeg_crop, jpeg_size
 from pipeline.data.images.erasing import Erasing
@@ -20,8 +20,6 @@ from pipeline.data.images.planes import Box
 from pipeline.image_size import ImageSize, height_and_width
 from pipeline.keyed_random import Purpose, derive_key, few_uniforms, uniforms
 
-CROP_ATTEMPTS = 100
-DRAWS_PER_ATTEMPT = 4
 Resize = Literal["bilinear", "bilinear_antialias", "bicubic_antialias"]
 Decoder = Literal["region", "whole"]
 
@@ -34,10 +32,7 @@ class TrainTransform:
     """
 
     image_size: ImageSize
-    min_area: float
-    max_area: float
-    min_ratio: float
-    max_ratio: float
+    bounds: InceptionBounds
     flip: bool
     resize: Resize
     decoder: Decoder
@@ -77,10 +72,7 @@ class TrainTransform:
             box, flip = self.choose(*size, key=key)
             if decode_jpeg_crop(
                 data,
-                top=box.top,
-                left=box.left,
-                height=box.height,
-                width=box.width,
+                box=box,
                 shrink=self._shrink(box),
                 flip=flip,
                 antialias=self.resize == "bilinear_antialias",
@@ -113,42 +105,10 @@ class TrainTransform:
             if attempt == 1:  # rarely reached, so the rest is drawn only now
                 draws = uniforms(key, 1 + DRAWS_PER_ATTEMPT * CROP_ATTEMPTS).tolist()
             start = 1 + DRAWS_PER_ATTEMPT * attempt
-            box = inception_box(height, width, transform=self, draws=draws[start : start + DRAWS_PER_ATTEMPT])
+            box = inception_box(height, width, bounds=self.bounds, draws=draws[start : start + DRAWS_PER_ATTEMPT])
             if box is not None:
                 return box
         return Box(top=0, left=0, height=height, width=width)
-
-
-def inception_box(height: int, width: int, *, transform: TrainTransform, draws: Sequence[float]) -> Box | None:
-    """Try once to draw a random crop by the law of `tf.image.sample_distorted_bounding_box`, the authors' crop.
-
-    The aspect ratio is uniform, then the crop's height is uniform among those whose area is allowed. A crop that does not fit
-    is refused and drawn again, and after `CROP_ATTEMPTS` the whole image is used.
-
-    There is one difference: TensorFlow never draws the last possible position of a crop; here every position is equally likely.
-
-    Args:
-        draws: four numbers in [0, 1): ratio, height, top, left.
-    """
-    ratio = transform.min_ratio + draws[0] * (transform.max_ratio - transform.min_ratio)
-    min_area, max_area = transform.min_area * height * width, transform.max_area * height * width
-    lowest = round(math.sqrt(min_area / ratio))
-    highest = min(round(math.sqrt(max_area / ratio)), height, math.floor((width + 0.5 - 1e-7) / ratio))
-    lowest = min(lowest, highest)
-    crop_height = lowest + int(draws[1] * (highest - lowest + 1))
-    crop_width = round(crop_height * ratio)
-    # Rounding to whole pixels may leave the allowed range by a little. One row more or less may fix it.
-    if crop_height * crop_width < min_area:
-        crop_height += 1
-    elif crop_height * crop_width > max_area:
-        crop_height -= 1
-    crop_width = round(crop_height * ratio)
-    allowed = min_area <= crop_height * crop_width <= max_area
-    if not allowed or not 1 <= crop_height <= height or not 1 <= crop_width <= width:
-        return None
-    top = int(draws[2] * (height - crop_height + 1))
-    left = int(draws[3] * (width - crop_width + 1))
-    return Box(top=top, left=left, height=crop_height, width=crop_width)
 
 
 @dataclass(frozen=True)

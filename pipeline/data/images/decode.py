@@ -10,6 +10,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.data.images.planes import Box
+
 try:
     from pipeline.data.images import _jpeg  # pyright: ignore[reportAttributeAccessIssue]
 except ImportError:  # there was no compiler or no headers of libjpeg-turbo at installation
@@ -56,16 +58,14 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None if is_cmyk or _too_large(data, width=width, height=height) else (height, width)
 
 
-def decode_jpeg_crop(
-    data: bytes, *, top: int, left: int, height: int, width: int, shrink: int, flip: bool, antialias: bool, out: Pixels
-) -> bool:
+def decode_jpeg_crop(data: bytes, *, box: Box, shrink: int, flip: bool, antialias: bool, out: Pixels) -> bool:
     """Decode the part of a JPEG that a crop needs and resize it into `out`, (3, H, W); False if it is damaged there.
 
     With `shrink` 1 the pixels are those of decoding it all and cutting; 2, 4 and 8 decode at that part of the size.
     """
     assert _jpeg is not None
     try:
-        _jpeg.crop_resize(data, top, left, height, width, shrink, out.shape[-1], flip, antialias, out)
+        _jpeg.crop_resize(data, box.top, box.left, box.height, box.width, shrink, out.shape[-1], flip, antialias, out)
     except ValueError:
         return False
     return True

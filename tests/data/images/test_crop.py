@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pipeline.data.images.crop import Box, EvalTransform, TrainTransform, inception_box, resize_box
+from pipeline.data.images.crop import Box, EvalTransform, TrainTransform, resize_box
+from pipeline.data.images.crops.inception import InceptionBounds, inception_box
 from pipeline.data.images.decode import MAX_PIXELS, UnreadableImage, decode_image
 from pipeline.image_size import height_and_width
 from tests.conftest import encode
 
+BOUNDS = InceptionBounds(min_area=0.05, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3)
+
 
 def transform(**changes: object) -> TrainTransform:
-    values: dict[str, object] = {"image_size": 32, "min_area": 0.05, "max_area": 1.0, "min_ratio": 0.75, "max_ratio": 4 / 3}
+    values: dict[str, object] = {"image_size": 32, "bounds": BOUNDS}
     values |= {"flip": True, "resize": "bilinear", "decoder": "whole"}
     return TrainTransform(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -42,7 +46,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 def test_crops_stay_inside_and_keep_the_law(size: tuple[int, int]) -> None:
     height, width = size
     generator = np.random.default_rng(0)
-    boxes = [inception_box(height, width, transform=transform(), draws=generator.random(4)) for _ in range(3000)]
+    boxes = [inception_box(height, width, bounds=BOUNDS, draws=generator.random(4)) for _ in range(3000)]
     kept = [box for box in boxes if box is not None]
     assert len(kept) > 0.5 * len(boxes) or height * 4 < width  # few fit into a strip
     for box in kept:
@@ -59,15 +63,15 @@ def test_crops_stay_inside_and_keep_the_law(size: tuple[int, int]) -> None:
 def test_crop_heights_are_uniform_given_the_ratio() -> None:
     """This is the law of tf.image.sample_distorted_bounding_box, which is not uniform in the area."""
     generator = np.random.default_rng(1)
-    law = transform(min_ratio=1.0, max_ratio=1.0, min_area=0.04)
-    heights = [box.height for _ in range(8000) if (box := inception_box(400, 400, transform=law, draws=generator.random(4)))]
+    law = InceptionBounds(min_area=0.04, max_area=1.0, min_ratio=1.0, max_ratio=1.0)
+    heights = [box.height for _ in range(8000) if (box := inception_box(400, 400, bounds=law, draws=generator.random(4)))]
     histogram, _ = np.histogram(heights, bins=8, range=(80, 401))
     assert histogram / len(heights) == pytest.approx(np.full(8, 1 / 8), abs=0.02)
 
 
 def test_an_image_no_crop_fits_is_used_whole() -> None:
     pixels = smooth_image(4, 400)
-    law = transform(min_area=0.9)
+    law = transform(bounds=replace(BOUNDS, min_area=0.9))
     whole = resize_box(pixels, Box(0, 0, 4, 400), size=(32, 32), resize="bilinear").numpy()
     ours = apply(law, encode(pixels, format="PNG"), sample_id=1)
     assert np.array_equal(ours, whole) or np.array_equal(ours, whole[..., ::-1])
@@ -77,10 +81,11 @@ def test_half_of_the_images_are_mirrored() -> None:
     pixels = np.zeros((32, 32, 3), np.uint8)
     pixels[:, :16] = 255
     data = encode(pixels, format="PNG")
-    law = transform(min_area=1.0, min_ratio=1.0, max_ratio=1.0)
+    square = InceptionBounds(min_area=1.0, max_area=1.0, min_ratio=1.0, max_ratio=1.0)
+    law = transform(bounds=square)
     mirrored = [bool(apply(law, data, sample_id=i)[0, 0, 0] == 0) for i in range(1000)]
     assert np.mean(mirrored) == pytest.approx(0.5, abs=0.05)
-    unmirrored = transform(min_area=1.0, min_ratio=1.0, max_ratio=1.0, flip=False)
+    unmirrored = transform(bounds=square, flip=False)
     assert all(apply(unmirrored, data, sample_id=i)[0, 0, 0] == 255 for i in range(50))
 
 

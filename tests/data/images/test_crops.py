@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipeline.data.images.crop import Box, TrainTransform, resize_box
 from pipeline.data.images.crops import Inception, Simple
+from pipeline.data.images.crops.inception import InceptionBounds
 from pipeline.keyed_random import Purpose, derive_key, few_uniforms
 from tests.conftest import encode
 from tests.data.images.test_crop import psnr, smooth_image
@@ -18,9 +19,13 @@ SIZE = 32
 
 def transform(section: Simple, *, flip: bool = True, resize: str = "bicubic_antialias") -> TrainTransform:
     return TrainTransform(
-        image_size=SIZE, min_area=0.05, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3, flip=flip, resize=resize,  # type: ignore[arg-type]
-        decoder="region", simple_crop=section.build(),
-    )  # fmt: skip
+        image_size=SIZE,
+        bounds=InceptionBounds(min_area=0.05, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
+        flip=flip,
+        resize=resize,  # type: ignore[arg-type]
+        decoder="region",
+        simple_crop=section.build(),
+    )
 
 
 def render(law: TrainTransform, data: bytes, *, sample_id: int) -> np.ndarray:

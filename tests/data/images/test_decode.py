@@ -20,6 +20,7 @@ from PIL import Image
 
 from pipeline.data.images import decode
 from pipeline.data.images.crop import Box, TrainTransform, resize_box
+from pipeline.data.images.crops.inception import InceptionBounds
 from pipeline.data.images.decode import UnreadableImage, decode_image, decode_jpeg_crop, has_region_decoder, jpeg_size
 from tests.conftest import REPOSITORY
 
@@ -45,10 +46,7 @@ def crop_both_ways(
     ours = np.zeros((3, size, size), np.uint8)
     assert decode_jpeg_crop(
         data,
-        top=box.top,
-        left=box.left,
-        height=box.height,
-        width=box.width,
+        box=box,
         shrink=shrink,
         flip=flip,
         antialias=antialias,
@@ -94,10 +92,7 @@ def test_shrinking_while_decoding_costs_little_where_there_is_a_margin(margin: f
     jpeg = make_jpeg(801, 977)
     law = TrainTransform(
         image_size=24,
-        min_area=0.1,
-        max_area=1.0,
-        min_ratio=0.75,
-        max_ratio=4 / 3,
+        bounds=InceptionBounds(min_area=0.1, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
         flip=True,
         resize="bilinear_antialias",
         decoder="region",
@@ -130,10 +125,7 @@ def test_damage_inside_the_crop_is_seen_and_left_to_the_whole_decoder() -> None:
     assert jpeg_size(bytes(jpeg)) == (200, 200)
     assert not decode_jpeg_crop(
         bytes(jpeg),
-        top=0,
-        left=0,
-        height=200,
-        width=200,
+        box=Box(0, 0, 200, 200),
         shrink=1,
         flip=False,
         antialias=True,
@@ -146,7 +138,7 @@ def every_crop_agrees(data: bytes, height: int, width: int) -> bool:
     taken = 0
     for top in range(height):
         ours = np.zeros((3, 8, 8), np.uint8)
-        if decode_jpeg_crop(data, top=top, left=1, height=1, width=width - 1, shrink=1, flip=False, antialias=True, out=ours):
+        if decode_jpeg_crop(data, box=Box(top, 1, 1, width - 1), shrink=1, flip=False, antialias=True, out=ours):
             whole = resize_box(decode_image(data), Box(top, 1, 1, width - 1), size=(8, 8), resize="bilinear_antialias")
             assert np.array_equal(ours, whole.numpy()), top
             taken += 1
@@ -162,7 +154,7 @@ def test_a_marker_below_the_crop_is_damage_to_a_crop_too(marker: bytes) -> None:
     with pytest.raises(UnreadableImage):
         decode_image(damaged)
     out = np.zeros((3, 8, 8), np.uint8)
-    crop = {"top": 0, "left": 0, "height": 8, "width": 8, "shrink": 1, "flip": False, "antialias": True}
+    crop = {"box": Box(0, 0, 8, 8), "shrink": 1, "flip": False, "antialias": True}
     assert decode_jpeg_crop(jpeg, **crop, out=out)  # type: ignore[arg-type]
     assert not decode_jpeg_crop(damaged, **crop, out=out)  # type: ignore[arg-type]
 
@@ -259,14 +251,11 @@ def test_both_decoders_give_a_transform_the_same_pixels(format: str, resize: str
         for decoder in ("region", "whole"):
             law = TrainTransform(
                 image_size=48,
-                min_area=0.05,
-                max_area=1.0,
-                min_ratio=0.75,
-                max_ratio=4 / 3,
+                bounds=InceptionBounds(min_area=0.05, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
                 flip=True,
-                resize=resize,
-                decoder=decoder,
-            )  # type: ignore[arg-type]
+                resize=resize,  # type: ignore[arg-type]
+                decoder=decoder,  # type: ignore[arg-type]
+            )
             outs.append(torch.zeros((3, 48, 48), dtype=torch.uint8))
             law(buffer.getvalue(), seed=0, epoch=0, sample_id=sample_id, out=outs[-1])
         assert torch.equal(*outs)

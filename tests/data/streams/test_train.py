@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.data.images.augment import RandAugmentTF, RandAugmentTimm
 from pipeline.data.images.crop import EvalTransform, TrainTransform
+from pipeline.data.images.crops.inception import InceptionBounds
 from pipeline.data.images.erasing import RandomErasing
 from pipeline.data.shards.index import check_shards, load_index
 from pipeline.data.shards.reader import LocalSource
@@ -34,7 +35,11 @@ from pipeline.errors import DataError
 from tests.conftest import REPOSITORY, WriteShards, encode, make_image, write_tar
 
 TRANSFORM = TrainTransform(
-    image_size=16, min_area=0.2, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3, flip=True, resize="bilinear", decoder="whole"
+    image_size=16,
+    bounds=InceptionBounds(min_area=0.2, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
+    flip=True,
+    resize="bilinear",
+    decoder="whole",
 )
 BATCH = 12
 PNG = encode(make_image(0, num_classes=4, size=24), format="PNG")

@@ -58,10 +58,7 @@ def check(data: bytes) -> Outcome:
     ours = np.full((3, side, side), 77, np.uint8)
     taken = decode_jpeg_crop(
         data,
-        top=box.top,
-        left=box.left,
-        height=box.height,
-        width=box.width,
+        box=box,
         shrink=shrink,
         flip=flip,
         antialias=antialias,

@@ -1,10 +1,17 @@
-"""Choose the Inception crop, the default, which `TrainTransform` makes itself: it decodes no more than the crop needs."""
+"""Draw the Inception crop, the default. `TrainTransform` decodes no more than such a crop needs."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.data.images.planes import Box
 from pipeline.section import Section
+
+CROP_ATTEMPTS = 100
+DRAWS_PER_ATTEMPT = 4
 
 
 class Inception(Section):
@@ -15,3 +22,45 @@ class Inception(Section):
     def build(self) -> None:
         """Return no other crop."""
         return
+
+
+@dataclass(frozen=True, kw_only=True)
+class InceptionBounds:
+    """Holds the bounds of a crop's area, as a part of the image's, and of its ratio, width / height."""
+
+    min_area: float
+    max_area: float
+    min_ratio: float
+    max_ratio: float
+
+
+def inception_box(height: int, width: int, *, bounds: InceptionBounds, draws: Sequence[float]) -> Box | None:
+    """Try once to draw a random crop by the law of `tf.image.sample_distorted_bounding_box`, the authors' crop.
+
+    The aspect ratio is uniform, then the crop's height is uniform among those whose area is allowed. A crop that does not fit
+    is refused and drawn again, and after `CROP_ATTEMPTS` the whole image is used.
+
+    There is one difference: TensorFlow never draws the last possible position of a crop; here every position is equally likely.
+
+    Args:
+        draws: four numbers in [0, 1): ratio, height, top, left.
+    """
+    ratio = bounds.min_ratio + draws[0] * (bounds.max_ratio - bounds.min_ratio)
+    min_area, max_area = bounds.min_area * height * width, bounds.max_area * height * width
+    lowest = round(math.sqrt(min_area / ratio))
+    highest = min(round(math.sqrt(max_area / ratio)), height, math.floor((width + 0.5 - 1e-7) / ratio))
+    lowest = min(lowest, highest)
+    crop_height = lowest + int(draws[1] * (highest - lowest + 1))
+    crop_width = round(crop_height * ratio)
+    # Rounding to whole pixels may leave the allowed range by a little. One row more or less may fix it.
+    if crop_height * crop_width < min_area:
+        crop_height += 1
+    elif crop_height * crop_width > max_area:
+        crop_height -= 1
+    crop_width = round(crop_height * ratio)
+    allowed = min_area <= crop_height * crop_width <= max_area
+    if not allowed or not 1 <= crop_height <= height or not 1 <= crop_width <= width:
+        return None
+    top = int(draws[2] * (height - crop_height + 1))
+    left = int(draws[3] * (width - crop_width + 1))
+    return Box(top=top, left=left, height=crop_height, width=crop_width)
