@@ -117,8 +117,12 @@ def _measure_shard(folder: str, work: Path, seed: int, index: ShardIndex | None,
     kept = None if index is None else kept_in_shard(index, name)
     try:
         facts = (
-            RULES_VERSION, PIL.__version__, shard_version(folder, name), seed, None if kept is None else kept.version,
-        )  # fmt: skip
+            RULES_VERSION,
+            PIL.__version__,
+            shard_version(folder, name),
+            seed,
+            None if kept is None else kept.version,
+        )
         measure = partial(measure_shard, folder, name, seed=seed, kept=kept)
         return remember(measure, path=work / f"{name}.json", facts=facts, is_final=is_whole)
     except UnreachableError as error:  # not remembered: it may be reachable the next time
@@ -178,9 +182,12 @@ def tabulate(report: Mapping[str, Any]) -> str:
         f"class (min / median / max) {spread}; effective number {classes['effective_number']:.1f}",
         f"formats       {_listed(report['formats'])}; modes {_listed(report['modes'])}",
         _percentile_line("", {"min": "min", "p5": "5 %", "median": "median", "p95": "95 %", "max": "max"}),
-        *(_percentile_line(title, {k: shown(v * scale) for k, v in report[name].items() if k in SHOWN})
-          for name, (title, scale) in MEASURES.items() if report[name].get("median")),
-    ]  # fmt: skip
+        *(
+            _percentile_line(title, {k: shown(v * scale) for k, v in report[name].items() if k in SHOWN})
+            for name, (title, scale) in MEASURES.items()
+            if report[name].get("median")
+        ),
+    ]
     if report["left_out_by_index"]:
         lines.append(f"not counted: {report['left_out_by_index']} samples that the index leaves out, as a training does")
     if report["counted_in_spite_of_index"]:

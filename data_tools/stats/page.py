@@ -21,9 +21,16 @@ from pipeline.errors import DataError
 THUMBNAIL_PX = 288  # twice the size it is shown at
 SHOWN_CLASSES = 10  # the largest and the smallest
 COLUMNS = {
-    "min": "min", "p1": "1 %", "p5": "5 %", "p25": "25 %", "median": "median", "p75": "75 %", "p95": "95 %", "p99": "99 %",
+    "min": "min",
+    "p1": "1 %",
+    "p5": "5 %",
+    "p25": "25 %",
+    "median": "median",
+    "p75": "75 %",
+    "p95": "95 %",
+    "p99": "99 %",
     "max": "max",
-}  # fmt: skip
+}
 
 STYLE = """
 :root { color-scheme: light; }
@@ -68,8 +75,11 @@ def write_page(measured: CorpusStats, report: Mapping[str, Any], path: Path) -> 
     """
     title = report["folder"].rstrip("/").rpartition("/")[2] or report["folder"]
     sections = [
-        _warnings(report), _contact_sheet(measured), _classes(measured, report), _sizes(measured, report),
-    ]  # fmt: skip
+        _warnings(report),
+        _contact_sheet(measured),
+        _classes(measured, report),
+        _sizes(measured, report),
+    ]
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main>"

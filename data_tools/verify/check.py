@@ -107,8 +107,13 @@ def _verify_shard(folder: str, work: Path, num_classes: int | None, task: tuple[
 
     try:
         facts = (
-            RULES_VERSION, PIL.__version__, simplejpeg.__version__, shard_version(folder, name), num_classes, sorted(known),
-        )  # fmt: skip
+            RULES_VERSION,
+            PIL.__version__,
+            simplejpeg.__version__,
+            shard_version(folder, name),
+            num_classes,
+            sorted(known),
+        )
         result = remember(look, path=work / f"{name}.json", facts=facts, is_final=is_whole)
     except UnreachableError as error:  # not remembered: it may be reachable the next time
         result = _unread(str(error))

@@ -108,9 +108,14 @@ def write_digits(root: Path) -> None:
 def _overrides(out: Path) -> list[str]:
     sets = f"[{{name: digits6-9, train: {out}/data/transfer-train, test: {out}/data/transfer-test}}]"
     return [
-        "tracking.mode=offline", f"data.train={out}/data/pretrain", f"output_dir={out}/runs", f"evaluation.datasets={sets}",
-        "trainer.hardware=found", "evaluation.hardware=found",  # on the CPU, whatever a scheduler has set aside
-    ]  # fmt: skip
+        "tracking.mode=offline",
+        f"data.train={out}/data/pretrain",
+        f"output_dir={out}/runs",
+        f"evaluation.datasets={sets}",
+        # on the CPU, whatever a scheduler has set aside
+        "trainer.hardware=found",
+        "evaluation.hardware=found",
+    ]
 
 
 def _environment() -> dict[str, str]:

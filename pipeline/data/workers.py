@@ -22,12 +22,15 @@ from pipeline.launch.signals import SIGNALS
 _LIMITS = {
     errno.EMFILE: "this process has as many open files as it may have; raise the limit (ulimit -n 65536)",
     errno.ENFILE: "the machine has as many open files as it may have; raise fs.file-max",
-    errno.ENOSPC: "/dev/shm is full; give the container more (docker --shm-size, or --ipc=host), or remove what crashed "
-        "programs have left there",
-    errno.EAGAIN: "this user or container has as many processes as it may have; raise the limit (ulimit -u, docker "
-        "--pids-limit)",
+    errno.ENOSPC: (
+        "/dev/shm is full; give the container more (docker --shm-size, or --ipc=host), or remove what crashed programs have "
+        "left there"
+    ),
+    errno.EAGAIN: (
+        "this user or container has as many processes as it may have; raise the limit (ulimit -u, docker --pids-limit)"
+    ),
     errno.ENOMEM: "the machine's memory is full",
-}  # fmt: skip
+}
 
 
 @contextmanager

@@ -24,8 +24,14 @@ from pipeline.errors import ExitCode
 # Shells and schedulers send these to stop a program: preemption, Ctrl-C, a supervisor's or a shell's end, Ctrl-\, warnings of a
 # time limit.
 SIGNALS = (
-    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
-)  # fmt: skip
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
 SAME_KEYSTROKE_S = 1.0  # a Ctrl-C may arrive twice: from the terminal, and passed on by a process between
 GIVE_UP_S = 5.0  # time that a second Ctrl-C leaves the main thread
 

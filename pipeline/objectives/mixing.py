@@ -100,9 +100,11 @@ def _boxes(
     half_height, half_width = (side * height).astype(np.int64) // 2, (side * width).astype(np.int64) // 2
     y, x = (row * height).astype(np.int64), (column * width).astype(np.int64)
     sides = (
-        np.clip(y - half_height, 0, height), np.clip(x - half_width, 0, width),
-        np.clip(y + half_height, 0, height), np.clip(x + half_width, 0, width),
-    )  # fmt: skip
+        np.clip(y - half_height, 0, height),
+        np.clip(x - half_width, 0, width),
+        np.clip(y + half_height, 0, height),
+        np.clip(x + half_width, 0, width),
+    )
     return np.stack(sides, axis=1)
 
 

@@ -83,6 +83,9 @@ def step_traffic_bytes(
     """
     weight = weight_bytes(precision)
     per_parameter = {
-        0: 8, 1: 8 + weight, 2: 8 * accumulation_steps + weight, 3: (4 + weight) * accumulation_steps,
-    }[stage]  # fmt: skip
+        0: 8,
+        1: 8 + weight,
+        2: 8 * accumulation_steps + weight,
+        3: (4 + weight) * accumulation_steps,
+    }[stage]
     return per_parameter * num_parameters * (num_nodes - 1) / num_nodes

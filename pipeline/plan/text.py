@@ -89,9 +89,12 @@ def _memory_row(memory: StageMemory) -> list[str]:
     parts = [state.parameters, state.masters, state.gradients, state.moments, memory.activations, state.buffers, memory.total]
     most = _count(memory.largest_micro_batch, "image") if memory.largest_micro_batch else "nothing"
     return [
-        f"{memory.stage}{' *' if memory.chosen else ''}", memory.precision, *(f"{part / GIB:.2f}" for part in parts),
-        "yes" if memory.fits else "NO", most,
-    ]  # fmt: skip
+        f"{memory.stage}{' *' if memory.chosen else ''}",
+        memory.precision,
+        *(f"{part / GIB:.2f}" for part in parts),
+        "yes" if memory.fits else "NO",
+        most,
+    ]
 
 
 def _memory_advice(forecast: Forecast, chosen: StageMemory) -> str:
@@ -191,7 +194,7 @@ def _data_rows(forecast: Forecast) -> list[tuple[str, str]]:
         *why,
         ("store", f"{_rate(reading.bytes_per_s)} and {reading.requests_per_s:,.0f} requests/s; {_rate(each)} a node"),
         ("decoding", f"{math.ceil(reading.cores_per_node)} cores a node at {cluster.images_per_s_per_core:g} images/s each"),
-    ]  # fmt: skip
+    ]
 
 
 def _checkpoint_rows(forecast: Forecast) -> list[tuple[str, str]]:

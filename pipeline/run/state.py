@@ -19,9 +19,18 @@ from pipeline.run.folder import RunFolder
 from pipeline.run.records import Row, is_count, newest_history, number, read_json, read_json_lines
 
 State = Literal[
-    "running", "starting", "saving", "waiting for data", "stopped by signal", "failed", "died", "silent", "finished",
-    "copied", "never started",
-]  # fmt: skip
+    "running",
+    "starting",
+    "saving",
+    "waiting for data",
+    "stopped by signal",
+    "failed",
+    "died",
+    "silent",
+    "finished",
+    "copied",
+    "never started",
+]
 GOING = ("running", "starting", "saving", "waiting for data")
 TAIL_BYTES = 2**20  # of metrics.jsonl: about 1,500 lines
 SILENT_AFTER_S = 60.0  # and after ten steps, if they are longer

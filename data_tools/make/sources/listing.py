@@ -154,9 +154,17 @@ class Listing:
 
 
 FACTS = (
-    "layout", "class_source", "passed_over", "times", "files", "origins", "extensions", "classes", "first_passed_over",
+    "layout",
+    "class_source",
+    "passed_over",
+    "times",
+    "files",
+    "origins",
+    "extensions",
+    "classes",
+    "first_passed_over",
     "empty_classes",
-)  # fmt: skip
+)
 COLUMNS = ("name_bytes", "labels", "member_start", "member_length", "rows")  # columns that are joined as they are
 ENDS = ("name_ends", "label_ends", "member_ends")
 ARRAYS = (*COLUMNS, *ENDS, "member_extension", "member_file")

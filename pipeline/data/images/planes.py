@@ -174,9 +174,13 @@ def warp_matrix(operation: str, *, shear: float, shift: tuple[float, float], cen
 
 def affine(planes: Planes, matrix: Matrix, *, fill: Fill, interpolation: Interpolation) -> Planes:
     """Apply Pillow's `Image.transform`: output (x, y) shows input (a x + b y + c, d x + e y + f), pixel centres at one half."""
-    return _warp(planes, fill, lambda image, level: image.transform(
-        image.size, Image.Transform.AFFINE, matrix, _RESAMPLING[interpolation], fillcolor=level
-    ))  # fmt: skip
+    return _warp(
+        planes,
+        fill,
+        lambda image, level: image.transform(
+            image.size, Image.Transform.AFFINE, matrix, _RESAMPLING[interpolation], fillcolor=level
+        ),
+    )
 
 
 def rotate(planes: Planes, degrees: float, *, fill: Fill, interpolation: Interpolation) -> Planes:

@@ -118,9 +118,15 @@ class ShardIndex:
 
 
 ORDER_ARRAYS = (
-    "shard_bytes", "shard_first_block", "block_offset", "block_bytes", "block_samples", "first_sample", "skipped_block",
+    "shard_bytes",
+    "shard_first_block",
+    "block_offset",
+    "block_bytes",
+    "block_samples",
+    "first_sample",
+    "skipped_block",
     "skipped_slot",
-)  # fmt: skip
+)
 ARRAYS = (*ORDER_ARRAYS, "block_content")
 DTYPES = dict.fromkeys(ARRAYS, np.int64) | {"block_samples": np.uint16, "skipped_slot": np.uint16, "block_content": np.uint64}
 STORED_NAMES = {"skipped_slot": "skipped_place"}  # arrays whose name in the file is another
@@ -293,10 +299,14 @@ def _map_counts(data: mmap.mmap, start: int, header: dict[str, Any]) -> ClassCou
 def _check_lengths(index: ShardIndex) -> None:
     num_shards, num_blocks = len(index.shard_names), index.num_blocks
     pairs = (
-        (index.shard_bytes, num_shards), (index.shard_first_block, num_shards + 1), (index.block_bytes, num_blocks),
-        (index.block_samples, num_blocks), (index.first_sample, num_blocks + 1), (index.block_content, num_blocks),
+        (index.shard_bytes, num_shards),
+        (index.shard_first_block, num_shards + 1),
+        (index.block_bytes, num_blocks),
+        (index.block_samples, num_blocks),
+        (index.first_sample, num_blocks + 1),
+        (index.block_content, num_blocks),
         (index.skipped_slot, len(index.skipped_block)),
-    )  # fmt: skip
+    )
     if num_blocks == 0 or any(len(array) != length for array, length in pairs):
         raise ValueError("its arrays do not fit together")
 

@@ -15,8 +15,15 @@ FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 20.0
 # No retry fixes these. Any other error may be a passing fault of the network or server: libraries raise almost anything.
 PERMANENT = (
-    FileNotFoundError, PermissionError, NotImplementedError, ImportError, TypeError, AttributeError, ValueError, PipelineError,
-)  # fmt: skip
+    FileNotFoundError,
+    PermissionError,
+    NotImplementedError,
+    ImportError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    PipelineError,
+)
 PERMANENT_NAMES = ("OfflineModeIsEnabled",)  # errors of libraries that need not be installed
 PASSING = (
     408,
