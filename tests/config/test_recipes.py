@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from pipeline.config.resolve import count_schedule_steps, make_schedule
 from pipeline.config.run import RunConfig
 from pipeline.data.images.augment.nothing import NoAugment
 from pipeline.data.images.augment.randaugment_tf import RandAugmentTF
+from pipeline.models.vit.section import ViT
 from pipeline.objectives.classification import ClassificationSection
+from pipeline.optim.adamw import AdamW
 from tests.conftest import REPOSITORY
 
 RECIPES = [path for path in (REPOSITORY / "configs").rglob("*.yaml") if not path.stem.startswith("base")]
@@ -220,3 +223,24 @@ def test_deit3_is_its_commands() -> None:
         assert data["crop"]["name"] == ("inception" if is_1k else "simple")
         assert values["objective"].get("reduction", "none") == ("mean" if is_1k else "none")
         assert values["objective"]["label_smoothing"] == (0.0 if is_1k else 0.1)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES), ids=lambda p: p.stem)
+def test_every_recipe_loads(path: Path) -> None:
+    config = load_config(path)
+    assert config.name == path.stem
+    assert config.model.resolve().cost.training_flops > 0
+
+
+@pytest.mark.parametrize(("name", "rate", "decay"), [("l16_in21k", 1e-3, 0.03), ("l32_in21k", 1e-3, 0.03)])
+def test_recipes_are_table_3(name: str, rate: float, decay: float) -> None:
+    config = load_config(REPOSITORY / "configs" / f"{name}.yaml")
+    assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (rate, decay)
+    assert (config.trainer.global_batch_size, str(config.schedule.warmup), config.schedule.decay) == (
+        4096,
+        "10000 steps",
+        "linear",
+    )
+    assert isinstance(config.model, ViT)
+    assert isinstance(config.optimizer, AdamW)
+    assert (str(config.trainer.duration), config.model.dropout, config.optimizer.betas) == ("90 epochs", 0.1, (0.9, 0.999))

@@ -23,8 +23,8 @@ from pipeline.data.streams.mixture import Corpus, Mixture
 from pipeline.data.streams.train import Division, TrainStream
 from pipeline.errors import DataError
 from tests.conftest import WriteShards
-from tests.data.streams.test_train import BATCH, TRANSFORM, joined, keep
 from tests.helpers.store import FaultProxy, S3Server, s3_environment
+from tests.helpers.streams import BATCH, TRANSFORM, joined, keep
 
 STEPS = 24
 PATIENT = RemoteOptions(timeout_s=0.8, patience_s=60.0)

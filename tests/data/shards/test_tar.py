@@ -7,7 +7,6 @@ import io
 import subprocess
 import tarfile
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +16,7 @@ from webdataset.tariterators import base_plus_ext
 from pipeline.data.shards.member_names import split_name
 from pipeline.data.shards.tar import TarMember, find_defect, scan_samples
 from pipeline.errors import DataError
+from tests.helpers.tars import WHOLE, as_tarfile_reads, as_we_read, write
 
 NAMES = st.one_of(
     st.from_regex(r"[a-z0-9_]{1,12}(/[a-z0-9_][a-z0-9_.]{0,19}){0,3}\.(jpg|JPEG|cls|seg\.png)", fullmatch=True),
@@ -30,22 +30,6 @@ NAMES = st.one_of(
 )
 KINDS = (tarfile.REGTYPE, tarfile.REGTYPE, tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
-
-
-def write(members: list[tuple[str, int, bytes, float]], *, format: int) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
-        for name, size, kind, mtime in members:
-            info = tarfile.TarInfo(name)
-            if kind == tarfile.AREGTYPE and len(name) >= 100:  # tarfile itself takes some of these for folders
-                kind = tarfile.REGTYPE
-            info.type, info.mtime = kind, mtime  # type: ignore[assignment]
-            info.size = size if kind in (tarfile.REGTYPE, tarfile.AREGTYPE) else 0
-            try:
-                tar.addfile(info, io.BytesIO(bytes(info.size)))
-            except ValueError:  # a name that this dialect cannot hold
-                continue
-    return buffer.getvalue()
 
 
 TARS = {
@@ -87,10 +71,6 @@ def test_it_finds_what_tarfile_finds_in_many_tars(members: list[tuple[str, int, 
     compare_with_tarfile(members, format, end)
 
 
-TWO = [("0.jpg", 1000, tarfile.REGTYPE, 0), ("1.jpg", 1000, tarfile.REGTYPE, 0)]
-WHOLE = write(TWO, format=tarfile.USTAR_FORMAT)
-
-
 @pytest.mark.parametrize(
     ("data", "words"),
     [(gzip.compress(WHOLE), r"\(compressed\)"), (WHOLE[:2500], r"truncated: member '1\.jpg' needs 3072 bytes"),
@@ -109,20 +89,6 @@ def test_names_are_split_as_webdataset_splits_them(name: str) -> None:
     if name.rpartition("/")[2].startswith("."):  # hidden
         key = None
     assert split_name(name) == ((key, extension) if key is not None else ("", ""))
-
-
-def as_tarfile_reads(data: bytes) -> dict[str, bytes]:
-    """Contents by name, links followed."""
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        files = {info.name: tar.extractfile(info) for info in tar if info.isreg() or info.islnk() or info.issym()}
-        return {name: file.read() for name, file in files.items() if file is not None}
-
-
-def as_we_read(data: bytes) -> dict[str, bytes]:
-    samples = scan_samples(io.BytesIO(data), name="x.tar")
-    return {
-        f"{s.key}.{m.extension}": m.read(lambda start, length: data[start : start + length]) for s in samples for m in s.members
-    }
 
 
 def pack(folder: Path, *options: str) -> bytes:
@@ -179,27 +145,6 @@ def test_a_hole_is_not_filled_beyond_a_bound() -> None:
     member = TarMember("bmp", 512, 1 << 40, pieces=())
     with pytest.raises(DataError, match="more than 256 MiB"):
         member.read(lambda _start, _length: b"")
-
-
-@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K", b"X"])
-def test_an_extended_header_of_gigabytes_is_refused_before_it_is_read(kind: bytes, tmp_path: Path) -> None:
-    header = tarfile.TarInfo("x")
-    header.type, header.size = kind, 6 << 30
-    data = header.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
-    (tmp_path / "x.tar").write_bytes(data)
-    asked: list[int] = []
-
-    class Watched(io.FileIO):
-        def read(self, size: int = -1) -> bytes:
-            asked.append(size)
-            return super().read(size)
-
-    with (
-        Watched(str(tmp_path / "x.tar")) as file,
-        pytest.raises(DataError, match=r"x\.tar: .*extended header of 6442450944 bytes"),
-    ):
-        list(scan_samples(cast("BinaryIO", file), name="x.tar"))
-    assert max(asked) <= 1 << 20
 
 
 def test_a_sparse_map_that_does_not_fit_is_refused(folder: Path) -> None:
@@ -285,76 +230,6 @@ def test_a_later_volume_is_refused_by_name(folder: Path) -> None:
         as_we_read(second.read_bytes())
     with pytest.raises(DataError, match=r"truncated: member '0\.jpg'"):
         as_we_read(first.read_bytes())
-
-
-SIZE_FORMS = {"base 256": lambda size: b"\x80" + size.to_bytes(11, "big"), "12 octal digits": lambda size: b"%012o" % size}
-
-
-@pytest.mark.parametrize("form", [*SIZE_FORMS, "PAX record"])
-@pytest.mark.parametrize("size", [700, 9 << 30])  # eleven octal digits end at 8 GiB
-def test_sizes_are_read_in_every_form(form: str, size: int, tmp_path: Path) -> None:
-    info = tarfile.TarInfo("0.jpg")
-    info.size, info.pax_headers = size, {"size": str(size)}
-    header = info.tobuf(tarfile.PAX_FORMAT)
-    if form in SIZE_FORMS:
-        header = info.tobuf(tarfile.GNU_FORMAT)
-        header = with_checksum(header[:124] + SIZE_FORMS[form](size) + header[136:])
-    with (tmp_path / "x.tar").open("wb+") as file:
-        file.write(header)
-        file.seek(-(-size // 512) * 512, io.SEEK_CUR)  # a hole: takes no space
-        file.write(write([("1.jpg", 3, tarfile.REGTYPE, 0)], format=tarfile.USTAR_FORMAT))
-        with tarfile.open(tmp_path / "x.tar") as tar:
-            expected = [(info.offset_data, info.size) for info in tar]
-        file.seek(0)
-        found = [(m.start, m.length) for s in scan_samples(file, name="x.tar") for m in s.members]
-    assert found == expected
-    assert found[0] == (len(header), size)
-
-
-def with_checksum(header: bytes) -> bytes:
-    blank = header[:148] + b" " * 8 + header[156:]
-    return header[:148] + b"%06o\0 " % sum(blank) + header[156:]
-
-
-@pytest.mark.parametrize(
-    "size", [b"\xff" * 12, b"\x80" + b"\xff" * 11, b"\x80\0\0\0\x7f" + b"\xff" * 7, b"\xff" * 4 + b"\0" * 8]
-)
-def test_a_negative_or_impossible_size_ends_in_words(size: bytes) -> None:
-    header = with_checksum(WHOLE[:124] + size + WHOLE[136:512])
-    with pytest.raises(DataError, match=r"x\.tar"):
-        as_we_read(header + WHOLE[512:])
-
-
-def test_global_pax_headers_may_say_anything_but_where_members_lie() -> None:
-    for headers, is_read in (({"comment": "of all"}, True), ({"size": "3"}, False), ({"path": "0.jpg"}, False)):
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers=headers) as tar:
-            for name in ("0.jpg", "1.jpg"):
-                info = tarfile.TarInfo(name)
-                info.size = 5
-                tar.addfile(info, io.BytesIO(b"bytes"))
-        if is_read:
-            assert (
-                as_we_read(buffer.getvalue()) == {"0.jpg": b"bytes", "1.jpg": b"bytes"} == as_tarfile_reads(buffer.getvalue())
-            )
-        else:
-            with pytest.raises(DataError, match=r"a global PAX header at byte 0 sets (size|path) for all members"):
-                as_we_read(buffer.getvalue())
-
-
-def test_a_member_of_an_unknown_type_is_refused_by_name() -> None:
-    data = with_checksum(WHOLE[:156] + b"Z" + WHOLE[157:512]) + WHOLE[512:]
-    with pytest.raises(DataError, match=r"x\.tar: member '0\.jpg' is of the unknown type b'Z'"):
-        as_we_read(data)
-
-
-@pytest.mark.parametrize("num_bytes", [1024, 10240])
-def test_a_tar_without_members_is_no_damage_but_no_bytes_are(num_bytes: int) -> None:
-    assert as_we_read(bytes(num_bytes)) == {}
-    with pytest.raises(DataError, match=r"x\.tar has 0 bytes"):
-        as_we_read(b"")
-    with pytest.raises(DataError, match="bytes of zeros: space that a download or a copy set aside"):
-        as_we_read(bytes(2 << 20))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pipeline.data.streams.datamodule import StreamDataModule
-from tests.data.streams.test_train import BATCH, keep, make_stream
+from tests.helpers.streams import BATCH, keep, make_stream
 
 
 def test_the_loader_starts_at_the_runs_own_step_each_time(corpus: Path) -> None:

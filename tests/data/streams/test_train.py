@@ -6,14 +6,11 @@ import http.server
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,79 +18,19 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.data.images.augment import RandAugmentTF, RandAugmentTimm
-from pipeline.data.images.crop import EvalTransform, TrainTransform
-from pipeline.data.images.crops.inception import InceptionBounds
+from pipeline.data.images.crop import EvalTransform
 from pipeline.data.images.erasing import RandomErasing
 from pipeline.data.shards.index import check_shards, load_index
 from pipeline.data.shards.reader import LocalSource
 from pipeline.data.streams.evaluation import EvalStream
-from pipeline.data.streams.loader import Batch, BatchLoader
 from pipeline.data.streams.mixture import Corpus, Mixture
-from pipeline.data.streams.train import Division, TrainStream
-from pipeline.data.workers import explained, start_worker, started
+from pipeline.data.streams.train import TrainStream
+from pipeline.data.workers import start_worker, started
 from pipeline.errors import DataError
-from tests.conftest import REPOSITORY, WriteShards, encode, make_image, write_tar
+from tests.conftest import WriteShards, encode, make_image, write_tar
+from tests.helpers.streams import BATCH, TRANSFORM, RangeHandler, batches, collect, joined, make_stream
 
-TRANSFORM = TrainTransform(
-    image_size=16,
-    bounds=InceptionBounds(min_area=0.2, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
-    flip=True,
-    resize="bilinear",
-    decoder="whole",
-)
-BATCH = 12
 PNG = encode(make_image(0, num_classes=4, size=24), format="PNG")
-
-
-def make_stream(
-    folder: Path,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    accumulation: int = 1,
-    start_step: int = 0,
-    classes: int = 12,
-    transform: TrainTransform = TRANSFORM,
-    repeats: int = 1,
-    read_ahead: int = 8,
-) -> TrainStream:
-    index = load_index(str(folder))
-    division = Division(global_batch_size=BATCH, rank=rank, world_size=world_size, accumulation_steps=accumulation)
-    mixture = Mixture((Corpus(index),))
-    return TrainStream(
-        mixture=mixture,
-        order=mixture.make_order(seed=5, num_streams=BATCH, repeats=repeats),
-        division=division,
-        transform=transform,
-        num_classes=classes,
-        start_step=start_step,
-        read_ahead=read_ahead,
-    )
-
-
-def keep(batch: Batch) -> Batch:
-    """Return a batch whose images outlast the ring they lie in."""
-    return {**batch, "images": batch["images"].clone()}
-
-
-def batches(stream: TrainStream) -> BatchLoader:
-    return BatchLoader(stream, num_workers=0, prefetch=2, pin_memory=False)
-
-
-def collect(
-    folder: Path, *, steps: int, world_size: int = 1, accumulation: int = 1, workers: int = 0, **changes: Any
-) -> list[Batch]:
-    """Return all ranks' micro-batches of `steps` steps, in position order."""
-    per_rank = []
-    for rank in range(world_size):
-        stream = make_stream(folder, rank=rank, world_size=world_size, accumulation=accumulation, **changes)
-        loader = BatchLoader(stream, num_workers=workers, prefetch=2, pin_memory=False)
-        per_rank.append([keep(batch) for batch in islice(loader, steps * accumulation)])
-    return [rank[step * accumulation + m] for step in range(steps) for rank in per_rank for m in range(accumulation)]
-
-
-def joined(batches: list[Batch], key: str) -> torch.Tensor:
-    return torch.cat([batch[key] for batch in batches])  # type: ignore[literal-required]
 
 
 @pytest.mark.parametrize(
@@ -286,32 +223,6 @@ def test_remote_shards_give_the_same_batches(corpus: Path) -> None:
         server.shutdown()
 
 
-class RangeHandler(http.server.SimpleHTTPRequestHandler):
-    """Python's own file server, taught the one header fsspec needs."""
-
-    def do_GET(self) -> None:
-        path = Path(self.translate_path(self.path))
-        if not path.is_file():
-            self.send_error(404)
-            return
-        data, wanted = path.read_bytes(), self.headers.get("Range")
-        if wanted:
-            first, last = wanted.removeprefix("bytes=").split("-")
-            part = data[int(first) : int(last) + 1]
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}")
-        else:
-            part = data
-            self.send_response(200)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        self.wfile.write(part)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_each_sample_once_in_order(corpus: Path, workers: int) -> None:
     """Whatever a scheduler sends to all processes of a job, while they still start or later: their owner decides."""
@@ -330,73 +241,3 @@ def test_evaluation_sees_each_sample_once_in_order(corpus: Path, workers: int) -
                 os.kill(child.pid or 0, signal.SIGTERM)
             labels += [item.labels for item in (items if moment == "while they decode" else islice(items, 1))]
     assert np.concatenate(labels).tolist() == (np.arange(83) % 4).tolist()
-
-
-def test_a_killed_worker_is_answered_in_words(corpus: Path) -> None:
-    loader = iter(BatchLoader(make_stream(corpus), num_workers=1, prefetch=1, pin_memory=False))
-    next(loader)
-    for child in multiprocessing.active_children():
-        os.kill(child.pid or 0, signal.SIGKILL)
-    with pytest.raises(DataError, match=r"a decoding process ended .*memory is full"):
-        list(islice(loader, 20))
-
-
-@pytest.mark.parametrize(
-    ("said", "told"),
-    [("DataLoader worker (pid 812) is killed by signal: Killed. ", "DataLoader worker is killed by signal: Killed"),
-     ("DataLoader worker (pid(s) 812, 9) exited unexpectedly", "DataLoader worker exited unexpectedly")],
-)  # fmt: skip
-def test_the_same_end_of_a_worker_has_the_same_words(said: str, told: str) -> None:
-    """The evaluator's next start would record another failure of the same cause."""
-    words = rf"a decoding process ended \({told}\): .* \(lower evaluation.num_workers\)"
-    with pytest.raises(DataError, match=words), explained(remedy="evaluation.num_workers"):
-        raise RuntimeError(said)
-
-
-def test_a_limit_of_the_system_is_named_with_the_command_that_raises_it(corpus: Path) -> None:
-    """As low as shells and containers set it; the same holds while images are handed over."""
-    few = (
-        "import resource, sys; from pathlib import Path; from tests.data.streams.test_train import BatchLoader, make_stream\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))\n"
-        "next(iter(BatchLoader(make_stream(Path(sys.argv[1])), num_workers=4, prefetch=1, pin_memory=False)))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", few, str(corpus)], cwd=REPOSITORY, timeout=100, capture_output=True, text=True
-    )
-    told = (
-        "DataError: 4 decoding processes cannot be started: this process has as many open files as it may have; "
-        "raise the limit "
-    )
-    assert f"{told}(ulimit -n 65536), or lower num_workers" in result.stderr
-    with pytest.raises(DataError, match=r"cannot hand their images over: .*ulimit -n"), explained(remedy="x"):
-        raise RuntimeError("Too many open files. Communication with the workers is no longer possible.")
-
-
-def test_other_errors_are_not_taken_for_a_workers_end() -> None:
-    with pytest.raises(RuntimeError, match="shape"), explained(remedy="x"):
-        raise RuntimeError("shape mismatch")
-
-
-def test_a_process_that_still_holds_an_iterator_exits(corpus: Path) -> None:
-    """Workers do not listen to SIGTERM, by which Python would end them, and which it would then wait for."""
-    held = (
-        "import sys; from pathlib import Path; from tests.data.streams.test_train import BatchLoader, make_stream\n"
-        "held = iter(BatchLoader(make_stream(Path(sys.argv[1])), num_workers=1, prefetch=1, pin_memory=False)); next(held)"
-    )
-    subprocess.run([sys.executable, "-c", held, str(corpus)], cwd=REPOSITORY, timeout=100, check=True)
-
-
-def test_an_error_in_a_worker_arrives_as_it_was_said(corpus: Path) -> None:
-    loader = BatchLoader(make_stream(corpus, classes=3), num_workers=1, prefetch=1, pin_memory=False)
-    with pytest.raises(DataError) as raised:
-        list(islice(loader, 3))
-    assert str(raised.value).startswith(str(corpus))
-    assert "Traceback" not in str(raised.value)
-
-
-def test_too_little_shared_memory_is_answered_in_words(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = os.statvfs("/dev/shm")
-    full = os.statvfs_result((*state[:4], 0, *state[5:]))
-    monkeypatch.setattr(os, "statvfs", lambda path: full)
-    with pytest.raises(DataError, match=r"take \d+ MiB of shared memory, /dev/shm has 0 left"):
-        next(iter(BatchLoader(make_stream(corpus), num_workers=1, prefetch=1, pin_memory=False)))

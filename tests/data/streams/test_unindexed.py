@@ -17,7 +17,7 @@ from pipeline.data.streams.train import Division
 from pipeline.data.streams.unindexed import UnindexedStream
 from pipeline.errors import ConfigError, DataError
 from tests.conftest import Outcome, run_command, write_tar
-from tests.data.streams.test_train import TRANSFORM, joined, keep
+from tests.helpers.streams import TRANSFORM, joined, keep
 
 
 def collect(urls: str, *, steps: int, start_step: int = 0, rank: int = 0, workers: int = 0, classes: int = 4) -> list[Batch]:

@@ -29,9 +29,9 @@ from pipeline.data.shards.index import load_index
 from pipeline.data.shards.reader import BlockReader
 from pipeline.data.shards.skips import Skip, read_skips, write_skips
 from tests.conftest import REPOSITORY, encode, make_image, write_tar
-from tests.data.streams.test_train import RangeHandler
 from tests.data_tools.odd_images import JPEG, ODD, PNG, png_of_one_colour, save
 from tests.helpers.store import FaultProxy, S3Server, s3_environment
+from tests.helpers.streams import RangeHandler
 
 
 def write_odd_shard(path: Path) -> None:
