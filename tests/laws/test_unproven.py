@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from pipeline.errors import CheckpointError, DivergedError, PipelineError
 from pipeline.launch.signals import StopRequest
 from pipeline.run.checkpoint import MODEL_FILE, RunFolder, read_checkpoint
+from pipeline.run.weights import read_weights_header, save_weights
 from pipeline.train.callbacks.checkpointing import Checkpointing, CheckpointPolicy
 from tests.conftest import run_command
 from tests.helpers.run_folders import rewrite_manifest, write_checkpoint
@@ -84,8 +85,9 @@ def test_the_same_command_goes_on_from_the_one_before(write_config: WriteConfig)
     train(config, alone, "trainer.max_steps=5")
     last = folder.checkpoint_of(5)
     assert not read_checkpoint(last).meta.proven
-    weights = safetensors.torch.load_file(last / MODEL_FILE)
-    safetensors.torch.save_file({name: 1e30 * tensor for name, tensor in weights.items()}, last / MODEL_FILE)
+    weights, header = safetensors.torch.load_file(last / MODEL_FILE), read_weights_header(last / MODEL_FILE)
+    huge = {name: 1e30 * tensor for name, tensor in weights.items()}
+    save_weights(last / MODEL_FILE, huge, model=header.model, step=header.step, images_seen=header.images_seen)
     rewrite_manifest(last)
     result = run_command("train", str(config), alone)
     assert result.returncode == 2, result.stdout
