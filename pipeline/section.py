@@ -108,6 +108,14 @@ def sections_in(annotation: Any) -> Iterator[type[Section]]:
         yield from sections_in(part)
 
 
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their paths: `trainer.max_steps`. Lists are values."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def relaunch_rule(section: type[Section], path: str, *, around: Relaunch = "fixed") -> Relaunch:
     """Return the rule of one setting.
 

@@ -27,7 +27,7 @@ from pipeline.run.checkpoint import Checkpoint, RunFolder, is_lost, read_loss_hi
 from pipeline.run.checkpoint_search import CheckpointSearch, clear_leftovers, find_latest, set_aside
 from pipeline.run.evaluations import set_weights_aside, superseded_weights
 from pipeline.run.lock import RunLock
-from pipeline.section import relaunch_rule
+from pipeline.section import flatten, relaunch_rule
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def compare_with_last_launch(run: ResolvedRun, last_launch: dict[str, Any], *, r
     Raises:
         CheckpointError: a difference would mix two runs in one folder.
     """
-    before, now = _flatten(_with_defaults(last_launch)), _flatten(run.config.model_dump(mode="json"))
+    before, now = flatten(_with_defaults(last_launch)), flatten(run.config.model_dump(mode="json"))
     changed = {key: relaunch_rule(RunConfig, key) for key in sorted(before | now) if before.get(key) != now.get(key)}
     fatal = [key for key, rule in changed.items() if rule == "fixed"]
     if fatal:
@@ -222,7 +222,7 @@ def compare_learning_rates(run: ResolvedRun, last_launch: dict[str, Any], *, ste
 
 def recorded_precision(last_launch: dict[str, Any]) -> TrainingPrecision | None:
     """Return the precision that the run has trained in so far; None where its configuration does not say."""
-    recorded = _flatten(last_launch).get("trainer.precision")
+    recorded = flatten(last_launch).get("trainer.precision")
     return recorded if recorded in get_args(TrainingPrecision) else None
 
 
@@ -288,13 +288,6 @@ def describe_lost_loss(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
         f"{text}. To go on from step {sound}, before that, stop this, move the checkpoints after it out of "
         f"{folder.checkpoints}, and lower optimizer.learning_rate or set optimizer.clip_norm"
     ]
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _with_defaults(last_launch: dict[str, Any]) -> dict[str, Any]:
