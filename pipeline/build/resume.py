@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.build.data_record import Continuity, check_data, write_record
+from pipeline.config.remarks import remarks
 from pipeline.config.resolve import ResolvedRun, count_schedule_steps, describe_learning_rate, images_of_epoch, make_schedule
 from pipeline.config.run import RunConfig
 from pipeline.config.upgrade import upgrade
@@ -138,6 +139,7 @@ def _describe_choices(run: ResolvedRun) -> list[str]:
     told = describe_learning_rate(run.config)
     if told is not None:
         messages.append(told)
+    messages += remarks(run)
     if run.config.data.decoder == "auto" and run.decoder == "whole":
         messages.append(f"JPEGs are decoded whole: the faster decoder, of the same pixels, is not built here; {HOW_TO_BUILD}")
     if not run.config.evaluation.datasets:

@@ -67,6 +67,7 @@ def resolve_run(config: RunConfig, *, world_size: int) -> ResolvedRun:
     """
     model = config.model.resolve(head_bias=config.objective.head_bias)
     _check_blocks(config, model)
+    config.optimizer.check(model.build)
     mixture = load_mixture(config.data)
     if isinstance(mixture, Mixture) and config.objective.labels != "none":
         _check_classes(mixture, num_classes=config.model.num_classes)

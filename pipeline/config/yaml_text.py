@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -11,7 +13,11 @@ MAX_VALUES = 100_000  # aliases followed: ten lines of aliases of aliases can me
 # PyYAML's constructors raise these besides its own errors: `2001-99-99`, `!!bool maybe`, `!!timestamp x`, an integer of
 # 5,000 digits.
 CONSTRUCTION_ERRORS = (ValueError, KeyError, AttributeError, IndexError, TypeError, OverflowError)
-_READ_AS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "timestamp", "null"))
+_FLOAT = "tag:yaml.org,2002:float"
+_READ_AS = (*(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "timestamp", "null")), _FLOAT)
+# YAML 1.1 takes 1e-3 for a text: its numbers with an exponent have a point and a sign, as in 1.0e-3. In YAML 1.2 and JSON it is
+# a number.
+_WITH_EXPONENT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+\Z")
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,18 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(str(error)) from error
 
 
+def _with_exponents(resolvers: Mapping[str, list[tuple[str, Any]]]) -> dict[str, list[tuple[str, Any]]]:
+    """Return PyYAML's table of what words look like, by their first character, with numbers such as 1e-3 added."""
+    return {first: [*resolvers.get(first, []), (_FLOAT, _WITH_EXPONENT)] for first in "+-.0123456789"}
+
+
 class _Loader(yaml.SafeLoader):
-    """Keeps the text of unquoted words."""
+    """Keeps the text of unquoted words, and reads 1e-3 as a number."""
+
+    yaml_implicit_resolvers: ClassVar[Any] = {
+        **yaml.SafeLoader.yaml_implicit_resolvers,
+        **_with_exponents(yaml.SafeLoader.yaml_implicit_resolvers),
+    }
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         is_word = isinstance(node, yaml.ScalarNode) and node.style is None and node.tag in _READ_AS and node.value != ""

@@ -35,7 +35,9 @@ class SavedBytes:
 def count_macs(build: Callable[[], nn.Module], *, image_size: ImageSize) -> int:
     """Return the multiply-accumulates of a forward pass over one image: convolutions and matrix products, with attention's."""
     with torch.device("meta"):
-        model, images = build().eval(), torch.empty(1, 3, *height_and_width(image_size))
+        # The counter asks for the gradient function of what a module is called with, where that needs a gradient. A view of a
+        # parameter, such as a class token for each image, has none here.
+        model, images = build().eval().requires_grad_(False), torch.empty(1, 3, *height_and_width(image_size))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(images)
     return counter.get_total_flops() // 2

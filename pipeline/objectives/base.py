@@ -79,6 +79,11 @@ class ObjectiveSection(Section):
             ConfigError: what does not fit, and what would.
         """
 
+    def remarks(self, model: ModelConfig, *, class_names: Sequence[str] | None) -> list[str]:
+        """Return what a user may not expect of the settings with this model and this corpus, a sentence each; see `check`."""
+        del model, class_names
+        return []
+
     @abstractmethod
     def build(self, model: ModelConfig, *, seed: int, class_names: Sequence[str] | None) -> Objective:
         """Return the objective.

@@ -22,6 +22,11 @@ class Hierarchy:
     members: Tensor  # (M,) int64
     ends: Tensor  # (C,) int64
 
+    @property
+    def num_with_ancestors(self) -> int:
+        """Return the classes that have an ancestor among the classes."""
+        return int((torch.diff(self.ends, prepend=self.ends.new_zeros(1)) > 1).sum())
+
     def with_ancestors(self, labels: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
         """Return labels (L,) and ends (B,) of images, each label followed by its class's ancestors.
 

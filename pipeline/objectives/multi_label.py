@@ -40,6 +40,13 @@ class MultiLabel(ClassificationSection):
     def check(self, model: ModelConfig, *, class_names: Sequence[str] | None) -> None:
         self._hierarchy(model, class_names)
 
+    def remarks(self, model: ModelConfig, *, class_names: Sequence[str] | None) -> list[str]:
+        hierarchy = self._hierarchy(model, class_names)
+        if hierarchy is None:
+            return []
+        count = hierarchy.num_with_ancestors  # lines with names of other spelling are silent: they may lie between two classes
+        return [f"objective.hierarchy gives {count} of {model.num_classes} classes ancestors among the classes"]
+
     def make_targets(self, model: ModelConfig, *, class_names: Sequence[str] | None) -> Callable[[Tensor, Tensor], Tensor]:
         hierarchy = self._hierarchy(model, class_names)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import nn
 
@@ -59,6 +60,7 @@ class OptimizerSection(Section):
 
     state_names: ClassVar[tuple[str, ...]]
     decay_rules: ClassVar[tuple[DecayRule, ...]]  # those that make sense
+    looks_at_layers: ClassVar[bool] = False  # whether `make_groups` asks in which layer a parameter is, whatever the settings
 
     @model_validator(mode="after")
     def _rule_makes_sense(self) -> Self:
@@ -115,6 +117,20 @@ class OptimizerSection(Section):
         if self.average is not None:
             optimizer.average_weights(self.average.decay_at)
         return optimizer
+
+    def check(self, build: Callable[[], nn.Module]) -> None:
+        """Refuse a model that has not the layers that the settings ask for, before anything expensive starts.
+
+        Args:
+            build: makes the model; it is called where no tensor takes memory.
+
+        Raises:
+            ConfigError: `layer_decay`, or an optimizer of matrices, for a model that has no blocks, or no matrices in them.
+        """
+        if self.layer_decay is None and not self.looks_at_layers:
+            return
+        with torch.device("meta"):
+            self.make_groups(build())
 
     def make_groups(self, model: nn.Module, objective: nn.Module | None = None) -> list[dict[str, Any]]:
         """Return parameter groups, each with `weight_decay` and `lr_scale`, which multiplies the schedule's learning rate."""

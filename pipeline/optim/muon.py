@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline.errors import ConfigError
 from pipeline.functional.newton_schulz import orthogonalize
 from pipeline.optim.adamw import Beta
 from pipeline.optim.base import STATE_ELEMENT_BYTES, DecayRule, OptimizerSection
@@ -46,6 +47,7 @@ class Muon(OptimizerSection):
 
     state_names: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
     decay_rules: ClassVar[tuple[DecayRule, ...]] = ("decoupled_lr", "decoupled_schedule")
+    looks_at_layers: ClassVar[bool] = True
 
     @property
     def state_bytes(self) -> int:
@@ -54,6 +56,11 @@ class Muon(OptimizerSection):
 
     def make_groups(self, model: nn.Module, objective: nn.Module | None = None) -> list[dict[str, Any]]:
         kinds = parameter_kinds(model, objective, decayed=self.decayed, layer_decay=self.layer_decay, apart="hidden matrices")
+        if not any(kind.is_hidden_matrix for kind in kinds):
+            raise ConfigError(
+                "optimizer.name=muon trains the matrices of dense layers inside blocks, and this model has none: everything would "
+                "be trained by AdamW; set optimizer.name=adamw"
+            )
         of_others = 1.0 if self.adamw_learning_rate is None else self.adamw_learning_rate / self.learning_rate
         return [
             {

@@ -42,7 +42,7 @@ def _checkpointed(forward: Callable[..., Any], *arguments: Any) -> Any:
     return checkpoint(forward, *arguments, use_reentrant=False, early_stop=False)
 
 
-def compile_blocks(blocks: Sequence[nn.Module]) -> None:
+def compile_blocks(blocks: Sequence[nn.Module], *, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile each block by itself. Equal blocks share the compiled code, so the time is that of one block."""
     for block in blocks:
-        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+        block.forward = torch.compile(block.forward, backend=backend)  # type: ignore[method-assign]

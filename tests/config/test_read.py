@@ -5,11 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from pipeline.config.read import load_config
+from pipeline.config.values import fit_to_schema
+from pipeline.config.yaml_text import parse_yaml
 from pipeline.errors import ConfigError
 from tests.conftest import Outcome, run_command
 
@@ -27,6 +30,18 @@ def test_overrides_replace_single_values(write_config: WriteConfig) -> None:
         "other",
     )
     assert config.trainer.zero_stage == 2  # its neighbours stay
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "+1e-3", "1.e-3", ".1e-2", "1.0e-3", "1_0e-4"])
+def test_a_number_with_an_exponent_is_a_number_where_anything_may_stand(text: str) -> None:
+    """YAML 1.1 takes 1e-3 for a text, which options for a library would pass on as one."""
+    options = fit_to_schema(parse_yaml(f"{{init_values: {text}, list: [{text}], quoted: '{text}'}}"), dict[str, Any])
+    assert options == {"init_values": 1e-3, "list": [1e-3], "quoted": text}
+
+
+def test_a_word_that_looks_like_a_number_with_an_exponent_stays_a_text_where_one_belongs(write_config: WriteConfig) -> None:
+    config = load_config(write_config(), ["name=1e3", "output_dir=7e5", "trainer.global_batch_size=1e1"])
+    assert (config.name, config.output_dir, config.trainer.global_batch_size) == ("1e3", "7e5", 10)
 
 
 def test_a_file_extends_another(tmp_path: Path, write_config: WriteConfig) -> None:
@@ -170,7 +185,7 @@ def test_an_override_loses_nothing_of_what_was_typed(write_config: WriteConfig, 
 
 ADVICE = [
     (["lr=0.01"], "optimizer.learning_rate=0.01"),
-    (["learning_rate=1e-3"], "optimizer.learning_rate=1e-3"),
+    (["learning_rate=1e-3"], "optimizer.learning_rate=0.001"),
     (["batch_size=64"], "trainer.global_batch_size=64"),
     (["epochs=90"], "trainer.duration='90 epochs'"),
     (["evaluation.protocols.few_shot.shots=5"], "evaluation.protocols.few_shot.shots='[5]'"),

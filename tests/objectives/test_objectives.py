@@ -54,6 +54,14 @@ def test_softmax_is_torchs_cross_entropy(smoothing: float) -> None:
     torch.testing.assert_close(loss_of(Softmax(label_smoothing=smoothing), batch), expected)
 
 
+def test_whole_labels_of_mixed_images_are_no_distribution() -> None:
+    mixing = {"mixup_alpha": 0.2, "labels": "whole"}
+    with pytest.raises(ValueError, match=r"mixing\.labels=whole .* set mixing\.labels=shares, or name=sigmoid"):
+        Softmax(mixing=mixing)  # type: ignore[arg-type]
+    assert Softmax(mixing={**mixing, "mixup_alpha": 0}).mixing.labels == "whole"  # type: ignore[arg-type]
+    assert Sigmoid(mixing=mixing).mixing.is_on  # type: ignore[arg-type]
+
+
 def test_the_mean_over_classes_is_torchs_default() -> None:
     batch = make_batch()
     expected = F.binary_cross_entropy_with_logits(make_model()(batch["images"]), F.one_hot(LABELS, 5).float())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from torch import nn
 
+from pipeline.config.read import load_config
+from pipeline.config.resolve import resolve_run
 from pipeline.errors import ConfigError
-from pipeline.models.timm.model import TimmConfig, freeze
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
 from pipeline.optim.groups import parameter_groups
 
@@ -56,26 +59,31 @@ def by_shape(groups: list[dict[str, Any]], *, but: nn.Module) -> dict[tuple[int,
     return {shape: sorted(found[shape]) for shape in sorted(found)}
 
 
-def test_layers_of_a_model_of_timm(timm: ModuleType) -> None:
-    """Its blocks are an `nn.Sequential`. The classifier is ours."""
-    options = {"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}
-    config = TimmConfig(
-        name="vit_tiny_patch16_224", timm_version=timm.__version__, options=freeze(options), image_size=8, num_classes=3
-    )
-    numbers = config.build().layer_numbers()
-    inner = {name.removeprefix("backbone."): number for name, number in numbers.items() if name.startswith("backbone.")}
-    assert {name for name, number in inner.items() if number == 0} == {
-        "cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"
-    }  # fmt: skip
-    assert {number for name, number in inner.items() if name.startswith("norm.")} == {4}
-    assert {number for name, number in numbers.items() if not name.startswith("backbone.")} == {4}
-    assert all(number == int(name.split(".")[1]) + 1 for name, number in inner.items() if name.startswith("blocks."))
-
-
 def test_a_decay_of_one_changes_no_learning_rate() -> None:
     groups = parameter_groups(VisionTransformer(CONFIG), weight_decay=0.1, decayed="kernels", layer_decay=1.0)
     assert {group["lr_scale"] for group in groups} == {1.0}
     assert len(groups) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["model={family: bit, name: R26x1, num_classes: 4}", "optimizer={name: muon, learning_rate: 1, weight_decay: 0}"],
+         "matrices of dense layers inside blocks, and this model has none: .* set optimizer.name=adamw"),
+        (["model.depth=1", "optimizer.layer_decay=0.5"], None),
+        (["optimizer={name: muon, learning_rate: 1, weight_decay: 0}"], None),
+    ],
+)  # fmt: skip
+def test_what_looks_at_layers_is_checked_before_anything_starts(
+    write_config: Callable[..., Path], settings: list[str], words: str | None
+) -> None:
+    """Muon without a matrix to train would be AdamW without a word (DeepSpeed #8384: no parameter was tagged)."""
+    config = load_config(write_config(), settings)
+    if words is None:
+        resolve_run(config, world_size=1)
+        return
+    with pytest.raises(ConfigError, match=words):
+        resolve_run(config, world_size=1)
 
 
 def test_a_model_without_blocks_is_refused() -> None:

@@ -2,7 +2,8 @@
 
     python -m tests.train.compiled_blocks
 
-Prints a line of JSON for each way to compile a model: the largest difference of logits and of gradients from the plain model's,
+Prints a line of JSON for each rule of stochastic depth, with the pieces of code that ten blocks are compiled to. Then a line for
+each way to compile a model: the largest difference of logits and of gradients from the plain model's,
 as a part of the largest value of the tensor, or of 1 % of the largest of all: the bias of the keys' norm has no gradient but
 rounding, for the softmax does not see it.
 """
@@ -10,9 +11,11 @@ rounding, for the softmax does not see it.
 from __future__ import annotations
 
 import json
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
+import torch._dynamo.utils
 from torch import Tensor
 
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
@@ -44,8 +47,29 @@ def train_once(config: ViTConfig, *, every: int | None = None, compiled: Compile
     return {"logits": logits.detach(), **{name: p.grad for name, p in model.named_parameters() if p.grad is not None}}
 
 
+def count_graphs(config: ViTConfig) -> int:
+    """Return how many pieces of code the blocks are compiled to. Code without a piece runs uncompiled."""
+    graphs: list[Any] = []
+
+    def keep(graph: Any, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model = VisionTransformer(config).train()
+    model.init_weights(torch.Generator().manual_seed(0))
+    compile_blocks(model.repeated_blocks(), backend=keep)
+    model(torch.zeros(2, 3, 16, 16)).sum().backward()
+    assert not torch._dynamo.utils.counters["unimplemented"]
+    return len(graphs)
+
+
 def main() -> None:
     torch.set_num_threads(1)
+    for rule in ("uniform", "linear"):
+        deep = replace(CONFIG, depth=10, stochastic_depth=0.2, stochastic_depth_rule=rule)
+        print(json.dumps({"rule": rule, "graphs": count_graphs(deep)}), flush=True)
+    torch._dynamo.reset()
     plain = train_once(CONFIG)
     floor = 0.01 * max(float(value.abs().max()) for value in plain.values())
     choices: list[tuple[Compiled, int | None]] = [("blocks", None), ("blocks", 1), ("model", None), ("model", 1)]

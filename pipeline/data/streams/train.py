@@ -249,12 +249,16 @@ class TrainStream:
         if self.labels == "none":
             return []
         stored = (sample.label,) if self.labels == "one" else sample.labels
-        labels = [corpus.first_class + label for label in stored]
-        if labels and not 0 <= min(labels) <= max(labels) < self.num_classes:  # a GPU would stop without a word on which sample
-            outside = next(label for label in labels if not 0 <= label < self.num_classes)
+        if any(label < 0 for label in stored):  # first_class could make a class of another corpus of it
             raise DataError(
-                f"{corpus.index.folder}/{sample.shard}: sample {sample.key!r} has class {outside}, but "
-                f"model.num_classes={self.num_classes} (classes count from 0); raise it, or make shards with these classes "
-                "alone"
+                f"{corpus.index.folder}/{sample.shard}: sample {sample.key!r} has class {min(stored)}; classes count from 0: make "
+                "shards with others"
+            )
+        labels = [corpus.first_class + label for label in stored]
+        if labels and max(labels) >= self.num_classes:  # a GPU would stop without a word on which sample
+            raise DataError(
+                f"{corpus.index.folder}/{sample.shard}: sample {sample.key!r} has class {max(labels)}, but "
+                f"model.num_classes={self.num_classes} "
+                f"(classes count from 0); raise it, or make shards with these classes alone"
             )
         return labels

@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 
 HOW_TO_INSTALL = "pip install '.[timm]'"
 MAX_SUGGESTED = 5
+CLASSIFIER = "~classifier"  # a name that no parameter of timm has
 # What a configuration may not pass on to `timm.create_model`: the pipeline sets it, or it reads weights from elsewhere.
 RESERVED = frozenset({
     "cache_dir", "checkpoint_path", "device", "dtype", "exportable", "features_only", "head_init_scale", "img_size", "in_chans",
@@ -79,3 +80,19 @@ def create(name: str, *, size: tuple[int, int], options: Mapping[str, Any]) -> n
     except (TypeError, ValueError, KeyError, AssertionError, RuntimeError) as error:
         given = ", ".join(f"{key}={value}" for key, value in {**sized, **options}.items()) or "no options"
         raise ConfigError(f"timm {library.__version__} cannot make {name} with {given}: {error}") from error
+
+
+def number_layers(backbone: nn.Module) -> dict[str, int]:
+    """Return the layer of each parameter by name, as timm's own layer-wise decay numbers them (timm.optim,
+    `param_groups_layer_decay`): what is made before the blocks is layer 0, blocks inside stages are counted one by one, a norm
+    behind them is of the last block's layer. Empty where timm does not say.
+
+    The classifier, which the backbone does not have, and what is made for it are of the last layer, whose number is that of
+    `CLASSIFIER`.
+    """
+    make_matcher: Any = getattr(backbone, "group_matcher", None)
+    if make_matcher is None:
+        return {}
+    grouping = importlib.import_module("timm.models._manipulate")
+    named = [*backbone.named_parameters(), (CLASSIFIER, None)]
+    return grouping.group_with_matcher(named, make_matcher(coarse=False), reverse=True)

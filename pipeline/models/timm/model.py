@@ -14,7 +14,7 @@ from pipeline.image_size import ImageSize, height_and_width
 from pipeline.models.base import Backbone, ModelConfig
 from pipeline.models.description import from_plain
 from pipeline.models.timm.cost import TimmCost
-from pipeline.models.timm.library import RESERVED, check_name, create, installed_version
+from pipeline.models.timm.library import CLASSIFIER, RESERVED, check_name, create, installed_version, number_layers
 
 LARGEST_OPTION = 2**16  # limit of a number among a file's options: some are numbers of blocks
 DROP_OPTIONS = ("drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate")
@@ -149,6 +149,15 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
         return self.head(self.forward_representation(images))
+
+    def layer_numbers(self) -> dict[str, int]:
+        """See `Backbone.layer_numbers`; as timm numbers them, where it does."""
+        numbers = number_layers(self.backbone)
+        if not numbers:
+            return super().layer_numbers()
+        last = numbers.pop(CLASSIFIER)
+        heads = {f"head.{name}": last for name, _ in self.head.named_parameters()}
+        return {**{f"backbone.{name}": number for name, number in numbers.items()}, **heads}
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:

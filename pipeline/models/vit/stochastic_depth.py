@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -32,5 +33,11 @@ class StochasticDepth(nn.Module):
     def forward(self, branch: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         if not self.training or self.rate == 0:
             return branch
-        kept = branch.new_empty((branch.shape[0], 1, 1)).bernoulli_(1 - self.rate)
+        shape = (branch.shape[0], 1, 1)
+        if torch.compiler.is_compiling():
+            # bernoulli_ makes the rate a constant of the compiled code: blocks of different rates could not share it, and those
+            # beyond torch's limit of 8 variants would not be compiled at all.
+            kept = (torch.rand(shape, device=branch.device) < 1 - self.rate).to(branch.dtype)
+        else:
+            kept = branch.new_empty(shape).bernoulli_(1 - self.rate)
         return branch * kept.div_(1 - self.rate)

@@ -201,6 +201,18 @@ def test_a_class_the_model_lacks_is_answered_in_words(corpus: Path) -> None:
         list(islice(batches(make_stream(corpus, classes=3)), 3))
 
 
+def test_a_negative_label_does_not_become_a_class_of_another_corpus(tmp_path: Path) -> None:
+    """Labels that count from 1 and were lowered twice: with first_class=4, -1 would be class 3, of the corpus before."""
+    from data_tools.index import index_folder
+
+    write_tar(tmp_path / "a.tar", [("0.png", PNG), ("0.cls", b"-1")])
+    index_folder(str(tmp_path), block_samples=4, num_workers=1)
+    stream = make_stream(tmp_path)
+    stream.mixture = Mixture((Corpus(load_index(str(tmp_path)), first_class=4),))
+    with pytest.raises(DataError, match=r"a\.tar: sample '0' has class -1; classes count from 0"):
+        next(iter(batches(stream)))
+
+
 def test_remote_shards_give_the_same_batches(corpus: Path) -> None:
     """A real HTTP server with range requests, through fsspec."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeHandler, directory=str(corpus)))

@@ -1,0 +1,86 @@
+"""Say what a configuration does that its user may not expect, where that is no reason to refuse it."""
+
+from __future__ import annotations
+
+import itertools
+
+from pipeline.config.resolve import ResolvedRun
+from pipeline.config.run import RunConfig
+from pipeline.data.shards.class_names import class_names_of
+from pipeline.data.streams.mixture import Corpus, Mixture
+from pipeline.optim.base import OptimizerSection
+
+INITIAL_PART = 0.01  # of the initial weights in an average, at the end of the run, that is worth a word
+SHRUNK_A_STEP = 0.01  # part of each weight that weight decay takes in one step, that is worth a word
+
+
+def remarks(run: ResolvedRun) -> list[str]:
+    """Return what is worth a word about the schedule, weight decay, the average of the weights, classes and the objective."""
+    config = run.config
+    found = [
+        _of_schedule(config),
+        _of_weight_decay(config),
+        _of_average(config.optimizer, total_steps=run.total_steps),
+        _of_classes(run.mixture) if isinstance(run.mixture, Mixture) else None,
+    ]
+    return [*(text for text in found if text is not None), *config.objective.remarks(run.model, class_names=run.class_names)]
+
+
+def _of_schedule(config: RunConfig) -> str | None:
+    """Return that the learning rate does not fall, or does not rise, where its limits are not below the peak."""
+    peak, schedule = config.peak_learning_rate, config.schedule
+    if schedule.decay != "constant" and schedule.end >= peak:
+        return (
+            f"the learning rate does not decay: schedule.end={schedule.end:g} is not below the peak, {peak:.4g}; "
+            "schedule.end=0 decays to zero"
+        )
+    if schedule.warmup_start >= peak:
+        return f"the learning rate does not rise: schedule.warmup_start={schedule.warmup_start:g} is not below the peak, {peak:.4g}"
+    return None
+
+
+def _of_weight_decay(config: RunConfig) -> str | None:
+    """Return how much of a weight a step takes, where that is much: two codebases may mean different things by one number."""
+    optimizer, peak = config.optimizer, config.peak_learning_rate
+    taken = {"decoupled_lr": peak * optimizer.weight_decay, "decoupled_schedule": optimizer.weight_decay}
+    part = taken.get(optimizer.weight_decay_rule, 0.0)
+    if part < SHRUNK_A_STEP:
+        return None
+    hint = ""
+    if optimizer.weight_decay_rule == "decoupled_schedule":
+        hint = f"; as much as weight_decay={optimizer.weight_decay / peak:.3g} of torch's AdamW (docs/optimizers.md)"
+    return f"weight decay takes {100 * part:.3g} % of each kernel in every step at the peak{hint}"
+
+
+def _of_classes(mixture: Mixture) -> str | None:
+    """Return that two corpora share a part of their classes, which those with classes of their own do if one begins too early."""
+    for one, other in itertools.combinations(mixture.corpora, 2):
+        low, high = sorted((one, other), key=lambda corpus: corpus.first_class)
+        end = low.first_class + _count_classes(low)
+        if low.first_class < high.first_class < end:
+            return (
+                f"classes {high.first_class} to {end - 1} are of {low.index.folder} and of {high.index.folder} too "
+                f"(first_class={high.first_class}); set first_class={end} if their classes are not the same"
+            )
+    return None
+
+
+def _count_classes(corpus: Corpus) -> int:
+    names = class_names_of(*corpus.index.folders)
+    if names is not None:
+        return len(names)
+    return 0 if corpus.index.max_label is None else corpus.index.max_label + 1
+
+
+def _of_average(optimizer: OptimizerSection, *, total_steps: int) -> str | None:
+    """Return how much of the initial weights is in the average at the end, where that is much."""
+    average = optimizer.average
+    if average is None or average.warmup != "none":  # with a warmup the first update replaces them
+        return None
+    left = average.decay**total_steps
+    if left < INITIAL_PART:
+        return None
+    return (
+        f"the average of the weights is too slow for this run: {100 * left:.3g} % of it are the initial weights after "
+        f"{total_steps} steps (optimizer.average.decay={average.decay:g}); set optimizer.average.warmup=timm, or a smaller decay"
+    )
