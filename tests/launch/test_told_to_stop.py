@@ -81,6 +81,7 @@ def tree_gone(pid: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_terminal_that_closes_does_not_end_a_training(reference: RunFolder, write_config: WriteConfig) -> None:
     """An ssh session breaks: SIGHUP comes, and nothing can be printed any more."""
     config = write_config()

@@ -124,6 +124,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
 def test_as_many_ranks_go_on_with_the_same_bits(name: str, resumed: Path) -> None:
     whole, parts = (RunFolder(resumed / folder_name / name) for folder_name in ("whole", "parts"))

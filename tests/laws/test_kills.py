@@ -24,6 +24,7 @@ from tests.helpers.trainings import (
 )
 
 
+@pytest.mark.slow
 def test_one_death_after_another_changes_nothing(reference: RunFolder, write_config: WriteConfig) -> None:
     """It is stopped by a scheduler, by a terminal, killed, killed inside a save, and deprived of its newest checkpoint."""
     config = write_config(data={"num_workers": 1}, tracking={"mode": "offline"})
@@ -70,7 +71,6 @@ def flip_a_bit(folder: RunFolder, step: int) -> Path:
     return victim
 
 
-@pytest.mark.slow
 def test_killed_between_checkpoints_it_ends_the_same(reference: RunFolder, write_config: WriteConfig) -> None:
     config = write_config(tracking={"mode": "offline"})
     folder = folder_of(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
@@ -50,6 +51,7 @@ def tensors_of(run: RunFolder) -> dict[str, torch.Tensor]:
     return load_weights(run.weights_of(STEPS)).model.state_dict()
 
 
+@pytest.mark.slow
 def test_blocks_that_are_computed_again_change_no_bit(tmp_path: Path, tiny_config: dict[str, Any]) -> None:
     """Dropout and stochastic depth included, whose masks must be drawn the same twice."""
     runs = train_all(

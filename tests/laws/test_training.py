@@ -68,6 +68,7 @@ def test_a_lost_configuration_and_a_forbidden_place_are_answered_in_words(
     assert "Traceback" not in lost.stdout + forbidden.stdout
 
 
+@pytest.mark.slow
 def test_speeds_of_every_launch_are_of_that_launch(write_config: WriteConfig) -> None:
     config = write_config()
     steps_before = 0

@@ -289,6 +289,7 @@ def service_of(launcher: int) -> list[psutil.Process]:
     return [child for child in psutil.Process(launcher).children(recursive=True) if child.name() == "wandb-core"]
 
 
+@pytest.mark.slow
 def test_a_training_outlives_wandbs_service(write_config: WriteConfig) -> None:
     config = write_config(
         tracking={"mode": "offline"}, checkpoint={"every": "100000 steps"}, trainer={"devices": 1, "duration": "100000 steps"}

@@ -47,6 +47,7 @@ def peak_bytes(every: int | None, *, batch: int) -> int:
     return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_pass_is_what_is_predicted() -> None:
     """Of an image: never more than predicted, nor a quarter less, with and without; so what is saved is right too."""
     found = {every: (peak_bytes(every, batch=8) - peak_bytes(every, batch=4)) / 4 for every in (None, 1, 2, 3)}

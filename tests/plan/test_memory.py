@@ -84,6 +84,7 @@ def check(case: Case, found: dict[str, int], *, slack: float) -> None:
     assert peak / slack <= found["peak"] <= peak, (case, peak / found["peak"])
 
 
+@pytest.mark.slow
 def test_engines_hold_what_is_predicted(tmp_path: Path) -> None:
     for case, found in zip(FOUR_STAGES, measure(FOUR_STAGES, tmp_path), strict=True):
         check(case, found, slack=1.35)
