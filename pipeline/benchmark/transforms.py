@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from pipeline.data.images.crop import TrainTransform
-from pipeline.data.images.crops.inception import InceptionBounds
+from pipeline.data.images.crops.boxes import CropBounds
+from pipeline.data.images.crops.inception import InceptionLaw
 from pipeline.data.shards.index import load_index
 from pipeline.data.shards.reader import BlockReader
 from pipeline.image_size import ImageSize, height_and_width
@@ -40,7 +41,7 @@ def make_transform(settings: Settings, decoder: str) -> TrainTransform:
     """Make the Inception crop of 5 to 100 % with antialiased resize, which is also what Pillow does."""
     return TrainTransform(
         image_size=settings.image_size,
-        bounds=InceptionBounds(min_area=0.05, max_area=1.0, min_ratio=3 / 4, max_ratio=4 / 3),
+        bounds=CropBounds(min_area=0.05, max_area=1.0, min_ratio=3 / 4, max_ratio=4 / 3),
         flip=True,
         resize="bilinear_antialias",
         decoder="region" if decoder == "region" else "whole",
@@ -59,7 +60,9 @@ class PillowTransform:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         self.calls += 1
-        box, flip = self.law.choose(image.height, image.width, key=derive_key(0, Purpose.AUGMENTATION, 0, self.calls))
+        box, flip = InceptionLaw().choose(
+            image.height, image.width, bounds=self.law.bounds, key=derive_key(0, Purpose.AUGMENTATION, 0, self.calls)
+        )
         height, width = height_and_width(self.settings.image_size)
         corners = (box.left, box.top, box.left + box.width, box.top + box.height)
         image = image.convert("RGB").crop(corners).resize((width, height), Image.Resampling.BILINEAR)

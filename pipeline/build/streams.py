@@ -22,7 +22,7 @@ def make_stream(run: ResolvedRun, *, world: World, start_step: int) -> TrainStre
         resize=data.resize,
         decoder=run.decoder,
         shrink_margin=data.shrink_margin,
-        simple_crop=data.crop.build(),
+        crop=data.crop.build(),
         augmentation=data.augment.build(),
         erasing=data.random_erasing.build(),
     )

@@ -9,7 +9,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, SerializerFunctionWra
 from pipeline.data.images.augment import Augment, NoAugment
 from pipeline.data.images.crop import Resize
 from pipeline.data.images.crops import Crop, Inception
-from pipeline.data.images.crops.inception import InceptionBounds
+from pipeline.data.images.crops.boxes import CropBounds
 from pipeline.data.images.erasing import RandomErasing
 from pipeline.section import FREE, TOLD, Section
 
@@ -131,8 +131,6 @@ class DataSection(Section):
         return self
 
     @property
-    def crop_bounds(self) -> InceptionBounds:
-        """Return the bounds of the Inception crop."""
-        return InceptionBounds(
-            min_area=self.min_area, max_area=self.max_area, min_ratio=self.min_ratio, max_ratio=self.max_ratio
-        )
+    def crop_bounds(self) -> CropBounds:
+        """Return the bounds of a crop that is a rectangle of the image."""
+        return CropBounds(min_area=self.min_area, max_area=self.max_area, min_ratio=self.min_ratio, max_ratio=self.max_ratio)

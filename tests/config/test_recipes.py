@@ -220,7 +220,7 @@ def test_deit3_is_its_commands() -> None:
         assert (values["schedule"]["decay"], values["schedule"]["warmup_start"]) == ("cosine", 1e-6)
         is_1k = name.endswith("_in1k")
         assert data["repeats"] == (3 if is_1k else 1)
-        assert data["crop"]["name"] == ("inception" if is_1k else "simple")
+        assert data["crop"]["name"] == ("random_resized" if is_1k else "simple")
         assert values["objective"].get("reduction", "none") == ("mean" if is_1k else "none")
         assert values["objective"]["label_smoothing"] == (0.0 if is_1k else 0.1)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.data.images.crop import TrainTransform
-from pipeline.data.images.crops.inception import InceptionBounds
+from pipeline.data.images.crops.boxes import CropBounds
 from pipeline.data.shards.index import load_index
 from pipeline.data.streams.loader import Batch, BatchLoader
 from pipeline.data.streams.mixture import Corpus, Mixture
@@ -18,7 +18,7 @@ from pipeline.data.streams.train import Division, TrainStream
 
 TRANSFORM = TrainTransform(
     image_size=16,
-    bounds=InceptionBounds(min_area=0.2, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
+    bounds=CropBounds(min_area=0.2, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
     flip=True,
     resize="bilinear",
     decoder="whole",

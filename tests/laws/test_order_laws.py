@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.images.augment import RandAugmentTF, RandAugmentTimm, ThreeAugment
 from pipeline.data.images.crop import TrainTransform
-from pipeline.data.images.crops.inception import InceptionBounds
+from pipeline.data.images.crops.boxes import CropBounds
 from pipeline.data.images.erasing import RandomErasing
 from pipeline.data.order import RunOrder, share_streams
 from pipeline.data.shards.index import ShardIndex, assemble_index, load_index, save_index
@@ -29,7 +29,7 @@ from tests.conftest import encode, make_image, write_tar
 
 TRANSFORM = TrainTransform(
     image_size=4,
-    bounds=InceptionBounds(min_area=0.2, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
+    bounds=CropBounds(min_area=0.2, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
     flip=True,
     resize="bilinear",
     decoder="whole",

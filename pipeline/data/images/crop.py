@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.images.augment.base import Augmentation
-from pipeline.data.images.crops.inception import CROP_ATTEMPTS, DRAWS_PER_ATTEMPT, InceptionBounds, inception_box
+from pipeline.data.images.crops.boxes import BoxLaw, CropBounds
+from pipeline.data.images.crops.inception import InceptionLaw
 from pipeline.data.images.crops.simple import SimpleCrop
 from pipeline.data.images.decode import Pixels, decode_image, decode_jpeg_crop, jpeg_size
 from pipeline.data.images.erasing import Erasing
 from pipeline.data.images.planes import Box
 from pipeline.image_size import ImageSize, height_and_width
-from pipeline.keyed_random import Purpose, derive_key, few_uniforms, uniforms
+from pipeline.keyed_random import Purpose, derive_key, few_uniforms
 
 Resize = Literal["bilinear", "bilinear_antialias", "bicubic_antialias"]
 Decoder = Literal["region", "whole"]
@@ -26,18 +26,18 @@ Decoder = Literal["region", "whole"]
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Crops as Inception (Szegedy et al. 2015), resizes, flips half of all images, then augments as the settings say.
+    """Crops, resizes, flips half of all images, then augments as the settings say.
 
     The ratios are those of the crop in the image, whatever the ratio of the size that it is resized to.
     """
 
     image_size: ImageSize
-    bounds: InceptionBounds
+    bounds: CropBounds
     flip: bool
     resize: Resize
     decoder: Decoder
     shrink_margin: float | None = None  # see `DataSection`
-    simple_crop: SimpleCrop | None = None  # in place of the Inception crop
+    crop: BoxLaw | SimpleCrop = InceptionLaw()  # noqa: RUF009  (it has no state)
     augmentation: Augmentation | None = None
     erasing: Erasing | None = None
 
@@ -61,28 +61,26 @@ class TrainTransform:
             self.erasing(planes, key=derive_key(seed, Purpose.ERASING, epoch, sample_id, draw))
 
     def _crop(self, data: bytes, *, key: int, out: Tensor) -> None:
-        if self.simple_crop is not None:
-            planes, flip = self.simple_crop(
-                decode_image(data), size=(out.shape[1], out.shape[2]), key=key, resize=self._resize_whole
-            )
+        if isinstance(self.crop, SimpleCrop):
+            planes, flip = self.crop(decode_image(data), size=(out.shape[1], out.shape[2]), key=key, resize=self._resize_whole)
             out.numpy()[...] = planes[..., ::-1] if flip and self.flip else planes
             return
         size = jpeg_size(data) if self.decoder == "region" and self.resize != "bicubic_antialias" else None
         if size is not None:
-            box, flip = self.choose(*size, key=key)
+            box, flip = self.crop.choose(*size, bounds=self.bounds, key=key)
             if decode_jpeg_crop(
                 data,
                 box=box,
                 shrink=self._shrink(box),
-                flip=flip,
+                flip=flip and self.flip,
                 antialias=self.resize == "bilinear_antialias",
                 out=out.numpy(),
             ):
                 return
         pixels = decode_image(data)
-        box, flip = self.choose(*pixels.shape[:2], key=key)
+        box, flip = self.crop.choose(*pixels.shape[:2], bounds=self.bounds, key=key)
         image = resize_box(pixels, box, size=height_and_width(self.image_size), resize=self.resize)
-        out.copy_(image.flip(-1) if flip else image)
+        out.copy_(image.flip(-1) if flip and self.flip else image)
 
     def _resize_whole(self, pixels: Pixels, size: tuple[int, int]) -> Tensor:
         height, width = pixels.shape[:2]
@@ -94,21 +92,6 @@ class TrainTransform:
         height, width = height_and_width(self.image_size)
         spare = min(box.height / (height * self.shrink_margin), box.width / (width * self.shrink_margin))
         return next((shrink for shrink in (8, 4, 2) if spare >= shrink), 1)
-
-    def choose(self, height: int, width: int, *, key: int) -> tuple[Box, bool]:
-        """Return where to cut an image of this size, and whether to mirror it."""
-        draws = few_uniforms(key, 1 + DRAWS_PER_ATTEMPT)
-        return self._box(height, width, key, draws), self.flip and draws[0] < 0.5
-
-    def _box(self, height: int, width: int, key: int, draws: Sequence[float]) -> Box:
-        for attempt in range(CROP_ATTEMPTS):
-            if attempt == 1:  # rarely reached, so the rest is drawn only now
-                draws = uniforms(key, 1 + DRAWS_PER_ATTEMPT * CROP_ATTEMPTS).tolist()
-            start = 1 + DRAWS_PER_ATTEMPT * attempt
-            box = inception_box(height, width, bounds=self.bounds, draws=draws[start : start + DRAWS_PER_ATTEMPT])
-            if box is not None:
-                return box
-        return Box(top=0, left=0, height=height, width=width)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from pipeline.data.images.crop import Box, EvalTransform, TrainTransform, resize_box
-from pipeline.data.images.crops.inception import InceptionBounds, inception_box
+from pipeline.data.images.crops.boxes import CropBounds
+from pipeline.data.images.crops.inception import inception_box
 from pipeline.data.images.decode import MAX_PIXELS, UnreadableImage, decode_image
 from pipeline.image_size import height_and_width
 from tests.conftest import encode
 
-BOUNDS = InceptionBounds(min_area=0.05, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3)
+BOUNDS = CropBounds(min_area=0.05, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3)
 
 
 def transform(**changes: object) -> TrainTransform:
@@ -63,7 +64,7 @@ def test_crops_stay_inside_and_keep_the_law(size: tuple[int, int]) -> None:
 def test_crop_heights_are_uniform_given_the_ratio() -> None:
     """This is the law of tf.image.sample_distorted_bounding_box, which is not uniform in the area."""
     generator = np.random.default_rng(1)
-    law = InceptionBounds(min_area=0.04, max_area=1.0, min_ratio=1.0, max_ratio=1.0)
+    law = CropBounds(min_area=0.04, max_area=1.0, min_ratio=1.0, max_ratio=1.0)
     heights = [box.height for _ in range(8000) if (box := inception_box(400, 400, bounds=law, draws=generator.random(4)))]
     histogram, _ = np.histogram(heights, bins=8, range=(80, 401))
     assert histogram / len(heights) == pytest.approx(np.full(8, 1 / 8), abs=0.02)
@@ -81,7 +82,7 @@ def test_half_of_the_images_are_mirrored() -> None:
     pixels = np.zeros((32, 32, 3), np.uint8)
     pixels[:, :16] = 255
     data = encode(pixels, format="PNG")
-    square = InceptionBounds(min_area=1.0, max_area=1.0, min_ratio=1.0, max_ratio=1.0)
+    square = CropBounds(min_area=1.0, max_area=1.0, min_ratio=1.0, max_ratio=1.0)
     law = transform(bounds=square)
     mirrored = [bool(apply(law, data, sample_id=i)[0, 0, 0] == 0) for i in range(1000)]
     assert np.mean(mirrored) == pytest.approx(0.5, abs=0.05)

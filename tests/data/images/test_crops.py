@@ -1,15 +1,19 @@
-"""The simple crop against Pillow, and its law."""
+"""The simple crop against Pillow, torchvision's random crop against torchvision."""
 
 from __future__ import annotations
+
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import ks_2samp  # type: ignore[import-not-found]
 
 from pipeline.data.images.crop import Box, TrainTransform, resize_box
-from pipeline.data.images.crops import Inception, Simple
-from pipeline.data.images.crops.inception import InceptionBounds
+from pipeline.data.images.crops import Inception, RandomResized, Simple
+from pipeline.data.images.crops.boxes import CropBounds
+from pipeline.data.images.crops.inception import InceptionLaw
 from pipeline.keyed_random import Purpose, derive_key, few_uniforms
 from tests.conftest import encode
 from tests.data.images.test_crop import psnr, smooth_image
@@ -20,11 +24,11 @@ SIZE = 32
 def transform(section: Simple, *, flip: bool = True, resize: str = "bicubic_antialias") -> TrainTransform:
     return TrainTransform(
         image_size=SIZE,
-        bounds=InceptionBounds(min_area=0.05, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
+        bounds=CropBounds(min_area=0.05, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
         flip=flip,
         resize=resize,  # type: ignore[arg-type]
         decoder="region",
-        simple_crop=section.build(),
+        crop=section.build(),
     )
 
 
@@ -88,7 +92,7 @@ def test_a_flip_is_not_made_where_none_is_wanted() -> None:
 
 
 def test_the_default_is_the_inception_crop() -> None:
-    assert Inception().build() is None
+    assert isinstance(Inception().build(), InceptionLaw)
 
 
 @pytest.mark.parametrize("size", [(48, 48), (224, 96)])
@@ -97,3 +101,57 @@ def test_bicubic_resizing_equals_pillows(size: tuple[int, int]) -> None:
     ours = resize_box(pixels, Box(11, 7, 250, 200), size=size, resize="bicubic_antialias").permute(1, 2, 0).numpy()
     theirs = np.asarray(Image.fromarray(pixels).crop((7, 11, 207, 261)).resize((size[1], size[0]), Image.Resampling.BICUBIC))
     assert psnr(ours, theirs) > 45
+
+
+BOUNDS = CropBounds(min_area=0.08, max_area=1.0, min_ratio=3 / 4, max_ratio=4 / 3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (60, 64), (30, 300), (300, 30), (7, 9)])
+def test_random_resized_has_the_law_of_torchvision(height: int, width: int, torchvision: ModuleType) -> None:
+    """Areas, ratios and places of many draws are distributed alike (two-sample Kolmogorov-Smirnov)."""
+    from torchvision.transforms import RandomResizedCrop
+
+    draws = 3000
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    torch.manual_seed(0)
+    theirs = np.array([RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(draws)])
+    law = RandomResized().build()
+    boxes = [law.choose(height, width, bounds=BOUNDS, key=derive_key(1, number))[0] for number in range(draws)]
+    ours = np.array([(box.top, box.left, box.height, box.width) for box in boxes])
+    for name, value in {
+        "area": lambda box: box[:, 2] * box[:, 3],
+        "ratio": lambda box: box[:, 3] / box[:, 2],
+        "top": lambda box: box[:, 0],
+        "left": lambda box: box[:, 1],
+    }.items():
+        assert ks_2samp(value(ours), value(theirs)).pvalue > 1e-3, name
+
+
+def test_where_no_attempt_fits_the_crop_is_torchvisions(torchvision: ModuleType) -> None:
+    from torchvision.transforms import RandomResizedCrop
+
+    law = RandomResized().build()
+    for height, width in ((10, 1000), (1000, 10), (40, 45), (1, 50)):
+        image = torch.zeros(3, height, width, dtype=torch.uint8)
+        narrow = CropBounds(min_area=1.0, max_area=1.0, min_ratio=3 / 4, max_ratio=4 / 3)
+        expected = RandomResizedCrop.get_params(image, [4.0, 4.0], [3 / 4, 4 / 3])  # no rectangle of that area fits
+        box = law.last(height, width, bounds=narrow)
+        assert (box.top, box.left, box.height, box.width) == tuple(expected)
+
+
+def test_random_resized_decodes_no_more_than_it_needs() -> None:
+    """The region decoder gives the pixels of the whole image's crop."""
+    data = encode(smooth_image(200, 300), format="JPEG")
+    results = []
+    for decoder in ("region", "whole"):
+        law = TrainTransform(
+            image_size=SIZE,
+            bounds=BOUNDS,
+            flip=True,
+            resize="bilinear_antialias",
+            decoder=decoder,  # type: ignore[arg-type]
+            crop=RandomResized().build(),
+        )
+        results.append([render(law, data, sample_id=number) for number in range(4)])
+    for region, whole in zip(*results, strict=True):
+        assert psnr(region, whole) > 40

@@ -20,7 +20,7 @@ from PIL import Image
 
 from pipeline.data.images import decode
 from pipeline.data.images.crop import Box, TrainTransform, resize_box
-from pipeline.data.images.crops.inception import InceptionBounds
+from pipeline.data.images.crops.boxes import CropBounds
 from pipeline.data.images.decode import UnreadableImage, decode_image, decode_jpeg_crop, has_region_decoder, jpeg_size
 from tests.conftest import REPOSITORY
 
@@ -92,7 +92,7 @@ def test_shrinking_while_decoding_costs_little_where_there_is_a_margin(margin: f
     jpeg = make_jpeg(801, 977)
     law = TrainTransform(
         image_size=24,
-        bounds=InceptionBounds(min_area=0.1, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
+        bounds=CropBounds(min_area=0.1, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
         flip=True,
         resize="bilinear_antialias",
         decoder="region",
@@ -251,7 +251,7 @@ def test_both_decoders_give_a_transform_the_same_pixels(format: str, resize: str
         for decoder in ("region", "whole"):
             law = TrainTransform(
                 image_size=48,
-                bounds=InceptionBounds(min_area=0.05, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
+                bounds=CropBounds(min_area=0.05, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
                 flip=True,
                 resize=resize,  # type: ignore[arg-type]
                 decoder=decoder,  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pipeline.data.images.crop import EvalTransform, TrainTransform
-from pipeline.data.images.crops.inception import InceptionBounds
+from pipeline.data.images.crops.boxes import CropBounds
 from pipeline.data.images.decode import has_region_decoder
 
 
@@ -29,7 +29,7 @@ def encode(pixels: np.ndarray) -> bytes:
 
 def train_pixels(data: bytes, size: Any, *, sample_id: int, out_shape: tuple[int, int], **changes: Any) -> torch.Tensor:
     settings = {
-        "bounds": InceptionBounds(min_area=0.1, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
+        "bounds": CropBounds(min_area=0.1, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
         "flip": True,
         "resize": "bilinear_antialias",
         "decoder": "whole",

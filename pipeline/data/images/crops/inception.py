@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+from pipeline.data.images.crops.boxes import BoxLaw, CropBounds
 from pipeline.data.images.planes import Box
 from pipeline.section import Section
-
-CROP_ATTEMPTS = 100
-DRAWS_PER_ATTEMPT = 4
 
 
 class Inception(Section):
@@ -19,26 +16,29 @@ class Inception(Section):
 
     name: Literal["inception"] = "inception"
 
-    def build(self) -> None:
-        """Return no other crop."""
-        return
+    def build(self) -> InceptionLaw:
+        """Return the crop."""
+        return InceptionLaw()
 
 
-@dataclass(frozen=True, kw_only=True)
-class InceptionBounds:
-    """Holds the bounds of a crop's area, as a part of the image's, and of its ratio, width / height."""
+class InceptionLaw(BoxLaw):
+    """Draws boxes by `inception_box`; after a hundred that do not fit the whole image is taken."""
 
-    min_area: float
-    max_area: float
-    min_ratio: float
-    max_ratio: float
+    attempts: ClassVar[int] = 100
+
+    def draw(self, height: int, width: int, *, bounds: CropBounds, draws: Sequence[float]) -> Box | None:
+        return inception_box(height, width, bounds=bounds, draws=draws)
+
+    def last(self, height: int, width: int, *, bounds: CropBounds) -> Box:
+        del bounds
+        return Box(top=0, left=0, height=height, width=width)
 
 
-def inception_box(height: int, width: int, *, bounds: InceptionBounds, draws: Sequence[float]) -> Box | None:
+def inception_box(height: int, width: int, *, bounds: CropBounds, draws: Sequence[float]) -> Box | None:
     """Try once to draw a random crop by the law of `tf.image.sample_distorted_bounding_box`, the authors' crop.
 
     The aspect ratio is uniform, then the crop's height is uniform among those whose area is allowed. A crop that does not fit
-    is refused and drawn again, and after `CROP_ATTEMPTS` the whole image is used.
+    is refused and drawn again, and after `InceptionLaw.attempts` the whole image is used.
 
     There is one difference: TensorFlow never draws the last possible position of a crop; here every position is equally likely.
 

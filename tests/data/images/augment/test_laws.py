@@ -13,7 +13,7 @@ import torch
 from pipeline.data.images.augment import Augment, randaugment_tf, randaugment_timm, randaugment_torchvision
 from pipeline.data.images.augment.base import AugmentSection
 from pipeline.data.images.crop import TrainTransform
-from pipeline.data.images.crops.inception import InceptionBounds
+from pipeline.data.images.crops.boxes import CropBounds
 from pipeline.data.images.erasing import RandomErasing
 from pipeline.keyed_random import Purpose, derive_key, few_uniforms
 from pipeline.section import members_of
@@ -27,7 +27,7 @@ PNG = encode(picture(0, height=40, width=50).transpose(1, 2, 0), format="PNG")
 def transform(section: AugmentSection | None = None, *, erasing: float = 0.0, **changes: object) -> TrainTransform:
     values: dict[str, object] = {
         "image_size": 24,
-        "bounds": InceptionBounds(min_area=0.3, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
+        "bounds": CropBounds(min_area=0.3, max_area=1.0, min_ratio=0.75, max_ratio=4 / 3),
     }
     values |= {"flip": True, "resize": "bilinear", "decoder": "whole"}
     values |= {"augmentation": None if section is None else section.build()}
