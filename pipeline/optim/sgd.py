@@ -58,6 +58,6 @@ class SGDW(torch.optim.SGD):
 
 
 class GuardedSGDW(GuardedOptimizer, SGDW):
-    """Is SGD with decoupled weight decay and guarded steps."""
+    """Guards the steps of SGD with decoupled weight decay."""
 
     state_names: ClassVar[tuple[str, ...]] = SGD.state_names

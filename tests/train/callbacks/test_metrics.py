@@ -35,8 +35,8 @@ def make_batches(count: int) -> list[Batch]:
 
 def make_metrics(**changes: Any) -> TrainingMetrics:
     settings: dict[str, Any] = {
-        "metrics": {"train/accuracy": top_k(2, k=1)}, "global_batch_size": BATCH, "epochs_per_image": {"epoch": 0.25}, "log_every": 1,
-        "flops_per_image": 5e17, "peak_flops": 1e20, "rank_times": RankTimes(zero_stage=0, files=None),
+        "metrics": {"train/accuracy": top_k(2, k=1)}, "global_batch_size": BATCH, "epochs_per_image": {"epoch": 0.25},
+        "log_every": 1, "flops_per_image": 5e17, "peak_flops": 1e20, "rank_times": RankTimes(zero_stage=0, files=None),
     }  # fmt: skip
     return TrainingMetrics(**{**settings, **changes})
 
