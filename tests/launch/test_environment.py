@@ -9,7 +9,6 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.launch.environment import LOCAL_LAUNCHER, read_ranks
 from pipeline.launch.ranks import ALONE, Ranks
-from pipeline.launch.slurm_lists import expand_nodes, first_node, parse_tasks_per_node
 
 TORCH = {
     "RANK": "5",
@@ -185,26 +184,6 @@ def test_what_contradicts_is_named_with_the_way_out(case: str) -> None:
     with pytest.raises(ConfigError, match=pattern) as refused:
         read_ranks(environment)
     assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("listing", "counts"), [("8", [8]), ("2(x3)", [2, 2, 2]), ("2(x3),1", [2, 2, 2, 1]), ("1,4(x2),3", [1, 4, 4, 3])]
-)
-def test_tasks_per_node(listing: str, counts: list[int]) -> None:
-    assert parse_tasks_per_node(listing) == counts
-
-
-@pytest.mark.parametrize(
-    ("listing", "first", "count"),
-    [
-        ("n1", "n1", 1), ("n[1-3,7]", "n1", 4), ("gpu007,gpu009", "gpu007", 2), ("gpu[007-008]", "gpu007", 2),
-        ("n[7,1-3]", "n7", 4),
-        ("rack[0-1]n[03-04]", "rack0n03", 4), ("a-b[1-2]-c,login", "a-b1-c", 3), ("n[098-101]", "n098", 4),
-    ],
-)  # fmt: skip
-def test_lists_of_nodes(listing: str, first: str, count: int) -> None:
-    assert (expand_nodes(listing)[0], len(expand_nodes(listing))) == (first, count)
-    assert first_node(listing) == first
 
 
 def test_ranks_of_a_step_meet_at_one_place_and_steps_at_different_ones() -> None:
