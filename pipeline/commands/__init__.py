@@ -12,6 +12,6 @@ COMMANDS = {
     "show-config": "print the resolved configuration",
     "doctor": "how a configuration deviates from a recipe, and what follows from it",
     "plan": "what a run will need and cost, on paper: memory, hours, store, checkpoints; no data, no GPU",
-    "benchmark": "measure the loader or augmentations against their peers, or what planning costs at scale",
+    "benchmark": "measure the loader, augmentations, architectural choices, or what planning costs at scale",
     "demo": "shards, pretraining on two ranks, a kill, a resume, evaluation and plots, on a CPU",
 }

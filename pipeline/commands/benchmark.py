@@ -1,20 +1,27 @@
-"""Measure loaders, augmentations and planning side by side."""
+"""Measure loaders, augmentations, architectural choices and planning side by side."""
 
 from __future__ import annotations
 
 import argparse
+import signal
+from pathlib import Path
 
 from pipeline.image_size import ImageSize, image_size
 from pipeline.launch.signals import StopRequest
 
 EPILOG = (
     "examples:\n  python -m pipeline benchmark loader /data/imagenet-sample --workers 2\n  python -m pipeline "
-    "benchmark scale\n  python -m pipeline benchmark augment /data/imagenet-sample\n\n"
+    "benchmark scale\n  python -m pipeline benchmark augment /data/imagenet-sample\n"
+    "  python -m pipeline benchmark choices runs/choices --train /data/tiny100/train --test /data/tiny100/val "
+    "--plot choices.png\n\n"
     "loader: every contender runs in a process of its own, in turns, on the same images and cores. `make peers` installs\n"
     "timm, litdata and mosaicml-streaming; those not installed are left out with a message.\n"
     "scale: plans a corpus of 300 M samples for 4,096 ranks; no image is read.\n"
-    "augment: every augmentation law, and torchvision's and timm's where they are installed (`make test` does it)."
+    "augment: every augmentation law, and torchvision's and timm's where they are installed (`make test` does it).\n"
+    "choices: trains one small model for each architectural choice and seed, and compares their probes. Runs that are complete\n"
+    "are not done again; the same command resumes."
 )
+CHOICES_CONFIG = Path(__file__).parents[2] / "configs" / "choices_64px.yaml"
 
 
 def _image_size(text: str) -> ImageSize:
@@ -23,7 +30,7 @@ def _image_size(text: str) -> ImageSize:
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    kinds = command.add_subparsers(dest="what", required=True, metavar="loader|scale|augment")
+    kinds = command.add_subparsers(dest="what", required=True, metavar="loader|scale|augment|choices")
     loader = kinds.add_parser("loader", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     loader.add_argument("folder", help="indexed shards of real photos, at least one shard a worker")
     loader.add_argument("--workers", type=int, default=2, help="worker processes of each loader")
@@ -42,6 +49,27 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     augment.add_argument("folder", help="indexed shards of real photos")
     augment.add_argument("--image-size", type=int, default=224, help="pixels")
     augment.add_argument("--rounds", type=int, default=15, help="rounds; the table shows their median")
+    _add_choices(kinds.add_parser("choices"))
+
+
+def _add_choices(choices: argparse.ArgumentParser) -> None:
+    choices.add_argument("--train", required=True, metavar="SHARDS", help="folder of indexed shards to train on")
+    choices.add_argument("--test", required=True, metavar="SHARDS", help="folder of indexed shards to test the probes on")
+    choices.add_argument(
+        "--probe", metavar="SHARDS", help="folder of indexed shards that the probes are fitted to (default: those of --train)"
+    )
+    choices.add_argument("--seeds", type=int, default=3, help="runs of each variant (default: 3)")
+    choices.add_argument("--epochs", type=float, help="length of each run, a tenth of it warmup (default: the configuration's)")
+    choices.add_argument("--config", default=str(CHOICES_CONFIG), help="what every variant begins with (default: %(default)s)")
+    choices.add_argument(
+        "--only", nargs="*", default=[], metavar="NAME", help="variants whose name has one of these in it, and the default"
+    )
+    choices.add_argument("--json", type=Path, metavar="FILE", help="write every run's result there")
+    choices.add_argument("--plot", type=Path, metavar="FILE", help="draw the table there")
+    choices.add_argument("out", help="folder of the runs")
+    choices.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the base configuration's"
+    )
 
 
 def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
@@ -63,6 +91,8 @@ def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
 
         print(compare_augmentations(arguments.folder, image_size=arguments.image_size, num_rounds=arguments.rounds))
         return 0
+    if arguments.what == "choices":
+        return _compare_choices(arguments)
     from pipeline.benchmark.loader import compare_loaders
 
     print(
@@ -76,4 +106,35 @@ def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
             only=arguments.only,
         )
     )
+    return 0
+
+
+def _compare_choices(arguments: argparse.Namespace) -> int:
+    from pipeline.benchmark.choices.results import draw, make_table, write_json
+    from pipeline.benchmark.choices.study import make_base, run_study
+    from pipeline.benchmark.choices.variants import choose_variants
+    from pipeline.errors import ConfigError, TrainingError
+    from pipeline.launch.children import exit_on_signals
+
+    exit_on_signals(signal.SIGTERM, signal.SIGHUP)
+    if arguments.seeds < 1:
+        raise ConfigError(f"--seeds {arguments.seeds}: a variant needs a run; use 1 or more, and 3 to see a spread")
+    variants = choose_variants(arguments.only)
+    base = make_base(
+        arguments.config,
+        arguments.overrides,
+        train=arguments.train,
+        probe=arguments.probe or arguments.train,
+        test=arguments.test,
+        epochs=arguments.epochs,
+    )
+    outcome = run_study(base, variants, num_seeds=arguments.seeds, out=Path(arguments.out))
+    if outcome.results:
+        print(make_table(outcome.results))
+        if arguments.json is not None:
+            write_json(arguments.json, outcome.results, settings=base.model_dump(mode="json"))
+        if arguments.plot is not None:
+            draw(arguments.plot, outcome.results)
+    if outcome.failures:
+        raise TrainingError("\n  ".join(["runs that failed; the same command tries them again:", *outcome.failures]))
     return 0

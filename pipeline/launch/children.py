@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TextIO
 
 import psutil
 
@@ -16,9 +17,16 @@ KILL_TIMEOUT_S = 30.0  # the kernel ends a killed process at once, unless it wai
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def start_child(command: Sequence[str], *, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a process in this one's process group, so that Ctrl-C reaches it. Linux kills it when this process dies."""
-    return subprocess.Popen(list(command), env=dict(environment), preexec_fn=_die_with_parent)
+def start_child(
+    command: Sequence[str], *, environment: Mapping[str, str], output: TextIO | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a process in this one's process group, so that Ctrl-C reaches it. Linux kills it when this process dies.
+
+    Args:
+        output: open file that takes all that it prints; this process's own output if None.
+    """
+    errors = None if output is None else subprocess.STDOUT
+    return subprocess.Popen(list(command), env=dict(environment), stdout=output, stderr=errors, preexec_fn=_die_with_parent)
 
 
 @contextmanager

@@ -1,0 +1,186 @@
+"""Train and evaluate every variant by every seed, one run after another, as `train` and `evaluate` do."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import TextIO
+
+from pipeline.benchmark.choices.results import RunResult
+from pipeline.benchmark.choices.variants import UNTRAINED, Settings, configure
+from pipeline.build.evaluator import make_evaluator
+from pipeline.config.read import load_config
+from pipeline.config.run import RunConfig
+from pipeline.console.progress import progress
+from pipeline.data.shards.index import load_index
+from pipeline.errors import DataError, ExitCode, PipelineError, StoppedError, TrainingError
+from pipeline.evaluation.watch import watch_run
+from pipeline.files import write_whole
+from pipeline.launch.children import start_child
+from pipeline.launch.signals import StopRequest
+from pipeline.run.evaluations import group_results, read_results
+from pipeline.run.folder import RunFolder, WeightsName
+from pipeline.run.records import Row, number, read_metrics
+
+TEST_SET = "test"
+AT_THE_END = 0.1  # part of the steps over which the training's own loss and accuracy are averaged
+WARMUP = 0.1  # part of the run
+
+
+@dataclass(frozen=True)
+class MeasuredSteps(RunFolder):
+    """A run folder in which the evaluator sees the weights of some steps alone."""
+
+    steps: frozenset[int]
+
+    def weight_names(self) -> list[WeightsName]:
+        return [name for name in super().weight_names() if name.step in self.steps]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Holds what was measured, and in words which runs failed."""
+
+    results: list[RunResult]
+    failures: list[str]
+
+
+def make_base(config: str, overrides: list[str], *, train: str, probe: str, test: str, epochs: float | None) -> RunConfig:
+    """Return the configuration that every variant begins with.
+
+    Args:
+        train: shards to train on; its classes are the model's.
+        probe: shards that the probes are fitted to.
+        test: shards that the probes are tested on.
+        epochs: length of each run, a tenth of it warmup; the configuration's if None.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+        DataError: shards without an index, or without labels.
+    """
+    length = [] if epochs is None else [f"trainer.duration={epochs:g} epochs", f"schedule.warmup={WARMUP * epochs:g} epochs"]
+    largest = load_index(train).max_label
+    if largest is None:
+        raise DataError(
+            f"{train}: none of its samples has a label, so there is nothing to compare; name shards with .cls members"
+        )
+    return load_config(
+        config,
+        [
+            f"data.train={json.dumps(train)}",
+            f"evaluation.datasets={json.dumps([{'name': TEST_SET, 'train': probe, 'test': test}])}",
+            f"model.num_classes={largest + 1}",
+            *length,
+            *overrides,
+        ],
+    )
+
+
+def run_study(base: RunConfig, variants: Mapping[str, Settings], *, num_seeds: int, out: Path) -> Outcome:
+    """Train and evaluate what is not done yet. A run that fails is named, and the others are made all the same.
+
+    Args:
+        out: folder of the runs, of their configurations and of their output.
+
+    Raises:
+        ConfigError: a variant does not fit the base configuration. Nothing has been trained then.
+        StoppedError: a training was asked to stop. It has saved, and the same command resumes it.
+    """
+    configs = {
+        (name, seed): configure(base, settings, name=f"{name}-s{seed}", seed=seed, output_dir=str(out))
+        for name, settings in variants.items()
+        for seed in range(num_seeds)
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    outcome = Outcome([], [])
+    with progress(total=len(configs), description="runs", unit="run") as bar:
+        for (name, seed), config in configs.items():
+            begin = time.monotonic()
+            try:
+                rows = _run(config, variant=name, seed=seed, out=out)
+            except StoppedError:
+                raise
+            except PipelineError as error:
+                outcome.failures.append(f"{config.name}: {error}")
+                print(f"[choices] {outcome.failures[-1]}", flush=True)
+            else:
+                outcome.results.extend(rows)
+                print(f"[choices] {rows[-1].describe()} ({time.monotonic() - begin:.0f} s)", flush=True)
+            bar.update()
+    return outcome
+
+
+def _run(config: RunConfig, *, variant: str, seed: int, out: Path) -> list[RunResult]:
+    """Train and evaluate one run. Return its results: of untrained weights first, where they are measured, then of the last."""
+    folder = RunFolder(out / config.name)
+    with (out / f"{config.name}.log").open("a", encoding="utf-8") as log:
+        if not _is_trained(folder, config):
+            _train(config, path=out / f"{config.name}.yaml", log=log)
+        last = max(folder.weight_steps())
+        untrained = next((name for name, trained in UNTRAINED.items() if trained == variant), None)
+        rows = {last: variant} if untrained is None else {0: untrained, last: variant}
+        with redirect_stdout(log), redirect_stderr(log):
+            measured = MeasuredSteps(folder.root, frozenset(rows))
+            watch_run(make_evaluator(measured, config), measured, watch=False, stop=StopRequest(), poll_s=1.0)
+    return [_read_result(folder, config, variant=rows[step], seed=seed, step=step) for step in sorted(rows)]
+
+
+def _is_trained(folder: RunFolder, config: RunConfig) -> bool:
+    """Return whether the run has ended under this very configuration."""
+    return folder.complete.exists() and load_config(folder.config) == config
+
+
+def _train(config: RunConfig, *, path: Path, log: TextIO) -> None:
+    write_whole(path, config.to_yaml().encode())
+    command = [sys.executable, "-m", "pipeline", "train", str(path)]
+    process = start_child(command, environment={**os.environ, "PYTHONUNBUFFERED": "1"}, output=log)
+    try:
+        code = process.wait()
+    except BaseException:  # Ctrl-C, or a signal that exits: the training saves at the end of its step
+        process.terminate()
+        process.wait()
+        raise
+    if code in (ExitCode.STOPPED, ExitCode.STOPPED_AT_ONCE):
+        raise StoppedError(f"{config.name} was stopped; the same command resumes it")
+    if code != 0:
+        raise TrainingError(f"its training ended with exit code {code}; {log.name} says why: {_last_line(Path(log.name))}")
+
+
+def _last_line(path: Path) -> str:
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it is empty"
+
+
+def _read_result(folder: RunFolder, config: RunConfig, *, variant: str, seed: int, step: int) -> RunResult:
+    """Read what a run's files say of its weights at a step. A few-shot accuracy is the mean over its draws."""
+    model = config.model.resolve(head_bias=config.objective.head_bias)
+    grouped = group_results(read_results(folder).rows)
+    measures = {
+        f"{label.removeprefix(f'{TEST_SET} ')} %": 100 * fmean(by_step[step])
+        for label, by_step in grouped.items()
+        if step in by_step
+    }
+    lines = read_metrics(folder.metrics) if step > 0 else []
+    last = [line for line in lines if line["step"] > step * (1 - AT_THE_END)]
+    if accuracies := _values(last, "train/accuracy"):  # an objective without classes has a loss of another kind
+        measures |= {"train %": 100 * fmean(accuracies), "train loss": fmean(_values(last, "train/loss"))}
+    speeds = _values(lines, "speed/images_per_s")
+    return RunResult(
+        variant=variant,
+        seed=seed,
+        parameters=sum(parameter.numel() for parameter in model.build().parameters()),
+        macs=model.cost.macs,
+        images_per_s=median(speeds) if speeds else None,
+        measures=measures,
+    )
+
+
+def _values(lines: Sequence[Row], key: str) -> list[float]:
+    return [value for line in lines if (value := number(line, key)) is not None]
