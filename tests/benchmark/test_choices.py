@@ -153,7 +153,7 @@ def test_a_small_study(tmp_path: Path, corpus: Path, downstream: dict[str, str])
     found = json.loads((tmp_path / "r.json").read_text())
     runs = {run["variant"]: run for run in found["runs"]}
     assert list(runs) == [DEFAULT, "masked_patches_step_0", "masked_patches"]
-    assert set(runs[DEFAULT]["measures"]) == {"5-shot %", "linear %", "train %", "train loss"}
+    assert set(runs[DEFAULT]["measures"]) == {"5-shot %", "linear %", "test top-1 %", "test loss", "train top-1 %"}
     assert set(runs["masked_patches"]["measures"]) == {"5-shot %", "linear %"}
     assert found["settings"]["model"]["num_classes"] == 4
     assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")] == ["variant", *runs]

@@ -25,12 +25,12 @@ from pipeline.evaluation.watch import watch_run
 from pipeline.files import write_whole
 from pipeline.launch.children import start_child
 from pipeline.launch.signals import StopRequest
-from pipeline.run.evaluations import group_results, read_results
+from pipeline.run.evaluations import MeasureResults, group_results, read_results
 from pipeline.run.folder import RunFolder, WeightsName
 from pipeline.run.records import Row, number, read_metrics
 
-TEST_SET = "test"
-AT_THE_END = 0.1  # part of the steps over which the training's own loss and accuracy are averaged
+PROBES, TEST = "probe", "test"  # names of the set that the probes are fitted to, and of the held-out images
+AT_THE_END = 0.1  # part of the steps over which the training's own accuracy is averaged
 WARMUP = 0.1  # part of the run
 
 
@@ -58,7 +58,7 @@ def make_base(config: str, overrides: list[str], *, train: str, probe: str, test
     Args:
         train: shards to train on; its classes are the model's.
         probe: shards that the probes are fitted to.
-        test: shards that the probes are tested on.
+        test: shards that the model itself and the probes are tested on.
         epochs: length of each run, a tenth of it warmup; the configuration's if None.
 
     Raises:
@@ -75,7 +75,8 @@ def make_base(config: str, overrides: list[str], *, train: str, probe: str, test
         config,
         [
             f"data.train={json.dumps(train)}",
-            f"evaluation.datasets={json.dumps([{'name': TEST_SET, 'train': probe, 'test': test}])}",
+            f"evaluation.datasets={json.dumps([{'name': PROBES, 'train': probe, 'test': test}])}",
+            f"evaluation.validation={json.dumps([{'name': TEST, 'shards': test, 'class_map': 'numbers'}])}",
             f"model.num_classes={largest + 1}",
             *length,
             *overrides,
@@ -133,8 +134,10 @@ def _run(config: RunConfig, *, variant: str, seed: int, out: Path) -> list[RunRe
 
 
 def _is_trained(folder: RunFolder, config: RunConfig) -> bool:
-    """Return whether the run has ended under this very configuration."""
-    return folder.complete.exists() and load_config(folder.config) == config
+    """Return whether the run has ended under this configuration. How it is evaluated may have changed since."""
+    if not folder.complete.exists():
+        return False
+    return load_config(folder.config).model_copy(update={"evaluation": config.evaluation}) == config
 
 
 def _train(config: RunConfig, *, path: Path, log: TextIO) -> None:
@@ -161,16 +164,15 @@ def _last_line(path: Path) -> str:
 def _read_result(folder: RunFolder, config: RunConfig, *, variant: str, seed: int, step: int) -> RunResult:
     """Read what a run's files say of its weights at a step. A few-shot accuracy is the mean over its draws."""
     model = config.model.resolve(head_bias=config.objective.head_bias)
-    grouped = group_results(read_results(folder).rows)
     measures = {
-        f"{label.removeprefix(f'{TEST_SET} ')} %": 100 * fmean(by_step[step])
-        for label, by_step in grouped.items()
-        if step in by_step
+        _name(results): (100 if results.quantity == "accuracy" else 1) * fmean(results.by_step[step])
+        for results in group_results(read_results(folder).rows)
+        if step in results.by_step and results.measure != f"{TEST} top-5"
     }
     lines = read_metrics(folder.metrics) if step > 0 else []
     last = [line for line in lines if line["step"] > step * (1 - AT_THE_END)]
-    if accuracies := _values(last, "train/accuracy"):  # an objective without classes has a loss of another kind
-        measures |= {"train %": 100 * fmean(accuracies), "train loss": fmean(_values(last, "train/loss"))}
+    if accuracies := _values(last, "train/accuracy"):
+        measures["train top-1 %"] = 100 * fmean(accuracies)
     speeds = _values(lines, "speed/images_per_s")
     return RunResult(
         variant=variant,
@@ -180,6 +182,10 @@ def _read_result(folder: RunFolder, config: RunConfig, *, variant: str, seed: in
         images_per_s=median(speeds) if speeds else None,
         measures=measures,
     )
+
+
+def _name(results: MeasureResults) -> str:
+    return results.measure.removeprefix(f"{PROBES} ") + (" %" if results.quantity == "accuracy" else "")
 
 
 def _values(lines: Sequence[Row], key: str) -> list[float]:

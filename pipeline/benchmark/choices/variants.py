@@ -30,8 +30,12 @@ VARIANTS: Mapping[str, Settings] = MappingProxyType(
         "depth_8": {"model": {"depth": 8}},
         "hybrid": {"model": {"family": "hybrid", "name": "R26+Ti/16", "blocks": [1, 1, 1], "root_width": 32, "depth": 1}},
         "bit": {"model": {"family": "bit", "name": "R26x0.5", "blocks": [1, 1, 1]}},
-        # The class token has no part in the loss, so the probes read the patches' mean.
-        "masked_patches": {"model": {"pooling": "gap"}, "objective": {"name": "masked_patches"}},
+        # The class token has no part in the loss, so the probes read the patches' mean. Its own loss is of another kind.
+        "masked_patches": {
+            "model": {"pooling": "gap"},
+            "objective": {"name": "masked_patches"},
+            "evaluation": {"validation": []},
+        },
     }
 )
 
