@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "examples:\n  python -m pipeline doctor configs/l16_in21k.yaml trainer.global_batch_size=1024\n"
-    "  python -m pipeline doctor my.yaml --against deit3_b16_in1k\n  python -m pipeline doctor runs/l16/config.yaml --against l16_in21k\n\n"
-    "Settings that shape the model, the images, the loss or the updates are compared; paths, devices, checkpoints and evaluation\n"
-    "are not. Without --against the recipe with the fewest differences is taken, of the same model if there is one."
+    "  python -m pipeline doctor my.yaml --against deit3_b16_in1k\n"
+    "  python -m pipeline doctor runs/l16/config.yaml --against l16_in21k\n\n"
+    "Settings that shape the model, the images, the loss or the updates are compared; paths, devices, checkpoints and "
+    "evaluation\nare not. Without --against the recipe with the fewest differences is taken, of the same model if there is one."
 )
 
 

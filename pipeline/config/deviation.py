@@ -110,7 +110,7 @@ def deviate(config: RunConfig, path: Path) -> Deviation:
 
 
 def _shaping_values(config: RunConfig) -> dict[str, Any]:
-    """Return what shapes the run by path: the model as it is built, and settings that no launch may change, or that are told."""
+    """Return what shapes the run by path: the model as it is built, and settings that are fixed or told at a relaunch."""
     values = flatten(config.model_dump(mode="json"))
     model = config.model.resolve(head_bias=config.objective.head_bias)
     built = {"family": model.family, **flatten(model.to_dict())}
@@ -140,8 +140,8 @@ def _advise(config: RunConfig, recipe: RunConfig) -> list[str]:
     batch, theirs = config.trainer.global_batch_size, recipe.trainer.global_batch_size
     if batch != theirs and config.peak_learning_rate == recipe.peak_learning_rate:
         advice.append(
-            f"the batch is {batch / theirs:.3g} times the recipe's and the learning rate is the same; a rule for other batches is "
-            f"optimizer.scale_lr=linear optimizer.reference_batch_size={theirs} (or sqrt)"
+            f"the batch is {batch / theirs:.3g} times the recipe's and the learning rate is the same; a rule for other batches "
+            f"is optimizer.scale_lr=linear optimizer.reference_batch_size={theirs} (or sqrt)"
         )
     if batch != theirs and "steps" in str(config.schedule.warmup) and config.schedule.warmup == recipe.schedule.warmup:
         advice.append(f"a warmup of {config.schedule.warmup} is {batch / theirs:.3g} times as many images as the recipe's")

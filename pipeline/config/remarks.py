@@ -35,7 +35,8 @@ def _of_schedule(config: RunConfig) -> str | None:
             "schedule.end=0 decays to zero"
         )
     if schedule.warmup_start >= peak:
-        return f"the learning rate does not rise: schedule.warmup_start={schedule.warmup_start:g} is not below the peak, {peak:.4g}"
+        start = f"schedule.warmup_start={schedule.warmup_start:g}"
+        return f"the learning rate does not rise: {start} is not below the peak, {peak:.4g}"
     return None
 
 
@@ -53,7 +54,7 @@ def _of_weight_decay(config: RunConfig) -> str | None:
 
 
 def _of_classes(mixture: Mixture) -> str | None:
-    """Return that two corpora share a part of their classes, which those with classes of their own do if one begins too early."""
+    """Return that two corpora share a part of their classes. Those with classes of their own do if one begins too early."""
     for one, other in itertools.combinations(mixture.corpora, 2):
         low, high = sorted((one, other), key=lambda corpus: corpus.first_class)
         end = low.first_class + _count_classes(low)
@@ -82,5 +83,6 @@ def _of_average(optimizer: OptimizerSection, *, total_steps: int) -> str | None:
         return None
     return (
         f"the average of the weights is too slow for this run: {100 * left:.3g} % of it are the initial weights after "
-        f"{total_steps} steps (optimizer.average.decay={average.decay:g}); set optimizer.average.warmup=timm, or a smaller decay"
+        f"{total_steps} steps (optimizer.average.decay={average.decay:g}); set optimizer.average.warmup=timm, or a smaller "
+        "decay"
     )

@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.image_size import ImageSize, height_and_width
 from pipeline.models.base import ModelConfig
 from pipeline.optim.schedules.base import ScheduleSteps
+from pipeline.train.section import TrainerSection
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,7 @@ def resolve_run(config: RunConfig, *, world_size: int) -> ResolvedRun:
     to_steps = functools.partial(_to_steps, global_batch_size=batch, num_samples=num_samples, advice=advice)
     schedule_steps = count_schedule_steps(config, num_samples=num_samples, advice=advice)
     total = schedule_steps.total
-    max_steps = config.trainer.max_steps
-    if max_steps is not None and max_steps > total:
-        raise ConfigError(
-            f"trainer.max_steps={max_steps} ends a launch early, but the whole run "
-            f"(trainer.duration={config.trainer.duration}) has {total}; lengthen trainer.duration, or leave max_steps out"
-        )
+    _check_max_steps(config.trainer, total=total)
     accumulation = count_accumulation_steps(config, world_size=world_size)
     keep_every = config.checkpoint.keep_every
     return ResolvedRun(
@@ -97,7 +93,7 @@ def resolve_run(config: RunConfig, *, world_size: int) -> ResolvedRun:
         mixture=mixture,
         num_streams=_choose_num_streams(config),
         schedule_steps=schedule_steps,
-        stop_step=max_steps or total,
+        stop_step=config.trainer.max_steps or total,
         checkpoint_steps=to_steps(config.checkpoint.every, "checkpoint.every"),
         keep_every_steps=None if keep_every is None else to_steps(keep_every, "checkpoint.keep_every"),
         accumulation_steps=accumulation,
@@ -109,6 +105,14 @@ def resolve_run(config: RunConfig, *, world_size: int) -> ResolvedRun:
         ),
         class_names=class_names,
     )
+
+
+def _check_max_steps(trainer: TrainerSection, *, total: int) -> None:
+    if trainer.max_steps is not None and trainer.max_steps > total:
+        raise ConfigError(
+            f"trainer.max_steps={trainer.max_steps} ends a launch early, but the whole run "
+            f"(trainer.duration={trainer.duration}) has {total}; lengthen trainer.duration, or leave max_steps out"
+        )
 
 
 def _check_blocks(config: RunConfig, model: ModelConfig) -> None:

@@ -58,8 +58,8 @@ class Muon(OptimizerSection):
         kinds = parameter_kinds(model, objective, decayed=self.decayed, layer_decay=self.layer_decay, apart="hidden matrices")
         if not any(kind.is_hidden_matrix for kind in kinds):
             raise ConfigError(
-                "optimizer.name=muon trains the matrices of dense layers inside blocks, and this model has none: everything would "
-                "be trained by AdamW; set optimizer.name=adamw"
+                "optimizer.name=muon trains the matrices of dense layers inside blocks, and this model has none: everything "
+                "would be trained by AdamW; set optimizer.name=adamw"
             )
         of_others = 1.0 if self.adamw_learning_rate is None else self.adamw_learning_rate / self.learning_rate
         return [

@@ -219,8 +219,8 @@ def test_a_cancelled_job_stays_so_and_takes_its_waiting_evaluator_along(
 ) -> None:
     """Slurm says COMPLETING until every node has ended its ranks, as it does of a job that it requeues.
 
-    Ranks that only end as asked take the training's place: on a busy machine four trainings would need longer than KillWait to save,
-    and the script is killed then.
+    Ranks that only end as asked take the training's place: on a busy machine four trainings would need longer than KillWait to
+    save, and the script is killed then.
     """
     desk.evaluate_on(downstream)
     ends_as_asked = f'touch {tmp_path}/rank-$SLURM_PROCID; trap "exit 75" TERM; while :; do sleep 0.1; done'

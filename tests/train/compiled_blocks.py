@@ -2,9 +2,9 @@
 
     python -m tests.train.compiled_blocks
 
-Prints a line of JSON for each rule of stochastic depth, with the pieces of code that ten blocks are compiled to. Then a line for
-each way to compile a model: the largest difference of logits and of gradients from the plain model's,
-as a part of the largest value of the tensor, or of 1 % of the largest of all: the bias of the keys' norm has no gradient but
+The program prints a line of JSON for each rule of stochastic depth, with the pieces of code that ten blocks are compiled to.
+Then it prints a line for each way to compile a model: the largest difference of logits and of gradients from the plain model's,
+as a part of the largest value of the tensor, or of 1 % of the largest of all. The bias of the keys' norm has no gradient but
 rounding, for the softmax does not see it.
 """
 

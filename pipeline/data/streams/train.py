@@ -251,14 +251,14 @@ class TrainStream:
         stored = (sample.label,) if self.labels == "one" else sample.labels
         if any(label < 0 for label in stored):  # first_class could make a class of another corpus of it
             raise DataError(
-                f"{corpus.index.folder}/{sample.shard}: sample {sample.key!r} has class {min(stored)}; classes count from 0: make "
-                "shards with others"
+                f"{corpus.index.folder}/{sample.shard}: sample {sample.key!r} has class {min(stored)}; classes count from 0: "
+                "make shards with others"
             )
         labels = [corpus.first_class + label for label in stored]
         if labels and max(labels) >= self.num_classes:  # a GPU would stop without a word on which sample
             raise DataError(
                 f"{corpus.index.folder}/{sample.shard}: sample {sample.key!r} has class {max(labels)}, but "
-                f"model.num_classes={self.num_classes} "
-                f"(classes count from 0); raise it, or make shards with these classes alone"
+                f"model.num_classes={self.num_classes} (classes count from 0); raise it, or make shards with these classes "
+                "alone"
             )
         return labels
