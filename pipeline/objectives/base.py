@@ -63,6 +63,7 @@ class ObjectiveSection(Section):
     head_bias: float = Field(default=0.0, description="what the classifier's biases begin at")
 
     labels: ClassVar[LabelKind] = "one"
+    has_parameters: ClassVar[bool] = False  # whether the objective has some of its own, which are trained too
 
     @property
     def images_together(self) -> int:

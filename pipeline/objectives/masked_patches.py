@@ -47,6 +47,7 @@ class MaskedPatches(ObjectiveSection):
     )
 
     labels: ClassVar[LabelKind] = "none"
+    has_parameters: ClassVar[bool] = True
 
     def check(self, model: ModelConfig, *, class_names: Sequence[str] | None) -> None:
         if model.patches is None:

@@ -56,7 +56,7 @@ def make_forecast(config: RunConfig, *, cluster: Cluster, num_samples: int | Non
     check_cluster(cluster)
     gpu = find_gpu(cluster.gpu)
     num_gpus = cluster.num_nodes * cluster.gpus_per_node
-    model = sizes_of_model(config.model.resolve())
+    model = sizes_of_model(config.model.resolve(), config.objective)
     accumulation = count_accumulation_steps(config, world_size=num_gpus)
     corpus = corpus_facts(config, num_samples=num_samples, image_bytes=image_bytes)
     memory_bytes = (cluster.gpu_memory_gib or DATA_SHEET_MEMORY_GIB[gpu]) * 2**30 * (1 - cluster.headroom)

@@ -10,6 +10,7 @@ from pipeline.config.run import RunConfig
 from pipeline.data.streams.train import largest_micro_batch
 from pipeline.distributed.precision import TrainingPrecision
 from pipeline.models.base import ModelConfig
+from pipeline.objectives.base import ObjectiveSection
 from pipeline.optim.groups import parameter_groups
 from pipeline.plan.activations import activation_bytes, recomputed_flops, sparsest_that_fits
 from pipeline.plan.memory import ParameterSizes, Stage, StateBytes, saved_bytes_per_pass, sizes_of_groups, state_bytes
@@ -17,17 +18,18 @@ from pipeline.plan.memory import ParameterSizes, Stage, StateBytes, saved_bytes_
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Holds a model and its numbers of parameters, by what is decayed."""
+    """Holds a model and the numbers of parameters that are trained, by what is decayed."""
 
     config: ModelConfig
     parameters: ParameterSizes
     num_kernel_elements: int
 
 
-def sizes_of_model(config: ModelConfig) -> ModelSizes:
-    """Count the parameters. Takes no memory for them."""
+def sizes_of_model(config: ModelConfig, objective: ObjectiveSection) -> ModelSizes:
+    """Count the parameters, those of the objective included. Takes no memory for them."""
     with torch.device("meta"):
-        groups = parameter_groups(config.build(), weight_decay=1.0, decayed="kernels")
+        own = objective.build(config, seed=0, class_names=None) if objective.has_parameters else None
+        groups = parameter_groups(config.build(), own, weight_decay=1.0, decayed="kernels")
     parameters = sizes_of_groups(groups)
     return ModelSizes(config=config, parameters=parameters, num_kernel_elements=sum(parameters.groups[0]))
 
@@ -79,9 +81,9 @@ def stage_memory(
         memory_bytes: memory that a GPU has for it.
     """
     precision = precision_of(config, stage=stage)
-    batch = config.trainer.global_batch_size
+    batch, together = config.trainer.global_batch_size, config.objective.images_together
     share, micro = (
-        largest_micro_batch(batch, num_ranks=num_gpus, accumulation_steps=parts, together=config.objective.images_together)
+        largest_micro_batch(batch, num_ranks=num_gpus, accumulation_steps=parts, together=together)
         for parts in (1, accumulation)
     )
     cost = model.config.cost
@@ -109,13 +111,15 @@ def stage_memory(
         total=total,
         fits=total <= memory_bytes,
         largest_micro_batch=largest,
-        usable_micro_batch=_usable_micro_batch(largest, share=share, is_even=batch % num_gpus == 0),
+        usable_micro_batch=together
+        * _usable_groups(largest // together, share=share // together, is_even=batch // together % num_gpus == 0),
         fitting_checkpointing=sparsest,
         recomputed=None if sparsest is None else recomputed_flops(cost, every=sparsest) / cost.training_flops,
     )
 
 
-def _usable_micro_batch(largest: int, *, share: int, is_even: bool) -> int:
+def _usable_groups(largest: int, *, share: int, is_even: bool) -> int:
+    """Return the images, or pairs that are mixed, of a micro-batch when a share of them is cut into the fewest parts that fit."""
     if largest == 0 or (largest == 1 < share and not is_even):  # shares of 3 and 2 are not as many parts of one
         return 0
     return -(-share // -(-share // largest))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.models import Model
 from pipeline.models.vit.section import ViT
+from pipeline.objectives import Objective
 from pipeline.objectives.multi_label import MultiLabel
 from pipeline.objectives.sigmoid import Sigmoid
 from pipeline.objectives.softmax import Softmax
@@ -45,6 +46,15 @@ def loss_of(section: Any, batch: dict[str, Any], **options: Any) -> Tensor:
 
 def test_there_is_a_family() -> None:
     assert "vit" in members_of(Model)
+
+
+def test_each_says_whether_it_has_parameters() -> None:
+    found = {}
+    for name, section in members_of(Objective).items():
+        objective = section.model_validate({"name": name}).build(CONFIG, seed=0, class_names=None)
+        assert section.has_parameters == bool(list(objective.parameters())), name
+        found[name] = section.has_parameters
+    assert found == {"softmax": False, "sigmoid": False, "multi_label": False, "masked_patches": True}
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -57,6 +57,27 @@ def test_the_micro_batch_to_set_fits_and_needs_the_fewest_parts(gib: float, node
     assert plan.accumulation_steps == -(-share // chosen.largest_micro_batch)
 
 
+@pytest.mark.parametrize("gib", [4.0, 6.0, 8.0, 24.0])
+def test_pairs_that_are_mixed_stay_whole_in_the_micro_batch_to_set(gib: float) -> None:
+    """30 images a GPU are 15 pairs: three micro-batches of 5 pairs, not two of 15 images."""
+    settings = ("trainer.zero_stage=1", "objective.mixing.mixup_alpha=0.5", "trainer.global_batch_size=960")
+    chosen = next(memory for memory in forecast(*settings, gpu_memory_gib=gib).memory if memory.chosen)
+    usable = chosen.usable_micro_batch
+    assert usable % 2 == 0
+    assert usable <= chosen.largest_micro_batch
+    assert (usable > 0) == (chosen.largest_micro_batch > 1)
+    if usable:
+        plan = forecast(*settings, f"trainer.micro_batch_size={usable}", gpu_memory_gib=gib)
+        assert next(memory for memory in plan.memory if memory.chosen).fits
+        assert plan.accumulation_steps == -(-15 // (chosen.largest_micro_batch // 2))
+
+
+def test_an_objectives_own_parameters_are_counted() -> None:
+    """A mask token of 1024 and a dense head from 1024 to 512 colours."""
+    plain, masked = forecast(), forecast("objective.name=masked_patches")
+    assert masked.num_parameters - plain.num_parameters == 1024 + 1024 * 512 + 512
+
+
 def test_a_run_of_saves_by_hand() -> None:
     """20 steps are saved every 6: at 6, 12, 18 and at the end. The last two and every twelfth step stay, and all weights."""
     plan = forecast(
