@@ -63,6 +63,26 @@ def named_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
         yield name.removeprefix("model."), parameter  # the Lightning module's name for it
 
 
+def gather_statistics(engine: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield each buffer that is a part of the weights: running statistics of BatchNorm, as means over the ranks.
+
+    Each rank has statistics of its own images. Their updates are linear, so that it does not matter when they are averaged. This is a
+    collective.
+    """
+    parts_of_weights = engine.module.state_dict().keys()
+    for name, buffer in engine.module.named_buffers():
+        if name in parts_of_weights:
+            yield name.removeprefix("model."), _mean_over_ranks(buffer)
+
+
+def _mean_over_ranks(buffer: Tensor) -> Tensor:
+    if not buffer.is_floating_point():  # a count of batches, which is the same on all ranks
+        return buffer
+    mean = buffer.detach().float() / dist.get_world_size()
+    dist.all_reduce(mean)
+    return mean
+
+
 def gather_masters(engine: Any) -> Iterator[tuple[str, Tensor]]:
     """Yield each parameter's name and whole fp32 master, on its device. This is a collective: all ranks iterate to the end."""
     for name, parameter in named_parameters(engine):

@@ -41,6 +41,7 @@ TIMM: dict[str, dict[str, Any]] = {
                     "drop_path_rate": 0.1},
     },
     "pvt_v2": {"name": "pvt_v2_b0", "options": {"depths": [1, 1, 1, 1], "embed_dims": [16, 32, 80, 64]}},
+    "batch_norm": {"name": "test_resnet", "options": {}},
     "convnext": {"name": "convnext_atto", "options": {"depths": [1, 1, 2, 1], "dims": [8, 16, 32, 64]}},
 }  # fmt: skip
 
@@ -103,7 +104,10 @@ def assert_goes_on_with_the_same_bits(folder: Path, name: str) -> None:
         load_weights(run.weights_of(step)).model.state_dict() for run, step in ((parts, STEPS), (whole, STEPS), (whole, 0))
     )
     for key, tensor in theirs.items():
-        assert torch.equal(ours[key], tensor), key
+        if ".running_" in key:  # ranks have their own, and begin again with their mean: in another order to the last bit
+            torch.testing.assert_close(ours[key], tensor, rtol=1e-6, atol=1e-6)
+        else:
+            assert torch.equal(ours[key], tensor), key
     assert any(not torch.equal(first[key], tensor) for key, tensor in theirs.items())
     ours, theirs = read_metrics(parts.metrics), read_metrics(whole.metrics)
     for key in ("step", "train/loss", "train/gradient_norm", "data/digest"):

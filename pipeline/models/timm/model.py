@@ -118,11 +118,15 @@ def _thawed(value: Any) -> Any:
     return [_thawed(item) for item in value] if isinstance(value, tuple) else value
 
 
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
 class TimmBackbone(Backbone):
     """Maps images to class logits. The representation is what timm's own classifier would read.
 
     Raises:
-        ConfigError: timm cannot make the model, or it has running statistics.
+        ConfigError: timm cannot make the model, or it has state that ranks could not share.
     """
 
     def __init__(self, config: TimmConfig) -> None:
@@ -181,15 +185,18 @@ def representation_size(backbone: Any) -> int:
 
 
 def _refuse_buffers(name: str, backbone: nn.Module) -> None:
-    """Refuse a model with buffers: checkpoints and weights files hold parameters alone.
+    """Refuse a model with buffers that are no running statistics of BatchNorm: nothing says what to make of several ranks' values.
 
     Raises:
-        ConfigError: the model has state besides.
+        ConfigError: the model has other state.
     """
+    known = {
+        f"{path}.{key}" for path, module in backbone.named_modules() if isinstance(module, _BATCH_NORM) for key in _STATISTICS
+    }
     parameters = {parameter for parameter, _ in backbone.named_parameters()}
-    buffers = sorted(backbone.state_dict().keys() - parameters)
+    buffers = sorted(backbone.state_dict().keys() - parameters - known)
     if buffers:
         raise ConfigError(
-            f"model.name={name} keeps {len(buffers)} tensors that are no parameters ({buffers[0]}, ...), such as BatchNorm's "
-            "running statistics. Checkpoints hold parameters alone; use a model with LayerNorm or GroupNorm"
+            f"model.name={name} keeps {len(buffers)} tensors that are neither parameters nor running statistics of BatchNorm "
+            f"({buffers[0]}, ...), which ranks could not share; use another model"
         )

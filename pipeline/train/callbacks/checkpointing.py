@@ -40,7 +40,7 @@ from pipeline.train.callbacks.snapshots import (
     NotFinite,
     RunFacts,
     discard_weights,
-    gather_masters,
+    gather_weights,
     link_or_copy,
     publish_weights,
     take_snapshot,
@@ -288,7 +288,7 @@ class Checkpointing(StepCallback):
         discard_weights(self.folder, step)
 
     def _write_first_weights(self, trainer: Trainer, step: int) -> None:
-        masters = gather_masters(trainer)
+        masters = gather_weights(trainer)
         problem = ""
         if trainer.is_global_zero:
             try:

@@ -51,7 +51,7 @@ class Snapshot:
 
     meta: CheckpointMeta
     moments: dict[str, Tensor]
-    masters: dict[str, Tensor]  # all of them on rank 0, none elsewhere
+    masters: dict[str, Tensor]  # all of them on rank 0, none elsewhere; with the running statistics of BatchNorm
     averages: dict[str, Tensor] = field(default_factory=dict)  # likewise; none where no average is kept
 
 
@@ -76,12 +76,14 @@ def take_snapshot(trainer: Trainer, step: int, *, facts: RunFacts, proven: bool)
     averages = sum(sizes.values()) - sum(shared.values())
     owners = zero_state.assign_owners(shared, num_ranks=trainer.world_size, taken=masters + averages)
     gathered = zero_state.gather_optimizer_state(strategy.engine)
+    statistics = _gather_statistics(trainer)
     kept = {key: _to_host(tensor) for key, tensor in gathered if owners.get(key, 0) == trainer.global_rank}
+    averages = {name: tensor for key, tensor in kept.items() if (name := _averaged(key)) is not None}
     return Snapshot(
         meta=_make_meta(trainer, step, facts=facts, proven=proven),
         moments={key: tensor for key, tensor in kept.items() if key in shared},
-        masters=gather_masters(trainer),
-        averages={name: tensor for key, tensor in kept.items() if (name := _averaged(key)) is not None},
+        masters=_gather_masters(trainer) | statistics,
+        averages=averages | statistics if averages else {},
     )
 
 
@@ -91,8 +93,18 @@ def _averaged(key: str) -> str | None:
     return name if state == AVERAGE else None
 
 
-def gather_masters(trainer: Trainer) -> dict[str, Tensor]:
-    """Return the fp32 weights on rank 0; nothing elsewhere. This is a collective."""
+def gather_weights(trainer: Trainer) -> dict[str, Tensor]:
+    """Return what a weights file holds on rank 0, in fp32; nothing elsewhere. This is a collective."""
+    return _gather_masters(trainer) | _gather_statistics(trainer)
+
+
+def _gather_statistics(trainer: Trainer) -> dict[str, Tensor]:
+    strategy: Any = trainer.strategy
+    gathered = zero_state.gather_statistics(strategy.engine)
+    return {name: _to_host(tensor) for name, tensor in gathered if trainer.is_global_zero}
+
+
+def _gather_masters(trainer: Trainer) -> dict[str, Tensor]:
     strategy: Any = trainer.strategy
     gathered = zero_state.gather_masters(strategy.engine)
     return {name: _to_host(tensor) for name, tensor in gathered if trainer.is_global_zero}
@@ -195,5 +207,5 @@ def _numel(parameter: Any) -> int:
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """Return a copy that training does not write to."""
-    return tensor.detach().to("cpu", torch.float32, copy=True)
+    """Return a copy that training does not write to, in fp32 unless it is a whole number."""
+    return tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
