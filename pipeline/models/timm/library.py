@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
+import traceback
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -13,6 +15,7 @@ from torch import nn
 from pipeline.errors import ConfigError
 
 HOW_TO_INSTALL = "pip install '.[timm]'"
+OLDEST = (1, 0, 31)
 MAX_SUGGESTED = 5
 CLASSIFIER = "~classifier"  # a name that no parameter of timm has
 # What a configuration may not pass on to `timm.create_model`: the pipeline sets it, or it reads weights from elsewhere.
@@ -23,15 +26,22 @@ RESERVED = frozenset({
 
 
 def load_library() -> ModuleType:
-    """Return the library itself.
+    """Return timm itself.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: it is not installed, or it is too old.
     """
     try:
-        return importlib.import_module("timm")
+        library = importlib.import_module("timm")
     except ImportError as error:
         raise ConfigError(f"model.family=timm needs the library timm ({error}); {HOW_TO_INSTALL}") from error
+    if tuple(int(part) for part in re.findall(r"\d+", library.__version__)[:3]) < OLDEST:
+        needed = ".".join(map(str, OLDEST))
+        raise ConfigError(
+            f"model.family=timm needs timm {needed} or newer, and {library.__version__} is installed: where a model is cast to "
+            f"bf16, older ones round the frequencies of rotary positions; {HOW_TO_INSTALL}"
+        )
+    return library
 
 
 def installed_version() -> str:
@@ -79,7 +89,12 @@ def create(name: str, *, size: tuple[int, int], options: Mapping[str, Any]) -> n
         return library.create_model(name, pretrained=False, num_classes=0, **sized, **options)
     except (TypeError, ValueError, KeyError, AssertionError, RuntimeError) as error:
         given = ", ".join(f"{key}={value}" for key, value in {**sized, **options}.items()) or "no options"
-        raise ConfigError(f"timm {library.__version__} cannot make {name} with {given}: {error}") from error
+        raise ConfigError(f"timm {library.__version__} cannot make {name} with {given}: {reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error of timm says, or the line that raised it: some of its assertions say nothing."""
+    return str(error) or f"{type(error).__name__}: {traceback.extract_tb(error.__traceback__)[-1].line}"
 
 
 def number_layers(backbone: nn.Module) -> dict[str, int]:

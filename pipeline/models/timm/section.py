@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.image_size import describe_size, height_and_width, image_size
 from pipeline.models.base import ModelConfig
 from pipeline.models.section import ModelSection, Side
-from pipeline.models.timm.library import RESERVED, check_name, default_size, installed_version
+from pipeline.models.timm.library import RESERVED, check_name, default_size, installed_version, reason_of
 from pipeline.models.timm.model import TimmConfig, freeze
 
 
@@ -64,4 +64,4 @@ def _try(config: TimmConfig) -> None:
         config.cost.macs  # noqa: B018  (counting runs it)
     except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
         size = describe_size(config.image_size)
-        raise ConfigError(f"model.name={config.name} does not run on images of {size}: {error}") from error
+        raise ConfigError(f"model.name={config.name} does not run on images of {size}: {reason_of(error)}") from error

@@ -17,6 +17,7 @@ from pipeline.distributed.precision import TrainingPrecision
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models import config_from_dict
 from pipeline.models.counting import count_saved_bytes
+from pipeline.models.timm.library import installed_version as timm_version
 from pipeline.models.timm.model import TimmConfig, _refuse_buffers
 from pipeline.models.timm.section import Timm
 from pipeline.optim.groups import parameter_groups
@@ -188,6 +189,23 @@ def test_without_timm_the_error_says_how_to_install_it(monkeypatch: pytest.Monke
         config_of()
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "eva02_tiny_patch14_224"])
+def test_rotary_positions_are_rounded_once_where_the_model_is_bf16(name: str) -> None:
+    """DeepSpeed casts the whole module, its buffers too (DeepSpeed #5812): frequencies in bf16 would turn far patches by more."""
+    model: Any = TimmConfig(
+        name=name, image_size=224, options=(("depth", 1),), timm_version=timm_version(), num_classes=2
+    ).build()
+    exact = model.backbone.rope.get_embed((40, 40)).clone()
+    rounded = model.bfloat16().backbone.rope.get_embed((40, 40)).float()
+    assert float((rounded - exact).abs().max()) <= 2**-8  # of sines and cosines, which are at most 1
+
+
+def test_a_timm_that_rounds_rotary_positions_is_refused(monkeypatch: pytest.MonkeyPatch, timm: ModuleType) -> None:
+    monkeypatch.setattr(timm, "__version__", "1.0.30")
+    with pytest.raises(ConfigError, match=r"needs timm 1\.0\.31 or newer, and 1\.0\.30 is installed"):
+        config_of()
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -198,6 +216,7 @@ def test_without_timm_the_error_says_how_to_install_it(monkeypatch: pytest.Monke
         ({"options": {"deepness": 3}}, "cannot make convnext_atto with deepness=3"),
         ({"options": {"dims": {"a": 1}}}, "use numbers, texts, and lists"),
         ({"name": "vit_tiny_patch16_224", "image_size": 8}, "vit_tiny_patch16_224"),
+        ({"name": "mvitv2_tiny", "image_size": [224, 160]}, r"img_size=\(224, 160\): AssertionError: assert .*size"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_words(settings: dict[str, Any], words: str) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.data.images import planes as ops
 from pipeline.data.images.augment.base import AugmentSection, signed
@@ -40,6 +40,15 @@ class RandAugmentTimm(AugmentSection):
         default=(124, 116, 104),
         description="red, green and blue of pixels from outside of the image; there the mean of ImageNet",
     )
+
+    @model_validator(mode="after")
+    def _magnitude_is_not_cut(self) -> Self:
+        if self.magnitude > self.max_magnitude:
+            raise ValueError(
+                f"magnitude={self.magnitude:g} is above max_magnitude={self.max_magnitude:g}, to which every magnitude is cut, as in "
+                "timm, whose magnitudes go to 10 and not to 30; lower it, or raise max_magnitude"
+            )
+        return self
 
     def build(self) -> TimmLaw:
         return TimmLaw(

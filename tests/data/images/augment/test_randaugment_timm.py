@@ -87,3 +87,10 @@ def test_an_operation_is_applied_as_often_as_is_set() -> None:
     planes = picture(0)
     for applied, changes in ((0.29, True), (0.31, False)):
         assert np.array_equal(law(planes, [invert, applied, 0.5, 0.5, 0.5, 0.5]), 255 - planes if changes else planes)
+
+
+def test_a_magnitude_that_would_be_cut_is_refused() -> None:
+    """Magnitudes go to 30 in the paper and in torchvision (tensorflow/tpu #614): 15 here would be 10 without a word."""
+    with pytest.raises(ValueError, match=r"magnitude=15 is above max_magnitude=10, .* raise max_magnitude"):
+        RandAugmentTimm(magnitude=15)
+    assert RandAugmentTimm(magnitude=15, max_magnitude=20).build().max_magnitude == 20
