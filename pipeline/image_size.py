@@ -1,4 +1,4 @@
-"""The size of an image in pixels, as settings and headers write it: one number for a square, or height and width."""
+"""Read an image's size in pixels as settings and headers write it: one number for a square, or height and width."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 
 def read_range(filesystem: Any, path: str, *, start: int, end: int) -> bytes:
-    """Bytes [start, end) of a file, or fewer where it is shorter.
+    """Return bytes [start, end) of a file, or fewer where it is shorter.
 
     Where a file system has no range request, fsspec opens the file and reads. Such files prefetch megabytes (hf:// 5 MiB) for
     sequential readers, and blocks in random order would be downloaded several times.

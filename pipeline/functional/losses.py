@@ -13,7 +13,7 @@ Reduction = Literal["sum", "mean"]  # over the classes
 
 
 def one_hot_targets(labels: Int[Tensor, " B"], *, num_classes: int) -> Float[Tensor, "B C"]:
-    """One-hot rows, fp32; with smoothing e each row is (1 - e) * onehot + e / C (Szegedy et al. 2016, section 7)."""
+    """Return one-hot rows, fp32; with smoothing e each row is (1 - e) * onehot + e / C (Szegedy et al. 2016, section 7)."""
     return F.one_hot(labels.long(), num_classes).to(torch.float32)
 
 

@@ -19,13 +19,13 @@ def swap_neighbours(values: Tensor) -> Tensor:
 
 
 def blend(own: Float[Tensor, "B ..."], share: Float[Tensor, " B"]) -> Float[Tensor, "B ..."]:
-    """Each row times its share, plus its neighbour's row times the rest."""
+    """Return each row times its share, plus its neighbour's row times the rest."""
     share = share.view(-1, *(1,) * (own.ndim - 1))
     return own * share + swap_neighbours(own) * (1 - share)
 
 
 def paste(images: Float[Tensor, "B C H W"], boxes: Int[Tensor, "B 4"]) -> Float[Tensor, "B C H W"]:
-    """Each image with a box (top, left, bottom, right) of its neighbour's pixels; an empty box changes nothing."""
+    """Return each image with a box (top, left, bottom, right) of its neighbour's pixels; an empty box changes nothing."""
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)
     top, left, bottom, right = boxes.unbind(1)

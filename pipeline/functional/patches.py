@@ -18,7 +18,7 @@ def split_patches(images: Shaped[Tensor, "B C H W"], *, rows: int, columns: int)
 
 
 def mean_colours(patches: Float[Tensor, "*N 3 h w"]) -> Int[Tensor, "*N"]:
-    """The mean colour of patches of values in [0, 255], three bits a channel: 64 r + 8 g + b.
+    """Return the mean colour of patches of values in [0, 255], three bits a channel: 64 r + 8 g + b.
 
     The paper gives the bits; the order of the channels in the number is ours.
     """

@@ -111,15 +111,15 @@ def stage_memory(
         total=total,
         fits=total <= memory_bytes,
         largest_micro_batch=largest,
-        usable_micro_batch=together
-        * _usable_groups(largest // together, share=share // together, is_even=batch // together % num_gpus == 0),
+        usable_micro_batch=_usable(largest, share=share, together=together, is_even=batch // together % num_gpus == 0),
         fitting_checkpointing=sparsest,
         recomputed=None if sparsest is None else recomputed_flops(cost, every=sparsest) / cost.training_flops,
     )
 
 
-def _usable_groups(largest: int, *, share: int, is_even: bool) -> int:
-    """Return the images, or pairs that are mixed, of a micro-batch when a share of them is cut into the fewest parts that fit."""
-    if largest == 0 or (largest == 1 < share and not is_even):  # shares of 3 and 2 are not as many parts of one
+def _usable(largest: int, *, share: int, together: int, is_even: bool) -> int:
+    """Return the images of a micro-batch when a share of them is cut into the fewest parts that fit, with pairs kept whole."""
+    most, groups = largest // together, share // together
+    if most == 0 or (most == 1 < groups and not is_even):  # shares of 3 and 2 are not as many parts of one
         return 0
-    return -(-share // -(-share // largest))
+    return together * -(-groups // -(-groups // most))

@@ -153,7 +153,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
 
 def _moments_reader(folder: Path) -> Callable[[str], Tensor]:
-    """What reads a tensor that the optimizer keeps, by its key, from a checkpoint."""
+    """Return the function that reads a tensor of the optimizer's state, by its key, from a checkpoint."""
     moments = TensorFiles(sorted(folder.glob(MOMENTS_FILES)))
     average = TensorFiles([path for path in (folder / AVERAGE_FILE,) if path.exists()])
 

@@ -66,8 +66,8 @@ def named_parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
 def gather_statistics(engine: Any) -> Iterator[tuple[str, Tensor]]:
     """Yield each buffer that is a part of the weights: running statistics of BatchNorm, as means over the ranks.
 
-    Each rank has statistics of its own images. Their updates are linear, so that it does not matter when they are averaged. This is a
-    collective.
+    Each rank has statistics of its own images. Their updates are linear, so that it does not matter when they are averaged.
+    This is a collective.
     """
     parts_of_weights = engine.module.state_dict().keys()
     for name, buffer in engine.module.named_buffers():
@@ -90,14 +90,14 @@ def gather_masters(engine: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def state_keys(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
-    """`STATE/NAME` (`exp_avg/head.weight`) of each tensor that the optimizer keeps, and the parameter that it is of."""
+    """Yield `STATE/NAME` (`exp_avg/head.weight`) of each tensor that the optimizer keeps, and its parameter."""
     for name, parameter in named_parameters(engine):
         for moment in inner_optimizer(engine).state_names_of(parameter):
             yield f"{moment}/{name}", parameter
 
 
 def gather_optimizer_state(engine: Any) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor that the optimizer keeps, whole, by the key of `state_keys`. A collective, as `gather_masters`."""
+    """Return each tensor that the optimizer keeps, whole, by the key of `state_keys`. It is a collective."""
     for key, parameter in state_keys(engine):
         yield key, _gather(engine, parameter, key.partition("/")[0])
 

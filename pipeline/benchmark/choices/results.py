@@ -1,4 +1,4 @@
-"""What a study of choices found: means, spreads and differences, as a table, as JSON and as a picture."""
+"""Show what a study of choices found: means, spreads and differences, as a table, as JSON and as a picture."""
 
 from __future__ import annotations
 

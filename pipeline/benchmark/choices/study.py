@@ -36,7 +36,7 @@ WARMUP = 0.1  # part of the run
 
 @dataclass(frozen=True)
 class MeasuredSteps(RunFolder):
-    """A run folder in which the evaluator sees the weights of some steps alone."""
+    """Shows the evaluator the weights of some steps of a run folder alone."""
 
     steps: frozenset[int]
 

@@ -1,4 +1,4 @@
-"""The choices that are compared: each is a few settings over one base configuration."""
+"""Define the choices that are compared: each is a few settings over one base configuration."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class BlockContent:
         self._labels = xxhash.xxh3_64()
 
     def add(self, sample: TarSample, labels: tuple[int, ...] | None) -> None:
-        """The next sample.
+        """Add the next sample.
 
         Args:
             labels: its classes; None if it has no label that can be used.

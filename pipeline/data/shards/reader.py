@@ -32,7 +32,7 @@ class RawSample:
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """The sample's classes.
+        """Return the sample's classes.
 
         Raises:
             DataError: it has no label that can be used.
@@ -43,7 +43,7 @@ class RawSample:
 
     @property
     def label(self) -> int:
-        """The sample's only class.
+        """Return the sample's only class.
 
         Raises:
             DataError: it has no label that can be used, or several.

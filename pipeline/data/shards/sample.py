@@ -1,4 +1,4 @@
-"""What the members of a sample are: its image and its labels."""
+"""Find and read the members of a sample: its image and its labels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def find_member(sample: TarSample, extensions: tuple[str, ...]) -> TarMember | N
 
 
 def parse_labels(text: bytes, *, shard: str, key: str) -> tuple[int, ...]:
-    """The class numbers of a sample, each once, in their order.
+    """Return the class numbers of a sample, each once, in their order.
 
     One label is a whole number in ASCII (7, 007), or JSON that is one or has one under `label` (7, 7.0, "7"). Several are
     JSON with a list under `labels`: {"labels": [3, 7]}. An empty list says that the image shows none of the classes.
@@ -53,7 +53,7 @@ def parse_labels(text: bytes, *, shard: str, key: str) -> tuple[int, ...]:
 
 
 def parse_label(text: bytes, *, shard: str, key: str) -> int:
-    """The class number of a sample that has one.
+    """Return the class number of a sample that has one.
 
     Raises:
         DataError: no class number, or several.
@@ -62,7 +62,7 @@ def parse_label(text: bytes, *, shard: str, key: str) -> int:
 
 
 def only_label(labels: tuple[int, ...], *, shard: str, key: str) -> int:
-    """The label of a sample that has one.
+    """Return the label of a sample that has one.
 
     Raises:
         DataError: it has none or several.
@@ -93,7 +93,7 @@ def _class_number(value: object) -> int:
 
 
 def read_labels(sample: TarSample, read: Callable[[int, int], bytes], *, shard: str) -> tuple[int, ...]:
-    """The classes of a sample.
+    """Return the classes of a sample.
 
     Args:
         read: returns bytes of the tar from a start, of a length.

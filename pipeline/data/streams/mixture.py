@@ -64,7 +64,7 @@ class Mixture:
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
     def make_order(self, *, seed: int, num_streams: int, repeats: int = 1) -> RunOrder:
-        """The order of a run over these corpora."""
+        """Return the order of a run over these corpora."""
         return RunOrder(
             [corpus.index.block_samples for corpus in self.corpora],
             weights=[corpus.weight for corpus in self.corpora],
@@ -74,7 +74,7 @@ class Mixture:
         )
 
     def describe(self, *, num_streams: int, repeats: int = 1) -> str:
-        """The corpora in words."""
+        """Return the corpora in words."""
         sizes = [corpus.index.num_samples for corpus in self.corpora]
         repeated = f", each {repeats} times" if repeats > 1 else ""
         if self.is_one_corpus:
@@ -85,7 +85,7 @@ class Mixture:
         )
 
     def epochs_per_image(self, *, num_streams: int, repeats: int = 1) -> dict[str, float]:
-        """What one image of the run is of a pass over each corpus: `epoch`, or `epoch/NAME` in a mixture."""
+        """Return what one image of the run is of a pass over each corpus: `epoch`, or `epoch/NAME` in a mixture."""
         names = [f"epoch/{Path(corpus.index.folder).name}" for corpus in self.corpora]
         if self.is_one_corpus:
             names = ["epoch"]
@@ -149,7 +149,7 @@ class UnindexedShards:
         )
 
     def epochs_per_image(self, *, num_streams: int, repeats: int = 1) -> dict[str, float]:
-        """Nothing: how many samples there are is not known."""
+        """Return nothing: how many samples there are is not known."""
         del num_streams, repeats
         return {}
 

@@ -155,7 +155,7 @@ class TimmBackbone(Backbone):
         return self.head(self.forward_representation(images))
 
     def layer_numbers(self) -> dict[str, int]:
-        """See `Backbone.layer_numbers`; as timm numbers them, where it does."""
+        """Return `Backbone.layer_numbers`, as timm numbers layers where it does."""
         numbers = number_layers(self.backbone)
         if not numbers:
             return super().layer_numbers()
@@ -185,7 +185,9 @@ def representation_size(backbone: Any) -> int:
 
 
 def _refuse_buffers(name: str, backbone: nn.Module) -> None:
-    """Refuse a model with buffers that are no running statistics of BatchNorm: nothing says what to make of several ranks' values.
+    """Refuse a model with buffers that are no running statistics of BatchNorm.
+
+    Nothing says what to make of several ranks' values.
 
     Raises:
         ConfigError: the model has other state.

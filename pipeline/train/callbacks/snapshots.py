@@ -147,7 +147,7 @@ def write_share(snapshot: Snapshot, *, folder: RunFolder, facts: RunFacts, name:
 
 
 def prepared_weights(folder: RunFolder, step: int, kind: WeightsKind = "raw") -> Path:
-    """The weights of a checkpoint that is on its way: readers pass it over."""
+    """Return the path of a coming checkpoint's weights, which readers pass over."""
     return folder.weights / f".{folder.weights_of(step, kind).name}.part"
 
 
