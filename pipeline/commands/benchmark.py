@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 from pathlib import Path
 
 from pipeline.image_size import ImageSize, image_size
@@ -72,7 +71,7 @@ def _add_choices(choices: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
+def run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     if arguments.what == "scale":
         from pipeline.benchmark.scale import measure_scale
 
@@ -92,7 +91,7 @@ def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
         print(compare_augmentations(arguments.folder, image_size=arguments.image_size, num_rounds=arguments.rounds))
         return 0
     if arguments.what == "choices":
-        return _compare_choices(arguments)
+        return _compare_choices(arguments, stop)
     from pipeline.benchmark.loader import compare_loaders
 
     print(
@@ -109,14 +108,13 @@ def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     return 0
 
 
-def _compare_choices(arguments: argparse.Namespace) -> int:
+def _compare_choices(arguments: argparse.Namespace, stop: StopRequest) -> int:
     from pipeline.benchmark.choices.results import draw, make_table, write_json
     from pipeline.benchmark.choices.study import make_base, run_study
     from pipeline.benchmark.choices.variants import choose_variants
     from pipeline.errors import ConfigError, TrainingError
-    from pipeline.launch.children import exit_on_signals
 
-    exit_on_signals(signal.SIGTERM, signal.SIGHUP)
+    stop.install_everywhere()
     if arguments.seeds < 1:
         raise ConfigError(f"--seeds {arguments.seeds}: a variant needs a run; use 1 or more, and 3 to see a spread")
     variants = choose_variants(arguments.only)
@@ -128,7 +126,7 @@ def _compare_choices(arguments: argparse.Namespace) -> int:
         test=arguments.test,
         epochs=arguments.epochs,
     )
-    outcome = run_study(base, variants, num_seeds=arguments.seeds, out=Path(arguments.out))
+    outcome = run_study(base, variants, num_seeds=arguments.seeds, out=Path(arguments.out), stop=stop)
     if outcome.results:
         print(make_table(outcome.results))
         if arguments.json is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from pipeline.benchmark.choices.variants import DEFAULT, UNTRAINED, VARIANTS, ch
 from pipeline.commands.benchmark import CHOICES_CONFIG
 from pipeline.config.read import load_config
 from pipeline.config.run import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ExitCode
 from pipeline.run.checkpoint import RunFolder
-from tests.conftest import run_command
+from tests.conftest import REPOSITORY, environment, run_command
 from tests.helpers.run_folders import write_weights
+from tests.helpers.trainings import reached, wait_until
 
 
 def make_base(*overrides: str) -> RunConfig:
@@ -133,18 +136,25 @@ def test_the_evaluator_sees_the_chosen_steps_alone(tmp_path: Path) -> None:
     assert MeasuredSteps(tmp_path, frozenset({10})).weight_steps() == [10]
 
 
+SMALLER = [
+    "model.name=Ti/8", "model.image_size=16", "model.width=32", "model.depth=1", "model.num_heads=2",
+    "trainer.duration=12 steps", "schedule.warmup=2 steps", "checkpoint.every=4 steps", "trainer.global_batch_size=8",
+    "evaluation.protocols.few_shot.shots=[5]", "evaluation.short_side=16", "tracking.log_every=1",
+]  # fmt: skip
+
+
+def study_line(out: Path, corpus: Path, downstream: dict[str, str]) -> list[str]:
+    data = ["--train", str(corpus), "--probe", downstream["train"], "--test", downstream["test"]]
+    return ["benchmark", "choices", str(out), *SMALLER, *data, "--seeds", "1"]
+
+
 @pytest.mark.slow
 def test_a_small_study(tmp_path: Path, corpus: Path, downstream: dict[str, str]) -> None:
     out = tmp_path / "study"
-    smaller = [
-        "model.name=Ti/8", "model.image_size=16", "model.width=32", "model.depth=1", "model.num_heads=2",
-        "trainer.duration=12 steps", "schedule.warmup=2 steps", "checkpoint.every=4 steps", "trainer.global_batch_size=8",
-        "evaluation.protocols.few_shot.shots=[5]", "evaluation.short_side=16", "tracking.log_every=1",
-    ]  # fmt: skip
+    line = study_line(out, corpus, downstream)
 
     def study(*arguments: str) -> tuple[int, str]:
-        data = ["--train", str(corpus), "--probe", downstream["train"], "--test", downstream["test"]]
-        done = run_command("benchmark", "choices", str(out), *smaller, *data, "--seeds", "1", *arguments)
+        done = run_command(*line, *arguments)
         return done.returncode, done.stdout
 
     files = ("--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "r.png"))
@@ -179,3 +189,19 @@ def test_a_small_study(tmp_path: Path, corpus: Path, downstream: dict[str, str])
     assert code == 2
     assert "default-s0: its training ended with exit code 2" in refused
     assert "model.depth" in refused
+
+
+@pytest.mark.slow
+def test_a_stop_saves_the_training_at_work(tmp_path: Path, corpus: Path, downstream: dict[str, str]) -> None:
+    line = [*study_line(tmp_path / "study", corpus, downstream), "trainer.duration=20000 steps", "--only", DEFAULT]
+    folder = RunFolder(tmp_path / "study" / "default-s0")
+    process = subprocess.Popen([sys.executable, "-m", "pipeline", *line], cwd=REPOSITORY, env=environment(), text=True)
+    try:
+        wait_until(lambda: reached(folder, 2), process, poll_s=0.1)
+        process.terminate()
+        assert process.wait(timeout=120) == ExitCode.STOPPED
+    finally:
+        process.kill()  # its training dies with it
+        process.wait()
+    assert 2 <= max(folder.checkpoint_steps()) < 20000
+    assert "the same command resumes from here" in (tmp_path / "study" / "default-s0.log").read_text()

@@ -84,7 +84,7 @@ def make_base(config: str, overrides: list[str], *, train: str, probe: str, test
     )
 
 
-def run_study(base: RunConfig, variants: Mapping[str, Settings], *, num_seeds: int, out: Path) -> Outcome:
+def run_study(base: RunConfig, variants: Mapping[str, Settings], *, num_seeds: int, out: Path, stop: StopRequest) -> Outcome:
     """Train and evaluate what is not done yet. A run that fails is named, and the others are made all the same.
 
     Args:
@@ -93,6 +93,7 @@ def run_study(base: RunConfig, variants: Mapping[str, Settings], *, num_seeds: i
     Raises:
         ConfigError: a variant does not fit the base configuration. Nothing has been trained then.
         StoppedError: a training was asked to stop. It has saved, and the same command resumes it.
+        Interrupted: this process was asked to stop. The training has saved.
     """
     configs = {
         (name, seed): configure(base, settings, name=f"{name}-s{seed}", seed=seed, output_dir=str(out))
@@ -105,7 +106,7 @@ def run_study(base: RunConfig, variants: Mapping[str, Settings], *, num_seeds: i
         for (name, seed), config in configs.items():
             begin = time.monotonic()
             try:
-                rows = _run(config, variant=name, seed=seed, out=out)
+                rows = _run(config, variant=name, seed=seed, out=out, stop=stop)
             except StoppedError:
                 raise
             except PipelineError as error:
@@ -118,7 +119,7 @@ def run_study(base: RunConfig, variants: Mapping[str, Settings], *, num_seeds: i
     return outcome
 
 
-def _run(config: RunConfig, *, variant: str, seed: int, out: Path) -> list[RunResult]:
+def _run(config: RunConfig, *, variant: str, seed: int, out: Path, stop: StopRequest) -> list[RunResult]:
     """Train and evaluate one run. Return its results: of untrained weights first, where they are measured, then of the last."""
     folder = RunFolder(out / config.name)
     with (out / f"{config.name}.log").open("a", encoding="utf-8") as log:
@@ -129,7 +130,7 @@ def _run(config: RunConfig, *, variant: str, seed: int, out: Path) -> list[RunRe
         rows = {last: variant} if untrained is None else {0: untrained, last: variant}
         with redirect_stdout(log), redirect_stderr(log):
             measured = MeasuredSteps(folder.root, frozenset(rows))
-            watch_run(make_evaluator(measured, config), measured, watch=False, stop=StopRequest(), poll_s=1.0)
+            watch_run(make_evaluator(measured, config), measured, watch=False, stop=stop, poll_s=1.0)
     return [_read_result(folder, config, variant=rows[step], seed=seed, step=step) for step in sorted(rows)]
 
 
@@ -146,7 +147,7 @@ def _train(config: RunConfig, *, path: Path, log: TextIO) -> None:
     process = start_child(command, environment={**os.environ, "PYTHONUNBUFFERED": "1"}, output=log)
     try:
         code = process.wait()
-    except BaseException:  # Ctrl-C, or a signal that exits: the training saves at the end of its step
+    except BaseException:  # a request to stop: the training saves at the end of its step
         process.terminate()
         process.wait()
         raise
