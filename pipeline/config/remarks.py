@@ -11,6 +11,7 @@ from pipeline.data.streams.mixture import Corpus, Mixture
 from pipeline.optim.base import OptimizerSection
 
 INITIAL_PART = 0.01  # of the initial weights in an average, at the end of the run, that is worth a word
+MOST_SHOWN = 5  # classes in a message
 SHRUNK_A_STEP = 0.01  # part of each weight that weight decay takes in one step, that is worth a word
 
 
@@ -21,8 +22,9 @@ def remarks(run: ResolvedRun) -> list[str]:
         _of_schedule(config),
         _of_weight_decay(config),
         _of_average(config.optimizer, total_steps=run.total_steps),
-        _of_classes(run.mixture) if isinstance(run.mixture, Mixture) else None,
     ]
+    if isinstance(run.mixture, Mixture) and config.objective.labels != "none":
+        found += [_of_shared_classes(run.mixture), _of_unused_classes(run.mixture, num_classes=run.model.num_classes)]
     return [*(text for text in found if text is not None), *config.objective.remarks(run.model, class_names=run.class_names)]
 
 
@@ -53,7 +55,7 @@ def _of_weight_decay(config: RunConfig) -> str | None:
     return f"weight decay takes {100 * part:.3g} % of each kernel in every step at the peak{hint}"
 
 
-def _of_classes(mixture: Mixture) -> str | None:
+def _of_shared_classes(mixture: Mixture) -> str | None:
     """Return that two corpora share a part of their classes. Those with classes of their own do if one begins too early."""
     for one, other in itertools.combinations(mixture.corpora, 2):
         low, high = sorted((one, other), key=lambda corpus: corpus.first_class)
@@ -64,6 +66,21 @@ def _of_classes(mixture: Mixture) -> str | None:
                 f"(first_class={high.first_class}); set first_class={end} if their classes are not the same"
             )
     return None
+
+
+def _of_unused_classes(mixture: Mixture, *, num_classes: int) -> str | None:
+    """Return which of the model's classes no image has, as where labels count from 1, or a list of classes is another's."""
+    used: set[int] = set()
+    for corpus in mixture.corpora:
+        if corpus.index.class_counts is None:  # of an older version: nobody has counted
+            return None
+        used |= {corpus.first_class + number for number in corpus.index.class_counts.ids.tolist()}
+    unused = [number for number in range(num_classes) if number not in used]
+    if not unused:
+        return None
+    shown = ", ".join(map(str, unused[:MOST_SHOWN])) + (", ..." if len(unused) > MOST_SHOWN else "")
+    from_one = "; labels count from 0, and these may count from 1" if unused == [0] else ""
+    return f"{len(unused)} of model.num_classes={num_classes} classes have no image in data.train: {shown}{from_one}"
 
 
 def _count_classes(corpus: Corpus) -> int:

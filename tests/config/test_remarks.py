@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.index import index_folder
 from pipeline.config.read import load_config
 from pipeline.config.remarks import remarks
 from pipeline.config.resolve import resolve_run
+from tests.conftest import write_tar
 
 WriteConfig = Callable[..., Path]
 
@@ -72,8 +74,22 @@ def test_how_many_classes_a_hierarchy_reaches_is_told(write_config: WriteConfig,
 def test_corpora_that_share_a_part_of_their_classes_are_told(write_config: WriteConfig, corpus: Path) -> None:
     def mixture(first_class: int) -> list[str]:
         parts = f"[{{path: {corpus}}}, {{path: {corpus}, first_class: {first_class}}}]"
-        return said(write_config(), f"data.train={parts}", "model.num_classes=9")
+        return said(write_config(), f"data.train={parts}", f"model.num_classes={first_class + 4}")
 
     (text,) = mixture(3)
     assert text.startswith(f"classes 3 to 3 are of {corpus} and of {corpus} too (first_class=3); set first_class=4 if")
     assert mixture(0) == mixture(4) == []
+
+
+def test_classes_without_an_image_are_told(write_config: WriteConfig, tmp_path: Path) -> None:
+    """Labels from 1 on, and a class more for them, train as well (LightCNN #5); so do ImageNet-21k's 21,843 (big_transfer #18)."""
+    (text,) = said(write_config(), "model.num_classes=6")
+    assert text == "2 of model.num_classes=6 classes have no image in data.train: 4, 5"
+    assert said(write_config(), "model.num_classes=6", "objective={name: masked_patches}") == []
+    members = [member for i in range(8) for member in ((f"{i}.png", b"?"), (f"{i}.cls", str(1 + i % 3).encode()))]
+    write_tar(tmp_path / "a.tar", members)
+    index_folder(str(tmp_path), block_samples=4, num_workers=1)
+    (text,) = said(write_config(), f"data.train={tmp_path}")
+    assert text.endswith(
+        "1 of model.num_classes=4 classes have no image in data.train: 0; labels count from 0, and these may count from 1"
+    )
