@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from pipeline.config.resolve import ResolvedRun
 from pipeline.config.run import RunConfig
 from pipeline.data.shards.class_names import class_names_of
 from pipeline.data.streams.mixture import Corpus, Mixture
+from pipeline.objectives.classification import ClassificationSection
 from pipeline.optim.base import OptimizerSection
+from pipeline.section import Section
 
 INITIAL_PART = 0.01  # of the initial weights in an average, at the end of the run, that is worth a word
 MOST_SHOWN = 5  # classes in a message
@@ -23,6 +26,12 @@ def remarks(run: ResolvedRun) -> list[str]:
         _of_weight_decay(config),
         _of_average(config.optimizer, total_steps=run.total_steps),
     ]
+    if isinstance(config.objective, ClassificationSection):
+        mixing = config.objective.mixing
+        is_on = mixing.is_on or mixing.probability == 0  # switched off on purpose
+        found.append(_of_idle("objective.mixing", mixing, is_on=is_on, switches=("mixup_alpha", "cutmix_alpha")))
+    erasing = config.data.random_erasing
+    found.append(_of_idle("data.random_erasing", erasing, is_on=erasing.probability > 0, switches=("probability",)))
     if isinstance(run.mixture, Mixture) and config.objective.labels != "none":
         found += [_of_shared_classes(run.mixture), _of_unused_classes(run.mixture, num_classes=run.model.num_classes)]
     return [*(text for text in found if text is not None), *config.objective.remarks(run.model, class_names=run.class_names)]
@@ -53,6 +62,18 @@ def _of_weight_decay(config: RunConfig) -> str | None:
     if optimizer.weight_decay_rule == "decoupled_schedule":
         hint = f"; as much as weight_decay={optimizer.weight_decay / peak:.3g} of torch's AdamW (docs/optimizers.md)"
     return f"weight decay takes {100 * part:.3g} % of each kernel in every step at the peak{hint}"
+
+
+def _of_idle(path: str, section: Section, *, is_on: bool, switches: Sequence[str]) -> str | None:
+    """Return that a section does nothing although some of it is set: what turns it on is not."""
+    given = [
+        f"{name}={getattr(section, name)}"
+        for name, field in type(section).model_fields.items()
+        if name not in switches and getattr(section, name) != field.default
+    ]
+    if is_on or not given:
+        return None
+    return f"{path} does nothing: {', '.join(given)} is set, but {' and '.join(switches)} {'is' if len(switches) == 1 else 'are'} 0"
 
 
 def _of_shared_classes(mixture: Mixture) -> str | None:

@@ -93,3 +93,19 @@ def test_classes_without_an_image_are_told(write_config: WriteConfig, tmp_path: 
     assert text.endswith(
         "1 of model.num_classes=4 classes have no image in data.train: 0; labels count from 0, and these may count from 1"
     )
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("objective.mixing.labels=whole", "objective.mixing does nothing: labels=whole is set, but mixup_alpha and cutmix_alpha are 0"),
+        ("objective.mixing.mixup_alpha=0.2", None),
+        ("objective.mixing={mixup_alpha: 0.2, probability: 0}", None),
+        ("data.random_erasing={fill: mean, min_area: 0.1}", "data.random_erasing does nothing: min_area=0.1, fill=mean is set, but"),
+        ("data.random_erasing={fill: mean, probability: 0.25}", None),
+    ],
+)  # fmt: skip
+def test_settings_of_what_is_off_are_told(write_config: WriteConfig, setting: str, words: str | None) -> None:
+    found = said(write_config(), setting)
+    assert len(found) == (words is not None)
+    assert all(text.startswith(words or "") for text in found)
