@@ -52,7 +52,7 @@ class Backbone(nn.Module):
         Blocks are `repeated_blocks`, or those that `_listed_blocks` finds. A family whose model is made otherwise has its own
         rule.
         """
-        blocks = [block for block in self.repeated_blocks() or self._listed_blocks() if any(True for _ in block.parameters())]
+        blocks = [block for block in self.numbered_blocks() if any(True for _ in block.parameters())]
         number_of = {id(parameter): number for number, block in enumerate(blocks, 1) for parameter in block.parameters()}
         numbers: dict[str, int] = {}
         outside = 0
@@ -63,7 +63,11 @@ class Backbone(nn.Module):
             numbers[name] = outside if inside is None else inside
         return numbers
 
-    def _listed_blocks(self) -> list[nn.Module]:
+    def numbered_blocks(self) -> Sequence[nn.Module]:
+        """Return the blocks that `layer_numbers` counts."""
+        return self.repeated_blocks() or self.listed_blocks()
+
+    def listed_blocks(self) -> list[nn.Module]:
         """Return the entries of the outermost `nn.ModuleList`s, and of `nn.Sequential`s named blocks, layers or stages."""
         outermost: list[str] = []
         blocks: list[nn.Module] = []

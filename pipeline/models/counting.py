@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import cache
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.distributed.precision import TrainingPrecision
 from pipeline.image_size import ImageSize, height_and_width
+from pipeline.models.base import Backbone, BlockCost, ModelConfig
+
+Value = TypeVar("Value")
 
 FEW, MORE = 2, 4  # images of the two passes that are compared
 
@@ -56,21 +61,109 @@ def count_saved_bytes(build: Callable[[], nn.Module], *, image_size: ImageSize, 
     return SavedBytes(per_image=per_image, once=sum(few) - FEW * per_image, largest=max(by_tensor, default=0))
 
 
-def _saved_storages(model: nn.Module, images: Tensor, *, precision: TrainingPrecision) -> list[int]:
-    """Return the bytes of each storage that autograd keeps."""
-    own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
-    storages: dict[int, torch.UntypedStorage] = {}
+@cache
+def count_blocks(config: ModelConfig, precision: TrainingPrecision) -> list[BlockCost]:
+    """Return what each of a model's repeated blocks does on one image, in training mode.
 
-    def note(tensor: Tensor) -> Tensor:
+    What a block saves is what nothing before it has saved. Its input is not counted again where something before it keeps that anyway.
+    """
+    passes = []
+    for batch in (FEW, MORE):
+        with torch.device("meta"):
+            model = config.build().to(torch.bfloat16 if precision == "bf16" else torch.float32)
+            images = torch.empty(batch, 3, *config.height_and_width)
+        passes.append(_saved_by_blocks(model, images, precision=precision))
+    return [
+        BlockCost(macs, (more_saved - saved) // (MORE - FEW), (more_input - given) // (MORE - FEW))
+        for macs, (saved, given), (more_saved, more_input) in zip(_macs_of_blocks(config), *passes, strict=True)
+    ]
+
+
+def _macs_of_blocks(config: ModelConfig) -> list[int]:
+    with torch.device("meta"):  # see `count_macs`
+        model, image = config.build().eval().requires_grad_(False), torch.empty(1, 3, *config.height_and_width)
+    with (
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+        _watched(model, lambda _: counter.get_total_flops()) as found,
+    ):
+        model(image)
+    return [(after - before) // 2 for before, after in found.values()]
+
+
+def _saved_by_blocks(model: Backbone, images: Tensor, *, precision: TrainingPrecision) -> list[tuple[int, int]]:
+    """Return the saved bytes and the input's bytes of each block for a batch."""
+    storages = _Storages(model)
+
+    def read(given: Tensor) -> tuple[int, int]:
+        return storages.total, 0 if given in storages else given.nbytes
+
+    with _watched(model, read) as found, storages, _OnGpu(is_autocast=precision == "bf16_autocast"):
+        model(images)
+    return [(after[0] - before[0], before[1]) for before, after in found.values()]
+
+
+@contextmanager
+def _watched(model: Backbone, read: Callable[[Tensor], Value]) -> Iterator[dict[nn.Module, tuple[Value, Value]]]:
+    """Give, for each repeated block in order, what is read of its input before it and after it."""
+    blocks = model.repeated_blocks()
+    before: dict[nn.Module, Value] = {}
+    found: dict[nn.Module, tuple[Value, Value]] = {}
+
+    def input_of(arguments: tuple[Any, ...]) -> Tensor:
+        return next(argument for argument in arguments if isinstance(argument, Tensor))
+
+    def enter(block: nn.Module, arguments: tuple[Any, ...]) -> None:
+        before[block] = read(input_of(arguments))
+
+    def leave(block: nn.Module, arguments: tuple[Any, ...], _output: Any) -> None:
+        found[block] = before[block], read(input_of(arguments))
+
+    hooks = [block.register_forward_pre_hook(enter) for block in blocks]
+    hooks += [block.register_forward_hook(leave) for block in blocks]
+    yield found
+    for hook in hooks:
+        hook.remove()
+
+
+class _Storages:
+    """Collects the storages that autograd keeps, without a model's own, while it is entered."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
+        self._kept: dict[int, torch.UntypedStorage] = {}  # kept, so that no other takes its address
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
+
+    def _note(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            storages[storage._cdata] = storage  # kept, so that no other takes its address
+        if storage._cdata not in self._own:
+            self._kept[storage._cdata] = storage
         return tensor
 
-    on_gpu = _OnGpu(is_autocast=precision == "bf16_autocast")
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), on_gpu:
+    def __contains__(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._kept
+
+    def __enter__(self) -> None:
+        self._hooks.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [storage.nbytes() for storage in self._kept.values()]
+
+    @property
+    def total(self) -> int:
+        return sum(self.sizes)
+
+
+def _saved_storages(model: nn.Module, images: Tensor, *, precision: TrainingPrecision) -> list[int]:
+    """Return the bytes of each storage that autograd keeps."""
+    storages = _Storages(model)
+    with storages, _OnGpu(is_autocast=precision == "bf16_autocast"):
         model(images)
-    return [storage.nbytes() for storage in storages.values()]
+    return storages.sizes
 
 
 class _OnGpu(TorchFunctionMode):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Block = TypeVar("Block")
@@ -39,7 +39,29 @@ def _checkpointed(forward: Callable[..., Any], *arguments: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*arguments)
     # To the end, also where all that is needed was recomputed: DeepSpeed counts on a hook at the end of each module.
-    return checkpoint(forward, *arguments, use_reentrant=False, early_stop=False)
+    return checkpoint(_ended, forward, *arguments, use_reentrant=False, early_stop=False)
+
+
+def _ended(forward: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    return _EndOfBlock.apply(forward(*arguments))  # type: ignore[return-value]
+
+
+class _EndOfBlock(torch.autograd.Function):
+    """Passes a block's output on, and has the block computed again before anything else of its backward pass.
+
+    torch computes it again when the first saved tensor is asked for. Under ZeRO-3 that must not happen inside of a module's backward
+    pass: its parameters were gathered for that, and computing the block again releases them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor) -> Tensor:
+        ctx.save_for_backward(output.new_empty(()))
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        _ = ctx.saved_tensors
+        return gradients[0]
 
 
 def compile_blocks(blocks: Sequence[nn.Module], *, backend: str | Callable[..., Any] = "inductor") -> None:

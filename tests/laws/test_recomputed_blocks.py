@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ MODEL = {
 }  # fmt: skip
 
 
+BIT = {"family": "bit", "name": "R26x0.5", "variant": "v2", "blocks": [1, 2], "image_size": 32, "num_classes": 4}
+
+
 def train_all(
-    folder: Path, tiny_config: dict[str, Any], trainers: dict[str, dict[str, Any]], *, model: dict[str, Any]
+    folder: Path, tiny_config: dict[str, Any], trainers: dict[str, dict[str, Any]], *, models: dict[str, dict[str, Any]]
 ) -> dict[str, RunFolder]:
     """Train each on two ranks, all in one launch."""
     configs = []
@@ -32,7 +36,7 @@ def train_all(
             **tiny_config,
             "name": name,
             "output_dir": str(folder / "runs"),
-            "model": {**tiny_config["model"], **model},
+            "model": models[name.partition("_")[0]],
             "trainer": {**tiny_config["trainer"], "precision": "fp32", **trainer, "duration": f"{STEPS} steps"},
             "checkpoint": {**tiny_config["checkpoint"], "every": f"{STEPS} steps"},
             "tracking": {"log_every": 1, "mode": "disabled"},
@@ -54,21 +58,37 @@ def tensors_of(run: RunFolder) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 def test_blocks_that_are_computed_again_change_no_bit(tmp_path: Path, tiny_config: dict[str, Any]) -> None:
     """Dropout and stochastic depth included, whose masks must be drawn the same twice."""
+    models = {
+        "vit": {**tiny_config["model"], **MODEL},
+        "bare": {**tiny_config["model"], "dropout": 0.0},  # a block ends with a dense layer, whose parameters ZeRO-3 gathers
+        "bit": BIT,
+    }
     runs = train_all(
         tmp_path,
         tiny_config,
         {
-            f"zero{stage}_every_{every}": {"zero_stage": stage, "activation_checkpointing": every, "micro_batch_size": 2}
+            f"{family}_zero{stage}_every_{every}": {
+                "zero_stage": stage,
+                "activation_checkpointing": every,
+                "micro_batch_size": 2,
+            }
             for stage, everies in ((0, (None, 1)), (1, (None, 1)), (2, (None, 1)), (3, (None, 1, 2)))
             for every in everies
+            for family in models
+            if family == "vit" or (stage in (0, 3) and every != 2)
         },
-        model=MODEL,
+        models=models,
     )
+    for family, stage in itertools.product(("bare", "bit"), (0, 3)):
+        kept, again = runs[f"{family}_zero{stage}_every_None"], runs[f"{family}_zero{stage}_every_1"]
+        assert losses_of(again) == losses_of(kept), (family, stage)
+        tensors = tensors_of(again)
+        assert all(torch.equal(tensor, tensors[name]) for name, tensor in tensors_of(kept).items()), (family, stage)
     for stage in (0, 1, 2, 3):
-        kept = runs[f"zero{stage}_every_None"]
+        kept = runs[f"vit_zero{stage}_every_None"]
         assert len(losses_of(kept)) == STEPS
         for every in (1, 2) if stage == 3 else (1,):
-            again = runs[f"zero{stage}_every_{every}"]
+            again = runs[f"vit_zero{stage}_every_{every}"]
             assert losses_of(again) == losses_of(kept), (stage, every)
             tensors = tensors_of(again)
             assert all(torch.equal(tensor, tensors[name]) for name, tensor in tensors_of(kept).items()), (stage, every)

@@ -18,6 +18,7 @@ import torch
 import torch._dynamo.utils
 from torch import Tensor
 
+from pipeline.models.base import ModelConfig
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
 from pipeline.train.blocks import checkpoint_blocks, compile_blocks, every_nth
 
@@ -30,9 +31,9 @@ CONFIG = ViTConfig(
 )  # fmt: skip
 
 
-def train_once(config: ViTConfig, *, every: int | None = None, compiled: Compiled | None = None) -> dict[str, Tensor]:
+def train_once(config: ModelConfig, *, every: int | None = None, compiled: Compiled | None = None) -> dict[str, Tensor]:
     """Return the logits and the gradients of a training pass, by name."""
-    model = VisionTransformer(config)
+    model: Any = config.build()
     model.init_weights(torch.Generator().manual_seed(0))
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))
     if compiled == "blocks":
@@ -40,7 +41,9 @@ def train_once(config: ViTConfig, *, every: int | None = None, compiled: Compile
     checkpoint_blocks(every_nth(model.repeated_blocks(), every))
     if compiled == "model":
         model.compile()
-    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    images = torch.randint(
+        0, 256, (4, 3, *config.height_and_width), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+    )
     torch.manual_seed(5)
     logits = model(images)
     logits.square().sum().backward()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,8 +14,13 @@ import yaml
 
 from pipeline.config.read import load_config
 from pipeline.config.resolve import resolve_run
+from pipeline.distributed.precision import TrainingPrecision
 from pipeline.errors import ConfigError
+from pipeline.models.bit.section import BiT
+from pipeline.models.counting import count_blocks
+from pipeline.models.timm.section import Timm
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
+from pipeline.plan.activations import activation_bytes
 from pipeline.train.blocks import checkpoint_blocks, every_nth
 from tests.conftest import run_command
 from tests.train.compiled_blocks import train_once
@@ -32,6 +39,66 @@ def test_computing_again_changes_no_bit(every: int) -> None:
     assert all(torch.equal(again[name], value) for name, value in plain.items())
 
 
+BIT = {
+    variant: BiT(name="R26x0.5", blocks=(1, 2), variant=variant, image_size=32, num_classes=5).resolve()
+    for variant in ("v1", "v2")
+}
+
+
+@pytest.mark.parametrize("variant", BIT)
+def test_resnets_are_computed_again_with_the_same_bits(variant: str) -> None:
+    config = BIT[variant]
+    assert len(config.build().repeated_blocks()) == 3
+    plain, again = train_once(config), train_once(config, every=1)
+    assert all(torch.equal(again[name], value) for name, value in plain.items())
+
+
+TIMM_BLOCKS = {
+    "swin_tiny_patch4_window7_224": {
+        "embed_dim": 16,
+        "depths": [1, 2, 1, 1],
+        "num_heads": [1, 1, 2, 2],
+        "window_size": 2,
+        "drop_path_rate": 0.3,
+    },
+    "pvt_v2_b0": {"depths": [1, 2, 1, 1]},
+    "vit_tiny_patch16_224": {"depth": 5, "drop_path_rate": 0.3},
+}
+
+
+@pytest.mark.parametrize("name", TIMM_BLOCKS)
+def test_backbones_of_timm_are_computed_again_with_the_same_bits(name: str, timm: ModuleType) -> None:
+    """Blocks inside of stages are blocks too, with all their arguments."""
+    config = Timm(name=name, image_size=64, options=TIMM_BLOCKS[name], num_classes=5).resolve()
+    assert len(config.build().repeated_blocks()) == 5
+    plain, again = train_once(config), train_once(config, every=2)
+    assert all(torch.equal(again[name], value) for name, value in plain.items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_autocast"])
+def test_counted_blocks_are_those_of_the_formulas(precision: TrainingPrecision) -> None:
+    """Of a ViT, whose blocks are computed by formulas: counting, which other families rely on, finds the same."""
+    model = replace(CONFIG, dropout=0.0, stochastic_depth=0.0, position="learned_1d", qk_norm=False, layer_scale=None)
+    for number, (counted, computed) in enumerate(
+        zip(count_blocks(model, precision), model.cost.blocks(precision=precision), strict=True)
+    ):
+        assert counted.macs == computed.macs, number
+        assert counted.saved_bytes == pytest.approx(computed.saved_bytes, rel=0.01), number
+        assert counted.input_bytes == pytest.approx(computed.input_bytes, rel=0.01), number
+
+
+@pytest.mark.parametrize("variant", BIT)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_autocast"])
+def test_what_a_resnets_blocks_save_is_a_part_of_all(variant: str, precision: TrainingPrecision) -> None:
+    cost = BIT[variant].cost
+    blocks = cost.blocks(precision=precision)
+    assert 0.3 < sum(block.saved_bytes for block in blocks) / cost.saved_bytes(precision=precision) < 1
+    assert sum(block.macs for block in blocks) < cost.macs
+    sizes = [activation_bytes(cost, precision=precision, every=every) for every in (1, 2, None)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[2]
+
+
 def test_every_nth_begins_with_the_first() -> None:
     blocks = list(range(7))
     assert [every_nth(blocks, every) for every in (None, 1, 2, 3, 9)] == [[], blocks, [0, 2, 4, 6], [0, 3, 6], [0]]
@@ -47,11 +114,15 @@ def test_without_gradients_nothing_is_kept_or_computed_again() -> None:
         assert torch.equal(model(images), plain(images))
 
 
-def test_a_family_without_blocks_is_told_so(tmp_path: Path, tiny_config: dict[str, Any]) -> None:
-    path = tmp_path / "bit.yaml"
-    path.write_text(yaml.safe_dump({**tiny_config, "model": {"family": "bit", "name": "R26x1", "num_classes": 4}}))
+@pytest.mark.parametrize("name", ["test_resnet", "convnext_atto"], ids=["BatchNorm", "a scale of the block's own"])
+def test_blocks_that_cannot_be_computed_again_are_told(
+    name: str, tmp_path: Path, tiny_config: dict[str, Any], timm: ModuleType
+) -> None:
+    path = tmp_path / "timm.yaml"
+    model = {"family": "timm", "name": name, "image_size": 32, "num_classes": 4}
+    path.write_text(yaml.safe_dump({**tiny_config, "model": model}))
     for setting in ("trainer.activation_checkpointing=1", "trainer.compile=blocks"):
-        with pytest.raises(ConfigError, match=f"{setting} is about a model's repeated blocks, .* family bit"):
+        with pytest.raises(ConfigError, match=f"{setting} is about a model's repeated blocks\\. timm lists none"):
             resolve_run(load_config(path, [setting]), world_size=1)
 
 

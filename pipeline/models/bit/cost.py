@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.distributed.precision import TrainingPrecision, product_bytes, weight_bytes
 from pipeline.image_size import height_and_width
-from pipeline.models.base import Cost
+from pipeline.models.base import BlockCost, Cost
 from pipeline.models.bit.layers import GROUPS, same_padding
 from pipeline.models.bit.trunk import TrunkConfig
+from pipeline.models.counting import count_blocks
 
 if TYPE_CHECKING:
     from pipeline.models.bit.model import BiTConfig
@@ -185,3 +186,6 @@ class BiTCost(Cost):
         """
         high = weight_bytes(precision)
         return 3 * max(high * self.trunk.largest_map, 4 * self.model.num_classes)
+
+    def blocks(self, *, precision: TrainingPrecision, mask_bytes: int = 1) -> list[BlockCost]:
+        return count_blocks(self.model, precision)

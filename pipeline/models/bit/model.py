@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -77,6 +78,9 @@ class BiTResNet(Backbone):
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
         return self.head(self.forward_representation(images))
+
+    def repeated_blocks(self) -> Sequence[nn.Module]:
+        return [unit for stage in self.trunk.stages for unit in stage.children()]
 
     def layer_numbers(self) -> dict[str, int]:
         """Return `layer_numbers` by a trunk's blocks: its root is layer 0, last normalisation and head are the last."""

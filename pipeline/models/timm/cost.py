@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pipeline.distributed.precision import TrainingPrecision
-from pipeline.models.base import Cost
-from pipeline.models.counting import SavedBytes, count_macs, count_saved_bytes
+from pipeline.models.base import BlockCost, Cost
+from pipeline.models.counting import SavedBytes, count_blocks, count_macs, count_saved_bytes
 
 if TYPE_CHECKING:
     from pipeline.models.timm.model import TimmConfig
@@ -33,6 +33,9 @@ class TimmCost(Cost):
 
     def saved_bytes_once(self, *, precision: TrainingPrecision) -> int:
         return _saved(self.model, precision).once
+
+    def blocks(self, *, precision: TrainingPrecision, mask_bytes: int = 1) -> list[BlockCost]:
+        return count_blocks(self.model, precision)
 
     def working_bytes(self, *, precision: TrainingPrecision) -> int:
         """Return an estimate, the larger of two numbers, in bytes.

@@ -97,6 +97,20 @@ def reason_of(error: Exception) -> str:
     return str(error) or f"{type(error).__name__}: {traceback.extract_tb(error.__traceback__)[-1].line}"
 
 
+def innermost_blocks(backbone: nn.Module) -> list[nn.Module]:
+    """Return the entries of the lists called blocks, layers or stages that hold no other such list, in order.
+
+    timm keeps blocks in `nn.Sequential`s or `nn.ModuleList`s of these names, those of hierarchical models inside of stages.
+    """
+    lists = {
+        name: module
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential) and name.rpartition(".")[2] in ("blocks", "layers", "stages")
+    }
+    innermost = [name for name in lists if not any(other.startswith(f"{name}.") for other in lists)]
+    return [block for name in innermost for block in lists[name].children()]
+
+
 def number_layers(backbone: nn.Module) -> dict[str, int]:
     """Return the layer of each parameter by name, as timm's own layer-wise decay numbers them (timm.optim,
     `param_groups_layer_decay`): what is made before the blocks is layer 0, blocks inside stages are counted one by one, a norm

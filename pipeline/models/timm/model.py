@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +15,15 @@ from pipeline.image_size import ImageSize, height_and_width
 from pipeline.models.base import Backbone, ModelConfig
 from pipeline.models.description import from_plain
 from pipeline.models.timm.cost import TimmCost
-from pipeline.models.timm.library import CLASSIFIER, RESERVED, check_name, create, installed_version, number_layers
+from pipeline.models.timm.library import (
+    CLASSIFIER,
+    RESERVED,
+    check_name,
+    create,
+    innermost_blocks,
+    installed_version,
+    number_layers,
+)
 
 LARGEST_OPTION = 2**16  # limit of a number among a file's options: some are numbers of blocks
 DROP_OPTIONS = ("drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate")
@@ -162,6 +171,19 @@ class TimmBackbone(Backbone):
         last = numbers.pop(CLASSIFIER)
         heads = {f"head.{name}": last for name, _ in self.head.named_parameters()}
         return {**{f"backbone.{name}": number for name, number in numbers.items()}, **heads}
+
+    def numbered_blocks(self) -> Sequence[nn.Module]:
+        return self.listed_blocks()
+
+    def repeated_blocks(self) -> Sequence[nn.Module]:
+        """Return what the innermost lists of blocks hold; nothing where BatchNorm is in them.
+
+        Computing such a block again would update its running statistics twice.
+        """
+        blocks = innermost_blocks(self.backbone)
+        has_batch_norm = any(isinstance(module, _BATCH_NORM) for block in blocks for module in block.modules())
+        has_own_parameters = any(list(block.parameters(recurse=False)) for block in blocks)
+        return () if has_batch_norm or has_own_parameters else blocks
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
