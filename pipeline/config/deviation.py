@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.section import flatten, relaunch_rule
 
 PARENTS = "base"  # names of files that begin so are what recipes extend
-NO_RECIPES = ("demo", "ti8_64px")  # nobody's but ours
+NO_RECIPES = ("demo", "ti8_64px", "choices_64px")  # nobody's but ours
 LEFT_OUT = (
     "name",
     "output_dir",
