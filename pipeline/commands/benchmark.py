@@ -17,8 +17,8 @@ EPILOG = (
     "timm, litdata and mosaicml-streaming; those not installed are left out with a message.\n"
     "scale: plans a corpus of 300 M samples for 4,096 ranks; no image is read.\n"
     "augment: every augmentation law, and torchvision's and timm's where they are installed (`make test` does it).\n"
-    "choices: trains one small model for each architectural choice and seed, and compares their probes. Runs that are complete\n"
-    "are not done again; the same command resumes."
+    "choices: trains one small model for each architectural choice and seed, and compares their probes. Runs that are\n"
+    "complete are not done again; the same command resumes."
 )
 CHOICES_CONFIG = Path(__file__).parents[2] / "configs" / "choices_64px.yaml"
 

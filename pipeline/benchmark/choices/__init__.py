@@ -1,1 +1,1 @@
-"""`benchmark choices`: train small models that differ in one architectural choice, by several seeds, and compare their probes."""
+"""`benchmark choices`: train small models that differ in one architectural choice, by several seeds, and compare them."""

@@ -60,9 +60,10 @@ class Comparison:
 
 
 def pooled_deviation(groups: Sequence[Sequence[float]]) -> float | None:
-    """Return the standard deviation inside groups that is common to all: the root of their variances' mean by degrees of freedom.
+    """Return the standard deviation inside groups that is common to all.
 
-    Three seeds alone say little of a deviation; those of all variants together say more, if their spreads are alike.
+    It is the root of the mean of their variances, weighted by degrees of freedom. Three seeds alone say little of a deviation;
+    those of all variants together say more, if their spreads are alike.
 
     Returns:
         None where no group has two values.
@@ -74,7 +75,10 @@ def pooled_deviation(groups: Sequence[Sequence[float]]) -> float | None:
 
 
 def compare(results: Sequence[RunResult], *, measure: str) -> dict[str, Comparison]:
-    """Compare every variant with the default in one measure. The standard error is pooled deviation x sqrt(1/n + 1/n_default)."""
+    """Compare every variant with the default in one measure.
+
+    The standard error is the pooled deviation x sqrt(1/n + 1/n_default).
+    """
     groups: dict[str, list[float]] = {}
     for result in results:
         if measure in result.measures:

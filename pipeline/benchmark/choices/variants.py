@@ -26,7 +26,7 @@ VARIANTS: Mapping[str, Settings] = MappingProxyType(
         "position_shared": {"model": {"position_at": "shared"}},
         "pooling_gap": {"model": {"pooling": "gap"}},
         "pooling_map": {"model": {"pooling": "map"}},
-        # Of similar compute at 64 px: a deeper ViT, one block of ViT on a small ResNet with as many tokens, and that ResNet alone.
+        # Of similar compute at 64 px: a deeper ViT, one block of ViT on a small ResNet's tokens, and that ResNet alone.
         "depth_8": {"model": {"depth": 8}},
         "hybrid": {"model": {"family": "hybrid", "name": "R26+Ti/16", "blocks": [1, 1, 1], "root_width": 32, "depth": 1}},
         "bit": {"model": {"family": "bit", "name": "R26x0.5", "blocks": [1, 1, 1]}},
