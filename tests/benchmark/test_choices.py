@@ -25,7 +25,7 @@ from tests.helpers.trainings import reached, wait_until
 
 
 def make_base(*overrides: str) -> RunConfig:
-    return load_config(CHOICES_CONFIG, ["data.train=/data", *overrides])
+    return load_config(CHOICES_CONFIG, ["data.train=/data", "evaluation.validation=/data/val", *overrides])
 
 
 def variant(name: str, base: RunConfig | None = None) -> RunConfig:
