@@ -73,7 +73,8 @@ def _of_idle(path: str, section: Section, *, is_on: bool, switches: Sequence[str
     ]
     if is_on or not given:
         return None
-    return f"{path} does nothing: {', '.join(given)} is set, but {' and '.join(switches)} {'is' if len(switches) == 1 else 'are'} 0"
+    verb = "is" if len(switches) == 1 else "are"
+    return f"{path} does nothing: {', '.join(given)} is set, but {' and '.join(switches)} {verb} 0"
 
 
 def _of_shared_classes(mixture: Mixture) -> str | None:

@@ -122,7 +122,8 @@ def _check_blocks(config: RunConfig, model: ModelConfig) -> None:
         asked = f"trainer.activation_checkpointing={trainer.activation_checkpointing}"
     if asked is not None and not model.cost.blocks(precision="fp32"):
         raise ConfigError(
-            f"{asked} is about a model's repeated blocks. {model.family} lists none for this model: it has none, or they hold BatchNorm "
+            f"{asked} is about a model's repeated blocks. {model.family} lists none for this model: it has none, "
+            "or they hold BatchNorm "
             "or parameters of their own, which cannot be computed again; leave it out"
         )
 

@@ -61,7 +61,8 @@ def open_held_out(section: HeldOutSection, corpus: Corpus) -> HeldOutSet:
             _check_range(index, num_classes=corpus.num_classes if columns is None else len(columns))
         if columns is not None and corpus.labels == "several":
             raise DataError(
-                "its classes are numbered otherwise than the corpus', and a class map is for images with one label; make the set "
+                "its classes are numbered otherwise than the corpus', and a class map is for images with one "
+                "label; make the set "
                 "again with `python -m data_tools make ... --classes` and the corpus' classes.txt"
             )
     except DataError as error:
@@ -86,12 +87,14 @@ def examine_held_out(section: HeldOutSection, corpus: Corpus, *, trained_on: str
 def _check_labels(index: ShardIndex, labels: LabelKind) -> None:
     if index.num_unlabelled:
         raise DataError(
-            f"{index.num_unlabelled} of {index.num_samples} samples in {index.folder} have no usable label: `python -m data_tools "
+            f"{index.num_unlabelled} of {index.num_samples} samples in {index.folder} have no usable label: "
+            "`python -m data_tools "
             f"verify {index.folder}` names them"
         )
     if labels == "one" and index.num_several:
         raise DataError(
-            f"{index.num_several} of {index.num_samples} samples in {index.folder} have several labels, or an empty list of them, "
+            f"{index.num_several} of {index.num_samples} samples in {index.folder} have several labels, or an "
+            "empty list of them, "
             f"and the run's objective compares with one; make the set again with one label a sample"
         )
 
@@ -100,7 +103,8 @@ def _check_range(index: ShardIndex, *, num_classes: int) -> None:
     if index.max_label is not None and index.max_label >= num_classes:
         raise DataError(
             f"{index.folder} has label {index.max_label}, and there are {num_classes} classes to compare with (0 to "
-            f"{num_classes - 1}); is it a part of the pretraining corpus? Where its classes are numbered otherwise, give class_map"
+            f"{num_classes - 1}); is it a part of the pretraining corpus? Where its classes are numbered "
+            "otherwise, give class_map"
         )
 
 
@@ -123,7 +127,8 @@ def _find_columns(section: HeldOutSection, index: ShardIndex, corpus: Corpus) ->
         shown = ", ".join(missing[:_SHOWN_NAMES]) + (", ..." if len(missing) > _SHOWN_NAMES else "")
         raise DataError(
             f"{len(missing)} of its {len(own)} classes are none of the corpus' {len(names)} ({shown}; see classes.txt in "
-            f"{index.folder}); give class_map: a file of lines SET'S CLASS <tab> MODEL'S CLASS, or `numbers` if only the names differ"
+            f"{index.folder}); give class_map: a file of lines SET'S CLASS <tab> MODEL'S CLASS, or `numbers` if "
+            "only the names differ"
         )
     return tuple(number_of[name] for name in own), [f"its {len(own)} classes are found among the model's by name"]
 

@@ -48,7 +48,7 @@ class EvalBatch:
 def read_batches(
     index: ShardIndex, *, transform: EvalTransform, labels: LabelKind, reading: Reading, description: str
 ) -> Iterator[EvalBatch]:
-    """Yield every readable image once, in the index's order; report each that is unreadable. Batches do not depend on workers."""
+    """Yield every readable image once, in the index's order, whatever the workers; report each that is unreadable."""
     loader = DataLoader(
         EvalStream(index=index, transform=transform, labels=labels, remote=reading.remote),
         batch_size=None,

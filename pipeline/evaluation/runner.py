@@ -326,7 +326,8 @@ def _why_not_finite(weights: Weights) -> str | None:
     if not broken:
         return None
     return (
-        f"the weights of {WeightsName(weights.header.step, weights.header.kind)} are not finite (NaN or infinity in {len(broken)} tensors, "
+        f"the weights of {WeightsName(weights.header.step, weights.header.kind)} are not finite (NaN or infinity "
+        f"in {len(broken)} tensors, "
         f"{broken[0]} first): "
         f"training has diverged"
     )

@@ -27,7 +27,8 @@ class HeldOutSection(Section):
     shards: ShardsSection
     class_map: str | None = Field(
         default=None,
-        description="how their classes become the model's: `numbers` takes them as they are; a file has a line SET'S CLASS <tab> "
+        description="how their classes become the model's: `numbers` takes them as they are; a file has a line SET'S CLASS "
+        "<tab> "
         "MODEL'S CLASS for each (names, or numbers). Else by the names in both classes.txt, where those differ",
     )
 
@@ -84,7 +85,8 @@ class EvaluationSection(Section):
     datasets: tuple[EvalDataset, ...] = ()
     validation: Annotated[tuple[HeldOutSection, ...], BeforeValidator(_list_one)] = Field(
         default=(),
-        description="held-out images of the pretraining corpus: a path, or a list of {name, shards, class_map}. The objective's "
+        description="held-out images of the pretraining corpus: a path, or a list of {name, shards, class_map}. The "
+        "objective's "
         "loss and accuracy are measured on them, without mixing, smoothing or augmentation",
     )
     references: dict[str, ReferenceSection] = Field(

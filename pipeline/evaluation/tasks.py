@@ -66,7 +66,10 @@ class Key:
 
 
 def list_tasks(section: EvaluationSection) -> list[EvaluationTask]:
-    """Return every number that a checkpoint is to have on downstream sets. Measures of a protocol under a name of its own carry that name."""
+    """Return every number that a checkpoint is to have on downstream sets.
+
+    Measures of a protocol under a name of its own carry that name.
+    """
     return [
         EvaluationTask(
             dataset.name, name, setting if name == protocol.protocol else replace(setting, measure=f"{name} {setting.measure}")

@@ -1,8 +1,8 @@
 """Measure a model on held-out images of its pretraining corpus: the objective's loss, and how often its classes are right.
 
-Images are as in the other evaluations, the objective is in eval mode: nothing is augmented, mixed or smoothed. A set whose classes
-are some of the model's, or are numbered otherwise (ImageNet-1k for a model of ImageNet-21k), is compared among those classes alone,
-and has no loss.
+Images are as in the other evaluations, the objective is in eval mode: nothing is augmented, mixed or smoothed. A set whose
+classes are some of the model's, or are numbered otherwise (ImageNet-1k for a model of ImageNet-21k), is compared among those
+classes alone, and has no loss.
 """
 
 from __future__ import annotations
@@ -131,5 +131,6 @@ def _as_training_batch(batch: EvalBatch) -> dict[str, Tensor]:
 def _check_finite(predictions: Tensor) -> None:
     if not bool(predictions.isfinite().all()):
         raise EvaluationError(
-            "the model's outputs are not finite (NaN or infinity): the weights overflow in this precision, or training has diverged"
+            "the model's outputs are not finite (NaN or infinity): the weights overflow in this precision, or "
+            "training has diverged"
         )

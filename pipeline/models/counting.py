@@ -65,7 +65,8 @@ def count_saved_bytes(build: Callable[[], nn.Module], *, image_size: ImageSize, 
 def count_blocks(config: ModelConfig, precision: TrainingPrecision) -> list[BlockCost]:
     """Return what each of a model's repeated blocks does on one image, in training mode.
 
-    What a block saves is what nothing before it has saved. Its input is not counted again where something before it keeps that anyway.
+    What a block saves is what nothing before it has saved. Its input is not counted again where something before it keeps
+    that anyway.
     """
     passes = []
     for batch in (FEW, MORE):

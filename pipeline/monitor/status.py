@@ -46,8 +46,8 @@ class CheckpointStatus:
 class EvaluationStatus:
     """Holds one measure: means over seeds of the newest checkpoint, and of the checkpoint with the best mean.
 
-    Accuracies are parts of 1, and the highest is best; of losses the lowest is best. The best is chosen among checkpoints on the set
-    that is reported. It is too optimistic, the more so the more checkpoints there are.
+    Accuracies are parts of 1, and the highest is best; of losses the lowest is best. The best is chosen among checkpoints on
+    the set that is reported. It is too optimistic, the more so the more checkpoints there are.
 
     Attributes:
         reference: what others have reached, and `reference_by` who and when; None where the run's configuration names nothing.

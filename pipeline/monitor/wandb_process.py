@@ -5,7 +5,7 @@ Failures of W&B's client, its service or the network happen here, not in a train
 
     RUN_DIR/wandb_sent_train.jsonl      the steps that W&B was given online; what the next launch sends are the others
     RUN_DIR/wandb_sent_evaluate.jsonl   the same of the evaluators
-    RUN_DIR/wandb/superseded/           offline runs of earlier launches, of which the newest holds everything, and failed openings
+    RUN_DIR/wandb/superseded/           offline runs of earlier launches (the newest holds everything), failed openings
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ def newest_of_each(rows: Sequence[Row]) -> list[Row]:
 
 
 def group_results(rows: Sequence[Row]) -> list[MeasureResults]:
-    """Return each measure's values by step, one a seed, sorted by set and protocol. Of a repeated result the later value counts."""
+    """Return each measure's values by step, one a seed, by set and protocol. Of a repeated result the later counts."""
     groups: dict[str, list[Row]] = {}
     for row in newest_of_each(rows):
         if value_of(row) is not None:

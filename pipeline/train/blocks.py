@@ -49,8 +49,8 @@ def _ended(forward: Callable[..., Tensor], *arguments: Any) -> Tensor:
 class _EndOfBlock(torch.autograd.Function):
     """Passes a block's output on, and has the block computed again before anything else of its backward pass.
 
-    torch computes it again when the first saved tensor is asked for. Under ZeRO-3 that must not happen inside of a module's backward
-    pass: its parameters were gathered for that, and computing the block again releases them.
+    torch computes it again when the first saved tensor is asked for. Under ZeRO-3 that must not happen inside of a module's
+    backward pass: its parameters were gathered for that, and computing the block again releases them.
     """
 
     @staticmethod

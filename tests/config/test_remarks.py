@@ -82,7 +82,7 @@ def test_corpora_that_share_a_part_of_their_classes_are_told(write_config: Write
 
 
 def test_classes_without_an_image_are_told(write_config: WriteConfig, tmp_path: Path) -> None:
-    """Labels from 1 on, and a class more for them, train as well (LightCNN #5); so do ImageNet-21k's 21,843 (big_transfer #18)."""
+    """Labels from 1 on train as well, with a class more (LightCNN #5); so do ImageNet-21k's 21,843 (big_transfer #18)."""
     (text,) = said(write_config(), "model.num_classes=6")
     assert text == "2 of model.num_classes=6 classes have no image in data.train: 4, 5"
     assert said(write_config(), "model.num_classes=6", "objective={name: masked_patches}") == []
@@ -98,10 +98,10 @@ def test_classes_without_an_image_are_told(write_config: WriteConfig, tmp_path: 
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("objective.mixing.labels=whole", "objective.mixing does nothing: labels=whole is set, but mixup_alpha and cutmix_alpha are 0"),
+        ("objective.mixing.labels=whole", "does nothing: labels=whole is set, but mixup_alpha and cutmix_alpha are 0"),
         ("objective.mixing.mixup_alpha=0.2", None),
         ("objective.mixing={mixup_alpha: 0.2, probability: 0}", None),
-        ("data.random_erasing={fill: mean, min_area: 0.1}", "data.random_erasing does nothing: min_area=0.1, fill=mean is set, but"),
+        ("data.random_erasing={fill: mean, min_area: 0.1}", "random_erasing does nothing: min_area=0.1, fill=mean is set, but"),
         ("data.random_erasing={fill: mean, probability: 0.25}", None),
     ],
 )  # fmt: skip

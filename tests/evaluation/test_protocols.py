@@ -54,8 +54,8 @@ REFUSED = [
     (features([], unreadable=3), features(FOUR_EACH), "none of the 3 images of its train split can be read"),
     (features([5] * 8), features([5, 5]), "all 8 images of its train split are of class 5"),
     (features(FOUR_EACH), features([7, 8, 9]), "no image of its test split is of a class that its train split has"),
-    (changed(features(FOUR_EACH), at=(2, 1), value=math.nan), features(FOUR_EACH), "features of 1 of 12 images of its train split"),
-    (features(FOUR_EACH), changed(features(FOUR_EACH), at=(0, 0), value=-math.inf), "features of 1 of 12 images of its test split"),
+    (changed(features(FOUR_EACH), at=(2, 1), value=math.nan), features(FOUR_EACH), "of 1 of 12 images of its train split"),
+    (features(FOUR_EACH), changed(features(FOUR_EACH), at=(0, 0), value=-math.inf), "of 1 of 12 images of its test split"),
 ]  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from pipeline.run.records import read_json_lines
 from pipeline.run.weights import OBJECTIVE_PREFIX, load_weights, save_weights
 from tests.conftest import Outcome
 from tests.evaluation.test_requirements import make_split
-from tests.evaluation.test_runner import MODEL, add_weights
+from tests.helpers.evaluations import MODEL, add_weights
 
 Call = Callable[..., Outcome]
 LOSS_ERROR = 1e-6  # relative: fp32 sums of 40 losses in another order

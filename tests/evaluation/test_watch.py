@@ -85,7 +85,8 @@ def test_a_watcher_goes_on_with_a_run_that_is_started_again(tmp_path: Path, caps
         watch_run(evaluator, folder, watch=True, stop=stop, poll_s=0)
     assert evaluator.looks == 3 * LOOKS_AT_THE_END
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
-        "[eval] no further weights will come", f"[eval] waiting for further weights of a training that is going on in {tmp_path}",
+        "[eval] no further weights will come",
+        f"[eval] waiting for further weights of a training that is going on in {tmp_path}",
     ]  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def test_a_lock_is_waited_for_while_it_is_touched(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("heartbeat", "said"),
     [(None, "no training has been started in this folder"),
-     ({"phase": "stopped", "by": "SIGTERM", "step": 3}, "the training was stopped by a signal at step 3 (SIGTERM; the same command"),
+     ({"phase": "stopped", "by": "SIGTERM", "step": 3}, "was stopped by a signal at step 3 (SIGTERM; the same command"),
      ({"phase": "training", "step": 3, "time": 1e9}, "the training is silent at step 3")],
 )  # fmt: skip
 def test_a_watcher_says_once_what_it_waits_for(

@@ -50,6 +50,7 @@ def test_there_is_a_family() -> None:
 
 def test_each_says_whether_it_has_parameters() -> None:
     found = {}
+    section: Any
     for name, section in members_of(Objective).items():
         objective = section.model_validate({"name": name}).build(CONFIG, seed=0, class_names=None)
         assert section.has_parameters == bool(list(objective.parameters())), name

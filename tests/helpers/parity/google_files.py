@@ -1,8 +1,8 @@
 """Our weights as the arrays of Google's .npz files, which timm reads with a loader of its own.
 
 The names are those of google-research/vision_transformer and google-research/big_vision (`models/vit.py`), and of
-google-research/big_transfer (`bit_pytorch/models.py`). Kernels are (in, out) and (height, width, in, out) there; query, key, value
-and output have heads and their channels as two axes.
+google-research/big_transfer (`bit_pytorch/models.py`). Kernels are (in, out) and (height, width, in, out) there; query, key,
+value and output have heads and their channels as two axes.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from pipeline.models.vit.model import ViTConfig
 
 EPS = 1e-6  # of LayerNorm; transformers' own default is 1e-12
 BLOCK = {
-    "norm_attention": "layernorm_before", "norm_mlp": "layernorm_after", "attention.out": "attention.o_proj", "mlp.up": "mlp.fc1",
-    "mlp.down": "mlp.fc2",
+    "norm_attention": "layernorm_before", "norm_mlp": "layernorm_after", "attention.out": "attention.o_proj",
+    "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2",
 }  # fmt: skip
 SIGLIP_BLOCK = {
     **BLOCK, "norm_attention": "layer_norm1", "norm_mlp": "layer_norm2", "attention.out": "self_attn.out_proj"
@@ -61,7 +61,7 @@ def to_vit(tensors: Mapping[str, Tensor], *, prefix: str) -> dict[str, Tensor]:
 
 def siglip(config: ViTConfig) -> nn.Module:
     """SigLIP's vision model: no class token, attention pooling, as in "Scaling Vision Transformers". Without a classifier."""
-    import transformers
+    import transformers  # type: ignore[import-not-found]
 
     size = sizes_of(config)
     size["image_size"] = size["image_size"][0]
@@ -90,7 +90,7 @@ def to_siglip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def registers(config: ViTConfig) -> nn.Module:
     """DINOv2's model with registers and LayerScale. Without a classifier."""
-    import transformers
+    import transformers  # type: ignore[import-not-found]
 
     size = sizes_of(config)
     size["image_size"] = size["image_size"][0]
@@ -115,7 +115,7 @@ def to_registers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def bit(config: BiTConfig) -> nn.Module:
     """`BitForImageClassification` with pre-activation blocks: BiT as released."""
-    import transformers
+    import transformers  # type: ignore[import-not-found]
 
     their = transformers.BitConfig(
         embedding_size=config.width,

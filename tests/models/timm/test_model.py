@@ -191,7 +191,7 @@ def test_without_timm_the_error_says_how_to_install_it(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "eva02_tiny_patch14_224"])
 def test_rotary_positions_are_rounded_once_where_the_model_is_bf16(name: str) -> None:
-    """DeepSpeed casts the whole module, its buffers too (DeepSpeed #5812): frequencies in bf16 would turn far patches by more."""
+    """DeepSpeed casts the whole module, its buffers too (DeepSpeed #5812): bf16 would turn far patches by more."""
     model: Any = TimmConfig(
         name=name, image_size=224, options=(("depth", 1),), timm_version=timm_version(), num_classes=2
     ).build()

@@ -45,7 +45,8 @@ class RandAugmentTimm(AugmentSection):
     def _magnitude_is_not_cut(self) -> Self:
         if self.magnitude > self.max_magnitude:
             raise ValueError(
-                f"magnitude={self.magnitude:g} is above max_magnitude={self.max_magnitude:g}, to which every magnitude is cut, as in "
+                f"magnitude={self.magnitude:g} is above max_magnitude={self.max_magnitude:g}, to which every "
+                "magnitude is cut, as in "
                 "timm, whose magnitudes go to 10 and not to 30; lower it, or raise max_magnitude"
             )
         return self
