@@ -110,7 +110,8 @@ def test_a_lock_is_waited_for_while_it_is_touched(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("heartbeat", "said"),
     [(None, "no training has been started in this folder"),
-     ({"phase": "stopped", "by": "SIGTERM", "step": 3}, "was stopped by a signal at step 3 (SIGTERM; the same command"),
+     ({"phase": "stopped", "by": "SIGTERM", "step": 3},
+      "the training was stopped by a signal at step 3 (SIGTERM; the same command"),
      ({"phase": "training", "step": 3, "time": 1e9}, "the training is silent at step 3")],
 )  # fmt: skip
 def test_a_watcher_says_once_what_it_waits_for(
