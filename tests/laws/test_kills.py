@@ -25,6 +25,7 @@ from tests.helpers.trainings import (
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_one_death_after_another_changes_nothing(reference: RunFolder, write_config: WriteConfig) -> None:
     """It is stopped by a scheduler, by a terminal, killed, killed inside a save, and deprived of its newest checkpoint."""
     config = write_config(data={"num_workers": 1}, tracking={"mode": "offline"})
