@@ -98,10 +98,16 @@ def test_classes_without_an_image_are_told(write_config: WriteConfig, tmp_path: 
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("objective.mixing.labels=whole", "does nothing: labels=whole is set, but mixup_alpha and cutmix_alpha are 0"),
+        (
+            "objective.mixing.labels=whole",
+            "objective.mixing does nothing: labels=whole is set, but mixup_alpha and cutmix_alpha are 0",
+        ),
         ("objective.mixing.mixup_alpha=0.2", None),
         ("objective.mixing={mixup_alpha: 0.2, probability: 0}", None),
-        ("data.random_erasing={fill: mean, min_area: 0.1}", "random_erasing does nothing: min_area=0.1, fill=mean is set, but"),
+        (
+            "data.random_erasing={fill: mean, min_area: 0.1}",
+            "data.random_erasing does nothing: min_area=0.1, fill=mean is set, but",
+        ),
         ("data.random_erasing={fill: mean, probability: 0.25}", None),
     ],
 )  # fmt: skip
