@@ -17,38 +17,32 @@ from pipeline.data.shards.index import load_index
 def open_clip_style(settings: Settings) -> Iterator[Any]:
     """Run webdataset as open_clip's training script assembles it: resampled shards, a shuffle buffer, pilrgb, batched."""
     wds: Any = importlib.import_module("webdataset")
-
-    dataset = wds.DataPipeline(
-        wds.ResampledShards(settings.shards),
-        wds.tarfile_to_samples(),
-        wds.shuffle(1000, initial=100),
+    return _webdataset(
+        settings,
         wds.decode("pilrgb"),
         wds.rename(image="jpg;jpeg;png", label="cls"),
         wds.map_dict(image=PillowTransform(settings)),
-        wds.to_tuple("image", "label"),
-        wds.batched(settings.batch_size, partial=False),
-    )
-    return iter(
-        wds.WebLoader(
-            dataset,
-            batch_size=None,
-            shuffle=False,
-            num_workers=settings.num_workers,
-            persistent_workers=settings.num_workers > 0,
-        )
     )
 
 
 def webdataset_with_ours(settings: Settings) -> Iterator[Any]:
     """Run the same pipeline with our transform."""
     wds: Any = importlib.import_module("webdataset")
+    return _webdataset(
+        settings,
+        wds.rename(image="jpg;jpeg;png", label="cls"),
+        wds.map_dict(image=OurTransform(settings, "region"), label=int),
+    )
 
+
+def _webdataset(settings: Settings, *decoding: Any) -> Iterator[Any]:
+    """Run webdataset's pipeline with these stages between its shuffle buffer and its batches."""
+    wds: Any = importlib.import_module("webdataset")
     dataset = wds.DataPipeline(
         wds.ResampledShards(settings.shards),
         wds.tarfile_to_samples(),
         wds.shuffle(1000, initial=100),
-        wds.rename(image="jpg;jpeg;png", label="cls"),
-        wds.map_dict(image=OurTransform(settings, "region"), label=int),
+        *decoding,
         wds.to_tuple("image", "label"),
         wds.batched(settings.batch_size, partial=False),
     )

@@ -27,9 +27,8 @@ class HeldOutSection(Section):
     shards: ShardsSection
     class_map: str | None = Field(
         default=None,
-        description="how their classes become the model's: `numbers` takes them as they are; a file has a line SET'S CLASS "
-        "<tab> "
-        "MODEL'S CLASS for each (names, or numbers). Else by the names in both classes.txt, where those differ",
+        description="how their classes become the model's: `numbers` takes them as they are; a file has a line "
+        "SET'S CLASS <tab> MODEL'S CLASS for each (names, or numbers). Else by the names in both classes.txt, where they differ",
     )
 
     @model_validator(mode="before")
@@ -86,8 +85,7 @@ class EvaluationSection(Section):
     validation: Annotated[tuple[HeldOutSection, ...], BeforeValidator(_list_one)] = Field(
         default=(),
         description="held-out images of the pretraining corpus: a path, or a list of {name, shards, class_map}. The "
-        "objective's "
-        "loss and accuracy are measured on them, without mixing, smoothing or augmentation",
+        "objective's loss and accuracy are measured on them, without mixing, smoothing or augmentation",
     )
     references: dict[str, ReferenceSection] = Field(
         default={}, description='what others have reached, by measure: {"val top-1": {percent: 49.9, by: authors, at: the end}}'

@@ -59,12 +59,16 @@ def to_vit(tensors: Mapping[str, Tensor], *, prefix: str) -> dict[str, Tensor]:
     return _rename(tensors, outside=outside, blocks=f"{prefix}.layers", block=BLOCK, attention="attention")
 
 
+def _square_sizes_of(config: ViTConfig) -> dict[str, Any]:
+    """Return the sizes for models whose images are square by definition."""
+    return {**sizes_of(config), "image_size": config.height_and_width[0]}
+
+
 def siglip(config: ViTConfig) -> nn.Module:
     """SigLIP's vision model: no class token, attention pooling, as in "Scaling Vision Transformers". Without a classifier."""
     import transformers  # type: ignore[import-not-found]
 
-    size = sizes_of(config)
-    size["image_size"] = size["image_size"][0]
+    size = _square_sizes_of(config)
     return transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**size))
 
 
@@ -92,8 +96,7 @@ def registers(config: ViTConfig) -> nn.Module:
     """DINOv2's model with registers and LayerScale. Without a classifier."""
     import transformers  # type: ignore[import-not-found]
 
-    size = sizes_of(config)
-    size["image_size"] = size["image_size"][0]
+    size = _square_sizes_of(config)
     del size["intermediate_size"]
     their = transformers.Dinov2WithRegistersConfig(
         **size, mlp_ratio=config.mlp_dim // config.width, num_register_tokens=config.registers, layerscale_value=1.0

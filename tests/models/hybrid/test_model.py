@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.models import config_from_dict
-from pipeline.models.bit.layers import StdConv2d
 from pipeline.models.hybrid.model import Hybrid as HybridModel
 from pipeline.models.hybrid.model import HybridConfig
 from pipeline.models.hybrid.section import Hybrid
 from pipeline.optim.groups import parameter_groups
+from tests.helpers.parity.cases import fill
 from tests.helpers.timm_names import timm_name as encoder_name
 from tests.models.bit.timm_names import timm_name as trunk_name
 
@@ -37,16 +37,9 @@ def config_of(name: str, **settings: Any) -> HybridConfig:
 
 def random_model(config: HybridConfig) -> HybridModel:
     """Weights away from zero everywhere, in double precision; kernels of the trunk so large that no epsilon counts."""
-    model, generator = HybridModel(config).double(), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.05, generator=generator)
-        for module in model.modules():
-            if isinstance(module, nn.GroupNorm | nn.LayerNorm):
-                module.weight.add_(1)
-            if isinstance(module, StdConv2d):
-                module.weight.mul_(200).add_(3)
-    return model.eval()
+    model = HybridModel(config).double()
+    fill(model)
+    return model
 
 
 def count(model: nn.Module) -> int:
