@@ -28,7 +28,7 @@ class HeldOutSection(Section):
     class_map: str | None = Field(
         default=None,
         description="how their classes become the model's: `numbers` takes them as they are; a file has a line "
-        "SET'S CLASS <tab> MODEL'S CLASS for each (names, or numbers). Else by the names in both classes.txt, where they differ",
+        "SET'S CLASS <tab> MODEL'S CLASS for each (names, or numbers). Else by the names in both classes.txt if these differ",
     )
 
     @model_validator(mode="before")
