@@ -11,6 +11,7 @@ import sys
 from data_tools.arguments import add_workers
 from pipeline.console.command_line import Parser, add_commands, chosen_command, use_utf8
 from pipeline.errors import ExitCode, PipelineError
+from pipeline.launch.imports import exit_without_collecting
 
 COMMANDS = {  # each command's module and description
     "make": ("data_tools.make.command", "pack images into shuffled shards, and index them"),
@@ -58,4 +59,5 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     use_utf8()
+    exit_without_collecting()
     sys.exit(main())

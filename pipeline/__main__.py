@@ -16,6 +16,7 @@ from pipeline.commands import COMMANDS
 from pipeline.console.command_line import Parser, add_commands, chosen_command, use_utf8
 from pipeline.errors import ExitCode, PipelineError, StoppedError
 from pipeline.files import check_surroundings
+from pipeline.launch.imports import exit_without_collecting
 from pipeline.launch.signals import Interrupted, StopRequest
 
 
@@ -124,4 +125,5 @@ def _print_error(error: PipelineError) -> None:
 
 if __name__ == "__main__":
     use_utf8()
+    exit_without_collecting()
     sys.exit(main())

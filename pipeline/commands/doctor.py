@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.commands.options import add_config
+from pipeline.launch.imports import collector_paused
 from pipeline.launch.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -33,8 +34,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     import pipeline
-    from pipeline.config.deviation import deviate, find_recipe, list_recipes, nearest_recipe
-    from pipeline.config.read import load_config
+
+    with collector_paused():
+        from pipeline.config.deviation import deviate, find_recipe, list_recipes, nearest_recipe
+        from pipeline.config.read import load_config
 
     config = load_config(arguments.config, arguments.overrides)
     recipes = list_recipes(Path(pipeline.__file__).parents[1] / "configs")

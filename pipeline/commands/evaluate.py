@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from pipeline.launch.imports import collector_paused
 from pipeline.launch.signals import StopRequest
 
 EPILOG = (
@@ -33,11 +34,13 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> int:
 
     keep_output_in(RunFolder(Path(arguments.run_dir)).output_log)
     print(f"[eval] evaluating {arguments.run_dir}; loading torch", flush=True)
-    from pipeline.build.evaluator import make_evaluator
-    from pipeline.config.read import load_config
     from pipeline.errors import ConfigError
-    from pipeline.evaluation.watch import wait_for_weights, watch_run
     from pipeline.launch.allotment import Torch, check_visible
+
+    with collector_paused():
+        from pipeline.build.evaluator import make_evaluator
+        from pipeline.config.read import load_config
+        from pipeline.evaluation.watch import wait_for_weights, watch_run
 
     folder = RunFolder(Path(arguments.run_dir))
     if arguments.watch:

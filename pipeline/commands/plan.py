@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.commands.options import add_config
+from pipeline.launch.imports import collector_paused
 from pipeline.launch.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -27,10 +28,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
-    from pipeline.config.read import load_config
-    from pipeline.plan.forecast import make_forecast
-    from pipeline.plan.plot import draw_simulation, simulate_failures
-    from pipeline.plan.text import to_json, to_text
+    with collector_paused():
+        from pipeline.config.read import load_config
+        from pipeline.plan.forecast import make_forecast
+        from pipeline.plan.plot import draw_simulation, simulate_failures
+        from pipeline.plan.text import to_json, to_text
 
     cluster = _read_cluster(arguments)
     config = load_config(arguments.config, arguments.overrides)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pipeline.launch.imports import collector_paused
 from pipeline.launch.signals import StopRequest
 
 EPILOG = "example:\n  python -m pipeline report runs/demo"
@@ -21,7 +22,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     from pipeline.errors import ConfigError
-    from pipeline.report.report import write_report
+
+    with collector_paused():
+        from pipeline.report.report import write_report
 
     written = write_report(Path(arguments.run_dir), Path(arguments.out) if arguments.out else None)
     print(written.text)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from pipeline.commands.options import add_config
+from pipeline.launch.imports import collector_paused
 from pipeline.launch.signals import StopRequest
 
 EPILOG = (
@@ -28,8 +29,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
-    from pipeline.build.samples import list_samples
-    from pipeline.config.read import load_config
+    with collector_paused():
+        from pipeline.build.samples import list_samples
+        from pipeline.config.read import load_config
     from pipeline.console.lines import print_lines
     from pipeline.run.checkpoint import RunFolder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pipeline.commands.options import add_config
+from pipeline.launch.imports import collector_paused
 from pipeline.launch.signals import StopRequest
 
 EPILOG = "example:\n  python -m pipeline show-config configs/h14_in21k.yaml trainer.zero_stage=3"
@@ -15,8 +16,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
-    from pipeline.config.read import load_config
-    from pipeline.config.resolve import describe_learning_rate
+    with collector_paused():
+        from pipeline.config.read import load_config
+        from pipeline.config.resolve import describe_learning_rate
 
     config = load_config(arguments.config, arguments.overrides)
     print(config.to_yaml(), end="")

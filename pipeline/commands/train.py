@@ -17,6 +17,7 @@ from pipeline.commands.options import add_config
 from pipeline.console.streams import keep_output_in
 from pipeline.errors import ExitCode, PipelineError, StoppedError
 from pipeline.launch.environment import read_ranks
+from pipeline.launch.imports import collector_paused
 from pipeline.launch.ranks import Ranks
 from pipeline.launch.signals import StopRequest, exit_on_request
 
@@ -81,7 +82,8 @@ def run_training(config_path: str, overrides: Sequence[str], stop: StopRequest) 
         import pipeline
 
         voice.say(f"pipeline {pipeline.__version__}: train {config_path}; reading it and loading torch")
-    from pipeline.config.read import load_config
+    with collector_paused():
+        from pipeline.config.read import load_config
 
     config = load_config(config_path, list(overrides))
     from pipeline.distributed.world import World, die_with_parent
@@ -161,11 +163,12 @@ def _train_as_rank(
 ) -> int:
     from pipeline.config.resolve import resolve_run
     from pipeline.distributed.quiet import quiet_libraries
+    from pipeline.distributed.world import device_of, init_process_group, leave_process_group
 
     voice.say(f"loading Lightning and DeepSpeed ({voice.elapsed})")
-    quiet_libraries(is_first=world.is_first)
-    import pipeline.build.training  # noqa: F401  # loads them here, before the ranks wait for one another
-    from pipeline.distributed.world import device_of, init_process_group, leave_process_group
+    with collector_paused():
+        quiet_libraries(is_first=world.is_first)
+        import pipeline.build.training  # noqa: F401  # loads them here, before the ranks wait for one another
 
     resolved = resolve_run(config, world_size=world.size)
     if world.size > 1:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import signal
 import sys
 import time
@@ -80,8 +81,10 @@ def serve(spec: dict[str, Any], answers: TextIO) -> None:
                 break
             _answer(answers, done=1)
         log.finish(exit_code=exit_code)
-    wandb.teardown(exit_code=exit_code)  # the end of its service writes the file: finishing a run does not wait for that
-    lost = count_lost(folder / f"run-{run.id}.wandb", rows=log.rows) if run.offline else 0
+        wandb.teardown(exit_code=exit_code)  # the end of its service writes the file: finishing a run does not wait for that
+        lost = count_lost(folder / f"run-{run.id}.wandb", rows=log.rows) if run.offline else 0
+        if run.offline:  # another evaluator's file, finished since, lacks what was measured after it
+            set_superseded_aside(folder, run_id=run.id)
     _answer(answers, finished=1, lost=lost, rows=log.rows, folder=str(folder))
 
 
@@ -164,6 +167,7 @@ def open_run(spec: dict[str, Any], *, mode: str) -> Any:
             init_timeout=spec["init_timeout_s"],
             x_stats_pid=spec["pid"],
             disable_code=True,
+            x_sync_dir_suffix=secrets.token_hex(3),  # a folder's name has the second, and two writers may begin in one
         ),
     )
     if online:

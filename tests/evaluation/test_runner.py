@@ -38,7 +38,7 @@ def test_every_checkpoint_is_evaluated_once(folder: RunFolder, call: Call) -> No
     call("evaluate", str(folder.root), "evaluation.protocols.few_shot.shots=[1,5,10]")
     added = read_json_lines(folder.evaluations)[len(rows) :]
     assert [(row["step"], row["shots"]) for row in added] == [(0, 10), (0, 10), (4, 10), (4, 10)]
-    assert sorted((folder.root / "wandb").glob("offline-run-*-abc123-eval/*.wandb"))
+    assert sorted((folder.root / "wandb").glob("offline-run-*/run-abc123-eval.wandb"))
 
 
 def test_averaged_weights_are_measured_next_to_the_raw_ones(folder: RunFolder, call: Call) -> None:
@@ -131,7 +131,7 @@ def test_lines_that_are_no_results_and_results_of_replaced_weights_reach_nobody(
 
 
 def test_wandb_has_what_several_evaluators_have_measured(folder: RunFolder, call: Call) -> None:
-    """Offline each writes a file of its own under one id, and of several `wandb sync` lets the last count."""
+    """Offline each writes a file under one id, of which `wandb sync` lets the last count: the one that ends last stays."""
     add_weights(folder, 0)
     one = make_evaluator(folder, load_config(folder.config, ["tracking.mode=offline"]))
     one.evaluate_pending()

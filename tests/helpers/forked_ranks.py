@@ -8,6 +8,7 @@ Exits with 1 if a rank fails, after it has ended the others.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import runpy
@@ -17,9 +18,13 @@ import sys
 import threading
 import traceback
 
+from pipeline.launch.imports import collector_paused
+
 
 def main(num_ranks: int, module: str, arguments: list[str]) -> int:
-    importlib.import_module(module)
+    with collector_paused():
+        importlib.import_module(module)
+    gc.freeze()  # ranks share these pages
     assert threading.active_count() == 1, threading.enumerate()  # a fork has no thread but this one
     port = free_port()
     running = {start_rank(module, arguments, rank=rank, num_ranks=num_ranks, port=port) for rank in range(num_ranks)}

@@ -18,9 +18,9 @@ def stored(folder: Path, run_id: str, kind: str) -> list[Any]:
     """Return the records of a kind in a run's offline file. There is one such file: older ones are set aside."""
     from wandb.proto import wandb_internal_pb2
 
-    (only,) = (folder / "wandb").glob(f"offline-run-*-{run_id}")
+    (only,) = (folder / "wandb").glob(f"offline-run-*/run-{run_id}.wandb")
     found = []
-    for data in read_records(next(only.glob("*.wandb"))):
+    for data in read_records(only):
         record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]  # made when it is imported
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == kind:

@@ -60,7 +60,7 @@ def test_one_death_after_another_changes_nothing(reference: RunFolder, write_con
     assert "resuming from" in output
     assert not folder.staging_of(8).exists()
     assert_same_run(folder, reference)
-    assert len({path.name.split("-")[-1] for path in (folder.root / "wandb").glob("offline-run-*")}) == 1  # one W&B run
+    assert len({path.name for path in (folder.root / "wandb").glob("offline-run-*/*.wandb")}) == 1  # one W&B run
 
 
 def flip_a_bit(folder: RunFolder, step: int) -> Path:
@@ -86,7 +86,7 @@ def test_killed_between_checkpoints_it_ends_the_same(reference: RunFolder, write
     assert "resuming from" in output
     assert "step 4 of 12" in output or "step 8 of 12" in output
     assert_same_run(folder, reference)
-    assert len({path.name.split("-")[-1] for path in (folder.root / "wandb").glob("offline-run-*")}) == 1  # one W&B run
+    assert len({path.name for path in (folder.root / "wandb").glob("offline-run-*/*.wandb")}) == 1  # one W&B run
 
 
 def wait_gone(pids: list[int]) -> None:

@@ -36,7 +36,7 @@ def test_a_run_leaves_what_it_promises(reference: RunFolder) -> None:
     meta = find_latest(reference).newest
     assert meta is not None
     assert meta.meta.wandb_id == reference.wandb_id.read_text()
-    assert list((reference.root / "wandb").glob(f"offline-run-*-{meta.meta.wandb_id}/*.wandb"))
+    assert list((reference.root / "wandb").glob(f"offline-run-*/run-{meta.meta.wandb_id}.wandb"))
     weights = load_weights(reference.weights_of(STEPS)).model.state_dict()
     assert any((tensor != tensor.bfloat16().float()).any() for tensor in weights.values())  # masters, not rounded copies
     assert not [path for path in reference.root.rglob(".*") if path.name.startswith((".saving", ".deleting"))]

@@ -42,7 +42,7 @@ def finish(job: Job, reference: RunFolder, record: Report) -> None:
     assert job.wait_for_end() == "0:0", job.text
     assert job.show("Restarts") == "1"
     assert_same_run(job.folder, reference)
-    assert len({path.name.split("-")[-1] for path in (job.folder.root / "wandb").glob("offline-run-*")}) == 1  # one W&B run
+    assert len({path.name for path in (job.folder.root / "wandb").glob("offline-run-*/*.wandb")}) == 1  # one W&B run
 
 
 def assert_nothing_lost(job: Job) -> None:
