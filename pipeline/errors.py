@@ -51,6 +51,10 @@ class RuinedError(CheckpointError):
     """A checkpoint is whole, but holds values that are not finite."""
 
 
+class ExchangeError(PipelineError):
+    """Weights of another library cannot be read, or ours cannot be written in its format."""
+
+
 class EvaluationError(PipelineError):
     """A measurement cannot be made: a set lacks what it needs, or features are not finite."""
 

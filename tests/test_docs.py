@@ -78,6 +78,12 @@ def test_the_picture_is_that_of_the_imports() -> None:
     assert PICTURE.read_text() == draw(read_arrows()), "type `make architecture`"
 
 
+def test_no_module_and_no_function_is_longer_than_the_house_style_allows() -> None:
+    counts = count_long()
+    long = {what: number for what, number in counts.items() if what != "fmt: skip" and number}
+    assert not long, long
+
+
 def test_the_index_names_every_page() -> None:
     text = (REPOSITORY / "docs" / "README.md").read_text()
     pages = [path.name for path in sorted((REPOSITORY / "docs").glob("*.md")) if path.name != "README.md"]

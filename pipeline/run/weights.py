@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,8 +33,13 @@ def save_weights(
     step: int,
     images_seen: int,
     kind: WeightsKind = "raw",
+    more: Mapping[str, str] | None = None,
 ) -> None:
-    """Write plain weights as safetensors, with the model's config in the header, whole or not at all."""
+    """Write plain weights as safetensors, with the model's config in the header, whole or not at all.
+
+    Args:
+        more: further entries of the header.
+    """
     header = {
         "family": model.family,
         "model": json.dumps(model.to_dict()),
@@ -43,6 +48,7 @@ def save_weights(
         "digest": digest_tensors(tensors),
         "format": "pt",
         **({} if kind == "raw" else {"kind": kind}),
+        **(more or {}),
     }
     path.parent.mkdir(
         exist_ok=True

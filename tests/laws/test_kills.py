@@ -72,6 +72,7 @@ def flip_a_bit(folder: RunFolder, step: int) -> Path:
     return victim
 
 
+@pytest.mark.slow
 def test_killed_between_checkpoints_it_ends_the_same(reference: RunFolder, write_config: WriteConfig) -> None:
     config = write_config(tracking={"mode": "offline"})
     folder = folder_of(config)

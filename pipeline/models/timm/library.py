@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from pipeline.errors import ConfigError
@@ -75,8 +76,8 @@ def default_size(name: str) -> tuple[int, int]:
     return (224, 224) if known is None else tuple(known.input_size[1:])
 
 
-def create(name: str, *, size: tuple[int, int], options: Mapping[str, Any]) -> nn.Module:
-    """Return a model without a classifier. Its weights are drawn from torch's global generator.
+def create(name: str, *, size: tuple[int, int], options: Mapping[str, Any], num_classes: int = 0) -> nn.Module:
+    """Return a model, by default without a classifier. Its weights are drawn from torch's global generator.
 
     Raises:
         ConfigError: it does not take the size, or an option.
@@ -86,10 +87,35 @@ def create(name: str, *, size: tuple[int, int], options: Mapping[str, Any]) -> n
     # Models of a fixed size take another one when they are made; the others take any when they are run.
     sized = {"img_size": size} if known is not None and known.fixed_input_size and size != default_size(name) else {}
     try:
-        return library.create_model(name, pretrained=False, num_classes=0, **sized, **options)
+        return library.create_model(name, pretrained=False, num_classes=num_classes, **sized, **options)
     except (TypeError, ValueError, KeyError, AssertionError, RuntimeError) as error:
         given = ", ".join(f"{key}={value}" for key, value in {**sized, **options}.items()) or "no options"
         raise ConfigError(f"timm {library.__version__} cannot make {name} with {given}: {reason_of(error)}") from error
+
+
+def new_model(name: str, *, size: tuple[int, int], options: Mapping[str, Any], num_classes: int) -> nn.Module:
+    """Return timm's own model with its classifier, on the meta device: it has shapes and no weights.
+
+    Raises:
+        ConfigError: timm has no such model, or it does not take the size, or an option.
+    """
+    check_name(name)
+    with torch.device("meta"):
+        return create(name, size=size, options=options, num_classes=num_classes)
+
+
+def classifier_name(name: str, model: nn.Module) -> str:
+    """Return the name of the dense layer that is a model's classifier.
+
+    Raises:
+        ConfigError: it has two of them, or none.
+    """
+    found = dict(getattr(model, "pretrained_cfg", {}) or {}).get("classifier")
+    if not isinstance(found, str):
+        raise ConfigError(
+            f"timm's {name} has the classifier {found!r}, and a model here has one dense layer; use another model"
+        )
+    return found
 
 
 def reason_of(error: Exception) -> str:

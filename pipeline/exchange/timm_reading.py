@@ -1,0 +1,303 @@
+"""Read a folder of timm's, or a file with timm's names: as a model of our own where it is one, else of the family timm."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.data.images.crop import Resize
+from pipeline.errors import ExchangeError
+from pipeline.exchange.pieces import Tensors, check_shapes, to_ours
+from pipeline.exchange.pretrained import Preprocessing, Pretrained
+from pipeline.exchange.timm_names import timm_pieces
+from pipeline.image_size import image_size
+from pipeline.models.bit.model import BiTConfig
+from pipeline.models.hybrid.model import HybridConfig
+from pipeline.models.timm.library import classifier_name, installed_version, new_model
+from pipeline.models.timm.model import TimmConfig, freeze
+from pipeline.models.vit.encoder_config import EncoderConfig, Gelu, Pooling, Position, conflict_of
+from pipeline.models.vit.model import ViTConfig
+
+_HEADS_OF_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # of the sizes that everybody means by these widths
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+_BIT_UNIT = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.")
+_BIT = re.compile(r"resnetv2_\d+x\d_bit")
+_STAGE = re.compile(r"patch_embed\.backbone\.stages\.(\d+)\.blocks\.(\d+)\.")
+_POOLING: dict[str, Pooling] = {"token": "class_token", "avg": "gap", "map": "map"}
+_GELU: dict[str, Gelu] = {"gelu": "exact", "gelu_tanh": "tanh"}
+# Arguments of timm's Vision Transformer that change what it computes and that ours has no setting for.
+_UNKNOWN = (
+    "pre_norm",
+    "scale_attn_norm",
+    "scale_mlp_norm",
+    "norm_layer",
+    "embed_norm_layer",
+    "block_fn",
+    "mlp_layer",
+    "attn_layer",
+)
+
+
+def read_timm_folder(config: Mapping[str, Any], tensors: Tensors, *, source: str) -> Pretrained:
+    """Return the model of a folder.
+
+    Args:
+        config: what `config.json` holds.
+
+    Raises:
+        ExchangeError: it is no model that is known here.
+    """
+    tensors = _fold_register_positions(tensors)
+    cfg = {**config, **(config.get("pretrained_cfg") or {})}
+    arguments = dict(config.get("model_args") or {})
+    labels = config.get("label_names")
+    names = tuple(str(name) for name in labels) if isinstance(labels, list) else None
+    vit = describe_vit(tensors, arguments, source=source)
+    if vit is None and _BIT.fullmatch(str(config.get("architecture"))):
+        model = _read_bit(cfg, tensors, source=source)
+    elif vit is None:
+        model = _read_own(str(config.get("architecture")), arguments, cfg, tensors, source=source)
+    else:
+        model = read_vit(tensors, vit, source=source)
+    mean, std = cfg.get("mean") or _IMAGENET_MEAN, cfg.get("std") or _IMAGENET_STD
+    model = normalise(model, tuple(map(float, mean)), tuple(map(float, std)))
+    known = names if names is not None and len(names) == model.config.num_classes else None
+    return Pretrained(
+        model.config,
+        model.tensors,
+        source=source,
+        class_names=known,
+        preprocessing=_preprocessing(cfg, min(model.config.height_and_width)),
+        notes=model.notes,
+    )
+
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # timm's defaults
+
+
+def describe_vit(tensors: Tensors, arguments: Mapping[str, Any], *, source: str) -> EncoderConfig | None:
+    """Return the configuration of a Vision Transformer, or a hybrid, by its tensors; None if ours is none of this form."""
+    patch, first = tensors.get("patch_embed.proj.weight"), tensors.get("blocks.0.attn.qkv.weight")
+    if patch is None or first is None or patch.ndim != 4 or any(arguments.get(name) for name in _UNKNOWN):
+        return None
+    if arguments.get("fc_norm") or "fc_norm.weight" in tensors or "norm.weight" not in tensors:
+        return None  # timm's own mean of the patches, whose norm follows the mean
+    is_hybrid = any(name.startswith("patch_embed.backbone.") for name in tensors)
+    width = first.shape[1]
+    num_heads = _num_heads(tensors, arguments, width, source=source)
+    has_class_token, registers = "cls_token" in tensors, tensors.get("reg_token")
+    pooling = "map" if "attn_pool.latent" in tensors else "class_token" if has_class_token else "gap"
+    if arguments.get("global_pool") not in (None, next(key for key, value in _POOLING.items() if value == pooling)):
+        return None
+    gelu = _GELU.get(arguments.get("act_layer") or "gelu")
+    head = tensors.get("head.weight")
+    if gelu is None:
+        return None
+    values: dict[str, Any] = {
+        "width": width,
+        "depth": 1 + max(int(match[1]) for name in tensors if (match := _BLOCK.match(name))),
+        "mlp_dim": tensors["blocks.0.mlp.fc1.weight"].shape[0],
+        "num_heads": num_heads,
+        "num_classes": 1 if head is None else head.shape[0],
+        "representation_size": None,
+        "dropout": 0.0,
+        "pooling": pooling,
+        "gelu": gelu,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
+        "layer_scale": 1.0 if "blocks.0.ls1.gamma" in tensors else None,
+        "registers": 0 if registers is None else registers.shape[1],
+    }
+    return _with_positions(values, tensors, arguments, is_hybrid=is_hybrid, source=source)
+
+
+def _num_heads(tensors: Tensors, arguments: Mapping[str, Any], width: int, *, source: str) -> int:
+    """Return the number of heads, which no tensor's shape says but that of their norms."""
+    if "blocks.0.attn.q_norm.weight" in tensors:
+        return width // tensors["blocks.0.attn.q_norm.weight"].shape[0]
+    given = arguments.get("num_heads", _HEADS_OF_WIDTH.get(width))
+    if not isinstance(given, int):
+        raise ExchangeError(
+            f"{source} does not say how many heads a width of {width} has; add model_args.num_heads to its config.json"
+        )
+    return given
+
+
+def _with_positions(
+    values: dict[str, Any], tensors: Tensors, arguments: Mapping[str, Any], *, is_hybrid: bool, source: str
+) -> EncoderConfig | None:
+    """Return the configuration with its image size and positions."""
+    patch = tensors["patch_embed.proj.weight"].shape[-1]
+    blocks = _stages(tensors, _STAGE)
+    stride = patch * (2 ** (1 + max(1, len(blocks))) if is_hybrid else 1)
+    positions = tensors.get("pos_embed")
+    has_class_token = values["pooling"] == "class_token"
+    size = arguments.get("img_size")
+    position: Position = "none" if positions is None else "learned_1d"
+    length = 0 if positions is None else positions.shape[1]
+    prefix = has_class_token + values["registers"]
+    if size is None and positions is not None:
+        sides = [math.isqrt(length - extra) for extra in (0, 1, prefix) if is_square(length - extra)]
+        size = sides[0] * stride if sides else 0
+    height, width = (size, size) if isinstance(size, int) else tuple(size or (224, 224))
+    extra = length - (height // stride) * (width // stride) if positions is not None else 0
+    if extra not in (0, 1) or (extra == 1 and not has_class_token) or not height * width:
+        return None  # registers with positions, or a distillation token
+    values |= {
+        "position": position,
+        "position_class_token": extra == 1 or not has_class_token,
+        "image_size": image_size(height, width),
+    }
+    if is_hybrid:
+        stem = "patch_embed.backbone.stem.conv.weight"
+        root = tensors[stem if blocks else "patch_embed.backbone.conv.weight"].shape[0]
+        config: EncoderConfig = HybridConfig(blocks=blocks, root_width=root, patch_size=patch, **values)
+    else:
+        config = ViTConfig(patch_size=patch, **values)
+    if (conflict := conflict_of(config)) is not None:
+        raise ExchangeError(f"{source}: {conflict}")
+    return config
+
+
+def _fold_register_positions(tensors: Tensors) -> Tensors:
+    """Add the positions of registers to the registers, where they have some."""
+    registers, positions = tensors.get("reg_token"), tensors.get("pos_embed")
+    if registers is None or positions is None:
+        return tensors
+    first, count, length = int("cls_token" in tensors), registers.shape[1], positions.shape[1]
+    if not is_square(length - first - count) or is_square(length - first) or is_square(length):
+        return tensors
+    own, theirs, patches = positions.split([first, count, length - first - count], dim=1)
+    return tensors | {"reg_token": registers + theirs, "pos_embed": torch.cat([own, patches], dim=1)}
+
+
+def is_square(count: int) -> bool:
+    """Return whether as many patches can be a square."""
+    return count > 0 and math.isqrt(count) ** 2 == count
+
+
+def _stages(tensors: Tensors, pattern: re.Pattern[str]) -> tuple[int, ...]:
+    """Return the number of blocks of each stage of a ResNet."""
+    units: dict[int, int] = {}
+    for name in tensors:
+        if match := pattern.match(name):
+            units[int(match[1])] = max(units.get(int(match[1]), 0), int(match[2]) + 1)
+    return tuple(units[stage] for stage in sorted(units))
+
+
+def _read_bit(cfg: Mapping[str, Any], tensors: Tensors, *, source: str) -> Pretrained:
+    """Return a ResNet of BiT."""
+    sides = cfg.get("input_size") or (3, 224, 224)
+    head = tensors.get("head.fc.weight")
+    root = tensors.get("stem.conv.weight")
+    if head is None or root is None:
+        raise ExchangeError(f"{source} lacks stem.conv.weight or head.fc.weight, which timm's ResNets of BiT have")
+    config = BiTConfig(
+        image_size=image_size(int(sides[-2]), int(sides[-1])),
+        variant="v2",
+        blocks=_stages(tensors, _BIT_UNIT),
+        width=root.shape[0],
+        num_classes=head.shape[0],
+    )
+    read = to_ours(tensors, timm_pieces(config), source=source)
+    check_shapes(read.tensors, config, source=source)
+    return Pretrained(config, read.tensors, source=source)
+
+
+def read_vit(tensors: Tensors, config: EncoderConfig, *, source: str) -> Pretrained:
+    """Return the model that timm's tensors are."""
+    has_head = "head.weight" in tensors
+    pieces = [piece for piece in timm_pieces(config) if has_head or not piece.ours[0].startswith("head.")]
+    read = to_ours(tensors, pieces, source=source)
+    found = read.tensors if has_head else read.tensors | empty_head(config)
+    check_shapes(found, config, source=source)
+    notes = [f"not read: {', '.join(read.left_out)}"] if read.left_out else []
+    return Pretrained(config, found, source=source, notes=tuple(notes))
+
+
+def empty_head(config: EncoderConfig) -> Tensors:
+    """Return a classifier of zeros, for a model that came without one."""
+    return {
+        "head.weight": torch.zeros(config.num_classes, config.representation_size or config.width),
+        "head.bias": torch.zeros(config.num_classes),
+    }
+
+
+def normalise(model: Pretrained, mean: tuple[float, ...], std: tuple[float, ...]) -> Pretrained:
+    """Fold another normalisation of pixels than ours, to [-1, 1], into the patch embedding.
+
+    A convolution without padding reads (p / 255 - mean) / std, p / 255 = (x + 1) / 2 of our x. Outputs are equal to rounding.
+    """
+    half = (0.5,) * 3
+    if (mean, std) == (half, half):
+        return model
+    if not isinstance(model.config, ViTConfig):
+        raise ExchangeError(
+            f"{model.source} normalises pixels by the mean {list(mean)} and deviation {list(std)}. Ours are scaled to [-1, 1], "
+            "and the difference cannot be folded into a model whose first convolution pads its images"
+        )
+    scale = torch.tensor([0.5 / deviation for deviation in std])
+    shift = torch.tensor([(0.5 - centre) / deviation for centre, deviation in zip(mean, std, strict=True)])
+    kernel, bias = model.tensors["patch_embed.weight"].double(), model.tensors["patch_embed.bias"].double()
+    folded = {
+        "patch_embed.weight": (kernel * scale[:, None, None]).float(),
+        "patch_embed.bias": (bias + (kernel * shift[:, None, None]).sum(dim=(1, 2, 3))).float(),
+    }
+    return Pretrained(model.config, model.tensors | folded, source=model.source, notes=model.notes).noting(
+        f"the normalisation of pixels by the mean {list(mean)} and deviation {list(std)} is folded into the patch embedding"
+    )
+
+
+def _preprocessing(cfg: Mapping[str, Any], crop: int) -> Preprocessing:
+    share = float(cfg.get("crop_pct") or 0)
+    resize: Resize = "bicubic_antialias" if cfg.get("interpolation", "bicubic") == "bicubic" else "bilinear_antialias"
+    return Preprocessing(short_side=int(crop / share) if 0 < share <= 1 else None, resize=resize)
+
+
+def _read_own(
+    architecture: str, arguments: dict[str, Any], cfg: Mapping[str, Any], tensors: Tensors, *, source: str
+) -> Pretrained:
+    """Return a model of the family timm."""
+    sides = cfg.get("input_size") or (3, 224, 224)
+    size = image_size(int(sides[-2]), int(sides[-1]))
+    options = {name: value for name, value in arguments.items() if name != "img_size"}
+    try:
+        frozen = freeze(options)
+    except ValueError as error:
+        raise ExchangeError(f"{source}: {error}") from error
+    theirs = new_model(architecture, size=(int(sides[-2]), int(sides[-1])), options=options, num_classes=1)
+    classifier = classifier_name(architecture, theirs)
+    weight, bias = tensors.get(f"{classifier}.weight"), tensors.get(f"{classifier}.bias")
+    if weight is None or bias is None:
+        raise ExchangeError(f"{source} lacks {classifier}.weight and its bias, the classifier of timm's {architecture}")
+    own: dict[str, Tensor] = {
+        f"backbone.{name}": tensor for name, tensor in tensors.items() if not name.startswith(f"{classifier}.")
+    }
+    config = TimmConfig(
+        name=architecture, image_size=size, options=frozen, timm_version=installed_version(), num_classes=weight.shape[0]
+    )
+    found = own | {"head.weight": weight.flatten(1).float(), "head.bias": bias.float()}
+    check_shapes(found, config, source=source)
+    return Pretrained(config, found, source=source)
+
+
+def read_timm_file(path: Path, tensors: Tensors) -> Pretrained:
+    """Return the Vision Transformer that a file of timm's names without a description is.
+
+    Raises:
+        ExchangeError: it is none of the usual sizes.
+    """
+    config = describe_vit(tensors, {}, source=str(path))
+    if config is None:
+        raise ExchangeError(
+            f"{path} is no Vision Transformer in timm's names that ours can be; timm's config.json would say what it is"
+        )
+    return read_vit(tensors, config, source=str(path)).noting(
+        "pixels are taken as scaled to [-1, 1] and GELU as exact: a config.json of timm next to the file would say"
+    )
