@@ -12,7 +12,7 @@ from pipeline.run.folder import RunFolder
 from pipeline.run.records import append_json_lines
 from tests.conftest import REPOSITORY
 from tests.helpers import compare_runs
-from tests.helpers.import_graph import PICTURE, ROOTS, draw, read_arrows
+from tests.helpers.import_graph import PICTURE, ROOTS, count_long, draw, read_arrows
 from tests.helpers.run_folders import write_weights
 
 PAGES = sorted(
