@@ -7,6 +7,7 @@ arguments are valid.
 from __future__ import annotations
 
 import argparse
+import keyword
 import os
 import shlex
 import sys
@@ -32,9 +33,14 @@ def make_parser(chosen: str) -> argparse.ArgumentParser:
         epilog="example:\n  python -m pipeline train configs/l16_in21k.yaml data.train=/data/in21k",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    modules = {name: (f"pipeline.commands.{name.replace('-', '_')}", help) for name, help in COMMANDS.items()}
+    modules = {name: (f"pipeline.commands.{_module_of(name)}", help) for name, help in COMMANDS.items()}
     add_commands(parser, modules, chosen=chosen)
     return parser
+
+
+def _module_of(name: str) -> str:
+    """Return a command's module: `import` is a word of Python's, and its module has an underscore behind it."""
+    return f"{name.replace('-', '_')}{'_' * keyword.iskeyword(name)}"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

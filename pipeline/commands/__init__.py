@@ -6,6 +6,8 @@ A module has `EPILOG`, `add_arguments(parser)` and `run(arguments, stop)`. It im
 COMMANDS = {
     "train": "pretrain; the same line starts a run and resumes it",
     "evaluate": "linear and few-shot accuracy of a run's checkpoints, in a process of its own",
+    "export": "write weights for timm, transformers, Google's code or ONNX, with a model card",
+    "import": "read weights of timm, transformers or Google into a weights file of this software",
     "report": "print a run's results and draw its curves",
     "status": "what a run is doing, from its files alone: from any machine that sees the folder",
     "samples": "print the samples that a run sees at a step, without running it: for loss spikes",

@@ -81,7 +81,8 @@ def _export(exported: nn.Module, path: Path, *, height: int, width: int, output:
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings(), redirect_stdout(StringIO()):  # it prints its progress
         warnings.simplefilter("ignore")
-        logging.getLogger("onnxscript").setLevel(logging.ERROR)
+        for name in ("onnxscript", "torch.onnx._internal.exporter._registration"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         try:
             program = torch.onnx.export(
                 exported.eval(),
