@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.build.data_record import Continuity, check_data, write_record
+from pipeline.build.initial import examine_initial
 from pipeline.config.remarks import remarks
 from pipeline.config.resolve import ResolvedRun, count_schedule_steps, describe_learning_rate, images_of_epoch, make_schedule
 from pipeline.config.run import RunConfig
@@ -78,14 +79,18 @@ def prepare_run_folder(run: ResolvedRun, *, world_size: int, lock: RunLock, bf16
         messages += compare_learning_rates(run, last_launch, step=newest.meta.step)
         continuity = _check_continuity(run, newest, root=folder.root)
         messages += continuity.messages
+    initial = examine_initial(run.config, resolved=run.model) if newest is None else None
     # Nothing is touched before this line.
     messages += _clean_up(folder, found)
     messages += _describe_beginning(run, newest, folder=folder, world_size=world_size)
+    messages += [] if initial is None else initial.messages
     messages += [choice.message] if choice.message is not None else []
     messages += _describe_choices(run)
     if newest is None or newest.meta.step < run.stop_step:
         folder.complete.unlink(missing_ok=True)  # this launch has more steps to do
     write_record(folder.root, run.mixture, continuity.accepted)
+    if initial is not None:
+        initial.write(folder)
     _write_class_names(folder, run.class_names)
     write_whole(folder.config, run.config.to_yaml().encode())
     meta = None if newest is None else newest.meta

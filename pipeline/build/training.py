@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from pipeline.build.callbacks import make_callbacks
+from pipeline.build.initial import begin, make_model, open_initial
 from pipeline.build.loggers import make_loggers
 from pipeline.build.resume import ResumePoint
 from pipeline.build.streams import make_stream
@@ -17,7 +18,7 @@ from pipeline.data.streams.datamodule import StreamDataModule
 from pipeline.distributed.world import World
 from pipeline.launch.cores import threads_of_a_rank
 from pipeline.launch.signals import StopRequest
-from pipeline.models.base import Backbone, ModelConfig
+from pipeline.models.base import Backbone
 from pipeline.run.checkpoint import MODEL_FILE, RunFolder
 from pipeline.run.weights import load_tensors, read_weights_header
 from pipeline.train.blocks import checkpoint_blocks, compile_blocks, every_nth
@@ -26,13 +27,6 @@ from pipeline.train.callbacks.snapshots import RunFacts
 from pipeline.train.module import PretrainModule
 from pipeline.train.section import TrainerSection
 from pipeline.train.zero import ZeroStrategy, deepspeed_config
-
-
-def make_model(config: ModelConfig, *, seed: int) -> Backbone:
-    """Make a freshly initialised model, the same on every rank."""
-    model = config.build()
-    model.init_weights(torch.Generator().manual_seed(seed))
-    return model
 
 
 def _prepare_blocks(model: Backbone, trainer: TrainerSection) -> None:
@@ -77,6 +71,8 @@ def make_training(run: ResolvedRun, *, world: World, stop: StopRequest, start: R
         path = start.checkpoint.path / MODEL_FILE
         read_weights_header(path)  # refuses those of a model that another version of a library defines
         load_tensors(model, path, objective=objective)
+    elif (weights := open_initial(config)) is not None:
+        begin(weights, model, config, resolved=run.model)
     _prepare_blocks(model, config.trainer)
     module = PretrainModule(
         model=model,

@@ -97,13 +97,23 @@ def run_training(config_path: str, overrides: Sequence[str], stop: StopRequest) 
         for note in _examine_sets(config):
             voice.say(note)
     if ranks.launcher == "none":
-        from pipeline.config.resolve import resolve_run
-
-        resolve_run(config, world_size=num_ranks).mixture.check_shards()  # errors are raised here, before any rank starts
+        _examine_beginning(config, num_ranks=num_ranks)
         if num_ranks > 1:
             let_stop_wait()
             return _launch(config_path, overrides, num_ranks=num_ranks, stop=stop, voice=voice)
     return _train_as_rank(config, World.from_environment(), stop, voice=voice, let_stop_wait=let_stop_wait)
+
+
+def _examine_beginning(config: RunConfig, *, num_ranks: int) -> None:
+    """Raise here, before any rank starts, what would be wrong with shards or initial weights."""
+    from pipeline.build.initial import examine_initial
+    from pipeline.config.resolve import resolve_run
+    from pipeline.run.folder import RunFolder
+
+    run = resolve_run(config, world_size=num_ranks)
+    run.mixture.check_shards()
+    if num_ranks > 1 and config.init_from is not None and not RunFolder(config.run_dir).checkpoint_steps():
+        examine_initial(config, resolved=run.model)
 
 
 def _launch(config_path: str, overrides: Sequence[str], *, num_ranks: int, stop: StopRequest, voice: Voice) -> int:

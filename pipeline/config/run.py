@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from pipeline.credentials import describe_credential
 from pipeline.data.section import DataSection
 from pipeline.evaluation.section import EvaluationSection
+from pipeline.exchange.section import InitSection
 from pipeline.models import Model
 from pipeline.monitor.section import TrackingSection
 from pipeline.objectives import Objective, Sigmoid
@@ -35,6 +36,12 @@ class RunConfig(Section):
     output_dir: str = Field(default="runs", description="where run folders are made", json_schema_extra=TOLD)
     seed: Seed = 0
     model: Model
+    init_from: str | None = Field(
+        default=None,
+        min_length=1,
+        description="weights that the model begins with: a run folder, a weights file, .npz, a folder of timm or transformers",
+    )
+    init: InitSection = InitSection()  # type: ignore[call-arg]
     data: DataSection
     objective: Objective = Sigmoid()  # type: ignore[call-arg]
     optimizer: Optimizer

@@ -88,6 +88,11 @@ class RunFolder:
         return self.root / "data.json"
 
     @property
+    def initial(self) -> Path:
+        """Return the file that says which weights the run began with, and what of them was taken."""
+        return self.root / "initial.json"
+
+    @property
     def classes(self) -> Path:
         """Return the file with the names of the model's classes, one a line by number, where the corpus tells them."""
         return self.root / "classes.txt"

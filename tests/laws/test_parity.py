@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from data_tools.__main__ import main as data_tools
+from pipeline.build.initial import make_model
 from pipeline.build.streams import make_stream
-from pipeline.build.training import make_model
 from pipeline.commands.demo import write_digits
 from pipeline.config.read import load_config
 from pipeline.config.resolve import make_schedule, resolve_run

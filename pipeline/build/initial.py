@@ -1,0 +1,80 @@
+"""Give a new run's model the weights that it begins with, and keep with the run what they were."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.build.pretrained import open_pretrained
+from pipeline.config.run import RunConfig
+from pipeline.exchange.initial import Beginning, begin_with
+from pipeline.exchange.pretrained import Pretrained
+from pipeline.files import write_whole
+from pipeline.models.base import Backbone, ModelConfig
+from pipeline.run.folder import RunFolder
+from pipeline.run.weights import digest_tensors
+
+
+def open_initial(config: RunConfig) -> Pretrained | None:
+    """Return the weights that a configuration begins with; None where it begins without any.
+
+    Raises:
+        ExchangeError: they are missing, damaged, or no model that is known here.
+    """
+    return None if config.init_from is None else open_pretrained(Path(config.init_from))
+
+
+def make_model(config: ModelConfig, *, seed: int) -> Backbone:
+    """Make a freshly initialised model, the same on every rank."""
+    model = config.build()
+    model.init_weights(torch.Generator().manual_seed(seed))
+    return model
+
+
+def begin(weights: Pretrained, model: Backbone, config: RunConfig, *, resolved: ModelConfig) -> Beginning:
+    """Fill a freshly initialised model with what fits of the weights. Return what was taken.
+
+    Raises:
+        ExchangeError: the weights are of another model.
+    """
+    beginning = begin_with(weights, model, resolved, head=config.init.head, positions=config.init.positions)
+    model.load_state_dict(beginning.tensors)
+    return beginning
+
+
+@dataclass(frozen=True)
+class Initial:
+    """Says what a run begins with: in words, and for the run folder."""
+
+    messages: list[str]
+    record: dict[str, Any]
+
+    def write(self, folder: RunFolder) -> None:
+        """Keep it with the run."""
+        write_whole(folder.initial, json.dumps(self.record, indent=1) + "\n")
+
+
+def examine_initial(config: RunConfig, *, resolved: ModelConfig) -> Initial | None:
+    """Return what a run begins with; None where it begins without weights. Every rank then does the same for itself.
+
+    Raises:
+        ExchangeError: the weights are missing, damaged, or of another model.
+    """
+    weights = open_initial(config)
+    if weights is None:
+        return None
+    beginning = begin(weights, make_model(resolved, seed=config.seed), config, resolved=resolved)
+    record = {
+        "source": beginning.source,
+        "digest": digest_tensors(weights.tensors),
+        "taken": list(beginning.taken),
+        "resized": list(beginning.resized),
+        "fresh": list(beginning.fresh),
+        "left_out": list(beginning.left_out),
+        "notes": list(beginning.notes),
+    }
+    return Initial(beginning.describe(), record)
