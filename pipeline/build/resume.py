@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.build.data_record import Continuity, check_data, write_record
-from pipeline.build.initial import examine_initial
+from pipeline.build.initial import Initial, examine_initial
 from pipeline.config.remarks import remarks
 from pipeline.config.resolve import ResolvedRun, count_schedule_steps, describe_learning_rate, images_of_epoch, make_schedule
 from pipeline.config.run import RunConfig
@@ -88,16 +88,21 @@ def prepare_run_folder(run: ResolvedRun, *, world_size: int, lock: RunLock, bf16
     messages += _describe_choices(run)
     if newest is None or newest.meta.step < run.stop_step:
         folder.complete.unlink(missing_ok=True)  # this launch has more steps to do
-    write_record(folder.root, run.mixture, continuity.accepted)
-    if initial is not None:
-        initial.write(folder)
-    _write_class_names(folder, run.class_names)
-    write_whole(folder.config, run.config.to_yaml().encode())
+    _write_records(folder, run, continuity, initial)
     meta = None if newest is None else newest.meta
     wandb = settle_run(
         folder.root, wanted=asked_id, checkpoint_id=meta.wandb_id if meta else None, step=meta.step if meta else 0
     )
     return ResumePoint(checkpoint=newest, wandb_id=wandb.run_id, precision=choice.precision, messages=messages + wandb.messages)
+
+
+def _write_records(folder: RunFolder, run: ResolvedRun, continuity: Continuity, initial: Initial | None) -> None:
+    """Keep with the run what it is made of."""
+    write_record(folder.root, run.mixture, continuity.accepted)
+    if initial is not None:
+        initial.write(folder)
+    _write_class_names(folder, run.class_names)
+    write_whole(folder.config, run.config.to_yaml().encode())
 
 
 def _write_class_names(folder: RunFolder, names: Sequence[str] | None) -> None:

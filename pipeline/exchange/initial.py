@@ -90,7 +90,7 @@ def begin_with(model: Pretrained, fresh: Backbone, config: ModelConfig, *, head:
                 f"init_from={model.source}: {name} is {list(source[name].shape)} there, {list(own[name].shape)} in this model"
             )
     taken = [name for name in own if name in source]
-    tensors = {name: source.get(name, tensor) for name, tensor in own.items()}
+    tensors = {**own, **{name: source[name] for name in taken}}
     return Beginning(
         tensors=tensors,
         taken=taken,
