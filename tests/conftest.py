@@ -149,7 +149,7 @@ def write_config(tmp_path: Path, tiny_config: dict[str, Any]) -> Callable[..., P
     def write(name: str = "tiny", **sections: Any) -> Path:
         values = {**tiny_config, "name": name, "output_dir": str(tmp_path / "runs")}
         for section, changes in sections.items():
-            values[section] = {**values[section], **changes} if isinstance(changes, dict) else changes
+            values[section] = {**values.get(section, {}), **changes} if isinstance(changes, dict) else changes
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(values))
         return path

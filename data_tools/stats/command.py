@@ -28,12 +28,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from data_tools.earlier import check_report
     from data_tools.folder_lock import lock_folder
-    from data_tools.kept_samples import find_index_of
     from data_tools.parallel import write_json
     from data_tools.shard_names import lines
     from data_tools.shards import describe_hidden, list_shards
     from data_tools.stats.measure import describe, measure_folder, tabulate
     from data_tools.stats.page import write_page
+    from pipeline.data.shards.kept import find_index_of
 
     shards = list_shards(arguments.folder)
     out = Path(arguments.out) if arguments.out else shards.output_folder

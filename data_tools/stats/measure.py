@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import PIL
 
-from data_tools.kept_samples import kept_in_shard
 from data_tools.parallel import map_in_processes, remember, write_json
 from data_tools.shards import ShardList, is_whole, shard_version
 from data_tools.stats.histogram import bin_value, effective_number, percentiles
@@ -25,6 +24,7 @@ from data_tools.stats.shard_counts import COUNTERS, SHEET_IMAGES, TOTALS, measur
 from pipeline.data.shards.class_names import class_names_of
 from pipeline.data.shards.folder import UnreachableError
 from pipeline.data.shards.index import ShardIndex
+from pipeline.data.shards.kept import kept_in_shard
 
 RULES_VERSION = 3  # version of what is counted
 

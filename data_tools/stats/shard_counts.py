@@ -8,10 +8,10 @@ from typing import Any
 import xxhash
 
 from data_tools.inspect_image import Header, read_header
-from data_tools.kept_samples import KeptSamples
 from data_tools.shards import Shard
 from data_tools.stats.histogram import log_bin
 from pipeline.data.shards.folder import UnreachableError
+from pipeline.data.shards.kept import KeptSamples
 from pipeline.data.shards.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, find_member, parse_labels
 from pipeline.data.shards.tar import TarMember, TarSample, find_defect
 from pipeline.errors import DataError

@@ -6,6 +6,7 @@ A module has `EPILOG`, `add_arguments(parser)` and `run(arguments, stop)`. It im
 COMMANDS = {
     "train": "pretrain; the same line starts a run and resumes it",
     "evaluate": "linear and few-shot accuracy of a run's checkpoints, in a process of its own",
+    "finetune": "choose settings on a part of the training images, train on all of them, test once",
     "export": "write weights for timm, transformers, Google's code or ONNX, with a model card",
     "import": "read weights of timm, transformers or Google into a weights file of this software",
     "report": "print a run's results and draw its curves",

@@ -11,6 +11,7 @@ from typing import Self
 import yaml
 from pydantic import Field, model_validator
 
+from pipeline.config.finetune import FinetuneSection
 from pipeline.credentials import describe_credential
 from pipeline.data.section import DataSection
 from pipeline.evaluation.section import EvaluationSection
@@ -20,7 +21,7 @@ from pipeline.monitor.section import TrackingSection
 from pipeline.objectives import Objective, Sigmoid
 from pipeline.optim import Optimizer
 from pipeline.optim.schedules import Schedule
-from pipeline.section import TOLD, Section, Seed
+from pipeline.section import FREE, TOLD, Section, Seed
 from pipeline.train.section import CheckpointSection, TrainerSection
 
 
@@ -50,6 +51,9 @@ class RunConfig(Section):
     checkpoint: CheckpointSection
     evaluation: EvaluationSection = EvaluationSection()  # type: ignore[call-arg]
     tracking: TrackingSection = TrackingSection()  # type: ignore[call-arg]
+    finetune: FinetuneSection | None = Field(
+        default=None, description="grid of settings that `finetune` chooses from", json_schema_extra=FREE
+    )
 
     @property
     def run_dir(self) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.console.figures import house_style, label_of
 from pipeline.errors import ConfigError
 from pipeline.files import write_whole
+from pipeline.report.finetune import Table, draw_table, read_table
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.evaluations import MeasureResults, Quantity, group_results, name_failures, read_results
 from pipeline.run.records import Row, number, read_metrics
@@ -52,6 +53,8 @@ def write_report(run_dir: Path, out: Path | None = None) -> Report:
     """
     if not run_dir.is_dir():
         raise ConfigError(f"run folder {run_dir} does not exist")
+    if (table := read_table(run_dir)) is not None:
+        return _write_table(table, run_dir, out)
     folder, problems = RunFolder(run_dir), list[str]()
     try:
         metrics = read_metrics(folder.metrics)
@@ -65,9 +68,20 @@ def write_report(run_dir: Path, out: Path | None = None) -> Report:
         raise ConfigError(f"{run_dir} has no line of metrics.jsonl or evaluations.jsonl yet; nothing to report{found}")
     text = [_summarise_state(run_dir), summarise_training(metrics), "", tabulate_results(results.rows), ""]
     text += [f"! {problem}" for problem in [*problems, *name_failures(results.rows, run=run_dir)]]
+    title = run_dir.resolve().name
+    return _with_picture(text, run_dir, out, lambda format: draw(metrics, results.rows, title=title, format=format))
+
+
+def _write_table(table: Table, run_dir: Path, out: Path | None) -> Report:
+    """Report a grid of fine-tunings."""
+    return _with_picture([table.to_text(), ""], run_dir, out, lambda format: draw_table(table, format=format))
+
+
+def _with_picture(text: list[str], run_dir: Path, out: Path | None, draw_as: Callable[[str], bytes]) -> Report:
+    """Write the picture, and say where it is."""
     target = _page_path(run_dir, out)
     try:
-        write_whole(target, draw(metrics, results.rows, title=run_dir.resolve().name, format=target.suffix[1:] or "png"))
+        write_whole(target, draw_as(target.suffix[1:] or "png"))
     except Exception as error:  # matplotlib raises almost anything; a ValueError where it does not know the format
         reason = f"picture {target} cannot be written: {getattr(error, 'strerror', None) or error}"
         if out is None:

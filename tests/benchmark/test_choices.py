@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from pipeline.benchmark.choices.results import RunResult, compare, draw, make_table, measures_of, pooled_deviation
-from pipeline.benchmark.choices.study import MeasuredSteps
 from pipeline.benchmark.choices.variants import DEFAULT, UNTRAINED, VARIANTS, choose_variants, configure
+from pipeline.build.sub_runs import MeasuredSteps
 from pipeline.commands.benchmark import CHOICES_CONFIG
 from pipeline.config.read import load_config
 from pipeline.config.run import RunConfig

@@ -3,45 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import TextIO
 
 from pipeline.benchmark.choices.results import RunResult
 from pipeline.benchmark.choices.variants import UNTRAINED, Settings, configure
-from pipeline.build.evaluator import make_evaluator
+from pipeline.build.sub_runs import train_and_measure
 from pipeline.config.read import load_config
 from pipeline.config.run import RunConfig
 from pipeline.console.progress import progress
 from pipeline.data.shards.index import load_index
-from pipeline.errors import DataError, ExitCode, PipelineError, StoppedError, TrainingError
-from pipeline.evaluation.watch import watch_run
-from pipeline.files import write_whole
-from pipeline.launch.children import start_child
+from pipeline.errors import DataError, PipelineError, StoppedError
 from pipeline.launch.signals import StopRequest
 from pipeline.run.evaluations import MeasureResults, group_results, read_results
-from pipeline.run.folder import RunFolder, WeightsName
+from pipeline.run.folder import RunFolder
 from pipeline.run.records import Row, number, read_metrics
 
 PROBES, TEST = "probe", "test"  # names of the set that the probes are fitted to, and of the held-out images
 AT_THE_END = 0.1  # part of the steps over which the training's own accuracy is averaged
 WARMUP = 0.1  # part of the run
-
-
-@dataclass(frozen=True)
-class MeasuredSteps(RunFolder):
-    """Shows the evaluator the weights of some steps of a run folder alone."""
-
-    steps: frozenset[int]
-
-    def weight_names(self) -> list[WeightsName]:
-        return [name for name in super().weight_names() if name.step in self.steps]
 
 
 @dataclass(frozen=True)
@@ -106,7 +89,7 @@ def run_study(base: RunConfig, variants: Mapping[str, Settings], *, num_seeds: i
         for (name, seed), config in configs.items():
             begin = time.monotonic()
             try:
-                rows = _run(config, variant=name, seed=seed, out=out, stop=stop)
+                rows = _run(config, variant=name, seed=seed, stop=stop)
             except StoppedError:
                 raise
             except PipelineError as error:
@@ -119,47 +102,13 @@ def run_study(base: RunConfig, variants: Mapping[str, Settings], *, num_seeds: i
     return outcome
 
 
-def _run(config: RunConfig, *, variant: str, seed: int, out: Path, stop: StopRequest) -> list[RunResult]:
+def _run(config: RunConfig, *, variant: str, seed: int, stop: StopRequest) -> list[RunResult]:
     """Train and evaluate one run. Return its results: of untrained weights first, where they are measured, then of the last."""
-    folder = RunFolder(out / config.name)
-    with (out / f"{config.name}.log").open("a", encoding="utf-8") as log:
-        if not _is_trained(folder, config):
-            _train(config, path=out / f"{config.name}.yaml", log=log)
-        last = max(folder.weight_steps())
-        untrained = next((name for name, trained in UNTRAINED.items() if trained == variant), None)
-        rows = {last: variant} if untrained is None else {0: untrained, last: variant}
-        with redirect_stdout(log), redirect_stderr(log):
-            measured = MeasuredSteps(folder.root, frozenset(rows))
-            watch_run(make_evaluator(measured, config), measured, watch=False, stop=stop, poll_s=1.0)
+    untrained = next((name for name, trained in UNTRAINED.items() if trained == variant), None)
+    folder = train_and_measure(config, stop=stop, first_too=untrained is not None)
+    last = max(folder.weight_steps())
+    rows = {last: variant} if untrained is None else {0: untrained, last: variant}
     return [_read_result(folder, config, variant=rows[step], seed=seed, step=step) for step in sorted(rows)]
-
-
-def _is_trained(folder: RunFolder, config: RunConfig) -> bool:
-    """Return whether the run has ended under this configuration. How it is evaluated may have changed since."""
-    if not folder.complete.exists():
-        return False
-    return load_config(folder.config).model_copy(update={"evaluation": config.evaluation}) == config
-
-
-def _train(config: RunConfig, *, path: Path, log: TextIO) -> None:
-    write_whole(path, config.to_yaml().encode())
-    command = [sys.executable, "-m", "pipeline", "train", str(path)]
-    process = start_child(command, environment={**os.environ, "PYTHONUNBUFFERED": "1"}, output=log)
-    try:
-        code = process.wait()
-    except BaseException:  # a request to stop: the training saves at the end of its step
-        process.terminate()
-        process.wait()
-        raise
-    if code in (ExitCode.STOPPED, ExitCode.STOPPED_AT_ONCE):
-        raise StoppedError(f"{config.name} was stopped; the same command resumes it")
-    if code != 0:
-        raise TrainingError(f"its training ended with exit code {code}; {log.name} says why: {_last_line(Path(log.name))}")
-
-
-def _last_line(path: Path) -> str:
-    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it is empty"
 
 
 def _read_result(folder: RunFolder, config: RunConfig, *, variant: str, seed: int, step: int) -> RunResult:

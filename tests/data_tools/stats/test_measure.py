@@ -26,12 +26,12 @@ from scipy.stats import entropy  # type: ignore[import-not-found]
 
 from data_tools.__main__ import main
 from data_tools.index import index_folder
-from data_tools.kept_samples import kept_in_shard
 from data_tools.shards import Shard, list_shards
 from data_tools.stats.histogram import PERCENTILES, bin_value, effective_number, log_bin, percentiles
 from data_tools.stats.measure import measure_folder
 from data_tools.stats.plots import draw_classes
 from data_tools.stats.shard_counts import SHEET_IMAGES, measure_shard
+from pipeline.data.shards.kept import kept_in_shard
 from pipeline.data.shards.skips import Skip, write_skips
 from tests.conftest import REPOSITORY, encode, write_tar
 
