@@ -103,6 +103,22 @@ evaluate() {
     end_job "$code" "$1"
 }
 
+# finetune CONFIG [section.key=value ...]: run a grid of fine-tunings, or in an array the point of this task. Every training has its
+# ranks on this node, started by itself: for it there is no Slurm.
+finetune() {
+    local code=0 config=${1:?"name a configuration, for example configs/finetune/paper_pets.yaml"} name point=()
+    shift
+    check_settings "$config" "$@"
+    name=$(run_name "$SLURM_JOB_NAME")
+    prepare_node "$name"
+    [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || point=(--point "$SLURM_ARRAY_TASK_ID")
+    # shellcheck disable=SC2016
+    srun --ntasks=1 "${SITE_CONTAINER[@]}" bash -c 'unset ${!SLURM_*}; exec python -m pipeline finetune "$@"' finetune \
+        "$config" "${point[@]}" name="$name" output_dir="$SITE_RUNS" "$@" &
+    await "$!" || code=$?
+    end_job "$code" "$SITE_RUNS/$name"
+}
+
 # await PROCESS: return its exit code, however often this shell is signalled meanwhile.
 await() {
     local code

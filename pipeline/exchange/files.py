@@ -21,7 +21,7 @@ from pipeline.json_text import parse_json
 MOST_JSON_BYTES = 100 * 2**20
 MOST_ARRAYS = 100_000
 MOST_INFLATED = 200  # times a compressed file's size; weights hardly compress at all
-SMALL_BYTES = 2**30  # of arrays that may be zeros
+SMALL_BYTES = 2**28  # of arrays that may be zeros
 _NPY_SUFFIX = ".npy"
 _BF16_IN_NPY = np.dtype("V2")  # NumPy has no bf16: JAX's arrays of it are stored as two bytes without a type
 _INDEX = ".index.json"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from pipeline.errors import CheckpointError, ExchangeError
 from pipeline.exchange.files import read_json, read_npz_arrays, read_tensors
@@ -76,6 +78,14 @@ def _read_folder(path: Path) -> Pretrained:
 def _read_described(folder: Path, weights: Path) -> Pretrained:
     config = read_json(folder / "config.json")
     tensors = read_tensors(weights)
+    try:
+        return _read_by_config(folder, config, tensors)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:  # a value of another kind than its name says
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
+        raise ExchangeError(f"{folder / 'config.json'} describes no model that can be read ({reason})") from error
+
+
+def _read_by_config(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Pretrained:
     source = str(folder)
     if "architecture" in config:  # also what transformers saves of TimmWrapperModel, whose names have a prefix
         prefix = "timm_model."

@@ -150,7 +150,8 @@ def run_grid(plan: Plan, *, stop: StopRequest, tell: Tell, only: Sequence[Point]
         for point in points:
             results.append(run_point(plan, point, stop=stop))
             tell(results[-1].describe())
-            write_table(plan.base.run_dir, Table(plan.base.name, plan.section.choose_by, results))
+            if only is None:  # other processes would write theirs
+                write_table(plan.base.run_dir, Table(plan.base.name, plan.section.choose_by, results))
             bar.update()
     if only is not None:
         return Table(plan.base.name, plan.section.choose_by, results)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import safetensors.torch
 import torch
@@ -10,6 +12,7 @@ from pipeline.run.checkpoint import RunFolder
 from pipeline.run.records import read_metrics
 from tests.helpers.trainings import assert_same_run
 from tests.slurm.jobs import Desk
+from tests.slurm.site import TINY, write_bars
 
 # Nodes, tasks a node, ZeRO stage, options.
 SHAPES = ((1, 1, 1, ()), (2, 2, 2, ("--gpus-per-node=2", "--gpus-per-task=1")), (3, 1, 3, ()), (4, 1, 1, ()))
@@ -43,3 +46,30 @@ def test_a_run_goes_on_with_any_number_of_nodes_at_any_stage(desk: Desk) -> None
     weights, expected = (safetensors.torch.load_file(RunFolder(root).weights_of(steps)) for root in (walk, reference))
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_grid_of_fine_tunings_runs_as_an_array_and_a_job_behind_it(desk: Desk, reference: RunFolder, tmp_path: Path) -> None:
+    """Each task trains a point. The job behind them reads their results, chooses, and trains finally."""
+    shards = write_bars(tmp_path / "bars", count=40)
+    settings = (
+        f"init_from={reference.root}", f"data.train={shards}", f"evaluation.validation=[{{name: test, shards: {shards}}}]",
+        "finetune.grid={optimizer.learning_rate: [0.01, 0.1]}", "finetune.dev=0.25", "trainer.duration=4 steps",
+        "model.representation=none", "trainer.devices=1", "trainer.zero_stage=1", "evaluation.short_side=16",
+    )  # fmt: skip
+    tiny = ("configs/finetune/paper_pets.yaml", *(text for text in TINY if not text.startswith("evaluation.protocols")))
+    log = f"--output={tmp_path}/%A_%a.log"
+    submitted = {"nodes": 1, "tiny": tiny, "script": "slurm/finetune.sh"}
+    array = desk.submit("grid", *settings, options=("--array=0-1", "--gpus-per-node=0", log), **submitted)  # type: ignore[arg-type]
+    behind = (f"--dependency=afterok:{array.id}", "--gpus-per-node=0")
+    job = desk.submit("grid", *settings, options=behind, **submitted)  # type: ignore[arg-type]
+    job.wait_for_state("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", timeout_s=800)
+    assert job.show("ExitCode") == "0:0", job.text
+    logs = [path.read_text() for path in sorted(tmp_path.glob(f"{array.id}_*.log"))]
+    assert len(logs) == 2
+    assert all("of the dev images" in text for text in logs)
+    assert "chosen by top-1 of the dev images" in job.text
+    assert (job.folder.root / "final-s0" / "complete.json").exists()
+    for point in (job.folder.root / "grid").glob("*/metrics.jsonl"):  # trained once, by the array
+        assert len(read_metrics(point)) == 4
