@@ -20,6 +20,8 @@ from pipeline.files import check_surroundings
 from pipeline.launch.imports import exit_without_collecting
 from pipeline.launch.signals import Interrupted, StopRequest
 
+LONG_COMMANDS = ("train", "evaluate", "embed")  # they listen to signals, and their output's reader may leave
+
 
 def make_parser(chosen: str) -> argparse.ArgumentParser:
     """Return the parser of one command. The other commands are only named in it.
@@ -80,7 +82,7 @@ def main(argv: list[str] | None = None, *, process: Literal["own", "shared"] = "
     arguments = parse_arguments(argv)
     os.umask(os.umask(0o077) | 0o002)  # whatever a shell or a scheduler set: nobody else may write our files
     try:
-        if arguments.command in ("train", "evaluate"):
+        if arguments.command in LONG_COMMANDS:
             check_surroundings()
         code = arguments.function(arguments, stop)
         if sys.__stdout__ is not None:  # None if whoever started this closed it
@@ -106,7 +108,7 @@ def main(argv: list[str] | None = None, *, process: Literal["own", "shared"] = "
 
 def _prepare(command: str, stop: StopRequest) -> None:
     """Prepare the process before anything else: a signal may come at once, and the output's reader may close."""
-    if command in ("train", "evaluate"):
+    if command in LONG_COMMANDS:
         (stop.install if command == "train" else stop.install_everywhere)()
         from pipeline.console.streams import open_outlets
 

@@ -9,6 +9,7 @@ COMMANDS = {
     "finetune": "choose settings on a part of the training images, train on all of them, test once",
     "export": "write weights for timm, transformers, Google's code or ONNX, with a model card",
     "import": "read weights of timm, transformers or Google into a weights file of this software",
+    "embed": "write features of any shards, by any number of ranks",
     "report": "print a run's results and draw its curves",
     "status": "what a run is doing, from its files alone: from any machine that sees the folder",
     "samples": "print the samples that a run sees at a step, without running it: for loss spikes",

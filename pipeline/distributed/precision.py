@@ -90,7 +90,11 @@ def choose_training_precision(
 
 
 def choose_evaluation_precision(
-    wanted: Literal["auto"] | EvaluationPrecision, *, recorded: EvaluationPrecision | None, bf16_speedup: float
+    wanted: Literal["auto"] | EvaluationPrecision,
+    *,
+    recorded: EvaluationPrecision | None,
+    bf16_speedup: float,
+    auto: str = "evaluation.precision=auto",
 ) -> tuple[EvaluationPrecision, str]:
     """Return the precision that an evaluator computes features in, and a sentence that says so.
 
@@ -98,14 +102,15 @@ def choose_evaluation_precision(
         wanted: the setting.
         recorded: precision of the newest result; None where there is none. Results of two precisions are not one curve.
         bf16_speedup: speedup of this process's device.
+        auto: the setting as it is typed, for the sentence.
     """
     slow = f"a bf16 matrix product takes {1 / bf16_speedup:.3g} times as long as one in fp32 on this device (measured)"
     if wanted == "auto" and recorded is None:
         if bf16_speedup < 1:
-            return "fp32", f"precision fp32 (evaluation.precision=auto): {slow}"
-        return "bf16", f"precision bf16 (evaluation.precision=auto): {bf16_speedup:.3g} times as fast as fp32 (measured)"
+            return "fp32", f"precision fp32 ({auto}): {slow}"
+        return "bf16", f"precision bf16 ({auto}): {bf16_speedup:.3g} times as fast as fp32 (measured)"
     precision = recorded if wanted == "auto" and recorded is not None else wanted
     assert precision != "auto"
-    why = ", as in the run's earlier results (evaluation.precision=auto)" if wanted == "auto" else ""
+    why = f", as in the earlier results ({auto})" if wanted == "auto" else ""
     warning = f". WARNING: {slow}" if precision == "bf16" and bf16_speedup < 1 else ""
     return precision, f"precision {precision}{why}{warning}"

@@ -29,6 +29,14 @@ class PatchOutput(NamedTuple):
     logits: Tensor  # (B, C)
 
 
+class ModelOutputs(NamedTuple):
+    """Holds what a model computes of images on the way to its logits; None for what its family does not have."""
+
+    representation: Tensor  # (B, R) what the classifier reads
+    pooled: Tensor | None  # (B, D) one vector an image, before pre-logits
+    patches: Tensor | None  # (B, P, D) one vector a patch, in raster order, after the last normalisation
+
+
 class Backbone(nn.Module):
     """Maps uint8 images (B, 3, H, W) to class logits (B, C). Its classifier is one dense layer on a representation."""
 
@@ -39,6 +47,10 @@ class Backbone(nn.Module):
     @abstractmethod
     def forward_representation(self, images: Tensor) -> Tensor:
         """Return what the classifier reads: (B, R)."""
+
+    def forward_outputs(self, images: Tensor) -> ModelOutputs:
+        """Return the representation and what it is made from, of one forward pass."""
+        return ModelOutputs(self.forward_representation(images), pooled=None, patches=None)
 
     @abstractmethod
     def init_weights(self, generator: torch.Generator) -> None:

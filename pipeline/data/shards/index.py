@@ -96,10 +96,18 @@ class ShardIndex:
             digest.update(np.ascontiguousarray(getattr(self, name)).data)
         return digest.hexdigest()
 
+    def shard_of(self, block: int) -> int:
+        """Return the number of the shard that holds a block."""
+        return int(np.searchsorted(self.shard_first_block, block, side="right")) - 1
+
+    @functools.cached_property
+    def shard_samples(self) -> NDArray[np.int64]:
+        """Return the number of samples of each shard: (num_shards,)."""
+        return np.diff(self.first_sample[self.shard_first_block])
+
     def byte_range(self, block: int) -> BlockRange:
         """Return the shard and byte range of a block."""
-        shard = int(np.searchsorted(self.shard_first_block, block, side="right")) - 1
-        return BlockRange(self.shard_names[shard], int(self.block_offset[block]), int(self.block_bytes[block]))
+        return BlockRange(self.shard_names[self.shard_of(block)], int(self.block_offset[block]), int(self.block_bytes[block]))
 
     def skipped_in(self, block: int) -> set[int]:
         """Return the slots of a block's bytes whose samples are not part of the corpus."""

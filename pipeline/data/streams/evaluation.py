@@ -1,10 +1,11 @@
-"""Stream a set that is evaluated on, every sample once, in the index's order."""
+"""Stream a set, or some blocks of it, every sample once and without augmentation, in the index's order."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,20 +19,26 @@ from pipeline.data.shards.index import ShardIndex
 from pipeline.data.shards.reader import BlockReader, RawSample
 from pipeline.data.shards.remote import RemoteOptions
 from pipeline.data.streams.train import LabelKind, Unreadable
+from pipeline.errors import DataError
 from pipeline.image_size import height_and_width
+
+EvalLabels = LabelKind | Literal["any"]
+"""Labels that are read of an image: those that it must have, or `any`: those that it has, if any can be used."""
 
 BLOCKS_AHEAD = 4  # read before they are needed
 
 
 @dataclass(frozen=True)
 class EvalImages:
-    """Holds a chunk of a set.
+    """Holds a block of a set.
 
     These are arrays, which a worker process sends through a pipe. Tensors would go by shared memory, file descriptors and a
     socket below TMPDIR, and their receiver gets no error where one of these fails: /dev/shm is small in containers, a socket's
     path is short.
     """
 
+    block: int
+    keys: list[str]  # of each image
     images: npt.NDArray[np.uint8]  # (B, 3, H, W)
     labels: npt.NDArray[np.int64]  # (L,) of its images one after the other
     label_ends: npt.NDArray[np.int64]  # (B,) of each image, where its labels end
@@ -43,7 +50,8 @@ class EvalStream(IterableDataset[EvalImages]):
     """Yields every sample of a set once, in the index's order, a block at a time. It counts unreadable images.
 
     Args:
-        labels: labels that an image must have; with `none` they are not even read.
+        labels: see `EvalLabels`; with `none` they are not even read.
+        blocks: numbers of the blocks to read, in this order; None: all of the index.
     """
 
     def __init__(
@@ -51,19 +59,21 @@ class EvalStream(IterableDataset[EvalImages]):
         *,
         index: ShardIndex,
         transform: EvalTransform,
-        labels: LabelKind = "one",
+        labels: EvalLabels = "one",
+        blocks: Sequence[int] | npt.NDArray[np.int64] | None = None,
         remote: RemoteOptions | None = None,
     ) -> None:
         self.index = index
         self.transform = transform
         self.labels = labels
+        self.blocks = range(index.num_blocks) if blocks is None else blocks
         self.remote = remote
 
     def __iter__(self) -> Iterator[EvalImages]:
         info = get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         reader = BlockReader(self.index, capacity=1, remote=self.remote)
-        blocks = range(worker, self.index.num_blocks, num_workers)
+        blocks = [int(block) for block in self.blocks[worker::num_workers]]
         for number, block in enumerate(blocks):
             for ahead in blocks[number : number + 1 + BLOCKS_AHEAD]:
                 reader.start(ahead)
@@ -71,6 +81,7 @@ class EvalStream(IterableDataset[EvalImages]):
 
     def _fill(self, reader: BlockReader, block: int) -> EvalImages:
         images: list[Tensor] = []
+        keys: list[str] = []
         labels: list[tuple[int, ...]] = []
         positions: list[int] = []
         unreadable: list[Unreadable] = []
@@ -83,9 +94,12 @@ class EvalStream(IterableDataset[EvalImages]):
                 continue
             labels.append(self._labels_of(sample))
             positions.append(position)
+            keys.append(sample.key)
         size = height_and_width(self.transform.image_size)
         stacked = torch.stack(images) if images else torch.empty((0, 3, *size), dtype=torch.uint8)
         return EvalImages(
+            block=block,
+            keys=keys,
             images=stacked.numpy(),
             labels=np.array(list(itertools.chain.from_iterable(labels)), dtype=np.int64),
             label_ends=np.cumsum([len(some) for some in labels], dtype=np.int64),
@@ -96,4 +110,6 @@ class EvalStream(IterableDataset[EvalImages]):
     def _labels_of(self, sample: RawSample) -> tuple[int, ...]:
         if self.labels == "none":
             return ()
+        if self.labels == "any":
+            return () if isinstance(sample.stored_labels, DataError) else sample.stored_labels
         return (sample.label,) if self.labels == "one" else sample.labels

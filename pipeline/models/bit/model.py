@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from pipeline.image_size import ImageSize
-from pipeline.models.base import Backbone, ModelConfig
+from pipeline.models.base import Backbone, ModelConfig, ModelOutputs
 from pipeline.models.bit.cost import BiTCost
 from pipeline.models.bit.layers import GROUPS, StdConv2d, Variant
 from pipeline.models.bit.trunk import MAX_STAGES, PostActivation, Trunk, TrunkConfig
@@ -75,6 +75,12 @@ class BiTResNet(Backbone):
 
     def forward_representation(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B R"]:
         return self.forward_features(images).mean(dim=(2, 3))
+
+    def forward_outputs(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> ModelOutputs:
+        """Return the outputs. Patches are the pixels of the feature map, and nothing lies between pooling and classifier."""
+        features = self.forward_features(images)
+        pooled = features.mean(dim=(2, 3))
+        return ModelOutputs(pooled, pooled, features.flatten(2).transpose(1, 2))
 
     def forward(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
         return self.head(self.forward_representation(images))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.image_size import ImageSize, height_and_width
-from pipeline.models.base import Backbone, ModelConfig
+from pipeline.models.base import Backbone, ModelConfig, ModelOutputs
 from pipeline.models.description import from_plain
 from pipeline.models.timm.cost import TimmCost
 from pipeline.models.timm.library import (
@@ -160,6 +160,16 @@ class TimmBackbone(Backbone):
         backbone: Any = self.backbone
         return backbone.forward_head(backbone.forward_features(images.to(self.head.weight.dtype)), pre_logits=True)
 
+    def forward_outputs(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> ModelOutputs:
+        """Return the representation, and the patches where timm says which of its features they are.
+
+        timm does not say what lies between its pooling and its classifier, so there is nothing pooled.
+        """
+        backbone: Any = self.backbone
+        features = backbone.forward_features(self.scale(images).to(self.head.weight.dtype))
+        representation = backbone.forward_head(features, pre_logits=True)
+        return ModelOutputs(representation, pooled=None, patches=patches_of(backbone, features))
+
     def forward(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
         return self.head(self.forward_representation(images))
 
@@ -204,6 +214,17 @@ def _create(config: TimmConfig) -> nn.Module:
 def representation_size(backbone: Any) -> int:
     """Return the width of what timm's classifier reads."""
     return getattr(backbone, "head_hidden_size", None) or backbone.num_features
+
+
+def patches_of(backbone: Any, features: Any) -> Tensor | None:
+    """Return timm's features as patches, (B, P, D): a map, or tokens whose first ones it counts; None for anything else."""
+    if not isinstance(features, Tensor):
+        return None
+    if features.ndim == 4:
+        is_channels_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
+        return features.flatten(1, 2) if is_channels_last else features.flatten(2).transpose(1, 2)
+    num_others = getattr(backbone, "num_prefix_tokens", None)
+    return features[:, num_others:] if features.ndim == 3 and num_others is not None else None
 
 
 def _refuse_buffers(name: str, backbone: nn.Module) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.models.base import Backbone, PatchOutput
+from pipeline.models.base import Backbone, ModelOutputs, PatchOutput
 from pipeline.models.vit.encoder_config import EncoderConfig
 from pipeline.models.vit.layers import LAYER_NORM_EPS, POSITION_STD, EncoderBlock, lecun_normal_
 from pipeline.models.vit.pooling import MapHead
@@ -117,15 +117,20 @@ class EncoderBackbone(Backbone):
         return list(table.split(1))
 
     def pool(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B R"]:
-        """Return what the classifier reads of `encode`'s tokens: one vector of them, then pre-logits with tanh if there are.
+        """Return what the classifier reads of `encode`'s tokens: one vector of them, then pre-logits with tanh if there are."""
+        return self._add_pre_logits(self.pool_tokens(tokens))
+
+    def pool_tokens(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B D"]:
+        """Return one vector of `encode`'s tokens, before pre-logits.
 
         class_token: the class token. gap: the mean over the patches (appendix D.3). map: attention pooling over the patches.
         """
         patches = tokens[:, self.config.num_prefix_tokens :]
         if self.map_head is not None:
-            pooled = self.map_head(patches)
-        else:
-            pooled = tokens[:, 0] if self.class_token is not None else patches.mean(dim=1)  # (B, D)
+            return self.map_head(patches)
+        return tokens[:, 0] if self.class_token is not None else patches.mean(dim=1)
+
+    def _add_pre_logits(self, pooled: Tensor) -> Tensor:
         return pooled if self.pre_logits is None else torch.tanh(self.pre_logits(pooled))
 
     def forward_tokens(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
@@ -134,6 +139,11 @@ class EncoderBackbone(Backbone):
 
     def forward_representation(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B R"]:
         return self.pool(self.forward_tokens(images))
+
+    def forward_outputs(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> ModelOutputs:
+        tokens = self.forward_tokens(images)
+        pooled = self.pool_tokens(tokens)
+        return ModelOutputs(self._add_pre_logits(pooled), pooled, tokens[:, self.config.num_prefix_tokens :])
 
     @overload
     def forward(self, images: Tensor, *, corrupt: None = None) -> Tensor: ...

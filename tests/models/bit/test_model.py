@@ -257,3 +257,15 @@ def test_a_damaged_description_is_refused(damage: dict[str, Any]) -> None:
 def test_unknown_names_are_answered_in_words(name: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         config_of(name)
+
+
+@torch.no_grad()
+def test_patches_are_the_pixels_of_the_feature_map_in_raster_order() -> None:
+    model = BiTResNet(BiT(name="R50x1", num_classes=3, image_size=64).resolve())
+    model.init_weights(torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    found, features = model.forward_outputs(images), model.forward_features(images)
+    assert found.patches is not None
+    assert torch.equal(found.patches[:, 4], features[:, :, 1, 1])  # two rows of three
+    assert torch.equal(found.representation, model.forward_representation(images))
+    assert torch.equal(found.representation, found.pooled)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from pipeline.models.timm.model import TimmConfig, _refuse_buffers
 from pipeline.models.timm.section import Timm
 from pipeline.optim.groups import parameter_groups
 from pipeline.run.weights import load_weights, save_weights
+from tests.conftest import Outcome
 
 SWIN = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 2], "window_size": 2}
 MODELS: dict[str, dict[str, Any]] = {
@@ -58,6 +60,32 @@ def test_the_representation_is_what_timms_classifier_reads(timm: ModuleType, nam
     raw = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():  # the same operations: equal to the last bits, which depend on fused attention's order
         torch.testing.assert_close(model(raw), theirs(raw.float() / 127.5 - 1), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MODELS)
+def test_patches_are_in_raster_order_whatever_the_layout_of_timms_features(name: str) -> None:
+    model = config_of(name).build().eval()
+    model.init_weights(torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    found = model.forward_outputs(images)
+    backbone: Any = model.backbone
+    (feature_map,) = backbone.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)
+    assert found.patches is not None
+    assert torch.equal(found.patches, feature_map.flatten(2).transpose(1, 2))  # (B, D, h, w) whatever the model
+    assert torch.equal(found.representation, model.forward_representation(images))
+    assert found.pooled is None
+
+
+def test_outputs_that_a_model_lacks_are_refused_before_anything_is_written(
+    call: Callable[..., Outcome], corpus: Path, tmp_path: Path
+) -> None:
+    config = config_of()
+    save_weights(tmp_path / "x.safetensors", config.build().state_dict(), model=config, step=0, images_seen=0)
+    done = call("embed", str(tmp_path / "x.safetensors"), str(corpus), str(tmp_path / "out"), "--features", "pooled")
+    assert done.code == 2
+    assert "--features pooled: this model has none; it has features, patches" in done.text
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -76,6 +76,21 @@ def test_logits_and_gradients_equal_timms_in_fp32(timm: ModuleType, name: str) -
         )
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["default", "map", "registers", "registers, gap"])
+def test_patches_and_pooled_tokens_equal_timms(timm: ModuleType, name: str) -> None:
+    config = replace(TINY, **CHOICES[name])
+    ours, theirs = both(timm, config)
+    images = images_of(config)
+    found = ours.forward_outputs(images)
+    tokens: Any = theirs.forward_features(images)  # type: ignore[operator]
+    pooled: Any = theirs.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
+    assert found.patches is not None
+    torch.testing.assert_close(found.patches, tokens[:, theirs.num_prefix_tokens :], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.pooled, pooled, atol=1e-5, rtol=1e-5)
+    assert torch.equal(found.representation, ours.forward_representation(images))
+
+
 @pytest.mark.parametrize("name", ["default", "gap", "map", "registers", "qk norm", "layer scale"])
 def test_logits_equal_timms_in_bf16(timm: ModuleType, name: str) -> None:
     """Both round to 8 bits after each operation; neither may be further from fp32 than the other by more than that."""
