@@ -248,3 +248,19 @@ def join_features(parts: Sequence[ShardFeatures]) -> ShardFeatures:
         values={name: torch.cat([part.values[name] for part in ordered]) for name in ordered[0].values},
         description=ordered[0].description,
     )
+
+
+def read_features_of(path: Path) -> ShardFeatures:
+    """Read a file, or all files of a folder that `embed` wrote.
+
+    Raises:
+        DataError: there is none, or one is damaged.
+        ConfigError: see `read_features`.
+    """
+    if path.is_file():
+        return read_features(path)
+    suffixes = set(SUFFIXES.values())
+    files = sorted(file for file in path.glob("*") if file.suffix in suffixes and not file.name.startswith("."))
+    if not files:
+        raise DataError(f"{path} holds no features; `python -m pipeline embed RUN_OR_WEIGHTS SHARDS {path}` writes some")
+    return join_features([read_features(file) for file in files])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, C), labels (B,) -> scalar
 LabelKind = Literal["one", "several", "none"]  # what an objective needs of an image
+Probabilities = Literal["softmax", "sigmoid"]
 
 
 class ObjectiveOutput(NamedTuple):
@@ -63,6 +64,7 @@ class ObjectiveSection(Section):
     head_bias: float = Field(default=0.0, description="what the classifier's biases begin at")
 
     labels: ClassVar[LabelKind] = "one"
+    probabilities: ClassVar[Probabilities | None] = "softmax"  # what makes the logits probabilities; None: there are no classes
     has_parameters: ClassVar[bool] = False  # whether the objective has some of its own, which are trained too
 
     @property

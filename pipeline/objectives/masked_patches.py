@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.functional.patches import NUM_COLOURS, corrupt_patches, mean_colours, split_patches
 from pipeline.keyed_random import Purpose, derive_key, keyed_uniforms
 from pipeline.models.base import Backbone, ModelConfig, PatchLayout
-from pipeline.objectives.base import LabelKind, Objective, ObjectiveOutput, ObjectiveSection
+from pipeline.objectives.base import LabelKind, Objective, ObjectiveOutput, ObjectiveSection, Probabilities
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -47,6 +47,7 @@ class MaskedPatches(ObjectiveSection):
     )
 
     labels: ClassVar[LabelKind] = "none"
+    probabilities: ClassVar[Probabilities | None] = None
     has_parameters: ClassVar[bool] = True
 
     def check(self, model: ModelConfig, *, class_names: Sequence[str] | None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.functional.losses import Reduction, multi_hot_targets, sigmoid_cross_entropy
 from pipeline.models.base import ModelConfig
-from pipeline.objectives.base import LabelKind
+from pipeline.objectives.base import LabelKind, Probabilities
 from pipeline.objectives.classification import ClassificationSection
 from pipeline.objectives.hierarchy import Hierarchy, read_hierarchy
 
@@ -33,6 +33,7 @@ class MultiLabel(ClassificationSection):
     head_bias: float = Field(default=-10.0, description="what the classifier's biases begin at, as with one label")
 
     labels: ClassVar[LabelKind] = "several"
+    probabilities: ClassVar[Probabilities | None] = "sigmoid"
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         return sigmoid_cross_entropy(logits, targets, reduction=self.reduction)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from pipeline.functional.losses import Reduction, sigmoid_cross_entropy
+from pipeline.objectives.base import Probabilities
 from pipeline.objectives.one_label import OneLabelSection
 
 
@@ -22,6 +23,8 @@ class Sigmoid(OneLabelSection):
     head_bias: float = Field(
         default=-10.0, description="what the classifier's biases begin at (vision_transformer issue #34); AugReg on 1k: -6.9"
     )
+
+    probabilities: ClassVar[Probabilities | None] = "sigmoid"
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         return sigmoid_cross_entropy(logits, targets, reduction=self.reduction)

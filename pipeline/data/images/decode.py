@@ -113,14 +113,19 @@ def _decode_with_pillow(data: bytes) -> Pixels:
             warnings.simplefilter("ignore")  # Pillow warns of harmless metadata, and of sizes below our own limit
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(data, *image.size)
-                return _to_rgb(image)
+                return to_rgb(image)
     except (UnreadableImage, MemoryError):  # MemoryError says nothing of the image: other ranks may be able to decode it
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
 
-def _to_rgb(image: Image.Image) -> Pixels:
+def to_rgb(image: Image.Image) -> Pixels:
+    """Return the pixels of an image of any mode, as `decode_image` makes them.
+
+    Raises:
+        UnreadableImage: floating-point pixels.
+    """
     if image.mode == "F":
         raise UnreadableImage("floating-point pixels, whose range is not known")
     if not image.mode.startswith("I"):
