@@ -61,7 +61,7 @@ $(VENV)/.dev: $(VENV)/.demo
 # transformers, which costs each rank seconds, and torchvision, which timm imports, breaks Lightning where torch is a CPU build.
 .reference/.installed: $(VENV)/.torch Makefile
 	$(PIP) --no-deps --upgrade --target .reference timm torchvision
-	$(PIP) --upgrade --target .reference/scientific imagehash scikit-learn transformers
+	$(PIP) --upgrade --target .reference/scientific imagehash pycocotools scikit-learn transformers
 	touch $@
 
 # peers: install other loaders, for `python -m pipeline benchmark loader`, apart from our own packages: their pins would contradict ours.
