@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.errors import ExchangeError
 from pipeline.exchange.fold import fill_qkv_bias, fold_layer_scale, fold_positions, refuse
 from pipeline.exchange.google_names import Naming, google_pieces
-from pipeline.exchange.pieces import Tensors, check_shapes, to_ours, to_theirs
+from pipeline.exchange.pieces import Tensors, check_shapes, refuse_impossible, to_ours, to_theirs
 from pipeline.exchange.pretrained import Pretrained
 from pipeline.image_size import ImageSize, height_and_width, image_size
 from pipeline.models.base import ModelConfig
@@ -86,6 +86,7 @@ def read_npz(arrays: Mapping[str, Tensor], *, source: str, size: ImageSize | Non
         naming: Naming = "vision_transformer"
     else:
         config, naming = _encoder_config(found, source=source, size=size)
+    refuse_impossible(config, found, source=source)
     pieces = google_pieces(config, naming)
     if naming == "big_vision":  # the prefix is gone
         found = {f"params/{name}": tensor for name, tensor in found.items()}

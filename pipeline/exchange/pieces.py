@@ -68,8 +68,26 @@ def tensor_names(config: ModelConfig) -> list[str]:
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a model's tensors by name. No memory is taken for them."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in config.build().state_dict().items()}
+    try:
+        with torch.device("meta"):
+            return {name: tuple(tensor.shape) for name, tensor in config.build().state_dict().items()}
+    except (RuntimeError, TypeError, OverflowError) as error:  # more elements than a tensor can have
+        reason = str(error).splitlines()[0][:100]
+        raise ExchangeError(f"no model of the family {config.family} has these sizes ({reason})") from error
+
+
+def refuse_impossible(config: ModelConfig, tensors: Tensors, *, source: str) -> None:
+    """Refuse sizes that no model has, and more blocks than there are tensors for, before a model of that size is made.
+
+    Raises:
+        ExchangeError: the configuration is that of no model here, or there are too few tensors.
+    """
+    try:
+        config.from_dict(config.to_dict())
+    except ValueError as error:
+        raise ExchangeError(f"{source}: {error}") from error
+    if config.least_tensors > len(tensors):
+        raise ExchangeError(f"{source} holds {len(tensors)} tensors, too few for the model that it describes")
 
 
 def to_theirs(tensors: Tensors, pieces: Iterable[Piece]) -> Tensors:

@@ -23,6 +23,8 @@ _WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors", "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )  # fmt: skip
+# What computing with sizes of other kinds than their names say raises.
+UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 FORMATS = (
     "a weights file of this software (.safetensors), a Google .npz file, a folder of timm or transformers with config.json, or "
     "a .safetensors, .bin or .pth file with timm's names"
@@ -44,13 +46,29 @@ def read_pretrained(path: Path, *, size: ImageSize | None = None) -> Pretrained:
     if not path.exists():
         raise ExchangeError(f"weights {path} do not exist; they are {FORMATS}")
     if path.suffix == ".npz" or (path.suffix == "" and zipfile.is_zipfile(path)):
-        return read_npz(read_npz_arrays(path), source=str(path), size=size)
+        return _read_npz(path, size)
     if path.suffix == ".safetensors" and is_own(path):
         return read_own(path)
     tensors = read_tensors(path)
     if (path.parent / "config.json").exists():
         return _read_described(path.parent, path)
-    return read_timm_file(path, tensors)
+    try:
+        return read_timm_file(path, tensors)
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_npz(path: Path, size: ImageSize | None) -> Pretrained:
+    arrays = read_npz_arrays(path)
+    try:
+        return read_npz(arrays, source=str(path), size=size)
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ExchangeError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
+    return ExchangeError(f"{path} describes no model that can be read ({reason})")
 
 
 def is_own(path: Path) -> bool:
@@ -80,9 +98,8 @@ def _read_described(folder: Path, weights: Path) -> Pretrained:
     tensors = read_tensors(weights)
     try:
         return _read_by_config(folder, config, tensors)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:  # a value of another kind than its name says
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
-        raise ExchangeError(f"{folder / 'config.json'} describes no model that can be read ({reason})") from error
+    except UNREADABLE as error:
+        raise _unreadable(folder / "config.json", error) from error
 
 
 def _read_by_config(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Pretrained:

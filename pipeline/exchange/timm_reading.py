@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.data.images.crop import Resize
 from pipeline.errors import ExchangeError
-from pipeline.exchange.pieces import Tensors, check_shapes, to_ours
+from pipeline.exchange.pieces import Tensors, check_shapes, refuse_impossible, to_ours
 from pipeline.exchange.pretrained import Preprocessing, Pretrained
 from pipeline.exchange.timm_names import timm_pieces
 from pipeline.image_size import image_size
@@ -205,6 +205,7 @@ def _read_bit(cfg: Mapping[str, Any], tensors: Tensors, *, source: str) -> Pretr
         width=root.shape[0],
         num_classes=head.shape[0],
     )
+    refuse_impossible(config, tensors, source=source)
     read = to_ours(tensors, timm_pieces(config), source=source)
     check_shapes(read.tensors, config, source=source)
     return Pretrained(config, read.tensors, source=source)
@@ -213,6 +214,7 @@ def _read_bit(cfg: Mapping[str, Any], tensors: Tensors, *, source: str) -> Pretr
 def read_vit(tensors: Tensors, config: EncoderConfig, *, source: str) -> Pretrained:
     """Return the model that timm's tensors are."""
     has_head = "head.weight" in tensors
+    refuse_impossible(config, tensors, source=source)
     pieces = [piece for piece in timm_pieces(config) if has_head or not piece.ours[0].startswith("head.")]
     read = to_ours(tensors, pieces, source=source)
     found = read.tensors if has_head else read.tensors | empty_head(config)

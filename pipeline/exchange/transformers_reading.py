@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pipeline.data.images.crop import Resize
 from pipeline.errors import ExchangeError
-from pipeline.exchange.pieces import Piece, Tensors, check_shapes, to_ours
+from pipeline.exchange.pieces import Piece, Tensors, check_shapes, refuse_impossible, to_ours
 from pipeline.exchange.pretrained import Preprocessing, Pretrained
 from pipeline.exchange.timm_reading import empty_head, normalise
 from pipeline.exchange.transformers_names import Kind, transformers_pieces
@@ -55,6 +55,7 @@ def read_transformers_folder(
         found = str(config.get("model_type"))[:40]
         raise ExchangeError(f"{source} is transformers' {found}; those that are read are {known}, and timm's folders")
     described = _describe_bit(config, source=source) if kind == "bit" else _describe_vit(kind, config, tensors, source=source)
+    refuse_impossible(described, tensors, source=source)
     has_classifier = any(name.startswith("classifier.") for name in tensors)
     if not has_classifier:  # a folder of a model without one, whose names may still begin with the kind
         prefix = f"{kind}."

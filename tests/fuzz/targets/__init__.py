@@ -34,6 +34,7 @@ TARGETS = {
     "jpeg-plain": Target("jpeg", "region_decoder", 200_000, sanitized="plain"),
     "config": Target("config", "configurations", 5_000),
     "weights": Target("weights", "weights_files", 10_000),
+    "published": Target("published", "published_weights", 10_000),
     "tar": Target("tar", "tars", 100_000),
     "lists": Target("lists", "lists", 60_000),
     "stores": Target("stores", "stores", 60_000),
