@@ -152,7 +152,7 @@ def test_killed_five_times_it_gives_the_same_table(
     root, draw = config.parent / "runs" / "killed", random.Random(0)
     for _ in range(5):
         process = start(config)
-        time.sleep(draw.uniform(5, 40))
+        time.sleep(draw.uniform(4, 22))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert start(config).wait() == 0

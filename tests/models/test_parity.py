@@ -5,32 +5,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from pipeline.models.bit.section import BiT
-from pipeline.models.hybrid.section import Hybrid
-from tests.helpers.parity.cases import CLASSES, all_cases, fill, images_of, vit_config
-from tests.helpers.parity.google_files import Source, bit_arrays, vit_arrays
+from tests.helpers.parity.cases import all_cases
 from tests.helpers.parity.measure import difference, take_steps
-from tests.helpers.timm_names import timm_model
-from tests.models.bit.test_model import timm_twin
 
 CASES = all_cases()
 BF16 = 2**-8  # between two neighbours of eight bits, as a part of the value
-SMALL = vit_config("Ti/16", image_size=48)
-VITS: dict[str, tuple[Source, dict[str, Any]]] = {
-    "vision_transformer": ("vision_transformer", {}),
-    "big_vision, positions on patches alone": ("big_vision", {"position_class_token": False}),
-    "big_vision, gap": ("big_vision", {"pooling": "gap"}),
-    "big_vision, map": ("big_vision", {"pooling": "map"}),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -64,41 +48,3 @@ def test_outputs_and_gradients_are_equal_to_rounding(model: str, library: str) -
         assert difference(exact, exact_theirs).gradients < 1e-5
         assert difference(ours, theirs).output < 4 * BF16
         assert difference(ours, theirs).norm < 8 * BF16
-
-
-def load(model: Any, arrays: dict[str, Any], path: Path) -> Any:
-    np.savez(path, **arrays)
-    with torch.no_grad():
-        model.load_pretrained(str(path))
-    return model.eval()
-
-
-@pytest.mark.parametrize("name", VITS)
-def test_timms_loader_of_googles_files_makes_the_same_vit(timm: ModuleType, tmp_path: Path, name: str) -> None:
-    source, settings = VITS[name]
-    config = replace(SMALL, gelu="tanh", **settings)
-    ours, theirs = fill(config.build()), timm_model(timm, config)
-    load(theirs, vit_arrays(ours.state_dict(), config, source=source), tmp_path / "weights.npz")
-    images = images_of(config)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
-
-
-def test_timms_loader_of_googles_files_makes_the_same_hybrid(timm: ModuleType, tmp_path: Path) -> None:
-    settings = {"depth": 2, "num_heads": 3}
-    config = Hybrid(name="R26+S/32", representation="none", num_classes=CLASSES, image_size=64, width=48, **settings).resolve()
-    ours = fill(config.build())
-    theirs = timm.create_model("vit_small_r26_s32_224", img_size=64, num_classes=CLASSES, embed_dim=48, **settings)
-    load(theirs, vit_arrays(ours.state_dict(), config, source="vision_transformer"), tmp_path / "weights.npz")
-    images = images_of(config)
-    with torch.no_grad():  # group normalisations have other epsilons
-        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
-
-
-def test_timms_loader_of_googles_files_makes_the_same_resnet(timm: ModuleType, tmp_path: Path) -> None:
-    config = BiT(name="R50x0.5", blocks=[2, 1, 2], num_classes=CLASSES, image_size=64).resolve()
-    ours, theirs = fill(config.build()), timm_twin(timm, config).float()
-    load(theirs, bit_arrays(ours.state_dict()), tmp_path / "weights.npz")
-    images = images_of(config)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
