@@ -69,7 +69,7 @@ def test_the_page_runs_as_it_is(
             printed += capfd.readouterr().out
         else:
             assert code.startswith(COMMAND)
-            done = call(*code.removeprefix(COMMAND).split(), "--workers", "0")
+            done = call(*code.removeprefix(COMMAND).split())
             assert done.code == 0, done.text
     model, found = names["model"], names["found"]
     assert model.class_names == NAMES

@@ -26,9 +26,10 @@ from pipeline.evaluation.embedding_files import ShardFeatures, join_features, re
 from pipeline.evaluation.features import extract_features
 from pipeline.evaluation.reading import Reading
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
+from pipeline.run.folder import RunFolder, WeightsName
 from pipeline.run.weights import load_weights, save_weights
 from tests.conftest import REPOSITORY, WriteShards, encode, environment, make_image, write_tar
-from tests.helpers.evaluations import MODEL, Call
+from tests.helpers.evaluations import MODEL, Call, add_weights
 
 SIZES = [9, 4, 17, 5, 1]
 GAP = replace(MODEL, pooling="gap", representation_size=None)
@@ -250,6 +251,25 @@ def test_a_narrow_storage_type_rounds_what_fp32_holds(embed: Callable[..., str],
     embed("bf16", "--store", "bf16")
     exact, rounded = (read_all(tmp_path / store).values["features"] for store in ("fp32", "bf16"))
     assert torch.equal(rounded, exact.bfloat16())
+
+
+def test_of_a_run_the_newest_weights_are_taken_or_those_that_are_named(
+    embed: Callable[..., str], call: Call, folder: RunFolder, weights: Path, shards: Path, tmp_path: Path
+) -> None:
+    add_weights(folder, 0)
+    add_weights(folder, 4)
+    add_weights(folder, 4, seed=1, kind="average")
+    choices: dict[str, tuple[str, ...]] = {"newest": (), "named": ("--step", "0"), "average": ("--average",)}
+    for name, options in choices.items():
+        embed(name, *options, of=folder.root)
+    about = {name: json.loads((tmp_path / name / "embedding.json").read_text()) for name in choices}
+    names = (WeightsName(4), WeightsName(0), WeightsName(4, "average"))
+    assert [about[name]["weights"] for name in choices] == [
+        load_weights(folder.weights_of(name.step, name.kind)).header.digest for name in names
+    ]
+    done = call("embed", str(weights), str(shards), str(tmp_path / "out"), "--step", "4")
+    assert done.code == 2
+    assert "is not a run folder" in done.text
 
 
 def test_values_that_overflow_are_refused(embed: Callable[..., str], call: Call, shards: Path, tmp_path: Path) -> None:
