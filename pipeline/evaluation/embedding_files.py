@@ -74,7 +74,13 @@ def read_features(path: Path) -> ShardFeatures:
         DataError: it is damaged, or not one that `embed` wrote.
         ConfigError: it is Parquet, and pyarrow is not installed.
     """
-    return _read_parquet(path) if path.suffix == SUFFIXES["parquet"] else _read_safetensors(path)
+    found = _read_parquet(path) if path.suffix == SUFFIXES["parquet"] else _read_safetensors(path)
+    with _reading(path):
+        counts = {len(found.keys), *(len(array) for array in (found.label_ends, found.positions, *found.values.values()))}
+        num_labels = int(found.label_ends[-1]) if len(found.label_ends) else 0
+        if len(counts) > 1 or num_labels != len(found.labels):
+            raise ValueError("its arrays are not of the same images")
+    return found
 
 
 def read_description(path: Path) -> dict[str, Any]:

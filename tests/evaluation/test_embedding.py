@@ -16,11 +16,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from data_tools.index import index_folder
 from pipeline.data.images.crop import EvalTransform
 from pipeline.data.shards.index import load_index
 from pipeline.distributed.precision import EvaluationPrecision
+from pipeline.errors import DataError
 from pipeline.evaluation.embedding import share_of_rank
 from pipeline.evaluation.embedding_files import ShardFeatures, join_features, read_description, read_features
 from pipeline.evaluation.features import extract_features
@@ -244,6 +247,26 @@ def test_parquet_holds_what_safetensors_holds(embed: Callable[..., str], tmp_pat
     assert table.column("labels").to_pylist() == [[number % 4] for number in range(9)]
     patches = np.array(table.column("patches").to_pylist(), np.float32)
     np.testing.assert_array_equal(patches, ours.values["patches"][:9].float().numpy())
+
+
+def test_arrays_of_other_images_are_damage_and_parquet_has_no_bf16(
+    embed: Callable[..., str], call: Call, weights: Path, shards: Path, tmp_path: Path
+) -> None:
+    embed("out")
+    path = tmp_path / "out" / "shard-000.safetensors"
+    whole = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    for name in ("positions", "labels", "features", "key_ends"):
+        save_file({**whole, name: whole[name][:-1].clone()}, path, metadata=metadata)
+        with pytest.raises(DataError, match="its arrays are not of the same images"):
+            read_features(path)
+    save_file({name: tensor for name, tensor in whole.items() if name != "keys"}, path, metadata=metadata)
+    with pytest.raises(DataError, match="damaged"):
+        read_features(path)
+    done = call("embed", str(weights), str(shards), str(tmp_path / "x"), "--format", "parquet", "--store", "bf16")
+    assert done.code == 2
+    assert "Parquet has no bf16" in done.text
 
 
 def test_a_narrow_storage_type_rounds_what_fp32_holds(embed: Callable[..., str], tmp_path: Path) -> None:
