@@ -35,7 +35,7 @@ def settings(section: type[Section], prefix: str = "") -> Iterator[str]:
 
 
 def expected(key: str) -> str:
-    if key in FREE or key.startswith(("evaluation.", "tracking.")):
+    if key in FREE or key.startswith(("evaluation.", "tracking.", "finetune.")):
         return "free"
     return "told" if key in TOLD else "fixed"
 

@@ -19,12 +19,13 @@ LEFT_OUT = (
     "output_dir",
     "seed",
     "data.train",
+    "init_from",
     "data.accept",
     "trainer.devices",
     "trainer.max_steps",
     "trainer.peak_tflops",
 )
-_SECTIONS_LEFT_OUT = ("evaluation.", "tracking.", "checkpoint.")
+_SECTIONS_LEFT_OUT = ("evaluation.", "tracking.", "checkpoint.", "finetune.")
 UNSET = "-"
 
 

@@ -19,7 +19,7 @@ L16 = CONFIGS / "l16_in21k.yaml"
 
 def test_a_recipe_does_not_deviate_from_itself_and_is_the_nearest() -> None:
     recipes = list_recipes(CONFIGS)
-    assert len(recipes) == 52
+    assert len(recipes) == 63
     found = nearest_recipe(load_config(CONFIGS / "paper" / "b16_in1k.yaml"), recipes)
     assert (found.recipe.name, found.settings, found.effects, found.advice) == ("b16_in1k.yaml", [], [], [])
 

@@ -56,7 +56,9 @@ def test_it_names_what_is_missing_and_a_line_to_type(
     parser_of(program, command).parse_args(shlex.split(example, comments=True)[3:])
 
 
-@pytest.mark.parametrize(("program", "some"), [("pipeline", "train, evaluate, report"), ("data_tools", "make, index, verify")])
+@pytest.mark.parametrize(
+    ("program", "some"), [("pipeline", "train, evaluate, finetune"), ("data_tools", "make, index, verify")]
+)
 def test_without_a_command_it_lists_them(program: str, some: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parser_of(program, "").parse_args([])

@@ -109,7 +109,8 @@ def test_a_signal_before_the_ranks_listen_reaches_them(tmp_path: Path) -> None:
         assert process.wait(timeout=60) == 75
     finally:
         process.kill()
-    assert (tmp_path / "log").read_text().count("SIGTERM") == 2
+    # Each rank was told. The slower one may be told again, when the launcher sees that the other has ended.
+    assert sum(line.startswith("SIGTERM") for line in (tmp_path / "log").read_text().splitlines()) == 2
 
 
 def test_a_terminals_interrupt_counts_once_though_it_arrives_twice_and_a_second_one_ends_all(tmp_path: Path) -> None:
