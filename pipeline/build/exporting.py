@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
@@ -13,6 +13,7 @@ import torch
 import pipeline
 from pipeline.build.pretrained import RunWeights, recipe_of
 from pipeline.exchange.card import CardFacts, Result, make_card
+from pipeline.exchange.fold import drop_head
 from pipeline.exchange.pretrained import Pretrained
 from pipeline.exchange.write import CARD, Options, Target, Written, write_model
 from pipeline.files import write_whole
@@ -63,7 +64,7 @@ def export(export: Export) -> Written:
 def _card(export: Export, written: Written) -> str:
     model, run = export.model, export.run
     if not export.options.has_head:
-        model = Pretrained(**{**vars(model), "tensors": {k: v for k, v in model.tensors.items() if not k.startswith("head.")}})
+        model = drop_head(model)
     with torch.device("meta"):
         built = model.config.build()
     title = export.out.stem if run is None else run.config.name
@@ -78,7 +79,7 @@ def _card(export: Export, written: Written) -> str:
         software=f"vit-pretraining-pipeline {pipeline.__version__}",
     )
     kept = [tensor for name, tensor in built.named_parameters() if model.has_head or not name.startswith("head.")]
-    noted = Pretrained(**{**vars(model), "notes": written.notes})
+    noted = replace(model, notes=written.notes)
     return make_card(noted, facts, num_parameters=sum(tensor.numel() for tensor in kept), macs=model.config.cost.macs)
 
 

@@ -17,7 +17,6 @@ from typing import Any, get_args
 
 import torch
 
-from pipeline.data.images.crop import EvalTransform
 from pipeline.data.shards.remote import RemoteOptions
 from pipeline.distributed.precision import EvaluationPrecision, choose_evaluation_precision, measure_bf16_speedup
 from pipeline.errors import CheckpointError, ConfigError, EvaluationError
@@ -28,7 +27,7 @@ from pipeline.evaluation.records import ResultFile, Row, failed_row, result_row,
 from pipeline.evaluation.section import EvaluationSection
 from pipeline.evaluation.tasks import EvaluationTask, Key, MeasuredUnder, Outcome, key_of, key_of_row
 from pipeline.evaluation.upstream import Upstream
-from pipeline.models.base import ModelConfig
+from pipeline.exchange.pretrained import Preprocessing
 from pipeline.monitor.loggers import EvaluationTracker, RunIdentity
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.claims import Claims
@@ -37,7 +36,6 @@ from pipeline.run.folder import WeightsName
 from pipeline.run.records import read_json_lines
 from pipeline.run.weights import Weights, WeightsHeader, load_weights, read_weights_header
 
-RESIZE_RATIO = 256 / 224  # short side before the centre crop, relative to the crop's side
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _SHOWN_REASONS = 8
 
@@ -103,6 +101,7 @@ class Evaluator:
         self._damaged: dict[WeightsName, Damaged] = {}  # of this process
         self._failed: dict[Key, str] = {}  # measurement to reason, of this process
         self._tracker: EvaluationTracker | None = None
+        self._preprocessing = Preprocessing(short_side=section.short_side)
         self._own_steps: set[int] = set()
         self._untracked: set[int] = set()  # measured by this process, and not sent to W&B yet
         self._headers: dict[Path, tuple[Stamp, WeightsHeader]] = {}
@@ -212,13 +211,10 @@ class Evaluator:
         return MeasuredUnder(
             weights=header.digest,
             data=self.sets.fingerprint_of(dataset),
-            short_side=self._short_side(header.model),
+            short_side=self._preprocessing.pixels(header.model),
             precision=self.reading.precision,
             weights_kind=None if header.kind == "raw" else header.kind,
         )
-
-    def _short_side(self, model: ModelConfig) -> int:
-        return self.section.short_side or round(min(model.height_and_width) * RESIZE_RATIO)
 
     def _try(self, name: WeightsName) -> None:
         """Try weights. Those that cannot be loaded must not keep the newer ones from being evaluated."""
@@ -253,8 +249,7 @@ class Evaluator:
         print(f"[eval] {name}: {summarise(new_rows)} ({time.perf_counter() - start:.1f} s)", flush=True)
 
     def _measure(self, weights: Weights, tasks: list[EvaluationTask]) -> Iterator[Outcome]:
-        model = weights.header.model
-        transform = EvalTransform(image_size=model.image_size, short_side=self._short_side(model))
+        transform = self._preprocessing.transform(weights.header.model)
         return self.sets.measure(weights, tasks, transform=transform, reading=self.reading)
 
     def _record(self, header: WeightsHeader, outcome: Outcome) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 from pipeline.data.images.crop import Resize
@@ -178,7 +179,7 @@ def _with_preprocessing(model: Pretrained, preprocessor: Mapping[str, Any] | Non
     size = preprocessor.get("size")
     short = size.get("shortest_edge") if isinstance(size, dict) else None
     if isinstance(short, int) and preprocessor.get("do_center_crop", True):
-        return Pretrained(**{**vars(model), "preprocessing": Preprocessing(short_side=short, resize=resize)})
+        return replace(model, preprocessing=Preprocessing(short_side=short, resize=resize))
     side = min(model.config.height_and_width)
-    model = Pretrained(**{**vars(model), "preprocessing": Preprocessing(short_side=side, resize=resize)})
+    model = replace(model, preprocessing=Preprocessing(short_side=side, resize=resize))
     return model.noting("its images are squeezed to the square there; here the centre square is taken, at the same size")
