@@ -283,6 +283,7 @@ class Evaluator:
         return choose_results(self.folder, self.results.rows()).rows
 
     def close(self) -> None:
+        self.claims.release_all()
         self.results.flush()
         if self._tracker is not None:
             with suppress(OSError):  # the folder does not answer any more: then W&B has what it was given

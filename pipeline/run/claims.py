@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -109,6 +109,7 @@ class Claims:
         self._sightings = Sightings()
         self._met: set[Path] = set()
         self._doubts: set[Path] = set()
+        self._held: dict[Path, Owner] = {}
 
     @contextmanager
     def take(self, name: str) -> Iterator[bool]:
@@ -122,6 +123,7 @@ class Claims:
         path = self.folder / name
         self._remove_if_stale(path)
         mine = Owner.myself()
+        self._held[path] = mine
         try:
             path.parent.mkdir(exist_ok=True)  # without parents: a run's folder that was renamed must not be created again
             created = create(path, mine)
@@ -131,6 +133,7 @@ class Claims:
                 f"write to its folder"
             ) from error
         if not created:
+            del self._held[path]
             yield False
             return
         self._doubts.discard(path)
@@ -140,6 +143,16 @@ class Claims:
         finally:
             stop()
             release(path, mine)
+            del self._held[path]
+
+    def release_all(self) -> None:
+        """Release what `take` was kept from releasing: a signal's exception may be raised in the middle of that."""
+        while self._held:
+            path, mine = next(iter(self._held.items()))
+            with suppress(OSError):
+                _draft_of(path, mine).unlink()
+            release(path, mine)
+            del self._held[path]
 
     def are_in_doubt(self) -> bool:
         """Return whether the owner of some claim may or may not live: it is then worth trying again soon."""
@@ -165,12 +178,16 @@ class Claims:
 
 def create(path: Path, owner: Owner) -> bool:
     """Create a claim. Return whether there was none."""
-    draft = path.with_name(f".{path.name}.{owner.token}")
+    draft = _draft_of(path, owner)
     try:
         draft.write_text(owner.to_json())
         return link_or_create(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _draft_of(path: Path, owner: Owner) -> Path:
+    return path.with_name(f".{path.name}.{owner.token}")
 
 
 def link_or_create(draft: Path, path: Path) -> bool:
