@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -122,7 +123,7 @@ def interrupt_after(lines: int, work: Callable[[], None], *, file: str) -> None:
     """Do work, and raise KeyboardInterrupt in this thread when so many lines of a file have run."""
     run = 0
 
-    def trace(frame: FrameType, event: str, _argument: object) -> Callable[..., object] | None:
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
         nonlocal run
         if frame.f_code.co_filename != file:
             return None
