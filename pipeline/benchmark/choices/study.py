@@ -80,8 +80,8 @@ def run_study(base: RunConfig, variants: Mapping[str, Settings], *, num_seeds: i
     """
     configs = {
         (name, seed): configure(base, settings, name=f"{name}-s{seed}", seed=seed, output_dir=str(out))
+        for seed in range(num_seeds)  # a study that is stopped early has each variant, with fewer seeds
         for name, settings in variants.items()
-        for seed in range(num_seeds)
     }
     out.mkdir(parents=True, exist_ok=True)
     outcome = Outcome([], [])
