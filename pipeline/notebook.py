@@ -19,6 +19,7 @@ from pipeline.data.images.crop import EvalTransform
 from pipeline.data.images.decode import Pixels, UnreadableImage, decode_image, to_rgb
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.embedding_files import ShardFeatures, read_features_of
+from pipeline.exchange.places import place_of
 from pipeline.image_size import ImageSize
 from pipeline.models.base import Backbone, ModelConfig
 from pipeline.objectives.base import Probabilities
@@ -136,7 +137,7 @@ def load(
         ExchangeError: there are no such weights, or no model that is known here.
         CheckpointError: they are damaged.
     """
-    path = Path(path)
+    path = place_of(path)
     found = open_pretrained(path, step=step, kind=kind, size=size)
     trained: Probabilities | None = load_config(RunFolder(path).config).objective.probabilities if is_run(path) else "softmax"
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -160,7 +161,7 @@ def read_features(path: str | Path) -> ShardFeatures:
         DataError: there is none, or one is damaged.
         ConfigError: it is Parquet, and pyarrow is not installed.
     """
-    return read_features_of(Path(path))
+    return read_features_of(place_of(path))
 
 
 def _listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ def open_initial(config: RunConfig) -> Pretrained | None:
     Raises:
         ExchangeError: they are missing, damaged, or no model that is known here.
     """
-    return None if config.init_from is None else open_pretrained(Path(config.init_from))
+    return None if config.init_from is None else open_pretrained(config.init_from)
 
 
 def make_model(config: ModelConfig, *, seed: int) -> Backbone:

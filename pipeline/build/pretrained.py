@@ -12,6 +12,7 @@ from pipeline.config.run import RunConfig
 from pipeline.data.shards.class_names import parse_class_names
 from pipeline.errors import ExchangeError
 from pipeline.exchange.own import read_own
+from pipeline.exchange.places import place_of
 from pipeline.exchange.pretrained import Preprocessing, Pretrained
 from pipeline.exchange.source import read_pretrained
 from pipeline.image_size import ImageSize
@@ -51,7 +52,7 @@ class RunWeights:
 
 
 def open_pretrained(
-    path: Path, *, step: int | None = None, kind: WeightsKind = "raw", size: ImageSize | None = None
+    path: str | Path, *, step: int | None = None, kind: WeightsKind = "raw", size: ImageSize | None = None
 ) -> Pretrained:
     """Return the model of a run folder, its newest weights or those of a step, or of anything `read_pretrained` reads.
 
@@ -59,6 +60,7 @@ def open_pretrained(
         ExchangeError: there are no such weights, or no model that is known here.
         CheckpointError: they are damaged.
     """
+    path = place_of(path)
     if is_run(path):
         (found,) = choose_weights(path, step=step, kind=kind)
         return found.open()

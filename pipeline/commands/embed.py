@@ -75,13 +75,14 @@ def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: at least {least}")
     with collector_paused():
         from pipeline.build.embedding import Request, embed
+        from pipeline.exchange.places import place_of
         from pipeline.launch.allotment import Torch, check_visible
 
     if arguments.hardware == "allotted":
         check_visible(os.environ, Torch.look(), setting="--hardware found")
     embed(
         Request(
-            weights=Path(arguments.weights),
+            weights=place_of(arguments.weights),
             step=arguments.step,
             kind="average" if arguments.average else "raw",
             shards=arguments.shards,

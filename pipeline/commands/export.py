@@ -75,8 +75,9 @@ def _list_exports(arguments: argparse.Namespace) -> list[Export]:
     """
     from pipeline.build.pretrained import choose_weights, is_run, open_pretrained
     from pipeline.errors import ExchangeError
+    from pipeline.exchange.places import place_of
 
-    root, out = Path(arguments.weights), Path(arguments.out)
+    root, out = place_of(arguments.weights), Path(arguments.out)
     if arguments.naming and arguments.to != "npz":
         raise ExchangeError("--naming is an option of --to npz")
     if arguments.sizes and arguments.to != "onnx":

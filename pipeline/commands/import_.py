@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     if sides is not None and len(sides) > 2:
         raise ExchangeError(f"--image-size {' '.join(map(str, sides))}: give one side of a square, or height and width")
     size = None if sides is None else image_size(sides[0], sides[-1])
-    model = read_pretrained(Path(arguments.weights), size=size)
+    model = read_pretrained(arguments.weights, size=size)
     if arguments.gelu is not None and isinstance(model.config, EncoderConfig):
         model = replace(model, config=replace(model.config, gelu=arguments.gelu))
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ExchangeError
+from pipeline.exchange.kinds import kind_of
+from pipeline.exchange.state_dicts import StateDict, state_dict_of
 from pipeline.files import Draft
 from pipeline.json_text import parse_json
 
@@ -24,25 +27,23 @@ MOST_INFLATED = 200  # times a compressed file's size; weights hardly compress a
 SMALL_BYTES = 2**28  # of arrays that may be zeros
 _NPY_SUFFIX = ".npy"
 _BF16_IN_NPY = np.dtype("V2")  # NumPy has no bf16: JAX's arrays of it are stored as two bytes without a type
-_INDEX = ".index.json"
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "module", "state_dict_ema", "model_ema")
+_ASKED_FOR = re.compile(r"(?:GLOBAL|class) ([\w.]+)")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> StateDict:
     """Return the tensors of a .safetensors, .bin, .pth or .pt file, or of the files that a .index.json lists.
 
     Raises:
         ExchangeError: it cannot be read, holds anything but tensors, or is of another kind.
     """
-    if path.name.endswith(_INDEX):
+    kind = kind_of(path)
+    if kind == "index":
         return _read_indexed(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix in (".bin", ".pth", ".pt", ".ckpt"):
+    if kind == "safetensors":
+        return StateDict(_read_safetensors(path))
+    if kind == "torch":
         return _read_pickled(path)
-    raise ExchangeError(
-        f"{path}: weights are in .safetensors, .npz, .bin, .pth or .pt files, not {path.suffix or 'such a file'}"
-    )
+    raise ExchangeError(f"{path} is an .npz file of arrays, which is read by itself and not as part of a folder")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -52,7 +53,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ExchangeError(f"{path} cannot be read as safetensors ({_short(error)}); copy it again") from error
 
 
-def _read_indexed(path: Path) -> dict[str, Tensor]:
+def _read_indexed(path: Path) -> StateDict:
     """Read the files that an index names. They are in its own folder."""
     listed = read_json(path).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
@@ -61,36 +62,28 @@ def _read_indexed(path: Path) -> dict[str, Tensor]:
     for name in sorted(set(listed.values())):
         if Path(name).name != name:
             raise ExchangeError(f"{path} names the file {name[:80]!r}, which is not next to it")
-        tensors |= read_tensors(path.with_name(name))
+        if not path.with_name(name).exists():
+            raise ExchangeError(f"{path} names {name}, which is not there: the download is not complete; download it again")
+        tensors |= read_tensors(path.with_name(name)).tensors
     if missing := sorted(listed.keys() - tensors.keys()):
         raise ExchangeError(f"{path} lists {missing[0]}, which its file does not hold")
-    return tensors
+    return StateDict(tensors)
 
 
-def _read_pickled(path: Path) -> dict[str, Tensor]:
+def _read_pickled(path: Path) -> StateDict:
     """Read a file of `torch.save`, by its reader that makes tensors and plain values alone."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, AttributeError, ModuleNotFoundError) as error:
+        asked = _ASKED_FOR.search(str(error))
+        what = f"it asks for {asked[1][:100]}" if asked else _short(error)
         raise ExchangeError(
-            f"{path} holds pickled objects other than tensors, which could run any code, and is not read: where you trust it, "
-            f"convert it with its own library to .safetensors ({_short(error)})"
+            f"{path} holds pickled objects other than tensors, which could run any code, and is not read ({what}): where you "
+            "trust it, load it with its own library and save its state dict alone, as .safetensors"
         ) from error
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, IndexError, TypeError, MemoryError) as error:
         raise ExchangeError(f"{path} cannot be read ({_short(error)}); copy it again") from error
-    return _plain_tensors(found, path)
-
-
-def _plain_tensors(found: Any, path: Path) -> dict[str, Tensor]:
-    """Return the state dict that a checkpoint holds, directly or under one of its usual names."""
-    if isinstance(found, Mapping):
-        wrapped = next((found[name] for name in _WRAPPERS if isinstance(found.get(name), Mapping)), None)
-        if wrapped is not None and not any(isinstance(value, Tensor) for value in found.values()):
-            return _plain_tensors(wrapped, path)
-        tensors = {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
-        if tensors:
-            return tensors
-    raise ExchangeError(f"{path} holds no tensors by name: it is no state dict")
+    return state_dict_of(found, source=str(path))
 
 
 def read_npz_arrays(path: Path) -> dict[str, Tensor]:

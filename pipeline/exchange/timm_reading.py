@@ -15,6 +15,7 @@ from pipeline.data.images.crop import Resize
 from pipeline.errors import ExchangeError
 from pipeline.exchange.pieces import Tensors, check_shapes, refuse_impossible, to_ours
 from pipeline.exchange.pretrained import Preprocessing, Pretrained
+from pipeline.exchange.state_dicts import StateDict, part_of
 from pipeline.exchange.timm_names import timm_pieces
 from pipeline.image_size import image_size
 from pipeline.models.bit.model import BiTConfig
@@ -289,17 +290,21 @@ def _read_own(
     return Pretrained(config, found, source=source)
 
 
-def read_timm_file(path: Path, tensors: Tensors) -> Pretrained:
-    """Return the Vision Transformer that a file of timm's names without a description is.
+def read_timm_file(path: Path, state: StateDict) -> Pretrained:
+    """Return the Vision Transformer that a file of timm's names without a description is, alone or as a part of something.
 
     Raises:
         ExchangeError: it is none of the usual sizes.
     """
-    config = describe_vit(tensors, {}, source=str(path))
+    state = part_of(state, anchors=("patch_embed.proj.weight", "blocks.0.attn.qkv.weight"), source=str(path))
+    config = describe_vit(state.tensors, {}, source=str(path))
     if config is None:
+        names = ", ".join(sorted(state.tensors)[:3])
         raise ExchangeError(
-            f"{path} is no Vision Transformer in timm's names that ours can be; timm's config.json would say what it is"
+            f"{path} is no Vision Transformer in timm's names that ours can be (it holds {names}, ...); timm's config.json "
+            "next to it would say what it is"
         )
-    return read_vit(tensors, config, source=str(path)).noting(
-        "pixels are taken as scaled to [-1, 1] and GELU as exact: a config.json of timm next to the file would say"
+    return read_vit(state.tensors, config, source=str(path)).noting(
+        *state.notes,
+        "pixels are taken as scaled to [-1, 1] and GELU as exact: a config.json of timm next to the file would say",
     )
