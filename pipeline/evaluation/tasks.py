@@ -11,7 +11,8 @@ from pipeline.evaluation.section import EvaluationSection
 from pipeline.run.evaluations import WEIGHTS_KIND, setting_of
 
 _CONDITION_KEYS = ("weights", "data", "short_side", "precision", WEIGHTS_KIND)
-_KEYS = ("step", "dataset", "protocol", "measure", "seed", *_CONDITION_KEYS)
+VERSION = "protocol_version"
+_KEYS = ("step", "dataset", "protocol", "measure", "seed", VERSION, *_CONDITION_KEYS)
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class EvaluationTask:
     dataset: str
     protocol: str
     setting: Setting
+    version: int = 1  # of the protocol
 
     @property
     def measure(self) -> str:
@@ -62,6 +64,7 @@ class Key:
     protocol: Any
     measure: Any
     seed: Any
+    version: Any
     conditions: tuple[Any, ...]
 
 
@@ -72,7 +75,10 @@ def list_tasks(section: EvaluationSection) -> list[EvaluationTask]:
     """
     return [
         EvaluationTask(
-            dataset.name, name, setting if name == protocol.protocol else replace(setting, measure=f"{name} {setting.measure}")
+            dataset.name,
+            name,
+            setting if name == protocol.protocol else replace(setting, measure=f"{name} {setting.measure}"),
+            protocol.version,
         )
         for dataset in section.datasets
         for name, protocol in section.protocols.items()
@@ -82,14 +88,14 @@ def list_tasks(section: EvaluationSection) -> list[EvaluationTask]:
 
 def key_of(step: int, task: EvaluationTask, conditions: MeasuredUnder) -> Key:
     """Identify a measurement."""
-    return Key(step, task.dataset, task.protocol, task.setting.measure, task.setting.seed, astuple(conditions))
+    return Key(step, task.dataset, task.protocol, task.setting.measure, task.setting.seed, task.version, astuple(conditions))
 
 
 def key_of_row(row: dict[str, Any]) -> Key:
     """Identify the measurement that a line of evaluations.jsonl belongs to."""
-    row = {**row, "measure": setting_of(row)}
+    row = {VERSION: 1, **row, "measure": setting_of(row)}  # lines of older software do not say the version
     values = [None if isinstance(value := row.get(name), list | dict) else value for name in _KEYS]
-    return Key(*values[:5], conditions=tuple(values[5:]))
+    return Key(*values[:6], conditions=tuple(values[6:]))
 
 
 def describe(step: int, task: EvaluationTask, conditions: MeasuredUnder) -> dict[str, Any]:
@@ -99,6 +105,7 @@ def describe(step: int, task: EvaluationTask, conditions: MeasuredUnder) -> dict
         "step": step,
         "dataset": task.dataset,
         "protocol": task.protocol,
+        VERSION: task.version,
         "measure": setting.measure,
         "seed": setting.seed,
         "shots": None,

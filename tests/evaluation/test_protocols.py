@@ -16,7 +16,7 @@ from pipeline.evaluation.protocols import FewShot, Linear
 from pipeline.evaluation.protocols.base import ProtocolSection, Setting
 from pipeline.evaluation.section import EvaluationSection
 from pipeline.evaluation.splits import Splits, prepare_splits
-from pipeline.evaluation.tasks import list_tasks
+from pipeline.evaluation.tasks import MeasuredUnder, describe, key_of, key_of_row, list_tasks
 
 WIDTH = 6
 EvaluationTask = tuple[ProtocolSection, Setting]
@@ -139,3 +139,18 @@ def test_a_protocol_under_a_name_of_its_own_is_told_apart() -> None:
     protocols = {"few_shot": {"shots": [5], "seeds": [0]}, "other": {"protocol": "few_shot", "shots": [5], "seeds": [0]}}
     section = EvaluationSection.model_validate({"datasets": datasets, "protocols": protocols})
     assert [task.measure for task in list_tasks(section)] == ["x 5-shot", "x other 5-shot"]
+
+
+def test_a_result_counts_for_its_version_of_the_protocol_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of older software do not say a version. They are of the first."""
+    section = EvaluationSection.model_validate({"datasets": [{"name": "x", "train": "a", "test": "b"}]})
+    conditions = MeasuredUnder(weights="0", data="1", short_side=256, precision="fp32")
+    (task, *_) = list_tasks(section)
+    row = describe(4, task, conditions)
+    assert row["protocol_version"] == 1
+    old = {name: value for name, value in row.items() if name != "protocol_version"}
+    assert key_of_row(row) == key_of_row(old) == key_of(4, task, conditions)
+    monkeypatch.setattr(FewShot, "version", 2)
+    (newer, *_) = list_tasks(section)
+    assert key_of(4, newer, conditions) == key_of_row(describe(4, newer, conditions))
+    assert key_of(4, newer, conditions) != key_of_row(old)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.data.class_counts import ClassCounts
 from pipeline.evaluation.measured import Measured
@@ -32,7 +32,13 @@ class ProtocolSection(Section):
     """Holds the settings of a protocol, and what follows from them.
 
     A member has a literal field `protocol`, by which it is chosen; without it the key of `evaluation.protocols` chooses.
+
+    Attributes:
+        version: of the definition. It rises when other numbers are to be expected from the same features; results of another
+            version are measured again.
     """
+
+    version: ClassVar[int] = 1
 
     @abstractmethod
     def settings(self) -> list[Setting]:

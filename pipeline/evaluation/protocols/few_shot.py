@@ -2,7 +2,8 @@
 
 This is the paper's few-shot measure (section 4.1, "Metrics"), with the settings of big_vision's `evaluators/fewshot_lsr.py`:
 features standardised by the support set, a constant feature of 100 as bias, ridge penalty 2^10, support drawn by
-`numpy.random.default_rng(seed)`.
+`numpy.random.default_rng(seed)`. The older form of scenic's `train_lib/transfer/fewshot_utils.py` takes the first images of
+each class instead of a draw.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from torch import Tensor
 from pipeline.data.class_counts import ClassCounts
 from pipeline.evaluation.measured import Measured
 from pipeline.evaluation.protocols.base import ProtocolSection, Setting
+from pipeline.evaluation.protocols.classifier import row_norms
+from pipeline.evaluation.protocols.ridge import fit_nested
 from pipeline.evaluation.requirements import short_classes, takes_all
 from pipeline.evaluation.splits import Splits
 from pipeline.section import Seed
 
-BIAS_FEATURE = 100.0
 L2_PENALTY = 2.0**10
-STD_EPS = 1e-5
 
 
 class FewShot(ProtocolSection):
@@ -33,7 +34,11 @@ class FewShot(ProtocolSection):
 
     protocol: Literal["few_shot"] = "few_shot"
     shots: tuple[PositiveInt, ...] = Field(default=(1, 5, 10, 25), description="images a class")
-    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), description="draws of the support set")
+    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), description="draws of the support set; form big_vision alone has them")
+    form: Literal["big_vision", "scenic"] = Field(
+        default="big_vision", description="big_vision: images of a class at random; scenic: its first ones in train, no draw"
+    )
+    l2: float = Field(default=L2_PENALTY, gt=0, description="ridge penalty of standardised features")
 
     @model_validator(mode="after")
     def _nothing_is_there_twice(self) -> Self:
@@ -46,32 +51,40 @@ class FewShot(ProtocolSection):
         return self
 
     def settings(self) -> list[Setting]:
-        return [Setting(f"{shots}-shot", seed, (("shots", shots),)) for shots in self.shots for seed in self.seeds]
+        form = "" if self.form == "big_vision" else f"{self.form} "
+        penalty = "" if self.l2 == L2_PENALTY else f" l2 {self.l2:g}"
+        seeds = self.seeds if self.form == "big_vision" else (None,)
+        return [Setting(f"{form}{shots}-shot{penalty}", seed, (("shots", shots),)) for shots in self.shots for seed in seeds]
 
     def measure(self, splits: Splits, setting: Setting) -> Measured:
         """Measure a setting. If no class has more than `shots` images, all of train is every seed's support: one counts."""
-        shots, seed = int(dict(setting.parameters)["shots"]), setting.seed
-        assert seed is not None
-        is_all = takes_all(ClassCounts.of_labels(splits.train_labels.cpu()), shots)
-        key = ("few_shot", shots, None if is_all else seed)
-        if key in splits.known:
-            return splits.known[key]
-        support = choose_support(splits.train_labels.cpu(), shots=shots, seed=seed)
-        accuracy = few_shot_accuracy(
-            train_features=splits.train,
-            train_labels=splits.train_labels,
-            test_features=splits.test,
-            test_labels=splits.test_labels,
-            support=support,
-            num_classes=splits.num_classes,
-        )
-        detail = {
-            "short_classes": len(support.short_classes),
-            "support": "all" if is_all else "drawn",
-            "support_images": len(support.indices),
-        }
-        splits.known[key] = result = Measured(accuracy, detail)
-        return result
+        shots = int(dict(setting.parameters)["shots"])
+        counts = ClassCounts.of_labels(splits.train_labels.cpu())
+        key = self._key(counts, shots, setting.seed)
+        if key not in splits.known:
+            splits.known.update(self._measure_draw(splits, counts, setting.seed))
+        return splits.known[key]
+
+    def _key(self, counts: ClassCounts, shots: int, seed: int | None) -> tuple[Any, ...]:
+        return ("few_shot", self.form, self.l2, shots, None if takes_all(counts, shots) else seed)
+
+    def _measure_draw(self, splits: Splits, counts: ClassCounts, seed: int | None) -> dict[Any, Measured]:
+        """Measure all shots of a draw that are not known yet: larger supports add to the sums of smaller ones."""
+        keys = {shots: self._key(counts, shots, seed) for shots in sorted(self.shots)}
+        missing = {key: shots for shots, key in keys.items() if key not in splits.known}
+        order = order_images(splits.train_labels.cpu(), seed=seed)
+        supports = [order.support(shots).to(splits.train.device) for shots in missing.values()]
+        fits = fit_nested(splits.train, splits.train_labels, supports=supports, num_classes=splits.num_classes, l2=self.l2)
+        norms = row_norms(splits.test)
+        found = {}
+        for (key, shots), support, fitted in zip(missing.items(), supports, fits, strict=True):
+            detail = {
+                "short_classes": len(short_classes(counts, shots)),
+                "support": "all" if takes_all(counts, shots) else "drawn",
+                "support_images": len(support),
+            }
+            found[key] = Measured(fitted.accuracy(splits.test, splits.test_labels, norms=norms), detail)
+        return found
 
     def notes(self, train: ClassCounts, *, class_names: Sequence[str] | None, path: str) -> list[str]:
         short = [shots for shots in self.shots if short_classes(train, shots)]
@@ -109,64 +122,26 @@ def _listed(numbers: list[int]) -> str:
 
 
 @dataclass(frozen=True)
-class Support:
-    """Holds the images that a few-shot classifier may see."""
+class ImageOrder:
+    """Holds the images of train in the order in which supports take them: the first image of each class, the second, ..."""
 
-    indices: Tensor  # (n,) indices into the train split
-    short_classes: tuple[int, ...]  # classes with fewer than `shots` images
+    indices: Tensor  # (N,) indices into the train split
+    ranks: np.ndarray  # (N,) place of each within its class, rising
+
+    def support(self, shots: int) -> Tensor:
+        """Return the indices of up to `shots` images a class. A smaller support is a prefix of a larger one."""
+        return self.indices[: int(np.searchsorted(self.ranks, shots))]
 
 
-def choose_support(labels: Tensor, *, shots: int, seed: int) -> Support:
-    """Choose up to `shots` images a class, at random under `seed`. A smaller draw is a prefix of a larger one."""
-    generator = np.random.default_rng(seed)
+def order_images(labels: Tensor, *, seed: int | None) -> ImageOrder:
+    """Order images (N,) at random under `seed`, as big_vision draws them; None: as they are, as scenic takes them."""
     array = labels.numpy()
-    chosen: list[np.ndarray] = []
-    for label in np.unique(array):
-        members = generator.permutation(np.flatnonzero(array == label))[:shots]
-        chosen.append(members)
-    short = short_classes(ClassCounts.of_labels(array), shots)
-    return Support(indices=torch.from_numpy(np.concatenate(chosen)), short_classes=short)
-
-
-def ridge_weights(features: Tensor, targets: Tensor, *, l2: float) -> Tensor:
-    """Return the argmin over W of |X W - Y|^2 + l2 |W|^2, for X (N, D) and Y (N, C): W (D, C), in fp64.
-
-    It is solved in the smaller of the two dimensions (W = (X'X + l2)^-1 X'Y = X' (XX' + l2)^-1 Y), through a symmetric
-    eigendecomposition.
-    """
-    x, y = features.double(), targets.double()
-    primal = x.shape[0] >= x.shape[1]
-    gram = x.T @ x if primal else x @ x.T
-    eigenvalues, eigenvectors = torch.linalg.eigh(gram)
-    inverse = (eigenvectors / (eigenvalues + l2)) @ eigenvectors.T
-    return inverse @ (x.T @ y) if primal else x.T @ (inverse @ y)
-
-
-def few_shot_accuracy(
-    *,
-    train_features: Tensor,
-    train_labels: Tensor,
-    test_features: Tensor,
-    test_labels: Tensor,
-    support: Support,
-    num_classes: int,
-    l2: float = L2_PENALTY,
-) -> float:
-    """Return the part of the test images that the ridge classifier of `support` classifies right.
-
-    Args:
-        train_features: (N, D); train_labels: (N,).
-        test_features: (M, D); test_labels: (M,).
-    """
-    chosen = support.indices.to(train_features.device)
-    x = train_features[chosen].double()
-    mean, std = x.mean(dim=0), x.std(dim=0, unbiased=False) + STD_EPS
-    targets = 2.0 * torch.nn.functional.one_hot(train_labels[chosen], num_classes).double() - 1.0
-
-    def prepare(features: Tensor) -> Tensor:
-        standard = (features.double() - mean) / std
-        return torch.nn.functional.pad(standard, (0, 1), value=BIAS_FEATURE)
-
-    weights = ridge_weights(prepare(x), targets, l2=l2)
-    predicted = (prepare(test_features) @ weights).argmax(dim=1)
-    return float((predicted == test_labels).double().mean())
+    by_class = np.argsort(array, kind="stable")
+    counts = np.unique(array, return_counts=True)[1]
+    starts = np.cumsum(counts) - counts
+    if seed is not None:
+        generator = np.random.default_rng(seed)
+        by_class = np.concatenate([generator.permutation(members) for members in np.split(by_class, starts[1:])])
+    ranks = np.arange(len(array)) - np.repeat(starts, counts)
+    order = np.argsort(ranks, kind="stable")
+    return ImageOrder(torch.from_numpy(by_class[order]), ranks[order])

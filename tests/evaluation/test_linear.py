@@ -1,16 +1,15 @@
-"""The probes are compared with scikit-learn."""
+"""The linear probe is compared with scikit-learn."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression, Ridge  # type: ignore[import-not-found]
+from sklearn.linear_model import LogisticRegression  # type: ignore[import-not-found]
 from sklearn.preprocessing import StandardScaler  # type: ignore[import-not-found]
 from torch import Tensor
 
 from pipeline.evaluation.protocols import logistic
-from pipeline.evaluation.protocols.few_shot import BIAS_FEATURE, L2_PENALTY, choose_support, few_shot_accuracy, ridge_weights
 from pipeline.evaluation.protocols.linear import PENALTIES, fit_logistic, linear_probe, split_train
 
 
@@ -19,53 +18,6 @@ def clusters(count: int, *, width: int = 24, classes: int = 5, seed: int, spread
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, classes, count)
     return torch.from_numpy(centres[labels] + spread * generator.normal(size=(count, width))).float(), torch.from_numpy(labels)
-
-
-@pytest.mark.parametrize("count", [300, 15])  # more images than features, and fewer
-@pytest.mark.parametrize("l2", [1.0, L2_PENALTY])
-def test_ridge_equals_scikit_learns(count: int, l2: float) -> None:
-    x, labels = clusters(count, seed=1)
-    y = torch.nn.functional.one_hot(labels, 5).double()
-    theirs = Ridge(alpha=l2, fit_intercept=False).fit(x.double().numpy(), y.numpy()).coef_.T
-    np.testing.assert_allclose(ridge_weights(x, y, l2=l2).numpy(), theirs, atol=1e-9, rtol=1e-7)
-
-
-@pytest.mark.parametrize("shots", [1, 5, 25])
-def test_few_shot_equals_the_same_recipe_in_scikit_learn(shots: int) -> None:
-    train, train_labels = clusters(400, seed=1)
-    test, test_labels = clusters(300, seed=2)
-    support = choose_support(train_labels, shots=shots, seed=0)
-    ours = few_shot_accuracy(
-        train_features=train,
-        train_labels=train_labels,
-        test_features=test,
-        test_labels=test_labels,
-        support=support,
-        num_classes=5,
-    )
-    x = train[support.indices].double().numpy()
-    scaler = StandardScaler().fit(x)
-    scaler.scale_ = x.std(axis=0) + 1e-5
-    widen = lambda values: np.pad(scaler.transform(values), ((0, 0), (0, 1)), constant_values=BIAS_FEATURE)  # noqa: E731
-    targets = 2.0 * np.eye(5)[train_labels[support.indices].numpy()] - 1
-    model = Ridge(alpha=L2_PENALTY, fit_intercept=False).fit(widen(x), targets)
-    assert ours == pytest.approx(np.mean(model.predict(widen(test.double().numpy())).argmax(axis=1) == test_labels.numpy()))
-    assert ours > 0.3  # chance is 0.2
-
-
-def test_support_is_balanced_nested_and_seeded() -> None:
-    _, labels = clusters(200, seed=3)
-    one, five = (choose_support(labels, shots=shots, seed=7).indices for shots in (1, 5))
-    assert torch.bincount(labels[five]).tolist() == [5] * 5
-    assert set(one.tolist()) < set(five.tolist())
-    assert set(five.tolist()) != set(choose_support(labels, shots=5, seed=8).indices.tolist())
-
-
-def test_support_says_which_classes_are_short() -> None:
-    labels = torch.tensor([0, 0, 0, 1, 2, 2])
-    support = choose_support(labels, shots=2, seed=0)
-    assert support.short_classes == (1,)
-    assert torch.bincount(labels[support.indices]).tolist() == [2, 1, 2]
 
 
 @pytest.mark.parametrize("penalty", [1e-4, 1e-2, 1.0])
