@@ -130,7 +130,7 @@ def load(
         step: of a run, another step than the newest.
         kind: of a run, `average` for the averaged weights.
         size: height and width of the model's images, for an .npz file that does not say them.
-        probabilities: what makes logits probabilities. None: as the run was trained, softmax for everything else.
+        probabilities: what makes logits probabilities. None: as the run was trained or the file says, else softmax.
         device: None: the first GPU where there is one, else the CPU.
 
     Raises:
@@ -139,7 +139,9 @@ def load(
     """
     path = place_of(path)
     found = open_pretrained(path, step=step, kind=kind, size=size)
-    trained: Probabilities | None = load_config(RunFolder(path).config).objective.probabilities if is_run(path) else "softmax"
+    trained: Probabilities | None = found.probabilities or "softmax"
+    if is_run(path):  # of some objectives there are no classes
+        trained = load_config(RunFolder(path).config).objective.probabilities
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     module = found.build()
     has_classifier = bool(module.get_parameter("head.weight").any())  # a file without one is read with zeros

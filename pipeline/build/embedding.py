@@ -170,7 +170,7 @@ def _conditions(request: Request, model: Pretrained, index: ShardIndex, precisio
     config = model.config
     found = {
         "version": FORMAT_VERSION,
-        "weights": digest_tensors(model.tensors),
+        "weights": digest_tensors(model.filled()),
         "model": {"family": config.family, **config.to_dict()},
         "data": index.fingerprint,
         "image_size": list(config.height_and_width),

@@ -69,7 +69,7 @@ def examine_initial(config: RunConfig, *, resolved: ModelConfig) -> Initial | No
     beginning = begin(weights, make_model(resolved, seed=config.seed), config, resolved=resolved)
     record = {
         "source": beginning.source,
-        "digest": digest_tensors(weights.tensors),
+        "digest": digest_tensors(weights.filled()),
         "taken": list(beginning.taken),
         "resized": list(beginning.resized),
         "fresh": list(beginning.fresh),

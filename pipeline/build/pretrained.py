@@ -47,6 +47,7 @@ class RunWeights:
             read_own(path),
             source=str(path),
             class_names=_class_names(self.folder),
+            probabilities=self.config.objective.probabilities,
             preprocessing=Preprocessing(short_side=self.config.evaluation.short_side),
         )
 

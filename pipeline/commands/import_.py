@@ -61,7 +61,8 @@ def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     for note in model.notes:
         print(f"[import] {note}")
     size_text = describe_size(model.config.image_size)
-    print(f"[import] {describe_model(model)}, images of {size_text}, {model.config.num_classes} classes")
+    classes = f"{model.config.num_classes} classes" if model.has_head else "no classifier"
+    print(f"[import] {describe_model(model)}, images of {size_text}, {classes}")
     for path in written.paths:
         print(f"[import] wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0

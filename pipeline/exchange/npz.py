@@ -7,13 +7,20 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pipeline.errors import ExchangeError
 from pipeline.exchange.fold import fill_qkv_bias, fold_layer_scale, fold_positions, refuse
 from pipeline.exchange.google_names import Naming, google_pieces
-from pipeline.exchange.pieces import Tensors, check_shapes, refuse_impossible, to_ours, to_theirs
+from pipeline.exchange.pieces import (
+    Tensors,
+    check_shapes,
+    left_out_notes,
+    refuse_impossible,
+    refuse_strangers,
+    to_ours,
+    to_theirs,
+)
 from pipeline.exchange.pretrained import Pretrained
 from pipeline.image_size import ImageSize, height_and_width, image_size
 from pipeline.models.base import ModelConfig
@@ -33,6 +40,7 @@ _BLOCK = re.compile(r"Transformer/encoderblock_(\d+)/")
 _SCANNED = "Transformer/encoderblock/"
 _ATTENTION = re.compile(r"Transformer/encoderblock_0/MultiHeadDotProductAttention_\d/")
 _BIT_UNIT = re.compile(r"resnet/block(\d+)/unit(\d+)/")
+_COMPUTED = re.compile(r"(?:params/)?(?:Transformer/|MAPHead_0/|embedding/|conv_root|gn_root|block\d|resnet/)")
 _STAGE_UNIT = re.compile(r"block(\d+)/unit(\d+)/")
 
 
@@ -46,7 +54,7 @@ def make_npz(model: Pretrained, naming: Naming | None = None) -> tuple[Tensors, 
         ExchangeError: the files have no such model.
     """
     if not model.has_head:
-        raise ExchangeError(f"{model.source}: {TARGET} always has a classifier; leave --without-head out")
+        raise ExchangeError(f"{model.source}: {TARGET} has a classifier always, and this model none")
     if isinstance(model.config, BiTConfig):
         return to_theirs(model.tensors, google_pieces(model.config, "vision_transformer")), model
     refuse(model, target=TARGET, registers=lambda config: bool(config.registers), qk_norm=lambda config: config.qk_norm)
@@ -66,6 +74,9 @@ def make_npz(model: Pretrained, naming: Naming | None = None) -> tuple[Tensors, 
         model = model.noting(
             "the model was trained with the exact GELU; Google's code computes its tanh approximation, timm the exact one"
         )
+    height, width = config.height_and_width
+    if height != width:
+        model = model.noting(f"an .npz file does not say the shape of images: read it with `--image-size {height} {width}`")
     assert isinstance(model.config, EncoderConfig)
     return to_theirs(model.tensors, google_pieces(model.config, naming)), model
 
@@ -92,20 +103,10 @@ def read_npz(arrays: Mapping[str, Tensor], *, source: str, size: ImageSize | Non
         found = {f"params/{name}": tensor for name, tensor in found.items()}
     if "head/kernel" not in found and "params/head/kernel" not in found and not isinstance(config, BiTConfig):
         pieces = [piece for piece in pieces if not piece.ours[0].startswith("head.")]
+    refuse_strangers([name for name in found if _COMPUTED.match(name)], pieces, source=source)
     read = to_ours(found, pieces, source=source)
-    tensors = read.tensors | _empty_head(read.tensors, config)
-    check_shapes(tensors, config, source=source)
-    notes = [f"not read: {', '.join(read.left_out)}"] if read.left_out else []
-    return Pretrained(config, tensors, source=source, notes=tuple(notes))
-
-
-def _empty_head(tensors: Tensors, config: ModelConfig) -> Tensors:
-    """Return a classifier of zeros for a file without one."""
-    if "head.weight" in tensors:
-        return {}
-    with torch.device("meta"):
-        weight = config.build().get_parameter("head.weight")
-    return {"head.weight": torch.zeros(weight.shape), "head.bias": torch.zeros(weight.shape[0])}
+    check_shapes(read.tensors, config, source=source)
+    return Pretrained(config, read.tensors, source=source, notes=tuple(left_out_notes(read)))
 
 
 def _without_prefix(arrays: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,13 @@ from pipeline.errors import ExchangeError
 from pipeline.models.base import ModelConfig
 
 Tensors = dict[str, Tensor]
+
+HEAD = "head."  # begins the names of the classifier's tensors
+_MOST_EPS = 1e-5  # of a layer norm: variances are far larger
+# Tensors that pretraining alone reads: mask tokens, decoders, the heads of DINO and iBOT, projections of contrastive learning.
+_ASIDE = re.compile(
+    r"(?:\w+\.)?(?:embeddings\.)?(?:mask_token|decoder\w*|pooler|predictor|projector|projection_head|head|head_\w+|\w+_head|logit_scale)(?:\.|$)"
+)
 Change = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
@@ -103,7 +111,7 @@ def to_theirs(tensors: Tensors, pieces: Iterable[Piece]) -> Tensors:
         found |= {name: tensor.contiguous() for name, tensor in zip(piece.theirs, made, strict=True)}
         written.update(piece.ours)
     if missing := sorted(tensors.keys() - written):
-        raise ExchangeError(f"{_some(missing)} cannot be written in this format")
+        raise ExchangeError(f"{some(missing)} cannot be written in this format")
     return found
 
 
@@ -119,41 +127,100 @@ class Renamed:
     left_out: list[str]
 
 
+def to_fp32(name: str, tensor: Tensor, *, source: str) -> Tensor:
+    """Return a tensor of weights in fp32.
+
+    Raises:
+        ExchangeError: it is of whole numbers or 8 bits, as quantised weights are, or has values that are not finite.
+    """
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+        raise ExchangeError(
+            f"{source}: {name} is of {kind}: the weights are quantised, and their scales are not read; take the weights in "
+            "fp32, bf16 or fp16"
+        )
+    values = tensor.float()
+    if not torch.isfinite(values).all():
+        count = int((~torch.isfinite(values)).sum())
+        raise ExchangeError(
+            f"{source}: {count} of the {values.numel()} values of {name} are infinite or no numbers (it is of {kind}): "
+            "a training that diverged, or a conversion to fp16 that overflowed; take earlier weights, or those in fp32"
+        )
+    return values
+
+
 def to_ours(theirs: Tensors, pieces: Iterable[Piece], *, source: str) -> Renamed:
     """Return their tensors under our names, fp32.
 
     Raises:
-        ExchangeError: one is missing, or has another form.
+        ExchangeError: one is missing, or has another form, or values that are no weights.
     """
     ours: Tensors = {}
     read: set[str] = set()
     for piece in pieces:
         missing = [name for name in piece.theirs if name not in theirs]
         if missing:
-            raise ExchangeError(f"{source} lacks {_some(missing)}")
+            raise ExchangeError(f"{source} lacks {some(missing)}")
         try:
-            made = piece.read([theirs[name] for name in piece.theirs])
+            made = piece.read([to_fp32(name, theirs[name], source=source) for name in piece.theirs])
         except RuntimeError as error:
-            raise ExchangeError(f"{source}: {_some(list(piece.theirs))} has another form: {error}") from error
-        ours |= {name: tensor.float().contiguous() for name, tensor in zip(piece.ours, made, strict=True)}
+            raise ExchangeError(f"{source}: {some(list(piece.theirs))} has another form: {error}") from error
+        ours |= {name: tensor.contiguous() for name, tensor in zip(piece.ours, made, strict=True)}
         read.update(piece.theirs)
     return Renamed(ours, sorted(theirs.keys() - read))
 
 
+def strangers(names: Iterable[str], pieces: Iterable[Piece]) -> list[str]:
+    """Return the names that no piece reads and that a model computes with: they are of another model."""
+    read = {name for piece in pieces for name in piece.theirs}
+    return sorted(name for name in names if name not in read and not _ASIDE.match(name))
+
+
+def refuse_strangers(names: Iterable[str], pieces: Iterable[Piece], *, source: str) -> None:
+    """Refuse a model that computes with tensors that ours has not: without them outputs would be others.
+
+    Raises:
+        ExchangeError: it has some.
+    """
+    if odd := strangers(names, pieces):
+        raise ExchangeError(f"{source} is another model than ours can be: it computes with {some(odd)}, which ours has not")
+
+
+def left_out_notes(read: Renamed) -> list[str]:
+    """Return which tensors were not read, in words."""
+    modules = list(dict.fromkeys(".".join(name.split(".")[:2]).removesuffix(".weight") for name in read.left_out))
+    return [f"not read: {some(modules)}"] if modules else []
+
+
+def compare_epsilon(theirs: float, ours: float, *, source: str) -> list[str]:
+    """Return what another epsilon of layer norms changes, in words.
+
+    Raises:
+        ExchangeError: it is so large that outputs would be others.
+    """
+    if theirs == ours:
+        return []
+    if not 0 <= theirs <= _MOST_EPS:
+        raise ExchangeError(f"{source} has the epsilon {theirs:g} in its layer norms, ours {ours:g}: outputs differ")
+    return [f"layer norms have the epsilon {ours:g} here, as in the authors' code, and {theirs:g} there"]
+
+
 def check_shapes(tensors: Tensors, config: ModelConfig, *, source: str) -> None:
-    """Compare tensors with those of the model that they are for.
+    """Compare tensors with those of the model that they are for. The classifier may be missing, as a whole.
 
     Raises:
         ExchangeError: one is missing, or has another shape.
     """
     expected = tensor_shapes(config)
+    if not any(name.startswith(HEAD) for name in tensors):
+        expected = {name: shape for name, shape in expected.items() if not name.startswith(HEAD)}
     if missing := sorted(expected.keys() - tensors.keys()):
-        raise ExchangeError(f"{source} lacks the tensors of {_some(missing)}")
+        raise ExchangeError(f"{source} lacks the tensors of {some(missing)}")
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
             raise ExchangeError(f"{source}: the tensor of {name} is {list(tensors[name].shape)}, this model's is {list(shape)}")
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(name[:100] for name in names[:3])}{more}"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pipeline.data.images.crop import EvalTransform, Resize
 from pipeline.errors import CheckpointError, ExchangeError
 from pipeline.models.base import Backbone, ModelConfig
+from pipeline.objectives.base import Probabilities
 
 RESIZE_RATIO = 256 / 224  # of the short side to the crop: the authors' evaluation at 224 pixels
 
@@ -41,6 +42,7 @@ class Pretrained:
     Attributes:
         tensors: fp32, by our names.
         class_names: by class id, where they are known.
+        probabilities: what makes its logits probabilities; None where it is not known.
         source: where they were read, in words, for messages.
         notes: what was folded or left out on the way, in words.
     """
@@ -50,6 +52,7 @@ class Pretrained:
     source: str
     class_names: tuple[str, ...] | None = None
     preprocessing: Preprocessing = Preprocessing()
+    probabilities: Probabilities | None = None
     step: int = 0
     images_seen: int = 0
     notes: tuple[str, ...] = field(default=())
@@ -74,12 +77,20 @@ class Pretrained:
             CheckpointError: the tensors are not its own.
         """
         model = self.config.build()
-        head = {name: torch.zeros_like(value) for name, value in model.state_dict().items() if name.startswith("head.")}
         try:
-            model.load_state_dict(head | self.tensors)
+            model.load_state_dict(self.filled())
         except RuntimeError as error:
             raise CheckpointError(f"{self.source}: {error}") from error
         return model.eval()
+
+    def filled(self) -> dict[str, Tensor]:
+        """Return the model's tensors, all of them: those of a classifier that is not there are zeros."""
+        if self.has_head:
+            return self.tensors
+        with torch.device("meta"):
+            built = self.config.build().state_dict()
+        zeros = {name: torch.zeros(value.shape) for name, value in built.items() if name.startswith("head.")}
+        return zeros | self.tensors
 
     def noting(self, *notes: str) -> Pretrained:
         """Return it with more notes."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.errors import ExchangeError
 from pipeline.exchange.fold import fold_positions
+from pipeline.exchange.labels import write_problem
 from pipeline.exchange.pieces import Tensors, to_theirs
 from pipeline.exchange.pretrained import Pretrained
 from pipeline.exchange.timm_names import timm_pieces
@@ -174,6 +175,7 @@ def _describe(
         "num_features": model.num_features,
         **({"global_pool": arguments["global_pool"]} if "global_pool" in arguments else {}),
         **labels,
+        **(write_problem(model.probabilities) if model.has_head else {}),
         "model_args": arguments,
         "pretrained_cfg": {
             "tag": "",

@@ -27,6 +27,7 @@ _OUTSIDE = {
     "registers": "reg_token",
     "position": "pos_embed",
     "norm": "norm",
+    "pre_logits": "pre_logits.fc",  # until 2022
     "head": "head",
     "map_head.probe": "attn_pool.latent",
     "map_head.query": "attn_pool.q",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,36 @@ from torch import Tensor
 
 from pipeline.data.images.crop import Resize
 from pipeline.errors import ExchangeError
-from pipeline.exchange.pieces import Tensors, check_shapes, refuse_impossible, to_ours
+from pipeline.exchange.labels import read_problem
+from pipeline.exchange.pieces import (
+    HEAD,
+    Tensors,
+    check_shapes,
+    compare_epsilon,
+    left_out_notes,
+    refuse_impossible,
+    refuse_strangers,
+    strangers,
+    to_ours,
+)
+from pipeline.exchange.pixels import normalise, read_as_rgb, three
 from pipeline.exchange.pretrained import Preprocessing, Pretrained
 from pipeline.exchange.state_dicts import StateDict, part_of
+from pipeline.exchange.timm_architectures import HEADS_OF_WIDTH, PLAIN, Form, form_of
+from pipeline.exchange.timm_family import read_timm_family
 from pipeline.exchange.timm_names import timm_pieces
 from pipeline.image_size import image_size
 from pipeline.models.bit.model import BiTConfig
 from pipeline.models.hybrid.model import HybridConfig
-from pipeline.models.timm.library import classifier_name, installed_version, new_model
-from pipeline.models.timm.model import TimmConfig, freeze
 from pipeline.models.vit.encoder_config import EncoderConfig, Gelu, Pooling, Position, conflict_of
+from pipeline.models.vit.layers import LAYER_NORM_EPS
 from pipeline.models.vit.model import ViTConfig
 
-_HEADS_OF_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # of the sizes that everybody means by these widths
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 _BIT_UNIT = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.")
 _BIT = re.compile(r"resnetv2_\d+x\d_bit")
 _STAGE = re.compile(r"patch_embed\.backbone\.stages\.(\d+)\.blocks\.(\d+)\.")
+_ROOTS = ("patch_embed.backbone.stem.conv.weight", "patch_embed.backbone.conv.weight")  # of hybrids
 _POOLING: dict[str, Pooling] = {"token": "class_token", "avg": "gap", "map": "map"}
 _GELU: dict[str, Gelu] = {"gelu": "exact", "gelu_tanh": "tanh"}
 # Arguments of timm's Vision Transformer that change what it computes and that ours has no setting for.
@@ -54,50 +68,89 @@ def read_timm_folder(config: Mapping[str, Any], tensors: Tensors, *, source: str
     Raises:
         ExchangeError: it is no model that is known here.
     """
-    tensors = _fold_register_positions(tensors)
+    rgb = read_as_rgb(_fold_register_positions(tensors), source=source)
+    tensors = rgb.tensors
     cfg = {**config, **(config.get("pretrained_cfg") or {})}
     arguments = dict(config.get("model_args") or {})
     labels = config.get("label_names")
     names = tuple(str(name) for name in labels) if isinstance(labels, list) else None
-    vit = describe_vit(tensors, arguments, source=source)
-    if vit is None and _BIT.fullmatch(str(config.get("architecture"))):
+    architecture = str(config.get("architecture"))
+    found = _describe(architecture, arguments, cfg, tensors, source=source)
+    if found is not None:
+        vit, form = found
+        model = read_vit(tensors, vit, source=source).noting(*compare_epsilon(form.eps, LAYER_NORM_EPS, source=source))
+    elif _BIT.fullmatch(architecture):
         model = _read_bit(cfg, tensors, source=source)
-    elif vit is None:
-        model = _read_own(str(config.get("architecture")), arguments, cfg, tensors, source=source)
     else:
-        model = read_vit(tensors, vit, source=source)
+        model = read_timm_family(architecture, arguments, cfg, tensors, source=source)
     mean, std = cfg.get("mean") or _IMAGENET_MEAN, cfg.get("std") or _IMAGENET_STD
-    model = normalise(model, tuple(map(float, mean)), tuple(map(float, std)))
+    model = normalise(model.noting(*rgb.notes), three(mean, source=source), three(std, source=source))
     known = names if names is not None and len(names) == model.config.num_classes else None
-    return Pretrained(
-        model.config,
-        model.tensors,
-        source=source,
+    if names is not None and known is None and model.has_head:
+        text = f"its {len(names)} label_names are not those of {model.config.num_classes} classes: the classes have no names"
+        model = model.noting(text)
+    if cfg.get("crop_mode") not in (None, "center"):
+        model = model.noting(f"its images are cropped by the mode {cfg['crop_mode']} there; here the centre is taken")
+    return replace(
+        model,
         class_names=known,
         preprocessing=_preprocessing(cfg, min(model.config.height_and_width)),
-        notes=model.notes,
+        probabilities=read_problem(config),
     )
+
+
+def _describe(
+    architecture: str, arguments: Mapping[str, Any], cfg: Mapping[str, Any], tensors: Tensors, *, source: str
+) -> tuple[EncoderConfig, Form] | None:
+    """Return the configuration of a folder's Vision Transformer, and what its architecture's name says; None if it is none."""
+    if not looks_like_vit(tensors):
+        return None
+    form = form_of(architecture, arguments, source=source)
+    if form is None:
+        return None
+    given = dict(arguments)
+    if cfg.get("fixed_input_size") and "img_size" not in given and cfg.get("input_size"):
+        given["img_size"] = list(cfg["input_size"])[-2:]  # as timm does (models/_builder.py)
+    vit = describe_vit(tensors, given, source=source, form=form)
+    if vit is None or strangers(tensors, timm_pieces(vit)):
+        return None
+    return vit, form
 
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # timm's defaults
 
 
-def describe_vit(tensors: Tensors, arguments: Mapping[str, Any], *, source: str) -> EncoderConfig | None:
-    """Return the configuration of a Vision Transformer, or a hybrid, by its tensors; None if ours is none of this form."""
-    patch, first = tensors.get("patch_embed.proj.weight"), tensors.get("blocks.0.attn.qkv.weight")
-    if patch is None or first is None or patch.ndim != 4 or any(arguments.get(name) for name in _UNKNOWN):
+def looks_like_vit(tensors: Tensors) -> bool:
+    """Return whether tensors have the names of timm's Vision Transformer, or of one of its many relatives."""
+    names = ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight", "norm.weight")
+    if not all(name in tensors for name in names) or tensors[names[0]].ndim != 4:
+        return False  # also timm's own mean of the patches, whose norm follows the mean
+    is_hybrid = any(name.startswith("patch_embed.backbone.") for name in tensors)
+    return not is_hybrid or any(name in tensors for name in _ROOTS)
+
+
+def describe_vit(tensors: Tensors, arguments: Mapping[str, Any], *, source: str, form: Form = PLAIN) -> EncoderConfig | None:
+    """Return the configuration of a Vision Transformer, or a hybrid, by its tensors; None if ours is none of this form.
+
+    Args:
+        form: what the architecture is where `arguments` do not say it.
+
+    Raises:
+        ExchangeError: it is one, and ours cannot be it.
+    """
+    if not looks_like_vit(tensors) or any(arguments.get(name) for name in _UNKNOWN) or arguments.get("fc_norm"):
         return None
-    if arguments.get("fc_norm") or "fc_norm.weight" in tensors or "norm.weight" not in tensors:
-        return None  # timm's own mean of the patches, whose norm follows the mean
+    patch, first = tensors["patch_embed.proj.weight"], tensors["blocks.0.attn.qkv.weight"]
+    _check_patches(patch, source=source)
     is_hybrid = any(name.startswith("patch_embed.backbone.") for name in tensors)
     width = first.shape[1]
-    num_heads = _num_heads(tensors, arguments, width, source=source)
+    num_heads = _num_heads(tensors, arguments, width, form=form, source=source)
     has_class_token, registers = "cls_token" in tensors, tensors.get("reg_token")
     pooling = "map" if "attn_pool.latent" in tensors else "class_token" if has_class_token else "gap"
     if arguments.get("global_pool") not in (None, next(key for key, value in _POOLING.items() if value == pooling)):
         return None
-    gelu = _GELU.get(arguments.get("act_layer") or "gelu")
-    head = tensors.get("head.weight")
+    gelu = _GELU.get(arguments["act_layer"]) if arguments.get("act_layer") else form.gelu
+    head, hidden = tensors.get("head.weight"), tensors.get("pre_logits.fc.weight")
     if gelu is None:
         return None
     values: dict[str, Any] = {
@@ -106,7 +159,7 @@ def describe_vit(tensors: Tensors, arguments: Mapping[str, Any], *, source: str)
         "mlp_dim": tensors["blocks.0.mlp.fc1.weight"].shape[0],
         "num_heads": num_heads,
         "num_classes": 1 if head is None else head.shape[0],
-        "representation_size": None,
+        "representation_size": None if hidden is None else hidden.shape[0],
         "dropout": 0.0,
         "pooling": pooling,
         "gelu": gelu,
@@ -118,11 +171,18 @@ def describe_vit(tensors: Tensors, arguments: Mapping[str, Any], *, source: str)
     return _with_positions(values, tensors, arguments, is_hybrid=is_hybrid, source=source)
 
 
-def _num_heads(tensors: Tensors, arguments: Mapping[str, Any], width: int, *, source: str) -> int:
+def _check_patches(kernel: Tensor, *, source: str) -> None:
+    """Refuse patches that are no squares."""
+    _, _, height, width = kernel.shape
+    if height != width:
+        raise ExchangeError(f"{source} has patches of {height} x {width} pixels, ours are squares")
+
+
+def _num_heads(tensors: Tensors, arguments: Mapping[str, Any], width: int, *, form: Form, source: str) -> int:
     """Return the number of heads, which no tensor's shape says but that of their norms."""
     if "blocks.0.attn.q_norm.weight" in tensors:
         return width // tensors["blocks.0.attn.q_norm.weight"].shape[0]
-    given = arguments.get("num_heads", _HEADS_OF_WIDTH.get(width))
+    given = arguments.get("num_heads", form.num_heads or HEADS_OF_WIDTH.get(width))
     if not isinstance(given, int):
         raise ExchangeError(
             f"{source} does not say how many heads a width of {width} has; add model_args.num_heads to its config.json"
@@ -216,78 +276,17 @@ def read_vit(tensors: Tensors, config: EncoderConfig, *, source: str) -> Pretrai
     """Return the model that timm's tensors are."""
     has_head = "head.weight" in tensors
     refuse_impossible(config, tensors, source=source)
-    pieces = [piece for piece in timm_pieces(config) if has_head or not piece.ours[0].startswith("head.")]
+    pieces = [piece for piece in timm_pieces(config) if has_head or not piece.ours[0].startswith(HEAD)]
+    refuse_strangers(tensors, pieces, source=source)
     read = to_ours(tensors, pieces, source=source)
-    found = read.tensors if has_head else read.tensors | empty_head(config)
-    check_shapes(found, config, source=source)
-    notes = [f"not read: {', '.join(read.left_out)}"] if read.left_out else []
-    return Pretrained(config, found, source=source, notes=tuple(notes))
-
-
-def empty_head(config: EncoderConfig) -> Tensors:
-    """Return a classifier of zeros, for a model that came without one."""
-    return {
-        "head.weight": torch.zeros(config.num_classes, config.representation_size or config.width),
-        "head.bias": torch.zeros(config.num_classes),
-    }
-
-
-def normalise(model: Pretrained, mean: tuple[float, ...], std: tuple[float, ...]) -> Pretrained:
-    """Fold another normalisation of pixels than ours, to [-1, 1], into the patch embedding.
-
-    A convolution without padding reads (p / 255 - mean) / std, p / 255 = (x + 1) / 2 of our x. Outputs are equal to rounding.
-    """
-    half = (0.5,) * 3
-    if (mean, std) == (half, half):
-        return model
-    if not isinstance(model.config, ViTConfig):
-        raise ExchangeError(
-            f"{model.source} normalises pixels by the mean {list(mean)} and deviation {list(std)}. Ours are scaled to [-1, 1], "
-            "and the difference cannot be folded into a model whose first convolution pads its images"
-        )
-    scale = torch.tensor([0.5 / deviation for deviation in std])
-    shift = torch.tensor([(0.5 - centre) / deviation for centre, deviation in zip(mean, std, strict=True)])
-    kernel, bias = model.tensors["patch_embed.weight"].double(), model.tensors["patch_embed.bias"].double()
-    folded = {
-        "patch_embed.weight": (kernel * scale[:, None, None]).float(),
-        "patch_embed.bias": (bias + (kernel * shift[:, None, None]).sum(dim=(1, 2, 3))).float(),
-    }
-    return Pretrained(model.config, model.tensors | folded, source=model.source, notes=model.notes).noting(
-        f"the normalisation of pixels by the mean {list(mean)} and deviation {list(std)} is folded into the patch embedding"
-    )
+    check_shapes(read.tensors, config, source=source)
+    return Pretrained(config, read.tensors, source=source, notes=tuple(left_out_notes(read)))
 
 
 def _preprocessing(cfg: Mapping[str, Any], crop: int) -> Preprocessing:
     share = float(cfg.get("crop_pct") or 0)
     resize: Resize = "bicubic_antialias" if cfg.get("interpolation", "bicubic") == "bicubic" else "bilinear_antialias"
     return Preprocessing(short_side=int(crop / share) if 0 < share <= 1 else None, resize=resize)
-
-
-def _read_own(
-    architecture: str, arguments: dict[str, Any], cfg: Mapping[str, Any], tensors: Tensors, *, source: str
-) -> Pretrained:
-    """Return a model of the family timm."""
-    sides = cfg.get("input_size") or (3, 224, 224)
-    size = image_size(int(sides[-2]), int(sides[-1]))
-    options = {name: value for name, value in arguments.items() if name != "img_size"}
-    try:
-        frozen = freeze(options)
-    except ValueError as error:
-        raise ExchangeError(f"{source}: {error}") from error
-    theirs = new_model(architecture, size=(int(sides[-2]), int(sides[-1])), options=options, num_classes=1)
-    classifier = classifier_name(architecture, theirs)
-    weight, bias = tensors.get(f"{classifier}.weight"), tensors.get(f"{classifier}.bias")
-    if weight is None or bias is None:
-        raise ExchangeError(f"{source} lacks {classifier}.weight and its bias, the classifier of timm's {architecture}")
-    own: dict[str, Tensor] = {
-        f"backbone.{name}": tensor for name, tensor in tensors.items() if not name.startswith(f"{classifier}.")
-    }
-    config = TimmConfig(
-        name=architecture, image_size=size, options=frozen, timm_version=installed_version(), num_classes=weight.shape[0]
-    )
-    found = own | {"head.weight": weight.flatten(1).float(), "head.bias": bias.float()}
-    check_shapes(found, config, source=source)
-    return Pretrained(config, found, source=source)
 
 
 def read_timm_file(path: Path, state: StateDict) -> Pretrained:
@@ -297,6 +296,8 @@ def read_timm_file(path: Path, state: StateDict) -> Pretrained:
         ExchangeError: it is none of the usual sizes.
     """
     state = part_of(state, anchors=("patch_embed.proj.weight", "blocks.0.attn.qkv.weight"), source=str(path))
+    rgb = read_as_rgb(state.tensors, source=str(path))
+    state = StateDict(rgb.tensors, (*state.notes, *rgb.notes))
     config = describe_vit(state.tensors, {}, source=str(path))
     if config is None:
         names = ", ".join(sorted(state.tensors)[:3])

@@ -14,7 +14,6 @@ TimmWrapperForImageClassification.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch
 
 from pipeline.errors import ExchangeError
 from pipeline.exchange.fold import fill_qkv_bias, fold_layer_scale, fold_positions, refuse
+from pipeline.exchange.labels import write_labels, write_problem
 from pipeline.exchange.pieces import Tensors, to_theirs
 from pipeline.exchange.pretrained import Pretrained
 from pipeline.exchange.transformers_names import Kind, transformers_pieces
@@ -69,11 +69,14 @@ def make_transformers_folder(model: Pretrained) -> TransformersFolder:
     else:
         raise ExchangeError(f"{model.source}: transformers has no model of the family {model.config.family}; {_ALTERNATIVE}")
     pieces = transformers_pieces(model.config, kind, has_classifier=model.has_head)
+    labels, notes = write_labels(model.class_names, model.config.num_classes) if model.has_head else ({}, [])
+    model = model.noting(*notes)
     config_json = {
         "model_type": kind,
         "architectures": [_CLASSES[kind][0 if model.has_head else 1]],
         **described,
-        **(_label_names(model.class_names, model.config.num_classes) if model.has_head else {}),
+        **labels,
+        **(write_problem(model.probabilities) if model.has_head else {}),
         "torch_dtype": "float32",
     }
     tensors = to_theirs(model.tensors, pieces)
@@ -160,16 +163,6 @@ def _describe_bit(model: Pretrained, config: BiTConfig) -> dict[str, Any]:
         "depths": list(config.blocks),
         "layer_type": "preactivation",
         "num_channels": 3,
-    }
-
-
-def _label_names(names: Sequence[str] | None, num_classes: int) -> dict[str, Any]:
-    """Return the names of classes as transformers keeps them. Of names that occur twice, only ids are names there."""
-    if names is None or len(set(names)) < len(names):
-        names = [f"LABEL_{number}" for number in range(num_classes)]
-    return {
-        "id2label": {str(number): name for number, name in enumerate(names)},
-        "label2id": {name: number for number, name in enumerate(names)},
     }
 
 

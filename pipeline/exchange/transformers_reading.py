@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
-from pipeline.data.images.crop import Resize
 from pipeline.errors import ExchangeError
-from pipeline.exchange.pieces import Piece, Tensors, check_shapes, refuse_impossible, to_ours
-from pipeline.exchange.pretrained import Preprocessing, Pretrained
-from pipeline.exchange.timm_reading import empty_head, normalise
+from pipeline.exchange.labels import read_labels, read_problem
+from pipeline.exchange.pieces import (
+    Piece,
+    Tensors,
+    check_shapes,
+    compare_epsilon,
+    left_out_notes,
+    refuse_impossible,
+    refuse_strangers,
+    to_ours,
+)
+from pipeline.exchange.preprocessors import with_preprocessing
+from pipeline.exchange.pretrained import Pretrained
 from pipeline.exchange.transformers_names import Kind, transformers_pieces
 from pipeline.image_size import image_size
 from pipeline.models.base import ModelConfig
@@ -21,8 +29,6 @@ from pipeline.models.vit.layers import LAYER_NORM_EPS
 from pipeline.models.vit.model import ViTConfig
 
 _GELU = {"gelu": "exact", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
-_LABEL = re.compile(r"LABEL_\d+")
-_HALF = (0.5, 0.5, 0.5)
 # Of what a field is where a configuration leaves it out: transformers writes only what differs from these.
 _VIT_DEFAULTS = {
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "gelu",
@@ -35,7 +41,6 @@ _BIT_DEFAULTS = {
 }  # fmt: skip
 
 _BIT_FORM = ("layer_type", "global_padding", "num_groups", "output_stride", "width_factor", "embedding_dynamic_padding")
-_MOST_EPS = 1e-5  # of a layer norm: variances are far larger
 
 
 def read_transformers_folder(
@@ -62,18 +67,17 @@ def read_transformers_folder(
         prefix = f"{kind}."
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     pieces: list[Piece] = transformers_pieces(described, kind, has_classifier=has_classifier)
+    refuse_strangers(tensors, pieces, source=source)
     read = to_ours(tensors, pieces, source=source)
     found = read.tensors
-    if not has_classifier:
-        found |= _empty_head(described)
     check_shapes(found, described, source=source)
-    notes = [f"not read: {', '.join(read.left_out)}"] if read.left_out else []
+    notes = left_out_notes(read)
     if kind == "dinov2_with_registers" and has_classifier:
         _check_mean_is_unused(tensors, described, source=source)
-    names = _class_names(config, described.num_classes)
-    notes += _compare_epsilon(config, kind, source=source)
+    names, odd = read_labels(config, described.num_classes) if has_classifier else (None, [])
+    notes += [*odd, *_compare_epsilon(config, kind, source=source)]
     model = Pretrained(described, found, source=source, class_names=names, notes=tuple(notes))
-    return _with_preprocessing(model, preprocessor)
+    return with_preprocessing(replace(model, probabilities=read_problem(config)), preprocessor)
 
 
 def _describe_vit(kind: Kind, config: Mapping[str, Any], tensors: Tensors, *, source: str) -> ViTConfig:
@@ -91,7 +95,7 @@ def _describe_vit(kind: Kind, config: Mapping[str, Any], tensors: Tensors, *, so
     pooler = next((tensor for name, tensor in tensors.items() if name.endswith("pooler.dense.weight")), None)
     described = ViTConfig(
         image_size=image_size(int(height), int(across)),
-        patch_size=int(values["patch_size"]),
+        patch_size=_patch_size(values["patch_size"], source=source),
         width=width,
         depth=int(values["num_hidden_layers"]),
         mlp_dim=width * int(values["mlp_ratio"]) if is_dino else int(values["intermediate_size"]),
@@ -110,6 +114,14 @@ def _describe_vit(kind: Kind, config: Mapping[str, Any], tensors: Tensors, *, so
     return described
 
 
+def _patch_size(value: Any, *, source: str) -> int:
+    """Return the side of a patch, of a number or of height and width."""
+    sides = {int(side) for side in value} if isinstance(value, list | tuple) else {int(value)}
+    if len(sides) != 1:
+        raise ExchangeError(f"{source} has patches of {value} pixels, ours are squares")
+    return sides.pop()
+
+
 def _compare_epsilon(config: Mapping[str, Any], kind: Kind, *, source: str) -> list[str]:
     """Return what another epsilon of layer norms changes, in words.
 
@@ -119,12 +131,7 @@ def _compare_epsilon(config: Mapping[str, Any], kind: Kind, *, source: str) -> l
     if kind == "bit":
         return []
     default = (_DINO_DEFAULTS if kind == "dinov2_with_registers" else _VIT_DEFAULTS)["layer_norm_eps"]
-    theirs = float(config.get("layer_norm_eps", default))
-    if theirs == LAYER_NORM_EPS:
-        return []
-    if not 0 <= theirs <= _MOST_EPS:
-        raise ExchangeError(f"{source} has the epsilon {theirs:g} in its layer norms, ours {LAYER_NORM_EPS:g}: outputs differ")
-    return [f"layer norms have the epsilon {LAYER_NORM_EPS:g} here, as in the authors' code, and {theirs:g} there"]
+    return compare_epsilon(float(config.get("layer_norm_eps", default)), LAYER_NORM_EPS, source=source)
 
 
 def _describe_bit(config: Mapping[str, Any], *, source: str) -> BiTConfig:
@@ -152,34 +159,3 @@ def _check_mean_is_unused(tensors: Tensors, config: ModelConfig, *, source: str)
             f"{source}: its classifier reads the class token and the patches' mean, ours the class token alone; read the "
             "model without its classifier"
         )
-
-
-def _empty_head(config: ModelConfig) -> Tensors:
-    if isinstance(config, ViTConfig):
-        return empty_head(config)
-    raise ExchangeError("a ResNet of BiT without a classifier is not read")
-
-
-def _class_names(config: Mapping[str, Any], num_classes: int) -> tuple[str, ...] | None:
-    """Return the names of classes; None where a configuration has transformers' own stand-ins alone."""
-    labels = config.get("id2label")
-    if not isinstance(labels, dict) or len(labels) != num_classes:
-        return None
-    names = tuple(str(labels.get(str(number), "")) for number in range(num_classes))
-    return None if all(_LABEL.fullmatch(name) for name in names) else names
-
-
-def _with_preprocessing(model: Pretrained, preprocessor: Mapping[str, Any] | None) -> Pretrained:
-    if preprocessor is None:
-        return model.noting("no preprocessor_config.json: pixels are taken as scaled to [-1, 1]")
-    mean = tuple(map(float, preprocessor.get("image_mean") or _HALF))
-    std = tuple(map(float, preprocessor.get("image_std") or _HALF))
-    model = normalise(model, mean, std)
-    resize: Resize = "bicubic_antialias" if preprocessor.get("resample") == 3 else "bilinear_antialias"
-    size = preprocessor.get("size")
-    short = size.get("shortest_edge") if isinstance(size, dict) else None
-    if isinstance(short, int) and preprocessor.get("do_center_crop", True):
-        return replace(model, preprocessing=Preprocessing(short_side=short, resize=resize))
-    side = min(model.config.height_and_width)
-    model = replace(model, preprocessing=Preprocessing(short_side=side, resize=resize))
-    return model.noting("its images are squeezed to the square there; here the centre square is taken, at the same size")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.data.shards.class_names import LINE_END
 from pipeline.errors import ExchangeError
 from pipeline.exchange.files import write_npz_arrays
 from pipeline.exchange.fold import drop_head
@@ -83,19 +84,21 @@ def write_model(model: Pretrained, target: Target, out: Path, options: Options =
         made = make_transformers_folder(model)
         described = {CONFIG: made.config, PREPROCESSOR: made.preprocessor}
         return Written(_write_folder(out, made.tensors, described, model), made.notes)
-    if not model.has_head:
-        raise ExchangeError(
-            f"{model.source}: a weights file of this software always has a classifier; leave --without-head out"
-        )
     write_own(out / WEIGHTS, model)
+    _remove_described(out)  # it was another model's: this file describes itself
     return Written((out / WEIGHTS, *_write_classes(out, model)), model.notes)
 
 
 def _write_folder(out: Path, tensors: Tensors, described: Mapping[str, dict[str, Any]], model: Pretrained) -> tuple[Path, ...]:
-    """Write a folder's files, the description last: a folder without one opens as no model."""
+    """Write a folder's files, the description last: a folder without one opens as no model.
+
+    What an earlier export has left of a description is removed before its weights are replaced, so that no weights ever lie
+    next to another model's.
+    """
     draft = out / f".{WEIGHTS}.part"
     try:
         save_tensors(draft, tensors, header={"format": "pt"})
+        _remove_described(out)
         draft.replace(out / WEIGHTS)
     finally:
         draft.unlink(missing_ok=True)
@@ -106,10 +109,16 @@ def _write_folder(out: Path, tensors: Tensors, described: Mapping[str, dict[str,
     return tuple(written)
 
 
+def _remove_described(out: Path) -> None:
+    for name in (CONFIG, PREPROCESSOR, CLASSES):
+        (out / name).unlink(missing_ok=True)
+
+
 def _write_classes(out: Path, model: Pretrained) -> tuple[Path, ...]:
     if model.class_names is None:
         return ()
-    write_whole(out / CLASSES, "".join(f"{name}\n" for name in model.class_names))
+    lines = [LINE_END.sub(" ", name) for name in model.class_names]  # a line for each class, whatever its name holds
+    write_whole(out / CLASSES, "".join(f"{line}\n" for line in lines))
     return (out / CLASSES,)
 
 
