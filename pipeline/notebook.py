@@ -187,7 +187,7 @@ def _pixels_of(image: ImageLike) -> Pixels:
         raise DataError(f"{image} cannot be decoded: {error}") from error
     except OSError as error:
         raise DataError(f"{image} cannot be read: {error.strerror or error}") from error
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        return image
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+        return image if image.flags.writeable else image.copy()  # torch warns of arrays that it could not write to
     found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
     raise ConfigError(f"an image is a path, an image of Pillow, or an array (H, W, 3) of uint8, not {found}")

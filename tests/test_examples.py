@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from pipeline.errors import DataError
@@ -196,6 +196,40 @@ def test_boxes_are_around_what_they_name_also_when_mirrored(examples: None, tmp_
         assert (pixels[:2][covered] > 0).float().mean() > 0.95  # and the boxes are full of it, but for interpolated edges
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
+def test_boxes_are_those_of_the_size_that_the_annotations_say(examples: None, tmp_path: Path, orientation: int) -> None:
+    """Label tools annotate a photo as its EXIF orientation turns it, COCO as it is stored (HumanSignal/label-studio issue 6608,
+    voxel51/fiftyone issue 3778): width and height say which."""
+    from detection.data import Resized, read_folder
+
+    (tmp_path / "set").mkdir()
+    stored = np.zeros((40, 80, 3), np.uint8)
+    stored[:10, :20] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "set" / "photo.png", exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "set" / "photo.png")))
+    rows, columns = (np.flatnonzero(upright[:, :, 0].any(axis)) for axis in (1, 0))
+    is_turned = orientation >= 5
+    box = [int(columns[0]), int(rows[0]), len(columns), len(rows)] if is_turned else [0, 0, 20, 10]
+    width, height = (40, 80) if is_turned else (80, 40)
+    content = {
+        "images": [{"id": 1, "file_name": "photo.png", "width": width, "height": height}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": box, "iscrowd": False}],
+        "categories": [{"id": 1, "name": "corner"}, {"id": 3, "name": "corner"}],
+    }
+    (tmp_path / "set" / "annotations.json").write_text("\ufeff" + json.dumps(content))
+    folder = read_folder(tmp_path / "set")
+    assert folder.classes == ("corner",)
+    pixels, target = Resized(folder, (height, width))[0, 0]
+    x, y, *_ = (target["boxes"][0] * torch.tensor([width, height, width, height])).tolist()
+    left, top = round(x - box[2] / 2), round(y - box[3] / 2)
+    bright = pixels[0] > 0
+    assert bright[top : top + box[3], left : left + box[2]].all()
+    assert bright.sum() == 200
+    assert target["size"].tolist() == [width, height]
+
+
 def test_an_epoch_takes_each_image_once_and_a_resumed_one_goes_on(examples: None) -> None:
     from detection.data import batches
 
@@ -221,7 +255,19 @@ def without(key: str) -> Callable[[dict[str, Any]], Any]:
         (lambda content: [content], "not in COCO's format"),
         (lambda content: content | {"annotations": []}, "no image has a box"),
         (lambda content: content | {"annotations": [{"image_id": 0, "category_id": 7, "bbox": [1, 2, 3]}]}, "COCO's format"),
-        (lambda content: content | {"annotations": [{"image_id": 0, "category_id": 1, "bbox": [1, 2, 3, 4]}]}, "there is no 1"),
+        (
+            lambda content: content | {"annotations": [{"image_id": 0, "category_id": 1, "bbox": [1, 2, 3, 4]}]},
+            "has the category_id 1, which categories has not",
+        ),
+        (lambda content: content | {"images": content["images"][1:]}, "has the image_id 0, which images has not"),
+        (
+            lambda content: content | {"annotations": [{"image_id": 0, "category_id": 7, "bbox": [0.1, 0.2, 0.3, 0.4]}]},
+            "no box is larger than a pixel",
+        ),
+        (
+            lambda content: content | {"images": [{**entry, "width": 2 * SIDE} for entry in content["images"]]},
+            f"has {SIDE} x {SIDE} pixels, and annotations.json says {2 * SIDE} x {SIDE}",
+        ),
         (
             lambda content: content | {"images": [{"id": 0, "file_name": "lost.png"}], "annotations": []},
             "lost.png does not exist",

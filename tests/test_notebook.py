@@ -157,3 +157,17 @@ def test_a_model_without_classifier_has_features_and_one_without_names_numbers(r
     with torch.no_grad():
         theirs = published.build().forward_representation(headless.transform("photo.jpg")[None])
     assert torch.equal(headless.features("photo.jpg"), theirs)
+
+
+def test_arrays_are_taken_as_notebooks_have_them(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Read by OpenCV and turned to RGB (pytorch/pytorch issue 92680), flipped, cut out, and read-only ones of Pillow."""
+    write_model(model_of("class_token"), "timm", tmp_path)
+    model = pipeline.load(tmp_path, device="cpu")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    locked = pixels.copy()
+    locked.flags.writeable = False
+    for array in (pixels[:, :, ::-1], pixels[::-1], pixels[5:30, 3:40], np.asfortranarray(pixels), locked):
+        assert model.predict(array) == model.predict(np.ascontiguousarray(array).copy())
+    assert not [warning for warning in recwarn if "writable" in str(warning.message)]
+    with pytest.raises(ConfigError, match=r"not uint8 \(0, 5, 3\)"):
+        model.predict(pixels[:0, :5])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -57,8 +58,26 @@ class Initial:
         write_whole(folder.initial, json.dumps(self.record, indent=1) + "\n")
 
 
-def examine_initial(config: RunConfig, *, resolved: ModelConfig) -> Initial | None:
+def compare_classes(theirs: Sequence[str] | None, ours: Sequence[str] | None) -> list[str]:
+    """Return in words that a classifier which is taken has other classes, or in another order, where both have names."""
+    if theirs is None or ours is None or len(theirs) != len(ours):
+        return []
+    number = next((number for number, name in enumerate(theirs) if name != ours[number]), None)
+    if number is None:
+        return []
+    order = ", in another order" if sorted(theirs) == sorted(ours) else ""
+    return [
+        f"the classifier is taken, and its classes are others{order}: class {number} is {theirs[number]!r} there and "
+        f"{ours[number]!r} here; "
+        "init.head=new begins it with zeros"
+    ]
+
+
+def examine_initial(config: RunConfig, *, resolved: ModelConfig, class_names: Sequence[str] | None = None) -> Initial | None:
     """Return what a run begins with; None where it begins without weights. Every rank then does the same for itself.
+
+    Args:
+        class_names: of the run's classes, where they are known.
 
     Raises:
         ExchangeError: the weights are missing, damaged, or of another model.
@@ -67,6 +86,8 @@ def examine_initial(config: RunConfig, *, resolved: ModelConfig) -> Initial | No
     if weights is None:
         return None
     beginning = begin(weights, make_model(resolved, seed=config.seed), config, resolved=resolved)
+    if any(name.startswith("head.") for name in beginning.taken):
+        beginning = replace(beginning, notes=[*beginning.notes, *compare_classes(weights.class_names, class_names)])
     record = {
         "source": beginning.source,
         "digest": digest_tensors(weights.filled()),

@@ -79,7 +79,7 @@ def prepare_run_folder(run: ResolvedRun, *, world_size: int, lock: RunLock, bf16
         messages += compare_learning_rates(run, last_launch, step=newest.meta.step)
         continuity = _check_continuity(run, newest, root=folder.root)
         messages += continuity.messages
-    initial = examine_initial(run.config, resolved=run.model) if newest is None else None
+    initial = examine_initial(run.config, resolved=run.model, class_names=run.class_names) if newest is None else None
     # Nothing is touched before this line.
     messages += _clean_up(folder, found)
     messages += _describe_beginning(run, newest, folder=folder, world_size=world_size)

@@ -28,6 +28,7 @@ FEATURES = "features"
 COMPARED = 3  # images; the model is traced with another number
 # Of logits and features relative to the largest: what other orders of sums change in fp32.
 TOLERANCE = 1e-4
+MOST_BYTES = 2**31 - 2**24  # the graph takes some too
 
 
 class _Exported(nn.Module):
@@ -58,6 +59,7 @@ def write_onnx(model: Pretrained, path: Path, *, size: ImageSize | None = None) 
     _require("onnxscript", "onnx", "onnxruntime")
     if size is not None and size != model.config.image_size:
         model = resize_images(model, size)
+    refuse_too_large(sum(tensor.numel() for tensor in model.tensors.values()), source=model.source)
     exported = _Exported(model.build(), has_head=model.has_head)
     height, width = height_and_width(model.config.image_size)
     draft = path.with_name(f".{path.name}.part")
@@ -74,6 +76,20 @@ def write_onnx(model: Pretrained, path: Path, *, size: ImageSize | None = None) 
     finally:
         draft.unlink(missing_ok=True)
     return difference
+
+
+def refuse_too_large(num_values: int, *, source: str) -> None:
+    """Refuse a model whose weights one file of ONNX cannot hold: a message of protobuf has at most 2 GiB.
+
+    Raises:
+        ExchangeError: it is larger.
+    """
+    num_bytes = num_values * torch.float32.itemsize
+    if num_bytes > MOST_BYTES:
+        raise ExchangeError(
+            f"{source}: its weights take {num_bytes / 2**30:.1f} GiB, and one file of ONNX holds 2 GiB; `--to timm`, and from "
+            "its folder torch.onnx.export writes the weights to a second file (external_data=True)"
+        )
 
 
 def _export(exported: nn.Module, path: Path, *, height: int, width: int, output: str) -> None:

@@ -40,6 +40,7 @@ _BITS: dict[tuple[int, ...], str] = {
 }
 _BIT_WIDTHS: dict[tuple[int, ...], tuple[int, ...]] = {(3, 4, 6, 3): (1, 3), (3, 4, 23, 3): (1, 3), (3, 8, 36, 3): (2, 4)}
 _ROOT_WIDTH = 64
+_IMAGENETS = (1000, 11221, 11821, 21841, 21842, 21843)  # numbers of classes that timm takes for one of ImageNet's
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,20 @@ def make_timm_folder(model: Pretrained) -> TimmFolder:
         classifier = "head"
         if isinstance(config, HybridConfig):
             model = model.noting("timm's group normalisation has the epsilon 1e-5, ours 1e-6: outputs are equal to about 1e-4")
+    model = model.noting(*_unnamed(model))
     tensors = to_theirs(model.tensors, [piece for piece in timm_pieces(model.config) if piece.ours[0] in model.tensors])
     described = _describe(model, architecture, arguments, first=first, classifier=classifier)
     return TimmFolder(described, tensors, model.notes)
+
+
+def _unnamed(model: Pretrained) -> list[str]:
+    """Return in words that transformers names classes without names by ImageNet's, where there are as many of them."""
+    if model.class_names is not None or not model.has_head or model.config.num_classes not in _IMAGENETS:
+        return []
+    return [
+        f"the {model.config.num_classes} classes have no names: transformers names them as ImageNet's; "
+        "where they are others, `import --classes FILE` names them"
+    ]
 
 
 def _refuse_pre_logits(model: Pretrained) -> None:

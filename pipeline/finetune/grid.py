@@ -8,6 +8,7 @@ RUN_DIR/finetune.json                          the table: each point's dev value
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -117,7 +118,10 @@ def _value(folder: RunFolder, measure: str) -> tuple[float, str]:
     if found is None:
         known = ", ".join(results.measure for results in measures) or "nothing"
         raise TrainingError(f"{measure!r} was not measured at step {last} ({known} was); set finetune.choose_by")
-    return fmean(found.by_step[last]), found.quantity
+    value = fmean(found.by_step[last])
+    if not math.isfinite(value):
+        raise TrainingError(f"its {measure} is {value}: the training has diverged; a smaller learning rate may not")
+    return value, found.quantity
 
 
 def choose(results: Sequence[PointResult]) -> PointResult:
@@ -126,9 +130,9 @@ def choose(results: Sequence[PointResult]) -> PointResult:
     Raises:
         TrainingError: none could be measured.
     """
-    measured = [result for result in results if result.value is not None]
+    measured = [result for result in results if result.value is not None and math.isfinite(result.value)]
     if not measured:
-        reasons = "; ".join(dict.fromkeys(result.error or "not measured" for result in results))
+        reasons = "; ".join(dict.fromkeys(result.error or f"measured as {result.value}" for result in results))
         raise TrainingError(f"no point of the grid has a result: {reasons}")
     sign = -1 if measured[0].quantity == "loss" else 1
     return max(measured, key=lambda result: sign * (result.value or 0.0))

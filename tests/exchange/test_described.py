@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 
 import pipeline
+from pipeline.build.initial import compare_classes
 from pipeline.data.shards.class_names import parse_class_names
 from pipeline.errors import ExchangeError
 from pipeline.exchange.labels import read_labels, write_labels
+from pipeline.exchange.onnx import refuse_too_large
 from pipeline.exchange.source import read_pretrained
 from pipeline.exchange.write import write_model
 from tests.exchange.models import CLASSES, model_of
@@ -196,3 +198,27 @@ def test_a_full_disk_leaves_an_older_export_as_it_was(tmp_path: Path, monkeypatc
 def test_an_npz_of_images_that_are_no_squares_says_how_to_read_it(tmp_path: Path) -> None:
     written = write_model(model_of("wide_images"), "npz", tmp_path / "w.npz")
     assert any("--image-size 32 48" in note for note in written.notes)
+
+
+def test_a_model_too_large_for_one_file_of_onnx_is_refused() -> None:
+    """onnx/onnx issue 4394: a message of protobuf has at most 2 GiB."""
+    refuse_too_large(304_330_000, source="L/16")
+    with pytest.raises(ExchangeError, match=r"2\.4 GiB, and one file of ONNX holds 2 GiB"):
+        refuse_too_large(632_050_000, source="H/14")
+
+
+def test_classes_without_names_that_are_as_many_as_imagenets_are_said(tmp_path: Path) -> None:
+    """transformers' pull request 35553 names them."""
+    model = model_of("class_token")
+    tensors = model.tensors | {"head.weight": torch.zeros(1000, 48), "head.bias": torch.zeros(1000)}
+    config = replace(model.config, num_classes=1000)  # type: ignore[type-var]
+    written = write_model(replace(model, config=config, tensors=tensors, class_names=None), "timm", tmp_path)
+    assert any("transformers names them as ImageNet's" in note for note in written.notes)
+
+
+def test_a_classifier_of_other_classes_is_told() -> None:
+    """CIFAR-10 and STL-10 have ten classes each; folders of numbers are sorted as texts (CSAILVision/places365 issue 22)."""
+    assert compare_classes(["cat", "dog"], ["cat", "dog"]) == compare_classes(None, ["cat"]) == []
+    (note,) = compare_classes(["0", "1", "10", "2"], ["0", "1", "2", "10"])
+    assert "others, in another order: class 2 is '10' there and '2' here; init.head=new" in note
+    assert "in another order" not in compare_classes(["a"], ["b"])[0]

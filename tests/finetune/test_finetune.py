@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -59,6 +60,8 @@ def test_the_best_point_is_chosen_the_lowest_loss_or_the_highest_accuracy() -> N
     assert choose(points) is points[1]
     losses = [PointResult(str(value), {}, value, quantity="loss") for value in (2.0, 0.5, 0.7)]
     assert choose(losses) is losses[1]
+    diverged = [PointResult("nan", {}, math.nan), PointResult("inf", {}, math.inf), *points]
+    assert choose(diverged).name == "0.5"
     with pytest.raises(Exception, match="no point of the grid has a result: no"):
         choose(points[3:])
 

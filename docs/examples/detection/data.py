@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.errors import DataError
 
 ANNOTATIONS = "annotations.json"
+EXIF_ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # width and height change places
 FLIPPED = 1  # in a position of `batches`
 
 
@@ -28,12 +29,14 @@ class LabelledImage:
         boxes: (N, 4) left, top, width and height in pixels of the file, fp32.
         labels: (N,) numbers of classes.
         crowd: (N,) 1 for a box of several objects, in which nothing found counts as wrong; they are not trained on.
+        upright: the boxes are those of the image turned by its EXIF orientation.
     """
 
     path: Path
     boxes: Tensor
     labels: Tensor
     crowd: Tensor
+    upright: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def read_folder(folder: Path, *, classes: tuple[str, ...] | None = None) -> Labe
     """
     path = folder / ANNOTATIONS
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # some programs of Windows write a byte-order mark
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; a folder needs images and {ANNOTATIONS}") from error
     except ValueError as error:
@@ -69,28 +72,60 @@ def read_folder(folder: Path, *, classes: tuple[str, ...] | None = None) -> Labe
 
 def _parse(content: Any, folder: Path, classes: tuple[str, ...] | None) -> LabelledFolder:
     names = {entry["id"]: entry["name"] for entry in content["categories"]}
-    classes = classes or tuple(names[key] for key in sorted(names))
+    classes = classes or tuple(dict.fromkeys(names[key] for key in sorted(names)))
     if unknown := sorted(set(names.values()) - set(classes)):
         raise ValueError(f"the category {unknown[0]!r} is not one of the training folder's: {', '.join(classes)}")
     number = {key: classes.index(name) for key, name in names.items()}
     entries: dict[Any, list[tuple[list[float], int, int]]] = {entry["id"]: [] for entry in content["images"]}
     for entry in content["annotations"]:
         left, top, width, height = map(float, entry["bbox"])
+        for known, key, where in ((number, "category_id", "categories"), (entries, "image_id", "images")):
+            if entry[key] not in known:
+                raise ValueError(
+                    f"annotation {entry.get('id', '')} has the {key} {entry[key]!r}, which {where} has not; a part of a set "
+                    f"needs the {where} of its annotations"
+                )
         if width > 0 and height > 0:
-            label, crowd = number[entry["category_id"]], entry.get("iscrowd", 0)
+            label, crowd = number[entry["category_id"]], int(entry.get("iscrowd", 0))
             entries[entry["image_id"]].append(([left, top, width, height], label, crowd))
-    images = [_image(folder, entry["file_name"], entries[entry["id"]]) for entry in content["images"]]
+    images = [_image(folder, entry, entries[entry["id"]]) for entry in content["images"]]
     if not any(len(image.boxes) for image in images):
         raise ValueError("no image has a box")
+    if max(float(image.boxes.max()) for image in images if len(image.boxes)) <= 1:
+        raise ValueError("no box is larger than a pixel: they are parts of the image, and COCO's are in pixels")
     return LabelledFolder(classes, images)
 
 
-def _image(folder: Path, name: str, objects: list[tuple[list[float], int, int]]) -> LabelledImage:
+def _image(folder: Path, entry: dict[str, Any], objects: list[tuple[list[float], int, int]]) -> LabelledImage:
+    name = entry["file_name"]
     path = next((path for path in (folder / name, folder / "images" / name) if path.is_file()), None)
     if path is None:
         raise DataError(f"{folder / name} does not exist, nor {folder / 'images' / name}; {ANNOTATIONS} names it")
+    upright = _is_upright(path, (entry.get("width"), entry.get("height")))
     boxes, labels, crowd = ([item[part] for item in objects] for part in range(3))
-    return LabelledImage(path, torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels, dtype=torch.int64), torch.tensor(crowd))
+    numbers = [torch.tensor(values, dtype=torch.int64) for values in (labels, crowd)]
+    return LabelledImage(path, torch.tensor(boxes).reshape(-1, 4), *numbers, upright=upright)
+
+
+def _is_upright(path: Path, size: tuple[Any, Any]) -> bool:
+    """Return whether boxes are those of the image as its EXIF orientation turns it: of the size that the annotations say.
+
+    Raises:
+        DataError: the file has another size, turned or not: its boxes are of another image.
+    """
+    try:
+        with Image.open(path) as file:
+            found, turned = file.size, file.getexif().get(EXIF_ORIENTATION, 1) in QUARTER_TURNS
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if None in size or found == size:
+        return False
+    if turned and found[::-1] == size:
+        return True
+    raise DataError(
+        f"{path} has {found[0]} x {found[1]} pixels, and {ANNOTATIONS} says {size[0]} x {size[1]}: its boxes are those of "
+        "another image, or it was resized; annotate it again, or scale its boxes"
+    )
 
 
 class Resized(Dataset[tuple[Tensor, dict[str, Tensor]]]):
@@ -113,8 +148,9 @@ class Resized(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         height, width = self._size
         try:
             with Image.open(image.path) as file:
-                size = torch.tensor(file.size, dtype=torch.float32)
-                pixels = np.asarray(file.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
+                turned = ImageOps.exif_transpose(file) if image.upright else file
+                size = torch.tensor(turned.size, dtype=torch.float32)
+                pixels = np.asarray(turned.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
         except OSError as error:
             raise DataError(f"{image.path} cannot be read: {error}") from error
         tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1.0  # as the backbone was trained
