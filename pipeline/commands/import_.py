@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
             model = replace(model, class_names=tuple(names))
         written = write_model(model, "safetensors", Path(arguments.out))
     except OSError as error:
-        raise ExchangeError(f"{error.filename}: {error.strerror or error}") from error
+        where = "" if error.filename is None else f"{error.filename}: "
+        raise ExchangeError(f"{where}{error.strerror or error}") from error
     for note in model.notes:
         print(f"[import] {note}")
     size_text = describe_size(model.config.image_size)

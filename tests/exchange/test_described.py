@@ -19,9 +19,11 @@ from pipeline.data.shards.class_names import parse_class_names
 from pipeline.errors import ExchangeError
 from pipeline.exchange.labels import read_labels, write_labels
 from pipeline.exchange.onnx import refuse_too_large
+from pipeline.exchange.pretrained import Pretrained
 from pipeline.exchange.source import read_pretrained
 from pipeline.exchange.write import write_model
 from tests.exchange.models import CLASSES, model_of
+from tests.helpers.parity.cases import fill
 
 TWICE = ("crane", "maillot", "crane", "dog", "maillot", "fox", "gnu")  # as two classes of ImageNet are each
 
@@ -150,6 +152,17 @@ def test_timms_labels_of_another_number_of_classes_are_said(tmp_path: Path) -> N
     found = read_pretrained(tmp_path)
     assert found.class_names is None
     assert any("its 2 label_names are not those of 7 classes" in note for note in found.notes)
+
+
+def test_a_fixed_size_of_timms_says_the_grid_of_positions(timm: ModuleType, tmp_path: Path) -> None:
+    """16 positions are those of 2 x 8 patches as well as of 4 x 4 (huggingface/pytorch-image-models pull request 2737)."""
+    config = replace(model_of("class_token").config, image_size=(32, 128))  # type: ignore[type-var]
+    model = Pretrained(config, dict(fill(config.build()).state_dict()), source="wide")
+    write_model(model, "timm", tmp_path)
+    arguments = json.loads((tmp_path / "config.json").read_text())["model_args"]
+    change(tmp_path, "config.json", model_args={name: value for name, value in arguments.items() if name != "img_size"})
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert read_pretrained(tmp_path).config.image_size == theirs.patch_embed.img_size == (32, 128)
 
 
 def test_an_export_over_an_older_one_leaves_nothing_of_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from pipeline.data.shards.sample import read_labels
 from pipeline.data.shards.scan import scan_shard
 from pipeline.data.shards.tar import scan_samples
 from pipeline.errors import DataError
+from pipeline.files import write_whole
+from pipeline.json_text import parse_json
+
+DIVISION = "division.json"  # how the parts were made
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,34 @@ def hold_out(path: str, index: str | None, *, share: float, seed: int, out: Path
     """
     whole = load_index(path, index)
     files = {name: str(out / f"{name}.safetensors") for name in ("rest", "held_out")}
-    if not all(Path(file).exists() for file in files.values()):
+    if all(Path(file).exists() for file in files.values()):
+        _compare(out / DIVISION, share=share, seed=seed)
+    else:
         _divide(whole, share=share, seed=seed, files=files)
     rest, held = (load_index(whole.folder, files[name]) for name in ("rest", "held_out"))
     if rest.num_samples + held.num_samples != whole.num_samples:
         raise DataError(f"{out} holds parts of another corpus than {whole.folder}: remove it, or choose another run folder")
     return Divided(files["rest"], files["held_out"], rest.num_samples, held.num_samples)
+
+
+def _compare(record: Path, *, share: float, seed: int) -> None:
+    """Refuse parts that were made in another way.
+
+    Raises:
+        DataError: the share or the seed was another.
+    """
+    try:
+        made = parse_json(record.read_bytes())
+    except FileNotFoundError:  # parts of before there was a record
+        return
+    except (OSError, ValueError) as error:
+        raise DataError(f"{record} cannot be read ({error}); remove {record.parent}, and the parts are made again") from error
+    wanted = {"share": share, "seed": seed}
+    if made != wanted:
+        raise DataError(
+            f"{record.parent} holds parts made with {made}, and now {wanted} is asked for: what was trained on them cannot be "
+            "compared with it; choose another run folder (name=...), or the former values"
+        )
 
 
 def _divide(whole: ShardIndex, *, share: float, seed: int, files: dict[str, str]) -> None:
@@ -67,6 +94,7 @@ def _divide(whole: ShardIndex, *, share: float, seed: int, files: dict[str, str]
     kept: dict[str, set[str]] = defaultdict(set)
     for shard, key, _ in listed:
         (held if (shard, key) in chosen else kept)[shard].add(key)
+    write_whole(Path(files["rest"]).with_name(DIVISION), json.dumps({"share": share, "seed": seed}) + "\n")
     for name, wanted in (("rest", kept), ("held_out", held)):
         save_index(_index_of(whole, wanted), files[name])
 

@@ -59,6 +59,15 @@ def test_the_same_shards_give_the_same_parts_and_another_seed_others(shards: Pat
     assert samples(first) != samples(other)
 
 
+def test_parts_made_in_another_way_are_not_taken_for_those_asked_for(shards: Path, tmp_path: Path) -> None:
+    divide(shards, tmp_path / "splits")
+    divide(shards, tmp_path / "splits")
+    with pytest.raises(DataError, match=r"'seed': 0}, and now .*'seed': 1} is asked for"):
+        divide(shards, tmp_path / "splits", seed=1)
+    (tmp_path / "splits" / "division.json").unlink()  # as of before there was one
+    divide(shards, tmp_path / "splits")
+
+
 def test_what_an_index_leaves_out_is_in_neither_part(shards: Path, tmp_path: Path) -> None:
     gone = samples(load_index(str(shards)))[:5]
     of_shard = {key: load_index(str(shards)).shard_names[int(key) % 3] for key, _ in gone}
