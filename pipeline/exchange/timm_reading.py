@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.data.images.crop import Resize
 from pipeline.errors import ExchangeError
-from pipeline.exchange.labels import read_problem
+from pipeline.exchange.labels import read_labels, read_problem
 from pipeline.exchange.pieces import (
     HEAD,
     Tensors,
@@ -72,8 +72,6 @@ def read_timm_folder(config: Mapping[str, Any], tensors: Tensors, *, source: str
     tensors = rgb.tensors
     cfg = {**config, **(config.get("pretrained_cfg") or {})}
     arguments = dict(config.get("model_args") or {})
-    labels = config.get("label_names")
-    names = tuple(str(name) for name in labels) if isinstance(labels, list) else None
     architecture = str(config.get("architecture"))
     found = _describe(architecture, arguments, cfg, tensors, source=source)
     if found is not None:
@@ -85,10 +83,9 @@ def read_timm_folder(config: Mapping[str, Any], tensors: Tensors, *, source: str
         model = read_timm_family(architecture, arguments, cfg, tensors, source=source)
     mean, std = cfg.get("mean") or _IMAGENET_MEAN, cfg.get("std") or _IMAGENET_STD
     model = normalise(model.noting(*rgb.notes), three(mean, source=source), three(std, source=source))
-    known = names if names is not None and len(names) == model.config.num_classes else None
-    if names is not None and known is None and model.has_head:
-        text = f"its {len(names)} label_names are not those of {model.config.num_classes} classes: the classes have no names"
-        model = model.noting(text)
+    labels = {"id2label": config.get("label_names") if model.has_head else None}
+    known, odd = read_labels(labels, model.config.num_classes)
+    model = model.noting(*odd)
     if cfg.get("crop_mode") not in (None, "center"):
         model = model.noting(f"its images are cropped by the mode {cfg['crop_mode']} there; here the centre is taken")
     return replace(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -23,6 +23,7 @@ from pipeline.console.progress import progress
 from pipeline.data.shards.hold_out import hold_out
 from pipeline.errors import ConfigError, PipelineError, StoppedError, TrainingError
 from pipeline.finetune.points import DEV, Point, configure_final, configure_point, list_points
+from pipeline.json_text import parse_json
 from pipeline.launch.signals import StopRequest
 from pipeline.report.finetune import Final, PointResult, Table, write_table
 from pipeline.run.evaluations import MeasureResults, group_results, read_results
@@ -159,6 +160,7 @@ def run_grid(plan: Plan, *, stop: StopRequest, tell: Tell, only: Sequence[Point]
             bar.update()
     if only is not None:
         return Table(plan.base.name, plan.section.choose_by, results)
+    check_beginnings(RunFolder(config.run_dir) for config in plan.configs)
     best = choose(results)
     tell(f"chosen by {plan.section.choose_by} of the dev images: {best.name}")
     (point,) = (point for point in plan.points if point.name == best.name)
@@ -166,6 +168,24 @@ def run_grid(plan: Plan, *, stop: StopRequest, tell: Tell, only: Sequence[Point]
     table = Table(plan.base.name, plan.section.choose_by, results, chosen=best.name, finals=finals)
     write_table(plan.base.run_dir, table)
     return table
+
+
+def check_beginnings(folders: Iterable[RunFolder]) -> None:
+    """Compare the weights that runs began with. Those of a run that still trains are others from one point to the next.
+
+    Raises:
+        TrainingError: they are not the same for all.
+    """
+    sources: dict[str, str] = {}  # by digest, where they were read
+    for folder in folders:
+        if folder.initial.exists():
+            record = parse_json(folder.initial.read_bytes())
+            sources.setdefault(str(record.get("digest")), f"{record.get('source')} ({folder.root.name})")
+    if len(sources) > 1:
+        raise TrainingError(
+            f"points began with different weights: {' and '.join(list(sources.values())[:2])}; give one file, init_from="
+            "RUN/weights/step_N.safetensors, and another run folder (name=...)"
+        )
 
 
 def _run_final(plan: Plan, point: Point, *, seed: int, stop: StopRequest, tell: Tell) -> Final:

@@ -148,10 +148,12 @@ def test_a_side_of_patches_may_be_two_numbers(tmp_path: Path) -> None:
 
 def test_timms_labels_of_another_number_of_classes_are_said(tmp_path: Path) -> None:
     write_model(model_of("class_token"), "timm", tmp_path)
+    change(tmp_path, "config.json", label_names=[f"LABEL_{number}" for number in range(7)])  # transformers' stand-ins
+    assert read_pretrained(tmp_path).class_names is None
     change(tmp_path, "config.json", label_names=["a", "b"])
     found = read_pretrained(tmp_path)
     assert found.class_names is None
-    assert any("its 2 label_names are not those of 7 classes" in note for note in found.notes)
+    assert any("its 2 labels are not those of the classes 0 to 6" in note for note in found.notes)
 
 
 def test_a_fixed_size_of_timms_says_the_grid_of_positions(timm: ModuleType, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from pipeline.config.read import load_config
-from pipeline.errors import ConfigError
-from pipeline.finetune.grid import choose
+from pipeline.errors import ConfigError, TrainingError
+from pipeline.finetune.grid import check_beginnings, choose
 from pipeline.finetune.points import configure_final, configure_point, list_points
 from pipeline.report.finetune import Final, PointResult, Table, draw_table, read_table, write_table
 from pipeline.run.folder import RunFolder
@@ -64,6 +64,17 @@ def test_the_best_point_is_chosen_the_lowest_loss_or_the_highest_accuracy() -> N
     assert choose(diverged).name == "0.5"
     with pytest.raises(Exception, match="no point of the grid has a result: no"):
         choose(points[3:])
+
+
+def test_points_that_began_with_other_weights_are_not_compared(tmp_path: Path) -> None:
+    """The weights of a run that still trains are its newest when a point begins."""
+    folders = [RunFolder(tmp_path / name) for name in "abc"]
+    for folder, digest in zip(folders, ("1f", "1f", "2e"), strict=True):
+        folder.root.mkdir()
+        folder.initial.write_text(json.dumps({"digest": digest, "source": f"step_{digest}.safetensors"}))
+    check_beginnings(folders[:2])
+    with pytest.raises(TrainingError, match=r"step_1f\.safetensors \(a\) and step_2e\.safetensors \(c\); give one file"):
+        check_beginnings(folders)
 
 
 def test_the_table_is_read_as_it_was_written_and_drawn(tmp_path: Path) -> None:
