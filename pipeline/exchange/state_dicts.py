@@ -55,11 +55,12 @@ def state_dict_of(found: Any, *, source: str) -> StateDict:
     raise ExchangeError(f"{source} holds no tensors by name: it is no state dict (it holds {names or 'nothing'})")
 
 
-def _holds_tensors(value: Any) -> bool:
-    """Return whether an entry is a state dict, or a checkpoint in a checkpoint."""
-    if not isinstance(value, Mapping):
+def _holds_tensors(value: Any, *, deepest: int = _DEEPEST) -> bool:
+    """Return whether an entry is a state dict, or a checkpoint in a checkpoint; a pickle may hold itself."""
+    if not isinstance(value, Mapping) or deepest == 0:
         return False
-    return any(isinstance(inner, Tensor) or (name in _MODELS and _holds_tensors(inner)) for name, inner in value.items())
+    inner = (name in _MODELS and _holds_tensors(value[name], deepest=deepest - 1) for name in value)
+    return any(isinstance(entry, Tensor) for entry in value.values()) or any(inner)
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

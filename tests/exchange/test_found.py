@@ -215,6 +215,12 @@ def with_a_score(folder: Path) -> Path:
     return saved(folder / "deit.pth", {"model": {"a": torch.zeros(1)}, "max_accuracy": np.float64(81.8)})
 
 
+def of_itself(folder: Path) -> Path:
+    content: dict[str, Any] = {"epoch": 1}
+    content["model"] = content
+    return saved(folder / "loop.pth", content)
+
+
 ABSENT: dict[str, tuple[Make, str]] = {
     "a pointer of git-lfs": (text_file("model.safetensors", POINTER), "git-lfs pointer; `git lfs pull` brings the file"),
     "a pointer in place of an npz": (text_file("L_16.npz", POINTER), "git-lfs pointer"),
@@ -230,6 +236,7 @@ ABSENT: dict[str, tuple[Make, str]] = {
     "a checkpoint with its arguments": (with_namespace, "it asks for argparse.Namespace"),
     "a checkpoint with NumPy's numbers": (with_a_score, "multiarray.scalar"),
     "nothing that is a model": (lambda folder: saved(folder / "w.pth", {"epoch": 1}), "no state dict (it holds epoch)"),
+    "a checkpoint that holds itself": (of_itself, "no state dict (it holds epoch, model)"),
     "an address of Google's store": (lambda _: Path("gs://vit_models/augreg/L_16.npz"), "`gcloud storage cp` does"),
     "a name of timm's on the hub": (lambda _: Path("hf-hub:timm/vit_base_patch16_224"), "`hf download` does"),
     "a name on the hub": (
