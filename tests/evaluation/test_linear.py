@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax  # type: ignore[import-untyped]
 from sklearn.linear_model import LogisticRegression  # type: ignore[import-not-found]
+from sklearn.metrics import log_loss  # type: ignore[import-not-found]
 from sklearn.preprocessing import StandardScaler  # type: ignore[import-not-found]
 from torch import Tensor
 
-from pipeline.evaluation.protocols import logistic
-from pipeline.evaluation.protocols.linear import PENALTIES, fit_logistic, linear_probe, split_train
+from pipeline.evaluation.protocols import cross_entropy, logistic
+from pipeline.evaluation.protocols.linear import PENALTIES, fit_logistic, fit_path, linear_probe, split_train
 
 
 def clusters(count: int, *, width: int = 24, classes: int = 5, seed: int, spread: float = 2.5) -> tuple[Tensor, Tensor]:
@@ -57,17 +61,57 @@ def test_a_weak_penalty_is_solved_to_the_optimum_too() -> None:
     assert (theirs.predict(scaler.transform(test.double().numpy())) == ours.predict(test).numpy()).all()
 
 
+def separable(count: int) -> tuple[Tensor, Tensor]:
+    return clusters(count, width=40, classes=4, seed=1, spread=0.4)
+
+
+def imbalanced(count: int) -> tuple[Tensor, Tensor]:
+    """Make classes of 1, 2, 4, ... images."""
+    x, _ = clusters(count, seed=1)
+    labels = torch.from_numpy(np.floor(np.log2(np.arange(1, count + 1))).astype(np.int64))
+    x[:, 0] += 0.5 * labels
+    return x, labels
+
+
+SETS = {"separable": separable, "imbalanced": imbalanced, "ordinary": lambda count: clusters(count, seed=1)}
+
+
+@pytest.mark.parametrize("make", SETS.values(), ids=SETS)
+@pytest.mark.parametrize("limits", [{}, {"stored": 0, "classes": 0}], ids=["stored", "large"])
+def test_every_objective_of_a_path_is_at_scikit_learns_minimum(
+    make: Callable[[int], tuple[Tensor, Tensor]], limits: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without room for the logits of all images, and for the covariance of the classes, too."""
+    x, labels = make(300)
+    classes = int(labels.max()) + 1
+    if limits:
+        monkeypatch.setattr(cross_entropy, "STORED_BYTES", limits["stored"])
+        monkeypatch.setattr(logistic, "MOST_CLASSES", limits["classes"])
+        monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 0)  # chunks of 256 images
+    standard = StandardScaler().fit_transform(x.double().numpy())
+    path = PENALTIES[::-2]
+    theirs = LogisticRegression(tol=1e-10, max_iter=10_000, warm_start=True)
+    for penalty, ours in zip(path, fit_path(x, labels, num_classes=classes, penalties=path, tolerance=1e-6), strict=True):
+        theirs.set_params(C=1 / (penalty * len(x))).fit(standard, labels.numpy())
+        least = log_loss(labels.numpy(), theirs.predict_proba(standard)) + 0.5 * penalty * np.square(theirs.coef_).sum()
+        logits = standard @ ours.weight.numpy() + ours.bias.numpy()
+        found = log_loss(labels.numpy(), softmax(logits, axis=1)) + 0.5 * penalty * float(ours.weight.square().sum())
+        assert found == pytest.approx(ours.convergence.objective, rel=1e-12)
+        assert found <= least * (1 + 1e-6)
+        assert ours.convergence.converged
+
+
 def test_a_solver_that_stops_early_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     x, labels = clusters(300, seed=1)
     data = {"train_features": x, "train_labels": labels, "test_features": x, "test_labels": labels, "num_classes": 5}
     whole = linear_probe(**data)
     assert whole.convergence.converged
     assert not whole.not_converged
-    assert 0 < whole.convergence.gradient_norm < 1e-6
-    monkeypatch.setattr(logistic, "MAX_NEWTON_STEPS", 1)
+    assert 0 < whole.convergence.gap <= logistic.GAP_TOLERANCE
+    monkeypatch.setattr(logistic, "MAX_ITERATIONS", 1)
     early = linear_probe(**data)
     assert not early.convergence.converged
-    assert early.convergence.iterations == 1
+    assert early.convergence.iterations == 2  # one in fp32, one in fp64
     assert PENALTIES[0] in early.not_converged
     assert early.convergence.gradient_norm > whole.convergence.gradient_norm
 

@@ -5,6 +5,7 @@ The test split is used once, after the penalty is chosen and the classifier is f
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,11 +17,14 @@ from pipeline.data.class_counts import ClassCounts
 from pipeline.errors import EvaluationError
 from pipeline.evaluation.measured import Measured
 from pipeline.evaluation.protocols.base import ProtocolSection, Setting
-from pipeline.evaluation.protocols.logistic import Convergence, solve_logistic
+from pipeline.evaluation.protocols.classifier import Classifier
+from pipeline.evaluation.protocols.logistic import GAP_TOLERANCE, Convergence, LogisticSolver, memory_bytes
 from pipeline.evaluation.requirements import why_no_linear
 from pipeline.evaluation.splits import Splits
 
 HELD_OUT = 0.2  # part of train to choose the penalty on
+CHOICE_TOLERANCE = 1e-6  # of the objective, for the classifiers that choose the penalty
+LARGE_BYTES = 2**31  # memory that is announced before it is taken
 PENALTIES = tuple(10.0**exponent for exponent in range(-5, 2))  # of the mean loss: 1e-5 to 10
 
 
@@ -34,6 +38,13 @@ class Linear(ProtocolSection):
 
     def measure(self, splits: Splits, setting: Setting) -> Measured:
         del setting
+        needed = memory_bytes(images=len(splits.train), features=splits.train.shape[1], classes=splits.num_classes)
+        if needed >= LARGE_BYTES:
+            print(
+                f"[eval] linear: {len(splits.train):,} images of {splits.num_classes:,} classes take about "
+                f"{needed / 2**30:.1f} GiB next to their features",
+                flush=True,
+            )
         result = linear_probe(
             train_features=splits.train,
             train_labels=splits.train_labels,
@@ -51,6 +62,7 @@ class Linear(ProtocolSection):
                 "converged": fit.converged,
                 "iterations": fit.iterations,
                 "gradient_norm": fit.gradient_norm,
+                "objective_gap": fit.gap,
                 "not_converged_penalties": list(result.not_converged),
             },
         )
@@ -63,8 +75,7 @@ class Linear(ProtocolSection):
         if row.get("converged") is False:
             found.append(
                 f"WARNING: {row['dataset']} linear: the solver stopped before the optimum ({row['iterations']} "
-                "iterations, gradient "
-                f"norm {row['gradient_norm']:.2g}); the accuracy is of the classifier it had reached"
+                f"iterations, gradient norm {row['gradient_norm']:.2g}); the accuracy is of the classifier it had reached"
             )
         if row.get("not_converged_penalties"):
             found.append(
@@ -87,7 +98,8 @@ class LinearProbe:
 
     def predict(self, features: Tensor) -> Tensor:
         """Map features (N, D) to class ids (N,)."""
-        return (((features.double() - self.mean) / self.std) @ self.weight + self.bias).argmax(dim=1)
+        raw = self.weight / self.std[:, None]
+        return Classifier(raw, self.bias - self.mean @ raw).predict(features)
 
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
         return float((self.predict(features) == labels).double().mean())
@@ -108,20 +120,36 @@ class LinearResult:
 def fit_logistic(
     features: Tensor, labels: Tensor, *, num_classes: int, penalty: float, start: LinearProbe | None = None
 ) -> LinearProbe:
-    """Minimise mean cross-entropy + penalty / 2 * |weight|^2 in fp64; the bias is free. Features are standardised first.
+    """Minimise mean cross-entropy + penalty / 2 * |weight|^2; the bias is free. Features are standardised first.
 
     Args:
         features: (N, D); labels: (N,) int64, every class of which has an image.
         start: a probe of similar features or another penalty. The minimum is unique: it changes nothing but the time.
     """
-    x = features.double()
-    mean, std = x.mean(dim=0), x.std(dim=0, unbiased=False)
-    # A constant feature says nothing and must not divide by zero. Its deviation is rounding, in proportion to its value.
-    std = torch.where(std > 1e-12 * mean.abs(), std, 1.0)
-    solution = solve_logistic(
-        (x - mean) / std, labels, num_classes=num_classes, penalty=penalty, start=(start.weight, start.bias) if start else None
-    )
-    return LinearProbe(solution.weight, solution.bias, mean, std, solution.convergence)
+    begin = (start.weight, start.bias) if start else None
+    (probe,) = fit_path(features, labels, num_classes=num_classes, penalties=[penalty], start=begin)
+    return probe
+
+
+def fit_path(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    num_classes: int,
+    penalties: Sequence[float],
+    tolerance: float = GAP_TOLERANCE,
+    start: tuple[Tensor, Tensor] | None = None,
+) -> Iterator[LinearProbe]:
+    """Yield the probe of each penalty, in the order given. Each begins from the last, so neighbours should be near.
+
+    Args:
+        tolerance: of the objective, relative to its minimum.
+        start: weight (D, C) and bias (C,) to begin from.
+    """
+    solver = LogisticSolver(features, labels, num_classes=num_classes, start=start)
+    for penalty in penalties:
+        solution = solver.solve(penalty, tolerance=tolerance)
+        yield LinearProbe(solution.weight, solution.bias, solver.data.mean, solver.data.std, solution.convergence)
 
 
 def split_train(labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
@@ -151,12 +179,9 @@ def linear_probe(
     if (reason := why_no_linear(ClassCounts.of_labels(train_labels.cpu()))) is not None:
         raise EvaluationError(reason)
     fit, choose = (part.to(train_labels.device) for part in split_train(train_labels.cpu(), seed=seed))
-    probes: dict[float, LinearProbe] = {}
-    probe = None
-    for penalty in reversed(PENALTIES):  # strongest first, each starting from the last solution, which is always near
-        probe = probes[penalty] = fit_logistic(
-            train_features[fit], train_labels[fit], num_classes=num_classes, penalty=penalty, start=probe
-        )
+    path = tuple(reversed(PENALTIES))  # the strongest first: each solution is near the one before
+    fits = fit_path(train_features[fit], train_labels[fit], num_classes=num_classes, penalties=path, tolerance=CHOICE_TOLERANCE)
+    probes = dict(zip(path, fits, strict=True))
     scores = {penalty: probe.accuracy(train_features[choose], train_labels[choose]) for penalty, probe in probes.items()}
     best = max(scores.values())
     penalty = max(p for p, score in scores.items() if score == best)  # the strongest of equals
