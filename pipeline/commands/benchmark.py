@@ -1,4 +1,4 @@
-"""Measure loaders, augmentations, architectural choices and planning side by side."""
+"""Measure loaders, augmentations, architectural choices, planning and the solvers of probes side by side."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ EPILOG = (
     "examples:\n  python -m pipeline benchmark loader /data/imagenet-sample --workers 2\n  python -m pipeline "
     "benchmark scale\n  python -m pipeline benchmark augment /data/imagenet-sample\n"
     "  python -m pipeline benchmark choices runs/choices --train /data/tiny100/train --test /data/tiny100/val "
-    "--plot choices.png\n\n"
+    "--plot choices.png\n  python -m pipeline benchmark eval --images 10000 --features-per-image 1024 --classes 100\n\n"
     "loader: every contender runs in a process of its own, in turns, on the same images and cores. `make peers` installs\n"
     "timm, litdata and mosaicml-streaming; those not installed are left out with a message.\n"
     "scale: plans a corpus of 300 M samples for 4,096 ranks; no image is read.\n"
     "augment: every augmentation law, and torchvision's and timm's where they are installed (`make test` does it).\n"
+    "eval: the solvers of the few-shot and linear probes next to big_vision's algorithm in numpy and scikit-learn's logistic\n"
+    "regression, on a mixture of Gaussians or on what `embed` wrote; scikit-learn is left out where it is not installed.\n"
     "choices: trains one small model for each architectural choice and seed, and compares their probes. Runs that are\n"
     "complete are not done again; the same command resumes."
 )
@@ -29,7 +31,7 @@ def _image_size(text: str) -> ImageSize:
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    kinds = command.add_subparsers(dest="what", required=True, metavar="loader|scale|augment|choices")
+    kinds = command.add_subparsers(dest="what", required=True, metavar="loader|scale|augment|eval|choices")
     loader = kinds.add_parser("loader", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     loader.add_argument("folder", help="indexed shards of real photos, at least one shard a worker")
     loader.add_argument("--workers", type=int, default=2, help="worker processes of each loader")
@@ -48,7 +50,22 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     augment.add_argument("folder", help="indexed shards of real photos")
     augment.add_argument("--image-size", type=int, default=224, help="pixels")
     augment.add_argument("--rounds", type=int, default=15, help="rounds; the table shows their median")
+    _add_eval(kinds.add_parser("eval", formatter_class=argparse.ArgumentDefaultsHelpFormatter))
     _add_choices(kinds.add_parser("choices"))
+
+
+def _add_eval(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--images", type=int, default=4000, help="train images")
+    command.add_argument("--features-per-image", type=int, default=384, metavar="D")
+    command.add_argument("--classes", type=int, default=100)
+    command.add_argument("--tests", type=int, default=5000, help="test images")
+    command.add_argument(
+        "--features", nargs=2, type=Path, metavar=("TRAIN", "TEST"), help="folders that `embed` wrote, instead of these sizes"
+    )
+    command.add_argument("--rounds", type=int, default=3, help="rounds of the few-shot probe; the table shows their median")
+    command.add_argument("--only", choices=["few_shot", "logistic"], help="one of the probes")
+    command.add_argument("--plan", action="store_true", help="say how much memory and time these sizes take, and stop")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
 
 
 def _add_choices(choices: argparse.ArgumentParser) -> None:
@@ -90,6 +107,8 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> int:
 
         print(compare_augmentations(arguments.folder, image_size=arguments.image_size, num_rounds=arguments.rounds))
         return 0
+    if arguments.what == "eval":
+        return _compare_probes(arguments)
     if arguments.what == "choices":
         return _compare_choices(arguments, stop)
     from pipeline.benchmark.loader import compare_loaders
@@ -105,6 +124,25 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> int:
             only=arguments.only,
         )
     )
+    return 0
+
+
+def _compare_probes(arguments: argparse.Namespace) -> int:
+    from pipeline.benchmark.probes.compare import PARTS, compare_probes, forecast
+    from pipeline.benchmark.probes.features import Sizes, read_feature_set
+    from pipeline.errors import ConfigError
+
+    sizes = Sizes(arguments.images, arguments.features_per_image, arguments.classes, arguments.tests)
+    if min(sizes.images, sizes.width, sizes.tests, arguments.rounds) < 1 or not 2 <= sizes.classes <= sizes.images:
+        raise ConfigError("--images, --features-per-image, --tests and --rounds are 1 or more, --classes 2 to --images")
+    features = tuple(arguments.features) if arguments.features else None
+    if features is not None:
+        sizes = read_feature_set(*features).sizes
+    print(forecast(sizes), flush=True)
+    if arguments.plan:
+        return 0
+    only = [arguments.only] if arguments.only else PARTS
+    print(compare_probes(sizes, features=features, rounds=arguments.rounds, only=only, json_path=arguments.json))
     return 0
 
 
