@@ -129,10 +129,13 @@ def describe_shards(index: ShardIndex) -> dict[str, list[Any]]:
 
 def describe_change(record: dict[str, Any], data: Data) -> str:
     """Return what differs from a record, in words."""
+    return compare_records(record, _describe(data))
+
+
+def compare_records(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Return what differs between two records whose fingerprints differ, in words."""
     try:
-        return (
-            "; ".join(_differences(record, _describe(data))) or "the size of the index's blocks, or its skipped samples, differ"
-        )
+        return "; ".join(_differences(before, now)) or "the size of the index's blocks, or its skipped samples, differ"
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):  # written by another version
         return "their index, or the mixture, differs"
 

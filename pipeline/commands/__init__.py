@@ -11,6 +11,7 @@ COMMANDS = {
     "import": "read weights of timm, transformers or Google into a weights file of this software",
     "embed": "write features of any shards, by any number of ranks",
     "report": "print a run's results and draw its curves",
+    "compare": "where two runs part, and whether one is better by more than chance",
     "status": "what a run is doing, from its files alone: from any machine that sees the folder",
     "samples": "print the samples that a run sees at a step, without running it: for loss spikes",
     "show-config": "print the resolved configuration",

@@ -99,29 +99,47 @@ def deviate(config: RunConfig, path: Path) -> Deviation:
         ConfigError: the recipe cannot be read.
     """
     recipe = load_config(path)
-    here, there = _shaping_values(config), _shaping_values(recipe)
-    settings = [
+    settings = compare_values(_shaping_values(config), _shaping_values(recipe))
+    return Deviation(path, settings, compare_effects(config, recipe), _advise(config, recipe))
+
+
+def compare_values(here: dict[str, Any], there: dict[str, Any]) -> list[Difference]:
+    """Return the settings that differ, in words."""
+    return [
         Difference(key, _show(here.get(key)), _show(there.get(key)))
         for key in dict.fromkeys([*there, *here])
         if here.get(key) != there.get(key)
     ]
-    ours, theirs = _effects(config), _effects(recipe)
-    effects = [Difference(key, ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]]
-    return Deviation(path, settings, effects, _advise(config, recipe))
 
 
-def _shaping_values(config: RunConfig) -> dict[str, Any]:
-    """Return what shapes the run by path: the model as it is built, and settings that are fixed or told at a relaunch."""
+def compare_effects(here: RunConfig, there: RunConfig) -> list[Difference]:
+    """Return the numbers that follow from several settings, where they differ."""
+    ours, theirs = _effects(here), _effects(there)
+    return [Difference(key, ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]]
+
+
+def built_values(config: RunConfig) -> dict[str, Any]:
+    """Return all settings by path, with the model as it is built.
+
+    Raises:
+        ConfigError: its sizes contradict each other.
+    """
     values = flatten(config.model_dump(mode="json"))
     model = config.model.resolve(head_bias=config.objective.head_bias)
     built = {"family": model.family, **flatten(model.to_dict())}
     built.pop("head_bias", None)  # the objective's
     return {f"model.{key}": value for key, value in built.items()} | {
+        key: value for key, value in values.items() if not key.startswith("model.")
+    }
+
+
+def _shaping_values(config: RunConfig) -> dict[str, Any]:
+    """Return what shapes the run by path: the model as it is built, and settings that are fixed or told at a relaunch."""
+    return {
         key: value
-        for key, value in values.items()
-        if key not in LEFT_OUT
-        and not key.startswith(("model.", *_SECTIONS_LEFT_OUT))
-        and relaunch_rule(RunConfig, key) != "free"
+        for key, value in built_values(config).items()
+        if key.startswith("model.")
+        or (key not in LEFT_OUT and not key.startswith(_SECTIONS_LEFT_OUT) and relaunch_rule(RunConfig, key) != "free")
     }
 
 
