@@ -134,6 +134,7 @@ def _examine_sets(config: RunConfig) -> Iterator[str]:
     """
     from pipeline.evaluation.datasets import examine_dataset
     from pipeline.evaluation.held_out import Corpus, examine_held_out
+    from pipeline.evaluation.mask_sets import examine_mask_set
 
     for dataset in config.evaluation.datasets:
         yield from examine_dataset(dataset, config.evaluation)
@@ -144,6 +145,8 @@ def _examine_sets(config: RunConfig) -> Iterator[str]:
         corpus = Corpus(config.model.num_classes, find_class_names(mixture), config.objective.labels)
         for held_out in config.evaluation.validation:
             yield from examine_held_out(held_out, corpus, trained_on=mixture.fingerprint)
+    for with_masks in config.evaluation.segmentation:
+        yield from examine_mask_set(with_masks)
     for measure, reference in config.evaluation.references.items():
         yield f"to expect: {measure} {reference.describe()}"
 

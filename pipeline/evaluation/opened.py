@@ -10,8 +10,10 @@ from pipeline.errors import DataError
 from pipeline.evaluation.datasets import EvaluationSet, open_dataset
 from pipeline.evaluation.downstream import measure_downstream
 from pipeline.evaluation.held_out import HeldOutSet, open_held_out
+from pipeline.evaluation.mask_sets import MaskSet, open_mask_set
 from pipeline.evaluation.reading import Reading
 from pipeline.evaluation.section import EvaluationSection
+from pipeline.evaluation.segmentation import measure_segmentation, segmentation_tasks
 from pipeline.evaluation.tasks import EvaluationTask, Outcome, list_tasks
 from pipeline.evaluation.upstream import Upstream, measure_upstream
 from pipeline.run.weights import Weights
@@ -31,11 +33,12 @@ class OpenedSets:
     def __init__(self, section: EvaluationSection, upstream: Upstream) -> None:
         self._section = section
         self._upstream = upstream
-        self._sets: dict[str, EvaluationSet | HeldOutSet] = {}
+        self._sets: dict[str, EvaluationSet | HeldOutSet | MaskSet] = {}
         self.unopened: dict[str, str] = {}
-        openers: dict[str, Callable[[], EvaluationSet | HeldOutSet]] = {
+        openers: dict[str, Callable[[], EvaluationSet | HeldOutSet | MaskSet]] = {
             **{dataset.name: partial(open_dataset, dataset) for dataset in section.datasets},
             **{held_out.name: partial(open_held_out, held_out, upstream.corpus) for held_out in section.validation},
+            **{with_masks.name: partial(open_mask_set, with_masks) for with_masks in section.segmentation},
         }
         for name, open_set in openers.items():
             try:
@@ -53,6 +56,8 @@ class OpenedSets:
         for held_out in section.validation:
             opened = self._sets.get(held_out.name)
             self.tasks += upstream.tasks(held_out.name, columns=opened.columns if isinstance(opened, HeldOutSet) else None)
+        for with_masks in section.segmentation:
+            self.tasks += segmentation_tasks(with_masks.name)
 
     def fingerprint_of(self, name: str) -> str | None:
         """Return what changes with a set's images or labels; None where it could not be opened."""
@@ -65,6 +70,8 @@ class OpenedSets:
         opened = self._sets[tasks[0].dataset]
         if isinstance(opened, HeldOutSet):
             return measure_upstream(weights, opened, tasks, upstream=self._upstream, transform=transform, reading=reading)
+        if isinstance(opened, MaskSet):
+            return measure_segmentation(weights, opened, tasks, transform=transform.showing_all(), reading=reading)
         return measure_downstream(
             weights, opened, tasks, protocols=self._section.protocols, transform=transform, reading=reading
         )

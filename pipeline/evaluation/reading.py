@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ class EvalBatch:
     block: int
     keys: list[str]  # of each image
     images: Tensor  # (B, 3, H, W) uint8
+    masks: Tensor  # (B, H, W) uint8 class of each pixel; (B, 0, 0) unless they were asked for
     labels: Tensor  # (L,) int64, of its images one after the other
     label_ends: Tensor  # (B,) int64, of each image, where its labels end
     positions: Tensor  # (B,) int64 in the index's order, on CPU
@@ -67,6 +69,7 @@ def read_batches(
     labels: EvalLabels,
     reading: Reading,
     description: str,
+    masks: Literal["none", "needed"] = "none",
     blocks: NDArray[np.int64] | None = None,
 ) -> Iterator[EvalBatch]:
     """Yield every readable image once, in the index's order, whatever the workers; report each that is unreadable.
@@ -75,7 +78,7 @@ def read_batches(
         blocks: numbers of the blocks to read; None: all. Images of two blocks are never in one batch.
     """
     loader = DataLoader(
-        EvalStream(index=index, transform=transform, labels=labels, blocks=blocks, remote=reading.remote),
+        EvalStream(index=index, transform=transform, labels=labels, masks=masks, blocks=blocks, remote=reading.remote),
         batch_size=None,
         num_workers=reading.num_workers,
         multiprocessing_context="spawn" if reading.num_workers else None,
@@ -104,6 +107,7 @@ def _split(item: EvalImages, reading: Reading) -> Iterator[EvalBatch]:
             block=item.block,
             keys=item.keys[some],
             images=torch.from_numpy(item.images[some]).to(reading.device),
+            masks=torch.from_numpy(item.masks[some]).to(reading.device),
             labels=torch.from_numpy(item.labels[before:last]).to(reading.device),
             label_ends=torch.from_numpy(ends[some] - before).to(reading.device),
             positions=torch.from_numpy(item.positions[some]),

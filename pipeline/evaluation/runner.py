@@ -72,7 +72,7 @@ class Evaluator:
         record: dict[str, Any] | None = None,
         remote: RemoteOptions | None = None,
     ) -> None:
-        if not section.datasets and not section.validation:
+        if not (section.datasets or section.validation or section.segmentation):
             raise ConfigError(
                 f"{folder.config}: evaluation.datasets is empty; name some sets of shards (see configs/demo.yaml), or held-out "
                 "images of the corpus in evaluation.validation"

@@ -37,6 +37,14 @@ class HeldOutSection(Section):
         return {"shards": value} if isinstance(value, str) else value
 
 
+class SegmentationSection(Section):
+    """Names a set whose images have masks of classes: shards of its train and test splits."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    train: ShardsSection
+    test: ShardsSection
+
+
 class ReferenceSection(Section):
     """Says what others have reached with this recipe, to be shown next to the run's own results."""
 
@@ -87,6 +95,11 @@ class EvaluationSection(Section):
         description="held-out images of the pretraining corpus: a path, or a list of {name, shards, class_map}. The "
         "objective's loss and accuracy are measured on them, without mixing, smoothing or augmentation",
     )
+    segmentation: Annotated[tuple[SegmentationSection, ...], BeforeValidator(_list_one)] = Field(
+        default=(),
+        description="sets whose images have masks (KEY.seg.png): a linear classifier of patches is fitted to train, and its "
+        "mIoU measured on test",
+    )
     references: dict[str, ReferenceSection] = Field(
         default={}, description='what others have reached, by measure: {"val top-1": {percent: 49.9, by: authors, at: the end}}'
     )
@@ -114,7 +127,7 @@ class EvaluationSection(Section):
     @model_validator(mode="after")
     def _nothing_is_named_twice(self) -> Self:
         first: dict[str, str] = {}
-        names = [named.name for named in (*self.datasets, *self.validation)]
+        names = [named.name for named in (*self.datasets, *self.validation, *self.segmentation)]
         for name in names:
             other = first.setdefault(name.casefold(), name)
             if (count := names.count(name)) > 1:

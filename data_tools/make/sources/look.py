@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_tools.make.sources.files import image_extension
-from pipeline.data.shards.sample import LABEL_EXTENSIONS
+from pipeline.data.shards.sample import LABEL_EXTENSIONS, MASK_EXTENSIONS
 from pipeline.data.shards.tar import scan_samples
 from pipeline.errors import DataError
 
@@ -39,7 +39,7 @@ def look_into_tars(paths: Sequence[Path]) -> TarContent:
 def _look_into(path: Path) -> TarContent | None:
     """Return what a tar holds; None for nothing. The tar is read until this is clear.
 
-    A label or a caption belongs to an image of its key: an info.json among images makes no samples of them.
+    A label, a caption or a mask belongs to an image of its key: an info.json among images makes no samples of them.
     """
     with_image: set[str] = set()
     with_label: set[str] = set()
@@ -50,7 +50,8 @@ def _look_into(path: Path) -> TarContent | None:
             extensions = [member.extension.rpartition(".")[2] for member in sample.members]  # input.jpg, output.cls
             if "tar" in extensions:
                 return "tars"
-            has_label = not TEXT_EXTENSIONS.union(LABEL_EXTENSIONS).isdisjoint(extensions)
+            has_mask = any(member.extension in MASK_EXTENSIONS for member in sample.members)
+            has_label = has_mask or not TEXT_EXTENSIONS.union(LABEL_EXTENSIONS).isdisjoint(extensions)
             has_image = any(image_extension(f"x.{extension}") for extension in extensions)
             if (has_label and (has_image or sample.key in with_image)) or (has_image and sample.key in with_label):
                 return "samples"

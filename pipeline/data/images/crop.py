@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from pipeline.keyed_random import Purpose, derive_key, few_uniforms
 
 Resize = Literal["bilinear", "bilinear_antialias", "bicubic_antialias"]
 Decoder = Literal["region", "whole"]
+Aspect = Literal["keep", "stretch"]
 
 
 @dataclass(frozen=True)
@@ -98,23 +99,36 @@ class TrainTransform:
 class EvalTransform:
     """Resizes the short side, then crops the centre: the authors' evaluation (short side 256, crop 224).
 
-    Of a size that is no square, the image is made to cover that size times `short_side` / the size's own short side.
+    Of a size that is no square, the image is made to cover that size times `short_side` / the size's own short side. With
+    `aspect` "stretch" every image is resized to just that area, whatever its ratio: big_vision's `resize(256)`.
     """
 
     image_size: ImageSize
     short_side: int
     resize: Resize = "bilinear_antialias"
+    aspect: Aspect = "keep"
 
     def __call__(self, pixels: Pixels) -> Tensor:
         """Map any (H, W, 3) to (3, *image_size), both uint8."""
         height, width = pixels.shape[:2]
-        crop_height, crop_width = height_and_width(self.image_size)
-        short = min(crop_height, crop_width)
-        scale = max(self.short_side * crop_height / short / height, self.short_side * crop_width / short / width)
-        size = (max(crop_height, round(height * scale)), max(crop_width, round(width * scale)))
+        size = self._resized(height, width)
         image = resize_box(pixels, Box(top=0, left=0, height=height, width=width), size=size, resize=self.resize)
+        crop_height, crop_width = height_and_width(self.image_size)
         top, left = (size[0] - crop_height) // 2, (size[1] - crop_width) // 2
         return image[:, top : top + crop_height, left : left + crop_width]
+
+    def showing_all(self) -> EvalTransform:
+        """Return the transform that shows whole images: each is resized to the model's size, whatever its ratio."""
+        return replace(self, short_side=min(height_and_width(self.image_size)), aspect="stretch")
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size that an image is resized to before the crop."""
+        crop_height, crop_width = height_and_width(self.image_size)
+        short = min(crop_height, crop_width)
+        covered = self.short_side * crop_height / short, self.short_side * crop_width / short
+        scale = max(covered[0] / height, covered[1] / width)
+        wanted = (height * scale, width * scale) if self.aspect == "keep" else covered
+        return max(crop_height, round(wanted[0])), max(crop_width, round(wanted[1]))
 
 
 def resize_box(pixels: Pixels, box: Box, *, size: tuple[int, int], resize: Resize) -> Tensor:

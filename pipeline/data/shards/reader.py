@@ -28,6 +28,7 @@ class RawSample:
     shard: str
     stored_labels: tuple[int, ...] | DataError  # the error where no label can be used
     member: TarMember  # the image
+    members: tuple[TarMember, ...]  # all that the sample has
     block: BlockBytes
 
     @property
@@ -54,6 +55,11 @@ class RawSample:
     def image(self) -> bytes:
         """Return the encoded image, read at this moment."""
         return self.member.read(self.block.read)
+
+    def read(self, extensions: tuple[str, ...]) -> bytes | None:
+        """Return the bytes of the member with the first of these extensions that the sample has, read at this moment."""
+        found = find_member(self, extensions)
+        return None if found is None else found.read(self.block.read)
 
 
 class Source(Protocol):
@@ -191,4 +197,4 @@ def _raw_sample(sample: TarSample, data: BlockBytes, *, shard: str) -> RawSample
         labels: tuple[int, ...] | DataError = read_labels(sample, data.read, shard=shard)
     except DataError as error:  # raised where the label is asked for: an objective without labels never asks
         labels = error
-    return RawSample(key=sample.key, shard=shard, stored_labels=labels, member=image, block=data)
+    return RawSample(key=sample.key, shard=shard, stored_labels=labels, member=image, members=sample.members, block=data)

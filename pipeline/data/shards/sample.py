@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Protocol
 
 from pipeline.data.shards.tar import TarMember, TarSample
 from pipeline.errors import DataError
@@ -11,6 +12,7 @@ from pipeline.json_text import parse_json
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "tif", "tiff", "gif")
 LABEL_EXTENSIONS = ("cls", "json")
+MASK_EXTENSIONS = ("seg.png", "mask.png", "seg.tif", "mask.tif")  # class numbers of an image's pixels
 MAX_LABEL = 2**31 - 1
 MAX_DIGITS = 10  # a number of fewer digits is certainly below the limit
 WHOLE_NUMBER = re.compile(rb"[-+]?[0-9]{1,18}")
@@ -21,7 +23,14 @@ PACK_AGAIN = (
 MAX_LABEL_BYTES = 1 << 20  # a longer member is not a label
 
 
-def find_member(sample: TarSample, extensions: tuple[str, ...]) -> TarMember | None:
+class HasMembers(Protocol):
+    """Has the members of one key."""
+
+    @property
+    def members(self) -> tuple[TarMember, ...]: ...
+
+
+def find_member(sample: HasMembers, extensions: tuple[str, ...]) -> TarMember | None:
     """Return the member with the first of these extensions that the sample has; `seg.jpg` is not `jpg`."""
     by_extension = {member.extension: member for member in sample.members}
     return next((by_extension[extension] for extension in extensions if extension in by_extension), None)
