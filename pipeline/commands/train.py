@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.commands.options import add_config
 from pipeline.console.streams import keep_output_in
-from pipeline.errors import ExitCode, PipelineError, StoppedError
+from pipeline.errors import DataError, ExitCode, PipelineError, StoppedError
 from pipeline.launch.environment import read_ranks
 from pipeline.launch.imports import collector_paused
 from pipeline.launch.ranks import Ranks
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.config.resolve import ResolvedRun
     from pipeline.config.run import RunConfig
     from pipeline.distributed.world import World
+    from pipeline.evaluation.section import EvaluationSection
 
 AS_FOUND = "trainer.hardware=found"
 
@@ -136,19 +137,32 @@ def _examine_sets(config: RunConfig) -> Iterator[str]:
     from pipeline.evaluation.held_out import Corpus, examine_held_out
     from pipeline.evaluation.mask_sets import examine_mask_set
 
-    for dataset in config.evaluation.datasets:
-        yield from examine_dataset(dataset, config.evaluation)
+    section = config.evaluation
+    for dataset in section.datasets:
+        yield from _unless_absent(lambda dataset=dataset: examine_dataset(dataset, section), section)
     if config.evaluation.validation:
         from pipeline.config.resolve import find_class_names, load_mixture
 
         mixture = load_mixture(config.data)
         corpus = Corpus(config.model.num_classes, find_class_names(mixture), config.objective.labels)
         for held_out in config.evaluation.validation:
-            yield from examine_held_out(held_out, corpus, trained_on=mixture.fingerprint)
-    for with_masks in config.evaluation.segmentation:
-        yield from examine_mask_set(with_masks)
+            yield from _unless_absent(
+                lambda held_out=held_out: examine_held_out(held_out, corpus, trained_on=mixture.fingerprint), section
+            )
+    for with_masks in section.segmentation:
+        yield from _unless_absent(lambda with_masks=with_masks: examine_mask_set(with_masks), section)
     for measure, reference in config.evaluation.references.items():
         yield f"to expect: {measure} {reference.describe()}"
+
+
+def _unless_absent(examine: Callable[[], list[str]], section: EvaluationSection) -> list[str]:
+    """Return the remarks on a set, or that it is not there, where such sets are left out."""
+    try:
+        return examine()
+    except DataError as error:
+        if section.absent == "refuse":
+            raise
+        return [f"left out: {error}"]
 
 
 def _check_hardware(config: RunConfig, ranks: Ranks, voice: Voice) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -18,11 +18,16 @@ from pipeline.credentials import redact
 from pipeline.errors import ConfigError
 from pipeline.section import Section, annotation_of, section_for
 
+S = TypeVar("S", bound=Section)
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+
+def load_config(path: str | Path, overrides: list[str] | None = None, *, more: dict[str, Any] | None = None) -> RunConfig:
     """Read a YAML file, what it `extends`, and `section.key=value` overrides.
 
     The run's name is the file's name where the file gives none.
+
+    Args:
+        more: sections that replace the file's settings, key by key, before the overrides do.
 
     Raises:
         ConfigError: the message is in words, with the nearest right name for a wrong key.
@@ -32,33 +37,52 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
             f"{shorten(str(path))} is a setting, but the first argument is a config file: type CONFIG.yaml "
             f"{shlex.quote(str(path))}"
         )
-    values = _read_yaml(Path(path))
+    values = _merge(read_values(Path(path)), more or {})
     values.setdefault("name", Path(path).stem)
-    _check_quotes(overrides or [])
-    for override in overrides or []:
-        _apply_override(values, override)
+    apply_overrides(values, overrides or [])
     return parse_config(upgrade(values), source=str(path))
 
 
+def apply_overrides(values: dict[str, Any], overrides: list[str]) -> None:
+    """Set `section.key=value` settings in plain values.
+
+    Raises:
+        ConfigError: one of them is no such text.
+    """
+    _check_quotes(overrides)
+    for override in overrides:
+        _apply_override(values, override)
+
+
 def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
+    """Validate a run's plain values; see `validate`."""
+    return validate(RunConfig, values, source=source)
+
+
+def validate(schema: type[S], values: dict[str, Any], *, source: str) -> S:
     """Validate plain values.
 
     Raises:
         ConfigError: the message has all problems, a line each.
     """
     try:
-        values = fit_to_schema(values, RunConfig)
+        values = fit_to_schema(values, schema)
     except ValueError as error:
         raise ConfigError(redact(f"{source}: {error}")) from error
     try:
-        return RunConfig.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
         lines = explain(error.errors(), values)
         text = f"{source}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
         raise ConfigError(redact(text)) from None  # pydantic's own message repeats the input, with credentials
 
 
-def _read_yaml(path: Path, *, depth: int = 0) -> dict[str, Any]:
+def read_values(path: Path, *, depth: int = 0) -> dict[str, Any]:
+    """Return the plain values of a YAML file and of what it `extends`.
+
+    Raises:
+        ConfigError: it cannot be read, or is no mapping.
+    """
     if depth > 8:
         raise ConfigError(f"{path}: `extends` is circular")
     try:
@@ -76,7 +100,7 @@ def _read_yaml(path: Path, *, depth: int = 0) -> dict[str, Any]:
     if parent is None:
         return values
     parent = parent.text if isinstance(parent, Plain) else str(parent)
-    return _merge(_read_yaml(path.parent / parent, depth=depth + 1), values)
+    return _merge(read_values(path.parent / parent, depth=depth + 1), values)
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class OpenedSets:
     Attributes:
         tasks: every number that a checkpoint is to have.
         unopened: of sets that are missing, the reason by name.
+        left_out: names of those of them that are not to be measured (`evaluation.absent`).
 
     Raises:
         DataError: none can be opened.
@@ -47,17 +48,21 @@ class OpenedSets:
                 self.unopened[name] = str(error)
         if not self._sets:
             raise DataError("; ".join(self.unopened.values()))
-        for reason in self.unopened.values():
-            print(f"[eval] {reason}", flush=True)
+        self.left_out = list(self.unopened) if section.absent == "leave_out" else []
+        for name, reason in self.unopened.items():
+            print(f"[eval] {'left out: ' * (name in self.left_out)}{reason}", flush=True)
         for name, opened in self._sets.items():
             for note in opened.notes:
                 print(f"[eval] {name}: {note}", flush=True)
-        self.tasks = list_tasks(section)
+        self.tasks = [task for task in list_tasks(section) if task.dataset not in self.left_out]
         for held_out in section.validation:
             opened = self._sets.get(held_out.name)
+            if held_out.name in self.left_out:
+                continue
             self.tasks += upstream.tasks(held_out.name, columns=opened.columns if isinstance(opened, HeldOutSet) else None)
         for with_masks in section.segmentation:
-            self.tasks += segmentation_tasks(with_masks.name)
+            if with_masks.name not in self.left_out:
+                self.tasks += segmentation_tasks(with_masks.name)
 
     def fingerprint_of(self, name: str) -> str | None:
         """Return what changes with a set's images or labels; None where it could not be opened."""

@@ -20,6 +20,7 @@ import torch
 from pipeline.data.shards.remote import RemoteOptions
 from pipeline.distributed.precision import EvaluationPrecision, choose_evaluation_precision, measure_bf16_speedup
 from pipeline.errors import CheckpointError, ConfigError, EvaluationError
+from pipeline.evaluation.conditions import measured_under, preprocessing_of
 from pipeline.evaluation.failures import describe_failures
 from pipeline.evaluation.opened import OpenedSets
 from pipeline.evaluation.reading import Reading
@@ -27,19 +28,18 @@ from pipeline.evaluation.records import ResultFile, Row, failed_row, result_row,
 from pipeline.evaluation.section import EvaluationSection
 from pipeline.evaluation.tasks import EvaluationTask, Key, MeasuredUnder, Outcome, key_of, key_of_row
 from pipeline.evaluation.upstream import Upstream
+from pipeline.evaluation.weights_files import Headers, Stamp, stamp_of, why_not_finite
 from pipeline.exchange.pretrained import Preprocessing
 from pipeline.monitor.loggers import EvaluationTracker, RunIdentity
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.claims import Claims
-from pipeline.run.evaluations import choose_results, value_of
+from pipeline.run.evaluations import GROUPS, choose_results, value_of
 from pipeline.run.folder import WeightsName
 from pipeline.run.records import read_json_lines
-from pipeline.run.weights import Weights, WeightsHeader, load_weights, read_weights_header
+from pipeline.run.weights import Weights, WeightsHeader, load_weights
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _SHOWN_REASONS = 8
-
-Stamp = tuple[int, int]  # when a file was written, and its size
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Evaluator:
 
     Args:
         upstream: what the run is trained to do.
+        preprocessing: of images; None: as the section says.
         record: the run's configuration as W&B keeps it.
 
     Raises:
@@ -69,6 +70,7 @@ class Evaluator:
         section: EvaluationSection,
         identity: RunIdentity,
         upstream: Upstream,
+        preprocessing: Preprocessing | None = None,
         record: dict[str, Any] | None = None,
         remote: RemoteOptions | None = None,
     ) -> None:
@@ -101,10 +103,10 @@ class Evaluator:
         self._damaged: dict[WeightsName, Damaged] = {}  # of this process
         self._failed: dict[Key, str] = {}  # measurement to reason, of this process
         self._tracker: EvaluationTracker | None = None
-        self._preprocessing = Preprocessing(short_side=section.short_side)
+        self._preprocessing = preprocessing or preprocessing_of(section)
         self._own_steps: set[int] = set()
         self._untracked: set[int] = set()  # measured by this process, and not sent to W&B yet
-        self._headers: dict[Path, tuple[Stamp, WeightsHeader]] = {}
+        self._headers = Headers()
 
     def evaluate_pending(self) -> None:
         """Pass once over all weights.
@@ -180,14 +182,14 @@ class Evaluator:
     def _is_damaged(self, name: WeightsName) -> bool:
         """Return whether the weights were found damaged. A file that was replaced since counts as another."""
         known = self._damaged.get(name)
-        if known is not None and known.stamp != _stamp(self._path(name)):
+        if known is not None and known.stamp != stamp_of(self._path(name)):
             del self._damaged[name]
             return False
         return known is not None
 
     def _missing(self, name: WeightsName, done: set[Key]) -> list[EvaluationTask]:
         try:
-            header = self._header(self._path(name))
+            header = self._headers.read(self._path(name))
         except CheckpointError:
             return self.sets.tasks  # loading it will report what is wrong
         keys = {task: key_of(name.step, task, self._conditions(header, task.dataset)) for task in self.sets.tasks}
@@ -196,29 +198,17 @@ class Evaluator:
     def _path(self, name: WeightsName) -> Path:
         return self.folder.weights_of(name.step, name.kind)
 
-    def _header(self, path: Path) -> WeightsHeader:
-        """Return the header of a weights file. It is read again only when the file changes."""
-        stamp = _stamp(path)
-        known = self._headers.get(path)
-        if known is not None and known[0] == stamp:
-            return known[1]
-        header = read_weights_header(path)
-        if stamp is not None:
-            self._headers[path] = (stamp, header)
-        return header
-
     def _conditions(self, header: WeightsHeader, dataset: str) -> MeasuredUnder:
-        return MeasuredUnder(
-            weights=header.digest,
-            data=self.sets.fingerprint_of(dataset),
-            short_side=self._preprocessing.pixels(header.model),
+        return measured_under(
+            header,
+            self.sets.fingerprint_of(dataset),
+            preprocessing=self._preprocessing,
             precision=self.reading.precision,
-            weights_kind=None if header.kind == "raw" else header.kind,
         )
 
     def _try(self, name: WeightsName) -> None:
         """Try weights. Those that cannot be loaded must not keep the newer ones from being evaluated."""
-        stamp = _stamp(self._path(name))
+        stamp = stamp_of(self._path(name))
         try:
             self._evaluate(name)
         except CheckpointError as error:
@@ -235,7 +225,7 @@ class Evaluator:
             return
         start = time.perf_counter()
         weights = load_weights(self._path(name))
-        reason = _why_not_finite(weights)
+        reason = why_not_finite(weights)
         weights.model.to(self.reading.device)
         new_rows: list[Row] = []
         for dataset in dict.fromkeys(task.dataset for task in missing):
@@ -258,7 +248,8 @@ class Evaluator:
         conditions = self._conditions(header, task.dataset)
         if outcome.value is not None:
             reference = self.section.references.get(task.measure)
-            row = result_row(header, task, conditions, outcome.value, facts=outcome.facts, reference=reference)
+            facts = {**outcome.facts, **self._groups_of(task.dataset)}
+            row = result_row(header, task, conditions, outcome.value, facts=facts, reference=reference)
             self.results.add(row)
             return row
         reason = outcome.reason or "unknown"
@@ -267,6 +258,23 @@ class Evaluator:
         if row not in self.results.rows():  # an earlier start may have met the same
             self.results.add(row)
         return row
+
+    def _groups_of(self, dataset: str) -> dict[str, dict[str, int]]:
+        """Return the groups of a set and how many sets each has, for its lines."""
+        found = {group: len(names) for group, names in self.section.groups.items() if dataset in names}
+        return {GROUPS: found} if found else {}
+
+    def plan(self) -> list[str]:
+        """Return what `evaluate_pending` would measure, a line for weights and a set."""
+        done, lines = self._done(), list[str]()
+        for name in self.folder.weight_names():
+            missing = self._missing(name, done)
+            for dataset in dict.fromkeys(task.dataset for task in missing):
+                settings = [task.setting for task in missing if task.dataset == dataset]
+                what = ", ".join(dict.fromkeys(setting.measure for setting in settings))
+                lines.append(f"{name}: {dataset}: {len(settings)} values ({what})")
+        lines.append(f"{len(lines)} sets to measure" if lines else "nothing to measure: every checkpoint has its results")
+        return lines
 
     def _track(self, step: int) -> None:
         """Send all that is known of a step, also what was measured before a crash."""
@@ -304,7 +312,7 @@ class Evaluator:
         problems = [lost] if lost is not None else []
         problems += [damaged.reason for damaged in self._damaged.values()] + describe_failures(self._failed)
         if not self._failed:  # no weights that they could have been measured on
-            problems += list(self.sets.unopened.values())
+            problems += [reason for name, reason in self.sets.unopened.items() if name not in self.sets.left_out]
         if self.results.waiting:
             problems.append(
                 f"{len(self.results.waiting)} results are not recorded: {self.results.path} cannot be written "
@@ -314,28 +322,6 @@ class Evaluator:
         if problems:
             more = f"; and {len(problems) - _SHOWN_REASONS} more" if len(problems) > _SHOWN_REASONS else ""
             raise EvaluationError(f"not evaluated: {'; '.join(problems[:_SHOWN_REASONS])}{more}")
-
-
-def _why_not_finite(weights: Weights) -> str | None:
-    """Return which tensors hold NaN or infinities; None if none does."""
-    broken = [name for name, tensor in weights.model.state_dict().items() if not bool(tensor.isfinite().all())]
-    if not broken:
-        return None
-    return (
-        f"the weights of {WeightsName(weights.header.step, weights.header.kind)} are not finite (NaN or infinity "
-        f"in {len(broken)} tensors, "
-        f"{broken[0]} first): "
-        f"training has diverged"
-    )
-
-
-def _stamp(path: Path) -> Stamp | None:
-    """Return what changes when a file is replaced; None if it is gone."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_size
 
 
 def _recorded_precision(folder: RunFolder) -> EvaluationPrecision | None:

@@ -84,12 +84,49 @@ def _list_one(value: Any) -> Any:
     return [value] if isinstance(value, str | dict) else value
 
 
+def _as_list(value: Any) -> Any:
+    """Return a list of sets, of which one may be given alone."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _below(root: str, value: Any, keys: tuple[str, ...]) -> Any:
+    """Join the relative paths of a set with a folder or URL. What is no set is left to the schema."""
+    if isinstance(value, str):
+        return _join(root, value)
+    if not isinstance(value, dict):
+        return value
+    inner = {
+        key: {
+            **below,
+            **{name: _join(root, below[name]) for name in ("path", "url", "index") if isinstance(below.get(name), str)},
+        }
+        if isinstance(below, dict)
+        else _join(root, below)
+        for key, below in value.items()
+        if key in keys and isinstance(below, dict | str)
+    }
+    return {**value, **inner}
+
+
+def _join(root: str, path: str) -> str:
+    return path if path.startswith(("/", "~")) or "://" in path else f"{root.rstrip('/')}/{path}"
+
+
 class EvaluationSection(Section):
     """Configures what the evaluator does with each checkpoint's weights."""
 
     relaunch: ClassVar[Relaunch | None] = "free"
 
     datasets: tuple[EvalDataset, ...] = ()
+    root: str | None = Field(
+        default=None, description="folder or URL at which relative paths of sets begin: suites name their sets below it"
+    )
+    absent: Literal["refuse", "leave_out"] = Field(
+        default="refuse", description="sets that are not there: an error, or said and left out"
+    )
+    groups: dict[str, tuple[str, ...]] = Field(
+        default={}, description="names of sets whose mean is shown: {natural: [caltech101, cifar100]}"
+    )
     validation: Annotated[tuple[HeldOutSection, ...], BeforeValidator(_list_one)] = Field(
         default=(),
         description="held-out images of the pretraining corpus: a path, or a list of {name, shards, class_map}. The "
@@ -111,6 +148,11 @@ class EvaluationSection(Section):
     short_side: int | None = Field(
         default=None, ge=1, description="resize before the centre crop; image size * 256 / 224 if not given"
     )
+    resize: Literal["short_side", "square"] = Field(
+        default="short_side",
+        description="short_side: the image keeps its ratio; square: both sides become `short_side`, as in big_vision's "
+        "few-shot evaluation, which published few-shot values are from",
+    )
     precision: Literal["auto"] | EvaluationPrecision = Field(
         default="auto",
         description="of the forward pass (autocast); features and probes are fp32 and fp64. auto: that of the run's earlier "
@@ -123,6 +165,26 @@ class EvaluationSection(Section):
     batch_size: int = Field(default=64, ge=1)
     num_workers: int = Field(default=2, ge=0, description="decoding processes; 0 decodes in the evaluator itself")
     cpu_threads: int = Field(default=1, ge=1, description="without a GPU; one leaves the rest to a training next to it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _begin_at_root(cls, values: Any) -> Any:
+        """Join relative paths with `root`, which is then done with: a configuration that is written has whole paths."""
+        if not isinstance(values, dict) or not isinstance(root := values.get("root"), str):
+            return values
+        joined = {key: value for key, value in values.items() if key != "root"}
+        for kind, keys in (("datasets", ("train", "test")), ("segmentation", ("train", "test")), ("validation", ("shards",))):
+            if kind in values:
+                joined[kind] = [_below(root, dataset, keys) for dataset in _as_list(values[kind])]
+        return joined
+
+    @model_validator(mode="after")
+    def _groups_are_of_sets(self) -> Self:
+        names = {dataset.name for dataset in (*self.datasets, *self.segmentation, *self.validation)}
+        for group, members in self.groups.items():
+            if unknown := [name for name in members if name not in names]:
+                raise ValueError(f"groups: {group} names {unknown[0]!r}, which is none of the sets")
+        return self
 
     @model_validator(mode="after")
     def _nothing_is_named_twice(self) -> Self:

@@ -10,7 +10,8 @@ from pipeline.evaluation.protocols.base import Setting
 from pipeline.evaluation.section import EvaluationSection
 from pipeline.run.evaluations import WEIGHTS_KIND, setting_of
 
-_CONDITION_KEYS = ("weights", "data", "short_side", "precision", WEIGHTS_KIND)
+_OPTIONAL_KEYS = (WEIGHTS_KIND, "aspect", "resize")  # not in a line where they are None
+_CONDITION_KEYS = ("weights", "data", "short_side", "precision", *_OPTIONAL_KEYS)
 VERSION = "protocol_version"
 _KEYS = ("step", "dataset", "protocol", "measure", "seed", VERSION, *_CONDITION_KEYS)
 
@@ -43,6 +44,8 @@ class MeasuredUnder:
     short_side: int
     precision: str
     weights_kind: Literal["average"] | None = None  # None: the weights that are trained
+    aspect: Literal["stretch"] | None = None  # None: images keep their ratio
+    resize: Literal["bilinear", "bicubic_antialias"] | None = None  # None: bilinear with antialiasing
 
 
 @dataclass(frozen=True)
@@ -110,5 +113,5 @@ def describe(step: int, task: EvaluationTask, conditions: MeasuredUnder) -> dict
         "seed": setting.seed,
         "shots": None,
         **dict(setting.parameters),
-        **{key: value for key, value in asdict(conditions).items() if key != WEIGHTS_KIND or value is not None},
+        **{key: value for key, value in asdict(conditions).items() if key not in _OPTIONAL_KEYS or value is not None},
     }

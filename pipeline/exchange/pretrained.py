@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.images.crop import EvalTransform, Resize
+from pipeline.data.images.crop import Aspect, EvalTransform, Resize
 from pipeline.errors import CheckpointError, ExchangeError
 from pipeline.models.base import Backbone, ModelConfig
 from pipeline.objectives.base import Probabilities
@@ -21,14 +21,18 @@ class Preprocessing:
 
     Attributes:
         short_side: pixels to which the short side is resized before the centre is cropped; None: image size x 256 / 224.
+        aspect: stretch: every image is resized to a square of that side, whatever its ratio.
     """
 
     short_side: int | None = None
     resize: Resize = "bilinear_antialias"
+    aspect: Aspect = "keep"
 
     def transform(self, config: ModelConfig) -> EvalTransform:
         """Return the transform for a model: (H, W, 3) uint8 to (3, *image_size) uint8."""
-        return EvalTransform(image_size=config.image_size, short_side=self.pixels(config), resize=self.resize)
+        return EvalTransform(
+            image_size=config.image_size, short_side=self.pixels(config), resize=self.resize, aspect=self.aspect
+        )
 
     def pixels(self, config: ModelConfig) -> int:
         """Return the length of the short side in pixels."""

@@ -20,6 +20,7 @@ from pipeline.run.folder import WEIGHTS_SUFFIX, RunFolder, WeightsKind, WeightsN
 from pipeline.run.records import Row, has_step, is_count, number, read_json_lines
 
 SUPERSEDED = "superseded-"
+GROUPS = "groups"  # key of lines of sets that belong to a group: the number of sets of each, by name
 WEIGHTS_KIND = "weights_kind"  # key of lines that are of averaged weights
 Quantity = Literal["accuracy", "loss"]
 """What a line's value is, and its key there: a part of 1, which is better when higher, or a loss, better when lower."""
@@ -197,6 +198,37 @@ def group_results(rows: Sequence[Row]) -> list[MeasureResults]:
         last = max(group, key=lambda row: row["step"])
         order = (last["dataset"], last["protocol"], _natural(setting_of(last) or ""), measure)
         found.append((order, MeasureResults(measure, last["protocol"], quantity_of(last), by_step, Reference.of_row(last))))
+    return [results for _, results in sorted(found, key=lambda pair: pair[0])]
+
+
+def group_means(rows: Sequence[Row]) -> list[MeasureResults]:
+    """Return means over groups of sets, by group and way of measuring. A set counts by its mean over seeds.
+
+    A step where fewer sets are measured than at another has no mean: it could not be compared.
+    """
+    members: dict[tuple[str, str, Quantity, str], dict[str, dict[int, list[float]]]] = {}
+    sizes: dict[str, int] = {}
+    for row in newest_of_each(rows):
+        value, groups = value_of(row), row.get(GROUPS)
+        if value is None or not isinstance(groups, dict):
+            continue
+        measured = measure_of(row).removeprefix(f"{row['dataset']} ")
+        for group, size in groups.items():
+            if is_count(size):
+                sizes[group] = size
+                key = (group, row["protocol"], quantity_of(row), measured)
+                members.setdefault(key, {}).setdefault(row["dataset"], {}).setdefault(row["step"], []).append(value)
+    found = []
+    for (group, protocol, quantity, measured), sets in members.items():
+        counts = {step: sum(step in by_step for by_step in sets.values()) for by_step in sets.values() for step in by_step}
+        most = max(counts.values())
+        means = {
+            step: [sum(sum(of[step]) / len(of[step]) for of in sets.values() if step in of) / most]
+            for step, count in sorted(counts.items())
+            if count == most
+        }
+        name = f"mean of {most}{f' of {sizes[group]}' if most < sizes[group] else ''} {group} sets, {measured}"
+        found.append(((group, protocol, _natural(measured)), MeasureResults(name, protocol, quantity, means, None)))
     return [results for _, results in sorted(found, key=lambda pair: pair[0])]
 
 
