@@ -5,11 +5,12 @@ A module has `EPILOG`, `add_arguments(parser)` and `run(arguments, stop)`. It im
 
 COMMANDS = {
     "train": "pretrain; the same line starts a run and resumes it",
-    "evaluate": "linear and few-shot accuracy of a run's checkpoints, in a process of its own",
+    "evaluate": "accuracy of a run's checkpoints, or of any model, by protocols and suites",
     "finetune": "choose settings on a part of the training images, train on all of them, test once",
     "export": "write weights for timm, transformers, Google's code or ONNX, with a model card",
     "import": "read weights of timm, transformers or Google into a weights file of this software",
     "embed": "write features of any shards, by any number of ranks",
+    "figures": "draw what a model has learned: filters, positions, attention distance and rollout",
     "report": "print a run's results and draw its curves",
     "compare": "where two runs part, and whether one is better by more than chance",
     "status": "what a run is doing, from its files alone: from any machine that sees the folder",

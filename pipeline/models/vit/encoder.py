@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.models.base import Backbone, ModelOutputs, PatchOutput
 from pipeline.models.vit.encoder_config import EncoderConfig
-from pipeline.models.vit.layers import LAYER_NORM_EPS, POSITION_STD, EncoderBlock, lecun_normal_
+from pipeline.models.vit.layers import LAYER_NORM_EPS, POSITION_STD, Attention, EncoderBlock, lecun_normal_
 from pipeline.models.vit.pooling import MapHead
 from pipeline.models.vit.position import PositionResize, combine_axes, resize_grid, resize_line, sincos_2d
 from pipeline.models.vit.stochastic_depth import block_rates
@@ -116,6 +116,11 @@ class EncoderBackbone(Backbone):
             table = torch.cat([table[:, :first], gap, table[:, first:]], dim=1)
         return list(table.split(1))
 
+    def patch_positions(self) -> Float[Tensor, "P D"] | None:
+        """Return what is added to each patch at the stem; None where nothing is."""
+        positions = self._positions()
+        return positions[0][0, self.config.num_prefix_tokens :] if positions else None
+
     def pool(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B R"]:
         """Return what the classifier reads of `encode`'s tokens: one vector of them, then pre-logits with tanh if there are."""
         return self._add_pre_logits(self.pool_tokens(tokens))
@@ -144,6 +149,23 @@ class EncoderBackbone(Backbone):
         tokens = self.forward_tokens(images)
         pooled = self.pool_tokens(tokens)
         return ModelOutputs(self._add_pre_logits(pooled), pooled, tokens[:, self.config.num_prefix_tokens :])
+
+    @torch.no_grad()
+    def attention_weights(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B h N N"]]:
+        """Return each layer's attention weights, first to last; the tokens are those of `encode`."""
+        found: list[Tensor] = []
+
+        def keep(attention: Attention, inputs: tuple[Tensor]) -> None:
+            found.append(attention.weights(*inputs))
+
+        attentions = [module for module in self.blocks.modules() if isinstance(module, Attention)]
+        hooks = [attention.register_forward_pre_hook(keep) for attention in attentions]
+        try:
+            self.forward_tokens(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
 
     @overload
     def forward(self, images: Tensor, *, corrupt: None = None) -> Tensor: ...

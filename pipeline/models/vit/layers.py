@@ -42,6 +42,20 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         batch, length, width = tokens.shape
+        query, key, value, bias = self._parts(tokens)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)  # (B, heads, N, D/heads)
+        # Dropout follows the projection; qkv and the attention weights have none (appendix B.1).
+        return self.dropout(self.out(mixed.transpose(1, 2).reshape(batch, length, width)))
+
+    def weights(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B h N N"]:
+        """Return the weights that `forward` gives to each key (last) for each query, which sum to 1. They are not fast."""
+        query, key, _, bias = self._parts(tokens)
+        logits = query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5
+        return (logits if bias is None else logits + bias.float()).softmax(dim=-1)
+
+    def _parts(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return queries, keys and values, each (B, heads, N, D/heads), and what is added to the logits."""
+        batch, length, width = tokens.shape
         qkv = self.qkv(tokens).view(batch, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.unbind(2)  # each (B, N, heads, D/heads)
         if self.norm_query is not None and self.norm_key is not None:
@@ -52,9 +66,7 @@ class Attention(nn.Module):
         if self.relative is not None:
             by_offset = query @ self.relative.T * (width // self.num_heads) ** -0.5  # (B, heads, N, 2N - 1)
             bias = by_offset_to_by_key(by_offset)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)  # (B, heads, N, D/heads)
-        # Dropout follows the projection; qkv and the attention weights have none (appendix B.1).
-        return self.dropout(self.out(mixed.transpose(1, 2).reshape(batch, length, width)))
+        return query, key, value, bias
 
 
 class Mlp(nn.Module):
