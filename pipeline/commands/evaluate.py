@@ -55,6 +55,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     from pipeline.console.streams import keep_output_in
     from pipeline.errors import ConfigError
+    from pipeline.exchange.places import place_of
 
     if arguments.list:
         from pipeline.build.suites import describe_suites
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     foreign = [text for text in arguments.overrides if text.partition(".")[0] not in ("evaluation", "tracking")]
     if foreign:
         raise ConfigError(f"{foreign[0]}: `evaluate` takes evaluation.* and tracking.* alone; the rest is the run's own")
-    path = Path(arguments.run_dir)
+    path = place_of(arguments.run_dir)
     is_model = _is_model(path)
     folder = _results_of(path, arguments.out, is_model=is_model)
     if is_model and arguments.watch:
@@ -91,10 +92,11 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> int:
 
 
 def _is_model(path: Path) -> bool:
-    """Return whether a path is a model that is no run: a file, or a folder as timm and transformers write it."""
+    """Return whether a path is a model that is no run: a file, or a folder as timm, transformers and their caches have it."""
     from pipeline.run.folder import RunFolder
 
-    return path.is_file() or ((path / "config.json").exists() and not RunFolder(path).config.exists())
+    is_folder = (path / "config.json").exists() or (path / "snapshots").is_dir()
+    return path.is_file() or (is_folder and not RunFolder(path).config.exists())
 
 
 def _results_of(path: Path, out: str | None, *, is_model: bool) -> RunFolder:

@@ -48,8 +48,9 @@ def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
 
         from pipeline.build.figures import make_figures, read_images
         from pipeline.build.pretrained import choose_weights, is_run, open_pretrained
+        from pipeline.exchange.places import place_of
 
-    path = Path(arguments.weights)
+    path = place_of(arguments.weights)
     kind = "average" if arguments.average else "raw"
     if is_run(path):
         chosen = choose_weights(path, step=arguments.step, kind=kind, every=arguments.all_steps)

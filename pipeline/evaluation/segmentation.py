@@ -56,7 +56,7 @@ class Patches:
 
 def segmentation_tasks(name: str) -> list[EvaluationTask]:
     """Return every number that is measured on a set."""
-    return [EvaluationTask(name, PROTOCOL, Setting(measure)) for measure in MEASURES]
+    return [EvaluationTask(name, PROTOCOL, Setting(measure), VERSION) for measure in MEASURES]
 
 
 def measure_segmentation(
@@ -98,7 +98,7 @@ def _measure(
     if not images:
         raise EvaluationError(f"none of the {unreadable} images of its test split can be read")
     scores = scores_of(counts)
-    detail = {"protocol_version": VERSION, "classes": scores.num_classes, **probe.detail}
+    detail = {"classes": scores.num_classes, **probe.detail}
     facts = {
         "test_images": images,
         "train_images": train.num_images,
