@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.section import flatten, relaunch_rule
 
 PARENTS = "base"  # names of files that begin so are what recipes extend
-NO_RECIPES = ("demo", "ti8_64px", "choices_64px")  # nobody's but ours
+NO_RECIPES = ("demo", "ti8_64px", "choices_64px", "suites")  # nobody's but ours, or no runs
 LEFT_OUT = (
     "name",
     "output_dir",
@@ -56,7 +56,11 @@ class Deviation:
 
 def list_recipes(folder: Path) -> list[Path]:
     """Return the recipes of a folder and its folders."""
-    return sorted(path for path in folder.rglob("*.yaml") if not path.name.startswith(PARENTS) and path.stem not in NO_RECIPES)
+    return sorted(
+        path
+        for path in folder.rglob("*.yaml")
+        if not path.name.startswith(PARENTS) and path.stem not in NO_RECIPES and path.parent.name not in NO_RECIPES
+    )
 
 
 def find_recipe(name: str, recipes: Sequence[Path]) -> Path:

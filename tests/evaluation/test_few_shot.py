@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -74,8 +76,7 @@ CHANGES = {"plain": lambda x: x, "shifted": shifted, "dead": dead_in_support, "f
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("l2", [1.0, L2_PENALTY])
-def test_every_prediction_of_nested_supports_is_scikit_learns(change: object, l2: float) -> None:
-    assert callable(change)
+def test_every_prediction_of_nested_supports_is_scikit_learns(change: Callable[[Tensor], Tensor], l2: float) -> None:
     (x, labels), (test, _) = clusters(400, seed=1), clusters(3000, seed=2)
     x, test = change(torch.cat([x, test])).split([400, 3000])
     supports = [torch.arange(count) for count in (7, 14, 21, 70, 175, 400)]

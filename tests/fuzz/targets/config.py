@@ -43,7 +43,7 @@ def configurations(scratch: Path) -> Fuzzer:
     _write_index(scratch / "corpus")
     recipes = []
     for path in sorted(RECIPES.rglob("*.yaml"), key=lambda path: (path.parent != RECIPES, path)):
-        if not path.stem.startswith("base"):
+        if not path.stem.startswith("base") and path.parent.name != "suites":
             recipes.append(load_config(path).model_dump(mode="json", exclude_defaults=True))
     for recipe in recipes:
         recipe["data"]["train"] = str(scratch / "corpus")

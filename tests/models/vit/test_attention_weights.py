@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline.exchange.source import read_pretrained
+from pipeline.models.vit.layers import Attention
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
 
 CONFIG = ViTConfig(
@@ -38,17 +39,18 @@ def test_they_give_the_attentions_own_output(changes: dict[str, Any]) -> None:
         inputs.append(given[0])
         outputs.append(out)
 
-    for block in model.blocks:
-        block.attention.register_forward_hook(keep)
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    for attention in attentions:
+        attention.register_forward_hook(keep)
     images = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     layers = model.eval().attention_weights(images)
     assert len(layers) == 3
-    for block, weights, given, out in zip(model.blocks, layers, inputs, outputs, strict=True):
+    for attention, weights, given, out in zip(attentions, layers, inputs, outputs, strict=True):
         batch, length, width = given.shape
         assert weights.shape == (batch, 2, length, length)
-        value = block.attention.qkv(given)[..., 2 * width :].unflatten(-1, (2, -1)).transpose(1, 2)
+        value = attention.qkv(given)[..., 2 * width :].unflatten(-1, (2, -1)).transpose(1, 2)
         mixed = (weights @ value).transpose(1, 2).flatten(2)
-        torch.testing.assert_close(block.attention.out(mixed), out, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(attention.out(mixed), out, rtol=1e-5, atol=1e-6)
 
 
 def test_they_are_transformers(timm: Any, tmp_path: Path) -> None:
