@@ -68,24 +68,7 @@ def make_model_evaluator(path: Path, out: RunFolder, config: EvaluationConfig) -
         ConfigError: the folder is a training's, or another model's, or cannot be written.
     """
     model = open_pretrained(path)
-    if out.config.exists():
-        raise ConfigError(f"{out.root} is the folder of a training; name another one for this model's results: --out FOLDER")
-    target = out.weights_of(model.step)
-    digest = digest_tensors(_with_head(model))
-    others = [name for name in out.weight_names() if read_weights_header(out.weights_of(name.step, name.kind)).digest != digest]
-    if others:
-        raise ConfigError(f"{out.root} has results of another model ({others[0]}); name another folder: --out FOLDER")
-    try:
-        out.root.mkdir(parents=True, exist_ok=True)
-        if not target.exists():
-            more = {"source": model.source}
-            save_weights(
-                target, _with_head(model), model=model.config, step=model.step, images_seen=model.images_seen, more=more
-            )
-    except OSError as error:
-        raise ConfigError(
-            f"{out.root} cannot be written ({error.strerror or error}); --out names a folder for results"
-        ) from error
+    _keep_weights(model, out)
     section = config.evaluation
     own = model.preprocessing
     asked = preprocessing_of(section)
@@ -108,6 +91,32 @@ def make_model_evaluator(path: Path, out: RunFolder, config: EvaluationConfig) -
         upstream=Upstream(objective=Softmax(), model=model.config, seed=0, class_names=model.class_names),  # type: ignore[call-arg]
         preprocessing=replace(own, short_side=asked.short_side or own.short_side, aspect=asked.aspect),
     )
+
+
+def _keep_weights(model: Pretrained, out: RunFolder) -> None:
+    """Copy a model's weights to the folder of its results.
+
+    Raises:
+        ConfigError: the folder is a training's, or another model's, or cannot be written.
+    """
+    if out.config.exists():
+        raise ConfigError(f"{out.root} is the folder of a training; name another one for this model's results: --out FOLDER")
+    target = out.weights_of(model.step)
+    digest = digest_tensors(_with_head(model))
+    others = [name for name in out.weight_names() if read_weights_header(out.weights_of(name.step, name.kind)).digest != digest]
+    if others:
+        raise ConfigError(f"{out.root} has results of another model ({others[0]}); name another folder: --out FOLDER")
+    try:
+        out.root.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            more = {"source": model.source}
+            save_weights(
+                target, _with_head(model), model=model.config, step=model.step, images_seen=model.images_seen, more=more
+            )
+    except OSError as error:
+        raise ConfigError(
+            f"{out.root} cannot be written ({error.strerror or error}); --out names a folder for results"
+        ) from error
 
 
 def _with_head(model: Pretrained) -> dict[str, Tensor]:
