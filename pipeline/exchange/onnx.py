@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.errors import ExchangeError
 from pipeline.exchange.pretrained import Pretrained
@@ -95,7 +96,10 @@ def refuse_too_large(num_values: int, *, source: str) -> None:
 def _export(exported: nn.Module, path: Path, *, height: int, width: int, output: str) -> None:
     images = torch.zeros(2, 3, height, width)
     batch = torch.export.Dim("batch", min=1)
-    with warnings.catch_warnings(), redirect_stdout(StringIO()):  # it prints its progress
+    # A faster attention gives its output other strides than the exported operations do, and a reshape is exported as what it
+    # is for the strides at hand: a view, which those have none of.
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), plain:  # it prints its progress
         warnings.simplefilter("ignore")
         for name in ("onnxscript", "torch.onnx._internal.exporter._registration"):
             logging.getLogger(name).setLevel(logging.ERROR)

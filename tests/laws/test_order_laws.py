@@ -134,6 +134,7 @@ def test_ranks_workers_kills_and_elastic_resumes_change_nothing(run: Run, data: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @settings(max_examples=200, deadline=None)
 @given(run=runs(), data=st.data())
 def test_of_many_corpora_too(run: Run, data: st.DataObject) -> None:
