@@ -25,7 +25,8 @@ _FIGURES = {
 }
 _STYLE = """
 :root{color-scheme:light dark;--back:#fff;--front:#1a1a1a;--soft:#666;--line:#ddd;--card:#fafafa}
-@media(prefers-color-scheme:dark){:root{--back:#15171a;--front:#e6e6e6;--soft:#9a9a9a;--line:#33363b;--card:#1d2024}}
+@media(prefers-color-scheme:dark){:root{--back:#15171a;--front:#e6e6e6;--soft:#9a9a9a;--line:#33363b;--card:#1d2024}
+.card svg{filter:brightness(1.4)}}
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:1200px;padding:1rem;background:var(--back);color:var(--front);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
@@ -33,7 +34,7 @@ h1{font-size:1.5rem;margin:.2rem 0}h2{font-size:1.15rem;margin:2rem 0 .6rem}
 h3{font-size:.95rem;margin:.2rem 0;font-weight:600;overflow-wrap:anywhere}
 .soft{color:var(--soft)}.grid{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr))}
 .card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.7rem;min-width:0}
-.card svg{width:100%;height:auto;display:block}svg text{fill:currentColor}
+.facts td{white-space:normal;overflow-wrap:anywhere}.card svg{width:100%;height:auto;display:block}svg text{fill:currentColor}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
 th,td{padding:.25rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--back)}
@@ -99,9 +100,7 @@ def _facts(runs: Sequence[RunData]) -> str:
     for run in runs:
         rows = "".join(f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>" for name, value in run.facts.items())
         state = f'<p class="soft">{_text(run.state)}</p>'
-        cards.append(
-            f'<div class="card"><h3>{_text(run.name)}</h3>{state}<div class="scroll"><table>{rows}</table></div></div>'
-        )
+        cards.append(f'<div class="card"><h3>{_text(run.name)}</h3>{state}<table class="facts">{rows}</table></div>')
     return f'<div class="grid">{"".join(cards)}</div>'
 
 
