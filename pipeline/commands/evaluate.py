@@ -30,10 +30,22 @@ EPILOG = (
 )
 
 
+class ListSuites(argparse.Action):
+    """Lists what can be measured, and ends, as `--help` does: nothing else has to be named."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option_string: str | None = None
+    ) -> None:
+        del namespace, values, option_string
+        from pipeline.build.suites import describe_suites
+
+        print(describe_suites())
+        parser.exit()
+
+
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "run_dir",
-        nargs="?",
         metavar="RUN_OR_WEIGHTS",
         help="folder of a run, for example runs/l16_in21k, or anything that `import` reads",
     )
@@ -46,7 +58,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--out", metavar="FOLDER", help="of a model that is no run: folder for its results (default: runs/evaluated/NAME)"
     )
-    command.add_argument("--list", action="store_true", help="list protocols and suites, and end")
+    command.add_argument("--list", action=ListSuites, nargs=0, help="list protocols and suites, and end")
     command.add_argument("--dry-run", action="store_true", help="say what would be measured, and end")
     command.add_argument("--watch", action="store_true", help="wait for new checkpoints until the run is complete")
     command.add_argument("--poll-seconds", type=float, default=5.0, help="how often to look for new weights (default: 5)")
@@ -57,13 +69,6 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     from pipeline.errors import ConfigError
     from pipeline.exchange.places import place_of
 
-    if arguments.list:
-        from pipeline.build.suites import describe_suites
-
-        print(describe_suites())
-        return 0
-    if arguments.run_dir is None:
-        raise ConfigError("name a run folder or weights to evaluate; --list shows protocols and suites")
     if "=" in arguments.run_dir and not Path(arguments.run_dir).exists():
         raise ConfigError(f"{arguments.run_dir} is a setting, but the first argument is a run folder or weights")
     foreign = [text for text in arguments.overrides if text.partition(".")[0] not in ("evaluation", "tracking")]

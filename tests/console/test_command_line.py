@@ -17,14 +17,14 @@ from tests.conftest import REPOSITORY, encode, make_image
 
 LACKING = [
     ("pipeline", "train", "CONFIG"),
-    ("pipeline", "evaluate", "RUN_DIR"),
+    ("pipeline", "evaluate", "RUN_OR_WEIGHTS"),
     ("pipeline", "report", "RUN_DIR"),
     ("pipeline", "status", "RUN_DIR"),
     ("pipeline", "samples", "RUN and --step"),
     ("pipeline", "samples runs/x", "--step"),
     ("pipeline", "show-config", "CONFIG"),
     ("pipeline", "plan", "CONFIG and --nodes"),
-    ("pipeline", "benchmark", "loader|scale|augment|choices"),
+    ("pipeline", "benchmark", "loader|scale|augment|eval|choices"),
     ("data_tools", "make", "SOURCE and FOLDER"),
     ("data_tools", "make x", "FOLDER"),
     ("data_tools", "index", "FOLDER"),

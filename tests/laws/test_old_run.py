@@ -51,7 +51,12 @@ def test_its_configuration_is_read_in_todays_words(run: RunFolder) -> None:
     config = load_config(run.config)
     assert config.objective == Softmax()
     assert list(config.evaluation.protocols) == ["few_shot", "linear"]
-    assert config.evaluation.protocols["few_shot"].model_dump(exclude={"protocol"}) == {"shots": (1, 5), "seeds": (0, 1)}
+    assert config.evaluation.protocols["few_shot"].model_dump(exclude={"protocol"}) == {
+        "shots": (1, 5),
+        "seeds": (0, 1),
+        "form": "big_vision",  # what it did before there was a choice
+        "l2": 1024.0,
+    }
 
 
 def test_its_results_are_reported_and_count(run: RunFolder, data: dict[str, str], call: Call) -> None:
