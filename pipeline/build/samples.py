@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from itertools import islice
@@ -87,6 +88,27 @@ def list_samples(config: RunConfig, *, step: int, num_steps: int, picture: Path 
             images += [_captioned(image, position) for image, position in zip(batch["images"], batch["positions"], strict=True)]
     if target is not None:
         _write_picture(_contact_sheet(images), target)
+
+
+def draw_first_images(config: RunConfig, *, count: int) -> bytes:
+    """Return a contact sheet, as PNG, of the first images of step 1: as many of its batch as divide it, at most `count`.
+
+    Raises:
+        ConfigError: shards without an index.
+        DataError: shards cannot be read.
+    """
+    batch = config.trainer.global_batch_size
+    size = next(number for number in range(min(count, batch), 0, -1) if batch % number == 0)
+    # Micro-batches change no sample and no pixel; another batch would be another order.
+    trainer = config.trainer.model_copy(update={"micro_batch_size": size})
+    run = resolve_run(config.model_copy(update={"trainer": trainer}), world_size=1)
+    if isinstance(run.mixture, UnindexedShards):
+        raise ConfigError("data.train names tars without an index: what a step sees is not known before it is read")
+    stream = make_stream(run, world=World.alone(), start_step=0)
+    (first,) = islice(BatchLoader(stream, num_workers=0, prefetch=1, pin_memory=False), 1)
+    buffer = io.BytesIO()
+    _contact_sheet([_captioned(*pair) for pair in zip(first["images"], first["positions"], strict=True)]).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _picture_path(picture: Path, *, name: str, step: int) -> Path:

@@ -88,26 +88,19 @@ def _write_page(runs: list[RunData], name: str) -> None:
 
 def _samples_of(run: RunData) -> bytes | None:
     """Return a picture of the training images of step 1; None where they cannot be read here, which is said."""
-    import tempfile
-
     from pipeline.errors import PipelineError
 
     if not run.folder.config.exists():
         return None
     with collector_paused():
-        from pipeline.build.samples import list_samples
+        from pipeline.build.samples import draw_first_images
         from pipeline.config.read import load_config
 
-    with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "samples.png"
-        try:
-            config = load_config(run.folder.config, ["trainer.global_batch_size=32", "trainer.micro_batch_size=null"])
-            for _ in list_samples(config, step=1, num_steps=1, picture=picture):
-                pass
-        except PipelineError as error:
-            print(f"no training images in the page: {error}")
-            return None
-        return picture.read_bytes()
+    try:
+        return draw_first_images(load_config(run.folder.config), count=32)
+    except PipelineError as error:
+        print(f"no training images in the page: {error}")
+        return None
 
 
 def _write_print(runs: list[RunData], out: Path, axis: Axis) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ class RunData:
     """Holds one run.
 
     Attributes:
+        alerts: those that were raised.
         facts: what a reader should know of it, by name.
         problems: what could not be read, and what failed.
     """
@@ -66,10 +68,17 @@ class RunData:
         if axis == "step":
             return float(step)
         if axis == "images":
-            seen = (number(row, "images_seen") for row in (*self.rows, *self.metrics) if row["step"] == step)
-            return next((value for value in seen if value is not None), None)
-        a_step = next((value / row["step"] for row in self.metrics if (value := number(row, "exaflops")) and row["step"]), None)
-        return None if a_step is None else a_step * step
+            return self._images_seen.get(step)
+        return None if self._exaflops_a_step is None else self._exaflops_a_step * step
+
+    @functools.cached_property
+    def _images_seen(self) -> dict[int, float]:
+        lines = (*self.metrics, *self.rows)
+        return {row["step"]: value for row in lines if (value := number(row, "images_seen")) is not None}
+
+    @functools.cached_property
+    def _exaflops_a_step(self) -> float | None:
+        return next((value / row["step"] for row in self.metrics if (value := number(row, "exaflops")) and row["step"]), None)
 
 
 def read_run(root: Path) -> RunData:
@@ -94,7 +103,7 @@ def read_run(root: Path) -> RunData:
         metrics=metrics,
         rows=rows,
         results=[*group_results(rows), *group_means(rows)],
-        alerts=[row for row in _read(folder.alerts, read_json_lines, problems) if "text" in row or "kind" in row],
+        alerts=[row for row in _read(folder.alerts, read_json_lines, problems) if row.get("change") == "raised"],
         facts=_facts(folder, metrics),
         problems=[*problems, *results.passed_over, *name_failures(rows, run=root)],
     )
@@ -105,12 +114,8 @@ def read_runs(roots: Iterable[Path]) -> list[RunData]:
     runs = [read_run(root) for root in roots]
     names = [run.name for run in runs]
     return [
-        run if names.count(run.name) == 1 else _renamed(run, f"{run.root.resolve().parent.name}/{run.name}") for run in runs
+        run if names.count(run.name) == 1 else replace(run, name=f"{run.root.resolve().parent.name}/{run.name}") for run in runs
     ]
-
-
-def _renamed(run: RunData, name: str) -> RunData:
-    return RunData(**{**run.__dict__, "name": name})
 
 
 def _read(path: Path, read: Any, problems: list[str]) -> list[Row]:

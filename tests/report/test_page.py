@@ -16,6 +16,8 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
+from pipeline.build.samples import draw_first_images
+from pipeline.config.read import load_config
 from pipeline.report.charts import draw_chart, list_charts, to_inline_svg
 from pipeline.report.run_data import RunData, read_run, read_runs
 from pipeline.report.tables import curves_as_json, points_of
@@ -57,7 +59,9 @@ def write_run(root: Path, *, steps: int = 5, offset: float = 0.0) -> Path:
     ]
     append_json_lines(root / "evaluations.jsonl", rows)
     (root / "config.yaml").write_text("model: {name: L/16, image_size: 224}\ntrainer: {global_batch_size: 64}\n")
-    (root / "alerts.jsonl").write_text(json.dumps({"step": 30, "kind": "loss", "text": "the loss is not <finite>"}) + "\n")
+    (root / "alerts.jsonl").write_text(
+        json.dumps({"step": 30, "kind": "loss", "change": "raised", "text": "the loss is not <finite>"}) + "\n"
+    )
     return root
 
 
@@ -169,3 +173,16 @@ def test_a_real_run_has_its_images_and_figures_in_the_page(reference: RunFolder,
     assert "Training images as the model saw them" in text
     assert "What the output attends to" in text
     assert text.count("data-n=") >= 2
+
+
+def test_its_training_images_are_the_first_of_the_run_itself(reference: RunFolder) -> None:
+    """The order belongs to the whole batch: a run of smaller batches sees other images."""
+    config = load_config(reference.config)
+    whole = draw_first_images(config, count=100)  # the whole batch of eight
+    part = Image.open(io.BytesIO(draw_first_images(config, count=5)))  # four divide it
+    sheet = Image.open(io.BytesIO(whole))
+    width, height = part.width // 2, part.height // 2
+    tiles = [(number % 3 * width, number // 3 * height) for number in range(4)]  # of three in a row
+    for number, (left, top) in enumerate(tiles):
+        ours = part.crop((number % 2 * width, number // 2 * height, (number % 2 + 1) * width, (number // 2 + 1) * height))
+        assert ours.tobytes() == sheet.crop((left, top, left + width, top + height)).tobytes()
