@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from pipeline.build.loggers import describe_run, make_run_identity
 from pipeline.build.pretrained import open_pretrained
 from pipeline.build.streams import make_remote_options
@@ -20,7 +18,6 @@ from pipeline.evaluation.conditions import preprocessing_of
 from pipeline.evaluation.runner import Evaluator
 from pipeline.evaluation.upstream import Upstream
 from pipeline.exchange.pretrained import Pretrained
-from pipeline.monitor.loggers import RunIdentity
 from pipeline.monitor.wandb_identity import settle_run
 from pipeline.monitor.wandb_settings import read_wandb_environment
 from pipeline.objectives import Softmax
@@ -49,7 +46,7 @@ def make_evaluator(folder: RunFolder, config: RunConfig) -> Evaluator:
     return Evaluator(
         folder,
         section=config.evaluation,
-        identity=make_run_identity(config, run_id=wandb.run_id, folder=folder),
+        identity=make_run_identity(config.tracking, name=config.name, run_id=wandb.run_id, folder=folder),
         record={**describe_run(config, folder, config.model.resolve()), "slurm_job_id": World.from_environment().slurm_job_id},
         upstream=make_upstream(config, folder),
         remote=make_remote_options(config.data),
@@ -73,20 +70,12 @@ def make_model_evaluator(path: Path, out: RunFolder, config: EvaluationConfig) -
     own = model.preprocessing
     asked = preprocessing_of(section)
     wandb = settle_run(out.root, wanted=None, checkpoint_id=None, step=model.step)
-    tracking = config.tracking
     for note in model.notes:
         log_line(f"[eval] {note}")
     return Evaluator(
         out,
         section=section,
-        identity=RunIdentity(
-            name=out.root.resolve().name,
-            run_id=wandb.run_id,
-            folder=out.root,
-            project=tracking.project,
-            entity=tracking.entity,
-            mode=tracking.mode,
-        ),
+        identity=make_run_identity(config.tracking, name=out.root.resolve().name, run_id=wandb.run_id, folder=out),
         record={"source": str(path), "model_resolved": {"family": model.config.family, **model.config.to_dict()}},
         upstream=Upstream(objective=Softmax(), model=model.config, seed=0, class_names=model.class_names),  # type: ignore[call-arg]
         preprocessing=replace(own, short_side=asked.short_side or own.short_side, aspect=asked.aspect),
@@ -102,7 +91,9 @@ def _keep_weights(model: Pretrained, out: RunFolder) -> None:
     if out.config.exists():
         raise ConfigError(f"{out.root} is the folder of a training; name another one for this model's results: --out FOLDER")
     target = out.weights_of(model.step)
-    digest = digest_tensors(_with_head(model))
+    # Zeros are a classifier that is not there.
+    tensors = model.tensors if model.has_head else dict(model.build().state_dict())
+    digest = digest_tensors(tensors)
     others = [name for name in out.weight_names() if read_weights_header(out.weights_of(name.step, name.kind)).digest != digest]
     if others:
         raise ConfigError(f"{out.root} has results of another model ({others[0]}); name another folder: --out FOLDER")
@@ -110,15 +101,8 @@ def _keep_weights(model: Pretrained, out: RunFolder) -> None:
         out.root.mkdir(parents=True, exist_ok=True)
         if not target.exists():
             more = {"source": model.source}
-            save_weights(
-                target, _with_head(model), model=model.config, step=model.step, images_seen=model.images_seen, more=more
-            )
+            save_weights(target, tensors, model=model.config, step=model.step, images_seen=model.images_seen, more=more)
     except OSError as error:
         raise ConfigError(
             f"{out.root} cannot be written ({error.strerror or error}); --out names a folder for results"
         ) from error
-
-
-def _with_head(model: Pretrained) -> dict[str, Tensor]:
-    """Return its tensors, with zeros for a classifier that is not there."""
-    return model.tensors if model.has_head else dict(model.build().state_dict())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pipeline.console.figures import paper_style
+from pipeline.console.figures import figure_bytes
 from pipeline.data.images.crop import EvalTransform
 from pipeline.data.images.decode import UnreadableImage, decode_image
 from pipeline.data.shards.index import load_index
 from pipeline.data.shards.reader import BlockReader
+from pipeline.data.shards.sample import IMAGE_EXTENSIONS
 from pipeline.errors import ConfigError
 from pipeline.exchange.pretrained import Pretrained
 from pipeline.files import write_whole
@@ -31,7 +31,6 @@ from pipeline.models.vit.encoder import EncoderBackbone
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")
 _BATCH = 8
 
 
@@ -42,7 +41,6 @@ class ModelFigures:
     figures: dict[str, Figure]
     numbers: dict[str, object]
 
-    @paper_style()  # its settings of formats count when a file is written
     def write(self, out: Path, *, formats: Sequence[str]) -> list[Path]:
         """Write NAME.FORMAT of each figure, and figures.json.
 
@@ -54,9 +52,7 @@ class ModelFigures:
             out.mkdir(parents=True, exist_ok=True)
             for name, figure in self.figures.items():
                 for format in formats:
-                    buffer = io.BytesIO()
-                    figure.savefig(buffer, format=format, metadata={"Date": None} if format == "svg" else None)
-                    write_whole(out / f"{name}.{format}", buffer.getvalue())
+                    write_whole(out / f"{name}.{format}", figure_bytes(figure, format))
                     written.append(out / f"{name}.{format}")
             write_whole(out / "figures.json", json.dumps(self.numbers, indent=1).encode())
         except OSError as error:
@@ -130,7 +126,7 @@ def read_images(sources: Sequence[str], transform: EvalTransform, *, count: int)
     """
     found: list[Tensor] = []
     for source in sources:
-        if Path(source).suffix.lower() in _IMAGE_SUFFIXES:
+        if Path(source).suffix.lower().removeprefix(".") in IMAGE_EXTENSIONS:
             try:
                 found.append(transform(decode_image(Path(source).read_bytes())))
             except (OSError, UnreadableImage) as error:

@@ -14,6 +14,7 @@ from pipeline.distributed.world import World
 from pipeline.models.base import ModelConfig
 from pipeline.monitor.alert_log import AlertLog
 from pipeline.monitor.loggers import MetricsFile, RunIdentity, WandbTracker, make_wandb_logger
+from pipeline.monitor.section import TrackingSection
 from pipeline.run.checkpoint import collect_versions
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import read_metrics
@@ -55,7 +56,7 @@ def make_loggers(run: ResolvedRun, *, world: World, start_step: int, wandb_id: s
         "num_nodes": world.num_nodes,
         "slurm_job_id": world.slurm_job_id,
     }
-    identity = make_run_identity(run.config, run_id=wandb_id, folder=folder)
+    identity = make_run_identity(run.config.tracking, name=run.config.name, run_id=wandb_id, folder=folder)
     wandb = make_wandb_logger(identity, config=record, history=history)
     send_alert = wandb.writer.alert if wandb else lambda _title, _text: None
     return Loggers(file=file, wandb=wandb, alerts=AlertLog(folder, history=history, send_alert=send_alert))
@@ -75,11 +76,10 @@ def describe_run(config: RunConfig, folder: RunFolder, model: ModelConfig) -> di
     }
 
 
-def make_run_identity(config: RunConfig, *, run_id: str, folder: RunFolder) -> RunIdentity:
-    """Return the W&B run of a configuration."""
-    tracking = config.tracking
+def make_run_identity(tracking: TrackingSection, *, name: str, run_id: str, folder: RunFolder) -> RunIdentity:
+    """Return the W&B run of a folder."""
     return RunIdentity(
-        name=config.name,
+        name=name,
         run_id=run_id,
         folder=folder.root,
         project=tracking.project,

@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
         from pipeline.build.figures import make_figures, read_images
         from pipeline.build.pretrained import choose_weights, is_run, open_pretrained
         from pipeline.exchange.places import place_of
+        from pipeline.run.folder import RunFolder
 
     path = place_of(arguments.weights)
     kind = "average" if arguments.average else "raw"
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
         chosen = choose_weights(path, step=arguments.step, kind=kind, every=arguments.all_steps)
         models = [(weights.name.stem, weights.open) for weights in chosen]
         sources = arguments.images or _images_of(chosen[0].config)
-        root = path / "figures" if arguments.out is None else Path(arguments.out)
+        root = RunFolder(path).figures if arguments.out is None else Path(arguments.out)
     else:
         if arguments.all_steps or arguments.step is not None:
             raise ConfigError(f"{path} is not a run folder, and holds one model: leave the step out")

@@ -73,9 +73,9 @@ def _show(path: Path, out: str | None) -> int:
 def _write_page(runs: list[RunData], name: str) -> None:
     from pipeline.errors import ConfigError
     from pipeline.files import write_whole
-    from pipeline.report.page import default_page, make_page
+    from pipeline.report.page import make_page
 
-    target = Path(name) if name else default_page(runs[0])
+    target = Path(name) if name else runs[0].folder.page
     if target.is_dir():
         target = target / f"{runs[0].name.replace('/', '-')}.html"
     data = make_page(runs, samples=_samples_of(runs[0])).encode(errors="replace")
@@ -106,9 +106,10 @@ def _samples_of(run: RunData) -> bytes | None:
 def _write_print(runs: list[RunData], out: Path, axis: Axis) -> None:
     import json
 
+    from pipeline.console.figures import figure_bytes
     from pipeline.errors import ConfigError
     from pipeline.files import write_whole
-    from pipeline.report.charts import draw_chart, list_charts, to_bytes
+    from pipeline.report.charts import draw_chart, list_charts
     from pipeline.report.tables import curves_as_csv, curves_as_json
 
     try:
@@ -121,7 +122,8 @@ def _write_print(runs: list[RunData], out: Path, axis: Axis) -> None:
             if figure is not None:
                 count += 1
                 for format in ("png", "svg", "pdf"):
-                    write_whole(out / f"{chart.name}.{format}", to_bytes(figure, format))
+                    background = "none" if format == "svg" else "white"
+                    write_whole(out / f"{chart.name}.{format}", figure_bytes(figure, format, background=background))
     except OSError as error:
         raise ConfigError(f"{out} cannot be written ({error.strerror or error}); name another folder") from error
     print(f"print: {count} figures, curves.csv and curves.json in {out}")

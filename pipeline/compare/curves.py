@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.data.streams.train import DIGEST_MODULUS
 from pipeline.run.records import Row, is_count, number
 
-DIGEST_MODULUS = 2**52  # of data/digest
 SUDDEN = 100.0  # times, from one common line to the next
 TOLERANCES: dict[str, dict[str, float]] = {
     "train/learning_rate": {"fp32": 1e-6, "bf16": 1e-6},  # computed in fp64 from the step alone

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @contextmanager
@@ -51,6 +56,15 @@ def paper_style() -> Iterator[None]:
             }
         )
         yield
+
+
+@paper_style()  # its settings of formats count when a file is written
+def figure_bytes(figure: Figure, format: str, *, background: Literal["white", "none"] = "white") -> bytes:
+    """Return a figure for print as a file, the same every time: png, svg or pdf."""
+    buffer = io.BytesIO()
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(format)
+    figure.savefig(buffer, format=format, metadata=metadata, transparent=background == "none")
+    return buffer.getvalue()
 
 
 def label_of(text: str) -> str:

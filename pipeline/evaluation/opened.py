@@ -54,15 +54,13 @@ class OpenedSets:
         for name, opened in self._sets.items():
             for note in opened.notes:
                 print(f"[eval] {name}: {note}", flush=True)
-        self.tasks = [task for task in list_tasks(section) if task.dataset not in self.left_out]
+        tasks = list_tasks(section)
         for held_out in section.validation:
             opened = self._sets.get(held_out.name)
-            if held_out.name in self.left_out:
-                continue
-            self.tasks += upstream.tasks(held_out.name, columns=opened.columns if isinstance(opened, HeldOutSet) else None)
+            tasks += upstream.tasks(held_out.name, columns=opened.columns if isinstance(opened, HeldOutSet) else None)
         for with_masks in section.segmentation:
-            if with_masks.name not in self.left_out:
-                self.tasks += segmentation_tasks(with_masks.name)
+            tasks += segmentation_tasks(with_masks.name)
+        self.tasks = [task for task in tasks if task.dataset not in self.left_out]
 
     def fingerprint_of(self, name: str) -> str | None:
         """Return what changes with a set's images or labels; None where it could not be opened."""

@@ -15,10 +15,9 @@ from pipeline.run import claims
 from pipeline.run.evaluations import (
     MeasureResults,
     Quantity,
-    group_means,
-    group_results,
     name_failures,
     read_results,
+    summarise_results,
     value_of,
     weights_of_row,
 )
@@ -228,7 +227,7 @@ def _newest_checkpoint(folder: RunFolder, *, now: float) -> CheckpointStatus | N
 
 def _summarise(rows: Sequence[Row]) -> list[EvaluationStatus]:
     """Return the newest checkpoint's values, and the best ones."""
-    return [_summarise_measure(results) for results in [*group_results(rows), *group_means(rows)]]
+    return [_summarise_measure(results) for results in summarise_results(rows)]
 
 
 def _summarise_measure(results: MeasureResults) -> EvaluationStatus:

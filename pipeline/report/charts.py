@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from pipeline.console.figures import COLOURS, label_of, paper_style
+from pipeline.console.figures import COLOURS, figure_bytes, label_of, paper_style
 from pipeline.report.run_data import AXES, Axis, RunData
 from pipeline.run.evaluations import MeasureResults
 
@@ -131,18 +130,9 @@ def _draw_measure(ax: Any, run: RunData, chart: Chart, axis: Axis, look: dict[st
     return 1
 
 
-@paper_style()
-def to_bytes(figure: Figure, format: str) -> bytes:
-    """Return a figure as a file: png, svg or pdf."""
-    buffer = io.BytesIO()
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(format)
-    figure.savefig(buffer, format=format, metadata=metadata, transparent=format == "svg")
-    return buffer.getvalue()
-
-
 def to_inline_svg(figure: Figure, *, description: str) -> str:
     """Return a figure as an SVG element whose lines and letters have the page's own colour, so that it fits a dark page."""
-    text = to_bytes(figure, "svg").decode()
+    text = figure_bytes(figure, "svg", background="none").decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)

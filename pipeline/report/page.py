@@ -14,7 +14,6 @@ from pipeline.report.charts import Chart, draw_chart, list_charts, to_inline_svg
 from pipeline.report.run_data import AXES, RunData
 from pipeline.report.tables import curves_as_csv, curves_as_json
 from pipeline.run.evaluations import MeasureResults
-from pipeline.run.folder import RunFolder
 
 MAX_FIGURE_STEPS = 12  # checkpoints with figures in one page: each has some 300 kB
 _FIGURES = {
@@ -175,7 +174,7 @@ def _image(data: bytes, description: str) -> str:
 
 def _model_figures(run: RunData) -> str:
     """Return the figures of a run's weights with a slider over checkpoints."""
-    folders = _spread(sorted(path for path in (run.root / "figures").glob("step_*") if path.is_dir()))
+    folders = _spread(sorted(path for path in run.folder.figures.glob("step_*") if path.is_dir()))
     views = []
     for number, folder in enumerate(folders):
         cards = [
@@ -209,8 +208,3 @@ def _downloads(runs: Sequence[RunData]) -> str:
     values: dict[str, Any] = curves_as_json(runs)
     links = [link("curves.csv", "text/csv", curves_as_csv(runs)), link("curves.json", "application/json", json.dumps(values))]
     return f"<h2>Numbers</h2><p>{' &middot; '.join(links)}</p>"
-
-
-def default_page(run: RunData) -> Path:
-    """Return where a run's page goes."""
-    return RunFolder(run.root).root / "report.html"

@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.files import write_whole
 from pipeline.report.finetune import Table, draw_table, read_table
 from pipeline.run.checkpoint import RunFolder
-from pipeline.run.evaluations import MeasureResults, Quantity, group_means, group_results, name_failures, read_results
+from pipeline.run.evaluations import MeasureResults, Quantity, name_failures, read_results, summarise_results
 from pipeline.run.records import Row, number, read_metrics
 from pipeline.run.state import read_state
 
@@ -140,7 +140,7 @@ def tabulate_results(rows: Sequence[Row]) -> str:
         return "no evaluations"
     all_steps = sorted({row["step"] for row in rows})
     steps = _spread(all_steps, MAX_COLUMNS)
-    found = [*group_results(rows), *group_means(rows)]
+    found = summarise_results(rows)
     has_loss, has_reference = any(r.quantity == "loss" for r in found), any(r.reference is not None for r in found)
     header = ["accuracy %, or loss" if has_loss else "accuracy %", *(f"step {step}" for step in steps)]
     table = [[*header, "to expect"] if has_reference else header]
@@ -194,7 +194,7 @@ def draw(metrics: Sequence[Row], rows: Sequence[Row], *, title: str, format: str
     """
     from matplotlib.figure import Figure
 
-    grouped = [*group_results(rows), *group_means(rows)]
+    grouped = summarise_results(rows)
     panels: list[Panel] = list(dict.fromkeys([*_DOWNSTREAM, *((results.protocol, results.quantity) for results in grouped)]))
     num_rows = 1 + -(-len(panels) // 2)
     figure = Figure(figsize=(11, 3.5 * num_rows), layout="constrained")

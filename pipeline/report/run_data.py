@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.errors import ConfigError
 from pipeline.run.checkpoint import RunFolder
-from pipeline.run.evaluations import MeasureResults, group_means, group_results, name_failures, read_results
+from pipeline.run.evaluations import MeasureResults, name_failures, read_results, summarise_results
 from pipeline.run.records import Row, number, read_json, read_json_lines, read_metrics
 from pipeline.run.state import read_state
 
@@ -102,7 +102,7 @@ def read_run(root: Path) -> RunData:
         state=f"{found.state}{f' ({found.detail})' if found.detail else ''}",
         metrics=metrics,
         rows=rows,
-        results=[*group_results(rows), *group_means(rows)],
+        results=summarise_results(rows),
         alerts=[row for row in _read(folder.alerts, read_json_lines, problems) if row.get("change") == "raised"],
         facts=_facts(folder, metrics),
         problems=[*problems, *results.passed_over, *name_failures(rows, run=root)],

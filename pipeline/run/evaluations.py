@@ -232,6 +232,11 @@ def group_means(rows: Sequence[Row]) -> list[MeasureResults]:
     return [results for _, results in sorted(found, key=lambda pair: pair[0])]
 
 
+def summarise_results(rows: Sequence[Row]) -> list[MeasureResults]:
+    """Return what readers are shown: every measure, then the means over groups of sets."""
+    return [*group_results(rows), *group_means(rows)]
+
+
 def name_failures(rows: Sequence[Row], *, run: Path) -> list[str]:
     """Return what failed at the newest step it was tried at, and why: a line for a set and a reason, then what to type."""
     newest: dict[str, int] = {}

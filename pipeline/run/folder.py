@@ -121,6 +121,15 @@ class RunFolder:
         return self.root / "report.png"
 
     @property
+    def page(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        """Return the folder of what `figures` draws, with one folder for each weights file."""
+        return self.root / "figures"
+
+    @property
     def wandb(self) -> Path:
         """Return the folder of W&B's client."""
         return self.root / "wandb"
