@@ -249,3 +249,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, o
     config.write_text(yaml.safe_dump({**tiny_config, "output_dir": str(folder / "runs")}))
     train(config, "tracking.mode=offline")
     return folder_of(config)
+
+
+@pytest.fixture
+def examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the modules of docs/examples importable."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs" / "examples"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import multiprocessing
 import os
 import subprocess
@@ -12,8 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
@@ -23,6 +20,7 @@ from pipeline.launch.processes import Process
 from pipeline.launch.slurm_job import SlurmJob
 from pipeline.run import claims
 from pipeline.run.claims import Claims, Owner, Sightings, create, read_owner, release, remove_stale, touch
+from tests.helpers.interrupts import interrupt_after
 
 NAME = "step_00000001.json"
 SILENT_S = 0.3
@@ -117,28 +115,6 @@ def test_a_signal_at_any_line_leaves_no_claim(tmp_path: Path, request: pytest.Fi
         for path in empty:
             path.unlink()
     assert before > 30
-
-
-def interrupt_after(lines: int, work: Callable[[], None], *, file: str) -> None:
-    """Do work, and raise KeyboardInterrupt in this thread when so many lines of a file have run."""
-    run = 0
-
-    def trace(frame: FrameType, event: str, _argument: object) -> Any:
-        nonlocal run
-        if frame.f_code.co_filename != file:
-            return None
-        if event == "line":
-            run += 1
-            if run > lines:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return trace
-
-    sys.settrace(trace)
-    try:
-        work()
-    finally:
-        sys.settrace(None)
 
 
 def test_a_mounted_file_system_without_links_will_do(no_links: Path) -> None:
@@ -250,32 +226,6 @@ def test_the_claim_of_a_job_before_it_was_requeued_is_taken_over(tmp_path: Path,
                 assert mine == expected, (job, cluster, restart, before)
 
 
-def test_processes_of_the_same_number_and_host_are_told_apart() -> None:
-    """Host names and process ids repeat in containers, process ids over time."""
-    mine = Process.myself()
-    assert mine.life() == "alive"
-    assert replace(mine, process_start="1").life() == "dead"
-    assert replace(mine, machine="another boot").life() == "unknown"
-    assert replace(mine, pid_namespace="pid:[1]").life() == "unknown"
-    assert replace(mine, machine=None).life() == "unknown"
-
-
-def test_another_container_on_this_machine_is_not_taken_for_dead() -> None:
-    """It has a process namespace of its own: the same host name, and a number that is another process here."""
-    code = (
-        "from dataclasses import asdict; import json; from pipeline.launch.processes import Process; "
-        "print(json.dumps(asdict(Process.myself())))"
-    )
-    inside = subprocess.run(
-        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code], capture_output=True, text=True
-    )
-    if inside.returncode:
-        pytest.skip(f"no namespaces here: {inside.stderr}")
-    other = Process.described_by(json.loads(inside.stdout))
-    assert (other.host, other.machine) == (Process.myself().host, Process.myself().machine)
-    assert other.life() == "unknown"
-
-
 TRIERS = 6
 
 
@@ -376,9 +326,3 @@ def test_a_touch_changes_the_file_and_finds_a_loss(tmp_path: Path) -> None:
     assert marks[0][1] == marks[1][1]  # type: ignore[index]
     path.write_text(elsewhere().to_json())
     assert touch(path, mine) == "lost"
-
-
-@pytest.mark.parametrize("since", ["1e400", "NaN", "-1", "1e18", "null", "true"])
-def test_a_claim_with_an_impossible_time_is_described(since: str, tmp_path: Path) -> None:
-    (tmp_path / "lock.json").write_text(f'{{"host": "node1", "pid": 7, "since": {since}}}')
-    assert "host node1 (process 7" in str(read_owner(tmp_path / "lock.json"))
