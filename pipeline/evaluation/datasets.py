@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipeline.data.class_counts import ClassCounts
 from pipeline.data.shards.class_names import class_names_of
@@ -32,27 +34,49 @@ def open_dataset(dataset: EvalDataset) -> EvaluationSet:
     Raises:
         DataError: a split is missing or damaged, or has no labels, or the splits number their classes differently.
     """
-    try:
-        train, test = load_index(dataset.train.path, dataset.train.index), load_index(dataset.test.path, dataset.test.index)
-        check_shards(train)
-        check_shards(test)
-        for index in (train, test):
-            _check_labels(index)
-    except DataError as error:
-        raise DataError(f"evaluation set {dataset.name!r}: {error}") from error
-    names, others = class_names_of(*train.folders), class_names_of(*test.folders)
-    if names is not None and others is not None and names != others:
-        raise DataError(
-            f"evaluation set {dataset.name!r}: the splits number their classes differently (see classes.txt in {train.folder} "
-            f"and {test.folder}); make the test split again with `python -m data_tools make ... --classes "
-            f"{train.folder}/classes.txt`"
-        )
+    train, test, are_named = open_splits(dataset, what="evaluation set", check=_check_labels)
     notes = []
-    if (names is None or others is None) and dataset.train != dataset.test:
+    if not are_named and dataset.train != dataset.test:
         notes.append("no classes.txt next to both splits, so nothing can check that they number classes alike")
     if train.fingerprint == test.fingerprint:
         notes.append("train and test are the same images: its accuracies say nothing about other images")
     return EvaluationSet(dataset.name, train, test, tuple(notes))
+
+
+class OpenSplits(NamedTuple):
+    """Holds the two splits of a set, and whether both have names of their classes, which are then the same."""
+
+    train: ShardIndex
+    test: ShardIndex
+    are_named: bool
+
+
+def open_splits(dataset: EvalDataset, *, what: str, check: Callable[[ShardIndex], None]) -> OpenSplits:
+    """Open the two splits of a set.
+
+    Args:
+        what: what it is, for messages.
+        check: raises DataError where a split lacks what is needed of it.
+
+    Raises:
+        DataError: a split is missing or damaged, or fails the check, or the splits number their classes differently.
+    """
+    try:
+        train, test = (load_index(split.path, split.index) for split in (dataset.train, dataset.test))
+        for index in (train, test):
+            check_shards(index)
+        for index in (train, test):
+            check(index)
+    except DataError as error:
+        raise DataError(f"{what} {dataset.name!r}: {error}") from error
+    names, others = class_names_of(*train.folders), class_names_of(*test.folders)
+    if names is not None and others is not None and names != others:
+        raise DataError(
+            f"{what} {dataset.name!r}: the splits number their classes differently (see classes.txt in {train.folder} "
+            f"and {test.folder}); make the test split again with `python -m data_tools make ... --classes "
+            f"{train.folder}/classes.txt`"
+        )
+    return OpenSplits(train, test, are_named=names is not None and others is not None)
 
 
 def _check_labels(index: ShardIndex) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.data.shards.class_names import class_names_of
-from pipeline.data.shards.index import ShardIndex, check_shards, load_index
+from pipeline.data.shards.index import ShardIndex
 from pipeline.data.shards.reader import BlockReader
 from pipeline.data.shards.sample import MASK_EXTENSIONS
 from pipeline.errors import DataError
+from pipeline.evaluation.datasets import open_splits
 from pipeline.evaluation.section import SegmentationSection
 
 
@@ -32,19 +32,7 @@ def open_mask_set(section: SegmentationSection) -> MaskSet:
     Raises:
         DataError: a split is missing or damaged, its first image has no mask, or the splits number their classes differently.
     """
-    try:
-        train, test = (load_index(split.path, split.index) for split in (section.train, section.test))
-        for index in (train, test):
-            check_shards(index)
-            _check_first(index)
-    except DataError as error:
-        raise DataError(f"segmentation set {section.name!r}: {error}") from error
-    names, others = class_names_of(*train.folders), class_names_of(*test.folders)
-    if names is not None and others is not None and names != others:
-        raise DataError(
-            f"segmentation set {section.name!r}: the splits number their classes differently (see classes.txt in {train.folder}"
-            f" and {test.folder})"
-        )
+    train, test, _ = open_splits(section, what="segmentation set", check=_check_first)
     same = train.fingerprint == test.fingerprint
     notes = ["train and test are the same images: its measures say nothing about other images"] if same else []
     return MaskSet(section.name, train, test, tuple(notes))

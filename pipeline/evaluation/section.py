@@ -37,12 +37,8 @@ class HeldOutSection(Section):
         return {"shards": value} if isinstance(value, str) else value
 
 
-class SegmentationSection(Section):
+class SegmentationSection(EvalDataset):
     """Names a set whose images have masks of classes: shards of its train and test splits."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    train: ShardsSection
-    test: ShardsSection
 
 
 class ReferenceSection(Section):

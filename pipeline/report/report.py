@@ -13,10 +13,10 @@ from pipeline.console.figures import house_style, label_of
 from pipeline.errors import ConfigError
 from pipeline.files import write_whole
 from pipeline.report.finetune import Table, draw_table, read_table
+from pipeline.report.run_data import read_run
 from pipeline.run.checkpoint import RunFolder
-from pipeline.run.evaluations import MeasureResults, Quantity, name_failures, read_results, summarise_results
-from pipeline.run.records import Row, number, read_metrics
-from pipeline.run.state import read_state
+from pipeline.run.evaluations import MeasureResults, Quantity, summarise_results
+from pipeline.run.records import Row, number
 
 Panel = tuple[str, Quantity]  # protocol, and what its values are
 MAX_COLUMNS = 8  # columns of the table: more would not fit on a screen
@@ -55,21 +55,10 @@ def write_report(run_dir: Path, out: Path | None = None) -> Report:
         raise ConfigError(f"run folder {run_dir} does not exist")
     if (table := read_table(run_dir)) is not None:
         return _write_table(table, run_dir, out)
-    folder, problems = RunFolder(run_dir), list[str]()
-    try:
-        metrics = read_metrics(folder.metrics)
-    except OSError as error:
-        metrics = []
-        problems.append(f"{folder.metrics.name} cannot be read: {error.strerror}")
-    results = read_results(folder)
-    problems += results.passed_over
-    if not metrics and not results.rows:
-        found = f" ({'; '.join(problems)})" if problems else ""
-        raise ConfigError(f"{run_dir} has no line of metrics.jsonl or evaluations.jsonl yet; nothing to report{found}")
-    text = [_summarise_state(run_dir), summarise_training(metrics), "", tabulate_results(results.rows), ""]
-    text += [f"! {problem}" for problem in [*problems, *name_failures(results.rows, run=run_dir)]]
-    title = run_dir.resolve().name
-    return _with_picture(text, run_dir, out, lambda format: draw(metrics, results.rows, title=title, format=format))
+    run = read_run(run_dir)
+    text = [f"{run_dir}: {run.state}", summarise_training(run.metrics), "", tabulate_results(run.rows), ""]
+    text += [f"! {problem}" for problem in run.problems]
+    return _with_picture(text, run_dir, out, lambda format: draw(run.metrics, run.rows, title=run.name, format=format))
 
 
 def _write_table(table: Table, run_dir: Path, out: Path | None) -> Report:
@@ -94,11 +83,6 @@ def _page_path(run_dir: Path, out: Path | None) -> Path:
     if out is None:
         return RunFolder(run_dir).picture
     return out / f"{run_dir.resolve().name}.png" if out.is_dir() else out
-
-
-def _summarise_state(run_dir: Path) -> str:
-    found = read_state(run_dir)
-    return f"{run_dir}: {found.state}{f' ({found.detail})' if found.detail else ''}"
 
 
 def summarise_training(metrics: Sequence[Row]) -> str:

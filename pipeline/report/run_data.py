@@ -92,8 +92,11 @@ def read_run(root: Path) -> RunData:
     folder, problems = RunFolder(root), list[str]()
     metrics = _read(folder.metrics, read_metrics, problems)
     results = read_results(folder)
+    alerts = _read(folder.alerts, read_json_lines, problems)
+    problems += results.passed_over
     if not metrics and not results.rows:
-        raise ConfigError(f"{root} has no line of metrics.jsonl or evaluations.jsonl yet; nothing to report")
+        said = f" ({'; '.join(problems)})" if problems else ""
+        raise ConfigError(f"{root} has no line of metrics.jsonl or evaluations.jsonl yet; nothing to report{said}")
     found = read_state(root)
     rows = results.rows
     return RunData(
@@ -103,9 +106,9 @@ def read_run(root: Path) -> RunData:
         metrics=metrics,
         rows=rows,
         results=summarise_results(rows),
-        alerts=[row for row in _read(folder.alerts, read_json_lines, problems) if row.get("change") == "raised"],
+        alerts=[row for row in alerts if row.get("change") == "raised"],
         facts=_facts(folder, metrics),
-        problems=[*problems, *results.passed_over, *name_failures(rows, run=root)],
+        problems=[*problems, *name_failures(rows, run=root)],
     )
 
 
