@@ -196,7 +196,7 @@ def test_tensors_are_shared_out_evenly() -> None:
     assert owners == assign_owners(dict(reversed(sizes.items())), num_ranks=3, taken=60)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_every_change_of_ranks_at_every_stage(tmp_path: Path, tiny_config: dict[str, Any], undisturbed: RunFolder) -> None:
     """1, 2, 3 and 4 ranks change, from each to each, at ZeRO 1, 2 and 3; `pytest -s` shows the table."""

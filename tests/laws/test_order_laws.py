@@ -133,7 +133,7 @@ def test_ranks_workers_kills_and_elastic_resumes_change_nothing(run: Run, data: 
     check_laws(run, data)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @settings(max_examples=200, deadline=None)
 @given(run=runs(), data=st.data())

@@ -164,7 +164,7 @@ def test_every_scenario_saw_the_same_images(runs: dict[str, RunFolder]) -> None:
     assert len(digests) == 2  # one a batch size
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_two_hundred_steps_of_the_demo_end_where_the_plain_loop_ends(tmp_path: Path) -> None:
     """The mean loss of the last 20 of 200 steps of `configs/demo.yaml` on its own digits agrees under ZeRO-2 on two ranks.

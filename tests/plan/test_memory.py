@@ -90,7 +90,7 @@ def test_engines_hold_what_is_predicted(tmp_path: Path) -> None:
         check(case, found, slack=1.35)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_engines_of_every_precision_hold_what_is_predicted(tmp_path: Path) -> None:
     for case, found in zip(ALL, measure(ALL, tmp_path), strict=True):
