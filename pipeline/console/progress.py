@@ -95,12 +95,17 @@ class Lines:
         print(", ".join(parts), file=self._file, flush=True)
 
 
-def progress(*, total: int | None, description: str, unit: str, initial: int = 0, leave: bool = True) -> Progress:
+def progress(
+    *, total: int | None, description: str, unit: str, initial: int = 0, leave: bool = True, shown: bool = True
+) -> Progress:
     """Count work on standard error.
 
     Args:
         leave: keep a terminal's bar at the end.
+        shown: false where another process shows its own.
     """
+    if not shown:
+        return tqdm(total=total, disable=True)
     if sys.stderr is None or not sys.stderr.isatty():  # type: ignore[redundant-expr]  # None where the shell has closed it
         return Lines(total=total, description=description, unit=unit, initial=initial, leave=leave)
     has_size = os.get_terminal_size(sys.stderr.fileno()).columns > 0  # some containers' terminals have no size

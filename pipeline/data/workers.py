@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -90,9 +91,19 @@ def _held_signals() -> Iterator[None]:
 def start_worker(_worker: int) -> None:
     """Prepare a worker, before anything else."""
     torch.set_num_threads(1)
-    # A scheduler may signal every process of a job. Their owner decides what to do: it still needs what they decode.
+    ignore_signals()
+
+
+def ignore_signals() -> None:
+    """Ignore a scheduler's signals, which every process of a job may be given. The owner decides: it still needs this one."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def start_process(process: BaseProcess) -> None:
+    """Start a spawned process that calls `ignore_signals` first; until then they are blocked."""
+    with _held_signals():
+        process.start()
 
 
 @contextmanager

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from pipeline.data.images.crop import EvalTransform
 from pipeline.evaluation.datasets import EvaluationSet
 from pipeline.evaluation.failures import failing
-from pipeline.evaluation.features import extract_features
+from pipeline.evaluation.feature_source import FeatureSource
 from pipeline.evaluation.protocols import Protocol
-from pipeline.evaluation.reading import Reading
 from pipeline.evaluation.splits import prepare_splits
 from pipeline.evaluation.tasks import EvaluationTask, Outcome
 from pipeline.run.weights import Weights
@@ -17,23 +17,24 @@ from pipeline.run.weights import Weights
 
 def measure_downstream(
     weights: Weights,
+    path: Path,
     dataset: EvaluationSet,
     tasks: Sequence[EvaluationTask],
     *,
     protocols: dict[str, Protocol],
     transform: EvalTransform,
-    reading: Reading,
+    source: FeatureSource,
 ) -> Iterator[Outcome]:
-    """Yield the outcome of each task as soon as it is known. What fails costs its own measurement alone."""
+    """Yield the outcome of each task as soon as it is known. What fails costs its own measurement alone.
+
+    Args:
+        path: the file of the weights.
+    """
     with failing(dataset.name) as failure:
         train, test = (
-            extract_features(
-                weights.model,
-                index,
-                transform=transform,
-                reading=reading,
-                description=f"{dataset.name} step {weights.header.step}",
-            ).to(reading.device)
+            source.features(
+                weights, path, index, transform=transform, description=f"{dataset.name} step {weights.header.step}"
+            ).to(source.reading.device)
             for index in (dataset.train, dataset.test)
         )
         splits = prepare_splits(train, test)

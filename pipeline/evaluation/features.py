@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.images.crop import EvalTransform
@@ -25,17 +28,65 @@ class Features:
         return Features(values=self.values.to(device), labels=self.labels.to(device), num_unreadable=self.num_unreadable)
 
 
+@dataclass(frozen=True)
+class PartialFeatures:
+    """Holds the readable images of some blocks of a split. Arrays are numpy's: processes send them to each other."""
+
+    values: NDArray[np.float32]  # (N, D)
+    labels: NDArray[np.int64]  # (N,)
+    positions: NDArray[np.int64]  # (N,) in the index's order
+    num_unreadable: int
+
+
 @torch.no_grad()
-def extract_features(
-    model: Backbone, index: ShardIndex, *, transform: EvalTransform, reading: Reading, description: str
-) -> Features:
-    """Run a frozen model over a split. Features are fp32, on CPU. They do not depend on the number of workers."""
-    values: list[Tensor] = []
-    labels: list[Tensor] = []
-    unreadable = 0
-    for batch in read_batches(index, transform=transform, labels="one", reading=reading, description=description):
+def compute_partial(
+    model: Backbone,
+    index: ShardIndex,
+    *,
+    blocks: NDArray[np.int64] | None,
+    transform: EvalTransform,
+    reading: Reading,
+    description: str,
+) -> PartialFeatures:
+    """Run a frozen model over some blocks of a split. Features are fp32. They do not depend on the number of workers.
+
+    Args:
+        blocks: numbers of the blocks, ascending; None: all.
+    """
+    values, labels, positions, unreadable = list[Tensor](), list[Tensor](), list[Tensor](), 0
+    for batch in read_batches(
+        index, transform=transform, labels="one", reading=reading, description=description, blocks=blocks
+    ):
         unreadable += batch.num_unreadable
         with reading.autocast():
             values.append(model.forward_representation(batch.images).float().cpu())
         labels.append(batch.labels.cpu())
-    return Features(values=torch.cat(values), labels=torch.cat(labels), num_unreadable=unreadable)
+        positions.append(batch.positions)
+    return PartialFeatures(
+        torch.cat(values).numpy(), torch.cat(labels).numpy(), torch.cat(positions).numpy(), num_unreadable=unreadable
+    )
+
+
+def join(parts: Sequence[PartialFeatures], *, num_samples: int) -> Features:
+    """Put parts together, in the index's order.
+
+    Args:
+        num_samples: of the split. Every one is in exactly one part, or counted there as unreadable.
+    """
+    positions = np.concatenate([part.positions for part in parts])
+    order = np.argsort(positions)
+    unreadable = sum(part.num_unreadable for part in parts)
+    assert len(np.unique(positions)) == len(positions) == num_samples - unreadable, "an image is missing, or there twice"
+    return Features(
+        values=torch.from_numpy(np.concatenate([part.values for part in parts])[order]),
+        labels=torch.from_numpy(np.concatenate([part.labels for part in parts])[order]),
+        num_unreadable=unreadable,
+    )
+
+
+def extract_features(
+    model: Backbone, index: ShardIndex, *, transform: EvalTransform, reading: Reading, description: str
+) -> Features:
+    """Compute the features of a split in this process. They are fp32, on CPU."""
+    whole = compute_partial(model, index, blocks=None, transform=transform, reading=reading, description=description)
+    return Features(torch.from_numpy(whole.values), torch.from_numpy(whole.labels), num_unreadable=whole.num_unreadable)

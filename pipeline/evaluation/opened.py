@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 from pipeline.data.images.crop import EvalTransform
 from pipeline.errors import DataError
 from pipeline.evaluation.datasets import EvaluationSet, open_dataset
 from pipeline.evaluation.downstream import measure_downstream
+from pipeline.evaluation.feature_source import FeatureSource
 from pipeline.evaluation.held_out import HeldOutSet, open_held_out
 from pipeline.evaluation.mask_sets import MaskSet, open_mask_set
-from pipeline.evaluation.reading import Reading
 from pipeline.evaluation.section import EvaluationSection
 from pipeline.evaluation.segmentation import measure_segmentation, segmentation_tasks
 from pipeline.evaluation.tasks import EvaluationTask, Outcome, list_tasks
@@ -67,14 +68,19 @@ class OpenedSets:
         return self._sets[name].fingerprint if name in self._sets else None
 
     def measure(
-        self, weights: Weights, tasks: Sequence[EvaluationTask], *, transform: EvalTransform, reading: Reading
+        self, weights: Weights, path: Path, tasks: Sequence[EvaluationTask], *, transform: EvalTransform, source: FeatureSource
     ) -> Iterator[Outcome]:
-        """Yield the outcomes of tasks, all of one set that is open, each as soon as it is known."""
+        """Yield the outcomes of tasks, all of one set that is open, each as soon as it is known.
+
+        Args:
+            path: the file of the weights.
+        """
+        reading = source.reading
         opened = self._sets[tasks[0].dataset]
         if isinstance(opened, HeldOutSet):
             return measure_upstream(weights, opened, tasks, upstream=self._upstream, transform=transform, reading=reading)
         if isinstance(opened, MaskSet):
             return measure_segmentation(weights, opened, tasks, transform=transform.showing_all(), reading=reading)
         return measure_downstream(
-            weights, opened, tasks, protocols=self._section.protocols, transform=transform, reading=reading
+            weights, path, opened, tasks, protocols=self._section.protocols, transform=transform, source=source
         )

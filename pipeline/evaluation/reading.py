@@ -29,6 +29,8 @@ class Reading:
     Attributes:
         program: begins lines of the log.
         workers_setting: the setting that sets `num_workers`, for messages.
+        cpu_threads: of a process that computes a part of the images on the CPU.
+        shows_progress: false in such a process.
     """
 
     device: torch.device
@@ -38,6 +40,8 @@ class Reading:
     remote: RemoteOptions | None = None
     program: str = "eval"
     workers_setting: str = "evaluation.num_workers"
+    cpu_threads: int = 1
+    shows_progress: bool = True
 
     def autocast(self) -> torch.autocast:
         """Return the context of a forward pass: fp32, or bf16 autocast."""
@@ -85,7 +89,7 @@ def read_batches(
         worker_init_fn=start_worker,
     )
     total = index.num_samples if blocks is None else int(index.block_samples[blocks].sum(dtype=np.int64))
-    bar = progress(total=total, description=description, unit="image", leave=False)
+    bar = progress(total=total, description=description, unit="image", leave=False, shown=reading.shows_progress)
     # torch reports a worker that has ended wherever this process is at that moment.
     with bar, explained(remedy=reading.workers_setting), started(loader) as items:
         for item in items:

@@ -8,9 +8,9 @@ from typing import Any
 
 from pipeline.evaluation.measured import Measured
 from pipeline.evaluation.section import EvaluationSection, ReferenceSection
-from pipeline.evaluation.tasks import EvaluationTask, MeasuredUnder, describe
+from pipeline.evaluation.tasks import EvaluationTask, Key, MeasuredUnder, describe, key_of_row
 from pipeline.run.evaluations import Quantity, measure_of, quantity_of, show_value, value_of
-from pipeline.run.records import append_json_lines, read_json_lines
+from pipeline.run.records import GrowingLines, append_json_lines, read_json_lines
 from pipeline.run.weights import WeightsHeader
 
 Row = dict[str, Any]
@@ -68,6 +68,10 @@ class ResultFile:
         self.waiting: list[Row] = []
         self.problem: str | None = None  # why lines wait
         self._is_begun = False  # a write that failed, or that a signal interrupted, may have left whole lines
+        self._lines = GrowingLines(path)
+        self._generation = 0
+        self._num_known = 0
+        self._keys: set[Key] = set()
 
     def add(self, row: Row) -> None:
         self.waiting.append(row)
@@ -93,7 +97,20 @@ class ResultFile:
 
     def rows(self) -> list[Row]:
         """Return all results, also those that wait."""
-        return read_json_lines(self.path) + self.waiting
+        return self._lines.read() + self.waiting
+
+    def done(self) -> set[Key]:
+        """Return what has a value. A file of many checkpoints is read and understood once, and then what is new of it."""
+        lines = self._lines.read()
+        if self._generation != self._lines.generation:
+            self._generation, self._keys, self._num_known = self._lines.generation, set(), 0
+        self._keys |= _keys_of(lines[self._num_known :])
+        self._num_known = len(lines)
+        return self._keys | _keys_of(self.waiting)
+
+
+def _keys_of(rows: Iterable[Row]) -> set[Key]:
+    return {key_of_row(row) for row in rows if value_of(row) is not None}
 
 
 def summarise(rows: Sequence[Row]) -> str:

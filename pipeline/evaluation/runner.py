@@ -7,10 +7,10 @@ weights that are damaged or not finite. Each is recorded with its reason, and ev
 from __future__ import annotations
 
 import errno
-import itertools
 import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -22,18 +22,22 @@ from pipeline.distributed.precision import EvaluationPrecision, choose_evaluatio
 from pipeline.errors import CheckpointError, ConfigError, EvaluationError
 from pipeline.evaluation.conditions import measured_under, preprocessing_of
 from pipeline.evaluation.failures import describe_failures
+from pipeline.evaluation.feature_cache import make_cache
+from pipeline.evaluation.feature_source import FeatureSource
 from pipeline.evaluation.opened import OpenedSets
 from pipeline.evaluation.reading import Reading
 from pipeline.evaluation.records import ResultFile, Row, failed_row, result_row, summarise, warnings_of
 from pipeline.evaluation.section import EvaluationSection
-from pipeline.evaluation.tasks import EvaluationTask, Key, MeasuredUnder, Outcome, key_of, key_of_row
+from pipeline.evaluation.tasks import EvaluationTask, Key, MeasuredUnder, Outcome, key_of
+from pipeline.evaluation.tracking import StepTracking
 from pipeline.evaluation.upstream import Upstream
 from pipeline.evaluation.weights_files import Headers, Stamp, stamp_of, why_not_finite
+from pipeline.evaluation.work import Work, in_order
 from pipeline.exchange.pretrained import Preprocessing
-from pipeline.monitor.loggers import EvaluationTracker, RunIdentity
+from pipeline.monitor.loggers import RunIdentity
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.claims import Claims
-from pipeline.run.evaluations import GROUPS, choose_results, value_of
+from pipeline.run.evaluations import GROUPS, value_of
 from pipeline.run.folder import WeightsName
 from pipeline.run.records import read_json_lines
 from pipeline.run.weights import Weights, WeightsHeader, load_weights
@@ -48,6 +52,16 @@ class Damaged:
 
     stamp: Stamp | None
     reason: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Holds the weights that were loaded last."""
+
+    path: Path
+    stamp: Stamp | None
+    weights: Weights
+    why_not_finite: str | None
 
 
 class Evaluator:
@@ -82,56 +96,70 @@ class Evaluator:
         self.folder = folder
         self.section = section
         self.identity = identity
-        self.record = record or {}
         self.claims = Claims(folder.root / "claims")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if device.type == "cpu":
             torch.set_num_threads(section.cpu_threads)
         self.results = ResultFile(folder.evaluations)
+        self.tracking = StepTracking(folder, self.results, identity=identity, record=record or {})
         self.sets = OpenedSets(section, upstream)
         precision, message = choose_evaluation_precision(
             section.precision, recorded=_recorded_precision(folder), bf16_speedup=measure_bf16_speedup(device)
         )
         print(f"[eval] {message}", flush=True)
-        self.reading = Reading(
+        reading = Reading(
             device=device,
             precision=precision,
             batch_size=section.batch_size,
             num_workers=section.num_workers,
             remote=remote,
+            cpu_threads=section.cpu_threads,
         )
+        self.source = FeatureSource(reading, cache=make_cache(section, folder), num_replicas=section.replicas)
+        self._loaded: Loaded | None = None
         self._damaged: dict[WeightsName, Damaged] = {}  # of this process
         self._failed: dict[Key, str] = {}  # measurement to reason, of this process
-        self._tracker: EvaluationTracker | None = None
         self._preprocessing = preprocessing or preprocessing_of(section)
-        self._own_steps: set[int] = set()
-        self._untracked: set[int] = set()  # measured by this process, and not sent to W&B yet
         self._headers = Headers()
 
     def evaluate_pending(self) -> None:
-        """Pass once over all weights.
+        """Pass once over all weights and sets.
 
         Raises:
             CheckpointError: results cannot be written, for another reason than a full disk.
         """
-        if self.why_lost() is not None:
-            return
         self.results.flush()
-        pending = self._pending()
-        for name, following in itertools.zip_longest(pending, pending[1:]):
-            if self.why_lost() is not None:
-                return
-            with self._claim(name) as mine:
+        passed: set[Work] = set()
+        names, todo = self._candidates(), deque(self._list_work())
+        while todo and self.why_lost() is None:
+            work = todo.popleft()
+            passed.add(work)
+            with self._claim(work) as mine:
                 if mine:
-                    self._try(name)
+                    self._try(work)
+            if names != (names := self._candidates()):  # new weights, or weights that turned out to be damaged
+                todo = deque(new for new in self._list_work() if new not in passed)
             # Send both kinds of a step's weights at once: W&B's offline file takes steps in rising order alone.
-            if name.step in self._untracked and (following is None or following.step != name.step):
-                self._track(name.step)
+            if not todo or todo[0].name.step != work.name.step:
+                self.tracking.send(work.name.step)
+
+    def _list_work(self) -> list[Work]:
+        """Return what lacks results, in the order in which it is to be done."""
+        done = self.results.done()
+        return [
+            Work(name, dataset)
+            for name in self._candidates()
+            for dataset in dict.fromkeys(task.dataset for task in self._missing(name, done))
+        ]
+
+    def _candidates(self) -> list[WeightsName]:
+        """Return weights in that order, without those that failed to load in this process."""
+        return [name for name in in_order(self.folder.weight_names(), self.section.order) if not self._is_damaged(name)]
 
     @contextmanager
-    def _claim(self, name: WeightsName) -> Iterator[bool]:
-        """Claim weights. With a full disk there is no claim: the worst result of continuing is work done twice."""
-        taking = self.claims.take(f"{name.stem}.json")
+    def _claim(self, work: Work) -> Iterator[bool]:
+        """Claim work. With a full disk there is no claim: the worst result of continuing is work done twice."""
+        taking = self.claims.take(work.claim)
         try:
             mine = taking.__enter__()
         except CheckpointError as error:
@@ -161,7 +189,7 @@ class Evaluator:
 
     def has_pending(self) -> bool:
         """Return whether any weights lack results."""
-        return bool(self._pending())
+        return bool(self._list_work())
 
     def has_doubtful_claims(self) -> bool:
         """Return whether some weights were left to an evaluator that may be gone."""
@@ -169,15 +197,7 @@ class Evaluator:
 
     def is_complete(self) -> bool:
         """Return whether the run has ended and all its weights are evaluated."""
-        return self.folder.complete.exists() and bool(self.folder.weight_steps()) and not self._pending()
-
-    def _pending(self) -> list[WeightsName]:
-        """Return weights that lack results, without what failed in this process."""
-        done = self._done()
-        return [name for name in self.folder.weight_names() if not self._is_damaged(name) and self._missing(name, done)]
-
-    def _done(self) -> set[Key]:
-        return {key_of_row(row) for row in self.results.rows() if value_of(row) is not None}
+        return self.folder.complete.exists() and bool(self.folder.weight_steps()) and not self.has_pending()
 
     def _is_damaged(self, name: WeightsName) -> bool:
         """Return whether the weights were found damaged. A file that was replaced since counts as another."""
@@ -203,14 +223,15 @@ class Evaluator:
             header,
             self.sets.fingerprint_of(dataset),
             preprocessing=self._preprocessing,
-            precision=self.reading.precision,
+            precision=self.source.reading.precision,
         )
 
-    def _try(self, name: WeightsName) -> None:
-        """Try weights. Those that cannot be loaded must not keep the newer ones from being evaluated."""
+    def _try(self, work: Work) -> None:
+        """Try work. Weights that cannot be loaded must not keep others from being evaluated."""
+        name = work.name
         stamp = stamp_of(self._path(name))
         try:
-            self._evaluate(name)
+            self._evaluate(work)
         except CheckpointError as error:
             if not self._path(name).exists():  # somebody deleted it to free space
                 print(f"[eval] {name}: its weights have been removed meanwhile; passed over", flush=True)
@@ -218,29 +239,43 @@ class Evaluator:
             self._damaged[name] = Damaged(stamp, str(error))
             print(f"[eval] {name} cannot be evaluated: {error}", flush=True)
 
-    def _evaluate(self, name: WeightsName) -> None:
+    def _evaluate(self, work: Work) -> None:
         # Check again: another evaluator may have finished between the listing and the claim.
-        missing = self._missing(name, self._done())
-        if not missing:
+        tasks = [task for task in self._missing(work.name, self.results.done()) if task.dataset == work.dataset]
+        if not tasks:
             return
-        start = time.perf_counter()
-        weights = load_weights(self._path(name))
-        reason = why_not_finite(weights)
-        weights.model.to(self.reading.device)
-        new_rows: list[Row] = []
-        for dataset in dict.fromkeys(task.dataset for task in missing):
-            tasks = [task for task in missing if task.dataset == dataset]
-            failed = reason or self.sets.unopened.get(dataset)
-            outcomes = self._measure(weights, tasks) if failed is None else (Outcome(task, reason=failed) for task in tasks)
-            new_rows += [self._record(weights.header, outcome) for outcome in outcomes]
-        self._untracked.add(name.step)
+        start, num_computed = time.perf_counter(), self.source.num_computed
+        loaded = self._load(work.name)
+        header = loaded.weights.header
+        failed = loaded.why_not_finite or self.sets.unopened.get(work.dataset)
+        outcomes = self._measure(loaded, tasks) if failed is None else (Outcome(task, reason=failed) for task in tasks)
+        new_rows = [self._record(header, outcome) for outcome in outcomes]
+        self.tracking.measured(work.name.step)
         for warning in warnings_of(new_rows, self.section):
             print(f"[eval] {warning}", flush=True)
-        print(f"[eval] {name}: {summarise(new_rows)} ({time.perf_counter() - start:.1f} s)", flush=True)
+        is_downstream = any(work.dataset == dataset.name for dataset in self.section.datasets)
+        kept = is_downstream and failed is None and num_computed == self.source.num_computed
+        took = f"{time.perf_counter() - start:.1f} s{', kept features' * kept}"
+        print(f"[eval] {work.name}: {summarise(new_rows)} ({took})", flush=True)
 
-    def _measure(self, weights: Weights, tasks: list[EvaluationTask]) -> Iterator[Outcome]:
-        transform = self._preprocessing.transform(weights.header.model)
-        return self.sets.measure(weights, tasks, transform=transform, reading=self.reading)
+    def _load(self, name: WeightsName) -> Loaded:
+        """Return weights on the device; those of the last work are still there.
+
+        Raises:
+            CheckpointError: they cannot be loaded.
+        """
+        path = self._path(name)
+        stamp = stamp_of(path)
+        if self._loaded is None or stamp is None or (self._loaded.path, self._loaded.stamp) != (path, stamp):
+            self._loaded = None  # two models may not fit
+            weights = load_weights(path)
+            self._loaded = Loaded(path, stamp, weights, why_not_finite(weights))
+            weights.model.to(self.source.reading.device)
+        return self._loaded
+
+    def _measure(self, loaded: Loaded, tasks: list[EvaluationTask]) -> Iterator[Outcome]:
+        transform = self._preprocessing.transform(loaded.weights.header.model)
+        return self.sets.measure(loaded.weights, loaded.path, tasks, transform=transform, source=self.source)
 
     def _record(self, header: WeightsHeader, outcome: Outcome) -> Row:
         """Append a line to the results."""
@@ -266,8 +301,8 @@ class Evaluator:
 
     def plan(self) -> list[str]:
         """Return what `evaluate_pending` would measure, a line for weights and a set."""
-        done, lines = self._done(), list[str]()
-        for name in self.folder.weight_names():
+        done, lines = self.results.done(), list[str]()
+        for name in in_order(self.folder.weight_names(), self.section.order):
             missing = self._missing(name, done)
             for dataset in dict.fromkeys(task.dataset for task in missing):
                 settings = [task.setting for task in missing if task.dataset == dataset]
@@ -276,27 +311,11 @@ class Evaluator:
         lines.append(f"{len(lines)} sets to measure" if lines else "nothing to measure: every checkpoint has its results")
         return lines
 
-    def _track(self, step: int) -> None:
-        """Send all that is known of a step, also what was measured before a crash."""
-        self._own_steps.add(step)
-        self._untracked.discard(step)
-        rows = self._results_that_count()
-        if self._tracker is None:  # the first result opens it
-            self._tracker = EvaluationTracker(
-                self.identity, config=self.record, history=[row for row in rows if row["step"] != step]
-            )
-        self._tracker.log(rows, own=self._own_steps)
-
-    def _results_that_count(self) -> list[Row]:
-        return choose_results(self.folder, self.results.rows()).rows
-
     def close(self) -> None:
+        self.source.close()
         self.claims.release_all()
         self.results.flush()
-        if self._tracker is not None:
-            with suppress(OSError):  # the folder does not answer any more: then W&B has what it was given
-                self._tracker.log(self._results_that_count(), own=self._own_steps)  # also other evaluators' results since then
-            self._tracker.close()
+        self.tracking.close()
 
     def check(self, *, lost: str | None) -> None:
         """Report at the end what was not measured, or not recorded.

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pipeline.data.section import ShardsSection
 from pipeline.distributed.precision import EvaluationPrecision
 from pipeline.evaluation.protocols import FewShot, Linear, Protocol
+from pipeline.evaluation.work import Order
 from pipeline.section import Relaunch, Section
 
 
@@ -160,6 +161,22 @@ class EvaluationSection(Section):
     )
     batch_size: int = Field(default=64, ge=1)
     num_workers: int = Field(default=2, ge=0, description="decoding processes; 0 decodes in the evaluator itself")
+    replicas: int = Field(
+        default=1,
+        ge=1,
+        description="processes that share the images of each downstream set, each with its own GPU (and its own decoding "
+        "processes); features are the same bits for any number",
+    )
+    order: Order = Field(default="oldest", description="which checkpoints are measured first")
+    cache_gib: float = Field(
+        default=4.0,
+        ge=0,
+        description="features of downstream sets that are kept, so that a new protocol or shot count costs no forward pass; "
+        "those that were not read for longest are removed; 0 keeps none",
+    )
+    cache_folder: str | None = Field(
+        default=None, description="where they are kept, which runs may share; if not given, `features` in the run folder"
+    )
     cpu_threads: int = Field(default=1, ge=1, description="without a GPU; one leaves the rest to a training next to it")
 
     @model_validator(mode="before")

@@ -21,7 +21,7 @@ from pipeline.run.evaluations import (
     value_of,
     weights_of_row,
 )
-from pipeline.run.folder import RunFolder, WeightsName, weights_named
+from pipeline.run.folder import RunFolder, WeightsName, claimed_by_name
 from pipeline.run.records import Row, is_count, number, read_json
 from pipeline.run.state import GOING, RunState, Signs, State, judge, read_claim, read_state
 
@@ -252,19 +252,19 @@ def _summarise_measure(results: MeasureResults) -> EvaluationStatus:
 def _describe_claims(root: Path, sightings: claims.Sightings) -> list[str]:
     """Return who evaluates what at this moment, and which claims their owners do not touch any more."""
     return [
-        f"{weights} on {'an unknown host' if owner is None else owner.process.host + _doubt(path, owner, sightings)}"
-        for weights, path, owner in _list_claims(root)
+        f"{what} on {'an unknown host' if owner is None else owner.process.host + _doubt(path, owner, sightings)}"
+        for what, path, owner in _list_claims(root)
     ]
 
 
-def _list_claims(root: Path) -> list[tuple[WeightsName, Path, claims.Owner | None]]:
-    """Return step, file and owner of each claim; None where the file does not name an owner."""
+def _list_claims(root: Path) -> list[tuple[str, Path, claims.Owner | None]]:
+    """Return what each claim is of, its file and its owner; None where the file does not name an owner."""
     try:
         names = sorted(os.listdir(RunFolder(root).claims))
     except OSError:
         return []
-    found = {RunFolder(root).claims / name: weights_named(name, suffix=".json") for name in names}
-    return [(name, path, read_claim(path)) for path, name in found.items() if name is not None and path.is_file()]
+    found = {RunFolder(root).claims / name: claimed_by_name(name) for name in names}
+    return [(what, path, read_claim(path)) for path, what in found.items() if what is not None and path.is_file()]
 
 
 def watch_claims(runs: Sequence[Path], sightings: claims.Sightings) -> None:

@@ -1,7 +1,7 @@
 """Lock files in a shared folder: they say who is working on what, and when a stale lock may be taken over.
 
-    RUN_DIR/claims/step_00001000.json     the evaluator at work on these weights
-    RUN_DIR/lock.json                     the training that this folder belongs to (see `run.lock`)
+    RUN_DIR/claims/step_00001000@cifar10.json     the evaluator at work on these weights and this set
+    RUN_DIR/lock.json                             the training that this folder belongs to (see `run.lock`)
 
 A claim is a file, created whole or not at all. Its owner touches it while it works, and checks at the same time whether it is
 still the owner. A stale claim is taken over from an owner that is known to be dead: its process is gone from this machine and

@@ -74,8 +74,13 @@ class RunFolder:
 
     @property
     def claims(self) -> Path:
-        """Return the folder with one file for each checkpoint that an evaluator works on."""
+        """Return the folder with one file for each checkpoint and set that an evaluator works on."""
         return self.root / "claims"
+
+    @property
+    def features(self) -> Path:
+        """Return the folder of features that an evaluator keeps."""
+        return self.root / "features"
 
     @property
     def lock(self) -> Path:
@@ -201,6 +206,21 @@ def weights_named(name: str, *, suffix: str) -> WeightsName | None:
         return WeightsName(average, "average")
     step = step_of(name, suffix=suffix)
     return None if step is None else WeightsName(step)
+
+
+def name_of_claim(weights: WeightsName, dataset: str) -> str:
+    """Return the name of the file that says who evaluates weights on a set."""
+    return f"{weights.stem}@{dataset}.json"
+
+
+def claimed_by_name(name: str) -> str | None:
+    """Return what the name of a claim's file says is being evaluated, in words; None for every other name.
+
+    Earlier versions claimed all sets of some weights at once.
+    """
+    stem, at, dataset = name.removesuffix(".json").partition("@")
+    weights = weights_named(f"{stem}.json", suffix=".json") if name.endswith(".json") else None
+    return None if weights is None else f"{dataset} at {weights}" if at else str(weights)
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:

@@ -46,6 +46,10 @@ def read_json_lines(path: Path, *, last_bytes: int | None = None) -> list[Row]:
             text = file.read().decode(errors="replace")
     except FileNotFoundError:
         return []
+    return _parse_lines(text)
+
+
+def _parse_lines(text: str) -> list[Row]:
     rows = []
     for line in text.split("\n"):
         try:
@@ -55,6 +59,47 @@ def read_json_lines(path: Path, *, last_bytes: int | None = None) -> list[Row]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
+
+
+class GrowingLines:
+    """Reads a JSON-lines file again and again, each time what was appended to it since.
+
+    Attributes:
+        generation: rises when the file is another one, or has become shorter, and is read from its start.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.generation = 0
+        self._rows: list[Row] = []
+        self._file: tuple[int, int] | None = None  # device and inode
+        self._end = 0  # of the whole lines that were read
+
+    def read(self) -> list[Row]:
+        """Return all whole lines. A truncated line is passed over, until it is whole.
+
+        Raises:
+            OSError: the file exists and cannot be read.
+        """
+        try:
+            with self.path.open("rb") as file:
+                stat = os.fstat(file.fileno())
+                if (stat.st_dev, stat.st_ino) != self._file or stat.st_size < self._end:
+                    self._begin((stat.st_dev, stat.st_ino))
+                file.seek(self._end)
+                new = file.read()
+        except FileNotFoundError:
+            self._begin(None)
+            return []
+        whole = new[: new.rfind(b"\n") + 1]
+        self._end += len(whole)
+        self._rows += _parse_lines(whole.decode(errors="replace"))
+        # The last line may be whole and lack its end.
+        return self._rows + _parse_lines(new[len(whole) :].decode(errors="replace"))
+
+    def _begin(self, file: tuple[int, int] | None) -> None:
+        self.generation += 1
+        self._rows, self._file, self._end = [], file, 0
 
 
 def has_step(row: Mapping[str, Any]) -> bool:

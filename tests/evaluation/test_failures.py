@@ -17,6 +17,7 @@ from pipeline.build.evaluator import make_evaluator
 from pipeline.config.read import load_config
 from pipeline.evaluation import records
 from pipeline.evaluation.records import ResultFile
+from pipeline.evaluation.work import Work
 from pipeline.launch.signals import Interrupted
 from pipeline.models.vit.model import VisionTransformer
 from pipeline.run.checkpoint import RunFolder
@@ -77,8 +78,14 @@ def test_weights_that_are_removed_before_their_turn_are_passed_over(
     add_weights(folder, 0)
     add_weights(folder, 4)
     evaluator = make_evaluator(folder, load_config(folder.config, ["tracking.mode=disabled"]))
-    pending = evaluator._pending
-    monkeypatch.setattr(evaluator, "_pending", lambda: (pending(), folder.weights_of(4).unlink())[0])
+    evaluate = evaluator._evaluate
+
+    def remove_then_evaluate(work: Work) -> None:
+        if work.name.step == 4:
+            folder.weights_of(4).unlink()
+        evaluate(work)
+
+    monkeypatch.setattr(evaluator, "_evaluate", remove_then_evaluate)
     evaluator.evaluate_pending()
     evaluator.check(lost=None)
     assert "[eval] step 4: its weights have been removed meanwhile; passed over" in capsys.readouterr().out

@@ -11,9 +11,11 @@ import pytest
 
 from pipeline.build.evaluator import make_evaluator
 from pipeline.config.read import load_config
+from pipeline.evaluation.work import Work
 from pipeline.run.checkpoint import RunFolder
+from pipeline.run.claims import Claims
 from pipeline.run.evaluations import read_results, set_weights_aside
-from pipeline.run.folder import WeightsName
+from pipeline.run.folder import WeightsName, name_of_claim
 from pipeline.run.records import read_json_lines
 from tests.helpers.evaluations import RESULTS_PER_STEP, Call, add_weights
 from tests.helpers.wandb_files import stored_history
@@ -100,7 +102,8 @@ def test_results_do_not_depend_on_batching_or_on_who_decodes(
     call("evaluate", str(folder.root), "evaluation.precision=fp32")
     rows = read_json_lines(folder.evaluations)
     folder.evaluations.unlink()
-    call("evaluate", str(folder.root), "evaluation.precision=fp32", "evaluation.batch_size=5", "evaluation.num_workers=2")
+    more = ("evaluation.batch_size=5", "evaluation.num_workers=2", "evaluation.cache_gib=0")
+    call("evaluate", str(folder.root), "evaluation.precision=fp32", *more)
     assert read_json_lines(folder.evaluations) == rows
 
 
@@ -139,3 +142,40 @@ def test_wandb_has_what_several_evaluators_have_measured(folder: RunFolder, call
     assert call("evaluate", str(folder.root), "tracking.mode=offline").code == 0
     one.close()
     assert [row["_step"] for row in stored_history(folder.root, "abc123-eval")] == [0, 4]  # of the only file
+
+
+def test_evaluators_share_checkpoints_and_sets(folder: RunFolder, downstream: dict[str, str], call: Call) -> None:
+    """One leaves alone what another works on, does all the rest, and the newest weights first if it is asked to."""
+    for step in (0, 4, 8):
+        add_weights(folder, step)
+    sets = json.dumps([{**downstream, "name": name} for name in ("bars", "lines.v2")])
+    settings = (f"evaluation.datasets={sets}", "evaluation.order=newest", "tracking.mode=offline")
+    with Claims(folder.claims).take(name_of_claim(WeightsName(8), "bars")):
+        assert "evaluating   bars at step 8 on " in call("status", str(folder.root)).text
+        assert call("evaluate", str(folder.root), *settings).code == 0
+    rows = read_json_lines(folder.evaluations)
+    done = list(dict.fromkeys((row["step"], row["dataset"]) for row in rows))
+    assert done == [(8, "lines.v2"), (4, "bars"), (4, "lines.v2"), (0, "bars"), (0, "lines.v2")]
+    assert [row["_step"] for row in stored_history(folder.root, "abc123-eval")] == [0, 4, 8]
+    assert call("evaluate", str(folder.root), *settings).code == 0
+    more = read_json_lines(folder.evaluations)[len(rows) :]
+    assert {(row["step"], row["dataset"]) for row in more} == {(8, "bars")}
+    assert len(more) == RESULTS_PER_STEP
+
+
+def test_new_weights_are_seen_before_older_ones(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (0, 4):
+        add_weights(folder, step)
+    config = load_config(folder.config, ["tracking.mode=disabled", "evaluation.order=newest"])
+    evaluator = make_evaluator(folder, config)
+    evaluate = evaluator._evaluate
+
+    def evaluate_then_train(work: Work) -> None:
+        evaluate(work)
+        if work.name.step == 4:
+            add_weights(folder, 8)
+
+    monkeypatch.setattr(evaluator, "_evaluate", evaluate_then_train)
+    evaluator.evaluate_pending()
+    evaluator.close()
+    assert list(dict.fromkeys(row["step"] for row in read_json_lines(folder.evaluations))) == [4, 8, 0]

@@ -2,9 +2,10 @@
 
 from typing import Annotated
 
+from pipeline.evaluation.protocols.diagnostics import Diagnostics
 from pipeline.evaluation.protocols.few_shot import FewShot
 from pipeline.evaluation.protocols.knn import NearestNeighbours
 from pipeline.evaluation.protocols.linear import Linear
 from pipeline.section import OneOf
 
-Protocol = Annotated[FewShot | Linear | NearestNeighbours, OneOf("protocol", default="few_shot")]
+Protocol = Annotated[FewShot | Linear | NearestNeighbours | Diagnostics, OneOf("protocol", default="few_shot")]

@@ -52,7 +52,7 @@ STATES: dict[str, Any] = {
         "nodes": [{"host": "node1", "median_s": 1.0, "slowest_rank": 1, "slowest_s": 2.0, "slowest_data_wait_s": 0.5}],
     },
     "lock.json": OWNER,
-    "claims/step_00000008.json": OWNER,
+    "claims/step_00000008@bars.json": OWNER,
     "checkpoints/step_00000008/manifest.json": {},
     "checkpoints/step_00000008/meta.json": META,
 }  # fmt: skip
@@ -113,7 +113,7 @@ def _check(data: bytes, root: Path) -> Outcome:
     status = read_status(root)
     json.loads(to_json([status]))
     "\n".join([*describe([status], style=PLAIN), *tabulate([status, status], style=PLAIN)]).encode(errors="surrogatepass")
-    for claim in (root / "lock.json", root / "claims" / "step_00000008.json"):
+    for claim in (root / "lock.json", root / "claims" / "step_00000008@bars.json"):
         str(read_owner(claim))
     read_results(RunFolder(root))
     if sum(data) % PICTURES == 0:

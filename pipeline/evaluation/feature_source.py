@@ -1,0 +1,59 @@
+"""Give the features of a split: from the cache, or computed by this process and its replicas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.data.images.crop import EvalTransform
+from pipeline.data.shards.index import ShardIndex
+from pipeline.evaluation.feature_cache import FeatureCache, key_of_features
+from pipeline.evaluation.features import Features
+from pipeline.evaluation.reading import Reading
+from pipeline.evaluation.replicas import Replicas
+from pipeline.run.weights import Weights
+
+
+class FeatureSource:
+    """Gives features of splits.
+
+    Args:
+        cache: None: nothing is kept.
+        num_replicas: processes that share a split's images.
+
+    Attributes:
+        num_computed: splits that were computed, not found.
+
+    Raises:
+        ConfigError: there are fewer GPUs than replicas.
+    """
+
+    def __init__(self, reading: Reading, *, cache: FeatureCache | None, num_replicas: int) -> None:
+        self.reading = reading
+        self.num_computed = 0
+        self._cache = cache
+        self._replicas = Replicas(num_replicas, reading)
+
+    def features(
+        self, weights: Weights, path: Path, index: ShardIndex, *, transform: EvalTransform, description: str
+    ) -> Features:
+        """Return the features of a split, on CPU.
+
+        Args:
+            path: the file of the weights.
+
+        Raises:
+            EvaluationError: a replica has died, or failed.
+            DataError: shards are damaged.
+        """
+        key = key_of_features(weights.header, index, transform=transform, precision=self.reading.precision)
+        found = None if self._cache is None else self._cache.find(key)
+        if found is None:
+            self.num_computed += 1
+            found = self._replicas.compute(weights, path, index, transform=transform, description=description)
+            if self._cache is not None:
+                self._cache.keep(key, found)
+        return found
+
+    def close(self) -> None:
+        """End the other processes."""
+        self._replicas.close()

@@ -1,0 +1,199 @@
+"""Share one split's images between several processes, each with a device of its own.
+
+Blocks of images are dealt out in turn. A batch never holds images of two blocks, so features are the same bits for every
+number of processes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.data.images.crop import EvalTransform
+from pipeline.data.shards.index import ShardIndex
+from pipeline.data.workers import ignore_signals, start_process
+from pipeline.errors import ConfigError, EvaluationError
+from pipeline.evaluation.features import Features, PartialFeatures, compute_partial, extract_features, join
+from pipeline.evaluation.reading import Reading
+from pipeline.models.base import Backbone
+from pipeline.run.weights import Weights, load_weights
+
+Pipe = Any  # a connection of `multiprocessing`, whose type has another name on each system
+
+
+@dataclass(frozen=True)
+class _Job:
+    weights: Path
+    digest: str
+    index: ShardIndex
+    blocks: NDArray[np.int64]
+    transform: EvalTransform
+    reading: Reading
+    description: str
+
+
+def device_of_replica(device: torch.device, number: int) -> torch.device:
+    """Return the device of a process: each has its own GPU.
+
+    Raises:
+        ConfigError: there are fewer GPUs.
+    """
+    if device.type != "cuda":
+        return device
+    if number >= torch.cuda.device_count():
+        raise ConfigError(
+            f"evaluation.replicas is {number + 1} or more, but {torch.cuda.device_count()} GPUs are visible; each process "
+            "needs its own"
+        )
+    return torch.device("cuda", number)
+
+
+class Replicas:
+    """Holds the processes that compute parts of features next to this one. They start with the first job.
+
+    Args:
+        number: of processes in all, this one among them.
+
+    Raises:
+        ConfigError: there are fewer GPUs.
+    """
+
+    def __init__(self, number: int, reading: Reading) -> None:
+        self.number = number
+        self._reading = reading
+        self._devices = [device_of_replica(reading.device, replica) for replica in range(number)]
+        self._others: list[tuple[BaseProcess, Pipe]] = []
+
+    def compute(
+        self, weights: Weights, path: Path, index: ShardIndex, *, transform: EvalTransform, description: str
+    ) -> Features:
+        """Compute the features of a split.
+
+        Args:
+            path: the file of the weights, for the other processes.
+
+        Raises:
+            EvaluationError: a process has died, or failed.
+        """
+        if self.number == 1:
+            return extract_features(weights.model, index, transform=transform, reading=self._reading, description=description)
+        shares = deal_blocks(len(index.block_samples), self.number)
+        busy = self._send(path, weights.header.digest, index, shares[1:], transform=transform, description=description)
+        parts = [
+            compute_partial(
+                weights.model, index, blocks=shares[0], transform=transform, reading=self._reading, description=description
+            )
+        ]
+        for process, connection in busy:
+            parts.append(self._receive(process, connection))
+        return join(parts, num_samples=index.num_samples)
+
+    def _send(
+        self,
+        path: Path,
+        digest: str,
+        index: ShardIndex,
+        shares: Sequence[NDArray[np.int64]],
+        *,
+        transform: EvalTransform,
+        description: str,
+    ) -> list[tuple[BaseProcess, Pipe]]:
+        """Give each process that has images to compute its job."""
+        if any(len(share) for share in shares) and not self._others:
+            self._start()
+        busy = []
+        for replica, share in enumerate(shares, start=1):
+            if not len(share):
+                continue
+            process, connection = self._others[replica - 1]
+            reading = replace(self._reading, device=self._devices[replica], shows_progress=False)
+            try:
+                connection.send(_Job(path, digest, index, share, transform, reading, description))
+            except OSError as error:
+                raise self._failed(process) from error
+            busy.append((process, connection))
+        return busy
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        atexit.register(self.close)  # Python waits for them when it exits
+        for _ in range(self.number - 1):
+            mine, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), name="evaluator")
+            start_process(process)
+            theirs.close()
+            self._others.append((process, mine))
+
+    def _receive(self, process: BaseProcess, connection: Pipe) -> PartialFeatures:
+        try:
+            answer = connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._failed(process) from error
+        if isinstance(answer, str):
+            self.close()  # others may still be computing: their answers would be taken for the next job's
+            raise EvaluationError(answer)
+        return answer
+
+    def _failed(self, process: BaseProcess) -> EvaluationError:
+        process.join(5)
+        code = process.exitcode
+        self.close()
+        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
+        return EvaluationError(
+            f"one of {self.number} processes of the evaluator {how}; where memory is short, lower evaluation.replicas or "
+            "evaluation.batch_size"
+        )
+
+    def close(self) -> None:
+        """End the processes, at once. The next job starts new ones."""
+        for process, connection in self._others:
+            connection.close()
+            process.kill()
+        for process, _ in self._others:
+            process.join()
+        self._others.clear()
+        atexit.unregister(self.close)
+
+
+def deal_blocks(num_blocks: int, number: int) -> list[NDArray[np.int64]]:
+    """Return which blocks each of the processes computes, ascending."""
+    return [np.arange(replica, num_blocks, number, dtype=np.int64) for replica in range(number)]
+
+
+def _serve(connection: Pipe) -> None:
+    """Compute what the evaluator asks for, until it ends."""
+    ignore_signals()  # of a scheduler: the evaluator decides what to do
+    model: tuple[str, Backbone] | None = None
+    while True:
+        try:
+            job: _Job = connection.recv()
+        except EOFError:
+            return
+        try:
+            if job.reading.device.type == "cpu":
+                torch.set_num_threads(job.reading.cpu_threads)
+            if model is None or model[0] != job.digest:
+                model = job.digest, load_weights(job.weights).model.to(job.reading.device)
+            answer: PartialFeatures | str = compute_partial(
+                model[1],
+                job.index,
+                blocks=job.blocks,
+                transform=job.transform,
+                reading=job.reading,
+                description=job.description,
+            )
+        except Exception as error:
+            answer = f"{type(error).__name__}: {error}"
+        try:
+            connection.send(answer)
+        except OSError:  # the evaluator has ended
+            return

@@ -1,0 +1,54 @@
+"""Send results to W&B, a training step at a time."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from pipeline.evaluation.records import ResultFile, Row
+from pipeline.monitor.loggers import EvaluationTracker, RunIdentity
+from pipeline.run.checkpoint import RunFolder
+from pipeline.run.evaluations import choose_results
+
+
+class StepTracking:
+    """Remembers which steps an evaluator has measured, and sends all that is known of them.
+
+    Args:
+        record: the run's configuration as W&B keeps it.
+    """
+
+    def __init__(self, folder: RunFolder, results: ResultFile, *, identity: RunIdentity, record: dict[str, Any]) -> None:
+        self._folder = folder
+        self._results = results
+        self._identity = identity
+        self._record = record
+        self._tracker: EvaluationTracker | None = None
+        self._own: set[int] = set()
+        self._unsent: set[int] = set()
+
+    def measured(self, step: int) -> None:
+        """Note that there are new results of a step."""
+        self._unsent.add(step)
+
+    def send(self, step: int) -> None:
+        """Send all that is known of a step if there is something new, also what was measured before a crash."""
+        if step not in self._unsent:
+            return
+        self._own.add(step)
+        self._unsent.discard(step)
+        rows = self._results_that_count()
+        if self._tracker is None:  # the first result opens it
+            history = [row for row in rows if row["step"] != step]
+            self._tracker = EvaluationTracker(self._identity, config=self._record, history=history)
+        self._tracker.log(rows, own=self._own)
+
+    def _results_that_count(self) -> list[Row]:
+        return choose_results(self._folder, self._results.rows()).rows
+
+    def close(self) -> None:
+        if self._tracker is None:
+            return
+        with suppress(OSError):  # the folder does not answer any more: then W&B has what it was given
+            self._tracker.log(self._results_that_count(), own=self._own)  # also other evaluators' results since then
+        self._tracker.close()
