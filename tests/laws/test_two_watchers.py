@@ -28,7 +28,7 @@ class Watcher:
     """Starts an evaluator again whenever it is killed."""
 
     def __init__(self, folder: RunFolder, number: int) -> None:
-        self._log = (folder.root.parent / f"watcher-{number}.log").open("a")
+        self._log = (folder.root.parent.with_name(f"watcher-{number}.log")).open("a")
         self._command = [
             sys.executable,
             "-u",
