@@ -128,6 +128,8 @@ class Evaluator:
         Raises:
             CheckpointError: results cannot be written, for another reason than a full disk.
         """
+        if self.why_lost() is not None:
+            return
         self.results.flush()
         passed: set[Work] = set()
         names, todo = self._candidates(), deque(self._list_work())
