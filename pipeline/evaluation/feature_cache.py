@@ -12,6 +12,9 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +32,8 @@ from pipeline.run.folder import RunFolder
 from pipeline.run.weights import WeightsHeader
 
 VERSION = 1  # of what is computed from the same weights and images; it rises when features change
+DRAFT_S = 3600.0  # nobody writes for that long
+LARGEST_PART = 0.1  # of the free space: a training on the same disk needs the rest
 _SUFFIX = ".safetensors"
 
 
@@ -89,6 +94,9 @@ class FeatureCache:
             return
         try:
             self.folder.mkdir(exist_ok=True)  # without parents: a run's folder that was renamed must not be created again
+            if size > shutil.disk_usage(self.folder).free * LARGEST_PART:
+                self._say(f"features are not kept: {self.folder} is on a disk with little space, which checkpoints need")
+                return
             self._make_room(size)
             data = safetensors.torch.save(
                 {"values": features.values.contiguous(), "labels": features.labels.contiguous()},
@@ -105,7 +113,15 @@ class FeatureCache:
         return self.folder / f"{key}{_SUFFIX}"
 
     def _make_room(self, size: int) -> None:
-        """Remove the files that were not read for longest. Another evaluator may do so at the same time."""
+        """Remove the files that were not read for longest. Another evaluator may do so at the same time.
+
+        Drafts that killed evaluators left go first. One that is removed while it is written, because two clocks differ by
+        hours, is computed again.
+        """
+        for draft in self.folder.glob(".*.part"):
+            with suppress(FileNotFoundError):
+                if time.time() - draft.stat().st_mtime > DRAFT_S:
+                    draft.unlink()
         found = []
         for path in self.folder.glob(f"*{_SUFFIX}"):
             try:

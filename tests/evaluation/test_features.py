@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -123,7 +124,9 @@ def test_another_protocol_costs_no_forward_pass(
     assert "a forward pass" in call("evaluate", str(folder.root)).text
 
 
-def test_features_that_were_not_read_for_longest_are_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_features_that_were_not_read_for_longest_are_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     some = Features(torch.arange(40.0).view(10, 4), torch.arange(10), num_unreadable=3)
     FeatureCache(tmp_path / "one", limit_bytes=10**6).keep("a", some)
     cache = FeatureCache(tmp_path / "kept", limit_bytes=3 * (tmp_path / "one" / "a.safetensors").stat().st_size)
@@ -131,7 +134,12 @@ def test_features_that_were_not_read_for_longest_are_removed(tmp_path: Path, cap
         cache.keep(key, some)
         os.utime(tmp_path / "kept" / f"{key}.safetensors", (number, number))
     assert cache.find("a") is not None  # which makes it the newest
+    for name, written in (("left", 0.0), ("fresh", time.time())):
+        draft = tmp_path / "kept" / f".{name}.safetensors.part"
+        draft.write_bytes(b"half")
+        os.utime(draft, (written, written))
     cache.keep("d", some)
+    (tmp_path / "kept" / ".fresh.safetensors.part").unlink()  # another evaluator's, which the cache leaves alone
     assert sorted(path.stem for path in (tmp_path / "kept").iterdir()) == ["a", "c", "d"]
     found = cache.find("d")
     assert found is not None
@@ -141,6 +149,10 @@ def test_features_that_were_not_read_for_longest_are_removed(tmp_path: Path, cap
     cache.keep("large", Features(torch.zeros(200, 4), torch.zeros(200, dtype=torch.int64), num_unreadable=0))
     assert "are not kept: evaluation.cache_gib=" in capsys.readouterr().out
     assert sorted(path.stem for path in (tmp_path / "kept").iterdir()) == ["a", "c", "d"]
+    monkeypatch.setattr("pipeline.evaluation.feature_cache.LARGEST_PART", 1e-12)
+    cache.keep("e", some)
+    assert "is on a disk with little space, which checkpoints need" in capsys.readouterr().out
+    monkeypatch.undo()
     # A damaged file is computed again.
     path = tmp_path / "kept" / "a.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
