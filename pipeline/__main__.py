@@ -18,7 +18,7 @@ from pipeline.console.command_line import Parser, add_commands, chosen_command, 
 from pipeline.errors import ExitCode, PipelineError, StoppedError
 from pipeline.files import check_surroundings
 from pipeline.launch.imports import exit_without_collecting
-from pipeline.launch.signals import Interrupted, StopRequest
+from pipeline.launch.signals import Interrupted, StopRequest, interruption_behind
 
 LONG_COMMANDS = ("train", "evaluate", "embed")  # they listen to signals, and their output's reader may leave
 
@@ -96,14 +96,23 @@ def main(argv: list[str] | None = None, *, process: Literal["own", "shared"] = "
         _print_error(error)
         return ExitCode.ERROR
     except Interrupted as signal:
-        print(f"[{arguments.command}] stopped by {signal}; the same command resumes from here", flush=True)
-        return ExitCode.STOPPED
+        return _end_stopped(arguments.command, signal)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return ExitCode.STOPPED_AT_ONCE
     except BrokenPipeError:  # `| head` has read enough; nothing more can be written, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.BROKEN_PIPE
+    except Exception as error:  # a library that was interrupted failed to clean up
+        signal = interruption_behind(error)
+        if signal is None:
+            raise
+        return _end_stopped(arguments.command, signal)
+
+
+def _end_stopped(command: str, signal: Interrupted) -> int:
+    print(f"[{command}] stopped by {signal}; the same command resumes from here", flush=True)
+    return ExitCode.STOPPED
 
 
 def _prepare(command: str, stop: StopRequest) -> None:

@@ -40,6 +40,14 @@ class Interrupted(KeyboardInterrupt):
     """A stop was requested of a command that stops wherever it is. The message is the signal's name."""
 
 
+def interruption_behind(error: BaseException) -> Interrupted | None:
+    """Return the request to stop during which an error was raised: a library may fail to clean up where it is interrupted."""
+    behind = error.__context__
+    while behind is not None and not isinstance(behind, Interrupted):
+        behind = behind.__context__
+    return behind
+
+
 @dataclass
 class StopRequest:
     """Holds whether this process was asked to stop, and by which signals."""

@@ -59,6 +59,7 @@ def test_blocks_are_dealt_once_each() -> None:
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+@pytest.mark.slow
 def test_three_processes_compute_the_bits_of_one(
     folder: RunFolder, weights: Weights, index: ShardIndex, three: Replicas
 ) -> None:

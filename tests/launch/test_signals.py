@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pty
 import signal
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.__main__ import main
 from pipeline.errors import ExitCode
-from pipeline.launch.signals import SIGNALS, StopRequest
+from pipeline.launch.signals import SIGNALS, Interrupted, StopRequest
 from tests.conftest import REPOSITORY
 
 START = """
@@ -160,3 +162,28 @@ def test_a_background_job_is_not_halted_by_what_it_prints() -> None:
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert ignored >> (signal.SIGTTOU - 1) & 1
+
+
+@pytest.mark.parametrize("is_interrupted", [True, False])
+def test_a_library_that_fails_to_clean_up_when_it_is_interrupted_does_not_hide_the_stop(
+    is_interrupted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As tqdm does in its first line: it releases a lock that it has not made yet."""
+
+    def work(*_: object) -> int:
+        try:
+            if is_interrupted:
+                raise Interrupted("SIGTERM")
+            raise ValueError("a bug")
+        finally:
+            raise AttributeError("type object 'tqdm' has no attribute '_lock'")
+
+    monkeypatch.setattr(
+        "pipeline.__main__.parse_arguments", lambda _argv: argparse.Namespace(command="evaluate", function=work)
+    )
+    if is_interrupted:
+        assert main([], process="shared") == ExitCode.STOPPED
+        assert capsys.readouterr().out == "[evaluate] stopped by SIGTERM; the same command resumes from here\n"
+    else:
+        with pytest.raises(AttributeError, match="_lock"):
+            main([], process="shared")
