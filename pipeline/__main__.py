@@ -104,10 +104,9 @@ def main(argv: list[str] | None = None, *, process: Literal["own", "shared"] = "
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.BROKEN_PIPE
     except Exception as error:  # a library that was interrupted failed to clean up
-        signal = interruption_behind(error)
-        if signal is None:
+        if (behind := interruption_behind(error)) is None:
             raise
-        return _end_stopped(arguments.command, signal)
+        return _end_stopped(arguments.command, behind)
 
 
 def _end_stopped(command: str, signal: Interrupted) -> int:

@@ -31,7 +31,7 @@ from pipeline.evaluation.section import EvaluationSection
 from pipeline.evaluation.tasks import EvaluationTask, Key, MeasuredUnder, Outcome, key_of
 from pipeline.evaluation.tracking import StepTracking
 from pipeline.evaluation.upstream import Upstream
-from pipeline.evaluation.weights_files import Headers, Stamp, stamp_of, why_not_finite
+from pipeline.evaluation.weights_files import Headers, Loaded, Stamp, stamp_of, why_not_finite
 from pipeline.evaluation.work import Work, in_order
 from pipeline.exchange.pretrained import Preprocessing
 from pipeline.monitor.loggers import RunIdentity
@@ -40,7 +40,7 @@ from pipeline.run.claims import Claims
 from pipeline.run.evaluations import GROUPS, value_of
 from pipeline.run.folder import WeightsName
 from pipeline.run.records import read_json_lines
-from pipeline.run.weights import Weights, WeightsHeader, load_weights
+from pipeline.run.weights import WeightsHeader, load_weights
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _SHOWN_REASONS = 8
@@ -52,16 +52,6 @@ class Damaged:
 
     stamp: Stamp | None
     reason: str
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """Holds the weights that were loaded last."""
-
-    path: Path
-    stamp: Stamp | None
-    weights: Weights
-    why_not_finite: str | None
 
 
 class Evaluator:

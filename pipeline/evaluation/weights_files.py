@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.run.folder import WeightsName
@@ -50,3 +51,13 @@ def why_not_finite(weights: Weights) -> str | None:
         f"the weights of {WeightsName(weights.header.step, weights.header.kind)} are not finite (NaN or infinity in "
         f"{len(broken)} tensors, {broken[0]} first): training has diverged"
     )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Holds the weights that were loaded last."""
+
+    path: Path
+    stamp: Stamp | None
+    weights: Weights
+    why_not_finite: str | None
