@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,24 +22,13 @@ from pipeline.launch.signals import StopRequest
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.records import read_json_lines
 from tests.conftest import REPOSITORY, environment
-from tests.helpers.evaluations import RESULTS_PER_STEP, add_weights
+from tests.helpers.evaluations import RESULTS_PER_STEP, add_weights, watch_command
 
 
 @contextmanager
 def watching(folder: RunFolder, *overrides: str) -> Iterator[subprocess.Popen[str]]:
     """Run an evaluator that watches a run, in a process of its own. It is gone at the end."""
-    command = [
-        sys.executable,
-        "-u",
-        "-m",
-        "pipeline",
-        "evaluate",
-        str(folder.root),
-        "--watch",
-        "--poll-seconds",
-        "0.2",
-        *overrides,
-    ]
+    command = watch_command(folder, *overrides)
     with (folder.root / "watcher.log").open("a") as log:
         watcher = subprocess.Popen(command, cwd=REPOSITORY, env=environment(), text=True, stdout=log, stderr=subprocess.STDOUT)
         try:

@@ -6,7 +6,6 @@ import json
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from typing import Any
@@ -17,6 +16,7 @@ from pipeline.run.checkpoint import RunFolder
 from pipeline.run.evaluations import value_of
 from pipeline.run.records import read_json_lines
 from tests.conftest import REPOSITORY, environment
+from tests.helpers.evaluations import watch_command
 from tests.helpers.trainings import WriteConfig, assert_same_run, folder_of, training, tree_of
 
 KILLS = 5
@@ -29,17 +29,7 @@ class Watcher:
 
     def __init__(self, folder: RunFolder, number: int) -> None:
         self._log = (folder.root.parent.with_name(f"watcher-{number}.log")).open("a")
-        self._command = [
-            sys.executable,
-            "-u",
-            "-m",
-            "pipeline",
-            "evaluate",
-            str(folder.root),
-            "--watch",
-            "--poll-seconds",
-            "0.2",
-        ]
+        self._command = watch_command(folder)
         self.start()
 
     def start(self) -> None:
