@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from pipeline.data.images.crop import EvalTransform
 from pipeline.evaluation.datasets import EvaluationSet
@@ -17,7 +16,6 @@ from pipeline.run.weights import Weights
 
 def measure_downstream(
     weights: Weights,
-    path: Path,
     dataset: EvaluationSet,
     tasks: Sequence[EvaluationTask],
     *,
@@ -25,16 +23,12 @@ def measure_downstream(
     transform: EvalTransform,
     source: FeatureSource,
 ) -> Iterator[Outcome]:
-    """Yield the outcome of each task as soon as it is known. What fails costs its own measurement alone.
-
-    Args:
-        path: the file of the weights.
-    """
+    """Yield the outcome of each task as soon as it is known. What fails costs its own measurement alone."""
     with failing(dataset.name) as failure:
         train, test = (
-            source.features(
-                weights, path, index, transform=transform, description=f"{dataset.name} step {weights.header.step}"
-            ).to(source.reading.device)
+            source.features(weights, index, transform=transform, description=f"{dataset.name} step {weights.header.step}").to(
+                source.reading.device
+            )
             for index in (dataset.train, dataset.test)
         )
         splits = prepare_splits(train, test)

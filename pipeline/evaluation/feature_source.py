@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pipeline.data.images.crop import EvalTransform
 from pipeline.data.shards.index import ShardIndex
 from pipeline.evaluation.feature_cache import FeatureCache, key_of_features
@@ -33,13 +31,8 @@ class FeatureSource:
         self._cache = cache
         self._replicas = Replicas(num_replicas, reading)
 
-    def features(
-        self, weights: Weights, path: Path, index: ShardIndex, *, transform: EvalTransform, description: str
-    ) -> Features:
+    def features(self, weights: Weights, index: ShardIndex, *, transform: EvalTransform, description: str) -> Features:
         """Return the features of a split, on CPU.
-
-        Args:
-            path: the file of the weights.
 
         Raises:
             EvaluationError: a replica has died, or failed.
@@ -49,7 +42,7 @@ class FeatureSource:
         found = None if self._cache is None else self._cache.find(key)
         if found is None:
             self.num_computed += 1
-            found = self._replicas.compute(weights, path, index, transform=transform, description=description)
+            found = self._replicas.compute(weights, index, transform=transform, description=description)
             if self._cache is not None:
                 self._cache.keep(key, found)
         return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 from pipeline.data.images.crop import EvalTransform
 from pipeline.errors import DataError
@@ -68,19 +67,13 @@ class OpenedSets:
         return self._sets[name].fingerprint if name in self._sets else None
 
     def measure(
-        self, weights: Weights, path: Path, tasks: Sequence[EvaluationTask], *, transform: EvalTransform, source: FeatureSource
+        self, weights: Weights, tasks: Sequence[EvaluationTask], *, transform: EvalTransform, source: FeatureSource
     ) -> Iterator[Outcome]:
-        """Yield the outcomes of tasks, all of one set that is open, each as soon as it is known.
-
-        Args:
-            path: the file of the weights.
-        """
+        """Yield the outcomes of tasks, all of one set that is open, each as soon as it is known."""
         reading = source.reading
         opened = self._sets[tasks[0].dataset]
         if isinstance(opened, HeldOutSet):
             return measure_upstream(weights, opened, tasks, upstream=self._upstream, transform=transform, reading=reading)
         if isinstance(opened, MaskSet):
             return measure_segmentation(weights, opened, tasks, transform=transform.showing_all(), reading=reading)
-        return measure_downstream(
-            weights, path, opened, tasks, protocols=self._section.protocols, transform=transform, source=source
-        )
+        return measure_downstream(weights, opened, tasks, protocols=self._section.protocols, transform=transform, source=source)

@@ -73,13 +73,8 @@ class Replicas:
         self._devices = [device_of_replica(reading.device, replica) for replica in range(number)]
         self._others: list[tuple[BaseProcess, Pipe]] = []
 
-    def compute(
-        self, weights: Weights, path: Path, index: ShardIndex, *, transform: EvalTransform, description: str
-    ) -> Features:
+    def compute(self, weights: Weights, index: ShardIndex, *, transform: EvalTransform, description: str) -> Features:
         """Compute the features of a split.
-
-        Args:
-            path: the file of the weights, for the other processes.
 
         Raises:
             EvaluationError: a process has died, or failed.
@@ -87,7 +82,7 @@ class Replicas:
         if self.number == 1:
             return extract_features(weights.model, index, transform=transform, reading=self._reading, description=description)
         shares = deal_blocks(len(index.block_samples), self.number)
-        busy = self._send(path, weights.header.digest, index, shares[1:], transform=transform, description=description)
+        busy = self._send(weights, index, shares[1:], transform=transform, description=description)
         parts = [
             compute_partial(
                 weights.model, index, blocks=shares[0], transform=transform, reading=self._reading, description=description
@@ -99,8 +94,7 @@ class Replicas:
 
     def _send(
         self,
-        path: Path,
-        digest: str,
+        weights: Weights,
         index: ShardIndex,
         shares: Sequence[NDArray[np.int64]],
         *,
@@ -117,7 +111,7 @@ class Replicas:
             process, connection = self._others[replica - 1]
             reading = replace(self._reading, device=self._devices[replica], shows_progress=False)
             try:
-                connection.send(_Job(path, digest, index, share, transform, reading, description))
+                connection.send(_Job(weights.path, weights.header.digest, index, share, transform, reading, description))
             except OSError as error:
                 raise self._failed(process) from error
             busy.append((process, connection))

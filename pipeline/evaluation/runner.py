@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +122,8 @@ class Evaluator:
             return
         self.results.flush()
         passed: set[Work] = set()
-        names, todo = self._candidates(), deque(self._list_work())
+        names = self._candidates()
+        todo = deque(self._list_work(names))
         while todo and self.why_lost() is None:
             work = todo.popleft()
             passed.add(work)
@@ -130,17 +131,17 @@ class Evaluator:
                 if mine:
                     self._try(work)
             if names != (names := self._candidates()):  # new weights, or weights that turned out to be damaged
-                todo = deque(new for new in self._list_work() if new not in passed)
+                todo = deque(new for new in self._list_work(names) if new not in passed)
             # Send both kinds of a step's weights at once: W&B's offline file takes steps in rising order alone.
             if not todo or todo[0].name.step != work.name.step:
                 self.tracking.send(work.name.step)
 
-    def _list_work(self) -> list[Work]:
-        """Return what lacks results, in the order in which it is to be done."""
+    def _list_work(self, names: Sequence[WeightsName]) -> list[Work]:
+        """Return what lacks results of some weights, in their order."""
         done = self.results.done()
         return [
             Work(name, dataset)
-            for name in self._candidates()
+            for name in names
             for dataset in dict.fromkeys(task.dataset for task in self._missing(name, done))
         ]
 
@@ -181,7 +182,7 @@ class Evaluator:
 
     def has_pending(self) -> bool:
         """Return whether any weights lack results."""
-        return bool(self._list_work())
+        return bool(self._list_work(self._candidates()))
 
     def has_doubtful_claims(self) -> bool:
         """Return whether some weights were left to an evaluator that may be gone."""
@@ -258,16 +259,16 @@ class Evaluator:
         """
         path = self._path(name)
         stamp = stamp_of(path)
-        if self._loaded is None or stamp is None or (self._loaded.path, self._loaded.stamp) != (path, stamp):
+        if self._loaded is None or stamp is None or (self._loaded.weights.path, self._loaded.stamp) != (path, stamp):
             self._loaded = None  # two models may not fit
             weights = load_weights(path)
-            self._loaded = Loaded(path, stamp, weights, why_not_finite(weights))
+            self._loaded = Loaded(stamp, weights, why_not_finite(weights))
             weights.model.to(self.source.reading.device)
         return self._loaded
 
     def _measure(self, loaded: Loaded, tasks: list[EvaluationTask]) -> Iterator[Outcome]:
         transform = self._preprocessing.transform(loaded.weights.header.model)
-        return self.sets.measure(loaded.weights, loaded.path, tasks, transform=transform, source=self.source)
+        return self.sets.measure(loaded.weights, tasks, transform=transform, source=self.source)
 
     def _record(self, header: WeightsHeader, outcome: Outcome) -> Row:
         """Append a line to the results."""

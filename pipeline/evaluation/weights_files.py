@@ -57,7 +57,6 @@ def why_not_finite(weights: Weights) -> str | None:
 class Loaded:
     """Holds the weights that were loaded last."""
 
-    path: Path
     stamp: Stamp | None
     weights: Weights
     why_not_finite: str | None

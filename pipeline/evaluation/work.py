@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,6 @@ class Work:
         return name_of_claim(self.name, self.dataset)
 
 
-def in_order(names: Iterable[WeightsName], order: Order) -> list[WeightsName]:
-    """Return weights by step. Of one step the raw ones are first."""
-    return sorted(names, key=lambda name: (name.step if order == "oldest" else -name.step, name.kind != "raw"))
+def in_order(names: Sequence[WeightsName], order: Order) -> list[WeightsName]:
+    """Return weights, which are by step, in the order in which they are measured. Kinds of one step keep theirs."""
+    return list(names) if order == "oldest" else sorted(names, key=lambda name: -name.step)

@@ -153,6 +153,7 @@ def _count(text: str) -> int:
 class Weights:
     """Holds a model loaded from plain weights, and how much training it has had."""
 
+    path: Path
     model: Backbone
     header: WeightsHeader
     objective: dict[str, Tensor] = field(default_factory=dict)  # of the objective it was trained with, by its own names
@@ -171,7 +172,7 @@ def load_weights(path: Path) -> Weights:
     if digest_tensors({**model.state_dict(), **objective}) != header.digest:
         raise CheckpointError(f"{path} is damaged: its tensors differ from the digest in its header")
     own = {name.removeprefix(OBJECTIVE_PREFIX): tensor for name, tensor in objective.items()}
-    return Weights(model=model.eval(), header=header, objective=own)
+    return Weights(path=path, model=model.eval(), header=header, objective=own)
 
 
 def load_tensors(model: Backbone, path: Path, *, objective: nn.Module | None = None) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_three_processes_compute_the_bits_of_one(
     assert (len(alone.labels), alone.num_unreadable) == (22, 1)
 
     def compute() -> Features:
-        return three.compute(weights, folder.weights_of(4), index, transform=TRANSFORM, description="")
+        return three.compute(weights, index, transform=TRANSFORM, description="")
 
     for _ in range(2):
         found = compute()
@@ -87,7 +88,7 @@ def test_three_processes_compute_the_bits_of_one(
     # So is one that fails: it has no weights.
     three.close()
     with pytest.raises(EvaluationError, match=r"no\.safetensors does not exist"):
-        three.compute(weights, folder.root / "no.safetensors", index, transform=TRANSFORM, description="")
+        three.compute(replace(weights, path=folder.root / "no.safetensors"), index, transform=TRANSFORM, description="")
 
 
 def test_results_of_three_processes_are_those_of_one(folder: RunFolder, weights: Weights, call: Call) -> None:
