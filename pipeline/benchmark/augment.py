@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from pipeline.benchmark.loader import REPOSITORY
 from pipeline.benchmark.torchvision_operators import declare_torchvision_operators
 from pipeline.benchmark.transforms import Settings, encoded_images, make_transform
+from pipeline.benchmark.turns import REPOSITORY
 from pipeline.console.progress import track
 from pipeline.data.images.augment import Augment
 from pipeline.data.images.augment.base import Augmentation

@@ -6,19 +6,17 @@ import json
 import math
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.benchmark.contenders import ALONE, CONTENDERS
 from pipeline.benchmark.transforms import Settings, make_transform
+from pipeline.benchmark.turns import PEERS, Contender
 from pipeline.console.progress import progress, track
 from pipeline.data.images.decode import has_region_decoder
 from pipeline.data.shards.index import load_index
@@ -28,7 +26,6 @@ from pipeline.data.streams.train import Division, TrainStream
 from pipeline.errors import DataError
 from pipeline.image_size import ImageSize, describe_size
 
-REPOSITORY = Path(__file__).parent.parent.parent
 BASELINE = "Pillow, decode alone"
 # What each loader does beyond this is its overhead.
 WORK_OF = {
@@ -53,45 +50,6 @@ class Cost:
     worker_mib: float
 
 
-class _Process:
-    """Runs a contender's process, which answers lines of text."""
-
-    def __init__(self, name: str, settings: Settings) -> None:
-        # Peers live in folders of their own: `make peers`, `.reference` of the tests.
-        paths = [str(REPOSITORY / ".peers"), str(REPOSITORY / ".reference"), os.environ.get("PYTHONPATH", "")]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.benchmark.contenders", name, json.dumps(asdict(settings))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        )
-
-    def ask(self, num_batches: int) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{num_batches}\n")
-        self._process.stdin.flush()
-
-    def answer(self) -> dict[str, Any] | None:
-        """Return the process's answer; None if it has ended."""
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        return None
-
-    def last_words(self) -> str:
-        assert self._process.stderr is not None
-        lines = [line for line in self._process.stderr.read().splitlines() if line.strip()]
-        return lines[-1] if lines else f"ended with code {self._process.wait()}"
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
 class _Contender:
     """Holds a contender: its processes and what they took. Work alone runs in as many processes as a loader has workers."""
 
@@ -100,13 +58,22 @@ class _Contender:
         self.settings = settings
         self.problem: str | None = None
         self.rounds: list[dict[str, float]] = []
-        self._processes = [_Process(name, settings) for _ in range(max(1, settings.num_workers) if name in ALONE else 1)]
+        self._processes = [
+            Contender(
+                "pipeline.benchmark.contenders",
+                name,
+                json.dumps(asdict(settings)),
+                peers=PEERS[:2],
+                variables={"OMP_NUM_THREADS": "1"},
+            )
+            for _ in range(max(1, settings.num_workers) if name in ALONE else 1)
+        ]
         self._gather()
 
     def run(self, num_batches: int) -> None:
         share = -(-num_batches // len(self._processes))
         for process in self._processes:
-            process.ask(share)
+            process.ask(str(share))
         answers = self._gather()
         if answers:
             images = share * len(answers) * self.settings.batch_size

@@ -18,25 +18,13 @@ from pipeline.data.streams.datamodule import StreamDataModule
 from pipeline.distributed.world import World
 from pipeline.launch.cores import threads_of_a_rank
 from pipeline.launch.signals import StopRequest
-from pipeline.models.base import Backbone
 from pipeline.run.checkpoint import MODEL_FILE, RunFolder
 from pipeline.run.weights import load_tensors, read_weights_header
-from pipeline.train.blocks import checkpoint_blocks, compile_blocks, every_nth
+from pipeline.train.blocks import prepare_blocks
 from pipeline.train.callbacks.checkpointing import Checkpointing, CheckpointPolicy
 from pipeline.train.callbacks.snapshots import RunFacts
 from pipeline.train.module import PretrainModule
-from pipeline.train.section import TrainerSection
 from pipeline.train.zero import ZeroStrategy, deepspeed_config
-
-
-def _prepare_blocks(model: Backbone, trainer: TrainerSection) -> None:
-    """Compile the model or its blocks, and let blocks be computed again, as the settings say."""
-    blocks = model.repeated_blocks()
-    if trainer.compile == "blocks":
-        compile_blocks(blocks)
-    checkpoint_blocks(every_nth(blocks, trainer.activation_checkpointing))
-    if trainer.compile is True:
-        model.compile()
 
 
 @dataclass(frozen=True)
@@ -73,7 +61,7 @@ def make_training(run: ResolvedRun, *, world: World, stop: StopRequest, start: R
         load_tensors(model, path, objective=objective)
     elif (weights := open_initial(config)) is not None:
         begin(weights, model, config, resolved=run.model)
-    _prepare_blocks(model, config.trainer)
+    prepare_blocks(model, config.trainer)
     module = PretrainModule(
         model=model,
         objective=objective,

@@ -1,18 +1,25 @@
-"""Measure loaders, augmentations, architectural choices, planning and the solvers of probes side by side."""
+"""Measure training, loaders, augmentations, architectural choices, planning and the solvers of probes side by side."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from pipeline.commands import benchmark_train
 from pipeline.image_size import ImageSize, image_size
 from pipeline.launch.signals import StopRequest
 
 EPILOG = (
-    "examples:\n  python -m pipeline benchmark loader /data/imagenet-sample --workers 2\n  python -m pipeline "
-    "benchmark scale\n  python -m pipeline benchmark augment /data/imagenet-sample\n"
+    "examples:\n"
+    "  python -m pipeline benchmark train --models L/16 H/14\n"
+    "  python -m pipeline benchmark loader /data/imagenet-sample --workers 2\n"
+    "  python -m pipeline benchmark scale\n"
+    "  python -m pipeline benchmark augment /data/imagenet-sample\n"
     "  python -m pipeline benchmark choices runs/choices --train /data/tiny100/train --test /data/tiny100/val "
-    "--plot choices.png\n  python -m pipeline benchmark eval --images 10000 --features-per-image 1024 --classes 100\n\n"
+    "--plot choices.png\n"
+    "  python -m pipeline benchmark eval --images 10000 --features-per-image 1024 --classes 100\n\n"
+    "train: our training, a bare loop of the same model, timm's and transformers' models, on random pixels that are always\n"
+    "there; every contender runs in a process of its own, in turns. Libraries that are not installed are left out.\n"
     "loader: every contender runs in a process of its own, in turns, on the same images and cores. `make peers` installs\n"
     "timm, litdata and mosaicml-streaming; those not installed are left out with a message.\n"
     "scale: plans a corpus of 300 M samples for 4,096 ranks; no image is read.\n"
@@ -31,7 +38,8 @@ def _image_size(text: str) -> ImageSize:
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    kinds = command.add_subparsers(dest="what", required=True, metavar="loader|scale|augment|eval|choices")
+    kinds = command.add_subparsers(dest="what", required=True, metavar="train|loader|scale|augment|eval|choices")
+    benchmark_train.add_arguments(kinds.add_parser("train"))
     loader = kinds.add_parser("loader", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     loader.add_argument("folder", help="indexed shards of real photos, at least one shard a worker")
     loader.add_argument("--workers", type=int, default=2, help="worker processes of each loader")
@@ -89,6 +97,8 @@ def _add_choices(choices: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, stop: StopRequest) -> int:
+    if arguments.what == "train":
+        return benchmark_train.run(arguments)
     if arguments.what == "scale":
         from pipeline.benchmark.scale import measure_scale
 

@@ -10,7 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.models.base import Backbone
+from pipeline.train.section import TrainerSection
+
 Block = TypeVar("Block")
+
+
+def prepare_blocks(model: Backbone, trainer: TrainerSection) -> None:
+    """Compile the model or its blocks, and let blocks be computed again, as the settings say."""
+    blocks = model.repeated_blocks()
+    if trainer.compile == "blocks":
+        compile_blocks(blocks)
+    checkpoint_blocks(every_nth(blocks, trainer.activation_checkpointing))
+    if trainer.compile is True:
+        model.compile()
 
 
 def every_nth(blocks: Sequence[Block], every: int | None) -> Sequence[Block]:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.benchmark.loader import REPOSITORY
 from pipeline.benchmark.probes.features import FeatureSet
+from pipeline.benchmark.turns import REPOSITORY
 from pipeline.evaluation.protocols.few_shot import L2_PENALTY
 from pipeline.evaluation.protocols.ridge import BIAS_FEATURE, STD_EPS
 

@@ -1,0 +1,172 @@
+"""Run one contender of `benchmark train`, in a process of its own.
+
+    python -m pipeline.benchmark.train.contender WORK
+
+WORK is JSON: the fields of `Work`. `Turn` says what the process reads and answers. A contender whose library is not
+installed ends with Python's error, whose last line the table shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pipeline.benchmark.train.peers import timm_model, transformers_model
+from pipeline.benchmark.train.synthetic import make_batch
+from pipeline.benchmark.train.turn import Turn
+from pipeline.benchmark.train.work import Attention, Work
+from pipeline.build.initial import make_model
+from pipeline.config.resolve import ResolvedRun, resolve_run
+from pipeline.config.run import RunConfig
+from pipeline.distributed.precision import TrainingPrecision, choose_training_precision, measure_bf16_speedup
+from pipeline.distributed.world import World, device_of
+from pipeline.errors import PipelineError
+from pipeline.train.blocks import prepare_blocks
+
+KERNELS: dict[Attention, SDPBackend] = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}
+MOST_IMAGES = 8192  # that the search for the largest micro-batch tries
+
+
+def run_plain(
+    model: nn.Module, loss_of: Callable[[nn.Module], Tensor], *, run: ResolvedRun, device: torch.device, fused: bool
+) -> None:
+    """Train in the simplest loop that is fast: autocast where the precision is bf16, and the configuration's optimizer."""
+    parameters = list(model.parameters())
+    optimizer = run.config.optimizer.build(model, fused=fused)
+    clip_norm, turn = run.config.optimizer.clip_norm, Turn(device)
+    while True:
+        with torch.autocast(device.type, torch.bfloat16, enabled=run.precision != "fp32"):
+            loss = loss_of(model)
+        loss.backward()
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        turn.step_ended()
+
+
+def run_bare(run: ResolvedRun, *, device: torch.device) -> None:
+    """Train our model and objective without Lightning, DeepSpeed and callbacks."""
+    config = run.config
+    model = make_model(run.model, seed=config.seed).to(device)
+    objective = config.objective.build(run.model, seed=config.seed, class_names=None).to(device)
+    prepare_blocks(model, config.trainer)
+    batch = make_batch(run, device=device)
+    run_plain(model, lambda m: objective(m, batch).loss, run=run, device=device, fused=device.type == "cuda")
+
+
+def run_peer(make: Callable[[Any], nn.Module], run: ResolvedRun, *, device: torch.device) -> None:
+    """Train another library's model of the same shape. Its pixels are scaled in the step, as ours are in the model."""
+    model = make(run.model).to(device)
+    batch = make_batch(run, device=device)
+    # With the layers that compilation would fuse: its users compile the whole.
+    forward = torch.compile(model) if run.config.trainer.compile else model
+
+    def loss_of(_: nn.Module) -> Tensor:
+        logits = forward(batch["images"].float() / 127.5 - 1.0)
+        return nn.functional.cross_entropy(getattr(logits, "logits", logits).float(), batch["labels"])
+
+    run_plain(model, loss_of, run=run, device=device, fused=device.type == "cuda")
+
+
+def run_product(*, device: torch.device, precision: TrainingPrecision) -> None:
+    """Multiply two large random matrices: each product is a step, of 2 n^3 operations for matrices of n x n."""
+    size = PRODUCT_SIZE[device.type]
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    turn = Turn(device)
+    while True:
+        torch.mm(left, right)
+        turn.step_ended()
+
+
+def search_largest(run: ResolvedRun, *, device: torch.device) -> None:
+    """Say how many images a step of the bare loop takes at once at most, to a sixteenth of it."""
+    config = run.config
+    model = make_model(run.model, seed=config.seed).to(device)
+    objective = config.objective.build(run.model, seed=config.seed, class_names=None).to(device)
+    prepare_blocks(model, config.trainer)
+    optimizer = config.optimizer.build(model, fused=True)
+    one = make_batch(run, device=device)
+
+    def fits(count: int) -> bool:
+        batch = {**one, "images": one["images"][:1].expand(count, -1, -1, -1), "labels": one["labels"][:1].expand(count)}
+        batch |= {"label_ends": torch.arange(1, count + 1, device=device), "positions": torch.arange(count)}
+        try:
+            for _ in range(2):  # the second has the optimizer's state
+                with torch.autocast(device.type, torch.bfloat16, enabled=run.precision != "fp32"):
+                    loss = objective(model, batch).loss
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            optimizer.zero_grad()
+            torch.cuda.empty_cache()
+        return True
+
+    print(json.dumps({"largest": largest_that_fits(fits, most=MOST_IMAGES)}), flush=True)
+
+
+def largest_that_fits(fits: Callable[[int], bool], *, most: int) -> int:
+    """Return the largest even number that fits, to a sixteenth of it; 0 if 2 do not. What fits must fit with fewer too."""
+    known, step = 0, 2
+    while known + step <= most and fits(known + step):
+        known, step = known + step, max(2, known + step)
+    while step > max(2, known // 16):
+        step = step // 4 * 2
+        if step and known + step <= most and fits(known + step):
+            known += step
+    return known
+
+
+def main(work: Work) -> None:
+    config = RunConfig.model_validate(work.config)
+    world = World.alone()
+    run = resolve_run(config, world_size=1)
+    device = device_of(world)
+    if device.type == "cpu":
+        # As trainings do: on a CPU torch's plain attention is faster in the backward pass.
+        torch.backends.cuda.enable_flash_sdp(False)
+    precision = choose_training_precision(
+        config.trainer.precision,
+        zero_stage=config.trainer.zero_stage,
+        recorded=None,
+        bf16_speedup=measure_bf16_speedup(device),
+    ).precision
+    run = run.with_precision(precision)
+    kernels = contextlib.nullcontext() if work.attention is None else sdpa_kernel(KERNELS[work.attention])
+    with kernels:
+        if work.loop == "lightning":
+            from pipeline.benchmark.train.lightning_loop import run_lightning  # other contenders do without Lightning
+
+            run_lightning(run, world=world, real_data=work.real_data)
+        elif work.loop == "bare":
+            run_bare(run, device=device)
+        elif work.loop == "search":
+            search_largest(run, device=device)
+        elif work.loop == "product":
+            run_product(device=device, precision=precision)
+        else:
+            run_peer(timm_model if work.loop == "timm" else transformers_model, run, device=device)
+
+
+if __name__ == "__main__":
+    try:
+        main(Work(**json.loads(sys.argv[1])))
+    except PipelineError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,86 @@
+"""List what `benchmark train` measures side by side, the most telling first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.benchmark.train.work import ATTENTIONS, Attention, Loop
+
+OURS = "ours, Lightning + ZeRO-1"
+BARE = "ours, bare loop"
+PRODUCT = "matrix product"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Describes a contender: what runs the model, and the settings that differ from the group's."""
+
+    name: str
+    loop: Loop
+    trainer: Mapping[str, Any] = field(default_factory=dict)  # settings of that section
+    attention: Attention | None = None
+    real_data: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Holds contenders that take turns. The first is what the others are compared with."""
+
+    title: str
+    entries: tuple[Entry, ...]
+
+
+def main_group(*, compiled: bool) -> Group:
+    """Compare training as it is with the loop that does nothing else, and with other libraries' models."""
+    ours = {"compile": "blocks" if compiled else False, "zero_stage": 1}
+    peers = {"compile": compiled}
+    how = ", compiled" if compiled else ""
+    return Group(
+        "loops and libraries",
+        (
+            Entry(BARE, "bare", ours),
+            Entry(OURS, "lightning", ours),
+            Entry(f"timm, plain loop{how}", "timm", peers),
+            Entry(f"transformers, plain loop{how}", "transformers", peers),
+            Entry(PRODUCT, "product"),
+        ),
+    )
+
+
+def loader_group(*, compiled: bool) -> Group:
+    """Compare one batch that is always there with the real loader."""
+    ours = {"compile": "blocks" if compiled else False, "zero_stage": 1}
+    return Group("loader", (Entry("one batch", "lightning", ours), Entry("the loader", "lightning", ours, real_data=True)))
+
+
+def choice_groups(*, compiled: bool, gpu: bool) -> list[Group]:
+    """Compare settings with the default, in groups that a budget may cut."""
+    ours: dict[str, Any] = {"compile": "blocks" if compiled else False, "zero_stage": 1}
+    default = Entry(OURS, "lightning", ours)
+    zero = [Entry(f"ZeRO-{stage}", "lightning", ours | {"zero_stage": stage}) for stage in (0, 2, 3)]
+    groups = [Group("ZeRO stages", (default, *zero))]
+    if compiled:
+        others = {"not compiled": False, "compiled as a whole": True}
+        groups.insert(
+            0,
+            Group(
+                "compilation",
+                (default, *(Entry(name, "lightning", ours | {"compile": how}) for name, how in others.items())),
+            ),
+        )
+    groups.append(
+        Group(
+            "activation checkpointing",
+            (
+                default,
+                Entry("every block again", "lightning", ours | {"activation_checkpointing": 1}),
+                Entry("every second block again", "lightning", ours | {"activation_checkpointing": 2}),
+            ),
+        )
+    )
+    if gpu:
+        kernels = [Entry(f"attention: {name}", "lightning", ours, attention=name) for name in ATTENTIONS]
+        groups.insert(1, Group("attention", (default, *kernels)))
+    return groups
