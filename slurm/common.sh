@@ -119,6 +119,13 @@ finetune() {
     end_job "$code" "$SITE_RUNS/$name"
 }
 
+# preflight [--option ...]: examine every node of this job.
+preflight() {
+    prepare_node "$(run_name "$SLURM_JOB_NAME")"
+    srun --kill-on-bad-exit=0 --wait="$SITE_RANK_WAIT_S" "${SITE_CONTAINER[@]}" \
+        python -m pipeline preflight --folder "$SITE_RUNS" --data "$SITE_DATA" "$@"
+}
+
 # await PROCESS: return its exit code, however often this shell is signalled meanwhile.
 await() {
     local code

@@ -18,6 +18,7 @@ COMMANDS = {
     "show-config": "print the resolved configuration",
     "doctor": "how a configuration deviates from a recipe, and what follows from it",
     "plan": "what a run will need and cost, on paper: memory, hours, store, checkpoints; no data, no GPU",
-    "benchmark": "measure the loader, augmentations, architectural choices, or what planning costs at scale",
+    "preflight": "whether the machines here are fit for a training, and which of them is the odd one",
+    "benchmark": "measure training, the loader, augmentations, architectural choices, or what planning costs at scale",
     "demo": "shards, pretraining on two ranks, a kill, a resume, evaluation and plots, on a CPU",
 }
