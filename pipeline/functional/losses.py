@@ -20,7 +20,8 @@ def one_hot_targets(labels: Int[Tensor, " B"], *, num_classes: int) -> Float[Ten
 def multi_hot_targets(labels: Int[Tensor, " L"], ends: Int[Tensor, " B"], *, num_classes: int) -> Float[Tensor, "B C"]:
     """Rows of 0 and 1, fp32: each image's labels, which end at its end among all."""
     counts = torch.diff(ends, prepend=ends.new_zeros(1))
-    rows = torch.repeat_interleave(counts)  # row i as often as image i has labels
+    # Row i as often as image i has labels. Their number is told, or else it would be asked from the device.
+    rows = torch.repeat_interleave(counts, output_size=len(labels))
     targets = torch.zeros(len(ends), num_classes, device=labels.device)
     return targets.index_put_((rows, labels.long()), torch.ones((), device=labels.device))
 

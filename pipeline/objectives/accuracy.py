@@ -34,7 +34,7 @@ class HitAt1(Metric):
         """Count a micro-batch's logits and targets, both (B, C)."""
         labelled = targets.any(dim=1)
         best = predictions.argmax(dim=1, keepdim=True)
-        self.hits += (targets.gather(1, best)[:, 0] > 0)[labelled].sum()
+        self.hits += ((targets.gather(1, best)[:, 0] > 0) & labelled).sum()  # indexing by a mask would wait for the device
         self.total += labelled.sum()
 
     def compute(self) -> Tensor:

@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+from pipeline.functional.losses import multi_hot_targets
 
 Node = int | str  # a class, or a name that is none
 MAX_DIGITS = 10
 
 
-@dataclass(frozen=True)
 class Hierarchy:
-    """Holds each class and its ancestors: `members[ends[c - 1] : ends[c]]` are those of class c, itself the first."""
+    """Holds the ancestors of each class.
 
-    members: Tensor  # (M,) int64
-    ends: Tensor  # (C,) int64
+    Args:
+        closures: of each class: itself, then those of its ancestors that are classes, each once.
+    """
 
-    @property
-    def num_with_ancestors(self) -> int:
-        """Return the classes that have an ancestor among the classes."""
-        return int((torch.diff(self.ends, prepend=self.ends.new_zeros(1)) > 1).sum())
+    def __init__(self, closures: Sequence[Sequence[int]]) -> None:
+        longest = max(map(len, closures))
+        # Filled up by a class that is none, so that an image's targets need no number that a GPU would have to tell.
+        rows = [[*closure, *(len(closures) for _ in range(longest - len(closure)))] for closure in closures]
+        self._table = torch.tensor(rows)  # (C, A) int64
+        self.num_with_ancestors = sum(len(closure) > 1 for closure in closures)
 
-    def with_ancestors(self, labels: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """Return labels (L,) and ends (B,) of images, each label followed by its class's ancestors.
+    def targets(self, labels: Tensor, ends: Tensor) -> Float[Tensor, "B C"]:
+        """Return a row of 0 and 1 for each image: 1 for its labels, and for their classes' ancestors.
 
-        An ancestor of two labels of an image comes twice.
+        Args:
+            labels: (L,) of the images, one after the other.
+            ends: (B,) where each image's labels end.
         """
-        members, class_ends = self.members.to(labels.device), self.ends.to(labels.device)
-        counts = torch.diff(class_ends, prepend=class_ends.new_zeros(1))
-        found = counts[labels]  # (L,) classes that each label becomes
-        last = found.cumsum(0)
-        total = int(last[-1]) if len(last) else 0
-        inside = torch.arange(total, device=labels.device) - torch.repeat_interleave(last - found, found)
-        expanded = members[torch.repeat_interleave(class_ends[labels] - found, found) + inside]
-        return expanded, torch.cat([last.new_zeros(1), last])[ends]
+        if self._table.device != labels.device:
+            self._table = self._table.to(labels.device)
+        num_classes, longest = self._table.shape
+        ancestors = self._table[labels].flatten()  # (L A,)
+        return multi_hot_targets(ancestors, ends * longest, num_classes=num_classes + 1)[:, :num_classes]
 
 
 def read_hierarchy(path: str, *, num_classes: int, class_names: Sequence[str] | None) -> Hierarchy:
@@ -68,10 +70,7 @@ def read_hierarchy(path: str, *, num_classes: int, class_names: Sequence[str] | 
     if not any(len(closure) > 1 for closure in closures):
         known = f"numbers are 0 to {num_classes - 1}" + ("" if class_names is None else f", names are {class_names[0]!r}, ...")
         raise ConfigError(f"{path}: no class has an ancestor among the classes; {known}")
-    return Hierarchy(
-        members=torch.tensor([member for closure in closures for member in closure]),
-        ends=torch.tensor([len(closure) for closure in closures]).cumsum(0),
-    )
+    return Hierarchy(closures)
 
 
 def _node(word: str, numbers: Mapping[str, int], *, num_classes: int, place: str) -> Node:

@@ -141,16 +141,17 @@ class MaskedPatchPrediction(Objective):
         draws = draw_patches(
             self.section, batch["positions"].numpy(), num_patches=self.layout.rows * self.layout.columns, seed=self.seed
         )
+        # The corrupted patches by their numbers: a mask's would be asked from the device.
         corrupted, masked, source = (
             torch.from_numpy(values).to(images.device, non_blocking=True)
-            for values in (draws.corrupted, draws.masked, draws.source)
+            for values in (np.flatnonzero(draws.corrupted), draws.masked, draws.source)
         )
         corrupt: Callable[[Tensor], Tensor] = lambda patches: corrupt_patches(  # noqa: E731
             patches, mask_token=self.mask_token, masked=masked, source=source
         )
         output = model(images, corrupt=corrupt)
-        predictions = self.head(output.patches[corrupted])  # (M, outputs)
-        targets = self._targets(images)[corrupted]
+        predictions = self.head(output.patches.flatten(0, 1)[corrupted])  # (M, outputs)
+        targets = self._targets(images).flatten(0, 1)[corrupted]
         # The classifier takes no part, but has gradients of zero: every ZeRO stage then treats it alike.
         loss = _loss(self.section.target, predictions.float(), targets) + 0.0 * output.logits.float().sum()
         return ObjectiveOutput(loss, *_compared(self.section.target, predictions.detach(), targets))

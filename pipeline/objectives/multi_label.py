@@ -53,7 +53,7 @@ class MultiLabel(ClassificationSection):
 
         def targets(labels: Tensor, ends: Tensor) -> Tensor:
             if hierarchy is not None:
-                labels, ends = hierarchy.with_ancestors(labels, ends)
+                return hierarchy.targets(labels, ends)
             return multi_hot_targets(labels, ends, num_classes=model.num_classes)
 
         return targets

@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY, environment
 from tests.faults.kinds import FAULTS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_every_kind_of_fault_is_survived() -> None:
     """Each kind occurs once: every launch resumes, every training ends with the bits of the undisturbed one."""

@@ -155,7 +155,7 @@ def results_of(root: Path) -> tuple[dict[str, Any], list[Any]]:
     return table, rows
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_killed_five_times_it_gives_the_same_table(
     reference: RunFolder, write_config: Callable[..., Path], call: Callable[..., Outcome], corpus: Path

@@ -26,7 +26,7 @@ def test_two_nodes_train_what_two_local_ranks_do(desk: Desk, reference: RunFolde
     assert_same_run(job.folder, reference)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_run_goes_on_with_any_number_of_nodes_at_any_stage(desk: Desk) -> None:
     """It sees the same images in the same order as on one node throughout; losses and weights are equal to fp32's rounding."""

@@ -126,7 +126,7 @@ def test_blocks_that_cannot_be_computed_again_are_told(
             resolve_run(load_config(path, [setting]), world_size=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_compiled_is_equal_to_rounding() -> None:
     """By blocks and as a whole, with and without computing again: fp32 sums in another order, some units of 2^-24 of each."""

@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from threading import Thread
 from typing import Any, Literal, TypeVar
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from pipeline.console.lines import log_line
+from pipeline.distributed.votes import Votes
 from pipeline.errors import CheckpointError, DivergedError, PipelineError
 from pipeline.files import write_whole
 from pipeline.launch.signals import StopRequest
@@ -79,11 +79,20 @@ class Checkpointing(StepCallback):
 
     Args:
         start: what the launch resumes from.
+        votes: asks the ranks at each step; of its own kind only in tests.
     """
 
     def __init__(
-        self, folder: RunFolder, *, policy: CheckpointPolicy, facts: RunFacts, stop: StopRequest, start: Checkpoint | None
+        self,
+        folder: RunFolder,
+        *,
+        policy: CheckpointPolicy,
+        facts: RunFacts,
+        stop: StopRequest,
+        start: Checkpoint | None,
+        votes: Votes | None = None,
     ) -> None:
+        self._votes = votes or Votes()
         self.folder = folder
         self.policy = policy
         self.facts = facts
@@ -112,10 +121,10 @@ class Checkpointing(StepCallback):
         if was_taken and self._sound_step is None and self.start is not None:
             self._sound_step = self.start.meta.step
         # One signalled rank stops all ranks. One that still writes makes all ranks wait for the next step's end.
-        told_to_stop, writing = _any_rank(
-            self.stop.is_set, self._save is not None and not self._save.written.done(), device=trainer.strategy.root_device
-        )
-        if not writing and self._is_proven(trainer):
+        is_writing = self._save is not None and not self._save.written.done()
+        answer = self._votes.ask(self.stop.is_set, is_writing, about=self._save, device=trainer.strategy.root_device)
+        told_to_stop, writing = answer.facts
+        if not writing and answer.about is self._save and self._is_proven(trainer):
             self._finish(trainer)
         is_last = told_to_stop or step == trainer.max_steps
         self._is_due = self._is_due or step % self.policy.every_steps == 0
@@ -315,13 +324,6 @@ def mark_complete(folder: RunFolder, step: int) -> None:
 def _refused_steps(trainer: Trainer) -> int:
     strategy: Any = trainer.strategy
     return strategy.skipped_steps
-
-
-def _any_rank(*facts: bool, device: torch.device) -> list[bool]:
-    """Return for each fact whether it holds on some rank. This is a collective."""
-    flags = torch.tensor(facts, dtype=torch.int32, device=device)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return [bool(flag) for flag in flags.tolist()]
 
 
 def _in_background(work: Callable[[], T]) -> Future[T]:

@@ -1,4 +1,8 @@
-"""Measure loss, accuracy, gradient norm, throughput, data wait and MFU, averaged over the steps between two log lines."""
+"""Measure loss, accuracy, gradient norm, throughput, data wait and MFU, averaged over the steps between two log lines.
+
+Between two lines nothing is read from the device or sent to it, and the ranks do not speak with one another: a GPU that is
+waited for at each step idles while the next step's first kernels are launched.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
 
 from pipeline.data.streams.train import DIGEST_MODULUS
 from pipeline.run.checkpoint import METRICS_STATE
@@ -55,10 +60,11 @@ class TrainingMetrics(StepCallback):
         self._loss: LossHistory | None = None  # the same on every rank
         # Over all ranks since the run's start, the same on every rank: digest of everything seen, unreadable images,
         # requests to a store made again.
-        self._totals = torch.zeros(3, dtype=torch.int64)
-        self._step_totals = torch.zeros(3, dtype=torch.int64)
-        self._metrics = MetricCollection({"loss": MeanMetric(nan_strategy="disable"), "wait_s": MeanMetric()})
+        self._totals = [0, 0, 0]
+        self._pending = [0, 0, 0]  # this rank's, not yet among them
+        self._since_line = Averages()
         self._of_outputs = MetricCollection(dict(metrics))
+        self._device = torch.device("cpu")  # the training's, from its start
         self._interval_start: float | None = None  # set by the first batch of this launch
         self._interval_step = 0
 
@@ -67,15 +73,16 @@ class TrainingMetrics(StepCallback):
         return METRICS_STATE
 
     def state_dict(self) -> dict[str, Any]:
-        return {"totals": self._totals.tolist(), "loss": None if self._loss is None else self._loss.to_values()}
+        """Return what a checkpoint keeps. This is a collective: all ranks take their part of a checkpoint."""
+        self._add_up()
+        return {"totals": list(self._totals), "loss": None if self._loss is None else self._loss.to_values()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._totals = torch.tensor(state_dict["totals"], dtype=torch.int64)
+        self._totals = list(state_dict["totals"])
         self._loss = LossHistory.described_by(state_dict.get("loss"))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._totals, self._step_totals = self._totals.to(pl_module.device), self._step_totals.to(pl_module.device)
-        self._metrics.to(pl_module.device)
+        self._device = pl_module.device
         self._of_outputs.to(pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -87,24 +94,19 @@ class TrainingMetrics(StepCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._metrics["loss"].update(outputs["micro_loss"])
-        self._metrics["wait_s"].update(batch["wait_s"])
-        counts = [batch["digest"], len(batch["unreadable"]), len(batch["retries"])]
-        self._step_totals += torch.tensor(counts, device=self._step_totals.device)
+        self._since_line.add(loss=outputs["micro_loss"], wait_s=batch["wait_s"])
+        counts = (batch["digest"], len(batch["unreadable"]), len(batch["retries"]))
+        self._pending = [sum(pair) for pair in zip(self._pending, counts, strict=True)]
         self._of_outputs.update(outputs["predictions"], outputs["targets"])
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: Trainer, step: int, batch: Any, outputs: Any) -> None:
-        dist.all_reduce(self._step_totals)
-        self._totals += self._step_totals
-        self._totals[0] %= DIGEST_MODULUS
-        self._step_totals.zero_()
         self.line = None
         if step % self.log_every == 0 or step == trainer.max_steps:
             self.line = self._make_line(trainer, step)
             for logger in trainer.loggers:
                 logger.log_metrics(self.line, step=step)
-            self._metrics.reset()
+            self._since_line = Averages()
             self._of_outputs.reset()
             self._interval_start, self._interval_step = time.perf_counter(), step
 
@@ -114,10 +116,11 @@ class TrainingMetrics(StepCallback):
         assert self._interval_start is not None
         elapsed_s = time.perf_counter() - self._interval_start
         steps = step - self._interval_step
-        means = {name: float(value) for name, value in self._metrics.compute().items()}
-        self._loss = self._loss.after(means["loss"]) if self._loss is not None else LossHistory.begin(means["loss"])
+        loss, wait_s = self._since_line.over_all_ranks(self._device)
+        self._loss = self._loss.after(loss) if self._loss is not None else LossHistory.begin(loss)
         micro_batches = steps * trainer.accumulate_grad_batches
-        digest, unreadable, retries = self._totals.tolist()
+        self._add_up()
+        digest, unreadable, retries = self._totals
         images_per_s = steps * self.global_batch_size / elapsed_s
         images_seen = step * self.global_batch_size
         return {
@@ -125,14 +128,14 @@ class TrainingMetrics(StepCallback):
             "images_seen": images_seen,
             **{name: images_seen * epochs for name, epochs in self.epochs_per_image.items()},
             "exaflops": images_seen * self.flops_per_image / 1e18,
-            "train/loss": means["loss"],
+            "train/loss": loss,
             **{name: float(value) for name, value in self._of_outputs.compute().items()},
             "train/learning_rate": strategy.learning_rate,
             "train/gradient_norm": strategy.gradient_norm(),
             "train/skipped_steps": strategy.skipped_steps,
             "speed/images_per_s": images_per_s,
             "speed/step_time_s": elapsed_s / steps,
-            "speed/data_wait_fraction": min(1.0, means["wait_s"] * micro_batches / elapsed_s),
+            "speed/data_wait_fraction": min(1.0, wait_s * micro_batches / elapsed_s),
             **({} if self.peak_flops is None else {"speed/mfu": images_per_s * self.flops_per_image / self.peak_flops}),
             "speed/peak_memory_gib": _peak_memory_gib(),
             **self.rank_times.gather(trainer, steps=steps, step_time_s=elapsed_s / steps),
@@ -140,6 +143,38 @@ class TrainingMetrics(StepCallback):
             "data/retries": retries,
             "data/digest": digest,
         }
+
+    def _add_up(self) -> None:
+        """Add what all ranks have counted since the last time to the totals. This is a collective."""
+        counts = torch.tensor([self._pending[0] % DIGEST_MODULUS, *self._pending[1:]], device=self._device)
+        dist.all_reduce(counts)
+        self._totals = [sum(pair) for pair in zip(self._totals, counts.tolist(), strict=True)]
+        self._totals[0] %= DIGEST_MODULUS
+        self._pending = [0, 0, 0]
+
+
+class Averages:
+    """Averages losses, which stay on their device until they are asked for, and waits for data."""
+
+    def __init__(self) -> None:
+        self._losses: Tensor | None = None
+        self._wait_s = 0.0
+        self._count = 0
+
+    def add(self, *, loss: Tensor, wait_s: float) -> None:
+        """Add those of a micro-batch."""
+        self._losses = loss.double() if self._losses is None else self._losses + loss
+        self._wait_s += wait_s
+        self._count += 1
+
+    def over_all_ranks(self, device: torch.device) -> tuple[float, float]:
+        """Return the mean loss and wait of all ranks' micro-batches. This is a collective."""
+        sums = torch.tensor([0.0, self._wait_s, self._count], dtype=torch.float64, device=device)
+        if self._losses is not None:
+            sums[0] = self._losses
+        dist.all_reduce(sums)
+        losses, wait_s, count = sums.tolist()
+        return losses / count, wait_s / count
 
 
 def _peak_memory_gib() -> float:

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.distributed.votes import Votes
 from pipeline.errors import CheckpointError, DivergedError
 from pipeline.launch.signals import StopRequest
 from pipeline.run.checkpoint import MODEL_FILE, MOMENTS_FILES, RunFolder, read_checkpoint
@@ -37,11 +38,18 @@ def folder(tmp_path: Path) -> RunFolder:
     return run
 
 
-def make_checkpointing(folder: RunFolder, *, stop: StopRequest | None = None, **policy: Any) -> Checkpointing:
+def make_checkpointing(
+    folder: RunFolder, *, stop: StopRequest | None = None, votes: Votes | None = None, **policy: Any
+) -> Checkpointing:
     settings: dict[str, Any] = {"every_steps": 2, "keep_last": 9, "keep_every_steps": None, "max_failed_saves": 2}
     return Checkpointing(
-        folder, policy=CheckpointPolicy(**{**settings, **policy}), facts=FACTS, stop=stop or StopRequest(), start=None
-    )  # fmt: skip
+        folder,
+        policy=CheckpointPolicy(**{**settings, **policy}),
+        facts=FACTS,
+        stop=stop or StopRequest(),
+        start=None,
+        votes=votes,
+    )
 
 
 def make_batches(count: int, *, bad: Iterable[int] = ()) -> list[Batch]:
@@ -162,6 +170,34 @@ def test_told_to_stop_it_saves_and_ends(folder: RunFolder) -> None:
     assert (trainer.global_step, checkpointing.stopped_by_signal) == (3, True)
     assert folder.checkpoint_steps() == [3]
     assert not folder.complete.exists()
+
+
+def test_told_to_stop_on_a_gpu_it_saves_a_step_later(folder: RunFolder) -> None:
+    stop = StopRequest()
+    checkpointing = make_checkpointing(folder, stop=stop, votes=Votes("a step later"), every_steps=100)
+    callbacks = [AtStep(3, lambda _: stop.received.append("SIGTERM")), checkpointing]
+    trainer = fit(callbacks, make_batches(9), folder=folder.root, max_steps=9)
+    assert (trainer.global_step, checkpointing.stopped_by_signal) == (4, True)
+    assert_holds(folder.checkpoint_of(4), reference(make_batches(4))[0], MODEL_FILE)
+
+
+def test_a_save_is_published_when_the_answer_is_about_it(folder: RunFolder) -> None:
+    """An answer that is a step old knows nothing of a save that began since: to publish it would be to wait for it."""
+    checkpointing = make_checkpointing(folder, votes=Votes("a step later"))
+    seen: dict[int, list[int]] = {}
+    look = [AtStep(step, lambda _, step=step: seen.update({step: folder.checkpoint_steps()})) for step in range(1, 9)]
+
+    def wait(_module: LightningModule) -> None:
+        if checkpointing._save is not None:
+            concurrent.futures.wait([checkpointing._save.written])
+
+    waiting = [AtStep(step, wait) for step in range(1, 9)]
+    fit([checkpointing, *waiting, *look], make_batches(8), folder=folder.root, max_steps=8)
+    assert seen[3] == []  # begun at the end of step 2; step 3 asks about it
+    assert seen[4][:1] == [2]  # and step 4 has the answer
+    assert folder.checkpoint_steps() == [2, 4, 6, 8]
+    for step in (2, 4, 6, 8):
+        assert_holds(folder.checkpoint_of(step), reference(make_batches(step))[0], MODEL_FILE)
 
 
 def test_told_to_stop_at_the_last_step_the_run_is_complete(folder: RunFolder) -> None:
