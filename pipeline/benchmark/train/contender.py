@@ -40,12 +40,10 @@ PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}
 MOST_IMAGES = 8192  # that the search for the largest micro-batch tries
 
 
-def run_plain(
-    model: nn.Module, loss_of: Callable[[nn.Module], Tensor], *, run: ResolvedRun, device: torch.device, fused: bool
-) -> None:
+def run_plain(model: nn.Module, loss_of: Callable[[nn.Module], Tensor], *, run: ResolvedRun, device: torch.device) -> None:
     """Train in the simplest loop that is fast: autocast where the precision is bf16, and the configuration's optimizer."""
     parameters = list(model.parameters())
-    optimizer = run.config.optimizer.build(model, fused=fused)
+    optimizer = run.config.optimizer.build(model, fused=True)
     clip_norm, turn = run.config.optimizer.clip_norm, Turn(device)
     while True:
         with torch.autocast(device.type, torch.bfloat16, enabled=run.precision != "fp32"):
@@ -65,7 +63,7 @@ def run_bare(run: ResolvedRun, *, device: torch.device) -> None:
     objective = config.objective.build(run.model, seed=config.seed, class_names=None).to(device)
     prepare_blocks(model, config.trainer)
     batch = make_batch(run, device=device)
-    run_plain(model, lambda m: objective(m, batch).loss, run=run, device=device, fused=device.type == "cuda")
+    run_plain(model, lambda m: objective(m, batch).loss, run=run, device=device)
 
 
 def run_peer(make: Callable[[Any], nn.Module], run: ResolvedRun, *, device: torch.device) -> None:
@@ -79,7 +77,7 @@ def run_peer(make: Callable[[Any], nn.Module], run: ResolvedRun, *, device: torc
         logits = forward(batch["images"].float() / 127.5 - 1.0)
         return nn.functional.cross_entropy(getattr(logits, "logits", logits).float(), batch["labels"])
 
-    run_plain(model, loss_of, run=run, device=device, fused=device.type == "cuda")
+    run_plain(model, loss_of, run=run, device=device)
 
 
 def run_product(*, device: torch.device, precision: TrainingPrecision) -> None:
