@@ -6,7 +6,7 @@ LOCK = requirements.lock
 WORKERS ?= 2
 PIP = $(VENV)/bin/pip --disable-pip-version-check install --constraint $(LOCK)
 
-.PHONY: demo test test-slow test-long faults fuzz lint architecture install peers slurm-shell clean
+.PHONY: demo test test-slow test-long faults fuzz lint architecture install peers gpu-bundle slurm-shell clean
 
 demo: $(VENV)/.demo
 	$(RUN) pipeline demo
@@ -71,6 +71,10 @@ $(VENV)/.dev: $(VENV)/.demo
 # peers: install other loaders, for `python -m pipeline benchmark loader`, apart from our own packages: their pins would contradict ours.
 peers: .reference/.installed
 	$(PIP) --no-deps --upgrade --target .peers litdata mosaicml-streaming boto3 botocore s3transfer jmespath brotli python-snappy cramjam zstd catalogue
+
+# gpu-bundle: pack the project, and the wheels that a machine with torch and CUDA lacks, into one folder with a script that checks and measures the machine.
+gpu-bundle: $(VENV)/.dev
+	$(RUN) tests.gpu.bundle gpu-bundle
 
 # slurm-shell: start a real Slurm of four nodes on this machine, and a shell in which sbatch and squeue use it. As root it installs Debian's packages.
 slurm-shell: $(VENV)/.dev

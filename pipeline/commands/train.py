@@ -189,8 +189,12 @@ def _train_as_rank(
     config: RunConfig, world: World, stop: StopRequest, *, voice: Voice, let_stop_wait: Callable[[], None]
 ) -> int:
     from pipeline.config.resolve import resolve_run
+    from pipeline.distributed.determinism import use_deterministic_kernels
     from pipeline.distributed.quiet import quiet_libraries
     from pipeline.distributed.world import device_of, init_process_group, leave_process_group
+
+    if config.trainer.deterministic:
+        use_deterministic_kernels()
 
     voice.say(f"loading Lightning and DeepSpeed ({voice.elapsed})")
     with collector_paused():

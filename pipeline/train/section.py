@@ -54,6 +54,12 @@ class TrainerSection(Section):
         "none: all is kept",
         json_schema_extra=TOLD,
     )
+    deterministic: bool = Field(
+        default=False,
+        description="kernels whose results do not depend on which thread comes first: the same launch gives the same bits on a "
+        "GPU too, more slowly",
+        json_schema_extra=TOLD,
+    )
     peak_tflops: float | None = Field(
         default=None,
         gt=0,

@@ -25,6 +25,7 @@ from pipeline.benchmark.train.work import Attention, Work
 from pipeline.build.initial import make_model
 from pipeline.config.resolve import ResolvedRun, resolve_run
 from pipeline.config.run import RunConfig
+from pipeline.distributed.determinism import use_deterministic_kernels
 from pipeline.distributed.precision import TrainingPrecision, choose_training_precision, measure_bf16_speedup
 from pipeline.distributed.world import World, device_of
 from pipeline.errors import PipelineError
@@ -134,6 +135,8 @@ def largest_that_fits(fits: Callable[[int], bool], *, most: int) -> int:
 
 def main(work: Work) -> None:
     config = RunConfig.model_validate(work.config)
+    if config.trainer.deterministic:
+        use_deterministic_kernels()
     world = World.alone()
     run = resolve_run(config, world_size=1)
     device = device_of(world)

@@ -80,6 +80,9 @@ def choice_groups(*, compiled: bool, gpu: bool) -> list[Group]:
             ),
         )
     )
+    groups.append(
+        Group("deterministic kernels", (default, Entry("deterministic", "lightning", ours | {"deterministic": True})))
+    )
     if gpu:
         kernels = [Entry(f"attention: {name}", "lightning", ours, attention=name) for name in ATTENTIONS]
         groups.insert(1, Group("attention", (default, *kernels)))
