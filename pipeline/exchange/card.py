@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.exchange.pixels import describe_pixels
 from pipeline.exchange.pretrained import Pretrained
 from pipeline.image_size import describe_size
 from pipeline.models.bit.model import BiTConfig
@@ -57,7 +58,7 @@ def make_card(model: Pretrained, facts: CardFacts, *, num_parameters: int, macs:
         "parameters": f"{num_parameters / 1e6:.2f} million",
         **({} if macs is None else {"multiply-accumulates an image": f"{macs:.3g}"}),
         "images": f"{size}; the short side is resized to {short} px ({model.preprocessing.resize}), then the centre is cropped",
-        "pixels": "scaled to [-1, 1]: mean 0.5 and standard deviation 0.5 of values in [0, 1]",
+        "pixels": describe_pixels(config),
         "classes": config.num_classes if model.has_head else "none: it gives features",
         **({"trained for": f"{model.step} steps, {model.images_seen} images"} if model.step else {}),
     }

@@ -1,4 +1,4 @@
-"""Fold how a model's pixels are scaled, and how many channels they have, into its first convolution."""
+"""Fold how a model's pixels are scaled, and how many channels they have, into its first convolution, or keep it with it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,25 @@ from pipeline.errors import ExchangeError
 from pipeline.exchange.pieces import Tensors
 from pipeline.exchange.pretrained import Pretrained
 from pipeline.exchange.state_dicts import StateDict
-from pipeline.models.timm.model import TimmConfig
+from pipeline.models.base import ModelConfig
+from pipeline.models.timm.model import HALF, TimmConfig
 from pipeline.models.vit.model import ViTConfig
 
 Triple = tuple[float, float, float]
 _KERNEL = "patch_embed.proj.weight"
+
+
+def pixels_of(config: ModelConfig) -> tuple[Triple, Triple]:
+    """Return the mean and the deviation by which a model normalises pixels in [0, 1]."""
+    return (config.mean, config.std) if isinstance(config, TimmConfig) else (HALF, HALF)
+
+
+def describe_pixels(config: ModelConfig) -> str:
+    """Return how a model normalises pixels, in words."""
+    mean, std = pixels_of(config)
+    if (mean, std) == (HALF, HALF):
+        return "scaled to [-1, 1]: mean 0.5 and standard deviation 0.5 of values in [0, 1]"
+    return f"normalised by the mean {list(mean)} and the standard deviation {list(std)} of values in [0, 1]"
 
 
 def three(values: Any, *, source: str) -> Triple:
@@ -52,17 +66,19 @@ def read_as_rgb(tensors: Tensors, *, source: str) -> StateDict:
 
 
 def normalise(model: Pretrained, mean: Sequence[float], std: Sequence[float]) -> Pretrained:
-    """Fold another normalisation of pixels than ours, to [-1, 1], into the patch embedding.
+    """Fold another normalisation of pixels than ours, to [-1, 1], into the patch embedding; or keep it, for a model of timm's.
 
     A convolution without padding reads (p / 255 - mean) / std, p / 255 = (x + 1) / 2 of our x. Outputs are equal to rounding.
+    One that pads, or has no bias, cannot be folded: a model of the family timm then normalises its pixels itself.
 
     Raises:
-        ExchangeError: the model's first convolution pads its images or has no bias, or is not known.
+        ExchangeError: it cannot be folded into a model of another family.
     """
-    half = (0.5,) * 3
-    if (tuple(mean), tuple(std)) == (half, half):
+    if (tuple(mean), tuple(std)) == (HALF, HALF):
         return model
     names = _first_convolution(model)
+    if names is None and isinstance(model.config, TimmConfig):
+        return replace(model, config=replace(model.config, mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2])))
     if names is None:
         raise ExchangeError(
             f"{model.source} normalises pixels by the mean {list(mean)} and deviation {list(std)}. Ours are scaled to [-1, 1], "

@@ -14,6 +14,7 @@ from pipeline.errors import ExchangeError
 from pipeline.exchange.fold import fold_positions
 from pipeline.exchange.labels import write_problem
 from pipeline.exchange.pieces import Tensors, to_theirs
+from pipeline.exchange.pixels import pixels_of
 from pipeline.exchange.pretrained import Pretrained
 from pipeline.exchange.timm_names import timm_pieces
 from pipeline.models.bit.model import BiTConfig
@@ -180,6 +181,7 @@ def _describe(
     height, width = model.config.height_and_width
     resize = model.preprocessing.resize
     num_classes = model.config.num_classes if model.has_head else 0
+    mean, std = pixels_of(model.config)
     labels = {"label_names": list(model.class_names)} if model.class_names is not None and model.has_head else {}
     return {
         "architecture": architecture,
@@ -197,8 +199,8 @@ def _describe(
             "interpolation": "bicubic" if resize.startswith("bicubic") else "bilinear",
             "crop_pct": crop_share(min(height, width), model.preprocessing.pixels(model.config)),
             "crop_mode": "center",
-            "mean": [0.5, 0.5, 0.5],
-            "std": [0.5, 0.5, 0.5],
+            "mean": list(mean),
+            "std": list(std),
             "num_classes": num_classes,
             "pool_size": None,
             "first_conv": first,

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pipeline.errors import ExchangeError
+from pipeline.exchange.card import CardFacts, make_card
 from pipeline.exchange.google_names import Naming
 from pipeline.exchange.pretrained import Pretrained
 from pipeline.exchange.source import read_pretrained
@@ -226,6 +227,30 @@ def test_a_folder_of_another_normalisation_of_pixels_is_folded(timm: ModuleType,
     with torch.no_grad():
         expected = theirs((pixels / 255 - columns[0]) / columns[1])
         torch.testing.assert_close(back.build()(pixels), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
+def test_a_cnn_keeps_its_normalisation_of_pixels(timm: ModuleType, tmp_path: Path, name: str) -> None:
+    """A convolution that pads its images with zeros reads another border if the normalisation is folded into it."""
+    theirs = timm.create_model(name, num_classes=7).eval()
+    mean, std = theirs.default_cfg["mean"], theirs.default_cfg["std"]
+    assert mean == (0.485, 0.456, 0.406)
+    timm.models.save_for_hf(theirs, str(tmp_path), model_args={})
+    ours = read_pretrained(tmp_path)
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    columns = [torch.tensor(values)[:, None, None] for values in (mean, std)]
+    with torch.no_grad():
+        expected = theirs((pixels / 255 - columns[0]) / columns[1])
+        filled = ours.config.build()
+        filled.load_state_dict(ours.tensors)
+        torch.testing.assert_close(filled.eval()(pixels), expected, rtol=1e-5, atol=1e-5)
+    out = tmp_path / "out"
+    write_model(ours, "timm", out)
+    described = json.loads((out / "config.json").read_text())["pretrained_cfg"]
+    assert (tuple(described["mean"]), tuple(described["std"])) == (mean, std)
+    assert read_pretrained(out).config == ours.config
+    card = make_card(ours, CardFacts(title="x", library="timm", usage=""), num_parameters=1, macs=None)
+    assert "normalised by the mean [0.485, 0.456, 0.406]" in card
 
 
 def test_a_model_of_timm_goes_there_and_back(timm: ModuleType, tmp_path: Path) -> None:

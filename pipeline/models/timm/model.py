@@ -31,6 +31,9 @@ DROP_OPTIONS = ("drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate
 Options = tuple[tuple[str, Any], ...]  # sorted by name; lists are tuples
 
 
+HALF = (0.5, 0.5, 0.5)  # pixels become -1 to 1, as in every other family
+
+
 @dataclass(frozen=True)
 class TimmConfig(ModelConfig):
     """Holds everything that fixes the weights of a backbone of timm. Lengths are in pixels.
@@ -38,6 +41,7 @@ class TimmConfig(ModelConfig):
     Attributes:
         options: passed on to `timm.create_model`.
         timm_version: whose definition of `name` it is.
+        mean, std: of the pixels' channels, as parts of 255: what is subtracted, and then divided by.
     """
 
     family: ClassVar[str] = "timm"
@@ -48,6 +52,8 @@ class TimmConfig(ModelConfig):
     timm_version: str
     num_classes: int
     head_bias: float = 0.0
+    mean: tuple[float, float, float] = HALF
+    std: tuple[float, float, float] = HALF
 
     @property
     def dropout(self) -> float:  # type: ignore[override]
@@ -151,10 +157,20 @@ class TimmBackbone(Backbone):
         with torch.random.fork_rng(devices=[]):  # timm draws weights from the global generator
             return _create(config)
 
-    def forward_representation(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B R"]:
-        """Return what timm's classifier reads. uint8 images are scaled to [-1, 1] here, on the device.
+    def scale(self, images: Tensor) -> Tensor:
+        """Return uint8 images as floats, normalised by the configuration's mean and deviation; floats as they are."""
+        if images.dtype != torch.uint8 or (self.config.mean, self.config.std) == (HALF, HALF):
+            return super().scale(images)
+        mean, std = (
+            torch.stack([torch.full((1, 1), value, device=images.device) for value in values])
+            for values in (self.config.mean, self.config.std)
+        )
+        return (images.float() / 255 - mean) / std
 
-        Floating-point images are taken as already scaled.
+    def forward_representation(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B R"]:
+        """Return what timm's classifier reads. uint8 images are normalised here, on the device.
+
+        Floating-point images are taken as already normalised.
         """
         images = self.scale(images)
         backbone: Any = self.backbone

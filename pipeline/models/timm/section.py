@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,10 @@ from pipeline.image_size import describe_size, height_and_width, image_size
 from pipeline.models.base import ModelConfig
 from pipeline.models.section import ModelSection, Side
 from pipeline.models.timm.library import RESERVED, check_name, default_size, installed_version, reason_of
-from pipeline.models.timm.model import TimmConfig, freeze
+from pipeline.models.timm.model import HALF, TimmConfig, freeze
+
+Part = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(gt=0, le=1)]
 
 
 class Timm(ModelSection):
@@ -23,6 +26,13 @@ class Timm(ModelSection):
         default=None, description="side of the square input in pixels, or [height, width]; if not given: the model's own"
     )
     options: dict[str, Any] = Field(default={}, description="passed on to timm.create_model: {drop_path_rate: 0.1}")
+
+    mean: tuple[Part, Part, Part] = Field(
+        default=HALF, description="of the pixels, as parts of 255: ImageNet's is [0.485, 0.456, 0.406]"
+    )
+    std: tuple[Deviation, Deviation, Deviation] = Field(
+        default=HALF, description="deviation of the pixels: ImageNet's is [0.229, 0.224, 0.225]"
+    )
 
     config_type: ClassVar[type[ModelConfig]] = TimmConfig
 
@@ -49,6 +59,8 @@ class Timm(ModelSection):
             timm_version=installed_version(),
             num_classes=self.num_classes,
             head_bias=head_bias,
+            mean=self.mean,
+            std=self.std,
         )
         _try(config)
         return config
