@@ -14,8 +14,9 @@ from pipeline.build.loggers import make_loggers
 from pipeline.build.resume import ResumePoint
 from pipeline.build.streams import make_stream
 from pipeline.config.resolve import ResolvedRun, make_schedule
+from pipeline.console.lines import log_line
 from pipeline.data.streams.datamodule import StreamDataModule
-from pipeline.distributed.world import World
+from pipeline.distributed.world import World, device_of
 from pipeline.launch.cores import threads_of_a_rank
 from pipeline.launch.signals import StopRequest
 from pipeline.run.checkpoint import MODEL_FILE, RunFolder
@@ -61,7 +62,9 @@ def make_training(run: ResolvedRun, *, world: World, stop: StopRequest, start: R
         load_tensors(model, path, objective=objective)
     elif (weights := open_initial(config)) is not None:
         begin(weights, model, config, resolved=run.model)
-    prepare_blocks(model, config.trainer)
+    chosen = prepare_blocks(model, config.trainer, device=device_of(world), is_even=run.is_even(world.size))
+    if chosen is not None and world.is_first:
+        log_line(f"[run] {chosen}")
     module = PretrainModule(
         model=model,
         objective=objective,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -16,14 +19,44 @@ from pipeline.train.section import TrainerSection
 Block = TypeVar("Block")
 
 
-def prepare_blocks(model: Backbone, trainer: TrainerSection) -> None:
-    """Compile the model or its blocks, and let blocks be computed again, as the settings say."""
+def prepare_blocks(model: Backbone, trainer: TrainerSection, *, device: torch.device, is_even: bool) -> str | None:
+    """Compile the model or its blocks, and let blocks be computed again, as the settings say.
+
+    Args:
+        is_even: whether all micro-batches have as many images.
+
+    Returns:
+        What `trainer.compile=auto` has chosen, in words; None on a CPU, where it compiles nothing, and for other settings.
+    """
     blocks = model.repeated_blocks()
-    if trainer.compile == "blocks":
+    compiled, why = trainer.compile, None
+    if compiled == "auto":
+        reason = why_not_compile(device, has_blocks=bool(blocks), is_even=is_even)
+        compiled = "blocks" if reason is None else False
+        if device.type == "cuda":
+            what = "blocks are compiled" if reason is None else f"nothing is compiled, {reason}"
+            why = f"{what} (trainer.compile=auto)"
+    if compiled == "blocks":
         compile_blocks(blocks)
     checkpoint_blocks(every_nth(blocks, trainer.activation_checkpointing))
-    if trainer.compile is True:
+    if compiled is True:
         model.compile()
+    return why
+
+
+def why_not_compile(device: torch.device, *, has_blocks: bool, is_even: bool) -> str | None:
+    """Return why `auto` does not compile the blocks; None if it does."""
+    if device.type != "cuda":
+        return "a CPU takes minutes to compile what gains little"
+    if not has_blocks:
+        return "the model lists no repeated blocks"
+    if not is_even:
+        return "micro-batches differ in size, and each size would be compiled by itself"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not any(shutil.which(name) for name in (os.environ.get("CC") or "cc", "gcc", "clang")):
+        return "there is no C compiler, which triton needs: install gcc"
+    return None
 
 
 def every_nth(blocks: Sequence[Block], every: int | None) -> Sequence[Block]:

@@ -42,10 +42,11 @@ class TrainerSection(Section):
         description="bf16: bf16 weights with fp32 masters; bf16_autocast: fp32 weights, bf16 products; auto: bf16 where every "
         "rank's device computes it fast, else fp32",
     )
-    compile: bool | Literal["blocks"] = Field(
-        default=False,
+    compile: bool | Literal["auto", "blocks"] = Field(
+        default="auto",
         description="torch.compile the model (true), or each of its repeated blocks by itself, which takes less time to "
-        "compile; best where the ranks divide the batch: another size compiles again",
+        "compile; auto: the blocks on a GPU with a C compiler, where the ranks divide the batch (another size compiles again); "
+        "else nothing",
         json_schema_extra=TOLD,
     )
     activation_checkpointing: PositiveInt | None = Field(

@@ -35,7 +35,7 @@ GIVEN = ("torch", "lightning", "torchmetrics", "timm", "torchvision", "transform
 GIVEN_TOO = (
     "huggingface-hub", "safetensors", "tqdm", "numpy", "pillow", "pyyaml", "requests", "fsspec", "packaging", "filelock",
 )  # fmt: skip
-TESTS = ("pytest", "pytest-timeout", "hypothesis", "beartype")
+TESTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "beartype")
 LEFT_OUT = ("*.png", "*.jpg", "*.svg")  # of docs/
 BUILT_HERE = "deepspeed"  # the registry has no wheel of it
 SCRIPT = """\

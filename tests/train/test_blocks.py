@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from pipeline.commands.benchmark import CHOICES_CONFIG
 from pipeline.config.read import load_config
 from pipeline.config.resolve import resolve_run
 from pipeline.distributed.precision import TrainingPrecision
@@ -21,7 +23,7 @@ from pipeline.models.counting import count_blocks
 from pipeline.models.timm.section import Timm
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
 from pipeline.plan.activations import activation_bytes
-from pipeline.train.blocks import checkpoint_blocks, every_nth
+from pipeline.train.blocks import checkpoint_blocks, every_nth, prepare_blocks, why_not_compile
 from tests.conftest import run_command
 from tests.train.compiled_blocks import train_once
 
@@ -37,6 +39,42 @@ def test_computing_again_changes_no_bit(every: int) -> None:
     plain, again = train_once(CONFIG), train_once(CONFIG, every=every)
     assert plain.keys() == again.keys()
     assert all(torch.equal(again[name], value) for name, value in plain.items())
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "reason"),
+    [
+        ("cpu", {}, "a CPU takes minutes"),
+        ("cuda", {"has_blocks": False}, "lists no repeated blocks"),
+        ("cuda", {"is_even": False}, "differ in size"),
+    ],
+)
+def test_why_auto_compiles_nothing(device: str, changes: dict[str, bool], reason: str) -> None:
+    said = why_not_compile(torch.device(device), **{"has_blocks": True, "is_even": True, **changes})
+    assert reason in str(said)
+
+
+def test_auto_needs_triton_and_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "triton.py").write_text("")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    cuda = torch.device("cuda")
+    assert "there is no C compiler" in str(why_not_compile(cuda, has_blocks=True, is_even=True))
+    (tmp_path / "gcc").write_text("#!/bin/sh\n")
+    (tmp_path / "gcc").chmod(0o755)
+    assert why_not_compile(cuda, has_blocks=True, is_even=True) is None
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(tmp_path)])
+    assert "triton is not installed" in str(why_not_compile(cuda, has_blocks=True, is_even=True))
+
+
+def test_on_a_cpu_auto_compiles_nothing_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = load_config(CHOICES_CONFIG, ["data.train=/data", "evaluation.validation=/data"]).trainer
+    assert trainer.compile == "auto"
+    model = VisionTransformer(CONFIG)
+    before = [block.forward for block in model.blocks]
+    assert prepare_blocks(model, trainer, device=torch.device("cpu"), is_even=True) is None
+    assert [block.forward for block in model.blocks] == before
 
 
 BIT = {

@@ -62,7 +62,7 @@ def run_bare(run: ResolvedRun, *, device: torch.device) -> None:
     config = run.config
     model = make_model(run.model, seed=config.seed).to(device)
     objective = config.objective.build(run.model, seed=config.seed, class_names=None).to(device)
-    prepare_blocks(model, config.trainer)
+    prepare_blocks(model, config.trainer, device=device, is_even=True)
     batch = make_batch(run, device=device)
     run_plain(model, lambda m: objective(m, batch).loss, run=run, device=device)
 
@@ -72,7 +72,7 @@ def run_peer(make: Callable[[Any], nn.Module], run: ResolvedRun, *, device: torc
     model = make(run.model).to(device)
     batch = make_batch(run, device=device)
     # With the layers that compilation would fuse: its users compile the whole.
-    forward = torch.compile(model) if run.config.trainer.compile else model
+    forward = torch.compile(model) if run.config.trainer.compile is True else model
 
     def loss_of(_: nn.Module) -> Tensor:
         logits = forward(batch["images"].float() / 127.5 - 1.0)
@@ -97,7 +97,7 @@ def search_largest(run: ResolvedRun, *, device: torch.device) -> None:
     config = run.config
     model = make_model(run.model, seed=config.seed).to(device)
     objective = config.objective.build(run.model, seed=config.seed, class_names=None).to(device)
-    prepare_blocks(model, config.trainer)
+    prepare_blocks(model, config.trainer, device=device, is_even=True)
     optimizer = config.optimizer.build(model, fused=True)
     one = make_batch(run, device=device)
 
