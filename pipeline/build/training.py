@@ -62,7 +62,8 @@ def make_training(run: ResolvedRun, *, world: World, stop: StopRequest, start: R
         load_tensors(model, path, objective=objective)
     elif (weights := open_initial(config)) is not None:
         begin(weights, model, config, resolved=run.model)
-    chosen = prepare_blocks(model, config.trainer, device=device_of(world), is_even=run.is_even(world.size))
+    is_even = config.trainer.global_batch_size == world.size * run.accumulation_steps * run.micro_batch_size
+    chosen = prepare_blocks(model, config.trainer, device=device_of(world), is_even=is_even)
     if chosen is not None and world.is_first:
         log_line(f"[run] {chosen}")
     module = PretrainModule(

@@ -47,10 +47,6 @@ class ResolvedRun:
         """Return the steps of the whole run."""
         return self.schedule_steps.total
 
-    def is_even(self, world_size: int) -> bool:
-        """Return whether every rank's every micro-batch has as many images."""
-        return self.config.trainer.global_batch_size == world_size * self.accumulation_steps * self.micro_batch_size
-
     @property
     def precision(self) -> TrainingPrecision:
         """Return the precision of the launch, which is chosen when the ranks know each other's devices."""
