@@ -6,7 +6,10 @@ import os
 
 import torch
 
+from pipeline.errors import ConfigError
+
 # Two buffers of 4 MiB a stream: cuBLAS's products are then reproducible (cuBLAS documentation, "Results reproducibility").
+REPRODUCIBLE = (":4096:8", ":16:8")
 WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
@@ -15,8 +18,17 @@ def use_deterministic_kernels() -> None:
 
     An operation that has no such kernel raises. Attention's memory-efficient kernel has none for its backward pass, and is
     switched off.
+
+    Raises:
+        ConfigError: the environment asks for workspaces that are not reproducible.
     """
-    os.environ.setdefault(*WORKSPACE)
+    name, value = WORKSPACE
+    given = os.environ.setdefault(name, value)
+    if given not in REPRODUCIBLE:
+        raise ConfigError(
+            f"trainer.deterministic=true, but {name}={given} in the environment lets cuBLAS choose its workspaces: unset it, "
+            f"or set {' or '.join(REPRODUCIBLE)}"
+        )
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a check for bugs, at a pass each
     torch.backends.cudnn.benchmark = False

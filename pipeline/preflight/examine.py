@@ -60,9 +60,9 @@ def examine(world: World, wishes: Wishes, *, say: Callable[[str], None]) -> list
         _join(world, shared, timeout_s=wishes.join_s)
         mine += _examine_together(world, wishes, shared=shared, say=say)
         found: list[Any] = [None] * world.size
-        dist.all_gather_object(found, (socket.gethostname(), world.rank, mine))
+        dist.all_gather_object(found, (*_machine_of_this(), world.rank, mine))
         leave_process_group()
-        return _by_machine(found)
+        return by_machine(found)
     finally:
         if world.is_first:
             shutil.rmtree(shared, ignore_errors=True)
@@ -134,7 +134,7 @@ def _examine_together(world: World, wishes: Wishes, *, shared: Path, say: Callab
     if world.size > 1:
         say("measuring the network and the clocks")
         hosts: list[Any] = [None] * world.size
-        dist.all_gather_object(hosts, socket.gethostname())
+        dist.all_gather_object(hosts, _machine_of_this())
         leaders = [hosts.index(host) for host in dict.fromkeys(hosts)]
         shared_by_all = see_folder(shared)
         found += [shared_by_all] if world.rank in leaders else []
@@ -159,14 +159,25 @@ def _all_agree(fact: bool, *, device: torch.device) -> bool:
     return bool(flag.item())
 
 
-def _by_machine(found: list[tuple[str, int, list[Measure]]]) -> list[Machine]:
-    """Return a machine for each host; of values that several of its ranks have, the worst."""
+def _machine_of_this() -> tuple[str, str]:
+    """Return this machine's name, and what distinguishes it from another of the same name."""
+    try:
+        return socket.gethostname(), Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not Linux
+        return socket.gethostname(), ""
+
+
+def by_machine(found: list[tuple[str, str, int, list[Measure]]]) -> list[Machine]:
+    """Return a machine for each name and boot of the ranks; of values that several of its ranks have, the worst."""
     machines = []
-    for host in dict.fromkeys(host for host, _, _ in found):
-        ranks = [(rank, measures) for name, rank, measures in found if name == host]
+    keys = list(dict.fromkeys((name, boot) for name, boot, _, _ in found))
+    for name, boot in keys:
+        ranks = [(rank, measures) for *key, rank, measures in found if tuple(key) == (name, boot)]
         names = dict.fromkeys(measure.name for _, measures in ranks for measure in measures)
-        worst = [_worst([m for _, measures in ranks for m in measures if m.name == name]) for name in names]
-        machines.append(Machine(host, tuple(rank for rank, _ in ranks), tuple(worst)))
+        worst = [_worst([m for _, measures in ranks for m in measures if m.name == each]) for each in names]
+        is_shared = sum(other == name for other, _ in keys) > 1
+        shown = f"{name} (rank {ranks[0][0]})" if is_shared else name
+        machines.append(Machine(shown, tuple(rank for rank, _ in ranks), tuple(worst)))
     return machines
 
 

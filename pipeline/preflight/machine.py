@@ -31,6 +31,8 @@ SMI_FIELDS = {
     "uncorrected memory errors": "ecc.errors.uncorrected.volatile.total",
     "GPU slowed down by": "clocks_event_reasons.active",
 }
+OLD_NAMES = {"clocks_event_reasons.active": "clocks_throttle_reasons.active"}  # of drivers before 535
+PROBLEM = "problem: "
 # Bits of NVML's nvmlClocksEventReasons that mean that the hardware holds a GPU back (nvml.h).
 SLOWED_DOWN = {0x8: "hardware slowdown", 0x20: "temperature (software)", 0x40: "temperature", 0x80: "power brake"}
 
@@ -98,8 +100,12 @@ def examine_limits(*, ranks_here: int) -> Iterator[Measure]:
             advice=f"{ranks_here} ranks keep their batches there, some GiB each: docker --shm-size=64g, or --ipc=host; under "
             "Slurm ask for more memory",
         )
-    temporary = _free(os.environ.get("TMPDIR", "/tmp"))
+    folder = os.environ.get("TMPDIR", "/tmp")
+    temporary = _free(folder)
     if temporary is not None:
+        is_closed = bool(os.statvfs(folder).f_flag & os.ST_NOEXEC)
+        advice = "compiled kernels cannot be loaded from there: set TMPDIR to a folder that is mounted without noexec"
+        yield Measure("temporary folder", "noexec" if is_closed else "executable", advice=advice if is_closed else None)
         yield wanted(
             "temporary folder free", temporary / GIB, "GiB", at_least=1.0, advice="compiled kernels go there: set TMPDIR"
         )
@@ -163,23 +169,47 @@ def examine_gpus() -> Iterator[Measure]:
         rule="none less",
         advice=f"another program holds memory of the {total:.0f} GiB: `nvidia-smi` names it",
     )
-    yield from read_smi(_ask_smi())
+    yield from read_smi(ask_smi())
 
 
-def _ask_smi() -> str:
-    try:
-        return subprocess.run(
-            ["nvidia-smi", f"--query-gpu={','.join(SMI_FIELDS.values())}", "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
+def ask_smi() -> str:
+    """Return what nvidia-smi says of `SMI_FIELDS`, a line a GPU; or what is wrong with it, on the first line.
+
+    Drivers before 535 have another name for the reasons that hold a GPU back; a field that a driver does not know is asked for
+    no more, and its cells are empty.
+    """
+    asked = {field: field for field in SMI_FIELDS.values()}  # by which name each field is asked for
+    while True:
+        command = ["nvidia-smi", f"--query-gpu={','.join(asked.values())}", "--format=csv,noheader,nounits"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        except FileNotFoundError:
+            return ""
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"{PROBLEM}{error}"
+        said = done.stdout + done.stderr
+        refused = next((field for field, name in asked.items() if f'"{name}" is not a valid field' in said), None)
+        if refused is None:
+            break
+        old = OLD_NAMES.get(refused, refused)
+        if asked[refused] == old:
+            del asked[refused]
+        else:
+            asked[refused] = old
+    if done.returncode != 0:
+        return PROBLEM + (said.strip().splitlines() or [f"ended with code {done.returncode}"])[0]
+    rows = [dict(zip(asked, line.split(","), strict=False)) for line in done.stdout.splitlines()]
+    return "\n".join(",".join(row.get(field, "") for field in SMI_FIELDS.values()) for row in rows)
 
 
 def read_smi(text: str) -> Iterator[Measure]:
     """Yield what nvidia-smi says of a machine's GPUs: a line each, of the values of `SMI_FIELDS`."""
+    if text.startswith(PROBLEM):
+        advice = (
+            "the driver and its library do not match, or a container has lost its GPUs: start the container or the node again"
+        )
+        yield Measure("nvidia-smi", text.removeprefix(PROBLEM), advice=advice)
+        return
     rows = [dict(zip(SMI_FIELDS, (cell.strip() for cell in line.split(",")), strict=False)) for line in text.splitlines()]
     rows = [row for row in rows if len(row) == len(SMI_FIELDS)]
     if not rows:

@@ -26,6 +26,7 @@ def measure_rates(device: torch.device) -> Iterator[Measure]:
         # A CPU that emulates bf16 takes a hundred times as long.
         rows = size // 4 if device.type == "cpu" and dtype == torch.bfloat16 else size
         rates[name] = measure_matmul_flops(device, dtype=dtype, size=rows, repeats=REPEATS) / 1e12
+    yield _same_bits(device)
     sheet = listed_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     yield Measure("fp32 matrix product", rates["fp32"], "TFLOP/s", rule="none less")
     if sheet is None:
@@ -48,6 +49,18 @@ def measure_rates(device: torch.device) -> Iterator[Measure]:
         rule="none less",
         advice="the GPU's link to the processor is slow: fewer PCIe lanes, or a process on the other socket",
     )
+
+
+def _same_bits(device: torch.device) -> Measure:
+    """Return whether a product has the same bits again and again: a processor that computes wrongly does so now and then."""
+    size = PRODUCT_SIZE[device.type]
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(size, size, generator=generator).to(device) for _ in range(2))
+    first = left @ right
+    differ = sum(not torch.equal(left @ right, first) for _ in range(REPEATS))
+    text = "equal" if differ == 0 and bool(first.isfinite().all()) else f"{differ} of {REPEATS} differ"
+    advice = None if text == "equal" else "this machine computes wrongly: take it out"
+    return Measure("repeated products", text, rule="same", advice=advice, severity="problem")
 
 
 def _copy_rate(device: torch.device) -> float:

@@ -33,6 +33,11 @@ def measure_reductions(device: torch.device) -> Iterator[Measure]:
     yield Measure("small all-reduce", 1e3 * best_time(lambda: dist.all_reduce(small), device=device, repeats=20), "ms")
     large = torch.zeros(LARGE_BYTES[device.type] // 4, device=device)
     seconds = best_time(lambda: dist.all_reduce(large), device=device)
+    ones = torch.full_like(large, dist.get_rank() + 1)
+    dist.all_reduce(ones)
+    if not bool((ones == size * (size + 1) / 2).all()):
+        wrong = "the network or a device adds wrongly: examine the machines in pairs, and take the wrong one out"
+        yield Measure("sum over ranks", f"not {size * (size + 1) // 2}", advice=wrong, severity="problem")
     yield Measure("all-reduce", 2 * (size - 1) / size * LARGE_BYTES[device.type] / seconds / 1e9, "GB/s")
 
 

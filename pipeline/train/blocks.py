@@ -6,7 +6,9 @@ import functools
 import importlib.util
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -56,6 +58,8 @@ def why_not_compile(device: torch.device, *, has_blocks: bool, is_even: bool) ->
         return "triton is not installed"
     if not any(shutil.which(name) for name in (os.environ.get("CC") or "cc", "gcc", "clang")):
         return "there is no C compiler, which triton needs: install gcc"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "Python's headers are not there, which triton needs: install python3-dev or python3-devel"
     return None
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.preflight.examine import _by_machine
-from pipeline.preflight.machine import read_smi
+from pipeline.preflight.examine import by_machine
+from pipeline.preflight.machine import ask_smi, read_smi
 from pipeline.preflight.measure import Machine, Measure, wanted
 from pipeline.preflight.table import describe_findings, find_odd, make_table, to_values
 
@@ -77,10 +80,55 @@ def test_a_host_has_the_worst_of_its_ranks() -> None:
     slow, fast = (Measure("product", rate, rule="none less") for rate in (50.0, 100.0))
     late, early = (Measure("block", delay, rule="none more") for delay in (9.0, 1.0))
     bad = wanted("copies", 3, "GB/s", at_least=8, advice="slow link", rule="none less")
-    (one,) = _by_machine([("a", 0, [fast, early]), ("a", 1, [slow, late, bad])])
+    (one,) = by_machine([("a", "boot", 0, [fast, early]), ("a", "boot", 1, [slow, late, bad])])
     assert one.ranks == (0, 1)
     assert [measure.value for measure in one.measures] == [50.0, 9.0, 3]
     assert one.measures[2].advice == "slow link"
+
+
+def test_two_machines_of_one_name_are_two() -> None:
+    """Containers may all be called localhost."""
+    machines = by_machine([("localhost", "1", 0, []), ("localhost", "2", 1, []), ("other", "2", 2, [])])
+    assert [(each.name, each.ranks) for each in machines] == [
+        ("localhost (rank 0)", (0,)),
+        ("localhost (rank 1)", (1,)),
+        ("other", (2,)),
+    ]
+
+
+SMI = """#!/bin/bash
+case "$1" in
+*clocks_event_reasons*) echo 'Field "clocks_event_reasons.active" is not a valid field to query.'; exit 2;;
+*ecc.errors*) echo 'Field "ecc.errors.uncorrected.volatile.total" is not a valid field to query.'; exit 2;;
+esac
+echo "470.57.02, 1410, 1410, 33, 0x0000000000000000"
+"""
+
+
+def test_an_old_driver_is_asked_by_the_old_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """candle 733, zabbix-nvidia-smi-multi-gpu 17: one unknown field, and nvidia-smi says nothing of the others."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(SMI)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = {measure.name: measure for measure in read_smi(ask_smi())}
+    assert found["driver"].value == "470.57.02"
+    assert found["largest GPU clock"].value == 1410
+    assert found["GPU slowed down by"].value == "nothing"
+    assert "uncorrected memory errors" not in found
+
+
+def test_a_container_that_has_lost_its_gpus_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvidia-docker 1671."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/bash\necho 'Failed to initialize NVML: Unknown Error'\nexit 255\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (only,) = read_smi(ask_smi())
+    assert only.value == "Failed to initialize NVML: Unknown Error"
+    assert only.advice is not None
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert list(read_smi(ask_smi())) == []
 
 
 def test_what_nvidia_smi_says_is_read() -> None:

@@ -64,6 +64,9 @@ def test_auto_needs_triton_and_a_compiler(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "gcc").write_text("#!/bin/sh\n")
     (tmp_path / "gcc").chmod(0o755)
     assert why_not_compile(cuda, has_blocks=True, is_even=True) is None
+    with monkeypatch.context() as without:
+        without.setattr("sysconfig.get_path", lambda _: str(tmp_path))  # pytorch 90178, vllm 19656: no headers
+        assert "Python's headers are not there" in str(why_not_compile(cuda, has_blocks=True, is_even=True))
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(tmp_path)])
     assert "triton is not installed" in str(why_not_compile(cuda, has_blocks=True, is_even=True))
 
