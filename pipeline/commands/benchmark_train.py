@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.models.base import ModelConfig
 
 CPU_BATCH, MOST_GPU_BATCH = 16, 256
+KINDS = ("loops", "loader", "choices")
 ANY_MEMORY = 2.0**50  # bytes: what is needed is asked, not what fits
 
 
@@ -44,7 +45,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--compile", action=argparse.BooleanOptionalAction, help="measure compiled models (default: on a GPU, not on a CPU)"
     )
     command.add_argument(
-        "--choices", action="store_true", help="compare ZeRO stages, compilation, attention, checkpointing too"
+        "--measure",
+        nargs="*",
+        choices=KINDS,
+        help="loops: ours, a bare loop, timm and transformers; loader: with real images, which --data names; choices: ZeRO "
+        "stages, compilation, attention, checkpointing (default: loops, and loader with --data)",
     )
     command.add_argument("--data", metavar="SHARDS", help="folder of indexed shards: measure with the real loader too")
     command.add_argument("--workers", type=int, default=2, help="decoding processes of that loader (default: 2)")
@@ -89,6 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     if min(arguments.steps, arguments.rounds, arguments.workers, arguments.classes) < 1 or (arguments.batch or 1) < 1:
         raise ConfigError("--batch, --classes, --steps, --rounds and --workers are 1 or more")
+    if "loader" in (arguments.measure or []) and arguments.data is None:
+        raise ConfigError("--measure loader needs images: name a folder of indexed shards with --data")
 
 
 def _configs(arguments: argparse.Namespace) -> dict[str, RunConfig]:
@@ -111,12 +118,13 @@ def _model(config: RunConfig) -> ModelConfig:
 def _groups(arguments: argparse.Namespace, *, compiled: bool, gpu: bool) -> list[Group]:
     from pipeline.benchmark.train.entries import choice_groups, loader_group, main_group
 
-    groups = [main_group(compiled=compiled)]
-    if arguments.data is not None:
-        groups.append(loader_group(compiled=compiled))
-    if arguments.choices:
-        groups += choice_groups(compiled=compiled, gpu=gpu)
-    return groups
+    groups = {
+        "loops": [main_group(compiled=compiled)],
+        "loader": [loader_group(compiled=compiled)],
+        "choices": choice_groups(compiled=compiled, gpu=gpu),
+    }
+    chosen = arguments.measure or (["loops"] if arguments.data is None else ["loops", "loader"])
+    return [group for kind in KINDS if kind in chosen for group in groups[kind]]
 
 
 def _plan(arguments: argparse.Namespace, config: RunConfig, *, has_gpu: bool) -> Plan:

@@ -82,8 +82,11 @@ def make_parts(out: Path, *, data: Path, scale: str) -> list[Part]:
             ("-m", "pytest", "-m", "gpu", "tests/gpu", "-q", "-p", "no:cacheprovider", "--junitxml", str(out / "tests.xml")),
             300,
         ),
-        benchmark("choices", "Settings side by side, L/16", "--models", large, "--choices", most_s=300),
-        benchmark("loader", "L/16 with the loader", "--models", large, "--data", str(data), "--workers", "12", most_s=120),
+        benchmark("choices", "Settings side by side, L/16", "--models", large, "--measure", "choices", most_s=300),
+        benchmark(
+            "loader", "L/16 with the loader", "--models", large, "--measure", "loader", "--data", str(data), "--workers", "12",
+            most_s=120,
+        ),
         benchmark("l32", "L/32", "--models", coarse, most_s=120),
         Part(
             "probes",
