@@ -36,8 +36,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--batch",
         type=int,
-        help=f"images of a step (default: on a GPU the largest power of two that fits, {MOST_GPU_BATCH} at most; on a CPU "
-        f"{CPU_BATCH})",
+        help="images of a step on each rank (default: on a GPU the largest power of two that fits, "
+        f"{MOST_GPU_BATCH} at most; on a CPU {CPU_BATCH})",
+    )
+    command.add_argument(
+        "--ranks", type=int, default=1, help="processes of each contender: ZeRO against plain data parallelism (default: 1)"
     )
     command.add_argument("--steps", type=int, default=10, help="timed steps of a turn (default: 10)")
     command.add_argument("--rounds", type=int, default=5, help="turns of each contender; the table shows medians (default: 5)")
@@ -84,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
             found.setdefault(name, []).append(result)
             print(f"\n## {name}, batch of {result.batch_size}: {group.title}\n", flush=True)
-            print(make_table(result, forecasts=_forecasts(config, result, group) if has_gpu else None), flush=True)
+            print(make_table(result, forecasts=_forecasts(arguments, config, result, group) if has_gpu else None), flush=True)
             _write(arguments.json, [to_values(*item) for item in found.items()])
     if missed:
         print(f"\nnot reached in {arguments.budget:g} minutes: {'; '.join(missed)}", flush=True)
@@ -92,8 +95,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    if min(arguments.steps, arguments.rounds, arguments.workers, arguments.classes) < 1 or (arguments.batch or 1) < 1:
-        raise ConfigError("--batch, --classes, --steps, --rounds and --workers are 1 or more")
+    if (
+        min(arguments.steps, arguments.rounds, arguments.workers, arguments.classes, arguments.ranks) < 1
+        or (arguments.batch or 1) < 1
+    ):
+        raise ConfigError("--batch, --classes, --ranks, --steps, --rounds and --workers are 1 or more")
     if "loader" in (arguments.measure or []) and arguments.data is None:
         raise ConfigError("--measure loader needs images: name a folder of indexed shards with --data")
 
@@ -142,10 +148,11 @@ def _plan(arguments: argparse.Namespace, config: RunConfig, *, has_gpu: bool) ->
         rounds=arguments.rounds,
         data=arguments.data,
         num_workers=arguments.workers,
+        ranks=arguments.ranks,
     )
 
 
-def _forecasts(config: RunConfig, result: GroupResult, group: Group) -> list[float | None]:
+def _forecasts(arguments: argparse.Namespace, config: RunConfig, result: GroupResult, group: Group) -> list[float | None]:
     """Return the bytes that `plan` expects of each contender that Lightning runs."""
     from pipeline.benchmark.train.work import with_settings
     from pipeline.plan.stages import sizes_of_model, stage_memory
@@ -158,7 +165,7 @@ def _forecasts(config: RunConfig, result: GroupResult, group: Group) -> list[flo
             return None
         own = with_settings(config, folder="", data="", batch_size=result.batch_size, num_workers=0, **entry.trainer)
         stage = own.trainer.zero_stage
-        return stage_memory(stage, own, model=model, num_gpus=1, accumulation=1, memory_bytes=ANY_MEMORY).total
+        return stage_memory(stage, own, model=model, num_gpus=arguments.ranks, accumulation=1, memory_bytes=ANY_MEMORY).total
 
     return [forecast(number) for number in range(len(group.entries))]
 

@@ -159,7 +159,8 @@ def test_a_budget_ends() -> None:
 
 
 @pytest.mark.slow
-def test_contenders_take_turns_and_one_that_cannot_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_contenders_take_turns_and_one_that_cannot_is_named(ranks: int, tmp_path: Path) -> None:
     config = standard_config("Ti/16", image_size=32, num_classes=10)
     config = config.model_copy(update={"model": config.model.model_copy(update={"depth": 2})})
     group = Group(
@@ -171,9 +172,10 @@ def test_contenders_take_turns_and_one_that_cannot_is_named(tmp_path: Path) -> N
             Entry(PRODUCT, "product"),
         ),
     )
-    plan = Plan(batch_size=4, steps=2, warmup=1, rounds=2, data=str(tmp_path / "nowhere"))
+    plan = Plan(batch_size=4, steps=2, warmup=1, rounds=2, data=str(tmp_path / "nowhere"), ranks=ranks)
     found = measure_group(group, config, plan, flops_per_image=1e6, profile=tmp_path / "trace.json")
     bare, ours, refused, product = found.results
+    assert found.batch_size == 4 * ranks
     for result in (bare, ours, product):
         assert result.problem is None
         assert len(result.seconds) == 2

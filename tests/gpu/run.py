@@ -56,6 +56,7 @@ def make_parts(out: Path, *, data: Path, scale: str) -> list[Part]:
         scale: `full`, or `tiny` to try the whole on a CPU.
     """
     tiny = scale == "tiny"
+    workers = max(1, min(6, len(os.sched_getaffinity(0)) // 2))  # most of a test is the start of its trainings
     sizes = ["--image-size", "32", "--batch", "4"] if tiny else []
     rounds = ["--rounds", "1", "--steps", "1"] if tiny else ["--rounds", "4", "--steps", "8"]
     large, huge, coarse = ("Ti/16", "Ti/16", "Ti/32") if tiny else ("L/16", "H/14", "L/32")
@@ -79,7 +80,8 @@ def make_parts(out: Path, *, data: Path, scale: str) -> list[Part]:
         Part(
             "tests",
             "Tests of what the device can change",
-            ("-m", "pytest", "-m", "gpu", "tests/gpu", "-q", "-p", "no:cacheprovider", "--junitxml", str(out / "tests.xml")),
+            ("-m", "pytest", "-m", "gpu", "tests/gpu", "-q", "-p", "no:cacheprovider", "--numprocesses", str(workers), "--dist",
+             "load", "--junitxml", str(out / "tests.xml")),
             300,
         ),
         benchmark("choices", "Settings side by side, L/16", "--models", large, "--measure", "choices", most_s=300),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import statistics
 import tempfile
 import time
@@ -26,6 +27,7 @@ class Plan:
     """Says how much is measured.
 
     Attributes:
+        batch_size: images of a step on each rank.
         steps: timed steps of a turn.
         warmup: steps before them, in each turn.
         rounds: turns of each contender.
@@ -39,6 +41,7 @@ class Plan:
     rounds: int
     data: str | None = None
     num_workers: int = 2
+    ranks: int = 1
 
 
 @dataclass
@@ -69,52 +72,74 @@ class GroupResult:
     """Holds a group's results, in the group's order."""
 
     title: str
-    batch_size: int
+    batch_size: int  # on all ranks together
     flops_per_image: float
     results: tuple[Result, ...]
-    product_flops: float | None  # rate of the matrix product in the same turns
+    product_flops: float | None  # rate of the matrix product in the same turns, of all ranks together
 
 
 class _Running:
-    """Holds a contender's process and its result."""
+    """Holds a contender's processes, one for each rank, and its result."""
 
     def __init__(self, entry: Entry, work: Work) -> None:
         self.entry = entry
         self.result = Result(entry.name)
-        threads = os.environ.get("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-        self._process = Contender(
-            "pipeline.benchmark.train.contender",
-            json.dumps(asdict(work)),
-            peers=PEERS if work.loop in ("timm", "transformers") else (),
-            variables={"OMP_NUM_THREADS": threads},
-        )
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // work.ranks)))
+        self._processes = [
+            Contender(
+                "pipeline.benchmark.train.contender",
+                json.dumps(asdict(work)),
+                peers=PEERS if work.loop in ("timm", "transformers") else (),
+                variables={"OMP_NUM_THREADS": threads, **place},
+            )
+            for place in _places(work.ranks)
+        ]
 
     def wait_until_ready(self) -> dict[str, Any] | None:
-        return self._answer()
+        """Return what the first rank says of itself; None if one has ended."""
+        answers = self._answers()
+        return answers[0] if answers else None
 
     def take_turn(self, plan: Plan, *, profile: Path | None) -> None:
         if self.result.problem is not None:
             return
-        command = {"steps": plan.steps, "warmup": plan.warmup, "profile": None if profile is None else str(profile)}
-        self._process.ask(json.dumps(command))
-        answer = self._answer()
-        if answer is None:
+        command = {"steps": plan.steps, "warmup": plan.warmup}
+        for rank, process in enumerate(self._processes):
+            process.ask(json.dumps(command | ({"profile": str(profile)} if profile is not None and rank == 0 else {})))
+        answers = self._answers()
+        if not answers:
             return
         if profile is not None:  # profiled steps take longer
-            self.result.shares = answer["shares"]
+            self.result.shares = answers[0]["shares"]
             return
+        answer = max(answers, key=lambda each: each["seconds"])
         self.result.seconds.append(answer["seconds"] / answer["steps"])
         self.result.peak_bytes = max(self.result.peak_bytes or 0, answer.get("peak_bytes", 0)) or None
         self.result.wait_fraction = max(self.result.wait_fraction, answer["wait_s"] / answer["seconds"])
 
-    def _answer(self) -> dict[str, Any] | None:
-        answer = self._process.answer()
-        if answer is None:
-            self.result.problem = self._process.last_words()
-        return answer
+    def _answers(self) -> list[dict[str, Any]]:
+        """Return each rank's answer; none if one has ended."""
+        answers = [process.answer() for process in self._processes]
+        if None in answers:
+            self.result.problem = self._processes[answers.index(None)].last_words()
+            return []
+        return [answer for answer in answers if answer is not None]
 
     def close(self) -> None:
-        self._process.close()
+        for process in self._processes:
+            process.close()
+
+
+def _places(ranks: int) -> list[dict[str, str]]:
+    """Return a launcher's variables for each rank; none for a single one."""
+    if ranks == 1:
+        return [{}]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    places = [{**common, "RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_RUN_ID": "benchmark"} for rank in range(ranks)]
+    return [{name: str(value) for name, value in place.items()} for place in places]
 
 
 def measure_group(
@@ -146,8 +171,8 @@ def measure_group(
     product = next((result for result in results if result.name == PRODUCT), None)
     rate = None
     if product is not None and product.step_s is not None:
-        rate = _product_operations() / product.step_s
-    return GroupResult(group.title, plan.batch_size, flops_per_image, results, rate)
+        rate = plan.ranks * _product_operations() / product.step_s
+    return GroupResult(group.title, plan.batch_size * plan.ranks, flops_per_image, results, rate)
 
 
 def find_largest_batch(config: RunConfig) -> int:
@@ -181,11 +206,11 @@ def _start(entry: Entry, config: RunConfig, plan: Plan, *, folder: str) -> _Runn
         config,
         folder=folder,
         data=data,
-        batch_size=plan.batch_size,
+        batch_size=plan.batch_size * plan.ranks,
         num_workers=plan.num_workers if entry.real_data else 0,
         **entry.trainer,
     )
-    work = Work(own.model_dump(mode="json"), entry.loop, attention=entry.attention, real_data=entry.real_data)
+    work = Work(own.model_dump(mode="json"), entry.loop, entry.attention, real_data=entry.real_data, ranks=plan.ranks)
     return _Running(entry, work)
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.benchmark.train.peers import timm_model, transformers_model
 from pipeline.benchmark.train.synthetic import make_batch
@@ -27,7 +28,7 @@ from pipeline.config.resolve import ResolvedRun, resolve_run
 from pipeline.config.run import RunConfig
 from pipeline.distributed.determinism import use_deterministic_kernels
 from pipeline.distributed.precision import TrainingPrecision, choose_training_precision, measure_bf16_speedup
-from pipeline.distributed.world import World, device_of
+from pipeline.distributed.world import World, device_of, init_process_group
 from pipeline.errors import PipelineError
 from pipeline.train.blocks import prepare_blocks
 
@@ -41,15 +42,38 @@ PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}
 MOST_IMAGES = 8192  # that the search for the largest micro-batch tries
 
 
-def run_plain(model: nn.Module, loss_of: Callable[[nn.Module], Tensor], *, run: ResolvedRun, device: torch.device) -> None:
-    """Train in the simplest loop that is fast: autocast where the precision is bf16, and the configuration's optimizer."""
+class LossOf(nn.Module):
+    """Computes the loss of a batch in its forward pass, which is what data parallelism wraps."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Mapping[str, Any]], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        return self.loss(self.model, batch)
+
+
+def run_plain(
+    model: nn.Module, loss: Callable[[nn.Module, Mapping[str, Any]], Tensor], run: ResolvedRun, *, world: World
+) -> None:
+    """Train in the simplest loop that is fast.
+
+    It has autocast where the precision is bf16, the configuration's optimizer, and plain data parallelism on several ranks.
+    """
+    device = device_of(world)
+    batch = make_batch(run, device=device)
     parameters = list(model.parameters())
     optimizer = run.config.optimizer.build(model, fused=True)
     clip_norm, turn = run.config.optimizer.clip_norm, Turn(device)
+    loss_of: nn.Module = LossOf(model, loss)
+    if world.size > 1:
+        init_process_group(world, timeout_s=run.config.trainer.collective_timeout_s)
+        loss_of = DistributedDataParallel(loss_of, gradient_as_bucket_view=True)
     while True:
         with torch.autocast(device.type, torch.bfloat16, enabled=run.precision != "fp32"):
-            loss = loss_of(model)
-        loss.backward()
+            value = loss_of(batch)
+        value.backward()
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, clip_norm)
         optimizer.step()
@@ -57,28 +81,26 @@ def run_plain(model: nn.Module, loss_of: Callable[[nn.Module], Tensor], *, run: 
         turn.step_ended()
 
 
-def run_bare(run: ResolvedRun, *, device: torch.device) -> None:
+def run_bare(run: ResolvedRun, *, world: World) -> None:
     """Train our model and objective without Lightning, DeepSpeed and callbacks."""
-    config = run.config
+    config, device = run.config, device_of(world)
     model = make_model(run.model, seed=config.seed).to(device)
     objective = config.objective.build(run.model, seed=config.seed, class_names=None).to(device)
     prepare_blocks(model, config.trainer, device=device, is_even=True)
-    batch = make_batch(run, device=device)
-    run_plain(model, lambda m: objective(m, batch).loss, run=run, device=device)
+    run_plain(model, lambda m, batch: objective(m, batch).loss, run, world=world)  # type: ignore[arg-type]
 
 
-def run_peer(make: Callable[[Any], nn.Module], run: ResolvedRun, *, device: torch.device) -> None:
+def run_peer(make: Callable[[Any], nn.Module], run: ResolvedRun, *, world: World) -> None:
     """Train another library's model of the same shape. Its pixels are scaled in the step, as ours are in the model."""
-    model = make(run.model).to(device)
-    batch = make_batch(run, device=device)
-    # With the layers that compilation would fuse: its users compile the whole.
-    forward = torch.compile(model) if run.config.trainer.compile is True else model
+    model = make(run.model).to(device_of(world))
+    if run.config.trainer.compile is True:
+        model.compile()  # with the layers that compilation would fuse: its users compile the whole
 
-    def loss_of(_: nn.Module) -> Tensor:
-        logits = forward(batch["images"].float() / 127.5 - 1.0)
+    def loss(m: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        logits = m(batch["images"].float() / 127.5 - 1.0)
         return nn.functional.cross_entropy(getattr(logits, "logits", logits).float(), batch["labels"])
 
-    run_plain(model, loss_of, run=run, device=device)
+    run_plain(model, loss, run, world=world)
 
 
 def run_product(*, device: torch.device, precision: TrainingPrecision) -> None:
@@ -137,8 +159,8 @@ def main(work: Work) -> None:
     config = RunConfig.model_validate(work.config)
     if config.trainer.deterministic:
         use_deterministic_kernels()
-    world = World.alone()
-    run = resolve_run(config, world_size=1)
+    world = World.from_environment() if work.ranks > 1 else World.alone()
+    run = resolve_run(config, world_size=work.ranks)
     device = device_of(world)
     if device.type == "cpu":
         # As trainings do: on a CPU torch's plain attention is faster in the backward pass.
@@ -157,13 +179,13 @@ def main(work: Work) -> None:
 
             run_lightning(run, world=world, real_data=work.real_data)
         elif work.loop == "bare":
-            run_bare(run, device=device)
+            run_bare(run, world=world)
         elif work.loop == "search":
             search_largest(run, device=device)
         elif work.loop == "product":
             run_product(device=device, precision=precision)
         else:
-            run_peer(timm_model if work.loop == "timm" else transformers_model, run, device=device)
+            run_peer(timm_model if work.loop == "timm" else transformers_model, run, world=world)
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ def run_lightning(run: ResolvedRun, *, world: World, real_data: bool) -> None:
     init_process_group(world, timeout_s=run.config.trainer.collective_timeout_s)
     device = device_of(world)
     folder = RunFolder(run.config.run_dir)
-    folder.checkpoints.mkdir(parents=True)
-    folder.weights.mkdir()
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    folder.weights.mkdir(exist_ok=True)
     folder.weights_of(0).touch()  # the training would write the first weights
     start = ResumePoint(checkpoint=None, wandb_id="", precision=run.precision, messages=[])
     training = make_training(run, world=world, stop=StopRequest(), start=start)

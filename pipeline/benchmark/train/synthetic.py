@@ -10,8 +10,8 @@ from pipeline.image_size import height_and_width
 
 
 def make_batch(run: ResolvedRun, *, device: torch.device) -> Batch:
-    """Return a batch of random pixels and labels. The images are on the device."""
-    count, size = run.config.trainer.global_batch_size, height_and_width(run.model.image_size)
+    """Return a rank's batch of random pixels and labels. The images are on the device."""
+    count, size = run.micro_batch_size, height_and_width(run.model.image_size)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, run.model.num_classes, (count,), generator=generator)

@@ -26,16 +26,14 @@ class Work:
         loop: what runs it.
         attention: the only kernel that attention may use; torch's own choice if None.
         real_data: the loader reads `data.train`; else one batch of random pixels is used again and again.
+        ranks: processes that do it together.
     """
 
     config: dict[str, Any]
     loop: Loop
     attention: Attention | None = None
     real_data: bool = False
-
-    @property
-    def batch_size(self) -> int:
-        return self.config["trainer"]["global_batch_size"]
+    ranks: int = 1
 
 
 def standard_config(model: str, *, image_size: ImageSize, num_classes: int) -> RunConfig:
@@ -76,6 +74,7 @@ def with_settings(config: RunConfig, *, folder: str, data: str, batch_size: int,
     """Return the configuration for one contender.
 
     Args:
+        batch_size: images of a step, on all ranks together.
         folder: for the run folder.
         data: what the loader reads, or would read.
         trainer: settings of that section.
