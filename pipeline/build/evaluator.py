@@ -18,6 +18,7 @@ from pipeline.evaluation.conditions import preprocessing_of
 from pipeline.evaluation.runner import Evaluator
 from pipeline.evaluation.upstream import Upstream
 from pipeline.exchange.pretrained import Pretrained
+from pipeline.monitor.tensorboard import check_tensorboard
 from pipeline.monitor.wandb_identity import settle_run
 from pipeline.monitor.wandb_settings import read_wandb_environment
 from pipeline.objectives import Softmax
@@ -38,6 +39,7 @@ def make_upstream(config: RunConfig, folder: RunFolder) -> Upstream:
 
 def make_evaluator(folder: RunFolder, config: RunConfig) -> Evaluator:
     """Make the evaluator of a run folder, which may have moved since the run's configuration was written."""
+    check_tensorboard(config.tracking)
     # It is created again if lost: results still belong in evaluations.jsonl.
     asked_id = None if config.tracking.mode == "disabled" else read_wandb_environment().run_id
     wandb = settle_run(folder.root, wanted=asked_id, checkpoint_id=None, step=max(folder.weight_steps(), default=0))

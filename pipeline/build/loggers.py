@@ -15,6 +15,7 @@ from pipeline.models.base import ModelConfig
 from pipeline.monitor.alert_log import AlertLog
 from pipeline.monitor.loggers import MetricsFile, RunIdentity, WandbTracker, make_wandb_logger
 from pipeline.monitor.section import TrackingSection
+from pipeline.monitor.tensorboard import TensorBoardLogger
 from pipeline.run.checkpoint import collect_versions
 from pipeline.run.folder import RunFolder
 from pipeline.run.records import read_metrics
@@ -22,15 +23,16 @@ from pipeline.run.records import read_metrics
 
 @dataclass(frozen=True)
 class Loggers:
-    """Holds where a training's lines of metrics go. W&B (None also where it is disabled) and the alerts are on rank 0 alone."""
+    """Holds where a training's lines of metrics go. All but the file are on rank 0 alone, and None where they are off."""
 
     file: MetricsFile
     wandb: WandbTracker | None
     alerts: AlertLog | None
+    tensorboard: TensorBoardLogger | None = None
 
     def in_order(self) -> list[Logger]:
         """Return the existing loggers. A line is stored before it is judged."""
-        return [logger for logger in (self.file, self.wandb, self.alerts) if logger is not None]
+        return [logger for logger in (self.file, self.wandb, self.tensorboard, self.alerts) if logger is not None]
 
     def notices(self) -> list[str]:
         """Return what a reader of the run should know now: alerts that are raised, and why W&B is off if it failed."""
@@ -59,7 +61,11 @@ def make_loggers(run: ResolvedRun, *, world: World, start_step: int, wandb_id: s
     identity = make_run_identity(run.config.tracking, name=run.config.name, run_id=wandb_id, folder=folder)
     wandb = make_wandb_logger(identity, config=record, history=history)
     send_alert = wandb.writer.alert if wandb else lambda _title, _text: None
-    return Loggers(file=file, wandb=wandb, alerts=AlertLog(folder, history=history, send_alert=send_alert))
+    events = None
+    if run.config.tracking.tensorboard:
+        events = TensorBoardLogger(folder.tensorboard / "train", start_step=start_step)
+    alerts = AlertLog(folder, history=history, send_alert=send_alert)
+    return Loggers(file=file, wandb=wandb, alerts=alerts, tensorboard=events)
 
 
 def describe_run(config: RunConfig, folder: RunFolder, model: ModelConfig) -> dict[str, Any]:
@@ -85,4 +91,5 @@ def make_run_identity(tracking: TrackingSection, *, name: str, run_id: str, fold
         project=tracking.project,
         entity=tracking.entity,
         mode=tracking.mode,
+        tensorboard=tracking.tensorboard,
     )

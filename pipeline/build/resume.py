@@ -23,6 +23,7 @@ from pipeline.distributed.precision import TrainingPrecision, choose_training_pr
 from pipeline.distributed.world import World, broadcast, minimum
 from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.files import write_whole
+from pipeline.monitor.tensorboard import check_tensorboard
 from pipeline.monitor.wandb_identity import settle_run
 from pipeline.monitor.wandb_settings import read_wandb_environment
 from pipeline.run.checkpoint import Checkpoint, RunFolder, is_lost, read_loss_history
@@ -58,6 +59,7 @@ def prepare_run_folder(run: ResolvedRun, *, world_size: int, lock: RunLock, bf16
         DataError: shards are missing or changed.
     """
     run.mixture.check_shards()
+    check_tensorboard(run.config.tracking)
     folder = RunFolder(run.config.run_dir)
     check_link(folder.root)
     messages = lock.take()

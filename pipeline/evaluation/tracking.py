@@ -1,4 +1,4 @@
-"""Send results to W&B, a training step at a time."""
+"""Send results to W&B, and write them for TensorBoard, a training step at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from contextlib import suppress
 from typing import Any
 
 from pipeline.evaluation.records import ResultFile, Row
-from pipeline.monitor.loggers import EvaluationTracker, RunIdentity
+from pipeline.monitor.loggers import EvaluationTracker, RunIdentity, rows_by_step
+from pipeline.monitor.tensorboard import EventFile
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.evaluations import choose_results
 
@@ -24,6 +25,7 @@ class StepTracking:
         self._identity = identity
         self._record = record
         self._tracker: EvaluationTracker | None = None
+        self._events: EventFile | None = None
         self._own: set[int] = set()
         self._unsent: set[int] = set()
 
@@ -42,11 +44,23 @@ class StepTracking:
             history = [row for row in rows if row["step"] != step]
             self._tracker = EvaluationTracker(self._identity, config=self._record, history=history)
         self._tracker.log(rows, own=self._own)
+        if self._identity.tensorboard:
+            self._write_events(rows, step)
+
+    def _write_events(self, rows: list[Row], step: int) -> None:
+        if self._events is None:
+            self._events = EventFile(self._folder.tensorboard / "evaluate")
+        for row in rows_by_step(rows):
+            if row["step"] == step:
+                self._events.write(row, step=step)
+        self._events.flush()
 
     def _results_that_count(self) -> list[Row]:
         return choose_results(self._folder, self._results.rows()).rows
 
     def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
         if self._tracker is None:
             return
         with suppress(OSError):  # the folder does not answer any more: then W&B has what it was given

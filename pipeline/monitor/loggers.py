@@ -37,6 +37,7 @@ class RunIdentity:
     project: str | None
     entity: str | None
     mode: Mode
+    tensorboard: bool = False  # whether event files are written too
 
 
 class RowLogger(Logger):
@@ -137,7 +138,7 @@ class EvaluationTracker:
     def __init__(self, identity: RunIdentity, *, config: dict[str, Any], history: list[dict[str, Any]]) -> None:
         self._identity = identity
         self._config = config
-        self._writer = self._open(list(_by_step(history)))
+        self._writer = self._open(list(rows_by_step(history)))
 
     def _open(self, rows: list[dict[str, Any]]) -> WandbWriter | None:
         self._given = {row["step"]: row for row in rows}
@@ -153,7 +154,7 @@ class EvaluationTracker:
         if self._writer is None:
             return
         offline = self._writer.mode == "offline"
-        rows = list(_by_step(results))
+        rows = list(rows_by_step(results))
         new = [row for row in rows if row != self._given.get(row["step"]) and (offline or row["step"] in own)]
         if offline and new and self._given and new[0]["step"] <= max(self._given):
             # W&B's offline file takes steps in rising order alone, so the whole file is written again.
@@ -169,7 +170,7 @@ class EvaluationTracker:
             self._writer.close(exit_code=0)
 
 
-def _by_step(results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def rows_by_step(results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield one row a step: each measure as the mean over seeds, its spread over them (`_std`), and its confidence (`_ci95`).
 
     `_ci95` is half the width of the 95 % interval over the choice of test images. Of a repeated measurement the later one

@@ -31,4 +31,7 @@ class TrackingSection(Section):
         description="auto: as WANDB_MODE or W&B's settings file says, else online where a key is found, else offline. "
         "Of this and the environment the quieter counts",
     )
+    tensorboard: bool = Field(
+        default=False, description="write the same numbers as TensorBoard's event files to RUN_DIR/tensorboard too"
+    )
     log_every: int = Field(default=50, ge=1, description="steps between two lines of metrics")

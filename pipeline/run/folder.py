@@ -140,6 +140,11 @@ class RunFolder:
         return self.root / "wandb"
 
     @property
+    def tensorboard(self) -> Path:
+        """Return the folder of TensorBoard's event files."""
+        return self.root / "tensorboard"
+
+    @property
     def wandb_id(self) -> Path:
         return self.root / "wandb_id"
 
