@@ -35,9 +35,9 @@ EPILOG = (
     "examples:\n  python -m pipeline train configs/l16_in21k.yaml data.train=/data/in21k\n"
     "  python -m pipeline train configs/demo.yaml trainer.devices=2\n\n"
     "One machine: starts trainer.devices ranks by itself. Under srun or torchrun: is one of their ranks.\n"
-    "Ctrl-C, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 save at the end of the step; a second Ctrl-C does not wait. A "
-    "terminal or\n"
-    "pipe that closes does not end a training; what it prints then goes to RUN_DIR/output.log.\n"
+    "Ctrl-C, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 save at the end of the step (on several GPUs of the next); a second "
+    "Ctrl-C does not wait.\n"
+    "A terminal or pipe that closes does not end a training; what it prints then goes to RUN_DIR/output.log.\n"
     "Exit codes: 0 done, 2 a named error, 70 no step ended for trainer.hang_timeout_s (RUN_DIR/hangs says where), 73 another\n"
     "program took the run folder over, 75 asked to stop and saved (the same command resumes)."
 )

@@ -44,6 +44,8 @@ class Votes:
         Args:
             about: what the facts are about, for the answer.
         """
+        if self._when is None and dist.get_world_size() == 1:
+            return Answer(facts, about)
         when = self._when or ("a step later" if device.type == "cuda" else "at once")
         if when == "at once":
             flags, _ = _send(facts, device)
