@@ -13,6 +13,16 @@ from pipeline.keyed_random import Purpose, derive_key
 from pipeline.objectives.base import Objective
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the CPU's generator and the device's, as `torch.manual_seed` does.
+
+    That one formats the call stack for each kind of device that this machine has not, which takes milliseconds.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
+
+
 class PretrainModule(LightningModule):
     """Wraps a model and what it is trained for.
 
@@ -46,7 +56,9 @@ class PretrainModule(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Both are functions of the step alone, so a resumed run needs no saved scheduler and no saved generators.
         micro_step = batch_idx % self.trainer.accumulate_grad_batches
-        torch.manual_seed(derive_key(self.seed, Purpose.DROPOUT, self.global_step, micro_step, self.global_rank) >> 1)
+        seed_generators(
+            derive_key(self.seed, Purpose.DROPOUT, self.global_step, micro_step, self.global_rank) >> 1, self.device
+        )
         self.trainer.strategy.set_learning_rate(self.schedule(self.global_step))  # type: ignore[attr-defined]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
