@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto import event_pb2
 
 from pipeline.errors import ConfigError
 from pipeline.monitor.section import TrackingSection
@@ -19,12 +19,15 @@ from tests.conftest import run_command
 from tests.helpers.trainings import folder_of, train
 
 
-def events_of(path: Path) -> Iterator[Event]:
+protocol: Any = event_pb2  # protobuf makes its classes when it is imported
+
+
+def events_of(path: Path) -> Iterator[Any]:
     """Yield the events of a file: length (8 bytes), its checksum (4), the event, its checksum (TFRecord)."""
     data = path.read_bytes()
     while data:
         (length,) = struct.unpack("<Q", data[:8])
-        yield Event.FromString(data[12 : 12 + length])
+        yield protocol.Event.FromString(data[12 : 12 + length])
         data = data[16 + length :]
 
 
