@@ -18,7 +18,6 @@ from pipeline.run.records import read_json_lines, read_metrics
 from tests.conftest import run_command
 from tests.helpers.trainings import folder_of, train
 
-
 protocol: Any = event_pb2  # protobuf makes its classes when it is imported
 
 
