@@ -24,7 +24,7 @@ LACKING = [
     ("pipeline", "samples runs/x", "--step"),
     ("pipeline", "show-config", "CONFIG"),
     ("pipeline", "plan", "CONFIG and --nodes"),
-    ("pipeline", "benchmark", "loader|scale|augment|eval|choices"),
+    ("pipeline", "benchmark", "train|loader|scale|augment|eval|choices"),
     ("data_tools", "make", "SOURCE and FOLDER"),
     ("data_tools", "make x", "FOLDER"),
     ("data_tools", "index", "FOLDER"),

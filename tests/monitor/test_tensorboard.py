@@ -69,6 +69,7 @@ def test_a_missing_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     check_tensorboard(TrackingSection())  # type: ignore[call-arg]
 
 
+@pytest.mark.slow
 def test_a_resumed_training_and_its_evaluator(write_config: Callable[..., Path]) -> None:
     config = write_config(tracking={"tensorboard": True}, trainer={"devices": 1})
     train(config, "trainer.max_steps=5")

@@ -98,6 +98,7 @@ def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
     assert "PROBLEM  file operations: none; nothing can be written to" in done.stdout
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_come_are_named(tmp_path: Path) -> None:
     ranks = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1"}
     done = subprocess.run(
