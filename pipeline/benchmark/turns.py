@@ -20,18 +20,12 @@ def describe_machine() -> str:
     """Return the first GPU's name, or the processor's with what torch uses of it and the cores that this process may use."""
     import torch
 
+    from pipeline.distributed.hardware import processor_name
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
     cores = len(os.sched_getaffinity(0))
-    name = next((line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")), "CPU")
-    return f"{name}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _cpu_lines() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return []
+    return f"{processor_name()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
 class Contender:

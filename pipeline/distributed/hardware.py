@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import torch
 
 from pipeline.distributed.precision import measure_matmul_flops
@@ -64,3 +66,12 @@ def listed_flops(device_name: str) -> float | None:
         if f" {name} " in f" {' '.join(words)} ":
             return DATA_SHEET_BF16_TFLOPS[name] * 1e12
     return None
+
+
+def processor_name() -> str:
+    """Return the processor's name as the kernel gives it, or its architecture."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), platform.machine())
+    except OSError:  # not Linux
+        return platform.machine()

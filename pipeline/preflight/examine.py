@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from pipeline.distributed.quiet import quiet_libraries
-from pipeline.distributed.world import World, device_of, init_process_group, leave_process_group
+from pipeline.distributed.world import World, any_rank, device_of, init_process_group, leave_process_group
 from pipeline.errors import PipelineError, TrainingError
 from pipeline.files import write_whole
 from pipeline.preflight.machine import examine_machine
@@ -145,18 +144,12 @@ def _examine_together(world: World, wishes: Wishes, *, shared: Path, say: Callab
         if len(leaders) > 1:
             link = measure_link(device, leaders=leaders)
             found += [] if link is None else [link]
-        if not _all_agree(shared_by_all.advice is None, device=device):
+        if any_rank(shared_by_all.advice is not None, device=device):
             return found
     if wishes.trains:
         say("training a tiny model with ZeRO-2: four steps, twice, one of them with a resume")
         found += try_training(shared, world)
     return found
-
-
-def _all_agree(fact: bool, *, device: torch.device) -> bool:
-    flag = torch.tensor([int(fact)], device=device)
-    dist.all_reduce(flag, dist.ReduceOp.MIN)
-    return bool(flag.item())
 
 
 def _machine_of_this() -> tuple[str, str]:

@@ -16,6 +16,7 @@ import torch
 
 import pipeline
 from pipeline.data.images.decode import HOW_TO_BUILD, has_region_decoder
+from pipeline.distributed.hardware import processor_name
 from pipeline.preflight.measure import Measure, wanted
 
 GIB = 2**30
@@ -74,19 +75,11 @@ def _version_of(name: str) -> str:
 def examine_processor() -> Iterator[Measure]:
     cores = len(os.sched_getaffinity(0))
     yield Measure("cores of a rank", cores, rule="none less")
-    yield Measure("processor", f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})", rule="same")
+    yield Measure("processor", f"{processor_name()} ({torch.backends.cpu.get_cpu_capability()})", rule="same")
     yield Measure("memory available", psutil.virtual_memory().available / GIB, "GiB")
     load = os.getloadavg()[0]
     advice = None if load < 0.5 * (os.cpu_count() or 1) else "other programs keep the processor busy: look at `top` there"
     yield Measure("load", load, advice=advice)
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), platform.machine())
-    except OSError:
-        return platform.machine()
 
 
 def examine_limits(*, ranks_here: int) -> Iterator[Measure]:
