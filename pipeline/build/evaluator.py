@@ -66,6 +66,7 @@ def make_model_evaluator(path: Path, out: RunFolder, config: EvaluationConfig) -
         ExchangeError: the model cannot be read.
         ConfigError: the folder is a training's, or another model's, or cannot be written.
     """
+    check_tensorboard(config.tracking)
     model = open_pretrained(path)
     _keep_weights(model, out)
     section = config.evaluation
