@@ -62,5 +62,5 @@ def push_folder(folder: Path, repository: str, *, private: bool, message: str) -
 def listed(folder: Path) -> list[str]:
     """Return the names of the files that are uploaded: those of a model, and nothing else that lies in the folder."""
     names = ("model.safetensors", "config.json", "preprocessor_config.json", "README.md", "classes.txt")
-    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".onnx", ".npz"))
+    others = sorted(path.name for path in folder.iterdir() if path.name.endswith((".onnx", ".onnx.data", ".npz")))
     return [name for name in names if (folder / name).exists()] + others

@@ -1,14 +1,18 @@
-"""Write a model as ONNX, one file for each image size, and compare what onnxruntime computes with torch.
+"""Write a model as ONNX, one graph for each image size, and compare what onnxruntime computes with torch.
 
-The batch is dynamic. Positions belong to a number of patches, so each size has a file of its own.
+The batch is dynamic. Positions belong to a number of patches, so each size has a graph of its own. A message of protobuf has at
+most 2 GiB: the weights of a larger model (ViT-H/14) lie in a second file, which the graph names.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import shutil
+import tempfile
 import warnings
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -29,7 +33,8 @@ FEATURES = "features"
 COMPARED = 3  # images; the model is traced with another number
 # Of logits and features relative to the largest: what other orders of sums change in fp32.
 TOLERANCE = 1e-4
-MOST_BYTES = 2**31 - 2**24  # the graph takes some too
+MOST_BYTES = 2**31 - 2**24  # of weights in the graph's own file; the graph takes some too
+DATA_SUFFIX = ".data"  # after the graph's name: torch's choice
 
 
 class _Exported(nn.Module):
@@ -44,28 +49,43 @@ class _Exported(nn.Module):
         return self.model(images) if self.has_head else self.model.forward_representation(images)
 
 
-def write_onnx(model: Pretrained, path: Path, *, size: ImageSize | None = None) -> float:
-    """Write one file, whole or not at all, after onnxruntime has computed the same from it.
+@dataclass(frozen=True)
+class Graph:
+    """Says what was written.
+
+    Attributes:
+        paths: the graph, and the file of its weights where it has one.
+        difference: the largest difference of onnxruntime's outputs to torch's, as a part of the largest output.
+    """
+
+    paths: tuple[Path, ...]
+    difference: float
+
+
+def write_onnx(model: Pretrained, path: Path, *, size: ImageSize | None = None, most_bytes: int = MOST_BYTES) -> Graph:
+    """Write one graph, whole or not at all, after onnxruntime has computed the same from it.
 
     Args:
         size: height and width of the images; None: the model's own.
-
-    Returns:
-        The largest difference to torch's outputs, as a part of the largest output.
+        most_bytes: weights of more bytes get a file of their own, `path` + ".data".
 
     Raises:
         ExchangeError: the exporter is not installed, fails, or its model computes something else.
-        OSError: the file cannot be written.
+        OSError: a file cannot be written.
     """
     _require("onnxscript", "onnx", "onnxruntime")
     if size is not None and size != model.config.image_size:
         model = resize_images(model, size)
-    refuse_too_large(sum(tensor.numel() for tensor in model.tensors.values()), source=model.source)
     exported = _Exported(model.build(), has_head=model.has_head)
     height, width = height_and_width(model.config.image_size)
-    draft = path.with_name(f".{path.name}.part")
+    num_bytes = sum(tensor.numel() for tensor in model.tensors.values()) * torch.float32.itemsize
+    # A folder, because the graph holds the name of the second file.
+    drafts = Path(tempfile.mkdtemp(prefix=f".{path.name}.part.", dir=path.parent))
     try:
-        _export(exported, draft, height=height, width=width, output=OUTPUT if model.has_head else FEATURES)
+        draft = drafts / path.name
+        _export(
+            exported, draft, height=height, width=width, output=OUTPUT if model.has_head else FEATURES, apart=num_bytes > most_bytes
+        )
         difference = _compare(exported, draft, height=height, width=width)
         if not difference <= TOLERANCE:
             size_text = describe_size(model.config.image_size)
@@ -73,27 +93,29 @@ def write_onnx(model: Pretrained, path: Path, *, size: ImageSize | None = None) 
                 f"{model.source}: at {size_text} onnxruntime's outputs differ from torch's by {difference:.1e} of the largest; "
                 "the file is not written"
             )
-        draft.replace(path)
+        return Graph(_publish(draft, path), difference)
     finally:
-        draft.unlink(missing_ok=True)
-    return difference
+        shutil.rmtree(drafts)
 
 
-def refuse_too_large(num_values: int, *, source: str) -> None:
-    """Refuse a model whose weights one file of ONNX cannot hold: a message of protobuf has at most 2 GiB.
+def _publish(draft: Path, path: Path) -> tuple[Path, ...]:
+    """Move the files of a graph. No graph ever lies next to another model's weights."""
+    weights, target = _data_path(draft), _data_path(path)
+    path.unlink(missing_ok=True)
+    target.unlink(missing_ok=True)
+    if not weights.exists():
+        draft.replace(path)
+        return (path,)
+    weights.replace(target)
+    draft.replace(path)
+    return (path, target)
 
-    Raises:
-        ExchangeError: it is larger.
-    """
-    num_bytes = num_values * torch.float32.itemsize
-    if num_bytes > MOST_BYTES:
-        raise ExchangeError(
-            f"{source}: its weights take {num_bytes / 2**30:.1f} GiB, and one file of ONNX holds 2 GiB; `--to timm`, and from "
-            "its folder torch.onnx.export writes the weights to a second file (external_data=True)"
-        )
+
+def _data_path(path: Path) -> Path:
+    return path.with_name(path.name + DATA_SUFFIX)
 
 
-def _export(exported: nn.Module, path: Path, *, height: int, width: int, output: str) -> None:
+def _export(exported: nn.Module, path: Path, *, height: int, width: int, output: str, apart: bool) -> None:
     images = torch.zeros(2, 3, height, width)
     batch = torch.export.Dim("batch", min=1)
     # A faster attention gives its output other strides than the exported operations do, and a reshape is exported as what it
@@ -116,7 +138,7 @@ def _export(exported: nn.Module, path: Path, *, height: int, width: int, output:
         except Exception as error:  # the exporter raises almost anything
             raise ExchangeError(f"torch cannot export this model to ONNX: {' '.join(str(error).split())[:300]}") from error
         assert program is not None
-        program.save(str(path), external_data=False)
+        program.save(str(path), external_data=apart)
 
 
 def _compare(exported: nn.Module, path: Path, *, height: int, width: int) -> float:

@@ -134,9 +134,11 @@ def _write_file(model: Pretrained, target: Literal["npz", "onnx"], out: Path, op
     paths, notes = [], list(model.notes)
     for size in sizes:
         path = out if len(sizes) == 1 else out.with_name(f"{out.stem}-{_short(size)}{out.suffix}")
-        difference = write_onnx(model, path, size=size)
-        notes.append(f"{path.name}: onnxruntime's outputs differ from torch's by {difference:.1e} of the largest")
-        paths.append(path)
+        graph = write_onnx(model, path, size=size)
+        notes.append(f"{path.name}: onnxruntime's outputs differ from torch's by {graph.difference:.1e} of the largest")
+        if len(graph.paths) > 1:
+            notes.append(f"{path.name} names {graph.paths[1].name}, which has its weights: keep both together, under these names")
+        paths += graph.paths
     return Written(tuple(paths), tuple(notes))
 
 

@@ -18,7 +18,6 @@ from pipeline.build.initial import compare_classes
 from pipeline.data.shards.class_names import parse_class_names
 from pipeline.errors import ExchangeError
 from pipeline.exchange.labels import read_labels, write_labels
-from pipeline.exchange.onnx import refuse_too_large
 from pipeline.exchange.pretrained import Pretrained
 from pipeline.exchange.source import read_pretrained
 from pipeline.exchange.write import write_model
@@ -213,13 +212,6 @@ def test_a_full_disk_leaves_an_older_export_as_it_was(tmp_path: Path, monkeypatc
 def test_an_npz_of_images_that_are_no_squares_says_how_to_read_it(tmp_path: Path) -> None:
     written = write_model(model_of("wide_images"), "npz", tmp_path / "w.npz")
     assert any("--image-size 32 48" in note for note in written.notes)
-
-
-def test_a_model_too_large_for_one_file_of_onnx_is_refused() -> None:
-    """onnx/onnx issue 4394: a message of protobuf has at most 2 GiB."""
-    refuse_too_large(304_330_000, source="L/16")
-    with pytest.raises(ExchangeError, match=r"2\.4 GiB, and one file of ONNX holds 2 GiB"):
-        refuse_too_large(632_050_000, source="H/14")
 
 
 def test_classes_without_names_that_are_as_many_as_imagenets_are_said(tmp_path: Path) -> None:
