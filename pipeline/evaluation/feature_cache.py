@@ -25,6 +25,7 @@ from safetensors import safe_open
 from pipeline.data.images.crop import EvalTransform
 from pipeline.data.shards.index import ShardIndex
 from pipeline.distributed.precision import EvaluationPrecision
+from pipeline.evaluation.feature_kinds import REPRESENTATION, FeatureKind
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.section import EvaluationSection
 from pipeline.files import Draft
@@ -38,7 +39,12 @@ _SUFFIX = ".safetensors"
 
 
 def key_of_features(
-    header: WeightsHeader, index: ShardIndex, *, transform: EvalTransform, precision: EvaluationPrecision
+    header: WeightsHeader,
+    index: ShardIndex,
+    *,
+    transform: EvalTransform,
+    precision: EvaluationPrecision,
+    kind: FeatureKind = REPRESENTATION,
 ) -> str:
     """Return the name of a split's features: a hash of the weights, the images and what is done to them."""
     conditions = {
@@ -48,6 +54,7 @@ def key_of_features(
         "data": index.fingerprint,
         "transform": asdict(transform),
         "precision": precision,
+        **kind.key(),
     }
     return hashlib.blake2b(json.dumps(conditions, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 

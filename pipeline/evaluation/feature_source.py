@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pipeline.data.images.crop import EvalTransform
 from pipeline.data.shards.index import ShardIndex
+from pipeline.evaluation.clock import Clock
 from pipeline.evaluation.feature_cache import FeatureCache, key_of_features
+from pipeline.evaluation.feature_kinds import FeatureKind
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.reading import Reading
 from pipeline.evaluation.replicas import Replicas
@@ -20,6 +22,7 @@ class FeatureSource:
 
     Attributes:
         num_computed: splits that were computed, not found.
+        clock: counts what the time goes to.
 
     Raises:
         ConfigError: there are fewer GPUs than replicas.
@@ -28,21 +31,24 @@ class FeatureSource:
     def __init__(self, reading: Reading, *, cache: FeatureCache | None, num_replicas: int) -> None:
         self.reading = reading
         self.num_computed = 0
+        self.clock = Clock()
         self._cache = cache
-        self._replicas = Replicas(num_replicas, reading)
+        self._replicas = Replicas(num_replicas, reading, self.clock)
 
-    def features(self, weights: Weights, index: ShardIndex, *, transform: EvalTransform, description: str) -> Features:
+    def features(
+        self, weights: Weights, index: ShardIndex, *, kind: FeatureKind, transform: EvalTransform, description: str
+    ) -> Features:
         """Return the features of a split, on CPU.
 
         Raises:
-            EvaluationError: a replica has died, or failed.
+            EvaluationError: a replica has died, or failed, or the model has no such features.
             DataError: shards are damaged.
         """
-        key = key_of_features(weights.header, index, transform=transform, precision=self.reading.precision)
+        key = key_of_features(weights.header, index, kind=kind, transform=transform, precision=self.reading.precision)
         found = None if self._cache is None else self._cache.find(key)
         if found is None:
             self.num_computed += 1
-            found = self._replicas.compute(weights, index, transform=transform, description=description)
+            found = self._replicas.compute(weights, index, kind=kind, transform=transform, description=description)
             if self._cache is not None:
                 self._cache.keep(key, found)
         return found

@@ -1,4 +1,4 @@
-"""Compute frozen features of a downstream set: the representation that the classifier would read."""
+"""Compute frozen features of a downstream set."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pipeline.data.images.crop import EvalTransform
 from pipeline.data.shards.index import ShardIndex
+from pipeline.evaluation.clock import Clock
+from pipeline.evaluation.feature_kinds import REPRESENTATION, FeatureKind
 from pipeline.evaluation.reading import Reading, read_batches
 from pipeline.models.base import Backbone
 
@@ -47,19 +49,21 @@ def compute_partial(
     transform: EvalTransform,
     reading: Reading,
     description: str,
+    kind: FeatureKind = REPRESENTATION,
+    clock: Clock | None = None,
 ) -> PartialFeatures:
     """Run a frozen model over some blocks of a split. Features are fp32. They do not depend on the number of workers.
 
     Args:
         blocks: numbers of the blocks, ascending; None: all.
+        clock: counts the time until images are there.
     """
     values, labels, positions, unreadable = list[Tensor](), list[Tensor](), list[Tensor](), 0
-    for batch in read_batches(
-        index, transform=transform, labels="one", reading=reading, description=description, blocks=blocks
-    ):
+    batches = read_batches(index, transform=transform, labels="one", reading=reading, description=description, blocks=blocks)
+    for batch in (clock or Clock()).waiting(batches, "images"):
         unreadable += batch.num_unreadable
         with reading.autocast():
-            values.append(model.forward_representation(batch.images).float().cpu())
+            values.append(kind.compute(model, batch.images).float().cpu())
         labels.append(batch.labels.cpu())
         positions.append(batch.positions)
     return PartialFeatures(
@@ -85,8 +89,17 @@ def join(parts: Sequence[PartialFeatures], *, num_samples: int) -> Features:
 
 
 def extract_features(
-    model: Backbone, index: ShardIndex, *, transform: EvalTransform, reading: Reading, description: str
+    model: Backbone,
+    index: ShardIndex,
+    *,
+    transform: EvalTransform,
+    reading: Reading,
+    description: str,
+    kind: FeatureKind = REPRESENTATION,
+    clock: Clock | None = None,
 ) -> Features:
     """Compute the features of a split in this process. They are fp32, on CPU."""
-    whole = compute_partial(model, index, blocks=None, transform=transform, reading=reading, description=description)
+    whole = compute_partial(
+        model, index, blocks=None, transform=transform, reading=reading, description=description, kind=kind, clock=clock
+    )
     return Features(torch.from_numpy(whole.values), torch.from_numpy(whole.labels), num_unreadable=whole.num_unreadable)

@@ -22,6 +22,8 @@ from pipeline.data.images.crop import EvalTransform
 from pipeline.data.shards.index import ShardIndex
 from pipeline.data.workers import ignore_signals, start_process
 from pipeline.errors import ConfigError, EvaluationError
+from pipeline.evaluation.clock import Clock
+from pipeline.evaluation.feature_kinds import FeatureKind
 from pipeline.evaluation.features import Features, PartialFeatures, compute_partial, extract_features, join
 from pipeline.evaluation.reading import Reading
 from pipeline.models.base import Backbone
@@ -39,6 +41,7 @@ class _Job:
     transform: EvalTransform
     reading: Reading
     description: str
+    kind: FeatureKind
 
 
 def device_of_replica(device: torch.device, number: int) -> torch.device:
@@ -62,34 +65,53 @@ class Replicas:
 
     Args:
         number: of processes in all, this one among them.
+        clock: counts this process' time.
 
     Raises:
         ConfigError: there are fewer GPUs.
     """
 
-    def __init__(self, number: int, reading: Reading) -> None:
+    def __init__(self, number: int, reading: Reading, clock: Clock) -> None:
         self.number = number
+        self._clock = clock
         self._reading = reading
         self._devices = [device_of_replica(reading.device, replica) for replica in range(number)]
         self._others: list[tuple[BaseProcess, Pipe]] = []
 
-    def compute(self, weights: Weights, index: ShardIndex, *, transform: EvalTransform, description: str) -> Features:
+    def compute(
+        self, weights: Weights, index: ShardIndex, *, kind: FeatureKind, transform: EvalTransform, description: str
+    ) -> Features:
         """Compute the features of a split.
 
         Raises:
             EvaluationError: a process has died, or failed.
         """
         if self.number == 1:
-            return extract_features(weights.model, index, transform=transform, reading=self._reading, description=description)
+            return extract_features(
+                weights.model,
+                index,
+                transform=transform,
+                reading=self._reading,
+                description=description,
+                kind=kind,
+                clock=self._clock,
+            )
         shares = deal_blocks(len(index.block_samples), self.number)
-        busy = self._send(weights, index, shares[1:], transform=transform, description=description)
+        busy = self._send(weights, index, shares[1:], kind=kind, transform=transform, description=description)
         parts = [
             compute_partial(
-                weights.model, index, blocks=shares[0], transform=transform, reading=self._reading, description=description
+                weights.model,
+                index,
+                blocks=shares[0],
+                transform=transform,
+                reading=self._reading,
+                description=description,
+                kind=kind,
+                clock=self._clock,
             )
         ]
-        for process, connection in busy:
-            parts.append(self._receive(process, connection))
+        with self._clock.part("other processes"):
+            parts += [self._receive(process, connection) for process, connection in busy]
         return join(parts, num_samples=index.num_samples)
 
     def _send(
@@ -98,6 +120,7 @@ class Replicas:
         index: ShardIndex,
         shares: Sequence[NDArray[np.int64]],
         *,
+        kind: FeatureKind,
         transform: EvalTransform,
         description: str,
     ) -> list[tuple[BaseProcess, Pipe]]:
@@ -111,7 +134,8 @@ class Replicas:
             process, connection = self._others[replica - 1]
             reading = replace(self._reading, device=self._devices[replica], shows_progress=False)
             try:
-                connection.send(_Job(weights.path, weights.header.digest, index, share, transform, reading, description))
+                job = _Job(weights.path, weights.header.digest, index, share, transform, reading, description, kind)
+                connection.send(job)
             except OSError as error:
                 raise self._failed(process) from error
             busy.append((process, connection))
@@ -184,6 +208,7 @@ def _serve(connection: Pipe) -> None:
                 transform=job.transform,
                 reading=job.reading,
                 description=job.description,
+                kind=job.kind,
             )
         except Exception as error:
             answer = f"{type(error).__name__}: {error}"

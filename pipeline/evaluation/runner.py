@@ -248,7 +248,8 @@ class Evaluator:
             print(f"[eval] {warning}", flush=True)
         is_downstream = any(work.dataset == dataset.name for dataset in self.section.datasets)
         kept = is_downstream and failed is None and num_computed == self.source.num_computed
-        took = f"{time.perf_counter() - start:.1f} s{', kept features' * kept}"
+        parts = self.source.clock.describe()
+        took = f"{time.perf_counter() - start:.1f} s{f': {parts}' if parts else ''}{'; kept features' * kept}"
         print(f"[eval] {work.name}: {summarise(new_rows)} ({took})", flush=True)
 
     def _load(self, name: WeightsName) -> Loaded:

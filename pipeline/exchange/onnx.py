@@ -84,7 +84,12 @@ def write_onnx(model: Pretrained, path: Path, *, size: ImageSize | None = None, 
     try:
         draft = drafts / path.name
         _export(
-            exported, draft, height=height, width=width, output=OUTPUT if model.has_head else FEATURES, apart=num_bytes > most_bytes
+            exported,
+            draft,
+            height=height,
+            width=width,
+            output=OUTPUT if model.has_head else FEATURES,
+            apart=num_bytes > most_bytes,
         )
         difference = _compare(exported, draft, height=height, width=width)
         if not difference <= TOLERANCE:

@@ -137,7 +137,7 @@ def _write_file(model: Pretrained, target: Literal["npz", "onnx"], out: Path, op
         graph = write_onnx(model, path, size=size)
         notes.append(f"{path.name}: onnxruntime's outputs differ from torch's by {graph.difference:.1e} of the largest")
         if len(graph.paths) > 1:
-            notes.append(f"{path.name} names {graph.paths[1].name}, which has its weights: keep both together, under these names")
+            notes.append(f"{path.name} names {graph.paths[1].name}, which has its weights: keep both, under these names")
         paths += graph.paths
     return Written(tuple(paths), tuple(notes))
 

@@ -52,6 +52,15 @@ class Backbone(nn.Module):
         """Return the representation and what it is made from, of one forward pass."""
         return ModelOutputs(self.forward_representation(images), pooled=None, patches=None)
 
+    def forward_last_blocks(self, images: Tensor, *, count: int) -> Tensor | None:
+        """Return one vector of each of the last blocks, first to last, then the mean of the last one's patches.
+
+        They are (B, count + 1, D), and all are after the final normalisation. None for a family without tokens, and for a
+        model with fewer blocks.
+        """
+        del images, count
+        return None
+
     @abstractmethod
     def init_weights(self, generator: torch.Generator) -> None:
         """Initialise all weights in place, drawing from `generator` alone."""

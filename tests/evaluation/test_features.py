@@ -15,7 +15,9 @@ import torch
 from pipeline.data.images.crop import EvalTransform
 from pipeline.data.shards.index import ShardIndex, load_index
 from pipeline.errors import EvaluationError
+from pipeline.evaluation.clock import Clock
 from pipeline.evaluation.feature_cache import FeatureCache, key_of_features
+from pipeline.evaluation.feature_kinds import REPRESENTATION, FeatureKind
 from pipeline.evaluation.features import Features, extract_features
 from pipeline.evaluation.reading import Reading
 from pipeline.evaluation.replicas import Replicas, deal_blocks
@@ -47,7 +49,7 @@ def index(tmp_path: Path, write_shards: Callable[..., ShardIndex]) -> ShardIndex
 
 @pytest.fixture
 def three(folder: RunFolder) -> Iterator[Replicas]:
-    replicas = Replicas(3, READING)
+    replicas = Replicas(3, READING, Clock())
     yield replicas
     replicas.close()
 
@@ -68,7 +70,7 @@ def test_three_processes_compute_the_bits_of_one(
     assert (len(alone.labels), alone.num_unreadable) == (22, 1)
 
     def compute() -> Features:
-        return three.compute(weights, index, transform=TRANSFORM, description="")
+        return three.compute(weights, index, kind=REPRESENTATION, transform=TRANSFORM, description="")
 
     for _ in range(2):
         found = compute()
@@ -87,8 +89,9 @@ def test_three_processes_compute_the_bits_of_one(
     assert torch.equal(compute().values, alone.values)
     # So is one that fails: it has no weights.
     three.close()
+    missing = replace(weights, path=folder.root / "no.safetensors")
     with pytest.raises(EvaluationError, match=r"no\.safetensors does not exist"):
-        three.compute(replace(weights, path=folder.root / "no.safetensors"), index, transform=TRANSFORM, description="")
+        three.compute(missing, index, kind=REPRESENTATION, transform=TRANSFORM, description="")
 
 
 def test_results_of_three_processes_are_those_of_one(folder: RunFolder, weights: Weights, call: Call) -> None:
@@ -185,5 +188,7 @@ def test_the_key_is_of_all_that_features_depend_on(
         key_of_features(weights.header, index, transform=EvalTransform(16, 20), precision="fp32"),
         key_of_features(weights.header, index, transform=EvalTransform(16, 18, aspect="stretch"), precision="fp32"),
         key_of_features(weights.header, index, transform=EvalTransform(16, 18, resize="bilinear"), precision="fp32"),
+        key_of_features(weights.header, index, transform=TRANSFORM, precision="fp32", kind=FeatureKind(last_blocks=1)),
+        key_of_features(weights.header, index, transform=TRANSFORM, precision="fp32", kind=FeatureKind(last_blocks=4)),
     }
-    assert len(keys) == 6
+    assert len(keys) == 8

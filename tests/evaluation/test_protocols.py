@@ -13,13 +13,13 @@ from pipeline.errors import EvaluationError
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.measured import Measured
 from pipeline.evaluation.protocols import FewShot, Linear
-from pipeline.evaluation.protocols.base import ProtocolSection, Setting
+from pipeline.evaluation.protocols.base import FeatureProtocol, Setting
 from pipeline.evaluation.section import EvaluationSection
 from pipeline.evaluation.splits import Splits, prepare_splits
 from pipeline.evaluation.tasks import MeasuredUnder, describe, key_of, key_of_row, list_tasks
 
 WIDTH = 6
-EvaluationTask = tuple[ProtocolSection, Setting]
+EvaluationTask = tuple[FeatureProtocol, Setting]
 LINEAR = (Linear(), Linear().settings()[0])
 
 

@@ -16,6 +16,7 @@ from pipeline.data.shards.index import load_index, save_index
 from pipeline.errors import EvaluationError
 from pipeline.evaluation.datasets import examine_dataset
 from pipeline.evaluation.features import Features
+from pipeline.evaluation.protocols import FewShot, Linear
 from pipeline.evaluation.requirements import compare_classes
 from pipeline.evaluation.section import EvalDataset, EvaluationSection
 from pipeline.evaluation.splits import Splits, prepare_splits
@@ -133,6 +134,8 @@ def test_the_launch_finds_what_the_evaluator_finds(seed: int, tmp_path: Path) ->
     assert [note for note in splits.notes if "features" not in note] == list(compared.notes)
     assert all(f"evaluation set 'x': {note}" in notes for note in compared.notes)
     linear, few_shot = section.protocols["linear"], section.protocols["few_shot"]
+    assert isinstance(linear, Linear)
+    assert isinstance(few_shot, FewShot)
     if any("linear will fail" in note for note in notes):
         with pytest.raises(EvaluationError):
             linear.measure(splits, linear.settings()[0])

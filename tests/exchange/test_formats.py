@@ -200,7 +200,7 @@ def test_onnx_has_a_file_for_each_size(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_weights_above_the_limit_of_one_file_lie_next_to_their_graph(tmp_path: Path) -> None:
-    """A message of protobuf has at most 2 GiB (onnx/onnx issue 4394): those of H/14 are more. Both files are compared as one model."""
+    """A message of protobuf has at most 2 GiB (onnx/onnx issue 4394): those of H/14 are more."""
     path, weights = tmp_path / "vit.onnx", tmp_path / "vit.onnx.data"
     model = model_of("class_token")
     graph = write_onnx(model, path, most_bytes=1000)

@@ -1,4 +1,4 @@
-"""Define what every protocol says of itself."""
+"""Define what every protocol says of itself: those that read features, and those that run the model themselves."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline.data.class_counts import ClassCounts
+from pipeline.data.images.crop import EvalTransform
+from pipeline.data.shards.index import ShardIndex
+from pipeline.evaluation.feature_kinds import REPRESENTATION, FeatureKind
 from pipeline.evaluation.measured import Measured
+from pipeline.evaluation.reading import Reading
 from pipeline.evaluation.splits import Splits
+from pipeline.run.weights import Weights
 from pipeline.section import Section
 
 
@@ -44,14 +49,6 @@ class ProtocolSection(Section):
     def settings(self) -> list[Setting]:
         """Return every number that the protocol measures on a set."""
 
-    @abstractmethod
-    def measure(self, splits: Splits, setting: Setting) -> Measured:
-        """Measure one of the settings.
-
-        Raises:
-            EvaluationError: the set does not have what it needs.
-        """
-
     def why_impossible(self, train: ClassCounts) -> str | None:
         """Return why it can measure nothing on a set with this train split; None if it can."""
         del train
@@ -70,3 +67,48 @@ class ProtocolSection(Section):
         """Return what a reader of a result should know."""
         del row
         return []
+
+
+class FeatureProtocol(ProtocolSection):
+    """Measures frozen features of the two splits, which are computed once for all protocols that read the same."""
+
+    @property
+    def reads(self) -> FeatureKind:
+        """Return the features that it measures."""
+        return REPRESENTATION
+
+    @abstractmethod
+    def measure(self, splits: Splits, setting: Setting) -> Measured:
+        """Measure one of the settings.
+
+        Raises:
+            EvaluationError: the set does not have what it needs.
+        """
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Holds a model and a set, for protocols that run the model themselves.
+
+    Attributes:
+        weights: on the device of `reading`.
+    """
+
+    weights: Weights
+    dataset: str
+    train: ShardIndex
+    test: ShardIndex
+    transform: EvalTransform
+    reading: Reading
+
+
+class ModelProtocol(ProtocolSection):
+    """Measures a model, not its features: its attention, or what it becomes by more training."""
+
+    @abstractmethod
+    def measure_model(self, subject: Subject, setting: Setting) -> Measured:
+        """Measure one of the settings.
+
+        Raises:
+            EvaluationError: the model or the set does not have what it needs.
+        """

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.errors import EvaluationError
 from pipeline.evaluation.measured import Measured
-from pipeline.evaluation.protocols.base import ProtocolSection, Setting
+from pipeline.evaluation.protocols.base import FeatureProtocol, Setting
 from pipeline.evaluation.splits import Splits
 
 RANK_IMAGES = 25_600
@@ -28,7 +28,7 @@ TEMPERATURE = 2.0  # of the uniformity
 ROWS = 1024  # of the pairs at once
 
 
-class Diagnostics(ProtocolSection):
+class Diagnostics(FeatureProtocol):
     """Describes features without a classifier: effective rank, uniformity, alignment of classes."""
 
     protocol: Literal["diagnostics"] = "diagnostics"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.data.class_counts import ClassCounts
 from pipeline.evaluation.measured import Measured
-from pipeline.evaluation.protocols.base import ProtocolSection, Setting
+from pipeline.evaluation.protocols.base import FeatureProtocol, Setting
 from pipeline.evaluation.protocols.classifier import row_norms
 from pipeline.evaluation.protocols.ridge import fit_nested
 from pipeline.evaluation.requirements import short_classes, takes_all
@@ -29,7 +29,7 @@ from pipeline.section import Seed
 L2_PENALTY = 2.0**10
 
 
-class FewShot(ProtocolSection):
+class FewShot(FeatureProtocol):
     """Fits a ridge regression to a few images a class, drawn by each seed (paper, section 4.1)."""
 
     protocol: Literal["few_shot"] = "few_shot"

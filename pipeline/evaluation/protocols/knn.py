@@ -15,14 +15,14 @@ from torch import Tensor
 
 from pipeline.data.class_counts import ClassCounts
 from pipeline.evaluation.measured import Measured
-from pipeline.evaluation.protocols.base import ProtocolSection, Setting
+from pipeline.evaluation.protocols.base import FeatureProtocol, Setting
 from pipeline.evaluation.splits import Splits
 
 TEST_ROWS = 1024  # test images at once
 TRAIN_ROWS = 2**14  # train images that they are compared with at once
 
 
-class NearestNeighbours(ProtocolSection):
+class NearestNeighbours(FeatureProtocol):
     """Classifies each test image by a vote of its nearest train images (DINOv2, DINOv3)."""
 
     protocol: Literal["knn"] = "knn"

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.data.class_counts import ClassCounts
 from pipeline.errors import EvaluationError
 from pipeline.evaluation.measured import Measured
-from pipeline.evaluation.protocols.base import ProtocolSection, Setting
+from pipeline.evaluation.protocols.base import FeatureProtocol, Setting
 from pipeline.evaluation.protocols.classifier import Classifier
 from pipeline.evaluation.protocols.logistic import GAP_TOLERANCE, Convergence, LogisticSolver, memory_bytes
 from pipeline.evaluation.requirements import why_no_linear
@@ -28,7 +28,7 @@ LARGE_BYTES = 2**31  # memory that is announced before it is taken
 PENALTIES = tuple(10.0**exponent for exponent in range(-5, 2))  # of the mean loss: 1e-5 to 10
 
 
-class Linear(ProtocolSection):
+class Linear(FeatureProtocol):
     """Fits multinomial logistic regression to all of train."""
 
     protocol: Literal["linear"] = "linear"

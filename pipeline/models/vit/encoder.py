@@ -150,6 +150,30 @@ class EncoderBackbone(Backbone):
         pooled = self.pool_tokens(tokens)
         return ModelOutputs(self._add_pre_logits(pooled), pooled, tokens[:, self.config.num_prefix_tokens :])
 
+    def forward_last_blocks(self, images: Tensor, *, count: int) -> Float[Tensor, "B n D"] | None:
+        """Return the class token of each of the last blocks, or the mean of its patches where there is none; then that mean.
+
+        The mean at the end is of the last block. All tokens are after the final LayerNorm, as DINOv2's linear evaluation
+        has them (`get_intermediate_layers` with `norm=True`).
+        """
+        if count > len(self.blocks):
+            return None
+        outputs: list[Tensor] = []
+
+        def keep(_block: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> None:
+            outputs.append(output)
+
+        hooks = [block.register_forward_hook(keep) for block in list(self.blocks)[-count:]]
+        try:
+            self.forward_tokens(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        tokens = [self.norm(output) for output in outputs]
+        means = [output[:, self.config.num_prefix_tokens :].mean(dim=1) for output in tokens]
+        firsts = means if self.class_token is None else [output[:, 0] for output in tokens]
+        return torch.stack([*firsts, means[-1]], dim=1)
+
     @torch.no_grad()
     def attention_weights(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B h N N"]]:
         """Return each layer's attention weights, first to last; the tokens are those of `encode`."""

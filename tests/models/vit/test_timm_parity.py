@@ -149,3 +149,20 @@ def test_each_block_skips_at_its_rate(rule: Any) -> None:
         draws = {tuple(row.tolist()) for _ in range(200) for row in model(images)[:1]}
     assert len(draws) == (4 if rule == "linear" else 16)  # each of two or four branches, on or off
     assert tuple(kept[0].tolist()) not in draws  # what is kept is divided by the rate of keeping
+
+
+@pytest.mark.parametrize("name", ["default", "gap", "registers", "registers, map", "no positions"])
+def test_tokens_of_the_last_blocks_are_timms(timm: ModuleType, name: str) -> None:
+    config = replace(TINY, depth=3, **CHOICES[name])
+    ours, theirs = both(timm, config)
+    images = images_of(config)
+    with torch.no_grad():
+        found = ours.eval().forward_last_blocks(images, count=2)
+        layers = theirs.eval().get_intermediate_layers(images, n=2, norm=True, return_prefix_tokens=True)  # type: ignore[operator]
+    means = [
+        (layer if isinstance(layer, Tensor) else layer[0]).mean(dim=1) for layer in layers
+    ]  # without prefix tokens no pair
+    firsts = [prefix[:, 0] for _, prefix in layers] if config.pooling == "class_token" else means
+    assert found is not None
+    torch.testing.assert_close(found, torch.stack([*firsts, means[-1]], dim=1), atol=1e-5, rtol=1e-5)
+    assert ours.forward_last_blocks(images, count=4) is None
