@@ -10,10 +10,13 @@ from typing import Any
 import torch
 
 from pipeline.build.pretrained import open_pretrained
+from pipeline.config.read import load_config, parse_config
 from pipeline.config.run import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.exchange.initial import Beginning, begin_with
 from pipeline.exchange.pretrained import Pretrained
 from pipeline.files import write_whole
+from pipeline.models import settings_of
 from pipeline.models.base import Backbone, ModelConfig
 from pipeline.run.folder import RunFolder
 from pipeline.run.weights import digest_tensors
@@ -26,6 +29,33 @@ def open_initial(config: RunConfig) -> Pretrained | None:
         ExchangeError: they are missing, damaged, or no model that is known here.
     """
     return None if config.init_from is None else open_pretrained(config.init_from)
+
+
+def with_model_of_weights(config: RunConfig) -> RunConfig:
+    """Return a run whose model is that of the weights it begins with, where the settings name no model.
+
+    A run that has begun keeps its own: the weights may have been removed since. What the settings do say stays as it is.
+
+    Raises:
+        ConfigError: a setting does not fit the weights' family.
+        ExchangeError: the weights are missing, damaged, or no model that is known here.
+    """
+    given = config.model.model_fields_set
+    if config.init_from is None or {"name", "family"} & given:
+        return config
+    begun = RunFolder(config.run_dir).config
+    if begun.exists() and (run := load_config(begun)).init_from == config.init_from:
+        found = run.model.model_dump(mode="json")
+        found = {name: found[name] for name in settings_of(run.model.resolve())}
+    else:
+        weights = open_pretrained(config.init_from)
+        try:
+            found = settings_of(weights.config)
+        except ValueError as error:
+            raise ConfigError(f"init_from={config.init_from}: {error}") from error
+    values = config.model_dump(mode="json")
+    values["model"] = {**found, **{name: values["model"][name] for name in given}}
+    return parse_config(values, source=f"the model of init_from={config.init_from}")
 
 
 def make_model(config: ModelConfig, *, seed: int) -> Backbone:

@@ -40,6 +40,10 @@ def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
         from pipeline.config.read import load_config
 
     config = load_config(arguments.config, arguments.overrides)
+    if config.init_from is not None:
+        from pipeline.build.initial import with_model_of_weights
+
+        config = with_model_of_weights(config)
     recipes = list_recipes(Path(pipeline.__file__).parents[1] / "configs")
     if arguments.against is None:
         found, chosen = nearest_recipe(config, recipes), f"the nearest of {len(recipes)}; --against NAME compares with another"

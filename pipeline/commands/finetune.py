@@ -33,6 +33,10 @@ def run(arguments: argparse.Namespace, stop: StopRequest) -> int:
         from pipeline.finetune.points import list_points
 
     config = load_config(arguments.config, arguments.overrides)
+    if config.init_from is not None:
+        from pipeline.build.initial import with_model_of_weights
+
+        config = with_model_of_weights(config)
     if arguments.list:
         section = config.finetune
         for number, point in enumerate(list_points({} if section is None else section.grid)):

@@ -36,6 +36,10 @@ def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
 
     cluster = _read_cluster(arguments)
     config = load_config(arguments.config, arguments.overrides)
+    if config.init_from is not None:
+        from pipeline.build.initial import with_model_of_weights
+
+        config = with_model_of_weights(config)
     forecast = make_forecast(config, cluster=cluster, num_samples=arguments.samples, image_bytes=arguments.image_bytes)
     simulation = simulate_failures(forecast.checkpoints) if arguments.simulate else None
     if simulation is not None:

@@ -21,6 +21,10 @@ def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
         from pipeline.config.resolve import describe_learning_rate
 
     config = load_config(arguments.config, arguments.overrides)
+    if config.init_from is not None:
+        from pipeline.build.initial import with_model_of_weights
+
+        config = with_model_of_weights(config)
     print(config.to_yaml(), end="")
     told = describe_learning_rate(config)
     if told is not None:

@@ -87,6 +87,10 @@ def run_training(config_path: str, overrides: Sequence[str], stop: StopRequest) 
         from pipeline.config.read import load_config
 
     config = load_config(config_path, list(overrides))
+    if config.init_from is not None:
+        from pipeline.build.initial import with_model_of_weights
+
+        config = with_model_of_weights(config)
     from pipeline.distributed.world import World, die_with_parent
 
     if ranks.launcher == "local":

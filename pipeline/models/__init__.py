@@ -13,6 +13,19 @@ from pipeline.section import OneOf, members_of
 Model = Annotated[ViT | BiT | Hybrid | Timm, OneOf("family", default="vit")]
 
 
+def settings_of(config: ModelConfig) -> dict[str, Any]:
+    """Return the settings that make a model of this configuration, `model.family` among them.
+
+    Those of its classes, and of how it is trained (dropout, stochastic depth), are not among them.
+
+    Raises:
+        ValueError: no settings make such a model.
+    """
+    section = members_of(Model)[config.family]
+    assert issubclass(section, ModelSection)
+    return section.settings_of(config)
+
+
 def config_from_dict(family: str, values: Any) -> ModelConfig:
     """Return a model's configuration from a file's values.
 

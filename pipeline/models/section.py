@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -24,6 +24,15 @@ class ModelSection(Section):
     @abstractmethod
     def title(self) -> str:
         """Return what people call the model."""
+
+    @classmethod
+    @abstractmethod
+    def settings_of(cls, config: ModelConfig) -> dict[str, Any]:
+        """Return the settings that make a model of this configuration, but for its classes and how it is trained.
+
+        Raises:
+            ValueError: no settings make such a model.
+        """
 
     @abstractmethod
     def resolve(self, *, head_bias: float = 0.0) -> ModelConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -10,7 +10,7 @@ from pipeline.image_size import height_and_width, image_size
 from pipeline.models.base import ModelConfig
 from pipeline.models.bit.layers import Variant
 from pipeline.models.bit.model import BiTConfig
-from pipeline.models.bit.sizes import parse_name
+from pipeline.models.bit.sizes import ROOT_CHANNELS, parse_name
 from pipeline.models.bit.trunk import MAX_STAGES
 from pipeline.models.section import ModelSection, Side
 
@@ -38,6 +38,17 @@ class BiT(ModelSection):
     @property
     def title(self) -> str:
         return f"BiT-{self.name}" if self.variant == "v2" else f"{self.name} ({self.variant})"
+
+    @classmethod
+    def settings_of(cls, config: ModelConfig) -> dict[str, Any]:
+        assert isinstance(config, BiTConfig)
+        return {
+            "family": "bit",
+            "name": f"R50x{config.width / ROOT_CHANNELS:g}",
+            "variant": config.variant,
+            "blocks": config.blocks,
+            "image_size": config.image_size,
+        }
 
     def resolve(self, *, head_bias: float = 0.0) -> BiTConfig:
         blocks, width = parse_name(self.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -12,7 +12,7 @@ from pipeline.models.bit.layers import GROUPS
 from pipeline.models.bit.sizes import ROOT_CHANNELS
 from pipeline.models.bit.trunk import MAX_STAGES
 from pipeline.models.hybrid.model import HybridConfig
-from pipeline.models.hybrid.sizes import parse_name
+from pipeline.models.hybrid.sizes import name_of, parse_name
 from pipeline.models.vit.encoder_config import conflict_of
 from pipeline.models.vit.encoder_section import EncoderSection
 
@@ -39,6 +39,17 @@ class Hybrid(EncoderSection):
     @property
     def title(self) -> str:
         return self.name
+
+    @classmethod
+    def settings_of(cls, config: ModelConfig) -> dict[str, Any]:
+        assert isinstance(config, HybridConfig)
+        return {
+            "family": "hybrid",
+            "name": name_of(config.blocks, config.patch_size, width=config.width),
+            "blocks": config.blocks or None,
+            "root_width": config.root_width,
+            **cls.encoder_settings_of(config),
+        }
 
     def resolve(self, *, head_bias: float = 0.0) -> HybridConfig:
         size = parse_name(self.name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
 from pipeline.models.bit.sizes import BLOCKS
-from pipeline.models.vit.sizes import SIZES, EncoderSize
+from pipeline.models.vit.sizes import SIZES, EncoderSize, nearest_size
 
 STEM_PATCH = 8  # pixels of R+Ti/16's feature map (google-research/vision_transformer, vit_jax/configs/models.py)
 
@@ -50,3 +50,22 @@ def parse_name(name: str) -> HybridSize:
     first, second, third, fourth = BLOCKS[depth]
     blocks = (first, second, third + fourth) if match[3] == "16" else BLOCKS[depth]
     return HybridSize(encoder=encoder, blocks=blocks, patch_size=1)
+
+
+def name_of(blocks: tuple[int, ...], patch_size: int, *, width: int) -> str:
+    """Return a name of a hybrid with these patches, and with these blocks where a name has them.
+
+    Args:
+        width: of the encoder.
+
+    Raises:
+        ValueError: no hybrid has such patches.
+    """
+    encoder = nearest_size(width)
+    names = [f"R+{encoder}/16", *(f"R{depth}+{encoder}/{stride}" for stride in (16, 32) for depth in BLOCKS)]
+    fitting = [
+        name for name in names if parse_name(name).patch_size == patch_size and bool(parse_name(name).blocks) == bool(blocks)
+    ]
+    if not fitting:
+        raise ValueError(f"no hybrid of {len(blocks)} stages has patches of {patch_size} pixels of its feature map")
+    return min(fitting, key=lambda name: parse_name(name).blocks != blocks)

@@ -11,7 +11,7 @@ from pipeline.image_size import describe_size, height_and_width, image_size
 from pipeline.models.base import ModelConfig
 from pipeline.models.section import ModelSection, Side
 from pipeline.models.timm.library import RESERVED, check_name, default_size, installed_version, reason_of
-from pipeline.models.timm.model import HALF, TimmConfig, freeze
+from pipeline.models.timm.model import HALF, TimmConfig, freeze, thaw
 
 Part = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(gt=0, le=1)]
@@ -39,6 +39,18 @@ class Timm(ModelSection):
     @property
     def title(self) -> str:
         return self.name
+
+    @classmethod
+    def settings_of(cls, config: ModelConfig) -> dict[str, Any]:
+        assert isinstance(config, TimmConfig)
+        return {
+            "family": "timm",
+            "name": config.name,
+            "options": thaw(config.options),
+            "mean": config.mean,
+            "std": config.std,
+            "image_size": config.image_size,
+        }
 
     def resolve(self, *, head_bias: float = 0.0) -> TimmConfig:
         check_name(self.name)

@@ -9,7 +9,7 @@ from pydantic import Field
 from pipeline.errors import ConfigError
 from pipeline.image_size import height_and_width, image_size
 from pipeline.models.section import ModelSection, Side
-from pipeline.models.vit.encoder_config import Gelu, Pooling, Position, PositionAt, StochasticDepthRule
+from pipeline.models.vit.encoder_config import EncoderConfig, Gelu, Pooling, Position, PositionAt, StochasticDepthRule
 from pipeline.models.vit.sizes import EncoderSize
 
 
@@ -77,6 +77,20 @@ class EncoderSection(ModelSection):
             "registers": self.registers,
             "stochastic_depth": self.stochastic_depth,
             "stochastic_depth_rule": self.stochastic_depth_rule,
+        }
+
+    @staticmethod
+    def encoder_settings_of(config: EncoderConfig) -> dict[str, Any]:
+        """Return the settings of an encoder, but for its classes and how it is trained."""
+        names = (
+            "width", "depth", "mlp_dim", "num_heads", "pooling", "position", "position_at", "position_class_token", "gelu",
+            "qkv_bias", "qk_norm", "layer_scale", "registers",
+        )  # fmt: skip
+        representation = "none" if config.representation_size is None else "tanh"
+        return {
+            "image_size": config.image_size,
+            "representation": representation,
+            **{name: getattr(config, name) for name in names},
         }
 
     def check_sides(self, pixels: int, *, what: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from pipeline.models.base import ModelConfig
 from pipeline.models.vit.encoder_config import conflict_of
 from pipeline.models.vit.encoder_section import EncoderSection
 from pipeline.models.vit.model import ViTConfig
-from pipeline.models.vit.sizes import parse_name
+from pipeline.models.vit.sizes import nearest_size, parse_name
 
 
 class ViT(EncoderSection):
@@ -25,6 +25,15 @@ class ViT(EncoderSection):
     @property
     def title(self) -> str:
         return f"ViT-{self.name}"
+
+    @classmethod
+    def settings_of(cls, config: ModelConfig) -> dict[str, Any]:
+        assert isinstance(config, ViTConfig)
+        return {
+            "family": "vit",
+            "name": f"{nearest_size(config.width)}/{config.patch_size}",
+            **cls.encoder_settings_of(config),
+        }
 
     def resolve(self, *, head_bias: float = 0.0) -> ViTConfig:
         size, patch_size = parse_name(self.name)

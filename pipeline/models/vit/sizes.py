@@ -29,6 +29,11 @@ SIZES = {
 MAX_PATCH_DIGITS = 5  # pixels
 
 
+def nearest_size(width: int) -> str:
+    """Return the name of the size whose width is nearest: a model of one's own is a size with other numbers."""
+    return min(SIZES, key=lambda name: abs(SIZES[name].width - width))
+
+
 def parse_name(name: str) -> tuple[EncoderSize, int]:
     """Return the encoder size, and the patch size in pixels, that a name such as `L/16` says.
 
