@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeline.data.class_counts import ClassCounts
+from pipeline.data.section import ShardsSection
 from pipeline.data.shards.class_names import class_names_of
 from pipeline.data.shards.index import ShardIndex, check_shards, load_index
 from pipeline.errors import DataError, EvaluationError
@@ -22,6 +23,7 @@ class EvaluationSet:
     train: ShardIndex
     test: ShardIndex
     notes: tuple[str, ...]  # facts for the user that nothing here can change
+    places: dict[str, dict[str, str]]  # of `train` and `test`, as settings of shards
 
     @property
     def fingerprint(self) -> str:
@@ -40,7 +42,12 @@ def open_dataset(dataset: EvalDataset) -> EvaluationSet:
         notes.append("no classes.txt next to both splits, so nothing can check that they number classes alike")
     if train.fingerprint == test.fingerprint:
         notes.append("train and test are the same images: its accuracies say nothing about other images")
-    return EvaluationSet(dataset.name, train, test, tuple(notes))
+    places = {name: _place_of(split) for name, split in (("train", dataset.train), ("test", dataset.test))}
+    return EvaluationSet(dataset.name, train, test, tuple(notes), places)
+
+
+def _place_of(split: ShardsSection) -> dict[str, str]:
+    return {"path": split.path} if split.index is None else {"path": split.path, "index": split.index}
 
 
 class OpenSplits(NamedTuple):

@@ -37,7 +37,16 @@ def measure_downstream(
             on_features.setdefault(protocol.reads, []).append((task, protocol))
     for kind, some in on_features.items():
         yield from _measure_features(weights, dataset, some, kind=kind, transform=transform, source=source)
-    subject = Subject(weights, dataset.name, dataset.train, dataset.test, transform, source.reading)
+    subject = Subject(
+        weights,
+        dataset.name,
+        dataset.train,
+        dataset.test,
+        places=dataset.places,
+        transform=transform,
+        reading=source.reading,
+        scratch=weights.path.parents[1] / "finetune",
+    )
     facts = {"test_images": dataset.test.num_samples, "train_images": dataset.train.num_samples}
     for task, protocol in on_model:
         with failing(task.measure) as failure, source.clock.part(task.protocol):

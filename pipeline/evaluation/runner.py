@@ -246,8 +246,7 @@ class Evaluator:
         self.tracking.measured(work.name.step)
         for warning in warnings_of(new_rows, self.section):
             print(f"[eval] {warning}", flush=True)
-        is_downstream = any(work.dataset == dataset.name for dataset in self.section.datasets)
-        kept = is_downstream and failed is None and num_computed == self.source.num_computed
+        kept = "features" in self.source.clock.seconds and num_computed == self.source.num_computed
         parts = self.source.clock.describe()
         took = f"{time.perf_counter() - start:.1f} s{f': {parts}' if parts else ''}{'; kept features' * kept}"
         print(f"[eval] {work.name}: {summarise(new_rows)} ({took})", flush=True)

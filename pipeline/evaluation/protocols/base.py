@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.data.class_counts import ClassCounts
@@ -92,14 +93,18 @@ class Subject:
 
     Attributes:
         weights: on the device of `reading`.
+        places: of the splits `train` and `test`, as settings of shards: `path`, and `index` where it lies elsewhere.
+        scratch: folder for runs of its own, below the run folder.
     """
 
     weights: Weights
     dataset: str
     train: ShardIndex
     test: ShardIndex
+    places: Mapping[str, Mapping[str, str]]
     transform: EvalTransform
     reading: Reading
+    scratch: Path
 
 
 class ModelProtocol(ProtocolSection):
