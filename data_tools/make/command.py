@@ -27,6 +27,8 @@ SOURCE may be
   a .csv, .tsv or .jsonl file            PATH,LABEL: paths relative to the file; a header is optional. As JSON lines:
                                          {"file_name": PATH, "label": LABEL} (metadata.jsonl of Hugging Face)
   a folder of CIFAR's Python files       their pixels are stored as PNG
+  a version of a TensorFlow data set     TFRecord files with dataset_info.json; --source-split takes slices, --vtab a task of
+                                         VTAB. The images are copied to FOLDER/.make first (pip install '.[tfds]')
 
 Image bytes are kept as they are unless --short-side or --exif apply is given. What is left out is counted, and named in
 FOLDER/make.json. A sample has one label (.cls), or several (a CSV with 3;7 or 3 7, a list in a table), which are stored as
@@ -40,6 +42,9 @@ examples:
   python -m data_tools make old-shards/ new-shards/ --samples-per-shard 5000 --seed 7
   python -m data_tools make /raw/cifar-100-python /data/cifar100/test --source-split test
   python -m data_tools make /raw/food101/data /data/food101/train --source-split train
+  python -m data_tools make ~/tensorflow_datasets/dtd/3.0.1 /data/dtd/train --source-split train+validation
+  python -m data_tools make ~/tensorflow_datasets/clevr/3.1.0 /data/vtab1k/clevr_count/train800val200 \\
+      --vtab clevr_count --source-split train800val200
   python -m data_tools make labels.csv /data/photos --class-map coarse.tsv --unmapped drop
 """
 SHOWN_NAMES = 5
@@ -69,7 +74,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     _add_class_arguments(command.add_argument_group("classes"))
     _add_image_arguments(command.add_argument_group("images"))
-    _add_source_arguments(command.add_argument_group("tables, CSV and CIFAR"))
+    _add_source_arguments(command.add_argument_group("tables, CSV, CIFAR and TensorFlow data sets"))
 
 
 def _add_class_arguments(group: argparse._ArgumentGroup) -> None:
@@ -124,7 +129,8 @@ def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
         "--source-split",
         metavar="NAME",
         help="the split to take, where names of folders, files or a column tell several: train, test, ...; "
-        "several with commas between them. COLUMN=VALUE (is_train=0) names the column too",
+        "several with commas between them. COLUMN=VALUE (is_train=0) names the column too. Of a TensorFlow data set: slices, "
+        "'train[:800]+validation[:200]'",
     )
     group.add_argument(
         "--image-column",
@@ -135,6 +141,12 @@ def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
         "--label-column",
         metavar="NAME",
         help="default: what the file's metadata say, or label; for CIFAR-100 coarse_labels is another",
+    )
+    group.add_argument(
+        "--vtab",
+        metavar="TASK",
+        help="of a TensorFlow data set: one of VTAB's 19 tasks, with its labels and its splits (--source-split train800val200, "
+        "test, train800, val200, ...): clevr_count, dsprites_location, ...",
     )
     group.add_argument(
         "--label-field",
@@ -200,6 +212,7 @@ def read_options(arguments: argparse.Namespace) -> MakeOptions:
             image_folder=arguments.image_folder,
             encoding=arguments.encoding,
             split=arguments.source_split,
+            vtab=arguments.vtab,
         ),
     )
 
@@ -226,7 +239,7 @@ def describe(report: MakeReport, folder: str) -> str:
             f"`python -m data_tools dedup {folder} --within` lists copies to leave out"
         )
     if report.num_several_labels:
-        lines.append(f"  {report.num_several_labels} samples have several labels, which the trainer does not read yet")
+        lines.append(f"  {report.num_several_labels} samples have several labels, to train on with objective.name=multi_label")
     if report.num_without_label:
         lines.append(f"  {report.num_without_label} samples have no label (.cls or .json); training refuses them")
         if report.json_fields:

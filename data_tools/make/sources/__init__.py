@@ -7,6 +7,7 @@ WebDataset tars    .tar files whose samples have labels               webdataset
 table              .parquet or .arrow files                           table
 CSV                one .csv, .tsv or .jsonl file of paths and labels  csv_file
 CIFAR              batches.meta and data_batch_1 ..., meta and train  cifar
+TensorFlow set     dataset_info.json, features.json, TFRecord files   tfds
 
 Every kind asks which split to take where names of folders, files or columns contain several: see `data_tools.splits`.
 """
@@ -26,6 +27,7 @@ from data_tools.make.sources.options import SourceOptions, refuse_unused
 from data_tools.make.sources.source import Source
 from data_tools.make.sources.split_choice import CHOOSE, take_split
 from data_tools.make.sources.tars import recognise_tars
+from data_tools.make.sources.tfds.listing import find_version, is_prepared, open_prepared, plan_listing
 from data_tools.make.sources.unpack import stamp_files
 from data_tools.make.sources.webdataset_tars import LabelUse
 from data_tools.text_files import check_encoding
@@ -72,6 +74,8 @@ def _recognise(root: Path, *, options: SourceOptions, label_use: LabelUse, known
 
 
 def _recognise_folder(root: Path, *, options: SourceOptions, label_use: LabelUse, known: frozenset[str]) -> Source:
+    if (prepared := root if is_prepared(root) else find_version(root)) is not None:
+        return _tfds(prepared, options)
     visible = sorted(child for child in root.iterdir() if not is_junk(child.name))
     folders = [child for child in visible if child.is_dir()]
     tars = [child for child in visible if child.suffix.lower() == ".tar" and child.is_file()]
@@ -208,6 +212,16 @@ def _table(paths: list[Path], options: SourceOptions) -> Source:
             file_splits=tuple(groups),
         ),
     )
+
+
+def _tfds(folder: Path, options: SourceOptions) -> Source:
+    found = open_prepared(folder)
+    files = [path for shards in found.shards.values() for path, _ in shards]
+    stamp = stamp_files(files, "TFDS", options.split, options.image_column, options.label_column, options.vtab)
+    make_listing = plan_listing(
+        found, split=options.split, image=options.image_column, label=options.label_column, vtab=options.vtab, stamp=stamp
+    )
+    return Source("TensorFlow Datasets", stamp, make_listing)
 
 
 def _cifar(root: Path, batches: dict[str, list[Path]], options: SourceOptions) -> Source:

@@ -20,6 +20,7 @@ class SourceOptions:
     image_folder: str | None = None
     encoding: str | None = None
     split: str | None = None  # several have commas between them
+    vtab: str | None = None
 
     @property
     def wanted_splits(self) -> tuple[str, ...] | None:
@@ -27,11 +28,12 @@ class SourceOptions:
 
 
 OPTIONS_OF = {
-    "image_column": ("Parquet or Arrow files", "CSV"),
-    "label_column": ("Parquet or Arrow files", "CSV", "CIFAR"),
+    "image_column": ("Parquet or Arrow files", "CSV", "TensorFlow Datasets"),
+    "label_column": ("Parquet or Arrow files", "CSV", "CIFAR", "TensorFlow Datasets"),
     "label_separator": ("CSV",),
     "label_field": ("WebDataset tars",),
     "image_folder": ("CSV",),
+    "vtab": ("TensorFlow Datasets",),
 }
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in OPTIONS_OF}
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from data_tools.make.sources.listing import Listing
 
-Kind = Literal["image folder", "class tars", "WebDataset tars", "Parquet or Arrow files", "CSV", "CIFAR"]
+Kind = Literal["image folder", "class tars", "WebDataset tars", "Parquet or Arrow files", "CSV", "CIFAR", "TensorFlow Datasets"]
 
 
 @dataclass(frozen=True)
