@@ -31,18 +31,20 @@ class HeldOutSet:
 
     Attributes:
         columns: of each of the set's classes, the model's class; None where they are numbered alike.
+        any_of: an image may have several labels, of which a prediction has to be one.
     """
 
     name: str
     index: ShardIndex
     columns: tuple[int, ...] | None
     notes: tuple[str, ...]
+    any_of: bool = False
 
     @property
     def fingerprint(self) -> str:
         """Return what changes with the images, their labels, or the classes that these are compared with."""
         columns = "" if self.columns is None else "-" + hashlib.blake2b(repr(self.columns).encode(), digest_size=8).hexdigest()
-        return self.index.fingerprint[:16] + columns
+        return self.index.fingerprint[:16] + columns + "-any" * self.any_of
 
 
 def open_held_out(section: HeldOutSection, corpus: Corpus) -> HeldOutSet:
@@ -51,15 +53,18 @@ def open_held_out(section: HeldOutSection, corpus: Corpus) -> HeldOutSet:
     Raises:
         DataError: it is missing or damaged, lacks the labels that the objective needs, or has classes that the model has not.
     """
+    any_of = section.labels == "any_of"
     try:
+        if any_of and corpus.labels == "none":
+            raise DataError("labels=any_of compares classes, and the run's objective has none")
         index = load_index(section.shards.path, section.shards.index)
         check_shards(index)
         if corpus.labels != "none":
-            _check_labels(index, corpus.labels)
+            _check_labels(index, "several" if any_of else corpus.labels)
         columns, notes = (None, []) if corpus.labels == "none" else _find_columns(section, index, corpus)
         if corpus.labels != "none":
             _check_range(index, num_classes=corpus.num_classes if columns is None else len(columns))
-        if columns is not None and corpus.labels == "several":
+        if columns is not None and corpus.labels == "several" and not any_of:
             raise DataError(
                 "its classes are numbered otherwise than the corpus', and a class map is for images with one "
                 "label; make the set "
@@ -67,7 +72,7 @@ def open_held_out(section: HeldOutSection, corpus: Corpus) -> HeldOutSet:
             )
     except DataError as error:
         raise DataError(f"validation set {section.name!r}: {error}") from error
-    return HeldOutSet(section.name, index, columns, tuple(notes))
+    return HeldOutSet(section.name, index, columns, tuple(notes), any_of)
 
 
 def examine_held_out(section: HeldOutSection, corpus: Corpus, *, trained_on: str) -> list[str]:
@@ -95,7 +100,7 @@ def _check_labels(index: ShardIndex, labels: LabelKind) -> None:
         raise DataError(
             f"{index.num_several} of {index.num_samples} samples in {index.folder} have several labels, or an "
             "empty list of them, "
-            f"and the run's objective compares with one; make the set again with one label a sample"
+            f"and the run's objective compares with one; make the set again with one label a sample, or set labels: any_of"
         )
 
 

@@ -57,7 +57,8 @@ class OpenedSets:
         tasks = list_tasks(section)
         for held_out in section.validation:
             opened = self._sets.get(held_out.name)
-            tasks += upstream.tasks(held_out.name, columns=opened.columns if isinstance(opened, HeldOutSet) else None)
+            columns = opened.columns if isinstance(opened, HeldOutSet) else None
+            tasks += upstream.tasks(held_out.name, columns=columns, any_of=held_out.labels == "any_of")
         for with_masks in section.segmentation:
             tasks += segmentation_tasks(with_masks.name)
         self.tasks = [task for task in tasks if task.dataset not in self.left_out]

@@ -32,6 +32,12 @@ class HeldOutSection(Section):
         "SET'S CLASS <tab> MODEL'S CLASS for each (names, or numbers). Else by the names in both classes.txt if these differ",
     )
 
+    labels: Literal["as_trained", "any_of"] = Field(
+        default="as_trained",
+        description="any_of: an image may have several labels, and a prediction is right if it is one of them (ImageNet-ReaL); "
+        "images without a label do not count",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _take_path_alone(cls, value: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,7 @@ from pipeline.evaluation.measured import Measured, ValueKind
 from pipeline.evaluation.protocols.base import Setting
 from pipeline.evaluation.reading import EvalBatch, Reading, read_batches
 from pipeline.evaluation.tasks import EvaluationTask, Outcome
+from pipeline.functional.losses import multi_hot_targets
 from pipeline.models.base import ModelConfig
 from pipeline.objectives.base import ObjectiveSection
 from pipeline.run.weights import Weights
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 PROTOCOL = "upstream"
+ANY_OF = "top-1"  # where one of several labels is enough
 _PROPORTIONS = ("top-1", "top-5", "hit@1")  # of images; what else is not a loss is a score
 
 
@@ -46,12 +49,14 @@ class Upstream:
     def corpus(self) -> Corpus:
         return Corpus(self.model.num_classes, self.class_names, self.objective.labels)
 
-    def tasks(self, name: str, *, columns: Sequence[int] | None) -> list[EvaluationTask]:
+    def tasks(self, name: str, *, columns: Sequence[int] | None, any_of: bool = False) -> list[EvaluationTask]:
         """Return every number that is measured on a set.
 
         Args:
-            columns: see `HeldOutSet`.
+            columns, any_of: see `HeldOutSet`.
         """
+        if any_of:
+            return [EvaluationTask(name, PROTOCOL, Setting(ANY_OF))]
         loss = ["loss"] if columns is None else []
         measures = [*loss, *_make_metrics(self.objective, self.model, columns)]
         return [EvaluationTask(name, PROTOCOL, Setting(measure)) for measure in measures]
@@ -68,7 +73,8 @@ def measure_upstream(
 ) -> Iterator[Outcome]:
     """Yield the outcome of each task, after one pass over the images."""
     with failing(opened.name) as failure:
-        values, facts = _measure(weights, opened, upstream=upstream, transform=transform, reading=reading)
+        measure = partial(_measure_any_of, weights, opened) if opened.any_of else partial(_measure, weights, opened, upstream)
+        values, facts = measure(transform=transform, reading=reading)
     if failure.reason is not None:
         yield from (Outcome(task, reason=failure.reason) for task in tasks)
         return
@@ -77,7 +83,7 @@ def measure_upstream(
 
 @torch.no_grad()
 def _measure(
-    weights: Weights, opened: HeldOutSet, *, upstream: Upstream, transform: EvalTransform, reading: Reading
+    weights: Weights, opened: HeldOutSet, upstream: Upstream, *, transform: EvalTransform, reading: Reading
 ) -> tuple[dict[str, Measured], dict[str, int]]:
     section, config = upstream.objective, weights.header.model
     objective = section.build(config, seed=upstream.seed, class_names=upstream.class_names).eval()
@@ -110,6 +116,36 @@ def _measure(
     if columns is None:
         values["loss"] = Measured(total_loss / images, kind="loss")
     return values, {"test_images": images, "unreadable": unreadable}
+
+
+@torch.no_grad()
+def _measure_any_of(
+    weights: Weights, opened: HeldOutSet, *, transform: EvalTransform, reading: Reading
+) -> tuple[dict[str, Measured], dict[str, int]]:
+    """Measure ReaL accuracy (arXiv 2006.07159, section 4): predictions that are one of the image's labels.
+
+    Images without a label are left out, and counted.
+    """
+    from pipeline.objectives.accuracy import HitAt1
+
+    columns = None if opened.columns is None else torch.tensor(opened.columns, device=reading.device)
+    hits, images, unreadable = HitAt1().to(reading.device), 0, 0
+    description = f"{opened.name} step {weights.header.step}"
+    for batch in read_batches(opened.index, transform=transform, labels="several", reading=reading, description=description):
+        unreadable += batch.num_unreadable
+        if not len(batch.positions):
+            continue
+        with reading.autocast():
+            logits = weights.model(batch.images)
+        predictions = logits if columns is None else logits[:, columns]
+        _check_finite(predictions)
+        hits.update(predictions, multi_hot_targets(batch.labels, batch.label_ends, num_classes=predictions.shape[1]))
+        images += len(batch.positions)
+    counted = int(hits.total)
+    if not counted:
+        raise EvaluationError(f"none of its {images} images has a label, and {unreadable} cannot be read")
+    facts = {"test_images": counted, "without_label": images - counted, "unreadable": unreadable}
+    return {ANY_OF: Measured(float(hits.compute()))}, facts
 
 
 def _make_metrics(section: ObjectiveSection, model: ModelConfig, columns: Sequence[int] | None) -> dict[str, Metric]:

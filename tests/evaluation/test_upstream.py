@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score  # type: ignore[import-not-found]
 from torch import Tensor
 
+from data_tools.index import index_folder
 from pipeline.data.images.crop import EvalTransform
 from pipeline.data.images.decode import decode_image
 from pipeline.data.shards.index import load_index
@@ -28,7 +29,7 @@ from pipeline.objectives.accuracy import HitAt1, MeanAveragePrecision
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.records import read_json_lines
 from pipeline.run.weights import OBJECTIVE_PREFIX, load_weights, save_weights
-from tests.conftest import Outcome
+from tests.conftest import Outcome, encode, make_image, write_tar
 from tests.evaluation.test_requirements import make_split
 from tests.helpers.evaluations import MODEL, add_weights
 
@@ -261,3 +262,36 @@ def test_five_best_classes_where_there_are_more() -> None:
         metrics[f"top-{k}"].update(logits, labels)
         among = (logits.topk(k, dim=1).indices == labels[:, None]).any(dim=1).double().mean()
         assert float(metrics[f"top-{k}"].compute()) == pytest.approx(float(among))
+
+
+def test_one_of_several_labels_is_enough_and_images_without_do_not_count(folder: RunFolder, tmp_path: Path, call: Call) -> None:
+    """ImageNet-ReaL has several labels an image, and none where none fits (arXiv 2006.07159)."""
+    add_weights(folder, 4)
+    labels = [[1], [0, 2], [], [3, 1, 0], [2], [0, 1, 2, 3], []]
+    members = []
+    for number, some in enumerate(labels):
+        pixels = make_image(number, num_classes=4, size=24)
+        members.append((f"{number:05d}.png", encode(pixels, format="PNG")))
+        members.append((f"{number:05d}.json", json.dumps({"labels": some}).encode()))
+    shards = tmp_path / "real"
+    shards.mkdir()
+    write_tar(shards / "shard-000.tar", members)
+    index_folder(str(shards), block_samples=32, num_workers=1)
+    reader, transform = BlockReader(load_index(str(shards)), capacity=1), EvalTransform(image_size=16, short_side=SIZE)
+    images = torch.stack([transform(decode_image(sample.image)) for sample in reader.read(0)])
+    with torch.no_grad():
+        predicted = load_weights(folder.weights_of(4)).model(images).argmax(dim=1).tolist()
+    right = [guess in some for guess, some in zip(predicted, labels, strict=True) if some]
+    sets = f"{{name: real, shards: {shards}, labels: any_of}}"
+    outcome = call("evaluate", str(folder.root), f"evaluation.validation=[{sets}]")
+    assert outcome.code == 0, outcome.text
+    rows = rows_of(folder)
+    assert list(rows) == ["top-1"]
+    assert rows["top-1"]["accuracy"] == pytest.approx(sum(right) / len(right))
+    assert (rows["top-1"]["test_images"], rows["top-1"]["without_label"]) == (5, 2)
+    assert "ci95" in rows["top-1"]
+    refused = call("evaluate", str(folder.root), f"evaluation.validation=[{sets.replace('any_of', 'as_trained')}]")
+    assert "set labels: any_of" in refused.text
+    without = Corpus(4, None, "none")
+    with pytest.raises(DataError, match="the run's objective has none"):
+        open_held_out(HeldOutSection.model_validate({"shards": str(shards), "labels": "any_of"}), without)
