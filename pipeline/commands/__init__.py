@@ -14,6 +14,7 @@ COMMANDS = {
     "report": "print a run's results and draw its curves",
     "compare": "where two runs part, and whether one is better by more than chance",
     "status": "what a run is doing, from its files alone: from any machine that sees the folder",
+    "workspace": "arrange the panels of a run's project at W&B as a saved view, and send pictures",
     "samples": "print the samples that a run sees at a step, without running it: for loss spikes",
     "show-config": "print the resolved configuration",
     "doctor": "how a configuration deviates from a recipe, and what follows from it",

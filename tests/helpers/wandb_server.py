@@ -59,6 +59,7 @@ class WandbServer(Handler):
     outage: ClassVar[threading.Event]
     lock: ClassVar[threading.Lock]
     refused: ClassVar[list[str]]
+    views: ClassVar[dict[str, dict[str, Any]]]
 
     def do_POST(self) -> None:  # noqa: N802  (the library's name)
         self.answer(body=True)
@@ -108,6 +109,15 @@ class WandbServer(Handler):
         if "notifyScriptableRunAlert(" in query:
             self.runs[values["runName"]].alerts.append({name: values[name] for name in ("title", "text", "severity")})
             return {"notifyScriptableRunAlert": {"success": True}}
+        if "upsertView(" in query:
+            self.views[values["name"]] = values
+            return {"upsertView": {"view": {"id": f"id-{values['name']}", "name": values["name"]}, "inserted": True}}
+        if "allViews(" in query:
+            view = self.views.get(values["viewName"])
+            node = (
+                None if view is None else {"id": f"id-{view['name']}", "displayName": view["displayName"], "spec": view["spec"]}
+            )
+            return {"project": {"allViews": {"edges": [] if node is None else [{"node": node}]}}}
         if "bucket(" in query:
             run = self.runs.get(values["name"])
             project = {"id": "p1", "name": values["project"], "entity": {"id": "e1", "name": "me"}}
@@ -173,6 +183,7 @@ class Serving:
     runs: dict[str, StoredRun]
     outage: threading.Event
     refused: list[str]
+    views: dict[str, dict[str, Any]]  # saved views by name, as they were given
 
     @property
     def environment(self) -> dict[str, str]:
@@ -184,6 +195,7 @@ class Serving:
 def serve_wandb() -> Iterator[Serving]:
     """Run a server."""
     runs: dict[str, StoredRun] = {}
+    views: dict[str, dict[str, Any]] = {}
     outage, refused = threading.Event(), list[str]()
-    with serve_handler(WandbServer, runs=runs, outage=outage, lock=threading.Lock(), refused=refused) as port:
-        yield Serving(f"http://127.0.0.1:{port}", runs, outage, refused)
+    with serve_handler(WandbServer, runs=runs, outage=outage, lock=threading.Lock(), refused=refused, views=views) as port:
+        yield Serving(f"http://127.0.0.1:{port}", runs, outage, refused, views)
