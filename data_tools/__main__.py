@@ -15,6 +15,7 @@ from pipeline.launch.imports import exit_without_collecting
 
 COMMANDS = {  # each command's module and description
     "make": ("data_tools.make.command", "pack images into shuffled shards, and index them"),
+    "offline-sets": ("data_tools.offline_sets", "make two small downstream sets of what installed packages ship: no download"),
     "index": ("data_tools.index_command", "index the .tar files of a folder or URL, whoever wrote them"),
     "verify": (
         "data_tools.verify.command",
