@@ -225,6 +225,27 @@ def test_ap_rises(write_weights: Any, tmp_path: Path) -> None:
     assert rows[-1]["AP50"] > 50
 
 
+def test_boxes_of_yolos_begin_unlike_each_other(write_weights: Any, make: Any) -> None:
+    """With transformers' draw of deviation 0.02 they begin alike, and what one is told moves all of them."""
+    detector = make(write_weights("vit"), "yolos").model.eval()
+    with torch.no_grad():
+        boxes = detector(images()).pred_boxes[0]  # (queries, 4)
+    assert boxes.std(dim=0).min() > 1e-3
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_ap_of_yolos_rises(write_weights: Any, tmp_path: Path) -> None:
+    write_squares(tmp_path / "set", 64)
+    training = ["--steps", "1500", "--every", "500", "--lr", "2e-3", "--backbone-lr", "2e-3", "--batch-size", "8"]
+    options = ["--detector", "yolos", "--backbone", "random", "--queries", "6"]
+    done = run_detect(detect(write_weights("vit"), tmp_path, "out", *options, *training))
+    assert done.returncode == 0, done.stdout
+    rows = results_of(tmp_path / "out")
+    assert rows[0]["AP"] < 1
+    assert rows[-1]["AP50"] > 80
+
+
 @pytest.mark.parametrize(
     ("family", "options", "said"),
     [

@@ -118,6 +118,9 @@ def _yolos(pretrained: Pretrained, config: ViTConfig, settings: DetectorSettings
     own = model.vit.embeddings
     for new in (own.cls_token, own.detection_tokens, own.position_embeddings):  # tokens that begin equal would stay equal
         nn.init.normal_(new, std=POSITION_STD)
+    # hustvl/YOLOS (models/detector.py) leaves both heads as torch draws them; deviations of 0.02 make all boxes alike at first.
+    for layer in (*model.class_labels_classifier.layers, *model.bbox_predictor.layers):
+        layer.reset_parameters()
     tensors = {f"vit.{name}": tensor for name, tensor in folder.tensors.items()}
     table = tensors.pop("vit.embeddings.position_embeddings")  # of the class token, where there is one, and of the patches
     end = 1 + own.patch_embeddings.num_patches
