@@ -80,6 +80,8 @@ def run_demo(out: Path) -> None:
         _check(evaluator.wait(timeout=600), "evaluation")
     _say("5/5  results")
     print(write_report(folder.root).text)
+    _run("pipeline", "figures", str(folder.root), "--all-steps", "--formats", "png")
+    _run("pipeline", "report", str(folder.root), "--html")
     print(_before_and_after(folder))
     print(f"W&B run, offline (upload with `wandb sync`): {sorted((folder.root / 'wandb').glob('offline-run-*'))[-1]}")
     print(f"done in {time.perf_counter() - start:.0f} s")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline.data.images.crop import EvalTransform
 from pipeline.data.shards.index import ShardIndex
 from pipeline.data.workers import ignore_signals, start_process
-from pipeline.errors import ConfigError, EvaluationError
+from pipeline.errors import ConfigError, EvaluationError, PipelineError
 from pipeline.evaluation.clock import Clock
 from pipeline.evaluation.feature_kinds import FeatureKind
 from pipeline.evaluation.features import Features, PartialFeatures, compute_partial, extract_features, join
@@ -210,7 +211,10 @@ def _serve(connection: Pipe) -> None:
                 description=job.description,
                 kind=job.kind,
             )
-        except Exception as error:
+        except PipelineError as error:
+            answer = str(error)
+        except Exception as error:  # a library's error or a bug: shown whole, where the log is
+            traceback.print_exc()
             answer = f"{type(error).__name__}: {error}"
         try:
             connection.send(answer)

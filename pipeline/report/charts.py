@@ -27,6 +27,14 @@ METRICS = (
 _FEW_POINTS = 30  # a line through fewer would hide single ones
 _STYLES = ("-", "--", ":", "-.")
 
+# Of measures that are no accuracy, by the ends of their names.
+LABELS = {
+    "mIoU": "mIoU (%)",
+    "mAP": "mAP (%)",
+    "attention distance": "Part of the image's side (%)",
+    "effective rank": "Part of the features' width (%)",
+}
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -63,7 +71,7 @@ def list_charts(runs: Sequence[RunData]) -> list[Chart]:
 
 
 def _value_label(results: MeasureResults) -> str:
-    return f"{results.measure.rpartition(' ')[2]} (%)" if results.measure.endswith(("mIoU", "mAP")) else "Accuracy (%)"
+    return next((label for ending, label in LABELS.items() if results.measure.endswith(ending)), "Accuracy (%)")
 
 
 def _file_name(text: str) -> str:
