@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from data_tools.parallel import LocalWorkers, Workers
 from pipeline.data.shards.index import DEFAULT_BLOCK_SAMPLES, MAX_BLOCK_SAMPLES
 from pipeline.launch.cores import usable_cores
 
@@ -49,11 +52,39 @@ def add_block_samples(command: argparse.ArgumentParser) -> None:
     )
 
 
+@contextmanager
+def open_workers(arguments: argparse.Namespace, *, folders: Sequence[str]) -> Iterator[Workers]:
+    """Give what the options ask for: processes of this machine, or a cluster's workers.
+
+    Args:
+        folders: that all workers have to see.
+
+    Raises:
+        DataError: the cluster cannot do the work.
+    """
+    if arguments.cluster is None:
+        yield LocalWorkers(arguments.workers)
+        return
+    from data_tools.cluster import open_cluster
+
+    with open_cluster(arguments.cluster, folders=folders, wait_s=arguments.wait) as workers:
+        yield workers
+
+
 def add_workers(command: argparse.ArgumentParser) -> None:
-    """Add `--workers`: how many processes work."""
+    """Add `--workers` and `--cluster`: who works."""
     command.add_argument(
         "--workers",
         type=positive,
         default=usable_cores(),
         help="processes (default: all cores that this process may use, %(default)s)",
+    )
+    command.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="work on the workers of a Dask scheduler instead: tcp://HOST:8786, or the file that `dask scheduler "
+        "--scheduler-file FILE` writes. They need this software and the same file system (pip install '.[cluster]')",
+    )
+    command.add_argument(
+        "--wait", type=positive, default=600, metavar="SECONDS", help="for the cluster's first worker (default: %(default)s)"
     )

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from data_tools.folder_lock import lock_folder
-from data_tools.parallel import map_in_processes
+from data_tools.parallel import Workers
 from data_tools.shard_names import check_finished, lines, remark
 from data_tools.shards import describe_hidden, store_errors
 from data_tools.splits import select_shards
@@ -36,7 +36,7 @@ def index_folder(
     folder: str,
     *,
     block_samples: int,
-    num_workers: int,
+    workers: Workers,
     skip_lists: Sequence[str] = (),
     split: str | None = None,
     out: str | None = None,
@@ -65,11 +65,7 @@ def index_folder(
             skips[skip.shard].add(skip.key)
     tasks = [(name, frozenset(skips[name])) for name in chosen]
     scan = partial(_scan_shard, folder, block_samples)
-    entries = dict(
-        map_in_processes(
-            scan, tasks, num_workers=num_workers, description="index shards", unit="shard", name_task=lambda task: task[0]
-        )
-    )
+    entries = dict(workers.map(scan, tasks, description="index shards", unit="shard", name_task=lambda task: task[0]))
     index = assemble_index(folder, list(entries.values()))
     save_index(index, out)
     empty = tuple(sorted(entry.name for entry in entries.values() if not len(entry.block_samples)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from data_tools.arguments import add_block_samples
+from data_tools.arguments import add_block_samples, open_workers
 
 EPILOG = (
     "Writes FOLDER/index.safetensors; FOLDER may be a URL. Run it again whenever the shards change.\n\n"
@@ -40,11 +40,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from data_tools.index import describe, describe_use, index_folder, lock_index_folder
 
-    with lock_index_folder(arguments.folder, arguments.out):
+    with (
+        open_workers(arguments, folders=[arguments.folder, *([arguments.out] if arguments.out else [])]) as workers,
+        lock_index_folder(arguments.folder, arguments.out),
+    ):
         made = index_folder(
             arguments.folder,
             block_samples=arguments.block_samples,
-            num_workers=arguments.workers,
+            workers=workers,
             skip_lists=arguments.skip,
             split=arguments.source_split,
             out=arguments.out,

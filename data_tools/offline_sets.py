@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from data_tools.arguments import open_workers
 from data_tools.make.pack import MakeOptions, make_shards
 from pipeline.errors import DataError
 
@@ -40,12 +41,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     root = Path(arguments.folder)
-    with tempfile.TemporaryDirectory() as scratch:
+    root.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=root, prefix=".offline-") as scratch,
+        open_workers(arguments, folders=[arguments.folder]) as workers,
+    ):
         for name, write in (("mnist", write_digits), ("letters", write_letters)):
             write(Path(scratch) / name)
             for split in ("train", "test"):
                 source, folder = Path(scratch) / name / split, root / name / split
-                report = make_shards(str(source), str(folder), options=MakeOptions(), num_workers=arguments.workers)
+                report = make_shards(str(source), str(folder), options=MakeOptions(), workers=workers)
                 print(f"{folder}: {report.num_samples} images of {report.num_classes} classes", flush=True)
 
 

@@ -8,9 +8,11 @@ import multiprocessing
 import os
 import signal
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,55 +38,87 @@ class WorkerKilledError(DataError):
         self.tasks = tasks
 
 
-def map_in_processes(
-    function: Callable[[Task], Result],
-    tasks: Sequence[Task],
-    *,
-    num_workers: int,
-    description: str,
-    unit: str,
-    name_task: Callable[[Task], str] = str,
-) -> Iterator[tuple[Task, Result]]:
-    """Yield (task, function(task)) as they finish, with a progress bar. At most two tasks a worker wait at a time.
+class Workers(ABC):
+    """Calls functions on tasks in parallel: in processes of this machine, or on a cluster."""
 
-    Args:
-        name_task: what to call a task in messages.
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Return how many tasks are worked on at once, as far as is known now."""
 
-    Raises:
-        WorkerKilledError: naming what it was at work on; and whatever `function` raises.
-    """
-    context = multiprocessing.get_context("spawn")
-    todo = iter(enumerate(tasks))
-    running: dict[Future[Result], Task] = {}
-    workers: dict[int, BaseProcess] = {}
-    with (
-        tempfile.TemporaryDirectory(prefix="data-tools-") as notes,
-        progress(total=len(tasks), description=description, unit=unit) as bar,
-        ProcessPoolExecutor(max(1, min(num_workers, len(tasks))), mp_context=context) as pool,
-    ):
-        try:
-            while True:
-                for number, task in todo:
-                    running[pool.submit(_call_noted, notes, number, function, task)] = task
-                    workers |= {child.pid: child for child in multiprocessing.active_children() if child.pid is not None}
-                    if len(running) >= 2 * num_workers:
-                        break
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    task = running.pop(future)
-                    result = future.result()
-                    bar.update()
-                    yield task, result
-        except BrokenProcessPool as error:
-            pool.shutdown(wait=True)  # the other workers are ended by SIGTERM; how the first one died is then known
-            killed = [child for child in workers.values() if child.exitcode not in (None, 0, -signal.SIGTERM)]
-            at_work = [tasks[number] for child in killed if (number := _read_note(notes, child.pid)) is not None]
-            raise WorkerKilledError(
-                _describe_death(description, killed, [name_task(task) for task in at_work]), at_work
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    @abstractmethod
+    def map(
+        self,
+        function: Callable[[Task], Result],
+        tasks: Sequence[Task],
+        *,
+        description: str,
+        unit: str,
+        name_task: Callable[[Task], str] = str,
+    ) -> Iterator[tuple[Task, Result]]:
+        """Yield (task, function(task)) as they finish, with a progress bar. At most two tasks a worker wait at a time.
+
+        A function may be called twice on a task, where a machine is lost: its effects are whole files, the same each time.
+
+        Args:
+            name_task: what to call a task in messages.
+
+        Raises:
+            WorkerKilledError: naming what it was at work on; and whatever `function` raises.
+        """
+
+
+@dataclass(frozen=True)
+class LocalWorkers(Workers):
+    """Holds a number of processes of this machine."""
+
+    num_processes: int
+
+    @property
+    def count(self) -> int:
+        return self.num_processes
+
+    def map(
+        self,
+        function: Callable[[Task], Result],
+        tasks: Sequence[Task],
+        *,
+        description: str,
+        unit: str,
+        name_task: Callable[[Task], str] = str,
+    ) -> Iterator[tuple[Task, Result]]:
+        context = multiprocessing.get_context("spawn")
+        todo = iter(enumerate(tasks))
+        running: dict[Future[Result], Task] = {}
+        workers: dict[int, BaseProcess] = {}
+        with (
+            tempfile.TemporaryDirectory(prefix="data-tools-") as notes,
+            progress(total=len(tasks), description=description, unit=unit) as bar,
+            ProcessPoolExecutor(max(1, min(self.num_processes, len(tasks))), mp_context=context) as pool,
+        ):
+            try:
+                while True:
+                    for number, task in todo:
+                        running[pool.submit(_call_noted, notes, number, function, task)] = task
+                        workers |= {child.pid: child for child in multiprocessing.active_children() if child.pid is not None}
+                        if len(running) >= 2 * self.num_processes:
+                            break
+                    if not running:
+                        return
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        task = running.pop(future)
+                        result = future.result()
+                        bar.update()
+                        yield task, result
+            except BrokenProcessPool as error:
+                pool.shutdown(wait=True)  # the other workers are ended by SIGTERM; how the first one died is then known
+                killed = [child for child in workers.values() if child.exitcode not in (None, 0, -signal.SIGTERM)]
+                at_work = [tasks[number] for child in killed if (number := _read_note(notes, child.pid)) is not None]
+                raise WorkerKilledError(
+                    _describe_death(description, killed, [name_task(task) for task in at_work]), at_work
+                ) from error
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _call_noted(notes: str, number: int, function: Callable[[Task], Result], task: Task) -> Result:

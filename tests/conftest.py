@@ -27,6 +27,7 @@ from PIL import Image
 install_import_hook(["pipeline.models", "pipeline.functional"], "beartype.beartype")
 
 from data_tools.index import index_folder  # noqa: E402
+from data_tools.parallel import LocalWorkers  # noqa: E402
 from pipeline.benchmark.torchvision_operators import declare_torchvision_operators  # noqa: E402
 from pipeline.data.shards.index import ShardIndex, load_index  # noqa: E402
 from pipeline.run.checkpoint import RunFolder  # noqa: E402
@@ -97,7 +98,7 @@ def write_shards() -> WriteShards:
                 ]
                 number += 1
             write_tar(folder / f"shard-{shard:03d}.tar", members)
-        index_folder(str(folder), block_samples=block_samples, num_workers=1)
+        index_folder(str(folder), block_samples=block_samples, workers=LocalWorkers(1))
         return load_index(str(folder))
 
     return write

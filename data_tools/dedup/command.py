@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from data_tools.arguments import natural
+from data_tools.arguments import natural, open_workers
 from data_tools.dedup.matching import DEFAULT_DISTANCE, MAX_DISTANCE
 
 EPILOG = (
@@ -50,7 +50,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     outputs = default_outputs(arguments.corpus, out=arguments.out)
     inside = "searched" if arguments.within else "left alone"
-    with lock_folder(outputs.report.parent, name=f".{outputs.report.name}.lock", advice="name a folder with --out"):
+    folders = [arguments.corpus, *arguments.against, str(outputs.report.parent), *([arguments.work] if arguments.work else [])]
+    with (
+        open_workers(arguments, folders=folders) as workers,
+        lock_folder(outputs.report.parent, name=f".{outputs.report.name}.lock", advice="name a folder with --out"),
+    ):
         check_search(outputs.report, corpus=arguments.corpus, against=arguments.against, inside=inside)
         found = find_copies(
             arguments.corpus,
@@ -58,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
             inside=inside,
             distance=arguments.distance,
             work=arguments.work,
-            num_workers=arguments.workers,
+            workers=workers,
         )
         write_findings(found, outputs)
     print(f"{tabulate(found)}\n\n{next_step(found, outputs)}")

@@ -17,6 +17,7 @@ from data_tools.dedup.hash_sets import hash_sets
 from data_tools.dedup.hash_store import ImageSet, open_set
 from data_tools.dedup.matching import Copies, MatchKind, join_copies, nearest
 from data_tools.dedup.search import FIRST_TEST_IMAGE, Ints, find_against, find_within
+from data_tools.parallel import Workers
 from pipeline.errors import DataError
 
 
@@ -63,7 +64,7 @@ def find_copies(
     inside: Literal["searched", "left alone"],
     distance: int,
     work: str | None,
-    num_workers: int,
+    workers: Workers,
 ) -> DedupResult:
     """Look for copies of the images of test sets in a corpus, and then, if wanted, for copies inside what remains of it.
 
@@ -80,13 +81,13 @@ def find_copies(
     if not against and inside == "left alone":
         raise DataError("nothing to look for: give --against TEST_SET for copies of test images, --within for copies inside")
     corpus_set, test_sets = _open_sets(corpus, against, work=work)
-    hash_sets([corpus_set, *test_sets], num_workers=num_workers)
+    hash_sets([corpus_set, *test_sets], workers=workers)
     searched, targets = Catalogue(corpus_set), [Catalogue(images) for images in test_sets]
     starts = np.cumsum([FIRST_TEST_IMAGE, *(len(target) for target in targets)])
-    pairs = find_against(searched, targets, starts, distance=distance, num_workers=num_workers) if targets else join_copies([])
+    pairs = find_against(searched, targets, starts, distance=distance, workers=workers) if targets else join_copies([])
     within = None
     if inside == "searched":
-        within = find_within(searched, left_out=np.unique(pairs.first), distance=distance, num_workers=num_workers)
+        within = find_within(searched, left_out=np.unique(pairs.first), distance=distance, workers=workers)
     return _name_images(pairs, within, distance=distance, corpus=searched, targets=targets, starts=starts)
 
 

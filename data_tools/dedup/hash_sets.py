@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from data_tools.dedup.hash_store import HashedShard, ImageSet, save_shard, stored_facts, tabulate
 from data_tools.dedup.perceptual_hash import ImageHashes, hash_image
-from data_tools.parallel import map_in_processes
+from data_tools.parallel import Workers
 from data_tools.shards import Shard, shard_version
 from pipeline.data.images.decode import UnreadableImage, decode_image
 from pipeline.data.shards.sample import IMAGE_EXTENSIONS, find_member
@@ -20,7 +20,7 @@ from pipeline.errors import DataError
 HASHES_VERSION = 1  # version of what is hashed and how it is stored; hashes of other versions are computed again
 
 
-def hash_sets(sets: Sequence[ImageSet], *, num_workers: int) -> None:
+def hash_sets(sets: Sequence[ImageSet], *, workers: Workers) -> None:
     """Hash the shards that are not hashed yet.
 
     Raises:
@@ -28,7 +28,7 @@ def hash_sets(sets: Sequence[ImageSet], *, num_workers: int) -> None:
     """
     # A set that is given twice, alone and as part of its folder, is hashed once.
     tasks = sorted({(images.folder, name, str(images.work)) for images in sets for name in images.shards})
-    for _ in map_in_processes(hash_shard, tasks, num_workers=num_workers, description="hash shards", unit="shard"):
+    for _ in workers.map(hash_shard, tasks, description="hash shards", unit="shard"):
         pass
 
 

@@ -29,7 +29,7 @@ from data_tools.dedup.matching import (
     upright_codes,
     whole_codes,
 )
-from data_tools.parallel import map_in_processes, remember
+from data_tools.parallel import Workers, remember
 from pipeline.errors import DataError
 
 FIRST_TEST_IMAGE = 1 << 40  # test images are numbered from here on, beyond any corpus
@@ -39,7 +39,7 @@ ASKED_WITH: dict[str, MakeCodes] = {"whole": upright_codes, "crops": whole_codes
 RULES_VERSION = 3  # version of what makes a copy; pairs found by other rules are searched for again
 
 
-def find_against(corpus: Catalogue, targets: Sequence[Catalogue], starts: Ints, *, distance: int, num_workers: int) -> Copies:
+def find_against(corpus: Catalogue, targets: Sequence[Catalogue], starts: Ints, *, distance: int, workers: Workers) -> Copies:
     """Return pairs of a corpus image and a test image. Test images are numbered through their sets, from `starts` on."""
 
     def join(make: MakeCodes) -> Codes:
@@ -51,10 +51,10 @@ def find_against(corpus: Catalogue, targets: Sequence[Catalogue], starts: Ints, 
         "crops": CopyFinder.build(join(crop_codes), distance=distance),
     }
     facts = [distance, _digest(repr([target.facts for target in targets]).encode())]
-    return _search("against", corpus, finders, searched=~corpus.is_featureless, facts=facts, num_workers=num_workers)
+    return _search("against", corpus, finders, searched=~corpus.is_featureless, facts=facts, workers=workers)
 
 
-def find_within(corpus: Catalogue, *, left_out: Ints, distance: int, num_workers: int) -> Copies:
+def find_within(corpus: Catalogue, *, left_out: Ints, distance: int, workers: Workers) -> Copies:
     """Return images of the corpus to leave out, each with the image that is kept in its place: the largest, then the first."""
     everything = np.arange(len(corpus))
     rank = np.empty(len(corpus), np.int64)
@@ -68,7 +68,7 @@ def find_within(corpus: Catalogue, *, left_out: Ints, distance: int, num_workers
     # Every pair is met from both sides, so a part of one need be compared with the whole of the other on one side only.
     finders = {"whole": CopyFinder.build(corpus.all_codes(whole_codes, leads), distance=distance)}
     facts = [distance, _digest(repr(corpus.facts).encode()), _digest(np.packbits(leads).tobytes())]
-    pairs = _search("within", corpus, finders, searched=leads, facts=facts, num_workers=num_workers)
+    pairs = _search("within", corpus, finders, searched=leads, facts=facts, workers=workers)
     return _add_identical(choose_left_out(pairs, rank=rank), leader, numbers)
 
 
@@ -94,7 +94,7 @@ def _search(
     *,
     searched: NDArray[np.bool_],
     facts: list[Any],
-    num_workers: int,
+    workers: Workers,
 ) -> Copies:
     """Search for copies of each shard's images, in processes that share the finders' files."""
     folder = corpus.images.work / f"search-{name}-{_digest(repr([corpus.facts, facts]).encode())[:8]}"
@@ -108,7 +108,7 @@ def _search(
             (shard, first, last, [RULES_VERSION, first, shard_facts, *facts]) for shard, first, last, shard_facts in shards
         ]
         search = partial(_search_shard, corpus.images, name, folder)
-        found = map_in_processes(search, tasks, num_workers=num_workers, description=f"search {name}", unit="shard")
+        found = workers.map(search, tasks, description=f"search {name}", unit="shard")
         copies = join_copies([Copies(**{k: np.array(v, np.int64) for k, v in kept.items()}) for _, kept in found])
     except OSError as error:
         raise DataError(f"{folder} cannot be written ({error}); name another folder with --work") from error

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from data_tools.arguments import add_block_samples, fraction, natural, positive
+from data_tools.arguments import add_block_samples, fraction, natural, open_workers, positive
 from data_tools.make.classes import Numbering, read_class_list, read_class_map
 from data_tools.make.pack import MakeOptions, MakeReport, ShardSize
 from data_tools.make.record import RECORD_NAME
@@ -176,7 +176,8 @@ def run(arguments: argparse.Namespace) -> None:
     from pipeline.data.shards.folder import ShardFolder
 
     options = read_options(arguments)
-    report = make_shards(arguments.source, arguments.folder, options=options, num_workers=arguments.workers)
+    with open_workers(arguments, folders=[arguments.source, arguments.folder]) as workers:
+        report = make_shards(arguments.source, arguments.folder, options=options, workers=workers)
     hidden = ShardFolder(arguments.source).hidden_tars() if os.path.isdir(arguments.source) else []
     print(f"{describe_hidden(hidden)}{lines(report.remarks)}{describe(report, arguments.folder)}")
 

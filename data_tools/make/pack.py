@@ -25,7 +25,7 @@ from data_tools.make.sources.repeats import find_repeats
 from data_tools.make.sources.source import Source
 from data_tools.make.sources.webdataset_tars import count_without_label, fields_without_label
 from data_tools.make.write_shard import ShardTask, is_intact, write_shard
-from data_tools.parallel import map_in_processes
+from data_tools.parallel import Workers
 from data_tools.text_files import printable
 from pipeline.data.shards.class_names import CLASSES_NAME
 from pipeline.data.shards.folder import is_remote
@@ -128,7 +128,7 @@ class _Tasks(Sequence[ShardTask]):
         return ShardTask(target, self._record.note_path(target), samples, self._listing.take(samples), self._encoding)
 
 
-def make_shards(source: str, folder: str, *, options: MakeOptions, num_workers: int) -> MakeReport:
+def make_shards(source: str, folder: str, *, options: MakeOptions, workers: Workers) -> MakeReport:
     """Pack `source` into shards in `folder` and index them.
 
     A shard appears whole or not at all, so the same call after a crash resumes where it stopped.
@@ -149,17 +149,17 @@ def make_shards(source: str, folder: str, *, options: MakeOptions, num_workers: 
     with lock_folder(root, advice="name another folder"):
         for path in folders:
             remove_drafts(path)
-        return _make(found, source, folders, options, num_workers=num_workers)
+        return _make(found, source, folders, options, workers=workers)
 
 
-def _make(found: Source, source: str, folders: list[Path], options: MakeOptions, *, num_workers: int) -> MakeReport:
+def _make(found: Source, source: str, folders: list[Path], options: MakeOptions, *, workers: Workers) -> MakeReport:
     """Do the same, while nobody else writes into the folder."""
     root = folders[0] if options.val_fraction is None else folders[0].parent
     record = MakeRecord(root, _describe_request(found, options), folders=folders)
     if record.is_unchanged(found.stamp) and (report := _stored_report(record, folders, options)):
         return report
     try:
-        listing = found.list(record.work, num_workers)
+        listing = found.list(record.work, workers)
     except OSError as error:
         raise DataError(f"source {source!r} cannot be listed: {error}") from error
     num_listed = len(listing)
@@ -172,7 +172,7 @@ def _make(found: Source, source: str, folders: list[Path], options: MakeOptions,
     listing = check_names(listing, source=source, folders=folders, options=options, is_new=record.is_new)
     parts = _plan(listing, folders, options)
     record.claim(listing.digest(), times=listing.times, stamp=found.stamp)
-    num_written = _write(parts, listing, record, options, num_workers)
+    num_written = _write(parts, listing, record, options, workers)
     if not num_written and (report := _stored_report(record, folders, options)):
         return report
     facts = {
@@ -187,7 +187,7 @@ def _make(found: Source, source: str, folders: list[Path], options: MakeOptions,
         "num_contradicting": repeats.contradicting,
         "first_contradicting": repeats.first,
     }
-    return _finish(facts, listing.classes, parts, record, options, num_workers=num_workers)
+    return _finish(facts, listing.classes, parts, record, options, workers=workers)
 
 
 def _some(classes: Collection[str]) -> str:
@@ -260,28 +260,28 @@ def _cut(tar_bytes: NDArray[np.int64], size: ShardSize) -> NDArray[np.int64]:
     return np.array(ends)
 
 
-def _write(parts: list[ShardPlan], listing: Listing, record: MakeRecord, options: MakeOptions, num_workers: int) -> int:
+def _write(parts: list[ShardPlan], listing: Listing, record: MakeRecord, options: MakeOptions, workers: Workers) -> int:
     """Write the shards that do not exist yet. Return how many were written."""
     for part in parts:
         part.folder.mkdir(exist_ok=True)
     shards = [shard for part in parts for shard in part.shards()]
-    damaged = _find_damaged([path for path, _ in shards], record, num_workers)
+    damaged = _find_damaged([path for path, _ in shards], record, workers)
     todo = [shard for shard in shards if record.note(shard[0]) is None or shard[0] in damaged]
     tasks = _Tasks(todo, listing=listing, record=record, encoding=options.encoding)
     try:
-        for _ in map_in_processes(write_shard, tasks, num_workers=num_workers, description="write shards", unit="shard"):
+        for _ in workers.map(write_shard, tasks, description="write shards", unit="shard"):
             pass
     except OSError as error:
         raise DataError(f"shards cannot be written: {error}; the same command resumes where it stopped") from error
     return len(todo)
 
 
-def _find_damaged(shards: Sequence[Path], record: MakeRecord, num_workers: int) -> set[Path]:
+def _find_damaged(shards: Sequence[Path], record: MakeRecord, workers: Workers) -> set[Path]:
     """Return the shards of an interrupted call that do not hold what their notes say."""
     unchecked = [(path, digest) for path in shards if (digest := record.unchecked_digest(path)) is not None]
     if not unchecked:
         return set()
-    checked = map_in_processes(is_intact, unchecked, num_workers=num_workers, description="check shards", unit="shard")
+    checked = workers.map(is_intact, unchecked, description="check shards", unit="shard")
     return {path for (path, _), intact in checked if not intact}
 
 
@@ -313,7 +313,7 @@ def _finish(
     record: MakeRecord,
     options: MakeOptions,
     *,
-    num_workers: int,
+    workers: Workers,
 ) -> MakeReport:
     """Index the shards, check that all samples are there, and write the report."""
     notes = {shard: record.note(shard) or {} for part in parts for shard, _ in part.shards()}
@@ -325,7 +325,7 @@ def _finish(
             raise DataError(f"{part.folder}: none of its {len(part.samples)} images can be decoded")
         if classes is not None:
             (part.folder / CLASSES_NAME).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
-        index = index_folder(str(part.folder), block_samples=options.block_samples, num_workers=num_workers).index
+        index = index_folder(str(part.folder), block_samples=options.block_samples, workers=workers).index
         if index.num_samples != expected:
             raise DataError(
                 f"{part.folder}: {index.num_samples} samples in the shards, {expected} were written; empty it and start again"

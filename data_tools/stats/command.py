@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from data_tools.arguments import natural
+from data_tools.arguments import natural, open_workers
 
 EPILOG = (
     "Reads the images' headers alone, without the samples that the folder's index leaves out. Writes stats.json, and "
@@ -38,10 +38,13 @@ def run(arguments: argparse.Namespace) -> None:
     shards = list_shards(arguments.folder)
     out = Path(arguments.out) if arguments.out else shards.output_folder
     page = out / f"{shards.output_prefix}stats.html"
-    with lock_folder(out, name=f".{page.name}.lock", advice="name another folder with --out"):
+    with (
+        open_workers(arguments, folders=[shards.folder, str(out)]) as workers,
+        lock_folder(out, name=f".{page.name}.lock", advice="name another folder with --out"),
+    ):
         check_report(page.with_suffix(".json"), folder=shards.folder, advice="name another folder with --out")
         index = find_index_of(shards.folder, arguments.index)
-        measured = measure_folder(shards, work=out / ".stats", num_workers=arguments.workers, seed=arguments.seed, index=index)
+        measured = measure_folder(shards, work=out / ".stats", workers=workers, seed=arguments.seed, index=index)
         report = describe(measured)
         write_json(page.with_suffix(".json"), report)
         write_page(measured, report, page)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import PIL
 
-from data_tools.parallel import map_in_processes, remember, write_json
+from data_tools.parallel import Workers, remember, write_json
 from data_tools.shards import ShardList, is_whole, shard_version
 from data_tools.stats.histogram import bin_value, effective_number, percentiles
 from data_tools.stats.shard_counts import COUNTERS, SHEET_IMAGES, TOTALS, measure_shard
@@ -72,7 +72,7 @@ class CorpusStats:
 
 
 def measure_folder(
-    shards: ShardList, *, work: Path, num_workers: int, seed: int = 0, index: ShardIndex | None = None
+    shards: ShardList, *, work: Path, workers: Workers, seed: int = 0, index: ShardIndex | None = None
 ) -> CorpusStats:
     """Count everything in some shards that a training would see.
 
@@ -86,7 +86,7 @@ def measure_folder(
     """
     write_json(work / "about.json", {"folder": shards.folder, "is": "what `stats` counted; may be deleted"})
     measure = partial(_measure_shard, shards.folder, work, seed, index)
-    done = map_in_processes(measure, shards.names, num_workers=num_workers, description="measure shards", unit="shard")
+    done = workers.map(measure, shards.names, description="measure shards", unit="shard")
     counters: dict[str, Counter[Any]] = {name: Counter() for name in COUNTERS}
     totals: Counter[str] = Counter()
     broken = {name: f"{name} is compressed; `gunzip` (or `zstd -d`) it first" for name in shards.compressed}

@@ -22,7 +22,7 @@ import PIL
 import simplejpeg
 
 from data_tools.inspect_image import Finding, inspect_image
-from data_tools.parallel import WorkerKilledError, map_in_processes, remember, write_json
+from data_tools.parallel import WorkerKilledError, Workers, remember, write_json
 from data_tools.shards import Shard, ShardList, is_whole, shard_version
 from data_tools.verify.findings import KINDS, Verification, describe
 from pipeline.data.shards.class_names import class_names_of
@@ -57,7 +57,7 @@ def default_outputs(shards: ShardList, *, skip_list: str | None, report: str | N
 
 
 def verify_shards(
-    shards: ShardList, *, outputs: VerifyOutputs, num_workers: int, skip_lists: Sequence[str] = ()
+    shards: ShardList, *, outputs: VerifyOutputs, workers: Workers, skip_lists: Sequence[str] = ()
 ) -> Verification:
     """Check every sample of some shards, and write the skip list and the report.
 
@@ -77,9 +77,7 @@ def verify_shards(
     tasks = [(name, frozenset(known[name])) for name in shards.names]
     start = time.perf_counter()
     try:
-        done = map_in_processes(
-            look, tasks, num_workers=num_workers, description="verify shards", unit="shard", name_task=lambda task: task[0]
-        )
+        done = workers.map(look, tasks, description="verify shards", unit="shard", name_task=lambda task: task[0])
         results = {task[0]: result for task, result in done}
     except WorkerKilledError as error:
         raise _name_samples(error, outputs.work) from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from data_tools.arguments import open_workers
+
 EPILOG = (
     "FOLDER is a folder or URL of WebDataset tars, indexed or not, or one .tar. Every image is decoded as training does\n"
     "it. What cannot be used (no image, no usable label, an image that cannot be decoded) goes into a skip list for\n"
@@ -45,15 +47,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     shards = list_shards(arguments.folder)
     outputs = default_outputs(shards, skip_list=arguments.skip_list, report=arguments.report, work=arguments.work)
-    with lock_folder(
-        outputs.report.parent,
-        name=f".{outputs.report.name}.lock",
-        advice="name other paths with --report, --skip-list and --work",
+    with (
+        open_workers(arguments, folders=[shards.folder, str(outputs.work)]) as workers,
+        lock_folder(
+            outputs.report.parent,
+            name=f".{outputs.report.name}.lock",
+            advice="name other paths with --report, --skip-list and --work",
+        ),
     ):
         is_ours = outputs.report.exists()
         check_report(outputs.report, folder=shards.folder, advice="name other paths with --report, --skip-list and --work")
         check_skip_list(outputs.skip_list, is_ours=is_ours, given=arguments.skip, advice="name another file with --skip-list")
-        found = verify_shards(shards, outputs=outputs, num_workers=arguments.workers, skip_lists=arguments.skip)
+        found = verify_shards(shards, outputs=outputs, workers=workers, skip_lists=arguments.skip)
     print(f"{describe_hidden(shards.hidden)}{lines(shards.remarks)}{summarise(found)}")
     print(tabulate(found) or "nothing wrong with any of them")
     given = f", {found.num_passed_over} of them given" if found.num_passed_over else ""

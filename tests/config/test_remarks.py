@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.index import index_folder
+from data_tools.parallel import LocalWorkers
 from pipeline.config.read import load_config
 from pipeline.config.remarks import remarks
 from pipeline.config.resolve import resolve_run
@@ -88,7 +89,7 @@ def test_classes_without_an_image_are_told(write_config: WriteConfig, tmp_path: 
     assert said(write_config(), "model.num_classes=6", "objective={name: masked_patches}") == []
     members = [member for i in range(8) for member in ((f"{i}.png", b"?"), (f"{i}.cls", str(1 + i % 3).encode()))]
     write_tar(tmp_path / "a.tar", members)
-    index_folder(str(tmp_path), block_samples=4, num_workers=1)
+    index_folder(str(tmp_path), block_samples=4, workers=LocalWorkers(1))
     (text,) = said(write_config(), f"data.train={tmp_path}")
     assert text.endswith(
         "1 of model.num_classes=4 classes have no image in data.train: 0; labels count from 0, and these may count from 1"

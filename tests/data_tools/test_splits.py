@@ -17,6 +17,7 @@ from data_tools.make.classes import Numbering, number_classes
 from data_tools.make.sources import find_source
 from data_tools.make.sources.listing import Listing
 from data_tools.make.sources.options import SourceOptions
+from data_tools.parallel import LocalWorkers
 from data_tools.splits import are_splits, is_split_column, parse_split, split_of_file, splits_among_classes
 from pipeline.data.shards.index import load_index
 from pipeline.errors import DataError
@@ -209,7 +210,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str, str]] = {  # what is writt
 
 def list_source(path: Path, scratch: Path, *, known: Sequence[str] = (), **options: Any) -> Listing:
     found = find_source(str(path), options=SourceOptions(**options), label_use="keep", known=known)
-    return number_classes(found.list(scratch, 1), Numbering())[0]
+    return number_classes(found.list(scratch, LocalWorkers(1)), Numbering())[0]
 
 
 def write(tmp_path: Path, prepare: Callable[[Path], None]) -> Path:

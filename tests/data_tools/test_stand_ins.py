@@ -10,6 +10,7 @@ import pytest
 from data_tools.__main__ import main
 from data_tools.index import index_folder
 from data_tools.make.classes import read_class_list, read_class_map
+from data_tools.parallel import LocalWorkers
 from pipeline.data.shards.class_names import class_names_of
 from pipeline.data.shards.index import load_index
 from pipeline.errors import DataError
@@ -45,7 +46,7 @@ def test_a_list_of_classes_that_has_not_come_is_no_list_of_classes(tmp_path: Pat
         with pytest.raises(DataError, match=rf"classes\.txt{SAID[content]}"):
             read(str(path))
     folder = write_shards(tmp_path / "x")
-    index_folder(str(folder), block_samples=4, num_workers=0)
+    index_folder(str(folder), block_samples=4, workers=LocalWorkers(0))
     shutil.copy(path, folder)
     with pytest.raises(DataError, match=rf"classes\.txt{SAID[content]}"):
         class_names_of(*load_index(str(folder)).folders)

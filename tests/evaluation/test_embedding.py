@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from data_tools.index import index_folder
+from data_tools.parallel import LocalWorkers
 from pipeline.data.images.crop import EvalTransform
 from pipeline.data.shards.index import load_index
 from pipeline.distributed.precision import EvaluationPrecision
@@ -205,7 +206,7 @@ def odd_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if number in labels:
                 members.append((f"é{number}.json" if number < 3 else f"é{number}.cls", labels[number]))
         write_tar(folder / f"shard-{shard}.tar", members)
-    index_folder(str(folder), block_samples=4, num_workers=1)
+    index_folder(str(folder), block_samples=4, workers=LocalWorkers(1))
     return folder
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from data_tools.index import index_folder
+from data_tools.parallel import LocalWorkers
 from pipeline.data.class_counts import ClassCounts
 from pipeline.data.shards.index import load_index, save_index
 from pipeline.errors import EvaluationError
@@ -32,7 +33,7 @@ def make_split(folder: Path, labels: list[int], *, names: str = "ant\nbee\ncat\n
     ]
     write_tar(folder / "0.tar", [member for sample in members for member in sample])
     (folder / "classes.txt").write_text(names)
-    index_folder(str(folder), block_samples=4, num_workers=0)
+    index_folder(str(folder), block_samples=4, workers=LocalWorkers(0))
     return str(folder)
 
 

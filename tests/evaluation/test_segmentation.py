@@ -20,6 +20,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from data_tools.__main__ import main as data_tools
 from data_tools.index import index_folder
 from data_tools.make.write_shard import add_sample
+from data_tools.parallel import LocalWorkers
 from pipeline.data.images.crop import EvalTransform
 from pipeline.data.images.decode import UnreadableImage
 from pipeline.data.images.masks import IGNORED, decode_mask, resize_mask
@@ -66,7 +67,7 @@ def sets(tmp_path: Path) -> dict[str, str]:
             for number in range(count):
                 pixels, mask = make_scene(generator)
                 add_sample(tar, f"{number:04d}", {"png": png(pixels), "seg.png": png(mask)})
-        index_folder(str(folder), block_samples=4, num_workers=1)
+        index_folder(str(folder), block_samples=4, workers=LocalWorkers(1))
         folders[split] = str(folder)
     return folders
 

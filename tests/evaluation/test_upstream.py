@@ -15,6 +15,7 @@ from sklearn.metrics import average_precision_score  # type: ignore[import-not-f
 from torch import Tensor
 
 from data_tools.index import index_folder
+from data_tools.parallel import LocalWorkers
 from pipeline.data.images.crop import EvalTransform
 from pipeline.data.images.decode import decode_image
 from pipeline.data.shards.index import load_index
@@ -276,7 +277,7 @@ def test_one_of_several_labels_is_enough_and_images_without_do_not_count(folder:
     shards = tmp_path / "real"
     shards.mkdir()
     write_tar(shards / "shard-000.tar", members)
-    index_folder(str(shards), block_samples=32, num_workers=1)
+    index_folder(str(shards), block_samples=32, workers=LocalWorkers(1))
     reader, transform = BlockReader(load_index(str(shards)), capacity=1), EvalTransform(image_size=16, short_side=SIZE)
     images = torch.stack([transform(decode_image(sample.image)) for sample in reader.read(0)])
     with torch.no_grad():

@@ -149,6 +149,7 @@ def tabulate(outcomes: list[Outcome], *, num_trainings: int, differing: list[str
 def prepare(folder: Path) -> Path:
     """Write a corpus of images that can be learnt."""
     from data_tools.index import index_folder
+    from data_tools.parallel import LocalWorkers
     from tests.conftest import encode, make_image, write_tar
 
     members: list[tuple[str, bytes]] = []
@@ -157,7 +158,7 @@ def prepare(folder: Path) -> Path:
         members += [(f"{number:03d}.jpg", image), (f"{number:03d}.cls", str(number % 4).encode())]
     (folder / "corpus").mkdir()
     write_tar(folder / "corpus" / "000.tar", members)
-    index_folder(str(folder / "corpus"), block_samples=8, num_workers=1)
+    index_folder(str(folder / "corpus"), block_samples=8, workers=LocalWorkers(1))
     return folder / "corpus"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data_tools.index import index_folder
+from data_tools.parallel import LocalWorkers
 from tests.conftest import write_tar
 
 SHAPE = (375, 500)
@@ -40,4 +41,4 @@ def write_photos(folder: Path, *, shards: int, images_per_shard: int, different:
             number = shard * images_per_shard + slot
             members += [(f"{number:07d}.jpg", pictures[number % different]), (f"{number:07d}.cls", str(number % 1000).encode())]
         write_tar(folder / f"shard-{shard:04d}.tar", members)
-    index_folder(str(folder), block_samples=32, num_workers=1)
+    index_folder(str(folder), block_samples=32, workers=LocalWorkers(1))

@@ -175,6 +175,7 @@ def test_non_finite_gradients_skip_the_step_then_stop_the_run(write_config: Writ
 def test_an_error_on_one_rank_is_told_by_that_rank(write_config: WriteConfig, tmp_path: Path) -> None:
     """One label among 83 images has changed since the index was made: the rank that meets it names it."""
     from data_tools.index import index_folder
+    from data_tools.parallel import LocalWorkers
     from tests.conftest import encode, make_image, write_tar
 
     (tmp_path / "bad").mkdir()
@@ -185,7 +186,7 @@ def test_an_error_on_one_rank_is_told_by_that_rank(write_config: WriteConfig, tm
             members += [(f"{number:03d}.jpg", image), (f"{number:03d}.cls", label if number == 40 else b"0")]
         write_tar(tmp_path / "bad" / "a.tar", members)
         if label == b"0":
-            index_folder(str(tmp_path / "bad"), block_samples=4, num_workers=1)
+            index_folder(str(tmp_path / "bad"), block_samples=4, workers=LocalWorkers(1))
     result = run_command("train", str(write_config(data={"train": str(tmp_path / "bad")})))
     assert result.returncode == 2, result.stdout
     lines = [line for line in result.stdout.splitlines() if line.startswith("error (rank ")]
@@ -195,6 +196,7 @@ def test_an_error_on_one_rank_is_told_by_that_rank(write_config: WriteConfig, tm
 
 def test_too_many_unreadable_images_stop_the_run(write_config: WriteConfig, tmp_path: Path) -> None:
     from data_tools.index import index_folder
+    from data_tools.parallel import LocalWorkers
     from tests.conftest import encode, make_image, write_tar
 
     members: list[tuple[str, bytes]] = []
@@ -203,7 +205,7 @@ def test_too_many_unreadable_images_stop_the_run(write_config: WriteConfig, tmp_
         members += [(f"{number:03d}.jpg", image), (f"{number:03d}.cls", b"0")]
     (tmp_path / "bad").mkdir()
     write_tar(tmp_path / "bad" / "a.tar", members)
-    index_folder(str(tmp_path / "bad"), block_samples=4, num_workers=1)
+    index_folder(str(tmp_path / "bad"), block_samples=4, workers=LocalWorkers(1))
     result = run_command("train", str(write_config(data={"train": str(tmp_path / "bad")})), ONE_RANK)
     assert result.returncode == 2, result.stdout
     assert "images could not be read, more than data.unreadable_budget=0.0001 allows" in result.stdout

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from data_tools.index import index_folder
+from data_tools.parallel import LocalWorkers
 from tests.conftest import REPOSITORY, encode, make_image, write_tar
 
 # These make configs/l16_in21k.yaml train in seconds: the same run as the fixture `tiny_config`.
@@ -46,7 +47,7 @@ def write_bars(folder: Path, *, count: int) -> Path:
         image = encode(make_image(number, num_classes=4, size=24), format="JPEG")
         members += [(f"{number:05d}.jpg", image), (f"{number:05d}.cls", str(number % 4).encode())]
     write_tar(folder / "shard-000.tar", members)
-    index_folder(str(folder), block_samples=4, num_workers=1)
+    index_folder(str(folder), block_samples=4, workers=LocalWorkers(1))
     return folder
 
 

@@ -154,7 +154,7 @@ def _folders(
     return Source(
         "image folder",
         None,
-        lambda scratch, workers: take_split(list_image_folder(root, num_workers=workers), options, source=root, skip_parts=1),
+        lambda scratch, workers: take_split(list_image_folder(root, workers=workers), options, source=root, skip_parts=1),
         remarks=tuple(_remark_beside(root, visible)),
     )
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from data_tools.make.sources.listing import Listing
 from data_tools.make.sources.unpack import Entry, unpack_files
+from data_tools.parallel import Workers
 from pipeline.errors import DataError
 
 SIDE = 32
@@ -53,7 +54,7 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
     return {split: paths for split, paths in splits.items() if paths}
 
 
-def list_cifar(paths: list[Path], scratch: Path, num_workers: int, *, stamp: str, label_column: str | None) -> Listing:
+def list_cifar(paths: list[Path], scratch: Path, workers: Workers, *, stamp: str, label_column: str | None) -> Listing:
     """Return the images of these batches, written to `scratch` as PNG.
 
     Args:
@@ -72,7 +73,7 @@ def list_cifar(paths: list[Path], scratch: Path, num_workers: int, *, stamp: str
         known = ", ".join(key for key, value in NAMES_OF_LABELS.items() if value.encode() in names)
         raise DataError(f"{meta} names no classes for {label_key!r}; it has some for: {known or 'nothing'}") from error
     read = partial(_read_batch, label_key.encode())
-    return unpack_files(read, paths, scratch=scratch, stamp=stamp, classes=classes, num_workers=num_workers)
+    return unpack_files(read, paths, scratch=scratch, stamp=stamp, classes=classes, workers=workers)
 
 
 def _read_batch(label_key: bytes, path: str) -> Iterator[Entry]:

@@ -15,6 +15,7 @@ from data_tools.make.sources.image_folder import drop_empty_classes, sort_classe
 from data_tools.make.sources.listing import MAX_NAMED, Listing, Member
 from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.sources.parts import list_parts
+from data_tools.parallel import Workers
 from data_tools.splits import is_split, parse_split, splits_among_classes
 from data_tools.text_files import printable
 from pipeline.data.shards.member_names import split_name
@@ -36,7 +37,7 @@ class ClassTar(NamedTuple):
     label: int
 
 
-def list_class_tars(paths: list[Path], *, known: Collection[str], num_workers: int) -> Listing:
+def list_class_tars(paths: list[Path], *, known: Collection[str], workers: Workers) -> Listing:
     """Return the images of tars that are each named after their class; classes are numbered in sorted order.
 
     Raises:
@@ -44,10 +45,10 @@ def list_class_tars(paths: list[Path], *, known: Collection[str], num_workers: i
     """
     path_of = {path.stem: str(path) for path in paths}
     tars = [ClassTar(path_of[name], None, 0, name, label) for label, name in enumerate(sort_classes(path_of))]
-    return _list(tars, known, num_workers)
+    return _list(tars, known, workers)
 
 
-def list_outer_tar(path: Path, *, known: Collection[str], num_workers: int) -> Listing:
+def list_outer_tar(path: Path, *, known: Collection[str], workers: Workers) -> Listing:
     """List the images of a tar that holds the classes' tars.
 
     Raises:
@@ -71,7 +72,7 @@ def list_outer_tar(path: Path, *, known: Collection[str], num_workers: int) -> L
         ClassTar(str(path), range_of[name][0], range_of[name][1], name, label)
         for label, name in enumerate(sort_classes(range_of))
     ]
-    listing = _list(tars, known, num_workers)
+    listing = _list(tars, known, workers)
     return replace(
         listing,
         passed_over=listing.passed_over + len(others),
@@ -139,8 +140,8 @@ def _check_folders(listing: Listing, tars: Sequence[ClassTar], known: Collection
             )
 
 
-def _list(tars: list[ClassTar], known: Collection[str], num_workers: int) -> Listing:
-    listing = list_parts(_list_tar, tars, num_workers=num_workers, description="list class tars", unit="tar")
+def _list(tars: list[ClassTar], known: Collection[str], workers: Workers) -> Listing:
+    listing = list_parts(_list_tar, tars, workers=workers, description="list class tars", unit="tar")
     if not len(listing):
         raise DataError(f"{tars[0].path}: no images in {len(tars)} class tars (looked for {', '.join(IMAGE_EXTENSIONS)})")
     _check_folders(listing, tars, known)

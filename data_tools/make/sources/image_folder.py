@@ -15,6 +15,7 @@ from data_tools.make.sources.files import find_image_extension, is_junk
 from data_tools.make.sources.listing import Listing, Member
 from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.sources.parts import list_parts
+from data_tools.parallel import Workers
 from data_tools.splits import numbered_parts, parse_split, split_of, splits_among_classes
 from pipeline.data.shards.sample import IMAGE_EXTENSIONS
 from pipeline.data.stand_ins import POINTER_BYTES, refuse_stand_in
@@ -44,7 +45,7 @@ def sort_classes(names: Collection[str]) -> list[str]:
     return sorted(names, key=lambda name: (int(name), name)) if are_numbers else sorted(names)
 
 
-def list_image_folder(root: Path, *, num_workers: int) -> Listing:
+def list_image_folder(root: Path, *, workers: Workers) -> Listing:
     """Return every image of every class folder. Classes are the folders that hold an image, sorted.
 
     Hidden names and those that systems leave behind (`__MACOSX`, `Thumbs.db`) are neither images nor classes. Links to files
@@ -58,7 +59,7 @@ def list_image_folder(root: Path, *, num_workers: int) -> Listing:
     folders = sort_classes([entry.name for entry in entries if entry.is_dir()])
     tasks = [ClassFolder(name, label) for label, name in enumerate(folders)]
     listing = list_parts(
-        partial(_list_class, str(root)), tasks, num_workers=num_workers, description="list class folders", unit="folder"
+        partial(_list_class, str(root)), tasks, workers=workers, description="list class folders", unit="folder"
     )
     if not len(listing):
         raise DataError(

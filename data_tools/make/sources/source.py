@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_tools.make.sources.listing import Listing
+from data_tools.parallel import Workers
 
 Kind = Literal["image folder", "class tars", "WebDataset tars", "Parquet or Arrow files", "CSV", "CIFAR", "TensorFlow Datasets"]
 
@@ -18,5 +19,5 @@ class Source:
 
     kind: Kind
     stamp: str | None  # set where listing is costly: tells whether the source is the same as before
-    list: Callable[[Path, int], Listing]  # scratch folder and number of processes
+    list: Callable[[Path, Workers], Listing]  # scratch folder, and who works
     remarks: tuple[str, ...] = ()  # remarks on the names in a folder

@@ -18,6 +18,7 @@ from data_tools.make.sources.listing import MAX_LABEL, Listing
 from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.sources.split_columns import Chosen, Survey, flag_of
 from data_tools.make.sources.unpack import Entry, unpack_files
+from data_tools.parallel import Workers
 from pipeline.data.stand_ins import refuse_stand_in
 from pipeline.errors import DataError
 from pipeline.json_text import parse_json
@@ -44,7 +45,7 @@ class Columns(NamedTuple):
 def list_tables(
     paths: list[Path],
     scratch: Path,
-    num_workers: int,
+    workers: Workers,
     *,
     stamp: str,
     image_column: str | None,
@@ -75,7 +76,7 @@ def list_tables(
         )
     selection = _select_rows(filled, columns[0], wanted_splits, file_splits)
     read = partial(_read_rows, columns[0], selection)
-    listing = unpack_files(read, filled, scratch=scratch, stamp=stamp, classes=columns[0].classes, num_workers=num_workers)
+    listing = unpack_files(read, filled, scratch=scratch, stamp=stamp, classes=columns[0].classes, workers=workers)
     return _note_names(listing, others, columns[0])
 
 

@@ -46,7 +46,7 @@ def _by_content(root: Path, paths: list[Path], options: SourceOptions, label_use
             "class tars",
             None,
             lambda scratch, workers: take_split(
-                list_outer_tar(root, known=known, num_workers=workers), options, source=root, skip_parts=1
+                list_outer_tar(root, known=known, workers=workers), options, source=root, skip_parts=1
             ),
         )
     if contents == "images" or all(path.stem in known for path in paths):
@@ -60,7 +60,7 @@ def _by_content(root: Path, paths: list[Path], options: SourceOptions, label_use
             "class tars",
             None,
             lambda scratch, workers: take_split(
-                list_class_tars(paths, known=known, num_workers=workers), options, source=root, skip_parts=1
+                list_class_tars(paths, known=known, workers=workers), options, source=root, skip_parts=1
             ),
         )
     return _webdataset(root, paths, options, LabelRule(label_use, options.label_field))
@@ -78,6 +78,6 @@ def _webdataset(root: Path, paths: list[Path], options: SourceOptions, rule: Lab
         "WebDataset tars",
         None,
         lambda scratch, workers: take_split(
-            list_webdataset(chosen, rule=rule, num_workers=workers), inner, source=root, skip_parts=1
+            list_webdataset(chosen, rule=rule, workers=workers), inner, source=root, skip_parts=1
         ),
     )

@@ -12,7 +12,6 @@ the next file.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,7 +22,9 @@ from data_tools.make.sources.files import sniff_image
 from data_tools.make.sources.listing import Listing, Member, load_listing
 from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.sources.parts import list_parts
+from data_tools.parallel import Workers
 from pipeline.errors import DataError
+from pipeline.files import Draft
 
 UNKNOWN = "jpg"  # extension where the first bytes say nothing
 
@@ -56,7 +57,7 @@ def unpack_files(
     scratch: Path,
     stamp: str,
     classes: Sequence[str] | None,
-    num_workers: int,
+    workers: Workers,
 ) -> Listing:
     """Copy the images of all files out and list them.
 
@@ -68,7 +69,7 @@ def unpack_files(
     scratch.mkdir(parents=True, exist_ok=True)
     unpack = partial(_unpack, read, str(scratch), stamp, None if classes is None else tuple(classes))
     names = [str(path) for path in paths]
-    return list_parts(unpack, names, num_workers=num_workers, description="copy images out", unit="file")
+    return list_parts(unpack, names, workers=workers, description="copy images out", unit="file")
 
 
 def _unpack(read: ReadEntries, scratch: str, stamp: str, classes: Sequence[str] | None, path: str) -> Listing:
@@ -80,19 +81,17 @@ def _unpack(read: ReadEntries, scratch: str, stamp: str, classes: Sequence[str] 
         except DataError:
             pass  # damaged, or of an older version: copied out again
     builder = ListingBuilder()
-    part = base.with_suffix(".part")
-    with part.open("wb") as file:
+    with Draft(images) as draft:  # two machines may do the same at once
         for entry in read(path):
             if entry.image is None:
                 builder.note_labels(entry.labels)
                 continue
-            member = Member(sniff_image(entry.image) or UNKNOWN, 0, file.tell(), len(entry.image))
+            member = Member(sniff_image(entry.image) or UNKNOWN, 0, draft.file.tell(), len(entry.image))
             builder.add(entry.name, labels=entry.labels, members=(member,), row=entry.row)
-            file.write(entry.image)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, images)
+            draft.file.write(entry.image)
+        draft.publish()
     listing = builder.build(layout="ranges", files=(str(images),), classes=classes, origins=(path,))
-    listing.save(part)
-    os.replace(part, stored)
+    with Draft(stored) as draft:
+        listing.save(draft.path)
+        draft.publish()
     return listing

@@ -16,6 +16,7 @@ from data_tools.make.sources.labels import fields_of, read_member, read_texts, t
 from data_tools.make.sources.listing import Listing, Member
 from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.sources.parts import list_parts
+from data_tools.parallel import Workers
 from data_tools.text_files import printable, read_text, same_name
 from pipeline.data.shards.class_names import CLASSES_NAME, split_lines
 from pipeline.data.shards.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, MAX_LABEL_BYTES, cut_at_last_dot
@@ -38,7 +39,7 @@ class LabelRule:
     field: str | None = None
 
 
-def list_webdataset(paths: list[Path], *, rule: LabelRule, num_workers: int) -> Listing:
+def list_webdataset(paths: list[Path], *, rule: LabelRule, workers: Workers) -> Listing:
     """Return the samples that have an image. Members of a sample that lie apart in their tar are brought together.
 
     A sample's label is its .cls, or else its .json. Whole numbers are ids; where any label is a name, they are numbered
@@ -48,7 +49,7 @@ def list_webdataset(paths: list[Path], *, rule: LabelRule, num_workers: int) -> 
         DataError: damaged tars, no images, members that cannot be distinguished, or labels that are none.
     """
     listing = list_parts(
-        partial(_list_tar, rule), [str(path) for path in paths], num_workers=num_workers, description="list tars", unit="tar"
+        partial(_list_tar, rule), [str(path) for path in paths], workers=workers, description="list tars", unit="tar"
     )
     if not len(listing):
         ends = ", ".join(printable(name) for name in listing.first_passed_over[:3])

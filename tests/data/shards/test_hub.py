@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.index import index_folder
+from data_tools.parallel import LocalWorkers
 from pipeline.data.shards.index import load_index
 from pipeline.data.shards.reader import BlockReader
 from tests.conftest import REFERENCE, REPOSITORY, encode, make_image, write_tar
@@ -23,10 +24,11 @@ PICTURES = [encode(make_image(number, num_classes=3, size=200), format="PNG") fo
 PROGRAM = """
 import json, sys
 from data_tools.index import index_folder
+from data_tools.parallel import LocalWorkers
 from pipeline.data.shards.index import check_shards, load_index
 from pipeline.data.shards.reader import BlockReader
 folder, out, split = sys.argv[1:]
-index_folder(folder, block_samples=2, num_workers=0, split=split or None, out=out)
+index_folder(folder, block_samples=2, workers=LocalWorkers(0), split=split or None, out=out)
 index = load_index(folder, out)
 check_shards(index)
 reader = BlockReader(index, capacity=1)
@@ -74,7 +76,7 @@ def run(url: str, tmp_path: Path, folder: str, split: str, **environment: str) -
 
 
 def read_here(folder: Path, out: Path) -> tuple[str, int, list[list[object]]]:
-    index_folder(str(folder), block_samples=2, num_workers=0, split="train", out=str(out))
+    index_folder(str(folder), block_samples=2, workers=LocalWorkers(0), split="train", out=str(out))
     index = load_index(str(folder), str(out))
     reader = BlockReader(index, capacity=1)
     read = [[s.key, s.label, len(s.image)] for block in range(index.num_blocks) for s in reader.read(block)]

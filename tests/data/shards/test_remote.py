@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from data_tools.index import index_folder
+from data_tools.parallel import LocalWorkers
 from pipeline.data.shards.index import check_shards, load_index
 from pipeline.data.shards.reader import BlockReader
 from pipeline.data.shards.remote import BlockCache, RemoteOptions
@@ -131,7 +132,7 @@ def test_what_waiting_does_not_mend_is_said_at_once(local: Path, proxy: FaultPro
 def test_a_remote_folder_can_be_indexed(local: Path, proxy: FaultProxy) -> None:
     before = load_index(str(local))
     (local / "index.safetensors").unlink()
-    made = index_folder("s3://bucket/corpus", block_samples=3, num_workers=1).index
+    made = index_folder("s3://bucket/corpus", block_samples=3, workers=LocalWorkers(1)).index
     assert made.fingerprint == before.fingerprint == load_index("s3://bucket/corpus").fingerprint
     check_shards(load_index("s3://bucket/corpus"))
 

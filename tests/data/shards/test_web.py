@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.index import index_folder, lock_index_folder
+from data_tools.parallel import LocalWorkers
 from pipeline.data.shards.class_names import class_names_of
 from pipeline.data.shards.folder import ShardFolder, describe_read_only
 from pipeline.data.shards.index import check_shards, load_index
@@ -75,12 +76,12 @@ def test_shards_of_a_public_store_are_indexed_elsewhere_and_read(root: Path, tmp
             pass
         assert not requests  # it is refused before anything is read
         with lock_index_folder(public, out):
-            index_folder(public, block_samples=3, num_workers=1, out=out)
+            index_folder(public, block_samples=3, workers=LocalWorkers(1), out=out)
         index = load_index(public, out)
         check_shards(index)
         assert (index.num_samples, index.folder, index.kept_in) == (16, public, str(tmp_path / "indexes"))
         assert class_names_of(*index.folders) == ["ant", "bee", "cat", "dog"]
-        local = index_folder(str(root / "set"), block_samples=3, num_workers=1, out=str(tmp_path / "local")).index
+        local = index_folder(str(root / "set"), block_samples=3, workers=LocalWorkers(1), out=str(tmp_path / "local")).index
         assert index.fingerprint == local.fingerprint
         far, near = BlockReader(index, capacity=9), BlockReader(local, capacity=9)
         for block in range(index.num_blocks):

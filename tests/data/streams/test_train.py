@@ -125,8 +125,9 @@ def damaged(tmp_path: Path) -> Path:
         members += [(f"{number:03d}.jpg", image), (f"{number:03d}.cls", str(number).encode())]
     write_tar(tmp_path / "a.tar", members)
     from data_tools.index import index_folder
+    from data_tools.parallel import LocalWorkers
 
-    index_folder(str(tmp_path), block_samples=4, num_workers=1)
+    index_folder(str(tmp_path), block_samples=4, workers=LocalWorkers(1))
     return tmp_path
 
 
@@ -145,8 +146,9 @@ def test_an_unreadable_image_is_replaced_by_the_same_one_everywhere(damaged: Pat
 def test_a_block_without_one_readable_image_stops(tmp_path: Path, write_shards: WriteShards) -> None:
     write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.cls", b"0"), ("1.jpg", b"y"), ("1.cls", b"0")])
     from data_tools.index import index_folder
+    from data_tools.parallel import LocalWorkers
 
-    index_folder(str(tmp_path), block_samples=2, num_workers=1)
+    index_folder(str(tmp_path), block_samples=2, workers=LocalWorkers(1))
     with pytest.raises(DataError, match=r"a\.tar bytes 0-\d+: none of its 2 images can be decoded"):
         collect(tmp_path, steps=1)
 
@@ -190,8 +192,9 @@ def test_samples_without_image_or_label_are_answered_in_words(
 ) -> None:
     write_tar(tmp_path / "a.tar", members)
     from data_tools.index import index_folder
+    from data_tools.parallel import LocalWorkers
 
-    index_folder(str(tmp_path), block_samples=4, num_workers=1)
+    index_folder(str(tmp_path), block_samples=4, workers=LocalWorkers(1))
     with pytest.raises(DataError, match=message):
         collect(tmp_path, steps=1)
 
@@ -204,9 +207,10 @@ def test_a_class_the_model_lacks_is_answered_in_words(corpus: Path) -> None:
 def test_a_negative_label_does_not_become_a_class_of_another_corpus(tmp_path: Path) -> None:
     """Labels that count from 1 and were lowered twice: with first_class=4, -1 would be class 3, of the corpus before."""
     from data_tools.index import index_folder
+    from data_tools.parallel import LocalWorkers
 
     write_tar(tmp_path / "a.tar", [("0.png", PNG), ("0.cls", b"-1")])
-    index_folder(str(tmp_path), block_samples=4, num_workers=1)
+    index_folder(str(tmp_path), block_samples=4, workers=LocalWorkers(1))
     stream = make_stream(tmp_path)
     stream.mixture = Mixture((Corpus(load_index(str(tmp_path)), first_class=4),))
     with pytest.raises(DataError, match=r"a\.tar: sample '0' has class -1; classes count from 0"):

@@ -10,6 +10,7 @@ import pytest
 from data_tools.__main__ import main
 from data_tools.make.sources import find_source
 from data_tools.make.sources.options import SourceOptions
+from data_tools.parallel import LocalWorkers
 from pipeline.errors import DataError
 from tests.data_tools.make.test_labels import list_source, write_images
 
@@ -35,7 +36,7 @@ def test_images_beside_a_single_folder_make_it_no_class(tmp_path: Path) -> None:
     found = find_source(
         str(tmp_path), options=SourceOptions(), label_use="read", known={"data"}
     )  # the user says that it is one
-    assert len(found.list(tmp_path / "scratch", 1)) == 2
+    assert len(found.list(tmp_path / "scratch", LocalWorkers(1))) == 2
 
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])

@@ -12,6 +12,7 @@ import pytest
 from data_tools.make.classes import Numbering, read_class_list
 from data_tools.make.pack import MakeOptions, make_shards
 from data_tools.make.sources.labels import tell_apart
+from data_tools.parallel import LocalWorkers
 from pipeline.data.shards.class_names import parse_class_names
 from pipeline.evaluation.datasets import open_dataset
 from pipeline.evaluation.section import EvalDataset
@@ -47,11 +48,11 @@ def test_a_table_with_such_a_list_is_packed_and_its_test_split_after_it(tmp_path
     train, test = (
         write_hub_table(tmp_path / f"{name}.parquet", labels) for name, labels in (("a", [0, 1, 2, 0, 1, 2]), ("b", [2, 0]))
     )
-    make_shards(str(train), str(tmp_path / "one"), options=MakeOptions(), num_workers=1)
+    make_shards(str(train), str(tmp_path / "one"), options=MakeOptions(), workers=LocalWorkers(1))
     names = read_class_list(str(tmp_path / "one" / "classes.txt"))
     assert names == ("crane (0)", "dog", "crane (2)", "maillot", "tank suit")
     options = MakeOptions(numbering=Numbering(names=names), order="as listed")
-    make_shards(str(test), str(tmp_path / "two"), options=options, num_workers=1)
+    make_shards(str(test), str(tmp_path / "two"), options=options, workers=LocalWorkers(1))
     opened = open_dataset(
         EvalDataset.model_validate({"name": "x", "train": str(tmp_path / "one"), "test": str(tmp_path / "two")})
     )

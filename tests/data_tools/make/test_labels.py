@@ -18,6 +18,7 @@ from data_tools.make.sources import find_source
 from data_tools.make.sources.listing import Listing
 from data_tools.make.sources.options import SourceOptions
 from data_tools.make.write_shard import label_member
+from data_tools.parallel import LocalWorkers
 from pipeline.data.shards.sample import parse_label
 from pipeline.errors import DataError
 from tests.conftest import write_tar
@@ -56,7 +57,7 @@ def list_source(path: Path, scratch: Path, numbering: Numbering | None = None, *
     source = find_source(
         str(path), options=SourceOptions(**options), label_use="read" if is_renumbered else "keep", known=known
     )
-    return number_classes(source.list(scratch, 1), numbering)[0]
+    return number_classes(source.list(scratch, LocalWorkers(1)), numbering)[0]
 
 
 def labels_of(listing: Listing) -> list[list[int]]:
@@ -206,16 +207,16 @@ def test_sets_of_a_hub_with_class_and_json_members_keep_both(tmp_path: Path) -> 
 def test_a_label_corrected_in_place_is_noticed(tmp_path: Path) -> None:
     """The files keep their sizes: a tar's label, an image folder's picture, a table's column."""
     path = write_samples(tmp_path / "tars" / "x.tar", [b"1", b"2"], kind="cls")
-    make_shards(str(path), str(tmp_path / "made"), options=MakeOptions(), num_workers=1)
-    assert make_shards(str(path), str(tmp_path / "made"), options=MakeOptions(), num_workers=1).num_written == 0
+    make_shards(str(path), str(tmp_path / "made"), options=MakeOptions(), workers=LocalWorkers(1))
+    assert make_shards(str(path), str(tmp_path / "made"), options=MakeOptions(), workers=LocalWorkers(1)).num_written == 0
     write_samples(path, [b"1", b"3"], kind="cls")
     with pytest.raises(DataError, match=r"what differs: the source's files, labels or classes"):
-        make_shards(str(path), str(tmp_path / "made"), options=MakeOptions(), num_workers=1)
+        make_shards(str(path), str(tmp_path / "made"), options=MakeOptions(), workers=LocalWorkers(1))
     write_images(tmp_path / "images" / "a", 2)
-    make_shards(str(tmp_path / "images"), str(tmp_path / "b"), options=MakeOptions(), num_workers=1)
+    make_shards(str(tmp_path / "images"), str(tmp_path / "b"), options=MakeOptions(), workers=LocalWorkers(1))
     (tmp_path / "images" / "a" / "0.jpg").write_bytes(JPEG + b"?")
     with pytest.raises(DataError, match=r"what differs: when the source's files were written"):
-        make_shards(str(tmp_path / "images"), str(tmp_path / "b"), options=MakeOptions(), num_workers=1)
+        make_shards(str(tmp_path / "images"), str(tmp_path / "b"), options=MakeOptions(), workers=LocalWorkers(1))
 
 
 @pytest.mark.parametrize("kind", ["txt", "label", "index"])

@@ -21,6 +21,7 @@ from data_tools.make.pack import MakeOptions, make_shards
 from data_tools.make.sources import find_source
 from data_tools.make.sources.listing import Listing
 from data_tools.make.sources.options import SourceOptions
+from data_tools.parallel import LocalWorkers
 from pipeline.data.shards.index import load_index
 from pipeline.data.shards.reader import BlockReader
 from pipeline.errors import DataError
@@ -31,7 +32,7 @@ JPEG = encode(make_image(0, num_classes=3, size=12), format="JPEG")
 
 def list_source(path: Path, scratch: Path, *, known: Sequence[str] = (), **options: Any) -> Listing:
     source = find_source(str(path), options=SourceOptions(**options), label_use="keep", known=known)
-    return number_classes(source.list(scratch, 1), Numbering())[0]
+    return number_classes(source.list(scratch, LocalWorkers(1)), Numbering())[0]
 
 
 def labels_of(listing: Listing) -> dict[str, int]:
@@ -304,8 +305,8 @@ def test_index_refuses_images_that_become_one_sample_and_make_packs_them(tmp_pat
     with pytest.raises(
         DataError, match=r"x\.tar: sample '22' holds 3 images \(00\.jpg, 01\.jpg, 02\.jpg \.\.\.\); .* first dot.*make"
     ):
-        index_folder(str(tmp_path), block_samples=4, num_workers=0)
-    make_shards(str(tmp_path / "x.tar"), str(tmp_path / "made"), options=MakeOptions(), num_workers=1)
+        index_folder(str(tmp_path), block_samples=4, workers=LocalWorkers(0))
+    make_shards(str(tmp_path / "x.tar"), str(tmp_path / "made"), options=MakeOptions(), workers=LocalWorkers(1))
     counts = load_index(str(tmp_path / "made")).class_counts
     assert counts is not None
     assert counts.images.tolist() == [1, 1, 1]

@@ -25,6 +25,7 @@ from data_tools.__main__ import main
 from data_tools.make.pack import MakeOptions, MakeReport, ShardSize, choose_val, make_shards
 from data_tools.make.reencode import Encoding, reencode
 from data_tools.make.sources.image_folder import list_image_folder
+from data_tools.parallel import LocalWorkers
 from pipeline.data.shards.index import load_index
 from pipeline.data.shards.reader import BlockReader
 from pipeline.errors import DataError
@@ -49,7 +50,7 @@ def make(source: Path, folder: Path, *, per_shard: int = 8, workers: int = 1, se
     options = MakeOptions(
         shard_size=ShardSize(per_shard), block_samples=4, order="as listed" if seed is None else "shuffled", seed=seed or 0
     )
-    return make_shards(str(source), str(folder), options=options, num_workers=workers)
+    return make_shards(str(source), str(folder), options=options, workers=LocalWorkers(workers))
 
 
 def contents(folder: Path) -> list[tuple[int, bytes]]:
@@ -227,7 +228,7 @@ def test_a_table_is_copied_out_once_and_a_killed_command_goes_on(image_folder: P
 
 def test_val_and_train_share_nothing_and_an_image_stays_on_its_side(image_folder: Path) -> None:
     def sides(seed: int = 0) -> dict[bytes, bool]:
-        listing = list_image_folder(image_folder, num_workers=1)
+        listing = list_image_folder(image_folder, workers=LocalWorkers(1))
         is_val = choose_val(listing, fraction=0.3, seed=seed)
         return {listing.name(i): bool(is_val[i]) for i in range(len(listing))}
 

@@ -25,6 +25,7 @@ from data_tools.make.sources import find_source
 from data_tools.make.sources.listing import Listing
 from data_tools.make.sources.options import SourceOptions
 from data_tools.make.write_shard import ShardTask, write_shard
+from data_tools.parallel import LocalWorkers
 from pipeline.errors import DataError
 from tests.conftest import encode, make_image, write_tar
 
@@ -39,7 +40,7 @@ def images() -> list[Labelled]:
 
 def list_source(path: Path, scratch: Path, numbering: Numbering | None = None, **options: str) -> Listing:
     label_use = "keep" if numbering is None else "read"
-    listing = find_source(str(path), options=SourceOptions(**options), label_use=label_use).list(scratch, 1)
+    listing = find_source(str(path), options=SourceOptions(**options), label_use=label_use).list(scratch, LocalWorkers(1))
     return number_classes(listing, numbering or Numbering())[0]
 
 

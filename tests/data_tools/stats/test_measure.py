@@ -26,6 +26,7 @@ from scipy.stats import entropy  # type: ignore[import-not-found]
 
 from data_tools.__main__ import main
 from data_tools.index import index_folder
+from data_tools.parallel import LocalWorkers
 from data_tools.shards import Shard, list_shards
 from data_tools.stats.histogram import PERCENTILES, bin_value, effective_number, log_bin, percentiles
 from data_tools.stats.measure import measure_folder
@@ -124,8 +125,8 @@ def test_the_page_holds_all_it_shows(tmp_path: Path) -> None:
 def test_the_sheet_is_a_random_sample_that_depends_on_the_seed_alone(tmp_path: Path) -> None:
     write_corpus(tmp_path / "shards")
     shards = list_shards(str(tmp_path / "shards"))
-    one = measure_folder(shards, work=tmp_path / "one", num_workers=1)
-    two = measure_folder(shards, work=tmp_path / "two", num_workers=2)
+    one = measure_folder(shards, work=tmp_path / "one", workers=LocalWorkers(1))
+    two = measure_folder(shards, work=tmp_path / "two", workers=LocalWorkers(2))
     assert one == two
     ranks = sorted(
         (xxhash.xxh3_64_intdigest(f"0|{s}.tar|{k:03d}".encode()), f"{s}.tar", f"{k:03d}") for s in range(3) for k in range(40)
@@ -187,7 +188,7 @@ def test_what_the_index_leaves_out_is_not_counted(tmp_path: Path, capsys: pytest
     numbers = [0, 3, 8, 9, 10, 11, 17, 18, 39]
     left_out = [Skip("0.tar", f"{number:03d}", "") for number in numbers] + [Skip("2.tar", f"{n:03d}", "") for n in range(40)]
     write_skips(tmp_path / "skip.tsv", left_out)
-    index = index_folder(folder, block_samples=4, num_workers=1, skip_lists=[str(tmp_path / "skip.tsv")]).index
+    index = index_folder(folder, block_samples=4, workers=LocalWorkers(1), skip_lists=[str(tmp_path / "skip.tsv")]).index
     assert main(["stats", folder, "--workers", "1"]) == 0
     report = json.loads((tmp_path / "shards" / "stats.json").read_text())
     assert report["samples"] == index.num_samples == 120 - len(left_out)
@@ -196,7 +197,7 @@ def test_what_the_index_leaves_out_is_not_counted(tmp_path: Path, capsys: pytest
     kept = kept_in_shard(index, "0.tar")
     with Shard(folder, "0.tar") as shard:
         assert [int(sample.key) for sample, is_kept in kept.mark(shard.samples()) if not is_kept] == numbers
-    index_folder(folder, block_samples=4, num_workers=1)
+    index_folder(folder, block_samples=4, workers=LocalWorkers(1))
     assert main(["stats", folder, "--workers", "1"]) == 0
     assert json.loads((tmp_path / "shards" / "stats.json").read_text())["samples"] == 120
     with (tmp_path / "shards" / "1.tar").open("ab") as file:

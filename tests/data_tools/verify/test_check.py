@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from data_tools.__main__ import main
-from data_tools.parallel import WorkerKilledError, map_in_processes
+from data_tools.parallel import LocalWorkers, WorkerKilledError
 from data_tools.shards import list_shards
 from data_tools.verify.check import VerifyOutputs, verify_shards
 from data_tools.verify.findings import KINDS
@@ -169,7 +169,7 @@ def crash_at_b(task: str) -> str:
 def test_a_crash_in_a_library_names_the_task() -> None:
     tasks = [*"cdefgb", *"hijk"]
     with pytest.raises(WorkerKilledError, match=r"killed \(SIGSEGV\) while at work on b, a library crashed") as caught:
-        list(map_in_processes(crash_at_b, tasks, num_workers=2, description="look", unit="shard"))
+        list(LocalWorkers(2).map(crash_at_b, tasks, description="look", unit="shard"))
     assert caught.value.tasks == ["b"]
 
 
@@ -236,7 +236,7 @@ def test_what_a_bad_network_does_is_not_taken_for_damage(store: FaultProxy, tmp_
     for folder in (str(tmp_path / "bucket"), "s3://bucket"):
         out = tmp_path / folder.partition(":")[0].strip("/").replace("/", "-")
         outputs = VerifyOutputs(skip_list=out / "skip.tsv", report=out / "verify.json", work=out)
-        found[folder] = verify_shards(list_shards(folder), outputs=outputs, num_workers=1)
+        found[folder] = verify_shards(list_shards(folder), outputs=outputs, workers=LocalWorkers(1))
     local, remote = found.values()
     assert sum(store.counts[fault] for fault in FaultProxy.FAULTS) > 2
     assert local.num_samples == 300 + len(ODD) + 8

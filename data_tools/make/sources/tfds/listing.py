@@ -17,6 +17,7 @@ from data_tools.make.sources.tfds.records import Features, read_examples
 from data_tools.make.sources.tfds.slices import Part, parse_slices, place_in_shards
 from data_tools.make.sources.tfds.vtab import Task, find_task
 from data_tools.make.sources.unpack import Entry, unpack_files
+from data_tools.parallel import Workers
 from pipeline.errors import DataError
 from pipeline.json_text import parse_json
 
@@ -168,8 +169,8 @@ def _name(features: Features) -> list[str]:
 
 def plan_listing(
     found: PreparedSet, *, split: str | None, image: str | None, label: str | None, vtab: str | None, stamp: str
-) -> Callable[[Path, int], Listing]:
-    """Return a function from a scratch folder and a number of processes to the listing of what is wanted.
+) -> Callable[[Path, Workers], Listing]:
+    """Return a function from a scratch folder and workers to the listing of what is wanted.
 
     Args:
         split: slices, or with `vtab` the name of one of its splits.
@@ -196,9 +197,9 @@ def plan_listing(
     return partial(_list, reader, classes, stamp)
 
 
-def _list(reader: Reader, classes: Sequence[str] | None, stamp: str, scratch: Path, num_workers: int) -> Listing:
+def _list(reader: Reader, classes: Sequence[str] | None, stamp: str, scratch: Path, workers: Workers) -> Listing:
     paths = [Path(path) for path in reader.places]
-    return unpack_files(reader, paths, scratch=scratch, stamp=stamp, classes=classes, num_workers=num_workers)
+    return unpack_files(reader, paths, scratch=scratch, stamp=stamp, classes=classes, workers=workers)
 
 
 def _places(found: PreparedSet, parts: Sequence[Part]) -> dict[str, list[tuple[int, int]]]:
