@@ -187,7 +187,14 @@ def kill_after(step: int, arguments: list[str], folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("family", "name"), [("bit", "detr"), ("bit", "deformable-detr"), ("vit", "yolos")])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        pytest.param("bit", "detr", marks=pytest.mark.long),
+        ("bit", "deformable-detr"),
+        pytest.param("vit", "yolos", marks=pytest.mark.long),
+    ],
+)
 def test_a_killed_training_goes_on_to_the_same_bits(write_weights: Any, tmp_path: Path, family: str, name: str) -> None:
     """Weights, moments and measurements; and transformers opens what was written as it was trained."""
     write_squares(tmp_path / "set", 8)

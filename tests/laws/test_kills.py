@@ -24,7 +24,7 @@ from tests.helpers.trainings import (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_one_death_after_another_changes_nothing(reference: RunFolder, write_config: WriteConfig) -> None:
     """It is stopped by a scheduler, by a terminal, killed, killed inside a save, and deprived of its newest checkpoint."""
@@ -129,9 +129,9 @@ def test_a_broken_newest_checkpoint_is_skipped_aloud(reference: RunFolder, write
 @pytest.mark.parametrize(
     ("number", "target"),
     [
-        (signal.SIGUSR1, "rank"),
+        pytest.param(signal.SIGUSR1, "rank", marks=pytest.mark.long),
         (signal.SIGTERM, "launcher"),
-        (signal.SIGUSR1, "everyone"),
+        pytest.param(signal.SIGUSR1, "everyone", marks=pytest.mark.long),
         (signal.SIGTERM, "everyone"),
         (signal.SIGINT, "launcher"),
     ],

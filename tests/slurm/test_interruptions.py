@@ -83,7 +83,7 @@ def test_preemption_without_grace_time(desk: Desk, reference: RunFolder, record_
     job.stop_in_step(5, num_ranks=2)
     desk.urgent_job()
     record_property("seconds from urgent job to requeue", round(job.wait_for_state("PENDING"), 1))
-    record_property("steps computed twice", logged_steps(job.folder)[-1] - job.folder.checkpoint_steps()[-1])
+    record_property("steps computed twice", logged_steps(job.folder)[-1] - max(job.folder.checkpoint_steps(), default=0))
     finish(job, reference, record_property)
 
 
@@ -92,7 +92,7 @@ def test_a_node_dies(node: str, desk: Desk, reference: RunFolder, record_propert
     """A node is unplugged in mid-step. The other rank notices first, Slurm after SlurmdTimeout."""
     job = desk.submit("tiny", WANDB)
     ranks = job.stop_in_step(6, num_ranks=2)
-    record_property("steps lost", logged_steps(job.folder)[-1] - job.folder.checkpoint_steps()[-1])
+    record_property("steps lost", logged_steps(job.folder)[-1] - max(job.folder.checkpoint_steps(), default=0))
     assert job.show("NodeList") == "n[1-2]"
     desk.cluster.kill_node(node)
     for pid in ranks:
