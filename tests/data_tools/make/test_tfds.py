@@ -95,6 +95,16 @@ def test_the_version_below_a_sets_folder_is_found(tmp_path: Path, tool: Tool) ->
     assert "from TensorFlow Datasets" in made.text
 
 
+def test_several_versions_and_half_a_version_are_told(tmp_path: Path, tool: Tool) -> None:
+    for version in ("3.1.0", "3.2.0"):
+        shutil.copytree(SET, tmp_path / "two" / version)
+    made = tool("make", str(tmp_path / "two"), str(tmp_path / "out"), "--source-split", "test")
+    assert "holds several versions or configurations of a TensorFlow data set (3.1.0, 3.2.0); give one of them" in made.text
+    (tmp_path / "half" / "3.1.0.incompleteQ2B7").mkdir(parents=True)
+    made = tool("make", str(tmp_path / "half"), str(tmp_path / "out"), "--source-split", "test")
+    assert "3.1.0.incompleteQ2B7 was not prepared to its end" in made.text
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -138,6 +148,11 @@ def compress(folder: Path) -> None:
     path.write_bytes(b"\x1f\x8b" + path.read_bytes())
 
 
+def point(folder: Path) -> None:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 144000000\n"
+    (folder / "kitti-test.tfrecord-00000-of-00003").write_text(text)
+
+
 def shorten(folder: Path) -> None:
     path = folder / "kitti-test.tfrecord-00001-of-00003"
     data = path.read_bytes()
@@ -163,6 +178,7 @@ def break_description(folder: Path) -> None:
         (truncate, "is truncated in record 1; copy it again"),
         (flip, "is damaged: its checksum is another; copy it again"),
         (compress, "record 0 has no valid header"),
+        (point, "git-lfs"),  # google-research-datasets/richhf-18k issue 4
         (shorten, "has 1 records, and 2 are needed"),
         (lose, "kitti-train.tfrecord-00002-of-00003 does not exist"),
         (rename_format, "holds files of the format array_record"),

@@ -50,11 +50,21 @@ def is_prepared(folder: Path) -> bool:
 
 
 def find_version(folder: Path) -> Path | None:
-    """Return the folder of the version or configuration below a set's folder, if it has exactly one."""
-    found = [
-        path.parent for path in (*folder.glob(f"*/{INFO_NAME}"), *folder.glob(f"*/*/{INFO_NAME}")) if is_prepared(path.parent)
-    ]
-    return found[0] if len(found) == 1 else None
+    """Return the folder of the version or configuration below a set's folder; None where there is none.
+
+    Raises:
+        DataError: there are several, or one that was not prepared to its end.
+    """
+    described = (*folder.glob(f"*/{INFO_NAME}"), *folder.glob(f"*/*/{INFO_NAME}"))
+    found = sorted(path.parent for path in described if is_prepared(path.parent))
+    if len(found) > 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in found)
+        raise DataError(
+            f"{folder} holds several versions or configurations of a TensorFlow data set ({names}); give one of them"
+        )
+    if not found and (drafts := sorted(folder.glob("*.incomplete*"))):
+        raise DataError(f"{drafts[0]} was not prepared to its end; `tfds build` prepares it again")
+    return found[0] if found else None
 
 
 def open_prepared(folder: Path) -> PreparedSet:

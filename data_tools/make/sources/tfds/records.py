@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pipeline.data.stand_ins import refuse_stand_in
 from pipeline.errors import DataError
 
 HOW_TO_INSTALL = "pip install '.[tfds]'"
 LARGEST_RECORD = 2**31  # protobuf's limit of a message
+FIRST_BYTES = 64
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
 _MASK = 0xA282EAD8
@@ -34,6 +36,8 @@ def read_examples(path: str, *, first: int, end: int) -> Iterator[Features]:
     parse = _parser()
     number = 0
     with Path(path).open("rb") as file:
+        refuse_stand_in(file.read(FIRST_BYTES), name=path)
+        file.seek(0)
         for number, data in enumerate(_read_records(file, path=path, first=first), first):
             if number >= end:
                 return
