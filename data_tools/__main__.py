@@ -15,7 +15,6 @@ from pipeline.launch.imports import exit_without_collecting
 
 COMMANDS = {  # each command's module and description
     "make": ("data_tools.make.command", "pack images into shuffled shards, and index them"),
-    "offline-sets": ("data_tools.offline_sets", "make two small downstream sets of what installed packages ship: no download"),
     "index": ("data_tools.index_command", "index the .tar files of a folder or URL, whoever wrote them"),
     "verify": (
         "data_tools.verify.command",
@@ -29,6 +28,7 @@ COMMANDS = {  # each command's module and description
         "data_tools.dedup.command",
         "find copies of test images in a corpus, and copies inside it, and list what to leave out",
     ),
+    "offline-sets": ("data_tools.offline_sets", "make two small downstream sets of what installed packages ship: no download"),
 }
 
 
