@@ -16,7 +16,7 @@ from pipeline.config.run import RunConfig
 from pipeline.errors import ExitCode, StoppedError, TrainingError
 from pipeline.evaluation.watch import watch_run
 from pipeline.files import write_whole
-from pipeline.launch.children import start_child
+from pipeline.launch.children import last_line, run_logged
 from pipeline.launch.signals import StopRequest
 from pipeline.run.folder import RunFolder, WeightsName
 
@@ -73,19 +73,8 @@ def is_trained(folder: RunFolder, config: RunConfig) -> bool:
 def _train(config: RunConfig, *, path: Path, log: TextIO, variables: Mapping[str, str]) -> None:
     write_whole(path, config.to_yaml().encode())
     command = [sys.executable, "-m", "pipeline", "train", str(path)]
-    process = start_child(command, environment={**os.environ, "PYTHONUNBUFFERED": "1", **variables}, output=log)
-    try:
-        code = process.wait()
-    except BaseException:  # a request to stop: the training saves at the end of its step
-        process.terminate()
-        process.wait()
-        raise
+    code = run_logged(command, environment={**os.environ, **variables}, output=log)
     if code in (ExitCode.STOPPED, ExitCode.STOPPED_AT_ONCE):
         raise StoppedError(f"{config.name} was stopped; the same command resumes it")
     if code != 0:
-        raise TrainingError(f"its training ended with exit code {code}; {log.name} says why: {_last_line(Path(log.name))}")
-
-
-def _last_line(path: Path) -> str:
-    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it is empty"
+        raise TrainingError(f"its training ended with exit code {code}; {log.name} says why: {last_line(Path(log.name))}")

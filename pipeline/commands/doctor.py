@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.commands.options import add_config
+from pipeline.commands.options import add_config, read_run
 from pipeline.launch.imports import collector_paused
 from pipeline.launch.signals import StopRequest
 
@@ -37,13 +37,8 @@ def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
 
     with collector_paused():
         from pipeline.config.deviation import deviate, find_recipe, list_recipes, nearest_recipe
-        from pipeline.config.read import load_config
 
-    config = load_config(arguments.config, arguments.overrides)
-    if config.init_from is not None:
-        from pipeline.build.initial import with_model_of_weights
-
-        config = with_model_of_weights(config)
+    config = read_run(arguments.config, arguments.overrides)
     recipes = list_recipes(Path(pipeline.__file__).parents[1] / "configs")
     if arguments.against is None:
         found, chosen = nearest_recipe(config, recipes), f"the nearest of {len(recipes)}; --against NAME compares with another"

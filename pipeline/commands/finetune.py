@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.commands.options import add_config
+from pipeline.commands.options import add_config, read_run
 from pipeline.launch.imports import collector_paused
 from pipeline.launch.signals import StopRequest
 
@@ -27,16 +27,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, stop: StopRequest) -> int:
     with collector_paused():
-        from pipeline.config.read import load_config
         from pipeline.errors import ConfigError
         from pipeline.finetune.grid import make_plan, run_grid
         from pipeline.finetune.points import list_points
 
-    config = load_config(arguments.config, arguments.overrides)
-    if config.init_from is not None:
-        from pipeline.build.initial import with_model_of_weights
-
-        config = with_model_of_weights(config)
+    config = read_run(arguments.config, arguments.overrides)
     if arguments.list:
         section = config.finetune
         for number, point in enumerate(list_points({} if section is None else section.grid)):

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.commands.options import add_config
+from pipeline.commands.options import add_config, read_run
 from pipeline.launch.imports import collector_paused
 from pipeline.launch.signals import StopRequest
 
@@ -29,17 +29,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     with collector_paused():
-        from pipeline.config.read import load_config
         from pipeline.plan.forecast import make_forecast
         from pipeline.plan.plot import draw_simulation, simulate_failures
         from pipeline.plan.text import to_json, to_text
 
     cluster = _read_cluster(arguments)
-    config = load_config(arguments.config, arguments.overrides)
-    if config.init_from is not None:
-        from pipeline.build.initial import with_model_of_weights
-
-        config = with_model_of_weights(config)
+    config = read_run(arguments.config, arguments.overrides)
     forecast = make_forecast(config, cluster=cluster, num_samples=arguments.samples, image_bytes=arguments.image_bytes)
     simulation = simulate_failures(forecast.checkpoints) if arguments.simulate else None
     if simulation is not None:

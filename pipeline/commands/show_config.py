@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.commands.options import add_config
+from pipeline.commands.options import add_config, read_run
 from pipeline.launch.imports import collector_paused
 from pipeline.launch.signals import StopRequest
 
@@ -17,14 +17,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, _stop: StopRequest) -> int:
     with collector_paused():
-        from pipeline.config.read import load_config
         from pipeline.config.resolve import describe_learning_rate
 
-    config = load_config(arguments.config, arguments.overrides)
-    if config.init_from is not None:
-        from pipeline.build.initial import with_model_of_weights
-
-        config = with_model_of_weights(config)
+    config = read_run(arguments.config, arguments.overrides)
     print(config.to_yaml(), end="")
     told = describe_learning_rate(config)
     if told is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.commands.options import add_config
+from pipeline.commands.options import add_config, read_run
 from pipeline.console.streams import keep_output_in
 from pipeline.errors import DataError, ExitCode, PipelineError, StoppedError
 from pipeline.launch.environment import read_ranks
@@ -83,14 +83,7 @@ def run_training(config_path: str, overrides: Sequence[str], stop: StopRequest) 
         import pipeline
 
         voice.say(f"pipeline {pipeline.__version__}: train {config_path}; reading it and loading torch")
-    with collector_paused():
-        from pipeline.config.read import load_config
-
-    config = load_config(config_path, list(overrides))
-    if config.init_from is not None:
-        from pipeline.build.initial import with_model_of_weights
-
-        config = with_model_of_weights(config)
+    config = read_run(config_path, overrides)
     from pipeline.distributed.world import World, die_with_parent
 
     if ranks.launcher == "local":

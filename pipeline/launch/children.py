@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
 import psutil
@@ -27,6 +28,27 @@ def start_child(
     """
     errors = None if output is None else subprocess.STDOUT
     return subprocess.Popen(list(command), env=dict(environment), stdout=output, stderr=errors, preexec_fn=_die_with_parent)
+
+
+def run_logged(command: Sequence[str], *, environment: Mapping[str, str], output: TextIO) -> int:
+    """Run a command to its end, and return its exit code. If this process is asked to stop, so is the command, and waited for.
+
+    Args:
+        output: open file that takes all that it prints.
+    """
+    process = start_child(command, environment={**environment, "PYTHONUNBUFFERED": "1"}, output=output)
+    try:
+        return process.wait()
+    except BaseException:  # a training saves at the end of its step
+        process.terminate()
+        process.wait()
+        raise
+
+
+def last_line(path: Path) -> str:
+    """Return the last line that a command has left in its log, most often its error."""
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it is empty"
 
 
 @contextmanager

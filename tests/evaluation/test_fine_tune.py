@@ -57,7 +57,7 @@ def test_a_checkpoint_is_fine_tuned_once_and_its_table_is_kept(
     assert (row["measure"], row["chosen"], row["points"]) == ("fine-tuned", "learning_rate0.01", 1)
     # A result that was not recorded is read, not computed again.
     folder.evaluations.unlink()
-    monkeypatch.setattr("pipeline.evaluation.protocols.fine_tune.start_child", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("pipeline.evaluation.protocols.fine_tune.run_logged", lambda *_, **__: pytest.fail("trained again"))
     assert call("evaluate", str(folder.root), settings).code == 0
     assert read_json_lines(folder.evaluations) == [row]
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,8 @@ from pipeline.run.checkpoint import RunFolder
 from pipeline.run.records import read_json_lines, read_metrics
 from tests.conftest import REPOSITORY, environment
 from tests.helpers.trainings import WriteConfig, folder_of, ranks_of, reached, wait_until
-from tests.helpers.wandb_server import KEY, Serving, serve_wandb
+from tests.helpers.wandb_server import KEY, Serving
 from tests.monitor.test_wandb_service import make_writer
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
-    with serve_wandb() as serving:
-        for name, value in serving.environment.items():
-            monkeypatch.setenv(name, value)
-        yield serving
 
 
 def rows(first: int, last: int) -> list[dict[str, Any]]:

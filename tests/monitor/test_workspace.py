@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,21 +14,13 @@ from pipeline.monitor.workspace import arrange
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.records import append_json_lines
 from tests.conftest import Outcome, encode, make_image
-from tests.helpers.wandb_server import Serving, serve_wandb
+from tests.helpers.wandb_server import Serving
 
 NAMES = {
     "step", "images_seen", "exaflops", "train/loss", "train/learning_rate", "speed/images_per_s", "data/retries",
     "eval/cifar10/linear", "eval/cifar10/few_shot_5shot", "eval/cifar10/few_shot_5shot_std", "eval/cifar10/linear_ci95",
     "eval/cifar10/diagnostics_uniformity", "eval/pets/knn_20nn", "figures/filters",
 }  # fmt: skip
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
-    with serve_wandb() as serving:
-        for name, value in serving.environment.items():
-            monkeypatch.setenv(name, value)
-        yield serving
 
 
 def test_the_loss_comes_first_and_nothing_is_left_out() -> None:

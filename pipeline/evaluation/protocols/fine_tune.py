@@ -18,7 +18,7 @@ from pipeline.evaluation.measured import Measured
 from pipeline.evaluation.protocols.base import ModelProtocol, Setting, Subject
 from pipeline.files import write_whole
 from pipeline.json_text import parse_json
-from pipeline.launch.children import start_child
+from pipeline.launch.children import last_line, run_logged
 
 TABLE_NAME = "finetune.json"  # that the command leaves in its run folder
 _REMEDY = "; the next evaluation tries it again"
@@ -87,18 +87,9 @@ class FineTune(ModelProtocol):
         log = subject.scratch / f"{name}.log"
         print(f"[eval] {name}: fine-tuning by {self.recipe}; {log} is its output", flush=True)
         with log.open("a", encoding="utf-8") as output:
-            process = start_child(command, environment={**os.environ, "PYTHONUNBUFFERED": "1"}, output=output)
-            try:
-                code = process.wait()
-            except BaseException:  # a request to stop: the training saves at the end of its step
-                process.terminate()
-                process.wait()
-                raise
+            code = run_logged(command, environment=os.environ, output=output)
         if code:
-            lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-            raise EvaluationError(
-                f"fine-tuning ended with exit code {code}: {lines[-1] if lines else 'no output'} ({log}){_REMEDY}"
-            )
+            raise EvaluationError(f"fine-tuning ended with exit code {code}: {last_line(log)} ({log}){_REMEDY}")
 
 
 def _num_classes(subject: Subject) -> int:
