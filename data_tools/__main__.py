@@ -6,6 +6,7 @@ A command's module has `EPILOG`, `add_arguments(parser)` and `run(arguments)`. O
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 
 from data_tools.arguments import add_workers
@@ -28,6 +29,7 @@ COMMANDS = {  # each command's module and description
         "data_tools.dedup.command",
         "find copies of test images in a corpus, and copies inside it, and list what to leave out",
     ),
+    "prepare": ("data_tools.prepare", "make, verify, dedup and index in one go, with the same workers"),
     "offline-sets": ("data_tools.offline_sets", "make two small downstream sets of what installed packages ship: no download"),
 }
 
@@ -47,6 +49,7 @@ def make_parser(chosen: str) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     arguments = make_parser(chosen_command(words)).parse_args(words)
+    previous = signal.signal(signal.SIGTERM, _interrupt)  # a command has workers to end, and jobs to cancel
     try:
         code = arguments.function(arguments)
     except PipelineError as error:
@@ -55,7 +58,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command resumes", file=sys.stderr)
         return ExitCode.STOPPED_AT_ONCE
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     return code or 0
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-from data_tools.parallel import LocalWorkers, Workers
+from data_tools.parallel import MAX_FAILURES, LocalWorkers, Workers
 from pipeline.data.shards.index import DEFAULT_BLOCK_SAMPLES, MAX_BLOCK_SAMPLES
 from pipeline.launch.cores import usable_cores
 
@@ -63,11 +64,27 @@ def open_workers(arguments: argparse.Namespace, *, folders: Sequence[str]) -> It
         DataError: the cluster cannot do the work.
     """
     if arguments.cluster is None:
-        yield LocalWorkers(arguments.workers)
+        yield LocalWorkers(arguments.workers, max_failures=arguments.max_failures)
+        return
+    if arguments.cluster == "slurm":
+        from data_tools.slurm_workers import SlurmShape, open_slurm
+
+        shape = SlurmShape(arguments.nodes, arguments.cores, arguments.job_memory, arguments.time)
+        with open_slurm(
+            shape,
+            work=Path(arguments.cluster_folder),
+            folders=folders,
+            wait_s=arguments.wait,
+            max_failures=arguments.max_failures,
+            interface=arguments.interface,
+        ) as workers:
+            yield workers
         return
     from data_tools.cluster import open_cluster
 
-    with open_cluster(arguments.cluster, folders=folders, wait_s=arguments.wait) as workers:
+    with open_cluster(
+        arguments.cluster, folders=folders, wait_s=arguments.wait, max_failures=arguments.max_failures
+    ) as workers:
         yield workers
 
 
@@ -80,11 +97,33 @@ def add_workers(command: argparse.ArgumentParser) -> None:
         help="processes (default: all cores that this process may use, %(default)s)",
     )
     command.add_argument(
-        "--cluster",
-        metavar="ADDRESS",
-        help="work on the workers of a Dask scheduler instead: tcp://HOST:8786, or the file that `dask scheduler "
-        "--scheduler-file FILE` writes. They need this software and the same file system (pip install '.[cluster]')",
+        "--max-failures",
+        type=natural,
+        default=MAX_FAILURES,
+        metavar="N",
+        help="a shard that fails is named, and the others go on, until more than N have failed (default: %(default)s)",
     )
-    command.add_argument(
-        "--wait", type=positive, default=600, metavar="SECONDS", help="for the cluster's first worker (default: %(default)s)"
+    group = command.add_argument_group("work on a cluster (pip install '.[cluster]')")
+    group.add_argument(
+        "--cluster",
+        metavar="WHERE",
+        help="slurm: submit workers as jobs, which Slurm requeues and which are cancelled in the end (slurm/workers.sh, "
+        "slurm/site.env). Or the workers of a Dask scheduler that runs: tcp://HOST:8786, or the file that `dask scheduler "
+        "--scheduler-file FILE` writes. Workers need this software and the same file system",
+    )
+    group.add_argument(
+        "--wait", type=positive, default=600, metavar="SECONDS", help="for the first worker (default: %(default)s)"
+    )
+    group.add_argument("--nodes", type=positive, default=4, metavar="N", help="worker jobs (default: %(default)s)")
+    group.add_argument(
+        "--cores", type=positive, default=16, metavar="N", help="of a job, a worker for each (default: %(default)s)"
+    )
+    group.add_argument("--job-memory", metavar="SIZE", help="of a job, as sbatch takes it: 64G (default: the site's)")
+    group.add_argument("--time", metavar="TIME", help="of a job, as sbatch takes it; it is requeued then (default: 24:00:00)")
+    group.add_argument("--interface", metavar="NAME", help="network interface of all: ib0 (default: Dask's choice)")
+    group.add_argument(
+        "--cluster-folder",
+        default=".",
+        metavar="FOLDER",
+        help="that all nodes see: credentials and logs of the workers go there (default: the current one)",
     )

@@ -16,13 +16,13 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from itertools import islice
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pipeline
-from data_tools.parallel import WorkerKilledError, Workers
-from pipeline.console.progress import progress
+from data_tools.parallel import MAX_FAILURES, Pool, WorkerKilledError, Workers
 from pipeline.errors import DataError
 
 HOW_TO_INSTALL = "pip install '.[cluster]'"
@@ -30,9 +30,9 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 ANSWER_S = 30.0  # for a scheduler to answer
 LOOK_S = 10.0  # between two looks at the cluster while nothing finishes
-AHEAD = 2  # tasks that a worker has: one in work, one waiting
 
 
+@dataclass
 class ClusterWorkers(Workers):
     """Holds the connection to a scheduler.
 
@@ -40,77 +40,92 @@ class ClusterWorkers(Workers):
         client: of `distributed`.
     """
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
+    client: Any
 
     @property
     def count(self) -> int:
-        return max(1, sum(self._client.ncores().values()))
+        return max(1, sum(self.client.ncores().values()))
 
-    def map(
-        self,
-        function: Callable[[Task], Result],
-        tasks: Sequence[Task],
-        *,
-        description: str,
-        unit: str,
-        name_task: Callable[[Task], str] = str,
-    ) -> Iterator[tuple[Task, Result]]:
-        from distributed import KilledWorker
+    @contextmanager
+    def open_pool(self, function: Callable[[Task], Result], *, description: str) -> Iterator[Pool[Task, Result]]:
         from distributed.comm.core import CommClosedError
 
-        running: dict[Any, Task] = {}
-        here = os.getcwd()  # of relative paths
-        todo = iter(tasks)
-        with progress(total=len(tasks), description=description, unit=unit) as bar:
-            try:
-                while True:
-                    for task in islice(todo, max(0, AHEAD * self.count - len(running))):
-                        running[self._client.submit(call_at, here, function, task, pure=False)] = task
-                    if not running:
-                        return
-                    for future in self._finished(list(running), description=description):
-                        task = running.pop(future)
-                        try:
-                            result = future.result()
-                        except KilledWorker as error:
-                            raise self._killed(error, task, name_task(task), description) from error
-                        future.release()
-                        bar.update()
-                        yield task, result
-            except (CancelledError, OSError, CommClosedError) as error:
-                if isinstance(error, OSError) and self._client.status == "running":
-                    raise  # the function's own: a disk that is full
-                raise DataError(
-                    f"{description}: the scheduler has ended or cannot be reached ({type(error).__name__}: {error}). What is "
-                    "finished is kept; the same command resumes when it runs again"
-                ) from error
-            finally:
-                if running and self._client.status == "running":
-                    self._client.cancel(list(running), force=True)
+        pool = _ClusterPool(self.client, function, description=description)
+        try:
+            yield pool
+        except (CancelledError, OSError, CommClosedError) as error:
+            if isinstance(error, OSError) and self.client.status == "running":
+                raise  # the function's own: a disk that is full
+            raise DataError(
+                f"{description}: the scheduler has ended or cannot be reached ({type(error).__name__}: {error}). What is "
+                "finished is kept; the same command resumes when it runs again"
+            ) from error
+        finally:
+            pool.end()
 
-    def _finished(self, futures: Sequence[Any], *, description: str) -> list[Any]:
+
+class _ClusterPool(Generic[Task, Result]):
+    """Runs tasks on a cluster's workers. Dask gives a task whose worker was lost to another, three times."""
+
+    def __init__(self, client: Any, function: Callable[[Task], Result], *, description: str) -> None:
+        self._client, self._function, self._description = client, function, description
+        self._here = os.getcwd()  # of relative paths
+        self._running: dict[Any, tuple[Task, str]] = {}
+        self._seen: set[str] = set()  # workers
+        self._is_wait_said = False
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def submit(self, task: Task, name: str) -> None:
+        self._running[self._client.submit(call_at, self._here, self._function, task, pure=False)] = (task, name)
+
+    def finished(self) -> list[tuple[Task, Callable[[], Result]]]:
         """Return futures that are done, once there are any. A cluster without workers is waited for, and said."""
         import distributed
 
-        is_said = False
         while True:
             try:
-                found: Any = distributed.wait(futures, timeout=LOOK_S, return_when="FIRST_COMPLETED")
-                return list(found.done)
+                found: Any = distributed.wait(list(self._running), timeout=LOOK_S, return_when="FIRST_COMPLETED")
             except TimeoutError:
-                if not self._client.ncores() and not is_said:
-                    print(f"{description}: the cluster has no workers now; waiting for them{_queue()}", flush=True)
-                    is_said = True
+                if not self._client.ncores() and not self._is_wait_said:
+                    print(f"{self._description}: the cluster has no workers now; waiting for them{say_queue()}", flush=True)
+                    self._is_wait_said = True
+            else:
+                return [(self._running[future][0], partial(self._result, future)) for future in found.done]
 
-    @staticmethod
-    def _killed(error: Any, task: Any, name: str, description: str) -> WorkerKilledError:
-        host = getattr(error.last_worker, "host", None) or str(error.last_worker)
-        return WorkerKilledError(
-            f"{description}: every worker that was at work on {name} was killed, the last one on {host}: for lack of memory, "
-            "or a library crashed. What is finished is kept; the same command resumes from there",
-            [task],
-        )
+    def describe(self) -> str:
+        here = set(self._client.ncores())
+        self._seen |= here
+        lost = len(self._seen - here)
+        return f"{len(here)} workers{f', {lost} lost' if lost else ''}"
+
+    def end(self) -> None:
+        """Have unfinished tasks dropped."""
+        if self._running and self._client.status == "running":
+            self._client.cancel(list(self._running), force=True)
+
+    def _result(self, future: Any) -> Result:
+        """Return the result of a finished task, and drop it.
+
+        Raises:
+            WorkerKilledError: every worker that was at work on it was killed; and whatever the function raised.
+        """
+        from distributed import KilledWorker
+
+        task, name = self._running.pop(future)
+        try:
+            return future.result()
+        except KilledWorker as error:
+            host = getattr(error.last_worker, "host", None) or str(error.last_worker)
+            raise WorkerKilledError(
+                f"{self._description}: every worker that was at work on {name} was killed, the last one on {host}: for lack of "
+                "memory, or a library crashed. What is finished is kept; the same command resumes from there",
+                [task],
+            ) from error
+        finally:
+            future.release()
 
 
 def call_at(folder: str, function: Callable[[Task], Result], task: Task) -> Result:
@@ -120,7 +135,9 @@ def call_at(folder: str, function: Callable[[Task], Result], task: Task) -> Resu
 
 
 @contextmanager
-def open_cluster(address: str, *, folders: Sequence[str], wait_s: float) -> Iterator[ClusterWorkers]:
+def open_cluster(
+    address: str, *, folders: Sequence[str], wait_s: float, max_failures: int = MAX_FAILURES
+) -> Iterator[ClusterWorkers]:
     """Connect to a scheduler, and check on every worker that it can do the work.
 
     Args:
@@ -131,25 +148,41 @@ def open_cluster(address: str, *, folders: Sequence[str], wait_s: float) -> Iter
     Raises:
         DataError: the library is missing, nobody answers, no worker comes, or one of them cannot do the work.
     """
+    where: dict[str, Any] = (
+        {"address": address} if "://" in address else {"scheduler_file": _await_file(address, wait_s=wait_s)}
+    )
+    with connect(where, name=address, folders=folders, wait_s=wait_s, max_failures=max_failures) as workers:
+        yield workers
+
+
+@contextmanager
+def connect(
+    where: Mapping[str, Any], *, name: str, folders: Sequence[str], wait_s: float, max_failures: int
+) -> Iterator[ClusterWorkers]:
+    """Do the same for a scheduler that is given as the arguments of `distributed.Client`.
+
+    Args:
+        name: the scheduler's name in messages.
+
+    Raises:
+        DataError: as `open_cluster`.
+    """
     try:
         import distributed
     except ImportError as error:
         raise DataError(f"--cluster needs distributed, which is not installed ({error}): {HOW_TO_INSTALL}") from error
-    where: dict[str, Any] = (
-        {"address": address} if "://" in address else {"scheduler_file": _await_file(address, wait_s=wait_s)}
-    )
     try:
         client: Any = distributed.Client(**where, timeout=ANSWER_S)
     except (OSError, TimeoutError, ValueError) as error:
         raise DataError(
-            f"no scheduler answers at {address} ({type(error).__name__}: {' '.join(str(error).split())[:200]}); start one with "
+            f"no scheduler answers at {name} ({type(error).__name__}: {' '.join(str(error).split())[:200]}); start one with "
             "`dask scheduler --scheduler-file FILE`, and give its address or that file"
         ) from error
     try:
         _await_workers(client, wait_s=wait_s)
         _check_versions(client)
         _check_workers(client, [os.getcwd(), *(folder for folder in folders if "://" not in folder)])
-        workers = ClusterWorkers(client)
+        workers = ClusterWorkers(client, max_failures=max_failures)
         print(
             f"[cluster] {len(client.ncores())} workers with {workers.count} tasks at once; {client.dashboard_link}", flush=True
         )
@@ -168,7 +201,7 @@ def _await_file(path: str, *, wait_s: float) -> str:
     while not Path(path).is_file():
         if time.monotonic() > end:
             raise DataError(
-                f"--cluster {path}: no such file after {wait_s:.0f} s (--wait){_queue()}; `dask scheduler --scheduler-file` "
+                f"--cluster {path}: no such file after {wait_s:.0f} s (--wait){say_queue()}; `dask scheduler --scheduler-file` "
                 "writes it; or give an address, tcp://HOST:8786"
             )
         time.sleep(0.2)
@@ -180,12 +213,12 @@ def _await_workers(client: Any, *, wait_s: float) -> None:
         client.wait_for_workers(1, timeout=wait_s)
     except TimeoutError as error:
         raise DataError(
-            f"no worker has come to {client.scheduler.address} within {wait_s:.0f} s (--wait){_queue()}; start some with "
+            f"no worker has come to {client.scheduler.address} within {wait_s:.0f} s (--wait){say_queue()}; start some with "
             "`dask worker --scheduler-file FILE --nthreads 1`"
         ) from error
 
 
-def _queue() -> str:
+def say_queue() -> str:
     """Return what Slurm says of this user's jobs, where there is a Slurm."""
     if shutil.which("squeue") is None:
         return ""

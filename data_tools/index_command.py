@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from data_tools.arguments import add_block_samples, open_workers
+from data_tools.parallel import Workers
 
 EPILOG = (
     "Writes FOLDER/index.safetensors; FOLDER may be a URL. Run it again whenever the shards change.\n\n"
@@ -38,12 +39,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    with open_workers(arguments, folders=[arguments.folder, *([arguments.out] if arguments.out else [])]) as workers:
+        work(arguments, workers)
+
+
+def work(arguments: argparse.Namespace, workers: Workers) -> None:
+    """Do the same with workers that exist."""
     from data_tools.index import describe, describe_use, index_folder, lock_index_folder
 
-    with (
-        open_workers(arguments, folders=[arguments.folder, *([arguments.out] if arguments.out else [])]) as workers,
-        lock_index_folder(arguments.folder, arguments.out),
-    ):
+    with lock_index_folder(arguments.folder, arguments.out):
         made = index_folder(
             arguments.folder,
             block_samples=arguments.block_samples,

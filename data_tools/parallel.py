@@ -1,4 +1,4 @@
-"""Work on many shards in parallel. Each finished shard is remembered, so that a killed command resumes where it stopped."""
+"""Work on many tasks in parallel. Each finished shard is remembered, so that a killed command resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
+import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pipeline.console.progress import progress
 from pipeline.errors import DataError
@@ -24,6 +29,10 @@ from pipeline.json_text import parse_json
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+MAX_FAILURES = 10
+AHEAD = 2  # tasks that a worker has: one in work, one waiting
+MAX_DEATHS = 2  # of a task's worker, before the task is given up
+SHOWN_FAILURES = 5
 
 
 class WorkerKilledError(DataError):
@@ -38,8 +47,35 @@ class WorkerKilledError(DataError):
         self.tasks = tasks
 
 
+class Pool(Protocol, Generic[Task, Result]):
+    """Runs one function on tasks, for the time of a `with`."""
+
+    @property
+    def num_running(self) -> int:
+        """Return how many tasks have been given and are not finished."""
+        ...
+
+    def submit(self, task: Task, name: str) -> None:
+        """Give a task to the workers."""
+
+    def finished(self) -> list[tuple[Task, Callable[[], Result]]]:
+        """Return tasks that have finished, once there are any, each with a function that returns or raises its result."""
+        ...
+
+    def describe(self) -> str:
+        """Return the workers' state for the progress display; empty if there is nothing to say."""
+        ...
+
+
+@dataclass
 class Workers(ABC):
-    """Calls functions on tasks in parallel: in processes of this machine, or on a cluster."""
+    """Calls functions on tasks in parallel: in processes of this machine, or on a cluster.
+
+    Attributes:
+        max_failures: the work goes on while at most so many tasks have failed.
+    """
+
+    max_failures: int = field(default=MAX_FAILURES, kw_only=True)
 
     @property
     @abstractmethod
@@ -47,6 +83,9 @@ class Workers(ABC):
         """Return how many tasks are worked on at once, as far as is known now."""
 
     @abstractmethod
+    def open_pool(self, function: Callable[[Task], Result], *, description: str) -> AbstractContextManager[Pool[Task, Result]]:
+        """Make ready for the tasks of one function."""
+
     def map(
         self,
         function: Callable[[Task], Result],
@@ -55,20 +94,101 @@ class Workers(ABC):
         description: str,
         unit: str,
         name_task: Callable[[Task], str] = str,
+        count_images: Callable[[Task, Result], int] | None = None,
     ) -> Iterator[tuple[Task, Result]]:
         """Yield (task, function(task)) as they finish, with a progress bar. At most two tasks a worker wait at a time.
 
-        A function may be called twice on a task, where a machine is lost: its effects are whole files, the same each time.
+        A function may be called twice on a task, where a worker is lost: its effects are whole files, the same each time.
+        A task that fails (`DataError`) is named at once, and the others go on; the error is raised when they are done, or when
+        more than `max_failures` have failed. Anything else that a function raises ends the work at once.
 
         Args:
             name_task: what to call a task in messages.
+            count_images: how many images a finished task had, for the progress display.
 
         Raises:
-            WorkerKilledError: naming what it was at work on; and whatever `function` raises.
+            WorkerKilledError: every worker that was at work on some tasks was killed.
+            DataError: tasks have failed.
         """
+        todo = iter(tasks)
+        failures = _Failures(description, unit, name_task, len(tasks))
+        num_images, start = 0, time.monotonic()
+        with (
+            progress(total=len(tasks), description=description, unit=unit) as bar,
+            self.open_pool(function, description=description) as pool,
+        ):
+            while True:
+                for task in islice(todo, max(0, AHEAD * self.count - pool.num_running)):
+                    pool.submit(task, name_task(task))
+                if not pool.num_running:
+                    break
+                for task, result_of in pool.finished():
+                    try:
+                        result = result_of()
+                    except DataError as error:
+                        failures.add(task, error)
+                        if len(failures.errors) > self.max_failures:
+                            raise failures.as_error(is_over=False) from error
+                        continue
+                    if count_images is not None:
+                        num_images += count_images(task, result)
+                    bar.set_postfix_str(
+                        _join(_rate(num_images, time.monotonic() - start), pool.describe(), failures.describe()), refresh=False
+                    )
+                    bar.update()
+                    yield task, result
+        if failures.errors:
+            raise failures.as_error(is_over=True)
 
 
-@dataclass(frozen=True)
+def _rate(num_images: int, seconds: float) -> str:
+    return f"{num_images} images, {num_images / seconds:.0f} a second" if num_images and seconds > 0 else ""
+
+
+def _join(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+@dataclass
+class _Failures(Generic[Task]):
+    """Collects the tasks that have failed, and names each at once."""
+
+    description: str
+    unit: str
+    name_task: Callable[[Task], str]
+    num_tasks: int
+    errors: list[tuple[Task, DataError]] = field(default_factory=list)
+
+    def add(self, task: Task, error: DataError) -> None:
+        self.errors.append((task, error))
+        if self.num_tasks > 1:
+            print(f"\n{self.description}: {self.name_task(task)} failed: {error}", file=sys.stderr, flush=True)
+
+    def describe(self) -> str:
+        return f"{len(self.errors)} failed" if self.errors else ""
+
+    def as_error(self, *, is_over: bool) -> DataError:
+        """Return one error for all. That of a single task is the error itself."""
+        first = self.errors[0][1]
+        if len(self.errors) == 1:
+            return first
+        kinds = Counter(" ".join(str(error).split()) for _, error in self.errors)
+        several = {reason: f" ({count} times)" if count > 1 else "" for reason, count in kinds.most_common(SHOWN_FAILURES)}
+        shown = "; ".join(f"{reason}{times}" for reason, times in several.items())
+        more = f"; and {len(kinds) - SHOWN_FAILURES} other reasons" if len(kinds) > SHOWN_FAILURES else ""
+        rest = (
+            "the others are finished, and the same command tries these again"
+            if is_over
+            else "that is more than --max-failures, so the work stops; what is finished is kept, and the same command resumes"
+        )
+        message = f"{self.description}: {len(self.errors)} of {self.num_tasks} {self.unit}s failed; {rest}. {shown}{more}"
+        killed = [error for _, error in self.errors if isinstance(error, WorkerKilledError)]
+        if len(killed) == len(self.errors):
+            return WorkerKilledError(message, [task for error in killed for task in error.tasks])
+        return DataError(message)
+
+
+@dataclass
 class LocalWorkers(Workers):
     """Holds a number of processes of this machine."""
 
@@ -76,49 +196,107 @@ class LocalWorkers(Workers):
 
     @property
     def count(self) -> int:
-        return self.num_processes
+        return max(1, self.num_processes)
 
-    def map(
-        self,
-        function: Callable[[Task], Result],
-        tasks: Sequence[Task],
-        *,
-        description: str,
-        unit: str,
-        name_task: Callable[[Task], str] = str,
-    ) -> Iterator[tuple[Task, Result]]:
-        context = multiprocessing.get_context("spawn")
-        todo = iter(enumerate(tasks))
-        running: dict[Future[Result], Task] = {}
-        workers: dict[int, BaseProcess] = {}
-        with (
-            tempfile.TemporaryDirectory(prefix="data-tools-") as notes,
-            progress(total=len(tasks), description=description, unit=unit) as bar,
-            ProcessPoolExecutor(max(1, min(self.num_processes, len(tasks))), mp_context=context) as pool,
-        ):
+    @contextmanager
+    def open_pool(self, function: Callable[[Task], Result], *, description: str) -> Iterator[Pool[Task, Result]]:
+        with tempfile.TemporaryDirectory(prefix="data-tools-") as notes:
+            pool = _LocalPool(function, num_processes=self.count, description=description, notes=notes)
             try:
-                while True:
-                    for number, task in todo:
-                        running[pool.submit(_call_noted, notes, number, function, task)] = task
-                        workers |= {child.pid: child for child in multiprocessing.active_children() if child.pid is not None}
-                        if len(running) >= 2 * self.num_processes:
-                            break
-                    if not running:
-                        return
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        task = running.pop(future)
-                        result = future.result()
-                        bar.update()
-                        yield task, result
-            except BrokenProcessPool as error:
-                pool.shutdown(wait=True)  # the other workers are ended by SIGTERM; how the first one died is then known
-                killed = [child for child in workers.values() if child.exitcode not in (None, 0, -signal.SIGTERM)]
-                at_work = [tasks[number] for child in killed if (number := _read_note(notes, child.pid)) is not None]
-                raise WorkerKilledError(
-                    _describe_death(description, killed, [name_task(task) for task in at_work]), at_work
-                ) from error
+                yield pool
             finally:
-                pool.shutdown(wait=True, cancel_futures=True)  # the workers write their notes below `notes`, which is removed next
+                pool.end()  # the processes write into `notes`, which is removed next
+
+
+@dataclass(frozen=True)
+class _Given(Generic[Task]):
+    """A task in work."""
+
+    number: int
+    task: Task
+    name: str
+
+
+class _LocalPool(Generic[Task, Result]):
+    """Runs tasks in processes. Where one is killed, all are started again, and are given the tasks that were in work."""
+
+    def __init__(self, function: Callable[[Task], Result], *, num_processes: int, description: str, notes: str) -> None:
+        self._function, self._num_processes, self._description, self._notes = function, num_processes, description, notes
+        self._executor: ProcessPoolExecutor | None = None
+        self._processes: dict[int, BaseProcess] = {}
+        self._running: dict[Future[Result], _Given[Task]] = {}
+        self._deaths: Counter[int] = Counter()
+        self._next = 0
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def submit(self, task: Task, name: str) -> None:
+        self._submit(_Given(self._next, task, name))
+        self._next += 1
+
+    def finished(self) -> list[tuple[Task, Callable[[], Result]]]:
+        finished: list[tuple[Task, Callable[[], Result]]] = []
+        while not finished:
+            done = wait(self._running, return_when=FIRST_COMPLETED).done
+            broken = {future for future in done if isinstance(future.exception(), BrokenProcessPool)}
+            finished = [(self._running.pop(future).task, future.result) for future in done - broken]
+            if broken:
+                finished += self._start_again()
+        return finished
+
+    def describe(self) -> str:
+        num_deaths = self._deaths.total()
+        return f"{num_deaths} {'worker was' if num_deaths == 1 else 'workers were'} killed" if num_deaths else ""
+
+    def end(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, given: _Given[Task]) -> None:
+        if self._executor is None:
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(self._num_processes, mp_context=context)
+        try:
+            future = self._executor.submit(_call_noted, self._notes, given.number, self._function, given.task)
+        except BrokenProcessPool as error:  # a process was killed while it had nothing to do
+            future = Future()
+            future.set_exception(error)
+        self._running[future] = given
+        self._processes |= {child.pid: child for child in multiprocessing.active_children() if child.pid is not None}
+
+    def _start_again(self) -> list[tuple[Task, Callable[[], Result]]]:
+        """Start new processes, and give them what was in work. Return the tasks that have killed too many of the old ones.
+
+        Raises:
+            WorkerKilledError: it is not known which task did it, so it could go on for ever.
+        """
+        self.end()  # the other processes are ended by SIGTERM; how the first one died is then known
+        killed = [child for child in self._processes.values() if child.exitcode not in (None, 0, -signal.SIGTERM)]
+        at_work = {number for child in killed if (number := _read_note(self._notes, child.pid)) is not None}
+        given = sorted(self._running.values(), key=lambda one: one.number)
+        self._running, self._processes, self._executor = {}, {}, None
+        for path in Path(self._notes).iterdir():
+            path.unlink()
+        if not at_work:
+            raise WorkerKilledError(_describe_death(self._description, killed, []), [])
+        self._deaths.update(at_work)
+        given_up = [one for one in given if self._deaths[one.number] >= MAX_DEATHS]
+        for one in given:
+            if one not in given_up:
+                self._submit(one)
+        return [
+            (one.task, _raising(WorkerKilledError(_describe_death(self._description, killed, [one.name]), [one.task])))
+            for one in given_up
+        ]
+
+
+def _raising(error: Exception) -> Callable[[], Any]:
+    def fail() -> Any:
+        raise error
+
+    return fail
 
 
 def _call_noted(notes: str, number: int, function: Callable[[Task], Result], task: Task) -> Result:

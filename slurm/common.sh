@@ -119,6 +119,34 @@ finetune() {
     end_job "$code" "$SITE_RUNS/$name"
 }
 
+# prepare SOURCE FOLDER [--option ...]: make, verify, dedup and index a corpus, by workers that are jobs of their own.
+prepare() {
+    local code=0 command asked=0 folder=${2:?"name a source and a folder for the shards"}
+    prepare_node "$(run_name "$SLURM_JOB_NAME")"
+    srun --ntasks=1 "${SITE_CONTAINER[@]}" python -m data_tools prepare "$@" --cluster slurm \
+        ${SITE_INTERFACE:+--interface "$SITE_INTERFACE"} &
+    command=$!
+    trap 'asked=1; kill -TERM "$command" 2>/dev/null' USR1 TERM
+    await "$command" || code=$?
+    [ "$asked" = 0 ] || [ "$code" = 0 ] || requeue "$EXIT_INTERRUPTED" "asked to stop"
+    end_job "$code" "$SITE_RUNS/$(run_name "$SLURM_JOB_NAME")" "$(find "$folder" -type f 2>/dev/null | wc -l) files"
+}
+
+# workers: work for a command of the data tools until it ends, or is gone. A task that is asked to stop is requeued.
+workers() {
+    local code=0 worker asked=0
+    prepare_node "$(run_name "$SLURM_JOB_NAME")"
+    srun --ntasks=1 "${SITE_CONTAINER[@]}" python -m dask worker "${WORKERS_SCHEDULER:?"is set by the command that submits this"}" \
+        --nworkers "${SLURM_CPUS_PER_TASK:-1}" --nthreads 1 --memory-limit 0 --no-dashboard --death-timeout 120 \
+        --local-directory "${SLURM_TMPDIR:-${TMPDIR:-/tmp}}" ${WORKERS_INTERFACE:+--interface "$WORKERS_INTERFACE"} \
+        --tls-ca-file "$WORKERS_PLACE/ca.pem" --tls-cert "$WORKERS_PLACE/certificate.pem" --tls-key "$WORKERS_PLACE/key.pem" &
+    worker=$!
+    trap 'asked=1; kill -TERM "$worker" 2>/dev/null' USR1 TERM
+    await "$worker" || code=$?
+    [ "$asked" = 0 ] || requeue 0 "asked to stop"
+    exit "$code"
+}
+
 # preflight [--option ...]: examine every node of this job.
 preflight() {
     prepare_node "$(run_name "$SLURM_JOB_NAME")"
@@ -152,10 +180,10 @@ watch_training() {
     kill -TERM "$1" 2>/dev/null
 }
 
-# end_job CODE RUN_DIR: requeue the job, or end it. Slurm itself requeues after a node's failure and after a preemption
+# end_job CODE RUN_DIR [PLACE]: requeue the job, or end it. PLACE is how far it had come; the newest checkpoint if not given. Slurm itself requeues after a node's failure and after a preemption
 # that left no time. It does not after a time limit, nor after a preempted job has ended by itself.
 end_job() {
-    local code=$1 run_dir=$2 checkpoint place tries fate
+    local code=$1 run_dir=$2 reached=${3:-} place tries fate
     case $code in
     0) exit 0 ;;
     2) exit "$code" ;; # a named error, which would happen again
@@ -169,16 +197,18 @@ end_job() {
     await_slurm_if_a_node_is_gone
     # Broken off: a rank lost another or met a bug (1), hung (70), lost its run folder to another (73), or was killed (128 and
     # the signal's number). srun gives the highest code of all ranks. The job is retried, a few times from one checkpoint.
-    mkdir -p "$run_dir/checkpoints"
-    checkpoint=$(find "$run_dir/checkpoints" -maxdepth 1 -name 'step_*' | sort | tail -n 1)
-    place="job $THIS_JOB from ${checkpoint:-the start}"
+    mkdir -p "$run_dir"
+    [ ! -d "$run_dir/checkpoints" ] ||
+        reached=$(find "$run_dir/checkpoints" -maxdepth 1 -name 'step_*' | sort | tail -n 1)
+    reached=${reached:-the start}
+    place="job $THIS_JOB from $reached"
     echo "$place: exit code $code" >>"$run_dir/broken-off.log"
     tries=$(grep -cF "$place: " "$run_dir/broken-off.log")
     if [ "$tries" -gt "$SITE_RETRIES" ]; then
-        echo "[job] broken off with exit code $code, after $SITE_RETRIES tries from ${checkpoint:-the start}: not requeued again" >&2
+        echo "[job] broken off with exit code $code, after $SITE_RETRIES tries from $reached: not requeued again" >&2
         exit "$code"
     fi
-    requeue "$code" "broken off with exit code $code; try $tries of $SITE_RETRIES from ${checkpoint:-the start}"
+    requeue "$code" "broken off with exit code $code; try $tries of $SITE_RETRIES from $reached"
 }
 
 # The ranks notice a dead node long before Slurm does (SlurmdTimeout). Slurm then requeues the job by itself, on other

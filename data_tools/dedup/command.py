@@ -6,6 +6,7 @@ import argparse
 
 from data_tools.arguments import natural, open_workers
 from data_tools.dedup.matching import DEFAULT_DISTANCE, MAX_DISTANCE
+from data_tools.parallel import Workers
 
 EPILOG = (
     "Finds images of CORPUS that are near-copies of an image of a TEST_SET (rescaled, recompressed, mirrored, cropped by a\n"
@@ -22,6 +23,13 @@ EPILOG = (
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("corpus", metavar="CORPUS", help="folder or URL of .tar files, or one .tar")
+    add_search_arguments(command)
+    command.add_argument("--work", metavar="FOLDER", help="keeps the hashes of all sets (default: .dedup in each set's folder)")
+    command.add_argument("--out", metavar="FOLDER", help="where findings go (default: CORPUS; for a URL, the current folder)")
+
+
+def add_search_arguments(command: argparse.ArgumentParser) -> None:
+    """Add what is looked for."""
     command.add_argument(
         "--against",
         action="append",
@@ -38,11 +46,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         default=DEFAULT_DISTANCE,
         help="differing bits of 144 that still make a copy (default: %(default)s)",
     )
-    command.add_argument("--work", metavar="FOLDER", help="keeps the hashes of all sets (default: .dedup in each set's folder)")
-    command.add_argument("--out", metavar="FOLDER", help="where findings go (default: CORPUS; for a URL, the current folder)")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    places = [place for place in (arguments.work, arguments.out) if place]
+    with open_workers(arguments, folders=[arguments.corpus, *arguments.against, *places]) as workers:
+        work(arguments, workers)
+
+
+def work(arguments: argparse.Namespace, workers: Workers) -> None:
+    """Do the same with workers that exist."""
     from data_tools.dedup.find import find_copies
     from data_tools.dedup.report import default_outputs, next_step, tabulate, write_findings
     from data_tools.earlier import check_search
@@ -50,11 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     outputs = default_outputs(arguments.corpus, out=arguments.out)
     inside = "searched" if arguments.within else "left alone"
-    folders = [arguments.corpus, *arguments.against, str(outputs.report.parent), *([arguments.work] if arguments.work else [])]
-    with (
-        open_workers(arguments, folders=folders) as workers,
-        lock_folder(outputs.report.parent, name=f".{outputs.report.name}.lock", advice="name a folder with --out"),
-    ):
+    with lock_folder(outputs.report.parent, name=f".{outputs.report.name}.lock", advice="name a folder with --out"):
         check_search(outputs.report, corpus=arguments.corpus, against=arguments.against, inside=inside)
         found = find_copies(
             arguments.corpus,

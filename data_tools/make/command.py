@@ -13,6 +13,7 @@ from data_tools.make.pack import MakeOptions, MakeReport, ShardSize
 from data_tools.make.record import RECORD_NAME
 from data_tools.make.reencode import Encoding
 from data_tools.make.sources.options import SourceOptions
+from data_tools.parallel import Workers
 from data_tools.text_files import printable
 from pipeline.data.shards.class_names import CLASSES_NAME
 from pipeline.errors import DataError
@@ -170,16 +171,22 @@ def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    with open_workers(arguments, folders=[arguments.source, arguments.folder]) as workers:
+        work(arguments, workers)
+
+
+def work(arguments: argparse.Namespace, workers: Workers) -> MakeReport:
+    """Do the same with workers that exist, and return the report."""
     from data_tools.make.pack import make_shards
     from data_tools.shard_names import lines
     from data_tools.shards import describe_hidden
     from pipeline.data.shards.folder import ShardFolder
 
     options = read_options(arguments)
-    with open_workers(arguments, folders=[arguments.source, arguments.folder]) as workers:
-        report = make_shards(arguments.source, arguments.folder, options=options, workers=workers)
+    report = make_shards(arguments.source, arguments.folder, options=options, workers=workers)
     hidden = ShardFolder(arguments.source).hidden_tars() if os.path.isdir(arguments.source) else []
-    print(f"{describe_hidden(hidden)}{lines(report.remarks)}{describe(report, arguments.folder)}")
+    print(f"{describe_hidden(hidden)}{lines(report.remarks)}{describe(report, arguments.folder)}", flush=True)
+    return report
 
 
 def read_options(arguments: argparse.Namespace) -> MakeOptions:

@@ -77,7 +77,14 @@ def verify_shards(
     tasks = [(name, frozenset(known[name])) for name in shards.names]
     start = time.perf_counter()
     try:
-        done = workers.map(look, tasks, description="verify shards", unit="shard", name_task=lambda task: task[0])
+        done = workers.map(
+            look,
+            tasks,
+            description="verify shards",
+            unit="shard",
+            name_task=lambda task: task[0],
+            count_images=lambda _, result: result["num_samples"],
+        )
         results = {task[0]: result for task, result in done}
     except WorkerKilledError as error:
         raise _name_samples(error, outputs.work) from error
@@ -142,11 +149,11 @@ class _Tally:
 
 
 def _unread(reason: str) -> dict[str, Any]:
-    return {**_result(_Tally(), broken=reason, seconds=0.0), "is_new": False, "is_known": False}
+    return {**_result(_Tally(), broken=reason), "is_new": False, "is_known": False}
 
 
-def _result(tally: _Tally, *, broken: str | None, seconds: float) -> dict[str, Any]:
-    return {**vars(tally), "broken": broken, "seconds": seconds}
+def _result(tally: _Tally, *, broken: str | None) -> dict[str, Any]:
+    return {**vars(tally), "broken": broken}
 
 
 def check_shard(
@@ -163,7 +170,6 @@ def check_shard(
         UnreachableError: it cannot be read.
     """
     tally, seen, repeated, broken = _Tally(), set[str](), list[str](), None
-    start = time.perf_counter()
     with _marking(mark) as descriptor, Shard(folder, name) as shard:
         try:
             for sample in shard.samples():
@@ -192,7 +198,7 @@ def check_shard(
             f"{name}: {len(repeated)} keys come again ({repeated[0]!r} first): samples with the same key, or members apart "
             f"from each other; `python -m data_tools make` packs such tars again"
         )
-    return _result(tally, broken=broken, seconds=time.perf_counter() - start)
+    return _result(tally, broken=broken)
 
 
 @contextmanager
@@ -270,7 +276,6 @@ def _summarise(folder: str, results: dict[str, dict[str, Any]], *, elapsed_s: fl
     whole = {name: result for name, result in sorted(results.items()) if result["broken"] is None}
     new = sum(result["num_readable"] for result in results.values() if result["is_new"])
     num_readable = sum(result["num_readable"] for result in results.values())
-    seconds = sum(result["seconds"] for result in results.values())
     return Verification(
         folder=folder,
         num_shards=len(results),
@@ -284,5 +289,4 @@ def _summarise(folder: str, results: dict[str, dict[str, Any]], *, elapsed_s: fl
         broken_shards={name: result["broken"] for name, result in sorted(results.items()) if result["broken"] is not None},
         skips=[Skip(name, key, reason) for name, result in whole.items() for key, reason in result["skips"]],
         images_per_s=new / elapsed_s if new else None,
-        images_per_worker_s=num_readable / seconds if seconds else None,
     )

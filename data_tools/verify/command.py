@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from data_tools.arguments import open_workers
+from data_tools.parallel import Workers
 
 EPILOG = (
     "FOLDER is a folder or URL of WebDataset tars, indexed or not, or one .tar. Every image is decoded as training does\n"
@@ -38,6 +39,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    folders = [arguments.folder, *(place for place in (arguments.work, arguments.report, arguments.skip_list) if place)]
+    with open_workers(arguments, folders=folders) as workers:
+        return work(arguments, workers)
+
+
+def work(arguments: argparse.Namespace, workers: Workers) -> int:
+    """Do the same with workers that exist."""
     from data_tools.earlier import check_report, check_skip_list
     from data_tools.folder_lock import lock_folder
     from data_tools.shard_names import lines
@@ -47,13 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     shards = list_shards(arguments.folder)
     outputs = default_outputs(shards, skip_list=arguments.skip_list, report=arguments.report, work=arguments.work)
-    with (
-        open_workers(arguments, folders=[shards.folder, str(outputs.work)]) as workers,
-        lock_folder(
-            outputs.report.parent,
-            name=f".{outputs.report.name}.lock",
-            advice="name other paths with --report, --skip-list and --work",
-        ),
+    with lock_folder(
+        outputs.report.parent,
+        name=f".{outputs.report.name}.lock",
+        advice="name other paths with --report, --skip-list and --work",
     ):
         is_ours = outputs.report.exists()
         check_report(outputs.report, folder=shards.folder, advice="name other paths with --report, --skip-list and --work")

@@ -78,7 +78,6 @@ class Verification:
         broken_shards: what is wrong with them, by name.
         skips: samples to leave out besides those of the skip lists given.
         images_per_s: speed of this call; None if everything was known before.
-        images_per_worker_s: speed of all calls whose findings are reported.
     """
 
     folder: str
@@ -93,7 +92,6 @@ class Verification:
     broken_shards: dict[str, str]
     skips: list[Skip]
     images_per_s: float | None
-    images_per_worker_s: float | None
 
     @property
     def stops_training(self) -> bool:
@@ -115,8 +113,6 @@ def describe(found: Verification, *, skip_list: Path) -> dict[str, Any]:
         "broken_shards": found.broken_shards,
         "skip_list": str(skip_list),
         "skipped": len(found.skips),
-        "images_per_s": found.images_per_s,
-        "images_per_s_and_worker": found.images_per_worker_s,
         "examples": {kind: [example._asdict() for example in examples] for kind, examples in found.examples.items()},
     }
 
