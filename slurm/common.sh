@@ -128,6 +128,7 @@ prepare() {
     command=$!
     trap 'asked=1; kill -TERM "$command" 2>/dev/null' USR1 TERM
     await "$command" || code=$?
+    [ "$code" != 130 ] || asked=1 # Slurm has told the command, and not this shell
     [ "$asked" = 0 ] || [ "$code" = 0 ] || requeue "$EXIT_INTERRUPTED" "asked to stop"
     end_job "$code" "$SITE_RUNS/$(run_name "$SLURM_JOB_NAME")" "$(find "$folder" -type f 2>/dev/null | wc -l) files"
 }
