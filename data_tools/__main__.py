@@ -10,6 +10,7 @@ import signal
 import sys
 
 from data_tools.arguments import add_workers
+from data_tools.parallel import ShareDone
 from pipeline.console.command_line import Parser, add_commands, chosen_command, use_utf8
 from pipeline.errors import ExitCode, PipelineError
 from pipeline.launch.imports import exit_without_collecting
@@ -52,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     previous = signal.signal(signal.SIGTERM, _interrupt)  # a command has workers to end, and jobs to cancel
     try:
         code = arguments.function(arguments)
+    except ShareDone as done:
+        print(f"{done}; the same command without --share does what follows, and what other shares have left undone")
+        return ExitCode.DONE
     except PipelineError as error:
         print(f"\nerror: {error}", file=sys.stderr)  # the message starts below a progress bar that may be open
         return ExitCode.ERROR

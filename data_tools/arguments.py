@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_tools.parallel import MAX_FAILURES, LocalWorkers, Workers
+from data_tools.parallel import MAX_FAILURES, LocalWorkers, Share, Workers
 from pipeline.data.shards.index import DEFAULT_BLOCK_SAMPLES, MAX_BLOCK_SAMPLES
+from pipeline.errors import DataError
 from pipeline.launch.cores import usable_cores
 
 
@@ -53,6 +54,13 @@ def add_block_samples(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _share(text: str) -> Share:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal()) or int(number) >= int(count):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share such as 0/4, 1/4, 2/4 or 3/4")
+    return Share(int(number), int(count))
+
+
 @contextmanager
 def open_workers(arguments: argparse.Namespace, *, folders: Sequence[str]) -> Iterator[Workers]:
     """Give what the options ask for: processes of this machine, or a cluster's workers.
@@ -64,8 +72,10 @@ def open_workers(arguments: argparse.Namespace, *, folders: Sequence[str]) -> It
         DataError: the cluster cannot do the work.
     """
     if arguments.cluster is None:
-        yield LocalWorkers(arguments.workers, max_failures=arguments.max_failures)
+        yield LocalWorkers(arguments.workers, max_failures=arguments.max_failures, share=arguments.share)
         return
+    if arguments.share is not None:
+        raise DataError("--share has no meaning with --cluster, which divides the work by itself")
     if arguments.cluster == "slurm":
         from data_tools.slurm_workers import SlurmShape, open_slurm
 
@@ -102,6 +112,13 @@ def add_workers(command: argparse.ArgumentParser) -> None:
         default=MAX_FAILURES,
         metavar="N",
         help="a shard that fails is named, and the others go on, until more than N have failed (default: %(default)s)",
+    )
+    command.add_argument(
+        "--share",
+        type=_share,
+        metavar="I/N",
+        help="do one of N shares of the shards (I from 0), and end; the others are done by the same command elsewhere, on the "
+        "same file system. The command without --share then does the rest (make, verify, stats, dedup; slurm/shares.sh)",
     )
     group = command.add_argument_group("work on a cluster (pip install '.[cluster]')")
     group.add_argument(

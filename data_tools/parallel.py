@@ -47,6 +47,39 @@ class WorkerKilledError(DataError):
         self.tasks = tasks
 
 
+class ShareDone(Exception):  # noqa: N818  # no error
+    """This command's share of the work is done; the rest belongs to others."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Says which tasks are this command's: of every `count`, that of this number.
+
+    Attributes:
+        number: from 0.
+    """
+
+    number: int
+    count: int
+
+    def of(self, tasks: Sequence[Task]) -> Sequence[Task]:
+        """Return this share of some tasks, each made on its turn."""
+        return _Picked(tasks, range(self.number, len(tasks), self.count))
+
+
+class _Picked(Sequence[Task]):
+    """Holds some of the items of a sequence, and takes each on its turn."""
+
+    def __init__(self, items: Sequence[Task], numbers: range) -> None:
+        self._items, self._numbers = items, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._items[self._numbers[number]]
+
+
 class Pool(Protocol, Generic[Task, Result]):
     """Runs one function on tasks, for the time of a `with`."""
 
@@ -73,9 +106,15 @@ class Workers(ABC):
 
     Attributes:
         max_failures: the work goes on while at most so many tasks have failed.
+        share: the part of the tasks whose results are kept that this command does; it then ends. None for all.
     """
 
     max_failures: int = field(default=MAX_FAILURES, kw_only=True)
+    share: Share | None = field(default=None, kw_only=True)
+
+    def lock_name(self, name: str) -> str:
+        """Return the name of the lock that this command needs: shares work in one folder at the same time."""
+        return name if self.share is None else f"{name}.{self.share.number}-of-{self.share.count}"
 
     @property
     @abstractmethod
@@ -95,6 +134,7 @@ class Workers(ABC):
         unit: str,
         name_task: Callable[[Task], str] = str,
         count_images: Callable[[Task, Result], int] | None = None,
+        are_kept: bool = False,
     ) -> Iterator[tuple[Task, Result]]:
         """Yield (task, function(task)) as they finish, with a progress bar. At most two tasks a worker wait at a time.
 
@@ -105,11 +145,16 @@ class Workers(ABC):
         Args:
             name_task: what to call a task in messages.
             count_images: how many images a finished task had, for the progress display.
+            are_kept: whether results are kept where other commands find them, so that each may do a share.
 
         Raises:
             WorkerKilledError: every worker that was at work on some tasks was killed.
             DataError: tasks have failed.
+            ShareDone: this command's share of kept results is done.
         """
+        if is_share := are_kept and self.share is not None:
+            assert self.share is not None
+            tasks = self.share.of(tasks)
         todo = iter(tasks)
         failures = _Failures(description, unit, name_task, len(tasks))
         num_images, start = 0, time.monotonic()
@@ -139,6 +184,8 @@ class Workers(ABC):
                     yield task, result
         if failures.errors:
             raise failures.as_error(is_over=True)
+        if is_share:
+            raise ShareDone(f"{description}: this share's {len(tasks)} {unit}s are done")
 
 
 def _rate(num_images: int, seconds: float) -> str:

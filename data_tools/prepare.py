@@ -36,6 +36,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.share is not None:
+        raise DataError("prepare has no shares, for its steps wait for each other: share them one by one (slurm/shares.sh)")
     folders = [arguments.source, arguments.folder, *arguments.against]
     with open_workers(arguments, folders=folders) as workers:
         prepare(arguments, workers)

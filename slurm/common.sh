@@ -121,14 +121,29 @@ finetune() {
 
 # prepare SOURCE FOLDER [--option ...]: make, verify, dedup and index a corpus, by workers that are jobs of their own.
 prepare() {
-    local code=0 command asked=0 folder=${2:?"name a source and a folder for the shards"}
     prepare_node "$(run_name "$SLURM_JOB_NAME")"
-    srun --ntasks=1 "${SITE_CONTAINER[@]}" python -m data_tools prepare "$@" --cluster slurm \
-        ${SITE_INTERFACE:+--interface "$SITE_INTERFACE"} &
-    command=$!
-    trap 'asked=1; kill -TERM "$command" 2>/dev/null' USR1 TERM
-    await "$command" || code=$?
-    [ "$code" != 130 ] || asked=1 # Slurm has told the command, and not this shell
+    run_tool "${2:?"name a source and a folder for the shards"}" prepare "$@" --cluster slurm \
+        ${SITE_INTERFACE:+--interface "$SITE_INTERFACE"}
+}
+
+# shares COMMAND ARGUMENT ...: do a share of a data tool's work, in an array; all that is left to do without one.
+shares() {
+    local share=()
+    [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || share=(--share "$SLURM_ARRAY_TASK_ID/$((SLURM_ARRAY_TASK_MAX + 1))")
+    prepare_node "$(run_name "$SLURM_JOB_NAME")"
+    run_tool "${3:-${2:?"name a command of the data tools and its folders"}}" "$@" "${share[@]}" --workers "${SLURM_CPUS_PER_TASK:-1}"
+}
+
+# run_tool FOLDER COMMAND [ARGUMENT ...]: run a data tool that works in FOLDER. Asked to stop it is requeued, and resumes.
+run_tool() {
+    local code=0 tool asked=0 folder=$1
+    shift
+    srun --ntasks=1 "${SITE_CONTAINER[@]}" python -m data_tools "$@" &
+    tool=$!
+    trap 'asked=1; kill -TERM "$tool" 2>/dev/null' USR1 TERM
+    await "$tool" || code=$?
+    [ "$code" != 1 ] || exit 1    # of `verify`: a training on these shards would stop
+    [ "$code" != 130 ] || asked=1 # Slurm has told the tool, and not this shell
     [ "$asked" = 0 ] || [ "$code" = 0 ] || requeue "$EXIT_INTERRUPTED" "asked to stop"
     end_job "$code" "$SITE_RUNS/$(run_name "$SLURM_JOB_NAME")" "$(find "$folder" -type f 2>/dev/null | wc -l) files"
 }

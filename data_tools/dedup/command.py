@@ -63,7 +63,9 @@ def work(arguments: argparse.Namespace, workers: Workers) -> None:
 
     outputs = default_outputs(arguments.corpus, out=arguments.out)
     inside = "searched" if arguments.within else "left alone"
-    with lock_folder(outputs.report.parent, name=f".{outputs.report.name}.lock", advice="name a folder with --out"):
+    with lock_folder(
+        outputs.report.parent, name=workers.lock_name(f".{outputs.report.name}.lock"), advice="name a folder with --out"
+    ):
         check_search(outputs.report, corpus=arguments.corpus, against=arguments.against, inside=inside)
         found = find_copies(
             arguments.corpus,

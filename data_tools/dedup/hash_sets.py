@@ -28,7 +28,9 @@ def hash_sets(sets: Sequence[ImageSet], *, workers: Workers) -> None:
     """
     # A set that is given twice, alone and as part of its folder, is hashed once.
     tasks = sorted({(images.folder, name, str(images.work)) for images in sets for name in images.shards})
-    for _ in workers.map(hash_shard, tasks, description="hash shards", unit="shard"):
+    for _ in workers.map(
+        hash_shard, tasks, description="hash shards", unit="shard", name_task=lambda task: task[1], are_kept=True
+    ):
         pass
 
 

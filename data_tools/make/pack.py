@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from data_tools.folder_lock import lock_folder
+from data_tools.folder_lock import LOCK_NAME, lock_folder
 from data_tools.index import index_folder
 from data_tools.make.class_check import check_names
 from data_tools.make.classes import Numbering, number_classes
@@ -146,8 +146,8 @@ def make_shards(source: str, folder: str, *, options: MakeOptions, workers: Work
     known = {*(numbering.names or ()), *(numbering.targets or {})}
     found = find_source(source, options=options.source, label_use="read" if is_renumbered else "keep", known=known)
     folders = [root] if options.val_fraction is None else [root / "train", root / "val"]
-    with lock_folder(root, advice="name another folder"):
-        for path in folders:
+    with lock_folder(root, advice="name another folder", name=workers.lock_name(LOCK_NAME)):
+        for path in folders if workers.share is None else ():  # other shares are writing theirs
             remove_drafts(path)
         return _make(found, source, folders, options, workers=workers)
 
@@ -269,7 +269,16 @@ def _write(parts: list[ShardPlan], listing: Listing, record: MakeRecord, options
     todo = [shard for shard in shards if record.note(shard[0]) is None or shard[0] in damaged]
     tasks = _Tasks(todo, listing=listing, record=record, encoding=options.encoding)
     try:
-        for _ in workers.map(write_shard, tasks, description="write shards", unit="shard"):
+        done = workers.map(
+            write_shard,
+            tasks,
+            description="write shards",
+            unit="shard",
+            name_task=lambda task: task.target.name,
+            count_images=lambda task, _: len(task.numbers),
+            are_kept=True,
+        )
+        for _ in done:
             pass
     except OSError as error:
         raise DataError(f"shards cannot be written: {error}; the same command resumes where it stopped") from error

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     page = out / f"{shards.output_prefix}stats.html"
     with (
         open_workers(arguments, folders=[shards.folder, str(out)]) as workers,
-        lock_folder(out, name=f".{page.name}.lock", advice="name another folder with --out"),
+        lock_folder(out, name=workers.lock_name(f".{page.name}.lock"), advice="name another folder with --out"),
     ):
         check_report(page.with_suffix(".json"), folder=shards.folder, advice="name another folder with --out")
         index = find_index_of(shards.folder, arguments.index)

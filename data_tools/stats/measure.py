@@ -86,7 +86,7 @@ def measure_folder(
     """
     write_json(work / "about.json", {"folder": shards.folder, "is": "what `stats` counted; may be deleted"})
     measure = partial(_measure_shard, shards.folder, work, seed, index)
-    done = workers.map(measure, shards.names, description="measure shards", unit="shard")
+    done = workers.map(measure, shards.names, description="measure shards", unit="shard", are_kept=True)
     counters: dict[str, Counter[Any]] = {name: Counter() for name in COUNTERS}
     totals: Counter[str] = Counter()
     broken = {name: f"{name} is compressed; `gunzip` (or `zstd -d`) it first" for name in shards.compressed}

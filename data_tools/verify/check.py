@@ -84,6 +84,7 @@ def verify_shards(
             unit="shard",
             name_task=lambda task: task[0],
             count_images=lambda _, result: result["num_samples"],
+            are_kept=True,
         )
         results = {task[0]: result for task, result in done}
     except WorkerKilledError as error:

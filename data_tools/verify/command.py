@@ -57,7 +57,7 @@ def work(arguments: argparse.Namespace, workers: Workers) -> int:
     outputs = default_outputs(shards, skip_list=arguments.skip_list, report=arguments.report, work=arguments.work)
     with lock_folder(
         outputs.report.parent,
-        name=f".{outputs.report.name}.lock",
+        name=workers.lock_name(f".{outputs.report.name}.lock"),
         advice="name other paths with --report, --skip-list and --work",
     ):
         is_ours = outputs.report.exists()

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.__main__ import main
 from data_tools.parallel import LocalWorkers, WorkerKilledError
 from pipeline.errors import DataError
+from tests.conftest import encode, make_image
 
 
 def fail_at_odd(number: int) -> int:
@@ -73,3 +75,34 @@ def end_at_once(_: int) -> int:  # pyright: ignore[reportReturnType]
 def test_a_worker_that_ends_without_being_killed_is_no_endless_loop() -> None:
     with pytest.raises(WorkerKilledError, match="unknown cause"):
         list(LocalWorkers(2).map(end_at_once, range(3), description="look", unit="shard"))
+
+
+@pytest.mark.slow
+def test_shares_and_what_follows_make_what_one_command_makes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One share is never done: the command without shares does its work too."""
+    for number in range(30):
+        folder = tmp_path / "photos" / f"class{number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.jpg").write_bytes(encode(make_image(number % 20, num_classes=3, size=32), format="JPEG"))
+    made = tmp_path / "corpus"
+    commands = [["make", str(tmp_path / "photos"), str(made), "--samples-per-shard", "4"], ["verify", str(made)]]
+    commands += [["stats", str(made)], ["dedup", str(made), "--within"]]
+    for command in commands:
+        assert main([*command, "--workers", "1"]) == 0
+    expected = contents(made)
+    made.rename(tmp_path / "reference")
+    for command in commands:
+        for number in (2, 0):
+            assert main([*command, "--workers", "1", "--share", f"{number}/3"]) == 0
+            assert "this share's" in capsys.readouterr().out
+        assert main([*command, "--workers", "1"]) == 0
+    found = contents(made)
+    assert expected.keys() == found.keys()
+    assert {name for name in expected if expected[name] != found[name]} <= {"index.safetensors"}
+    assert main(["verify", str(made), "--workers", "1", "--share", "0/3", "--cluster", "nowhere"]) == 2
+    assert "--share has no meaning with --cluster" in capsys.readouterr().err
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return what a command leaves for people."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
