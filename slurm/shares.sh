@@ -12,6 +12,6 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@60
 #SBATCH --open-mode=append
-#SBATCH --output=slurm/logs/%A_%a.log
+#SBATCH --output=slurm/logs/%j.log
 source "${PIPELINE_HOME:-$SLURM_SUBMIT_DIR}/slurm/common.sh" || exit 2
 shares "$@"

@@ -106,7 +106,7 @@ class Scene:
         """Do one fault at random, and return what it was."""
         kinds: list[Callable[[], str | None]] = [
             self._kill_worker, self._cancel_worker, self._requeue_worker, self._cut_power, self._drain, self._kill_leader,
-            self._requeue_leader, self._preempt,
+            self._requeue_leader, self._preempt, self._limit_worker, self._limit_leader,
         ]  # fmt: skip
         while True:
             if did := self.chance.choice(kinds)():
@@ -181,6 +181,18 @@ class Scene:
             return None
         self._try("scontrol", "requeue", self.job)
         return "the leading job requeued"
+
+    def _limit_worker(self) -> str | None:
+        if not (workers := self._workers()):
+            return None
+        self._try("scancel", "--batch", "--signal=USR1", self.chance.choice(workers))
+        return "a worker job told of its time limit"
+
+    def _limit_leader(self) -> str | None:
+        if self.state() != "RUNNING":
+            return None
+        self._try("scancel", "--batch", "--signal=USR1", self.job)
+        return "the leading job told of its time limit"
 
     def _preempt(self) -> str | None:
         if self.dark or self.state() != "RUNNING":
