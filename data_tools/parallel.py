@@ -118,9 +118,7 @@ class LocalWorkers(Workers):
                     _describe_death(description, killed, [name_task(task) for task in at_work]), at_work
                 ) from error
             finally:
-                pool.shutdown(
-                    wait=True, cancel_futures=True
-                )  # the workers write their notes below `notes`, which is removed next
+                pool.shutdown(wait=True, cancel_futures=True)  # the workers write their notes below `notes`, which is removed next
 
 
 def _call_noted(notes: str, number: int, function: Callable[[Task], Result], task: Task) -> Result:

@@ -13,6 +13,7 @@ from data_tools.dedup.bands import FACTORS, NUM_BITS, NUM_WORDS, WORD_BITS, Cut,
 
 LEFT_AT_ONCE = 1 << 15  # their keys stay in a core's cache
 CANDIDATES_AT_ONCE = 1 << 18
+PAIRS_AT_ONCE = 1 << 16
 SPARE_BUCKET_BITS = 1  # one to two buckets, eight to sixteen keys, a right hash
 MAX_BUCKET_BITS = 25
 SPAN_BITS = 32
@@ -61,7 +62,7 @@ def join_band(left: Side, right: Side, *, number: int, distance: int, width: int
     for position, group in enumerate(groups):
         for bands, mask in group.tables():
             index.sort_by(mask | ours)
-            for near in _near_pairs(index, left, right, distance=distance):
+            for near in _batched(_near_pairs(index, left, right, distance=distance)):
                 found = _first_outside(near, left, right, before=before, band=ours)
                 found = _first_inside(found, left, right, before=groups[:position], group=group, bands=bands)
                 if len(found):
@@ -155,7 +156,25 @@ def _near_pairs(index: _KeyIndex, left: Side, right: Side, *, distance: int) -> 
             for number in others:
                 differing += np.bitwise_count(left.words[number].take(rows) ^ right.words[number].take(entries))
             near = Near(rows, entries, differing)
-            yield near.take(differing <= distance)
+            if len(near):
+                yield near.take(differing <= distance)
+
+
+def _batched(found: Iterator[Near]) -> Iterator[Near]:
+    """Yield pairs in fewer pieces: what follows costs calls more than pairs."""
+    waiting: list[Near] = []
+    for near in found:
+        waiting.append(near)
+        if sum(map(len, waiting)) >= PAIRS_AT_ONCE:
+            yield _joined(waiting)
+            waiting = []
+    yield _joined(waiting)
+
+
+def _joined(pieces: Sequence[Near]) -> Near:
+    empty = Near(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint8))
+    columns = ("left", "right", "distance")
+    return Near(*(np.concatenate([getattr(piece, name) for piece in (empty, *pieces)]) for name in columns))
 
 
 def _first_outside(near: Near, left: Side, right: Side, *, before: Sequence[Mask], band: Mask) -> Near:

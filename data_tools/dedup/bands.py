@@ -1,4 +1,4 @@
-"""Lay out tables of bit masks so that two hashes within a distance agree in all bits of one mask at least, and estimate their cost.
+"""Lay out masks of bits so that two hashes within a distance agree in all bits of one mask at least, and count their cost.
 
 `distance + 1` outer bands of equal width come first: two hashes within the distance agree on one of them at least. A pair
 belongs to the first outer band i that it agrees on. It differs in a bit at least of each band before i, so in `distance - i`
@@ -28,8 +28,8 @@ WORD_BITS = 64
 NUM_WORDS = -(-NUM_BITS // WORD_BITS)
 MAX_GROUPS = 6
 MAX_TABLES = 200_000  # of one outer band: more are never cheapest below 1e10 hashes
-# Seconds of one core (AMD EPYC with AVX2), measured by `python -m data_tools.dedup.measure kernel`.
-LEFT_S = 16e-9  # a left hash and a table
+# Seconds of one core (AMD EPYC with AVX2), measured by `python -m data_tools.dedup.measure_join`.
+LEFT_S = 22e-9  # a left hash and a table
 RIGHT_S = 60e-9  # a right hash and a table
 CANDIDATE_S = 17e-9  # two hashes that agree in a table's mask
 TABLE_S = 120e-6  # a table, whatever the number of hashes

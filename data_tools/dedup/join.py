@@ -135,7 +135,7 @@ class _Group:
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """Holds what all tasks of a join know. It is sent with each of them."""
 
     images: ImageSet  # without its shards
@@ -179,7 +179,7 @@ def join_images(
         images.shards, start.tolist(), max_images=max(MIN_GROUP_IMAGES, min(len(leads) // 256, MAX_GROUP_IMAGES))
     )
     edges = (*(group.start[0] for group in groups), int(start[-1]))
-    job = _Job(replace(images, shards=()), edges, plan, scratch)
+    job = Job(replace(images, shards=()), edges, plan, scratch)
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         np.save(scratch / LEADS_NAME, leads)
@@ -202,7 +202,7 @@ def _group_shards(shards: Sequence[str], start: Sequence[int], *, max_images: in
     return [_Group(number, tuple(shards[a:b]), tuple(start[a : b + 1])) for number, (a, b) in enumerate(ranges)]
 
 
-def _join_one_band(job: _Job, band: int, groups: Sequence[_Group], workers: Workers) -> None:
+def _join_one_band(job: Job, band: int, groups: Sequence[_Group], workers: Workers) -> None:
     """Find the pairs that belong to an outer band, unless that has been done."""
 
     def join() -> dict[str, list[str]]:
@@ -220,7 +220,7 @@ def _join_one_band(job: _Job, band: int, groups: Sequence[_Group], workers: Work
         path.unlink(missing_ok=True)
 
 
-def _scatter(job: _Job, band: int, group: _Group) -> None:
+def _scatter(job: Job, band: int, group: _Group) -> None:
     """Write the hashes of a group's images, ordered by their values of a band, unless that has been done."""
     path = job.records_path(band, group.number)
     if path.exists():
@@ -236,14 +236,14 @@ def _scatter(job: _Job, band: int, group: _Group) -> None:
     write_records(path, joined, band=outer_band(band, width=job.plan.width), width=job.plan.width)
 
 
-def _join_partition(job: _Job, band: int, task: tuple[int, Partition]) -> list[str]:
+def _join_partition(job: Job, band: int, task: tuple[int, Partition]) -> list[str]:
     """Write the pairs of a partition, and return the names of their files."""
     number, partition = task
     stem = f"pairs-{band:02}-{number:06}"
 
     def join() -> dict[str, list[str]]:
         names: list[str] = []
-        for pairs in _bounded(_pairs_of_partition(job, band, partition), max_pairs=job.plan.max_bytes // PAIR_BYTES):
+        for pairs in _bounded(pairs_of_partition(job, band, partition), max_pairs=job.plan.max_bytes // PAIR_BYTES):
             names.append(f"{stem}-{len(names)}.safetensors")
             write_pairs(job.scratch / names[-1], pairs, edges=job.edges)
         return {"pairs": names}
@@ -251,7 +251,7 @@ def _join_partition(job: _Job, band: int, task: tuple[int, Partition]) -> list[s
     return remember(join, path=job.scratch / f"{stem}.json", facts=[band, partition])["pairs"]
 
 
-def _pairs_of_partition(job: _Job, band: int, partition: Partition) -> Iterator[Copies]:
+def pairs_of_partition(job: Job, band: int, partition: Partition) -> Iterator[Copies]:
     """Yield pairs of images, with repeats."""
     paths, span = job.all_records(band), {"low": partition.low, "high": partition.high}
     left = _load_side(paths, "left", block=partition.left_block, num_blocks=partition.num_left_blocks, **span)
@@ -322,7 +322,7 @@ def _bounded(found: Iterator[Copies], *, max_pairs: int) -> Iterator[Copies]:
         yield held
 
 
-def _merge(job: _Job, workers: Workers) -> Copies:
+def _merge(job: Job, workers: Workers) -> Copies:
     """Return all pairs, each once: those of all bands, group by group of their first images."""
     num_groups = len(job.edges) - 1
     counts = np.sum([np.zeros(num_groups, np.int64), *(count_pairs(path) for path in _pair_files(job))], axis=0)
@@ -338,7 +338,7 @@ def _merge(job: _Job, workers: Workers) -> Copies:
     )
 
 
-def _merge_group(job: _Job, group: int) -> None:
+def _merge_group(job: Job, group: int) -> None:
     """Write the pairs whose first image is in a group of shards, each once, unless that has been done."""
     path = job.merged_path(group)
     if not path.exists():
@@ -346,7 +346,7 @@ def _merge_group(job: _Job, group: int) -> None:
         write_pairs(path, pairs, edges=job.edges[group : group + 2])
 
 
-def _pair_files(job: _Job) -> list[Path]:
+def _pair_files(job: Job) -> list[Path]:
     """Return the files of all bands' pairs."""
     notes = [parse_json(job.done_path(band).read_bytes()) for band in range(job.plan.distance + 1)]
     return [job.scratch / name for note in notes for name in note["result"]["pairs"]]

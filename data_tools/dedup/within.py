@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.dedup.bands import NUM_BITS
 from data_tools.dedup.catalogue import Catalogue
 from data_tools.dedup.exchange import read_pairs, write_pairs
 from data_tools.dedup.hamming import estimate_search
@@ -27,7 +28,8 @@ def find_within(
 ) -> Copies:
     """Return images of the corpus to leave out, each with the image that is kept in its place: the largest, then the first.
 
-    The images are compared in bounded memory; what is known of each is not: some 150 bytes an image are held.
+    By bands, a worker holds a bounded part of the hashes. The command itself holds some 200 bytes an image and, while it
+    chooses who stays, some 100 bytes a pair.
 
     Args:
         left_out: images that are left out already.
@@ -60,7 +62,7 @@ def find_within(
 def _choose(method: Method, plan: JoinPlan) -> Literal["index", "bands"]:
     """Return how to search, and say so."""
     num_images = plan.num_left // MAX_LEFT
-    index_s = MAX_LEFT * num_images * estimate_search(MAX_RIGHT * num_images, num_bits=144, radius=plan.distance)
+    index_s = MAX_LEFT * num_images * estimate_search(MAX_RIGHT * num_images, num_bits=NUM_BITS, radius=plan.distance)
     bands_s = plan.core_s + PASS_S * (plan.distance + 1)
     chosen = method if method != "cheapest" else "bands" if bands_s < index_s else "index"
     how = f"join by bands: {plan.describe()}" if chosen == "bands" else "search by an index"
