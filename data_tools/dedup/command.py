@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import get_args
 
 from data_tools.arguments import natural, open_workers
-from data_tools.dedup.matching import DEFAULT_DISTANCE, MAX_DISTANCE
+from data_tools.dedup.matching import DEFAULT_DISTANCE, MAX_DISTANCE, Method
 from data_tools.parallel import Workers
 
 EPILOG = (
@@ -46,6 +47,19 @@ def add_search_arguments(command: argparse.ArgumentParser) -> None:
         default=DEFAULT_DISTANCE,
         help="differing bits of 144 that still make a copy (default: %(default)s)",
     )
+    command.add_argument(
+        "--memory",
+        type=_gibibytes,
+        default=_gibibytes("2"),
+        metavar="GIB",
+        help="memory that a worker may use for --within in a large corpus, at least 1 (default: 2)",
+    )
+    command.add_argument(
+        "--method",
+        choices=get_args(Method),
+        default="cheapest",
+        help="how --within searches; what it finds is the same (default: the cheaper one by estimate)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -73,6 +87,8 @@ def work(arguments: argparse.Namespace, workers: Workers) -> None:
             inside=inside,
             distance=arguments.distance,
             work=arguments.work,
+            method=arguments.method,
+            memory_bytes=arguments.memory,
             workers=workers,
         )
         write_findings(found, outputs)
@@ -84,3 +100,11 @@ def _distance(text: str) -> int:
     if value > MAX_DISTANCE:
         raise argparse.ArgumentTypeError(f"{text} is more than {MAX_DISTANCE}: unrelated images match in numbers")
     return value
+
+
+def _gibibytes(text: str) -> int:
+    """Parse a number of GiB; return bytes."""
+    value = float(text)
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return int(value * 2**30)

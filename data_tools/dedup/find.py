@@ -1,7 +1,8 @@
 """Find near-copies of test images in a corpus, and copies inside the corpus itself.
 
-Every image is hashed once (`hash_sets`). Pairs are found by an index over the hashes (`matching`, `hamming`), shard by shard,
-and remembered until a shard, a test set or the distance changes.
+Every image is hashed once (`hash_sets`). Pairs with test images are found by an index over the hashes (`matching`, `hamming`),
+shard by shard; those inside the corpus likewise or, in a large corpus, by a join (`join`). They are remembered until a shard, a
+test set or the distance changes.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import numpy as np
 from data_tools.dedup.catalogue import Catalogue, StoredImage
 from data_tools.dedup.hash_sets import hash_sets
 from data_tools.dedup.hash_store import ImageSet, open_set
-from data_tools.dedup.matching import Copies, MatchKind, join_copies, nearest
-from data_tools.dedup.search import FIRST_TEST_IMAGE, Ints, find_against, find_within
+from data_tools.dedup.matching import Copies, MatchKind, Method, join_copies, nearest
+from data_tools.dedup.search import FIRST_TEST_IMAGE, Ints, find_against
+from data_tools.dedup.within import find_within
 from data_tools.parallel import Workers
 from pipeline.errors import DataError
 
@@ -64,6 +66,8 @@ def find_copies(
     inside: Literal["searched", "left alone"],
     distance: int,
     work: str | None,
+    method: Method,
+    memory_bytes: int,
     workers: Workers,
 ) -> DedupResult:
     """Look for copies of the images of test sets in a corpus, and then, if wanted, for copies inside what remains of it.
@@ -74,6 +78,8 @@ def find_copies(
         inside: whether the corpus is compared with itself.
         distance: differing bits of 144 that still make a copy.
         work: where hashes are kept; next to each set's shards if None.
+        method: how to search inside the corpus; what is found is the same.
+        memory_bytes: that a worker may use for that.
 
     Raises:
         DataError: nothing to look for, a set that cannot be read, or a folder that cannot be written.
@@ -87,7 +93,14 @@ def find_copies(
     pairs = find_against(searched, targets, starts, distance=distance, workers=workers) if targets else join_copies([])
     within = None
     if inside == "searched":
-        within = find_within(searched, left_out=np.unique(pairs.first), distance=distance, workers=workers)
+        within = find_within(
+            searched,
+            left_out=np.unique(pairs.first),
+            distance=distance,
+            method=method,
+            memory_bytes=memory_bytes,
+            workers=workers,
+        )
     return _name_images(pairs, within, distance=distance, corpus=searched, targets=targets, starts=starts)
 
 

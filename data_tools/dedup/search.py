@@ -21,9 +21,7 @@ from data_tools.dedup.matching import (
     Copies,
     CopyFinder,
     Ints,
-    choose_left_out,
     crop_codes,
-    group_identical,
     join_codes,
     join_copies,
     upright_codes,
@@ -50,44 +48,15 @@ def find_against(corpus: Catalogue, targets: Sequence[Catalogue], starts: Ints, 
         "whole": CopyFinder.build(join(whole_codes), distance=distance),
         "crops": CopyFinder.build(join(crop_codes), distance=distance),
     }
-    facts = [distance, _digest(repr([target.facts for target in targets]).encode())]
-    return _search("against", corpus, finders, searched=~corpus.is_featureless, facts=facts, workers=workers)
+    facts = [distance, digest(repr([target.facts for target in targets]).encode())]
+    return search_shards("against", corpus, finders, searched=~corpus.is_featureless, facts=facts, workers=workers)
 
 
-def find_within(corpus: Catalogue, *, left_out: Ints, distance: int, workers: Workers) -> Copies:
-    """Return images of the corpus to leave out, each with the image that is kept in its place: the largest, then the first."""
-    everything = np.arange(len(corpus))
-    rank = np.empty(len(corpus), np.int64)
-    rank[np.lexsort((everything, -corpus.num_pixels))] = everything
-    usable = ~corpus.is_featureless
-    usable[left_out] = False
-    numbers = np.flatnonzero(usable)
-    leader = everything.copy()
-    leader[numbers] = numbers[group_identical(corpus.whole_view[numbers], rank=rank[numbers])]
-    leads = usable & (leader == everything)
-    # Every pair is met from both sides, so a part of one need be compared with the whole of the other on one side only.
-    finders = {"whole": CopyFinder.build(corpus.all_codes(whole_codes, leads), distance=distance)}
-    facts = [distance, _digest(repr(corpus.facts).encode()), _digest(np.packbits(leads).tobytes())]
-    pairs = _search("within", corpus, finders, searched=leads, facts=facts, workers=workers)
-    return _add_identical(choose_left_out(pairs, rank=rank), leader, numbers)
-
-
-def _add_identical(left_out: Copies, leader: Ints, numbers: Ints) -> Copies:
-    """Also leave out the images whose hash equals another one's, for the image that stays in that one's place."""
-    kept_for = dict(
-        zip(left_out.first.tolist(), zip(left_out.second, left_out.distance, left_out.kind, strict=True), strict=True)
-    )
-    twins = numbers[leader[numbers] != numbers]
-    rows = [(twin, *kept_for.get(leader[twin], (leader[twin], 0, 0))) for twin in twins]
-    twin, keeper, distance, kind = np.array(rows, np.int64).reshape(-1, 4).T
-    return join_copies([left_out, Copies(twin, keeper, distance, kind)])
-
-
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def _search(
+def search_shards(
     name: str,
     corpus: Catalogue,
     finders: dict[str, CopyFinder],
@@ -96,8 +65,17 @@ def _search(
     facts: list[Any],
     workers: Workers,
 ) -> Copies:
-    """Search for copies of each shard's images, in processes that share the finders' files."""
-    folder = corpus.images.work / f"search-{name}-{_digest(repr([corpus.facts, facts]).encode())[:8]}"
+    """Search for copies of each shard's images, in processes that share the finders' files.
+
+    Args:
+        name: of the search, in its files' names.
+        searched: the images whose copies are searched for.
+        facts: everything that pairs depend on besides a shard's hashes.
+
+    Raises:
+        DataError: the files cannot be written.
+    """
+    folder = corpus.images.work / f"search-{name}-{digest(repr([corpus.facts, facts]).encode())[:8]}"
     try:
         shutil.rmtree(folder, ignore_errors=True)  # left by a search that was killed
         for part, finder in finders.items():

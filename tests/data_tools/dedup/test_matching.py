@@ -15,10 +15,10 @@ from sklearn.datasets import load_sample_images  # type: ignore[import-not-found
 from data_tools.dedup import hamming
 from data_tools.dedup.hamming import HammingIndex
 from data_tools.dedup.hash_store import tabulate
+from data_tools.dedup.keepers import choose_left_out
 from data_tools.dedup.matching import (
     Copies,
     CopyFinder,
-    choose_left_out,
     colour_distance,
     crop_codes,
     group_identical,
