@@ -33,7 +33,7 @@ LEFT_S = 22e-9  # a left hash and a table
 RIGHT_S = 60e-9  # a right hash and a table
 CANDIDATE_S = 17e-9  # two hashes that agree in a table's mask
 TABLE_S = 120e-6  # a table, whatever the number of hashes
-RECORD_S = 1e-6  # a hash and an outer band: to write it, read it and order it
+RECORD_S = 1e-6  # a hash and an outer band: 0.55 to scatter it (hashes of 10,000 photographs), the rest to read and order it
 # Odd numbers without a pattern, of the fractions of the golden ratio and its kin: the high bits of a product depend on all
 # bits of the other factor (Dietzfelbinger et al. 1997, multiply-shift hashing).
 FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
