@@ -151,18 +151,20 @@ def open_cluster(
     where: dict[str, Any] = (
         {"address": address} if "://" in address else {"scheduler_file": _await_file(address, wait_s=wait_s)}
     )
-    with connect(where, name=address, folders=folders, wait_s=wait_s, max_failures=max_failures) as workers:
+    advice = "start some with `dask worker --scheduler-file FILE --nthreads 1`"
+    with connect(where, name=address, advice=advice, folders=folders, wait_s=wait_s, max_failures=max_failures) as workers:
         yield workers
 
 
 @contextmanager
 def connect(
-    where: Mapping[str, Any], *, name: str, folders: Sequence[str], wait_s: float, max_failures: int
+    where: Mapping[str, Any], *, name: str, advice: str, folders: Sequence[str], wait_s: float, max_failures: int
 ) -> Iterator[ClusterWorkers]:
     """Do the same for a scheduler that is given as the arguments of `distributed.Client`.
 
     Args:
         name: the scheduler's name in messages.
+        advice: what to do if no worker comes.
 
     Raises:
         DataError: as `open_cluster`.
@@ -179,7 +181,7 @@ def connect(
             "`dask scheduler --scheduler-file FILE`, and give its address or that file"
         ) from error
     try:
-        _await_workers(client, wait_s=wait_s)
+        _await_workers(client, wait_s=wait_s, advice=advice)
         _check_versions(client)
         _check_workers(client, [os.getcwd(), *(folder for folder in folders if "://" not in folder)])
         workers = ClusterWorkers(client, max_failures=max_failures)
@@ -208,13 +210,12 @@ def _await_file(path: str, *, wait_s: float) -> str:
     return path
 
 
-def _await_workers(client: Any, *, wait_s: float) -> None:
+def _await_workers(client: Any, *, wait_s: float, advice: str) -> None:
     try:
         client.wait_for_workers(1, timeout=wait_s)
     except TimeoutError as error:
         raise DataError(
-            f"no worker has come to {client.scheduler.address} within {wait_s:.0f} s (--wait){say_queue()}; start some with "
-            "`dask worker --scheduler-file FILE --nthreads 1`"
+            f"no worker has come to {client.scheduler.address} within {wait_s:.0f} s (--wait){say_queue()}; {advice}"
         ) from error
 
 

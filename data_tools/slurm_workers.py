@@ -174,7 +174,13 @@ def open_slurm(
             try:
                 print(f"[cluster] {shape.nodes} worker jobs of {shape.cores} cores are submitted; logs: {place}", flush=True)
                 where = {"address": cluster.scheduler_address, "security": security}
-                with connect(where, name="slurm", folders=folders, wait_s=wait_s, max_failures=max_failures) as workers:
+                advice = (
+                    f"their logs are in {place}. Where jobs run and no worker comes, their nodes cannot reach this machine: "
+                    "name a network that both have with --interface, or run the command in a job (slurm/prepare.sh)"
+                )
+                with connect(
+                    where, name="slurm", advice=advice, folders=folders, wait_s=wait_s, max_failures=max_failures
+                ) as workers:
                     yield workers
             finally:
                 array.end()  # before the scheduler: workers that lose it would look for it
