@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 
 import pipeline
 from data_tools.parallel import MAX_FAILURES, Pool, WorkerKilledError, Workers
+from pipeline.data.shards.folder import ShardFolder, is_remote
 from pipeline.errors import DataError
 
 HOW_TO_INSTALL = "pip install '.[cluster]'"
@@ -183,7 +184,8 @@ def connect(
     try:
         _await_workers(client, wait_s=wait_s, advice=advice)
         _check_versions(client)
-        _check_workers(client, [os.getcwd(), *(folder for folder in folders if "://" not in folder)])
+        _check_workers(client, [os.getcwd(), *(folder for folder in folders if not is_remote(folder))])
+        _check_stores(client, [folder for folder in folders if is_remote(folder)])
         workers = ClusterWorkers(client, max_failures=max_failures)
         print(
             f"[cluster] {len(client.ncores())} workers with {workers.count} tasks at once; {client.dashboard_link}", flush=True
@@ -284,6 +286,31 @@ def _check_workers(client: Any, folders: Sequence[str]) -> None:
     finally:
         for mark in marks:
             mark.unlink(missing_ok=True)
+
+
+def _check_stores(client: Any, urls: Sequence[str]) -> None:
+    """Ask every worker for something in the stores: credentials may be on this machine alone.
+
+    Raises:
+        DataError: naming the first host that is refused.
+    """
+    for url in urls:
+        problems = client.run(_ask_store, url)
+        if refused := sorted(f"{host}: {problem}" for host, problem in problems.values() if problem):
+            more = f" (and {len(refused) - 1} more workers)" if len(refused) > 1 else ""
+            raise DataError(f"worker on {refused[0]}{more}")
+
+
+def _ask_store(url: str) -> tuple[str, str | None]:
+    """Return this worker's host, and why it cannot use a store."""
+    host = socket.gethostname()
+    try:
+        folder = ShardFolder(url)
+        with suppress(FileNotFoundError):  # it is still to be written
+            folder.filesystem.info(folder.root)
+    except Exception as error:  # of whatever library reads this store
+        return host, f"{url} cannot be reached from there ({type(error).__name__}: {error}); are its credentials on the nodes?"
+    return host, None
 
 
 def _what_is_missing(path: str, version: str) -> tuple[str, str | None]:

@@ -121,7 +121,7 @@ def test_every_tool_writes_the_same_on_a_cluster(cluster: Cluster, photos: Path,
         assert main(["verify", str(folder), *where]) in (0, 1)
         assert main(["index", str(folder), "--skip", str(folder / "skip.tsv"), "--block-samples", "4", *where]) == 0
         assert main(["dedup", str(folder), "--within", "--out", str(tmp_path / name / "copies"), *where]) == 0
-        joined = ["--method", "bands", "--out", str(tmp_path / name / "joined")]
+        joined = ["--method", "bands", "--distance", "8", "--out", str(tmp_path / name / "joined")]
         assert main(["dedup", str(folder), "--within", *joined, *where]) == 0
         assert main(["stats", str(folder), "--out", str(tmp_path / name / "figures"), *where]) == 0
         made[name] = contents(tmp_path / name)
