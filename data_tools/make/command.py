@@ -9,10 +9,12 @@ from collections.abc import Sequence
 
 from data_tools.arguments import add_block_samples, fraction, natural, open_workers, positive
 from data_tools.make.classes import Numbering, read_class_list, read_class_map
-from data_tools.make.pack import MakeOptions, MakeReport, ShardSize
+from data_tools.make.pack import MakeReport
+from data_tools.make.plan import MakeOptions, ShardSize
 from data_tools.make.record import RECORD_NAME
 from data_tools.make.reencode import Encoding
 from data_tools.make.sources.options import SourceOptions
+from data_tools.make.two_passes import DEFAULT_MEMORY_BYTES
 from data_tools.text_files import printable
 from pipeline.data.shards.class_names import CLASSES_NAME
 from pipeline.errors import DataError
@@ -72,9 +74,34 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "it stays on "
         "its side whatever else is added",
     )
+    _add_pass_arguments(command.add_argument_group("passes, and stores"))
     _add_class_arguments(command.add_argument_group("classes"))
     _add_image_arguments(command.add_argument_group("images"))
     _add_source_arguments(command.add_argument_group("tables, CSV, CIFAR and TensorFlow data sets"))
+
+
+def _add_pass_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--passes",
+        type=int,
+        choices=(1, 2),
+        help="1 reads the samples of each shard wherever they are. 2 reads the source once in sequence to scratch, and then "
+        "scratch: for disks and file systems that are slow at random places. Shards are the same (default: 2 for a URL, or "
+        "else 1)",
+    )
+    group.add_argument(
+        "--memory",
+        type=num_bytes,
+        default=DEFAULT_MEMORY_BYTES,
+        metavar="SIZE",
+        help="limit of a worker's memory in two passes: 4GB, 16GiB, ... (default: 4GB)",
+    )
+    group.add_argument(
+        "--scratch",
+        metavar="FOLDER",
+        help="for what only the work needs; two passes need room for all images there. On a cluster all workers have to see it "
+        "(default: FOLDER/.make, or where FOLDER is a URL a folder of the system's for temporary files)",
+    )
 
 
 def _add_class_arguments(group: argparse._ArgumentGroup) -> None:
@@ -170,15 +197,20 @@ def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from data_tools.make.pack import make_shards
+    from data_tools.make.pack import Passes, make_shards
     from data_tools.shard_names import lines
     from data_tools.shards import describe_hidden
-    from pipeline.data.shards.folder import ShardFolder
+    from pipeline.data.shards.folder import ShardFolder, is_remote
 
     options = read_options(arguments)
-    with open_workers(arguments, folders=[arguments.source, arguments.folder]) as workers:
-        report = make_shards(arguments.source, arguments.folder, options=options, workers=workers)
-    hidden = ShardFolder(arguments.source).hidden_tars() if os.path.isdir(arguments.source) else []
+    source, folder, scratch = arguments.source, arguments.folder, arguments.scratch
+    if arguments.cluster is not None and is_remote(folder) and scratch is None:
+        raise DataError(f"{folder} is a URL: on a cluster, name a folder that all workers see with --scratch")
+    passes = Passes(arguments.passes, memory_bytes=arguments.memory, scratch=scratch)
+    with open_workers(arguments, folders=[source, folder, *([scratch] if scratch else [])]) as workers:
+        report = make_shards(source, folder, options=options, workers=workers, passes=passes)
+    is_folder = os.path.isdir(source) or (is_remote(source) and not source.endswith(".tar"))
+    hidden = ShardFolder(source).hidden_tars() if is_folder else []
     print(f"{describe_hidden(hidden)}{lines(report.remarks)}{describe(report, arguments.folder)}")
 
 
