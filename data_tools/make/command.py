@@ -31,6 +31,7 @@ SOURCE may be
   a folder of CIFAR's Python files       their pixels are stored as PNG
   a version of a TensorFlow data set     TFRecord files with dataset_info.json; --source-split takes slices, --vtab a task of
                                          VTAB. The images are copied to FOLDER/.make first (pip install '.[tfds]')
+SOURCE may be the s3://, gs:// or http(s):// URL of a tar or a folder of tars, and FOLDER one of s3:// or gs://.
 
 Image bytes are kept as they are unless --short-side or --exif apply is given. What is left out is counted, and named in
 FOLDER/make.json. A sample has one label (.cls), or several (a CSV with 3;7 or 3 7, a list in a table), which are stored as
@@ -47,6 +48,7 @@ examples:
   python -m data_tools make ~/tensorflow_datasets/dtd/3.0.1 /data/dtd/train --source-split train+validation
   python -m data_tools make ~/tensorflow_datasets/clevr/3.1.0 /data/vtab1k/clevr_count/train800val200 \\
       --vtab clevr_count --source-split train800val200
+  python -m data_tools make s3://raw/tars s3://data/tars --bytes-per-shard 500MB --memory 8GB --scratch /nvme/scratch
   python -m data_tools make labels.csv /data/photos --class-map coarse.tsv --unmapped drop
 """
 SHOWN_NAMES = 5

@@ -6,7 +6,7 @@ import base64
 import functools
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import xxhash
 
@@ -39,13 +39,17 @@ def upload(path: Path, url: str, *, patience_s: float = PATIENCE_S) -> None:
         DataError: the store does not take it.
     """
     part_bytes = max(PART_BYTES, -(-path.stat().st_size // MAX_PARTS))
-    expected = _Checksums.of(path, part_bytes)
+    expected = checksums_of(path, part_bytes)
 
     def put() -> None:
         folder, name = split_path(url)
         store = ShardFolder(folder)
         target: Any = store.filesystem
-        target.put_file(str(path), store.full_path(name), **_options(target, part_bytes))
+        try:
+            target.put_file(str(path), store.full_path(name), **_options(target, part_bytes))
+        except FileNotFoundError as error:  # of an upload that was completed, and whose answer was lost: S3 knows it no longer
+            if not store.exists(name):
+                raise NotWholeError(f"{url}: {error}") from error
         check(url, expected)
 
     try:
@@ -71,7 +75,7 @@ def _options(filesystem: Any, part_bytes: int) -> dict[str, Any]:
     return {}
 
 
-class _Checksums:
+class Checksums(NamedTuple):
     """Holds the checksums of a file that a store may report.
 
     Attributes:
@@ -80,30 +84,29 @@ class _Checksums:
         content: for a store that reports neither (S3 with keys of KMS or of the customer): the content is read back.
     """
 
-    def __init__(self, num_bytes: int, *, md5: bytes, of_parts: str, content: str) -> None:
-        self.num_bytes, self.md5, self.of_parts, self.content = num_bytes, md5, of_parts, content
-
-    @staticmethod
-    def of(path: Path, part_bytes: int) -> _Checksums:
-        whole, content, parts = hashlib.md5(usedforsecurity=False), xxhash.xxh3_128(), list[bytes]()
-        num_bytes = 0
-        with path.open("rb") as file:
-            while True:
-                part = hashlib.md5(usedforsecurity=False)
-                remaining = part_bytes
-                while remaining and (data := file.read(min(READ_BYTES, remaining))):
-                    remaining -= len(data)
-                    num_bytes += len(data)
-                    for one in (whole, content, part):
-                        one.update(data)
-                if remaining == part_bytes:
-                    break
-                parts.append(part.digest())
-        joined = hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest()
-        return _Checksums(num_bytes, md5=whole.digest(), of_parts=f"{joined}-{len(parts)}", content=content.hexdigest())
+    num_bytes: int
+    md5: bytes
+    of_parts: str
+    content: str
 
 
-def check(url: str, expected: _Checksums) -> None:
+def checksums_of(path: Path, part_bytes: int) -> Checksums:
+    """Return the checksums of a local file that is sent in parts of so many bytes."""
+    whole, content, parts = hashlib.md5(usedforsecurity=False), xxhash.xxh3_128(), list[bytes]()
+    num_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        for start in range(0, num_bytes, part_bytes):
+            part = hashlib.md5(usedforsecurity=False)
+            for at in range(start, min(start + part_bytes, num_bytes), READ_BYTES):
+                data = file.read(min(READ_BYTES, start + part_bytes - at))
+                for one in (whole, content, part):
+                    one.update(data)
+            parts.append(part.digest())
+    joined = hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest()
+    return Checksums(num_bytes, md5=whole.digest(), of_parts=f"{joined}-{len(parts)}", content=content.hexdigest())
+
+
+def check(url: str, expected: Checksums) -> None:
     """Check that a store holds the bytes that were sent.
 
     An ETag that is the expected one proves it. One that is not proves nothing: of an encrypted object it is no MD5, and a

@@ -57,6 +57,9 @@ def _stamp(folder: str, paths: list[str]) -> str:
 
 
 def _no_tars(url: str, names: list[str]) -> DataError:
+    head, name = split_path(url)
+    if "." in name and ShardFolder(head).exists(name):
+        return DataError(f"source {url!r} is a single file and no tar; {KINDS}. Of another source: {INSTEAD}")
     if not names and not ShardFolder(url).list_folders():
         return DataError(f"source {url!r} does not exist, or is empty{describe_hub_path(url)}; {KINDS}")
     held = ", ".join(names[:3]) if names else "folders"

@@ -10,16 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,108 +28,22 @@ from data_tools.make.sources.listing import Listing, Member
 from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.two_passes import WORKER_BYTES
 from data_tools.parallel import LocalWorkers, Workers
-from pipeline.data.shards.index import load_index
 from pipeline.errors import DataError
-from tests.conftest import REPOSITORY, encode, environment, make_image, write_tar
+from tests.conftest import REPOSITORY, environment
+from tests.helpers.sources import WRITERS, Made, read_made
+from tests.helpers.web_server import serve
 from tests.helpers.workers import WorkersHere
 
-IMAGES = 40
 PLAIN = MakeOptions(shard_size=ShardSize(3), block_samples=4)
 TINY = Passes(2, memory_bytes=WORKER_BYTES + 9_000)  # some shards a bucket
 
 
-def picture(number: int) -> bytes:
-    return encode(make_image(number, num_classes=3, size=20 + number % 9), format="JPEG")
-
-
-def write_folder(root: Path) -> Path:
-    for number in range(IMAGES):
-        path = root / f"class{number % 4}" / f"{number:03d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(number))
-    return root
-
-
-def write_samples(root: Path) -> Path:
-    """Write WebDataset tars with several labels a sample; in one of them the images come first, then all labels."""
-    root.mkdir()
-    for tar in range(3):
-        members = [
-            (f"{n:03d}.{kind}", data)
-            for n in range(tar, IMAGES, 3)
-            for kind, data in (
-                ("jpg", picture(n)),
-                ("json", json.dumps({"labels": [n % 3, 3], "caption": "x" * n}).encode()),
-                ("txt", b"a caption"),
-            )
-        ]
-        apart = sorted(members, key=lambda member: member[0].rpartition(".")[2]) if tar == 2 else members
-        write_tar(root / f"set-{tar}.tar", apart)
-    return root
-
-
-def write_class_tars(root: Path) -> Path:
-    root.mkdir()
-    for label in range(4):
-        write_tar(root / f"class{'abcd'[label]}.tar", [(f"{n}.v.jpg", picture(n)) for n in range(label, IMAGES, 4)])
-    return root
-
-
-def write_outer_tar(root: Path) -> Path:
-    write_class_tars(root)
-    with tarfile.open(root.with_suffix(".tar"), "w") as outer:
-        for path in sorted(root.iterdir(), reverse=True):
-            outer.add(path, path.name)
-    return root.with_suffix(".tar")
-
-
-def write_list(root: Path) -> Path:
-    root.mkdir()
-    for number in range(IMAGES):
-        (root / f"{number:03d}.jpg").write_bytes(picture(number))
-    lines = "".join(f"{n:03d}.jpg,{n % 4};{(n + 1) % 4}\n" for n in range(IMAGES))
-    (root / "list.csv").write_text(f"path,label\n{lines}")
-    return root / "list.csv"
-
-
-def write_table(root: Path) -> Path:
-    root.mkdir()
-    for part in range(2):
-        rows = range(part, IMAGES, 2)
-        pq.write_table(
-            pa.table({"image": [picture(n) for n in rows], "label": [n % 4 for n in rows]}), root / f"{part}.parquet"
-        )
-    return root
-
-
-WRITERS: dict[str, Callable[[Path], Path]] = {
-    "image folder": write_folder,
-    "WebDataset tars": write_samples,
-    "class tars": write_class_tars,
-    "outer tar": write_outer_tar,
-    "CSV": write_list,
-    "table": write_table,
-}
 WAYS = {
     "plain": PLAIN,
     "split by bytes": replace(PLAIN, val_fraction=0.3, shard_size=ShardSize(6_000, "bytes")),
     "as listed": replace(PLAIN, order="as listed"),
     "smaller": replace(PLAIN, encoding=Encoding(short_side=24)),
 }
-
-
-class Made(NamedTuple):
-    files: dict[str, bytes]  # all but the index, whose header the library writes in an order of its own
-    fingerprints: list[str]
-
-
-def read_made(folder: Path) -> Made:
-    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    indexes = [path for name, path in files.items() if name.endswith("index.safetensors")]
-    return Made(
-        {name: path.read_bytes() for name, path in files.items() if path not in indexes and not name.startswith(".data-tools")},
-        [load_index(str(path.parent)).fingerprint for path in indexes],
-    )
 
 
 def make(
@@ -176,6 +85,21 @@ def test_the_number_of_workers_and_the_memory_change_nothing(
         passes = Passes(2, memory_bytes=WORKER_BYTES + extra, scratch=str(tmp_path / "scratch"))
         assert make(sources[kind], tmp_path / str(extra), passes, options, LocalWorkers(num_workers)) == one
         assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_source_on_a_web_server_is_read_in_two_passes(sources: dict[str, Path], tmp_path: Path) -> None:
+    made = {}
+    with serve(sources["class tars"].parent) as (url, requests):
+        for place, source in (("web", f"{url}/{sources['class tars'].name}"), ("here", sources["class tars"])):
+            made[place] = make(source, tmp_path / place, replace(TINY, number=None if place == "web" else 2))
+        num_requests = len(requests)
+        make(f"{url}/{sources['class tars'].name}", tmp_path / "web", replace(TINY, number=None))
+    again = {path.rpartition("/")[2] for path, wanted in requests[num_requests:] if wanted not in ("", "bytes=0-0")}
+    assert again == {"classa.tar", "classb.tar", "classc.tar"}  # all is there: only what kind it is was looked at
+    # The record differs in what names the source's place and time alone.
+    web, here = (json.loads(made[place].files.pop("make.json")) for place in ("web", "here"))
+    assert made["web"] == made["here"]
+    assert {name for name in web if web[name] != here[name]} == {"times", "stamp"}
 
 
 def list_of(sizes: list[list[int]]) -> Listing:
