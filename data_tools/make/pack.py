@@ -142,12 +142,14 @@ def _lock(output: Output) -> Iterator[None]:
             yield
         return
     folder = output.work.with_suffix(".lock")
-    with lock_folder(folder, advice="name another folder with --scratch"):
-        if (reason := output.store().why_unwritable()) is not None:
-            raise DataError(f"{output.root}: no shards can be written there ({reason})")
-        yield
-    with suppress(OSError):  # another command may hold the lock already
-        folder.rmdir()
+    try:
+        with lock_folder(folder, advice="name another folder with --scratch"):
+            if (reason := output.store().why_unwritable()) is not None:
+                raise DataError(f"{output.root}: no shards can be written there ({reason})")
+            yield
+    finally:
+        with suppress(OSError):  # another command may hold the lock
+            folder.rmdir()
 
 
 def _make(found: Source, source: str, output: Output, options: MakeOptions, passes: Passes, *, workers: Workers) -> MakeReport:
