@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,9 @@ from data_tools.parallel import MAX_FAILURES, LocalWorkers, Share, Workers
 from pipeline.data.shards.index import DEFAULT_BLOCK_SAMPLES, MAX_BLOCK_SAMPLES
 from pipeline.errors import DataError
 from pipeline.launch.cores import usable_cores
+
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+DEFAULT_MEMORY = "4GB"
 
 
 def positive(text: str) -> int:
@@ -35,6 +39,26 @@ def fraction(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
+
+
+def num_bytes(text: str) -> int:
+    """Parse a size: 1GB is 10**9 bytes, 1GiB is 2**30."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
+    if match is None or match[2].upper() not in UNITS or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 500MB, 1GB or 1.5GiB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def add_memory(command: argparse._ActionsContainer) -> None:
+    """Add `--memory`: what a worker may use where the work is divided by it."""
+    command.add_argument(
+        "--memory",
+        type=num_bytes,
+        default=num_bytes(DEFAULT_MEMORY),
+        metavar="SIZE",
+        help=f"that a worker may use in `make --passes 2` and in `dedup --within` of a large corpus: 2GB, 16GiB, ... "
+        f"(default: {DEFAULT_MEMORY})",
+    )
 
 
 def _block_samples(text: str) -> int:

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data_tools.arguments import open_workers
-from data_tools.make.pack import MakeOptions, make_shards
+from data_tools.make.pack import make_shards
+from data_tools.make.plan import MakeOptions
 from pipeline.errors import DataError
 
 EPILOG = (

@@ -11,6 +11,7 @@ from data_tools.dedup import command as dedup_command
 from data_tools.earlier import read_report
 from data_tools.make import command as make_command
 from data_tools.parallel import Workers
+from pipeline.data.shards.folder import is_remote
 from pipeline.data.shards.skips import read_skips
 from pipeline.errors import DataError
 
@@ -38,7 +39,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     if arguments.share is not None:
         raise DataError("prepare has no shares, for its steps wait for each other: share them one by one (slurm/shares.sh)")
-    folders = [arguments.source, arguments.folder, *arguments.against]
+    if is_remote(arguments.folder):
+        raise DataError(f"{arguments.folder} is a URL, for which the steps run one by one: make, verify, dedup, index")
+    scratch = [arguments.scratch] if arguments.scratch else []
+    folders = [arguments.source, arguments.folder, *arguments.against, *scratch]
     with open_workers(arguments, folders=folders) as workers:
         prepare(arguments, workers)
 

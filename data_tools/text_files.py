@@ -48,16 +48,28 @@ def read_text(path: str, *, encoding: str | None) -> str:
         data = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
+    return decode_text(data, name=path, encoding=encoding)
+
+
+def decode_text(data: bytes, *, name: str, encoding: str | None) -> str:
+    """Return the text of a file's bytes, as `read_text` does.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        DataError: bytes that are no text in this encoding.
+    """
     if data:
-        refuse_stand_in(data, name=path)
+        refuse_stand_in(data, name=name)
     found = find_encoding(data) or encoding or "utf-8"
     try:
         text = data.decode(found)
     except UnicodeError as error:
         line = data.count(b"\n", 0, getattr(error, "start", 0)) + 1
-        raise DataError(f"{path} line {line}: bytes that are not {found}; {ADVICE}") from error
+        raise DataError(f"{name} line {line}: bytes that are not {found}; {ADVICE}") from error
     if "\0" in text:
-        raise DataError(f"{path}: zero bytes, as in UTF-16 without a byte-order mark; {ADVICE}")
+        raise DataError(f"{name}: zero bytes, as in UTF-16 without a byte-order mark; {ADVICE}")
     return text.lstrip(BYTE_ORDER_MARK)
 
 

@@ -41,8 +41,10 @@ class Draft:
 
     def discard(self) -> None:
         """Remove the draft. A published file stays."""
-        self.file.close()
-        self.path.unlink(missing_ok=True)
+        try:
+            self.file.close()  # flushes, which fails again on a full disk
+        finally:
+            self.path.unlink(missing_ok=True)
 
     def publish(self) -> None:
         """Put the file in the target's place."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import get_args
 
-from data_tools.arguments import natural, open_workers
+from data_tools.arguments import add_memory, natural, open_workers
 from data_tools.dedup.matching import DEFAULT_DISTANCE, MAX_DISTANCE, Method
 from data_tools.parallel import Workers
+from pipeline.errors import DataError
 
+LEAST_MEMORY = 2**30
 EPILOG = (
     "Finds images of CORPUS that are near-copies of an image of a TEST_SET (rescaled, recompressed, mirrored, cropped by a\n"
     "tenth), and with --within those that are copies of each other; of these the largest stays. Writes a skip list for\n"
@@ -25,6 +27,7 @@ EPILOG = (
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("corpus", metavar="CORPUS", help="folder or URL of .tar files, or one .tar")
     add_search_arguments(command)
+    add_memory(command)
     command.add_argument("--work", metavar="FOLDER", help="keeps the hashes of all sets (default: .dedup in each set's folder)")
     command.add_argument("--out", metavar="FOLDER", help="where findings go (default: CORPUS; for a URL, the current folder)")
 
@@ -48,13 +51,6 @@ def add_search_arguments(command: argparse.ArgumentParser) -> None:
         help="differing bits of 144 that still make a copy (default: %(default)s)",
     )
     command.add_argument(
-        "--memory",
-        type=_gibibytes,
-        default=_gibibytes("2"),
-        metavar="GIB",
-        help="memory that a worker may use for --within in a large corpus, at least 1 (default: 2)",
-    )
-    command.add_argument(
         "--method",
         choices=get_args(Method),
         default="cheapest",
@@ -75,6 +71,8 @@ def work(arguments: argparse.Namespace, workers: Workers) -> None:
     from data_tools.earlier import check_search
     from data_tools.folder_lock import lock_folder
 
+    if arguments.within and arguments.memory < LEAST_MEMORY:
+        raise DataError(f"--memory of {arguments.memory / 2**30:.2g} GiB is too little for --within: at least 1GiB")
     outputs = default_outputs(arguments.corpus, out=arguments.out)
     inside = "searched" if arguments.within else "left alone"
     with lock_folder(
@@ -100,11 +98,3 @@ def _distance(text: str) -> int:
     if value > MAX_DISTANCE:
         raise argparse.ArgumentTypeError(f"{text} is more than {MAX_DISTANCE}: unrelated images match in numbers")
     return value
-
-
-def _gibibytes(text: str) -> int:
-    """Parse a number of GiB; return bytes."""
-    value = float(text)
-    if not 1 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return int(value * 2**30)

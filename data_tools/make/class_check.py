@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_tools import splits
+from data_tools.make.output import Output
 from data_tools.make.sources.files import is_junk
 from data_tools.make.sources.listing import Listing
-from data_tools.text_files import is_text, printable, read_text, same_name
+from data_tools.text_files import decode_text, is_text, printable, same_name
 from pipeline.data.shards.class_names import CLASSES_NAME, LINE_END, split_lines
+from pipeline.data.shards.folder import ShardFolder, is_remote
 from pipeline.errors import DataError
 
 if TYPE_CHECKING:
-    from data_tools.make.pack import MakeOptions
+    from data_tools.make.plan import MakeOptions
 
 
-def check_names(listing: Listing, *, source: str, folders: Sequence[Path], options: MakeOptions, is_new: bool) -> Listing:
+def check_names(listing: Listing, *, source: str, output: Output, options: MakeOptions, is_new: bool) -> Listing:
     """Return the listing with names that classes.txt can hold.
 
     Args:
@@ -32,11 +34,12 @@ def check_names(listing: Listing, *, source: str, folders: Sequence[Path], optio
         return listing
     classes = tuple(_as_text(name, options.source.encoding) for name in listing.classes)
     if is_new:
-        for folder in folders:
-            _check_stored(folder / CLASSES_NAME, classes)
+        for part in output.parts:
+            _check_stored(output.folder(part), classes)
     if options.numbering.names is None and options.numbering.targets is None and options.val_fraction is None:
-        _check_siblings(folders[0], classes)
-        _check_source(Path(source), options)
+        _check_siblings(output.root, classes)
+        if not is_remote(source):
+            _check_source(Path(source), options)
     return replace(listing, classes=classes)
 
 
@@ -57,21 +60,44 @@ def _as_text(name: str, encoding: str | None) -> str:
         raise DataError(f"class '{printable(name)}' has a name that is not {encoding}; choose another --encoding") from error
 
 
-def _check_stored(path: Path, classes: Sequence[str]) -> None:
-    if path.exists() and split_lines(read_text(str(path), encoding=None)) != list(classes):
-        raise DataError(f"{path} exists already and names other classes; give it with --classes, or move it away")
+def _check_stored(folder: str, classes: Sequence[str]) -> None:
+    stored = _stored_classes(folder)
+    if stored is not None and stored != list(classes):
+        raise DataError(
+            f"{folder}/{CLASSES_NAME} exists already and names other classes; give it with --classes, or move it away"
+        )
 
 
-def _check_siblings(folder: Path, classes: Sequence[str]) -> None:
+def _stored_classes(folder: str) -> list[str] | None:
+    """Return the names that classes.txt of a folder of shards has; None if there is none."""
+    store = ShardFolder(folder)
+    return (
+        split_lines(decode_text(store.read(CLASSES_NAME), name=f"{folder}/{CLASSES_NAME}", encoding=None))
+        if store.exists(CLASSES_NAME)
+        else None
+    )
+
+
+def _check_siblings(folder: str, classes: Sequence[str]) -> None:
     """Refuse to number a split differently from another split that was made next to it."""
-    for name, other in _sibling_splits(folder.absolute()):
-        stored = other / CLASSES_NAME
-        if stored.exists() and split_lines(read_text(str(stored), encoding=None)) != list(classes):
+    for name, other in _siblings_in_store(folder) if is_remote(folder) else _sibling_splits(Path(folder).absolute()):
+        stored = _stored_classes(str(other))
+        if stored is not None and stored != list(classes):
             raise DataError(
-                f"{folder} would be numbered otherwise than {stored} ({len(classes)} classes of this source, not all the "
-                f"same): a model would be measured on wrong labels. Give --classes {stored}, or choose a folder outside "
-                f"{other.parent} if the two have nothing to do with each other ({name} is another split by its name)"
+                f"{folder} would be numbered otherwise than {other}/{CLASSES_NAME} ({len(classes)} classes of this source, not "
+                f"all the same): a model would be measured on wrong labels. Give --classes {other}/{CLASSES_NAME}, or choose a "
+                f"folder outside {str(other).rpartition('/')[0]} if the two have nothing to do with each other ({name} is "
+                "another split by its name)"
             )
+
+
+def _siblings_in_store(url: str) -> Collection[tuple[str, str]]:
+    parent, _, own_name = url.rpartition("/")
+    own = splits.parse_split(own_name)
+    if own is None or parent.endswith("/"):  # a bucket has no siblings
+        return []
+    named = ((name, splits.parse_split(name)) for name in ShardFolder(parent).list_folders() if name != own_name)
+    return [(name, f"{parent}/{name}") for name, one in named if one is not None and one.family == own.family]
 
 
 def _check_source(source: Path, options: MakeOptions) -> None:

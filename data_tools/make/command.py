@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Sequence
 
-from data_tools.arguments import add_block_samples, fraction, natural, open_workers, positive
+from data_tools.arguments import add_block_samples, fraction, natural, num_bytes, open_workers, positive
 from data_tools.make.classes import Numbering, read_class_list, read_class_map
-from data_tools.make.pack import MakeOptions, MakeReport, ShardSize
+from data_tools.make.pack import MakeReport
+from data_tools.make.plan import MakeOptions, ShardSize
 from data_tools.make.record import RECORD_NAME
 from data_tools.make.reencode import Encoding
 from data_tools.make.sources.options import SourceOptions
@@ -30,6 +30,7 @@ SOURCE may be
   a folder of CIFAR's Python files       their pixels are stored as PNG
   a version of a TensorFlow data set     TFRecord files with dataset_info.json; --source-split takes slices, --vtab a task of
                                          VTAB. The images are copied to FOLDER/.make first (pip install '.[tfds]')
+SOURCE may be the s3://, gs:// or http(s):// URL of a tar or a folder of tars, and FOLDER one of s3:// or gs://.
 
 Image bytes are kept as they are unless --short-side or --exif apply is given. What is left out is counted, and named in
 FOLDER/make.json. A sample has one label (.cls), or several (a CSV with 3;7 or 3 7, a list in a table), which are stored as
@@ -46,10 +47,10 @@ examples:
   python -m data_tools make ~/tensorflow_datasets/dtd/3.0.1 /data/dtd/train --source-split train+validation
   python -m data_tools make ~/tensorflow_datasets/clevr/3.1.0 /data/vtab1k/clevr_count/train800val200 \\
       --vtab clevr_count --source-split train800val200
+  python -m data_tools make s3://raw/tars s3://data/tars --bytes-per-shard 500MB --memory 8GB --scratch /nvme/scratch
   python -m data_tools make labels.csv /data/photos --class-map coarse.tsv --unmapped drop
 """
 SHOWN_NAMES = 5
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -73,9 +74,28 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "it stays on "
         "its side whatever else is added",
     )
+    add_memory(command)
+    _add_pass_arguments(command.add_argument_group("passes, and stores"))
     _add_class_arguments(command.add_argument_group("classes"))
     _add_image_arguments(command.add_argument_group("images"))
     _add_source_arguments(command.add_argument_group("tables, CSV, CIFAR and TensorFlow data sets"))
+
+
+def _add_pass_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--passes",
+        type=int,
+        choices=(1, 2),
+        help="1 reads the samples of each shard wherever they are. 2 reads the source once in sequence to scratch, and then "
+        "scratch: for disks and file systems that are slow at random places. Shards are the same (default: 2 for a URL, or "
+        "else 1)",
+    )
+    group.add_argument(
+        "--scratch",
+        metavar="FOLDER",
+        help="for what only the work needs; two passes need room for all images there. On a cluster all workers have to see it "
+        "(default: FOLDER/.make, or where FOLDER is a URL a folder of the system's for temporary files)",
+    )
 
 
 def _add_class_arguments(group: argparse._ArgumentGroup) -> None:
@@ -171,21 +191,38 @@ def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    with open_workers(arguments, folders=[arguments.source, arguments.folder]) as workers:
+    source, folder, scratch = arguments.source, arguments.folder, arguments.scratch
+    check_scratch(arguments)
+    with open_workers(arguments, folders=[source, folder, *([scratch] if scratch else [])]) as workers:
         work(arguments, workers)
+
+
+def check_scratch(arguments: argparse.Namespace) -> None:
+    """Refuse to guess where all machines of a cluster put what is on its way to a store.
+
+    Raises:
+        DataError: no such folder is named.
+    """
+    from pipeline.data.shards.folder import is_remote
+
+    if arguments.cluster is not None and is_remote(arguments.folder) and arguments.scratch is None:
+        raise DataError(f"{arguments.folder} is a URL: on a cluster, name a folder that all workers see with --scratch")
 
 
 def work(arguments: argparse.Namespace, workers: Workers) -> MakeReport:
     """Do the same with workers that exist, and return the report."""
-    from data_tools.make.pack import make_shards
+    from data_tools.make.pack import Passes, make_shards
     from data_tools.shard_names import lines
     from data_tools.shards import describe_hidden
-    from pipeline.data.shards.folder import ShardFolder
+    from pipeline.data.shards.folder import ShardFolder, is_remote
 
     options = read_options(arguments)
-    report = make_shards(arguments.source, arguments.folder, options=options, workers=workers)
-    hidden = ShardFolder(arguments.source).hidden_tars() if os.path.isdir(arguments.source) else []
-    print(f"{describe_hidden(hidden)}{lines(report.remarks)}{describe(report, arguments.folder)}", flush=True)
+    source, folder = arguments.source, arguments.folder
+    passes = Passes(arguments.passes, memory_bytes=arguments.memory, scratch=arguments.scratch)
+    report = make_shards(source, folder, options=options, workers=workers, passes=passes)
+    is_folder = os.path.isdir(source) or (is_remote(source) and not source.endswith(".tar"))
+    hidden = ShardFolder(source).hidden_tars() if is_folder else []
+    print(f"{describe_hidden(hidden)}{lines(report.remarks)}{describe(report, folder)}", flush=True)
     return report
 
 
@@ -281,14 +318,6 @@ def _describe_classes(report: MakeReport, folder: str) -> str:
 def _first(names: Sequence[str], count: int) -> str:
     more = f" and {count - SHOWN_NAMES} more, see {RECORD_NAME}" if count > SHOWN_NAMES else ""
     return ", ".join(map(printable, names[:SHOWN_NAMES])) + more
-
-
-def num_bytes(text: str) -> int:
-    """Parse a size: 1GB is 10**9 bytes, 1GiB is 2**30."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
-    if match is None or match[2].upper() not in UNITS or float(match[1]) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 500MB, 1GB or 1.5GiB")
-    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def _quality(text: str) -> int:

@@ -3,67 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import xxhash
-from numpy.typing import NDArray
 
 from data_tools.folder_lock import LOCK_NAME, lock_folder
 from data_tools.index import index_folder
 from data_tools.make.class_check import check_names
 from data_tools.make.classes import Numbering, number_classes
+from data_tools.make.output import Output, find_work
+from data_tools.make.plan import MakeOptions, ShardPlan, plan_shards
 from data_tools.make.record import MakeRecord
-from data_tools.make.reencode import Encoding
 from data_tools.make.sources import find_source
-from data_tools.make.sources.listing import Listing
-from data_tools.make.sources.options import SourceOptions
+from data_tools.make.sources.listing import Int64s, Listing
 from data_tools.make.sources.repeats import find_repeats
 from data_tools.make.sources.source import Source
 from data_tools.make.sources.webdataset_tars import count_without_label, fields_without_label
+from data_tools.make.two_passes import DEFAULT_MEMORY_BYTES, Shards, TwoPasses
 from data_tools.make.write_shard import ShardTask, is_intact, write_shard
 from data_tools.parallel import Workers
 from data_tools.text_files import printable
 from pipeline.data.shards.class_names import CLASSES_NAME
 from pipeline.data.shards.folder import is_remote
-from pipeline.data.shards.index import DEFAULT_BLOCK_SAMPLES
 from pipeline.data.shards.index_location import INDEX_NAME
 from pipeline.errors import DataError
-from pipeline.files import remove_drafts
-from pipeline.keyed_random import Purpose, derive_key, permutation
 
+MakeTask = Callable[[str, Int64s, Listing], ShardTask]
 SHOWN_CLASSES = 5
-
-
-@dataclass(frozen=True)
-class ShardSize:
-    """Says how much goes into a shard. Bytes are those in the source, so a shard is smaller where images are made smaller."""
-
-    amount: int = 10_000
-    unit: Literal["samples", "bytes"] = "samples"
-
-
-@dataclass(frozen=True)
-class MakeOptions:
-    """Says what is to be made of a source.
-
-    Attributes:
-        seed: seed of the shuffle and of the split.
-        val_fraction: part of the samples, by a hash of their names, that goes to FOLDER/val and the others to FOLDER/train;
-            None puts all into FOLDER.
-    """
-
-    shard_size: ShardSize = field(default_factory=ShardSize)
-    block_samples: int = DEFAULT_BLOCK_SAMPLES
-    order: Literal["shuffled", "as listed"] = "shuffled"
-    seed: int = 0
-    numbering: Numbering = field(default_factory=Numbering)
-    encoding: Encoding = field(default_factory=Encoding)
-    val_fraction: float | None = None
-    source: SourceOptions = field(default_factory=SourceOptions)
 
 
 @dataclass(frozen=True)
@@ -99,67 +69,97 @@ class MakeReport:
 
 
 @dataclass(frozen=True)
-class ShardPlan:
-    """Names a folder of shards, and the samples that go there, in order."""
+class Passes:
+    """Says how samples get from the source to their shards. Shards are the same in every way.
 
-    folder: Path
-    samples: NDArray[np.int64]
-    shard_ends: NDArray[np.int64]
+    Attributes:
+        number: 1 reads the samples of a shard wherever they are; 2 reads the source in sequence, to scratch, and then scratch.
+            None takes 2 where the source's files are a store's.
+        memory_bytes: limit of a worker's memory in two passes.
+        scratch: folder for what only the work needs; by default below the output, or of the system.
+    """
 
-    def shards(self) -> Iterator[tuple[Path, NDArray[np.int64]]]:
-        """Yield each shard's path and samples."""
-        for number, samples in enumerate(np.split(self.samples, self.shard_ends[:-1])):
-            yield self.folder / f"shard-{number:06d}.tar", samples
+    number: Literal[1, 2] | None = None
+    memory_bytes: int = DEFAULT_MEMORY_BYTES
+    scratch: str | None = None
 
 
 class _Tasks(Sequence[ShardTask]):
     """Makes the tasks of shards to write, each on its turn: all of them would take as much memory as the whole listing."""
 
-    def __init__(
-        self, shards: list[tuple[Path, NDArray[np.int64]]], *, listing: Listing, record: MakeRecord, encoding: Encoding
-    ) -> None:
-        self._shards, self._listing, self._record, self._encoding = shards, listing, record, encoding
+    def __init__(self, shards: Sequence[tuple[str, Int64s]], listing: Listing, make_task: MakeTask) -> None:
+        self._shards, self._listing, self._make_task = shards, listing, make_task
 
     def __len__(self) -> int:
         return len(self._shards)
 
     def __getitem__(self, number: Any) -> Any:
-        target, samples = self._shards[number]
-        return ShardTask(target, self._record.note_path(target), samples, self._listing.take(samples), self._encoding)
+        name, samples = self._shards[number]
+        return self._make_task(name, samples, self._listing.take(samples))
 
 
-def make_shards(source: str, folder: str, *, options: MakeOptions, workers: Workers) -> MakeReport:
-    """Pack `source` into shards in `folder` and index them.
+def make_shards(
+    source: str, folder: str, *, options: MakeOptions, workers: Workers, passes: Passes | None = None
+) -> MakeReport:
+    """Pack `source` into shards in `folder` and index them. Both may be URLs.
 
     A shard appears whole or not at all, so the same call after a crash resumes where it stopped.
 
     Raises:
-        DataError: unusable source, or a folder that holds shards of something else.
+        DataError: unusable source, a folder that holds shards of something else, or a store that takes no files.
     """
-    root = Path(folder)
-    if remote := [path for path in (source, folder) if is_remote(path)]:
-        raise DataError(f"{remote[0]} is a URL; `make` reads and writes local files: mount it, or copy the shards afterwards")
-    if root.resolve().is_relative_to(Path(source).resolve()):
-        raise DataError(f"{folder} is the source itself or lies in it; give the shards a folder of their own")
+    passes = passes or Passes()
+    root = folder.rstrip("/") if is_remote(folder) else str(Path(folder))
+    _refuse_itself(source, folder)
     numbering = options.numbering
     is_renumbered = numbering.names is not None or numbering.targets is not None
     known = {*(numbering.names or ()), *(numbering.targets or {})}
     found = find_source(source, options=options.source, label_use="read" if is_renumbered else "keep", known=known)
-    folders = [root] if options.val_fraction is None else [root / "train", root / "val"]
-    with lock_folder(root, advice="name another folder", name=workers.lock_name(LOCK_NAME)):
-        for path in folders if workers.share is None else ():  # other shares are writing theirs
-            remove_drafts(path)
-        return _make(found, source, folders, options, workers=workers)
+    parts = ("",) if options.val_fraction is None else ("train", "val")
+    output = Output(root, parts, work=find_work(root, passes.scratch))
+    with _lock(output, workers.lock_name(LOCK_NAME)):
+        if workers.share is None:  # other shares are writing theirs
+            output.remove_drafts()
+        return _make(found, source, output, options, passes, workers=workers)
 
 
-def _make(found: Source, source: str, folders: list[Path], options: MakeOptions, *, workers: Workers) -> MakeReport:
+def _refuse_itself(source: str, folder: str) -> None:
+    """Refuse to write into the source."""
+    if is_remote(source) != is_remote(folder):
+        return
+    if is_remote(source):
+        is_inside = f"{folder.rstrip('/')}/".startswith(f"{source.rstrip('/')}/")
+    else:
+        is_inside = Path(folder).resolve().is_relative_to(Path(source).resolve())
+    if is_inside:
+        raise DataError(f"{folder} is the source itself or lies in it; give the shards a folder of their own")
+
+
+@contextmanager
+def _lock(output: Output, name: str) -> Iterator[None]:
+    """Hold the output's lock. That of a store is in the work folder, so it keeps off only commands that share this folder."""
+    if not output.is_remote:
+        with lock_folder(Path(output.root), advice="name another folder", name=name):
+            yield
+        return
+    folder = output.work.with_suffix(".lock")
+    try:
+        with lock_folder(folder, advice="name another folder with --scratch", name=name):
+            if (reason := output.store().why_unwritable()) is not None:
+                raise DataError(f"{output.root}: no shards can be written there ({reason})")
+            yield
+    finally:
+        with suppress(OSError):  # another command may hold the lock
+            folder.rmdir()
+
+
+def _make(found: Source, source: str, output: Output, options: MakeOptions, passes: Passes, *, workers: Workers) -> MakeReport:
     """Do the same, while nobody else writes into the folder."""
-    root = folders[0] if options.val_fraction is None else folders[0].parent
-    record = MakeRecord(root, _describe_request(found, options), folders=folders)
-    if record.is_unchanged(found.stamp) and (report := _stored_report(record, folders, options)):
+    record = MakeRecord(output, _describe_request(found, options))
+    if record.is_unchanged(found.stamp) and (report := _stored_report(record, output, options)):
         return report
     try:
-        listing = found.list(record.work, workers)
+        listing = found.list(output.work, workers)
     except OSError as error:
         raise DataError(f"source {source!r} cannot be listed: {error}") from error
     num_listed = len(listing)
@@ -169,11 +169,11 @@ def _make(found: Source, source: str, folders: list[Path], options: MakeOptions,
             f"{source}: none of its samples has a class that the class map names; its classes are {_some(unmapped)}"
         )
     repeats = find_repeats(listing)
-    listing = check_names(listing, source=source, folders=folders, options=options, is_new=record.is_new)
-    parts = _plan(listing, folders, options)
+    listing = check_names(listing, source=source, output=output, options=options, is_new=record.is_new)
+    parts = plan_shards(listing, output, options)
     record.claim(listing.digest(), times=listing.times, stamp=found.stamp)
-    num_written = _write(parts, listing, record, options, workers)
-    if not num_written and (report := _stored_report(record, folders, options)):
+    num_written = _write(parts, listing, record, output, options, passes, workers=workers)
+    if not num_written and (report := _stored_report(record, output, options)):
         return report
     facts = {
         "kind": found.kind,
@@ -187,7 +187,7 @@ def _make(found: Source, source: str, folders: list[Path], options: MakeOptions,
         "num_contradicting": repeats.contradicting,
         "first_contradicting": repeats.first,
     }
-    return _finish(facts, listing.classes, parts, record, options, workers=workers)
+    return _finish(facts, listing.classes, parts, record, output, options, workers=workers)
 
 
 def _some(classes: Collection[str]) -> str:
@@ -204,7 +204,7 @@ def _describe_request(source: Source, options: MakeOptions) -> dict[str, Any]:
     return request
 
 
-def _stored_report(record: MakeRecord, folders: list[Path], options: MakeOptions) -> MakeReport | None:
+def _stored_report(record: MakeRecord, output: Output, options: MakeOptions) -> MakeReport | None:
     """Return the report of the call that finished, if everything it made still exists.
 
     The index is then left alone: it may have been remade since, with skip lists.
@@ -212,86 +212,97 @@ def _stored_report(record: MakeRecord, folders: list[Path], options: MakeOptions
     stored = record.report
     if stored is None or stored["block_samples"] != options.block_samples:
         return None
-    are_indexed = all((folder / INDEX_NAME).exists() for folder in folders)
-    num_shards = sum(len(list(folder.glob("shard-*.tar"))) for folder in folders)
-    if not are_indexed or num_shards != stored["num_shards"] or not record.are_shards_there():
+    sizes = output.tar_sizes()
+    are_indexed = all(output.store(part).exists(INDEX_NAME) for part in output.parts)
+    num_shards = sum(name.rpartition("/")[2].startswith("shard-") for name in sizes)
+    if not are_indexed or num_shards != stored["num_shards"] or not record.are_shards_there(sizes):
         return None
     record.clean()
     return MakeReport(**stored)
 
 
-def _plan(listing: Listing, folders: list[Path], options: MakeOptions) -> list[ShardPlan]:
-    """Decide which sample goes where."""
-    order = np.arange(len(listing))
-    if options.order == "shuffled":
-        order = permutation(derive_key(options.seed, Purpose.MAKE_SHUFFLE), len(listing))
-    if options.val_fraction is None:
-        members = [order]
-    else:
-        is_val = choose_val(listing, fraction=options.val_fraction, seed=options.seed)[order]
-        members = [order[~is_val], order[is_val]]
-    for folder, samples in zip(folders, members, strict=True):
-        if not len(samples):
-            raise DataError(f"--split {options.val_fraction:g} leaves no sample of {len(order)} for {folder}")
-    tar_bytes = listing.tar_bytes()
-    return [
-        ShardPlan(folder, samples, _cut(tar_bytes[samples], options.shard_size))
-        for folder, samples in zip(folders, members, strict=True)
-    ]
-
-
-def choose_val(listing: Listing, *, fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Return which samples are for validation. A sample's name decides, so it stays there whatever else is added."""
-    limit = int(fraction * 2**64)
-    hashes = (xxhash.xxh64_intdigest(listing.name(sample), seed) for sample in range(len(listing)))
-    return np.fromiter((value < limit for value in hashes), np.bool_, count=len(listing))
-
-
-def _cut(tar_bytes: NDArray[np.int64], size: ShardSize) -> NDArray[np.int64]:
-    """Return where each shard ends. A shard takes samples while they fit, and at least one."""
-    if size.unit == "samples":
-        return np.append(np.arange(size.amount, len(tar_bytes), size.amount), len(tar_bytes))
-    total = np.cumsum(tar_bytes)
-    ends: list[int] = []
-    while not ends or ends[-1] < len(total):
-        first = ends[-1] if ends else 0
-        before = int(total[first - 1]) if first else 0
-        ends.append(max(first + 1, int(np.searchsorted(total, before + size.amount, side="right"))))
-    return np.array(ends)
-
-
-def _write(parts: list[ShardPlan], listing: Listing, record: MakeRecord, options: MakeOptions, workers: Workers) -> int:
+def _write(
+    parts: list[ShardPlan],
+    listing: Listing,
+    record: MakeRecord,
+    output: Output,
+    options: MakeOptions,
+    passes: Passes,
+    *,
+    workers: Workers,
+) -> int:
     """Write the shards that do not exist yet. Return how many were written."""
-    for part in parts:
-        part.folder.mkdir(exist_ok=True)
     shards = [shard for part in parts for shard in part.shards()]
-    damaged = _find_damaged([path for path, _ in shards], record, workers)
-    todo = [shard for shard in shards if record.note(shard[0]) is None or shard[0] in damaged]
-    tasks = _Tasks(todo, listing=listing, record=record, encoding=options.encoding)
+    sizes = output.tar_sizes()
+    damaged = _find_damaged([name for name, _ in shards], record, output, workers)
+    todo = [shard for shard in shards if record.note(shard[0], sizes) is None or shard[0] in damaged]
+    if not todo:
+        return 0
+    record.check_still_ours()
+    output.make_folders()
+
+    def make_task(name: str, samples: Int64s, located: Listing) -> ShardTask:
+        return ShardTask(output.path(name), record.note_path(name), samples, located, options.encoding)
+
     try:
-        done = workers.map(
-            write_shard,
-            tasks,
-            description="write shards",
-            unit="shard",
-            name_task=lambda task: task.target.name,
-            count_images=lambda task, _: len(task.numbers),
-            are_kept=True,
-        )
-        for _ in done:
-            pass
+        if _count_passes(listing, passes) == 2:
+            if workers.share is not None:
+                raise DataError("--share has no meaning with two passes: every machine's first pass is needed in the second")
+            to_write = Shards([name for name, _ in shards], [s for _, s in shards], frozenset(name for name, _ in todo))
+            TwoPasses(
+                listing,
+                to_write,
+                output=output,
+                make_task=make_task,
+                identity=record.identity,
+                memory_bytes=passes.memory_bytes,
+            ).run(workers)
+        else:
+            done = workers.map(
+                write_shard,
+                _Tasks(todo, listing, make_task),
+                description="write shards",
+                unit="shard",
+                name_task=_name_shard,
+                count_images=lambda task, _: len(task.numbers),
+                are_kept=True,
+            )
+            for _ in done:
+                pass
     except OSError as error:
         raise DataError(f"shards cannot be written: {error}; the same command resumes where it stopped") from error
+    record.check_still_ours()
     return len(todo)
 
 
-def _find_damaged(shards: Sequence[Path], record: MakeRecord, workers: Workers) -> set[Path]:
-    """Return the shards of an interrupted call that do not hold what their notes say."""
-    unchecked = [(path, digest) for path in shards if (digest := record.unchecked_digest(path)) is not None]
-    if not unchecked:
+def _count_passes(listing: Listing, passes: Passes) -> int:
+    """Return in how many passes samples are read.
+
+    Raises:
+        DataError: one, where each sample would be a request.
+    """
+    if not any(map(is_remote, listing.files)):
+        return passes.number or 1
+    if passes.number == 1:
+        raise DataError("--passes 1 reads a source at random places, which on a URL would be a request for each image")
+    return 2
+
+
+def _find_damaged(shards: Sequence[str], record: MakeRecord, output: Output, workers: Workers) -> set[str]:
+    """Return the shards of an interrupted call that do not hold what their notes say. Those of a store were checked there."""
+    if output.is_remote:
         return set()
-    checked = workers.map(is_intact, unchecked, description="check shards", unit="shard")
-    return {path for (path, _), intact in checked if not intact}
+    sizes = output.tar_sizes()
+    digests = {output.path(name): digest for name in shards if (digest := record.unchecked_digest(name, sizes)) is not None}
+    if not digests:
+        return set()
+    checked = workers.map(is_intact, list(digests.items()), description="check shards", unit="shard")
+    broken = {path for (path, _), intact in checked if not intact}
+    return {name for name in shards if output.path(name) in broken}
+
+
+def _name_shard(task: ShardTask) -> str:
+    return task.target
 
 
 def _class_source(numbering: Numbering) -> Literal["--classes", "--class-map", "the source"]:
@@ -320,37 +331,43 @@ def _finish(
     classes: Sequence[str] | None,
     parts: list[ShardPlan],
     record: MakeRecord,
+    output: Output,
     options: MakeOptions,
     *,
     workers: Workers,
 ) -> MakeReport:
     """Index the shards, check that all samples are there, and write the report."""
-    notes = {shard: record.note(shard) or {} for part in parts for shard, _ in part.shards()}
+    sizes = output.tar_sizes()
+    notes = {shard: record.note(shard, sizes) for part in parts for shard, _ in part.shards()}
+    if gone := [shard for shard, note in notes.items() if note is None]:
+        raise DataError(f"{output.path(gone[0])} was written, and is gone or another now; the same command writes it again")
+    written = {shard: note for shard, note in notes.items() if note is not None}
     samples_of: dict[str, int] = {}
     total_bytes = 0
     for part in parts:
-        expected = sum(notes[shard]["num_samples"] for shard, _ in part.shards())
+        folder = output.folder(part.part)
+        expected = sum(written[shard]["num_samples"] for shard, _ in part.shards())
         if not expected:
-            raise DataError(f"{part.folder}: none of its {len(part.samples)} images can be decoded")
+            raise DataError(f"{folder}: none of its {len(part.samples)} images can be decoded")
         if classes is not None:
-            (part.folder / CLASSES_NAME).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
-        index = index_folder(str(part.folder), block_samples=options.block_samples, workers=workers).index
+            output.store(part.part).write(CLASSES_NAME, "".join(f"{name}\n" for name in classes).encode())
+        index = index_folder(folder, block_samples=options.block_samples, workers=workers).index
         if index.num_samples != expected:
             raise DataError(
-                f"{part.folder}: {index.num_samples} samples in the shards, {expected} were written; empty it and start again"
+                f"{folder}: {index.num_samples} samples in the shards, {expected} were written; empty it and start again"
             )
-        samples_of[part.folder.name] = expected
+        samples_of[part.part] = expected
         total_bytes += int(index.shard_bytes.sum())
     report = MakeReport(
         num_samples=sum(samples_of.values()),
         num_bytes=total_bytes,
         samples_of=samples_of if len(parts) > 1 else {},
-        num_reencoded=sum(note["num_reencoded"] for note in notes.values()),
+        num_reencoded=sum(note["num_reencoded"] for note in written.values()),
         block_samples=options.block_samples,
-        left_out=[entry for note in notes.values() for entry in note["left_out"]],
-        num_shards=sum(note["num_samples"] > 0 for note in notes.values()),
+        left_out=[entry for note in written.values() for entry in note["left_out"]],
+        num_shards=sum(note["num_samples"] > 0 for note in written.values()),
         **facts,
     )
     stored = {entry.name: getattr(report, entry.name) for entry in fields(report) if entry.name != "num_written"}
-    record.finish(stored, notes)
+    record.finish(stored, written)
     return report

@@ -12,40 +12,39 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_tools.parallel import write_json
+from data_tools.make.output import Output
 from pipeline.errors import DataError
 from pipeline.json_text import parse_json
 
 RECORD_NAME = "make.json"
-WORK_NAME = ".make"  # exists while `make` works: notes of finished shards, images copied out of tables
+IDENTITY = ("request", "source", "times")
 
 
 class MakeRecord:
-    """Keeps the record of one folder.
+    """Keeps the record of one output. Shards have their names below its root.
 
     Args:
         request: what is asked for, as JSON can hold it.
-        folders: where shards will go: the folder itself, or folders in it.
 
     Raises:
-        DataError: the folder holds shards of something else, or cannot be written to.
+        DataError: the output holds shards of something else, or cannot be written to.
     """
 
-    def __init__(self, root: Path, request: dict[str, Any], *, folders: Sequence[Path]) -> None:
-        self.work = root / WORK_NAME
-        self.is_new = not (root / RECORD_NAME).exists()
-        self._path = root / RECORD_NAME
-        self._root = root
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"shards cannot be written to {root}: {error}") from error
+    def __init__(self, output: Output, request: dict[str, Any]) -> None:
+        self._output = output
+        self._store = output.store()
+        if not output.is_remote:
+            try:
+                Path(output.root).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DataError(f"shards cannot be written to {output.root}: {error}") from error
+        self._values = self._read()
+        self.is_new = not self._values
         request = json.loads(json.dumps(request))  # as it reads after it was stored
-        self._values = self._read(folders)
         stored = self._values.setdefault("request", request)
         if differing := [
             name for name in request if not isinstance(stored, dict) or _given(stored.get(name)) != _given(request[name])
@@ -75,68 +74,97 @@ class MakeRecord:
                 "another of its size)"
             )
         self._values["stamp"] = stamp
-        write_json(self._path, self._values)
+        self._write()
 
-    def note_path(self, shard: Path) -> Path:
+    @property
+    def identity(self) -> str:
+        """Return what the shards depend on, as text: request and source."""
+        return json.dumps([self._values.get(name) for name in IDENTITY], sort_keys=True)
+
+    def check_still_ours(self) -> None:
+        """Check that no other command has claimed the same output meanwhile: a store has no lock.
+
+        Raises:
+            DataError: one has, with another source or other options.
+        """
+        stored = self._read()
+        if any(stored.get(name) != self._values.get(name) for name in IDENTITY):
+            raise DataError(
+                f"{self._output.path(RECORD_NAME)} was written by another command meanwhile, for another source or with other "
+                "options; give each an output of its own"
+            )
+
+    def note_path(self, shard: str) -> Path:
         """Return the path of a shard's note during the work."""
-        return self.work / f"{'-'.join(shard.relative_to(self._root).parts)}.json"
+        return self._output.work / f"{shard.replace('/', '-')}.json"
 
-    def note(self, shard: Path) -> dict[str, Any] | None:
-        """Return the note on a shard; None if the shard is still to be written."""
+    def note(self, shard: str, sizes: Mapping[str, int]) -> dict[str, Any] | None:
+        """Return the note on a shard; None if the shard is still to be written.
+
+        Args:
+            sizes: of the tars that exist.
+        """
         path = self.note_path(shard)
-        note = _read_note(path) if path.exists() else self._stored_notes.get(str(shard.relative_to(self._root)))
-        return note if note is not None and _is_there(shard, note) else None
+        note = _read_note(path) if path.exists() else self._stored_notes.get(shard)
+        return note if note is not None and _is_there(shard, note, sizes) else None
 
-    def unchecked_digest(self, shard: Path) -> str | None:
+    def unchecked_digest(self, shard: str, sizes: Mapping[str, int]) -> str | None:
         """Return the digest of a shard whose call did not finish: a crash of the machine may have truncated the shard."""
-        note = self.note(shard) if self.note_path(shard).exists() else None
+        note = self.note(shard, sizes) if self.note_path(shard).exists() else None
         return note.get("digest") if note is not None and note["num_samples"] else None
 
-    def are_shards_there(self) -> bool:
+    def are_shards_there(self, sizes: Mapping[str, int]) -> bool:
         """Return whether every finished shard still exists with its size."""
-        return all(_is_there(self._root / name, note) for name, note in self._stored_notes.items())
+        return all(_is_there(name, note, sizes) for name, note in self._stored_notes.items())
 
     @property
     def _stored_notes(self) -> dict[str, dict[str, Any]]:
         return self._values.get("shards", {})
 
-    def finish(self, report: dict[str, Any], notes: dict[Path, dict[str, Any]]) -> None:
+    def finish(self, report: dict[str, Any], notes: dict[str, dict[str, Any]]) -> None:
         """Record the report; this is the last step."""
-        self._values["shards"] = {str(shard.relative_to(self._root)): note for shard, note in notes.items()}
+        self._values["shards"] = notes
         self._values["report"] = report
-        write_json(self._path, self._values)
+        self._write()
         self.clean()
 
     def clean(self) -> None:
         """Remove the files that only the work needed."""
-        shutil.rmtree(self.work, ignore_errors=True)
+        shutil.rmtree(self._output.work, ignore_errors=True)
 
-    def _read(self, folders: Sequence[Path]) -> dict[str, Any]:
-        if not self._path.exists():
-            if tars := sorted(tar for folder in (self._root, *folders) for tar in folder.glob("*.tar")):
+    def _write(self) -> None:
+        self._store.write(RECORD_NAME, (json.dumps(self._values, indent=1) + "\n").encode())
+
+    def _read(self) -> dict[str, Any]:
+        output, path = self._output, self._output.path(RECORD_NAME)
+        if not self._store.exists(RECORD_NAME):
+            names = {*self._store.list_names(), *output.tar_sizes()}
+            if tars := sorted(name for name in names if name.endswith(".tar")):
                 raise DataError(
-                    f"{self._root} holds tars that were not made by this command ({tars[0].name} ...); choose an empty folder"
+                    f"{output.root} holds tars that were not made by this command ({tars[0].rpartition('/')[2]} ...); choose "
+                    "an empty folder"
                 )
             return {}
         try:
-            values = parse_json(self._path.read_text())
+            values = parse_json(self._store.read(RECORD_NAME).decode())
         except ValueError as error:
-            raise DataError(f"{self._path} is damaged ({error}); empty {self._root} and start again") from error
+            raise DataError(f"{path} is damaged ({error}); empty {output.root} and start again") from error
         report = values.get("report") if isinstance(values, dict) else None
         notes = values.get("shards", {}) if isinstance(values, dict) else None
         if not isinstance(notes, dict) or not all(map(_is_note, notes.values())) or not _is_report(report):
-            raise DataError(f"{self._path} is damaged (other types than are written); empty {self._root} and start again")
+            raise DataError(f"{path} is damaged (other types than are written); empty {output.root} and start again")
         return values
 
     def _refusal(self) -> str:
-        return f"{self._root} holds shards made from another source or with other options; empty it or choose another folder"
+        root = self._output.root
+        return f"{root} holds shards made from another source or with other options; empty it or choose another folder"
 
 
-def _is_there(shard: Path, note: dict[str, Any]) -> bool:
+def _is_there(shard: str, note: dict[str, Any], sizes: Mapping[str, int]) -> bool:
     """Return whether the shard of a note exists with the note's size. Notes of older versions have no size."""
     if not note["num_samples"]:
         return True
-    return shard.exists() and shard.stat().st_size == note.get("num_bytes", shard.stat().st_size)
+    return shard in sizes and sizes[shard] == note.get("num_bytes", sizes[shard])
 
 
 def _given(value: Any) -> Any:

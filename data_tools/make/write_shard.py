@@ -1,4 +1,4 @@
-"""Write one shard, whole or not at all, and a note on it. The samples' bytes are read from wherever they are stored."""
+"""Write one shard, whole or not at all, and a note on it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tarfile
-from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,15 +18,17 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_tools.make.reencode import Encoding, reencode
+from data_tools.make.source_files import SourceFiles
 from data_tools.make.sources.listing import Listing, Sample
+from data_tools.make.upload import upload
 from data_tools.parallel import write_json
 from pipeline.data.images.decode import UnreadableImage
+from pipeline.data.shards.folder import is_remote
 from pipeline.data.shards.sample import IMAGE_EXTENSIONS
-from pipeline.errors import DataError
 from pipeline.files import Draft
 from pipeline.json_text import parse_json
 
-MAX_OPEN_FILES = 128
+ReadSample = Callable[[Sample], dict[str, bytes]]
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,12 @@ class ShardTask:
     """Describes one shard to write.
 
     Attributes:
-        note: path of the note, which is written before the shard appears.
+        target: path of the shard, or its URL.
+        note: path of the note. A shard of this machine appears after its note, one of a store before it.
         numbers: the samples' numbers in the whole source; they make keys unique.
     """
 
-    target: Path
+    target: str
     note: Path
     numbers: NDArray[np.int64]
     samples: Listing
@@ -49,27 +52,48 @@ def write_shard(task: ShardTask) -> None:
     """Write the shard and its note. No shard is written if none of its samples can be kept.
 
     Raises:
-        DataError: the source has changed since it was listed.
+        DataError: the source has changed since it was listed, or the store does not take the shard.
     """
+    with SourceFiles(task.samples) as source:
+        write_shard_of(task, source.read)
+
+
+def write_shard_of(task: ShardTask, read: ReadSample) -> None:
+    """Do the same with samples from anywhere.
+
+    Args:
+        read: returns the bytes of a sample's members by extension.
+    """
+    is_local = not is_remote(task.target)
+    with Draft(task.target if is_local else task.note.with_suffix(".tar")) as draft:
+        note = _write_samples(draft.file, task, read)
+        draft.file.flush()
+        note |= {"num_bytes": draft.path.stat().st_size, "digest": digest_file(draft.path)}
+        if is_local:
+            write_json(task.note, note)
+            if note["num_samples"]:
+                draft.publish()
+            return
+        if note["num_samples"]:
+            upload(draft.path, task.target)
+        write_json(task.note, note)
+
+
+def _write_samples(file: BinaryIO, task: ShardTask, read: ReadSample) -> dict[str, Any]:
+    """Write the tar. Return what came of it."""
     left_out: list[dict[str, str]] = []
     num_reencoded = 0
-    with Draft(task.target) as draft, SourceFiles(task.samples) as source:
-        with tarfile.open(fileobj=draft.file, mode="w") as tar:
-            for index, number in enumerate(task.numbers.tolist()):
-                sample = task.samples.sample(index)
-                values = source.read(sample)
-                try:
-                    num_reencoded += _reencode_image(values, task.encoding)
-                except UnreadableImage as error:
-                    left_out.append({"sample": sample.name, "reason": str(error)})
-                    continue
-                add_sample(tar, make_key(number, sample.name), {**values, **label_member(sample.labels, values.get("json"))})
-        draft.file.flush()
-        num_samples = len(task.samples) - len(left_out)
-        content = {"num_bytes": draft.path.stat().st_size, "digest": digest_file(draft.path)}
-        write_json(task.note, {"num_samples": num_samples, "num_reencoded": num_reencoded, "left_out": left_out, **content})
-        if num_samples:
-            draft.publish()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for index, number in enumerate(task.numbers.tolist()):
+            sample = task.samples.sample(index)
+            values = read(sample)
+            try:
+                num_reencoded += _reencode_image(values, task.encoding)
+            except UnreadableImage as error:
+                left_out.append({"sample": sample.name, "reason": str(error)})
+                continue
+            add_sample(tar, make_key(number, sample.name), {**values, **label_member(sample.labels, values.get("json"))})
+    return {"num_samples": len(task.samples) - len(left_out), "num_reencoded": num_reencoded, "left_out": left_out}
 
 
 def digest_file(path: Path) -> str:
@@ -78,10 +102,10 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
-def is_intact(shard: tuple[Path, str]) -> bool:
+def is_intact(shard: tuple[str, str]) -> bool:
     """Return whether a shard holds what its note says, given the note's digest."""
     path, digest = shard
-    return digest_file(path) == digest
+    return digest_file(Path(path)) == digest
 
 
 def add_sample(tar: tarfile.TarFile, key: str, values: dict[str, bytes]) -> None:
@@ -120,56 +144,3 @@ def _reencode_image(values: dict[str, bytes], encoding: Encoding) -> int:
     del values[extension]
     values["jpg"] = encoded
     return 1
-
-
-class SourceFiles:
-    """Reads samples. Files that many samples share are kept open."""
-
-    def __init__(self, listing: Listing) -> None:
-        self._listing = listing
-        self._open: OrderedDict[str, BinaryIO] = OrderedDict()
-
-    def __enter__(self) -> SourceFiles:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for file in self._open.values():
-            file.close()
-
-    def read(self, sample: Sample) -> dict[str, bytes]:
-        """Return the bytes of a sample's members by extension.
-
-        Raises:
-            DataError: gone, unreadable, or not as long as it was listed.
-        """
-        if self._listing.layout == "files":
-            path = os.path.join(self._listing.files[0], sample.name)
-            try:
-                data = Path(path).read_bytes()
-            except OSError as error:
-                raise DataError(f"{path}: {error.strerror}") from error
-            self._check(path, len(data), sample.members[0].length)
-            return {sample.members[0].extension: data}
-        return {
-            extension: self._read_range(self._listing.files[file], start, length)
-            for extension, file, start, length in sample.members
-        }
-
-    def _read_range(self, path: str, start: int, length: int) -> bytes:
-        try:
-            if path not in self._open:
-                if len(self._open) >= MAX_OPEN_FILES:
-                    self._open.popitem(last=False)[1].close()
-                self._open[path] = open(path, "rb")
-            self._open.move_to_end(path)
-            data = os.pread(self._open[path].fileno(), length, start)
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}") from error
-        self._check(path, len(data), length)
-        return data
-
-    def _check(self, path: str, num_bytes: int, expected: int) -> None:
-        if num_bytes != expected:
-            raise DataError(
-                f"{path}: {num_bytes} bytes where {expected} were when it was listed; it has changed or was truncated"
-            )

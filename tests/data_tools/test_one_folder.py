@@ -9,7 +9,8 @@ import pytest
 
 from data_tools.__main__ import main
 from data_tools.folder_lock import lock_folder
-from data_tools.make.record import RECORD_NAME, WORK_NAME
+from data_tools.make.output import WORK_NAME
+from data_tools.make.record import RECORD_NAME
 from pipeline.data.shards.skips import Skip, read_skips, write_skips
 from pipeline.errors import DataError
 from tests.conftest import encode, make_image, write_tar

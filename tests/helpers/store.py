@@ -57,20 +57,30 @@ class S3Server:
 
 
 class FaultProxy:
-    """Forwards to a server; `fault` happens to reads of shards with a probability, drawn from a seed.
+    """Forwards to a server; `fault` happens to reads or writes of shards with a probability, drawn from a seed.
 
-    Faults: error (500), reset (RST in the middle of the body), truncated (connection closed there), short (a valid answer
-    of half the bytes), slow (the body in pieces), hang (no answer for `hang_s`), mixed (any of them).
+    Faults of reads: error (500), reset (RST in the middle of the body), truncated (connection closed there), short (a valid
+    answer of half the bytes), slow (the body in pieces), hang (no answer for `hang_s`), mixed (any of them).
+
+    Faults of writes (PUT, and POST of multipart uploads): error, reset and truncated (the same in the middle of what is sent,
+    so the server has nothing), lost (the server has all, and its answer does not come), slow, hang, mixed.
+
+    Attributes:
+        requests: how many there were of each method for shards, and the bytes of their bodies both ways.
     """
 
     FAULTS = ("error", "reset", "truncated", "short", "slow", "hang")
+    WRITE_FAULTS = ("error", "reset", "truncated", "lost", "slow", "hang")
+    WRITES = ("PUT", "POST")
 
     def __init__(self, server: S3Server) -> None:
         self.server = server
         self.fault = ""
         self.probability = 0.3
         self.hang_s = 1.5
+        self.methods: tuple[str, ...] = ("GET",)
         self.counts: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self._random = random.Random(0)
         self._lock = threading.Lock()
         proxy = self
@@ -83,21 +93,29 @@ class FaultProxy:
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
-    def draw(self, path: str) -> str:
+    def draw(self, method: str, path: str) -> str:
         """Return what happens to this request."""
         with self._lock:
-            if not self.fault or ".tar" not in path:
+            if not self.fault or ".tar" not in path or method not in self.methods:
                 return ""
-            self.counts["reads"] += 1
+            self.counts["writes" if method in self.WRITES else "reads"] += 1
             if self._random.random() >= self.probability:
                 return ""
-            fault = self._random.choice(self.FAULTS) if self.fault == "mixed" else self.fault
+            faults = self.WRITE_FAULTS if method in self.WRITES else self.FAULTS
+            fault = self._random.choice(faults) if self.fault == "mixed" else self.fault
             self.counts[fault] += 1
             return fault
 
-    def inject(self, fault: str, *, probability: float = 0.3) -> None:
-        """Inject faults from now on."""
-        self.fault, self.probability = fault, probability
+    def note(self, method: str, path: str, num_bytes: int) -> None:
+        """Count a request for a shard."""
+        if ".tar" in path:
+            with self._lock:
+                self.requests[method] += 1
+                self.requests[f"{method} bytes"] += num_bytes
+
+    def inject(self, fault: str, *, probability: float = 0.3, methods: tuple[str, ...] = ("GET",)) -> None:
+        """Inject faults from now on, into requests of these methods."""
+        self.fault, self.probability, self.methods = fault, probability, methods
         self.counts.clear()
         self._random.seed(0)
 
@@ -110,23 +128,35 @@ class _Handler(BaseHTTPRequestHandler):
     owner: FaultProxy
 
     def _forward(self) -> None:
-        fault = self.owner.draw(self.path) if self.command == "GET" else ""
+        fault = self.owner.draw(self.command, self.path)
+        length = int(self.headers.get("Content-Length", 0))
+        if self.command in self.owner.WRITES:
+            if fault in ("reset", "truncated"):
+                self.rfile.read(length // 2)
+                return self._drop(reset=fault == "reset")
+            sent_here = self.rfile.read(length) if length else None
+            if fault == "slow":
+                time.sleep(0.3)
+        else:
+            sent_here = None
         if fault == "hang":
             time.sleep(self.owner.hang_s)
             return self._drop(reset=False)
         if fault == "error":
             body = b"<Error><Code>InternalError</Code><Message>injected</Message></Error>"
             return self._answer(500, [("Content-Length", str(len(body)))], body)
-        length = int(self.headers.get("Content-Length", 0))
         upstream = http.client.HTTPConnection("127.0.0.1", self.owner.server.port, timeout=30)
         try:
-            upstream.request(self.command, self.path, self.rfile.read(length) if length else None, dict(self.headers))
+            upstream.request(self.command, self.path, sent_here, dict(self.headers))
             answer = upstream.getresponse()
             body = answer.read()
         except OSError:
             return self._drop(reset=True)  # the server is gone
         finally:
             upstream.close()
+        self.owner.note(self.command, self.path, max(length, len(body)))
+        if fault == "lost":
+            return self._drop(reset=True)
         headers = [
             (k, v)
             for k, v in answer.getheaders()
@@ -135,10 +165,10 @@ class _Handler(BaseHTTPRequestHandler):
         sent = body[: len(body) // 2] if fault == "short" else body
         told = answer.getheader("Content-Length", "0") if self.command == "HEAD" else str(len(sent))
         headers.append(("Content-Length", told))
-        if fault in ("reset", "truncated"):
+        if fault in ("reset", "truncated") and self.command == "GET":
             self._answer(answer.status, headers, body[: len(body) // 2])
             return self._drop(reset=fault == "reset")
-        if fault == "slow":
+        if fault == "slow" and self.command == "GET":
             self._answer(answer.status, headers, b"")
             for start in range(0, len(body), max(1, len(body) // 8)):
                 self.wfile.write(body[start : start + max(1, len(body) // 8)])
@@ -182,6 +212,8 @@ def s3_environment(url: str) -> dict[str, str]:
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_MAX_ATTEMPTS": "1",
         "AWS_EC2_METADATA_DISABLED": "true",
+        # rclone answers a range of an object with the checksum that the whole was sent with; Amazon's server sends none then
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
     }
 
 

@@ -9,7 +9,8 @@ CSV                one .csv, .tsv or .jsonl file of paths and labels  csv_file
 CIFAR              batches.meta and data_batch_1 ..., meta and train  cifar
 TensorFlow set     dataset_info.json, features.json, TFRecord files   tfds
 
-Every kind asks which split to take where names of folders, files or columns contain several: see `data_tools.splits`.
+On a URL there are tars alone: see `on_url`. Every kind asks which split to take where names of folders, files or columns
+contain several: see `data_tools.splits`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from data_tools import splits
 from data_tools.make.sources import cifar, csv_file, table
 from data_tools.make.sources.files import image_extension, is_junk
 from data_tools.make.sources.image_folder import check_class_folders, list_image_folder
+from data_tools.make.sources.on_url import recognise_url
 from data_tools.make.sources.options import SourceOptions, refuse_unused
 from data_tools.make.sources.source import Source
 from data_tools.make.sources.split_choice import CHOOSE, take_split
@@ -31,7 +33,7 @@ from data_tools.make.sources.tfds.listing import find_version, is_prepared, open
 from data_tools.make.sources.unpack import stamp_files
 from data_tools.make.sources.webdataset_tars import LabelUse
 from data_tools.text_files import check_encoding
-from pipeline.data.shards.folder import COMPRESSED
+from pipeline.data.shards.folder import COMPRESSED, is_remote
 from pipeline.errors import DataError
 
 
@@ -47,6 +49,10 @@ def find_source(path: str, *, options: SourceOptions, label_use: LabelUse, known
     """
     if options.encoding is not None:
         check_encoding(options.encoding)
+    if is_remote(path):
+        source = recognise_url(path, options=options, label_use=label_use, known=frozenset(known))
+        refuse_unused(options, source.kind, path=path)
+        return source
     try:
         source = _recognise(Path(path), options=options, label_use=label_use, known=frozenset(known))
     except OSError as error:
@@ -62,7 +68,7 @@ def _recognise(root: Path, *, options: SourceOptions, label_use: LabelUse, known
     if suffix in table.TABLE_SUFFIXES and root.is_file():
         return _table([root], options)
     if suffix == ".tar" and root.is_file():
-        return recognise_tars(root, [root], options, label_use, known)
+        return recognise_tars(str(root), [str(root)], options, label_use, known)
     if root.is_file():
         raise DataError(
             f"source '{root}' is neither a folder nor a .csv, .tsv, .jsonl, .parquet, .arrow or plain .tar; `gunzip` a "
@@ -105,7 +111,7 @@ def _recognise_folder(root: Path, *, options: SourceOptions, label_use: LabelUse
         return _folders(root, folders, visible, options=options, label_use=label_use, known=known)
     if not tars:
         raise _nothing_found(root, visible)
-    return recognise_tars(root, tars, options, label_use, known)
+    return recognise_tars(str(root), [str(path) for path in tars], options, label_use, known)
 
 
 def _nothing_found(root: Path, visible: list[Path]) -> DataError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -12,9 +11,11 @@ from typing import BinaryIO, NamedTuple, cast
 
 from data_tools.make.sources.files import SIGNATURE_BYTES, image_extension, is_junk, is_unfinished, sniff_named
 from data_tools.make.sources.image_folder import drop_empty_classes, sort_classes
+from data_tools.make.sources.kept import keep_listings
 from data_tools.make.sources.listing import MAX_NAMED, Listing, Member
 from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.sources.parts import list_parts
+from data_tools.make.sources.stored import changed_at, file_stem, open_stored
 from data_tools.parallel import Workers
 from data_tools.splits import is_split, parse_split, splits_among_classes
 from data_tools.text_files import printable
@@ -37,18 +38,18 @@ class ClassTar(NamedTuple):
     label: int
 
 
-def list_class_tars(paths: list[Path], *, known: Collection[str], workers: Workers) -> Listing:
+def list_class_tars(paths: list[str], *, known: Collection[str], workers: Workers, scratch: Path) -> Listing:
     """Return the images of tars that are each named after their class; classes are numbered in sorted order.
 
     Raises:
         DataError: damaged tars, no images, or tars whose folders are the classes.
     """
-    path_of = {path.stem: str(path) for path in paths}
+    path_of = {file_stem(path): path for path in paths}
     tars = [ClassTar(path_of[name], None, 0, name, label) for label, name in enumerate(sort_classes(path_of))]
-    return _list(tars, known, workers)
+    return _list(tars, known, workers, scratch)
 
 
-def list_outer_tar(path: Path, *, known: Collection[str], workers: Workers) -> Listing:
+def list_outer_tar(path: str, *, known: Collection[str], workers: Workers, scratch: Path) -> Listing:
     """List the images of a tar that holds the classes' tars.
 
     Raises:
@@ -56,8 +57,8 @@ def list_outer_tar(path: Path, *, known: Collection[str], workers: Workers) -> L
     """
     inner: list[tuple[str, int, int]] = []
     others: list[str] = []
-    with open(path, "rb") as file:
-        for member in _visible_files(file, str(path)):
+    with open_stored(path) as file:
+        for member in _visible_files(file, path):
             stem, _, extension = member.name.rpartition("/")[2].rpartition(".")
             if extension.lower() == "tar" and stem:
                 inner.append((stem, member.start, member.length))
@@ -69,10 +70,9 @@ def list_outer_tar(path: Path, *, known: Collection[str], workers: Workers) -> L
         name = next(name for name, count in Counter(name for name, *_ in inner).items() if count > 1)
         raise DataError(f"{path}: two inner tars are named {name}.tar, so they cannot be distinguished")
     tars = [
-        ClassTar(str(path), range_of[name][0], range_of[name][1], name, label)
-        for label, name in enumerate(sort_classes(range_of))
+        ClassTar(path, range_of[name][0], range_of[name][1], name, label) for label, name in enumerate(sort_classes(range_of))
     ]
-    listing = _list(tars, known, workers)
+    listing = _list(tars, known, workers, scratch)
     return replace(
         listing,
         passed_over=listing.passed_over + len(others),
@@ -140,8 +140,9 @@ def _check_folders(listing: Listing, tars: Sequence[ClassTar], known: Collection
             )
 
 
-def _list(tars: list[ClassTar], known: Collection[str], workers: Workers) -> Listing:
-    listing = list_parts(_list_tar, tars, workers=workers, description="list class tars", unit="tar")
+def _list(tars: list[ClassTar], known: Collection[str], workers: Workers, scratch: Path) -> Listing:
+    list_tar = keep_listings(_list_tar, scratch, paths=[tar.path for tar in tars])
+    listing = list_parts(list_tar, tars, workers=workers, description="list class tars", unit="tar")
     if not len(listing):
         raise DataError(f"{tars[0].path}: no images in {len(tars)} class tars (looked for {', '.join(IMAGE_EXTENSIONS)})")
     _check_folders(listing, tars, known)
@@ -150,8 +151,8 @@ def _list(tars: list[ClassTar], known: Collection[str], workers: Workers) -> Lis
 
 def _list_tar(tar: ClassTar) -> Listing:
     builder = ListingBuilder()
-    with open(tar.path, "rb") as file:
-        builder.note_time(tar.name, os.fstat(file.fileno()).st_mtime_ns)
+    with open_stored(tar.path) as file:
+        builder.note_time(tar.name, changed_at(tar.path))
         within = file if tar.start is None else cast(BinaryIO, _Window(file, tar.start, tar.length))
         source = tar.path if tar.start is None else f"{tar.path} ({tar.name}.tar in it)"
         # WebDataset would join a.1.jpg and a.2.jpg; here each is an image of its own.

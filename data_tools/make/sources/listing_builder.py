@@ -59,8 +59,8 @@ class ListingBuilder:
             if isinstance(label, str):
                 self._vocabulary.setdefault(label, len(self._vocabulary))
 
-    def note_time(self, name: str, time_ns: int) -> None:
-        """Note when a file was last changed: a file that is replaced may have the size that it had before."""
+    def note_time(self, name: str, time_ns: int | str) -> None:
+        """Note when a file was last changed, or a store's version of it: one that is replaced may have the size of before."""
         text = f"{name} {time_ns}".encode("utf-8", "surrogateescape")
         self._times = (self._times + xxhash.xxh3_64_intdigest(text)) % TIMES_MODULUS
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from data_tools.make.sources.files import image_extension
+from data_tools.make.sources.stored import open_stored, split_path
 from pipeline.data.shards.sample import LABEL_EXTENSIONS, MASK_EXTENSIONS
 from pipeline.data.shards.tar import scan_samples
 from pipeline.errors import DataError
@@ -17,7 +17,7 @@ MAX_LOOKED_INTO = 3  # counts tars with anything in them
 TEXT_EXTENSIONS = frozenset({"txt", "text", "caption", "label", "labels", "class", "class_id", "target", "index", "idx", "id"})
 
 
-def look_into_tars(paths: Sequence[Path]) -> TarContent:
+def look_into_tars(paths: Sequence[str]) -> TarContent:
     """Return what the first tars hold that are not empty.
 
     Raises:
@@ -32,11 +32,13 @@ def look_into_tars(paths: Sequence[Path]) -> TarContent:
     if not found:
         raise DataError(f"{paths[0]}: no images in {len(paths)} tars: they are empty, or hold no KEY.EXTENSION like 000017.jpg")
     if "tars" in found and len(set(found)) > 1:
-        raise DataError(f"{paths[0].parent} holds tars of tars among others; give one such tar, or a folder of the inner ones")
+        raise DataError(
+            f"{split_path(paths[0])[0]} holds tars of tars among others; give one such tar, or a folder of the inner ones"
+        )
     return "samples" if "samples" in found else found[0]
 
 
-def _look_into(path: Path) -> TarContent | None:
+def _look_into(path: str) -> TarContent | None:
     """Return what a tar holds; None for nothing. The tar is read until this is clear.
 
     A label, a caption or a mask belongs to an image of its key: an info.json among images makes no samples of them.
@@ -44,8 +46,8 @@ def _look_into(path: Path) -> TarContent | None:
     with_image: set[str] = set()
     with_label: set[str] = set()
     is_empty = True
-    with path.open("rb") as file:
-        for sample in scan_samples(file, name=str(path)):
+    with open_stored(path) as file:
+        for sample in scan_samples(file, name=path):
             is_empty = False
             extensions = [member.extension.rpartition(".")[2] for member in sample.members]  # input.jpg, output.cls
             if "tar" in extensions:

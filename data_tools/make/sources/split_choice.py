@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from data_tools.make.sources.options import SourceOptions
 CHOOSE = "choose one with --source-split, and pack the others to folders of their own"
 
 
-def take_split(listing: Listing, options: SourceOptions, *, source: Path, skip_parts: int) -> Listing:
+def take_split(listing: Listing, options: SourceOptions, *, source: object, skip_parts: int) -> Listing:
     """Return the samples of one split, where the folders and files of the samples' names contain several.
 
     Args:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,17 +12,21 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from data_tools.make.sources.files import image_extension
+from data_tools.make.sources.kept import keep_listings
 from data_tools.make.sources.labels import fields_of, read_member, read_texts, tell_apart
 from data_tools.make.sources.listing import Listing, Member
 from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.sources.parts import list_parts
+from data_tools.make.sources.stored import changed_at, file_name, file_stem, open_stored, read_small, read_stored, split_path
 from data_tools.parallel import Workers
-from data_tools.text_files import printable, read_text, same_name
+from data_tools.text_files import decode_text, printable, same_name
 from pipeline.data.shards.class_names import CLASSES_NAME, split_lines
+from pipeline.data.shards.folder import is_remote
 from pipeline.data.shards.sample import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, MAX_LABEL_BYTES, cut_at_last_dot
 from pipeline.data.shards.tar import refuse_sparse, scan_samples
 from pipeline.errors import DataError
 
+MAX_KEPT_BYTES = 64 << 20  # limit of a tar's labels in memory
 LabelUse = Literal["keep", "read"]
 
 
@@ -39,38 +43,41 @@ class LabelRule:
     field: str | None = None
 
 
-def list_webdataset(paths: list[Path], *, rule: LabelRule, workers: Workers) -> Listing:
+def list_webdataset(paths: list[str], *, rule: LabelRule, workers: Workers, scratch: Path) -> Listing:
     """Return the samples that have an image. Members of a sample that lie apart in their tar are brought together.
 
     A sample's label is its .cls, or else its .json. Whole numbers are ids; where any label is a name, they are numbered
     like names. The .cls is written again, and outranks the .json, which keeps its other fields.
 
+    Args:
+        scratch: where the lists of a store's tars are kept until the work is done.
+
     Raises:
         DataError: damaged tars, no images, members that cannot be distinguished, or labels that are none.
     """
-    listing = list_parts(
-        partial(_list_tar, rule), [str(path) for path in paths], workers=workers, description="list tars", unit="tar"
-    )
+    list_tar = keep_listings(partial(_list_tar, rule), scratch, paths=paths)
+    listing = list_parts(list_tar, paths, workers=workers, description="list tars", unit="tar")
     if not len(listing):
         ends = ", ".join(printable(name) for name in listing.first_passed_over[:3])
         raise DataError(
             f"{paths[0]}: no images in its {listing.passed_over} samples (looked for KEY.{', KEY.'.join(IMAGE_EXTENSIONS)}; it "
             f"holds {ends} ...)"
         )
-    return _name_classes(listing, paths[0].parent)
+    return _name_classes(listing, split_path(paths[0])[0])
 
 
-def _name_classes(listing: Listing, folder: Path) -> Listing:
+def _name_classes(listing: Listing, folder: str) -> Listing:
     """Return the listing with the class names that lie next to the tars, by id."""
-    if not (folder / CLASSES_NAME).exists():
-        return read_texts(listing, source=str(folder))
-    listing = read_texts(listing, source=str(folder))
-    names = tell_apart(split_lines(read_text(str(folder / CLASSES_NAME), encoding=None)))
+    stored = read_small(folder, CLASSES_NAME)
+    listing = read_texts(listing, source=folder)
+    if stored is None:
+        return listing
+    names = tell_apart(split_lines(decode_text(stored, name=f"{folder}/{CLASSES_NAME}", encoding=None)))
     if listing.classes is None:
         return replace(listing, classes=names)
     index_of = {same_name(name): index for index, name in enumerate(names)}
     if strangers := [name for name in listing.classes if same_name(name) not in index_of]:
-        raise DataError(f"label '{printable(strangers[0])}' is not among the {len(names)} names of {folder / CLASSES_NAME}")
+        raise DataError(f"label '{printable(strangers[0])}' is not among the {len(names)} names of {folder}/{CLASSES_NAME}")
     return listing.relabel(np.array([index_of[same_name(name)] for name in listing.classes]), names)
 
 
@@ -79,20 +86,49 @@ def fields_without_label(listing: Listing) -> list[str]:
     for sample in np.flatnonzero(np.diff(listing.label_ends, prepend=0) == 0)[:1].tolist():
         for member in listing.members(sample):
             if member.extension == "json":
-                with open(listing.files[member.file], "rb") as file:
-                    return fields_of(os.pread(file.fileno(), member.length, member.start))
+                return fields_of(read_stored(listing.files[member.file], member.start, member.length))
     return []
 
 
 def _list_tar(rule: LabelRule, path: str) -> Listing:
     runs = ListingBuilder()
-    with open(path, "rb") as file:
+    with open_stored(path) as file:
+        labels = LabelFiles(file, keeps=is_remote(path))
         for sample in scan_samples(file, name=path):
             refuse_sparse(sample, path)
             members = [Member(member.extension, 0, member.start, member.length) for member in sample.members]
             for key, own in _separate(sample.key, members):
                 runs.add(key, labels=(), members=own)
-    return _finish(runs.build(layout="ranges", files=(path,)), rule)
+                labels.pass_by(own)
+        return _finish(runs.build(layout="ranges", files=(path,)), rule, labels)
+
+
+class LabelFiles:
+    """Reads labels' members of a tar. In a store, most are read while the scan passes them: later costs another request.
+
+    Args:
+        keeps: whether to read them on the way.
+    """
+
+    def __init__(self, file: BinaryIO, *, keeps: bool) -> None:
+        self._file, self._keeps = file, keeps
+        self._kept: dict[int, bytes] = {}
+        self._num_bytes = 0
+
+    def pass_by(self, members: Sequence[Member]) -> None:
+        """Keep the label of a sample, while there is room."""
+        by_extension = {member.extension: member for member in members}
+        found = next((by_extension[extension] for extension in LABEL_EXTENSIONS if extension in by_extension), None)
+        if self._keeps and found is not None and self._num_bytes + found.length <= MAX_KEPT_BYTES:
+            self._kept[found.start] = self.read(found)
+            self._num_bytes += found.length
+
+    def read(self, member: Member) -> bytes:
+        """Return a member's bytes."""
+        if member.start in self._kept:
+            return self._kept[member.start]
+        self._file.seek(member.start)
+        return self._file.read(member.length)
 
 
 def _separate(key: str, members: list[Member]) -> list[tuple[str, list[Member]]]:
@@ -112,34 +148,31 @@ def _separate(key: str, members: list[Member]) -> list[tuple[str, list[Member]]]
     return [(f"{key}.{head}", group) for head, group in groups.items()]
 
 
-def _finish(runs: Listing, rule: LabelRule) -> Listing:
+def _finish(runs: Listing, rule: LabelRule, labels_of: LabelFiles) -> Listing:
     """Join runs of consecutive members of one key to samples."""
     path = runs.files[0]
     keys = [runs.name(run) for run in range(len(runs))]
     same = _runs_to_join(runs, keys)
     samples = ListingBuilder()
     absorbed = {run for others in same.values() for run in others}
-    with open(path, "rb") as file:
-        samples.note_time(Path(path).name, os.fstat(file.fileno()).st_mtime_ns)
-        for run, key in enumerate(keys):
-            if run in absorbed:
-                continue
-            members = [member for part in (run, *same.get(run, ())) for member in runs.members(part)]
-            name = key.decode("utf-8", "surrogateescape")
-            named = _name_images(members)
-            for extensions in ([member.extension for member in members], [member.extension for member in named]):
-                if repeated := [e for e, count in Counter(extensions).items() if count > 1]:
-                    raise DataError(
-                        f"{path}: sample {name!r} has two members .{repeated[0]}; give the samples keys of their own"
-                    )
-            members = named
-            if not any(member.extension in IMAGE_EXTENSIONS for member in members):
-                samples.pass_over(f"{Path(path).name}/{name}.{members[0].extension}")
-                continue
-            labels = _read_labels(file, members, rule, path=path, key=name)
-            # Keys often begin again in every tar, so the tar's name is part of the sample's.
-            kept = [member for member in members if member.extension != "cls" or not labels]
-            samples.add(f"{Path(path).stem}/{name}", labels=labels, members=kept)
+    samples.note_time(file_name(path), changed_at(path))
+    for run, key in enumerate(keys):
+        if run in absorbed:
+            continue
+        members = [member for part in (run, *same.get(run, ())) for member in runs.members(part)]
+        name = key.decode("utf-8", "surrogateescape")
+        named = _name_images(members)
+        for extensions in ([member.extension for member in members], [member.extension for member in named]):
+            if repeated := [e for e, count in Counter(extensions).items() if count > 1]:
+                raise DataError(f"{path}: sample {name!r} has two members .{repeated[0]}; give the samples keys of their own")
+        members = named
+        if not any(member.extension in IMAGE_EXTENSIONS for member in members):
+            samples.pass_over(f"{file_name(path)}/{name}.{members[0].extension}")
+            continue
+        labels = _read_labels(labels_of, members, rule, path=path, key=name)
+        # Keys often begin again in every tar, so the tar's name is part of the sample's.
+        kept = [member for member in members if member.extension != "cls" or not labels]
+        samples.add(f"{file_stem(path)}/{name}", labels=labels, members=kept)
     return samples.build(layout="ranges", files=(path,))
 
 
@@ -150,7 +183,7 @@ def _name_images(members: list[Member]) -> list[Member]:
     return [member._replace(extension=image_extension(f"x.{member.extension}") or member.extension) for member in members]
 
 
-def _read_labels(file: BinaryIO, members: list[Member], rule: LabelRule, *, path: str, key: str) -> list[str]:
+def _read_labels(labels_of: LabelFiles, members: list[Member], rule: LabelRule, *, path: str, key: str) -> list[str]:
     """Return the labels of a sample, as texts."""
     by_extension = {member.extension: member for member in members}
     extensions = LABEL_EXTENSIONS if rule.field is None else ("json",)
@@ -160,9 +193,9 @@ def _read_labels(file: BinaryIO, members: list[Member], rule: LabelRule, *, path
             continue
         if extension == "cls" and member.length > MAX_LABEL_BYTES:
             raise DataError(f"{source}: its .cls has {member.length} bytes; a label is short")
-        file.seek(member.start)
+        data = labels_of.read(member)
         try:
-            labels = read_member(file.read(member.length), extension, field=rule.field)
+            labels = read_member(data, extension, field=rule.field)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{source} has a .{extension} that is no label: {error}") from error
         if labels:

@@ -90,6 +90,14 @@ class ShardFolder:
         """
         return sorted(str(e["name"]).rpartition("/")[2] for e in self._list() if e["type"] != "directory")
 
+    def list_folders(self) -> list[str]:
+        """Return the names of the folders directly in the folder, sorted; none if there is no folder.
+
+        Raises:
+            DataError: it cannot be reached.
+        """
+        return sorted(str(e["name"]).rstrip("/").rpartition("/")[2] for e in self._list() if e["type"] == "directory")
+
     def _list(self) -> list[dict[str, Any]]:
         def list_now() -> list[dict[str, Any]]:
             if is_web(self.path):
@@ -173,6 +181,20 @@ class ShardFolder:
         if is_web(self.path):  # fsspec's information there includes the URL behind redirects, which is signed each time
             return self._call(lambda: look_at(self.filesystem, self.full_path(name)).version)
         return self._call(lambda: str(self.filesystem.info(self.full_path(name))))
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """Return what the store says of a file now: its size, times and checksums, under names of the store's own.
+
+        Raises:
+            FileNotFoundError: no such file.
+            UnreachableError: the store cannot be reached.
+        """
+
+        def ask() -> dict[str, Any]:
+            self.filesystem.invalidate_cache(self.root)  # an earlier listing is older
+            return dict(self.filesystem.info(self.full_path(name)))
+
+        return self._call(ask)
 
     def list_shards(self) -> list[str]:
         """Return the names of the folder's tars, sorted, without hidden ones: see `hidden_tars`.

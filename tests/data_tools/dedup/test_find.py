@@ -245,8 +245,8 @@ def test_wrong_calls_are_answered_in_words(tmp_path: Path, test_set: Path, capsy
         assert words in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run(test_set, "--within", "--distance", 60)
-    with pytest.raises(SystemExit):
-        run(test_set, "--within", "--memory", 0.5)
+    assert run(test_set, "--within", "--memory", "500MB") == 2
+    assert "too little for --within: at least 1GiB" in capsys.readouterr().err
     assert measure_main(["plant", str(tmp_path / "empty")]) == 2
 
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_tools.make.classes import Numbering, read_class_list
-from data_tools.make.pack import MakeOptions, make_shards
+from data_tools.make.pack import make_shards
+from data_tools.make.plan import MakeOptions
 from data_tools.make.sources.labels import tell_apart
 from data_tools.parallel import LocalWorkers
 from pipeline.data.shards.class_names import parse_class_names

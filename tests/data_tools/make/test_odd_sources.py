@@ -17,7 +17,8 @@ from PIL import Image
 from data_tools.__main__ import main
 from data_tools.index import index_folder
 from data_tools.make.classes import Numbering, number_classes
-from data_tools.make.pack import MakeOptions, make_shards
+from data_tools.make.pack import make_shards
+from data_tools.make.plan import MakeOptions
 from data_tools.make.sources import find_source
 from data_tools.make.sources.listing import Listing
 from data_tools.make.sources.options import SourceOptions

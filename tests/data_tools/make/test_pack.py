@@ -22,7 +22,8 @@ import webdataset
 from PIL import Image, ImageOps
 
 from data_tools.__main__ import main
-from data_tools.make.pack import MakeOptions, MakeReport, ShardSize, choose_val, make_shards
+from data_tools.make.pack import MakeReport, make_shards
+from data_tools.make.plan import MakeOptions, ShardSize, choose_val
 from data_tools.make.reencode import Encoding, reencode
 from data_tools.make.sources.image_folder import list_image_folder
 from data_tools.parallel import LocalWorkers

@@ -47,7 +47,7 @@ def list_source(path: Path, scratch: Path, numbering: Numbering | None = None, *
 def pack(listing: Listing, folder: Path) -> list[dict[str, bytes]]:
     """Return the samples of a shard of the whole listing, through webdataset's own reader."""
     folder.mkdir()
-    task = ShardTask(folder / "x.tar", folder / "x.json", np.arange(len(listing)), listing, Encoding())
+    task = ShardTask(str(folder / "x.tar"), folder / "x.json", np.arange(len(listing)), listing, Encoding())
     write_shard(task)
     samples = webdataset.WebDataset(str(folder / "x.tar"), shardshuffle=False, empty_check=False)  # type: ignore[attr-defined]
     return list(samples)

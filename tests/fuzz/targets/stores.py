@@ -12,6 +12,7 @@ import numpy as np
 from data_tools.dedup.hash_store import HashedShard, ImageSet, load_shard, save_shard, stored_facts
 from data_tools.dedup.matching import HashTable
 from data_tools.dedup.perceptual_hash import NUM_CROPS, NUM_FRAMES, VIEW_BYTES
+from data_tools.make.output import WORK_NAME, Output
 from data_tools.make.record import MakeRecord
 from data_tools.make.sources.listing import Member, load_listing
 from data_tools.make.sources.listing_builder import ListingBuilder
@@ -115,9 +116,10 @@ def _check_record(root: Path, kind: str) -> Outcome:
     else:
         (root / ".make").mkdir()
         (root / "note").rename(root / ".make" / f"{SHARD}.json")
-    record = MakeRecord(root, REQUEST, folders=[root])
+    output = Output(str(root), ("",), work=root / WORK_NAME)
+    record = MakeRecord(output, REQUEST)
     shard.touch()
-    note = record.note(shard)
+    note = record.note(SHARD, output.tar_sizes())
     if note is not None:
         str(note["num_samples"] + note["num_reencoded"])
         list(note["left_out"])
