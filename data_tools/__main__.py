@@ -31,7 +31,7 @@ COMMANDS = {  # each command's module and description
         "find copies of test images in a corpus, and copies inside it, and list what to leave out",
     ),
     "prepare": ("data_tools.prepare", "make, verify, dedup and index in one go, with the same workers"),
-    "plan": ("data_tools.plan", "compute on paper what preparing a corpus takes: hours, traffic, disk, memory, money"),
+    "plan": ("data_tools.plan.command", "compute on paper what preparing a corpus takes: hours, traffic, disk, memory, money"),
     "offline-sets": ("data_tools.offline_sets", "make two small downstream sets of what installed packages ship: no download"),
 }
 

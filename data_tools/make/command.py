@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from data_tools.arguments import add_block_samples, fraction, natural, num_bytes, open_workers, positive
+from data_tools.arguments import add_block_samples, add_memory, fraction, natural, num_bytes, open_workers, positive
 from data_tools.make.classes import Numbering, read_class_list, read_class_map
 from data_tools.make.pack import MakeReport
 from data_tools.make.plan import MakeOptions, ShardSize

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data_tools.__main__ import main
-from data_tools.plan import Corpus, Costs, Machines, plan_steps
+from data_tools.plan.steps import Corpus, Costs, Machines, plan_steps
 from pipeline.errors import DataError
 from tests.conftest import encode, make_image, write_tar
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from data_tools.dedup.perceptual_hash import hash_image
 from data_tools.inspect_image import inspect_image
 from data_tools.make.reencode import Encoding, reencode
-from data_tools.plan import Costs
+from data_tools.plan.steps import Costs
 from data_tools.shards import Shard, list_shards
 from pipeline.console.progress import track
 from pipeline.data.images.decode import UnreadableImage, decode_image

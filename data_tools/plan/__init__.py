@@ -1,0 +1,1 @@
+"""The command `plan` computes what preparing a corpus takes."""
