@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +36,7 @@ from data_tools.dedup.partitions import Partition, cut_leaves, cut_values
 from data_tools.dedup.perceptual_hash import HASH_BYTES, NUM_CROPS, NUM_FRAMES, VIEW_BYTES
 from data_tools.dedup.within import find_within
 from data_tools.parallel import Workers
+from tests.helpers.workers import WorkersHere
 
 COLUMNS = ("first", "second", "distance", "kind")
 
@@ -47,32 +47,6 @@ def unflushed() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
-
-
-class SerialWorkers(Workers):
-    """Works in this process, and ends after a number of tasks."""
-
-    def __init__(self, *, dies_after: int | None = None) -> None:
-        self.left = math.inf if dies_after is None else dies_after
-
-    @property
-    def count(self) -> int:
-        return 1
-
-    def map(
-        self,
-        function: Callable[[Any], Any],
-        tasks: Sequence[Any],
-        *,
-        description: str,
-        unit: str,
-        name_task: Callable[[Any], str] = str,
-    ) -> Iterator[tuple[Any, Any]]:
-        for task in tasks:
-            if not self.left:
-                raise KeyboardInterrupt
-            self.left -= 1
-            yield task, function(task)
 
 
 def spread_bits(seed: int, *, count: int, num_flips: int, num_centres: int) -> np.ndarray:
@@ -208,7 +182,7 @@ def make_set(folder: Path, *, seed: int, sizes: Sequence[int], num_flips: int, n
 def search(images: ImageSet, method: Method, *, distance: int, workers: Workers | None = None) -> Copies:
     return find_within(
         Catalogue(images), left_out=np.array([3, 5]), distance=distance, method=method, memory_bytes=2**30,
-        workers=workers or SerialWorkers(),
+        workers=workers or WorkersHere(),
     )  # fmt: skip
 
 
@@ -235,7 +209,7 @@ def test_joined_or_searched_the_same_images_are_left_out(
         found = search(images, "bands", distance=distance)
     assert rows_of(found) == rows_of(expected)
     assert not list(images.work.glob("join-*"))
-    assert rows_of(search(images, "bands", distance=distance, workers=SerialWorkers(dies_after=0))) == rows_of(expected)
+    assert rows_of(search(images, "bands", distance=distance, workers=WorkersHere(num_left=0))) == rows_of(expected)
 
 
 def test_pairs_are_the_same_bytes_after_any_interruption_and_in_any_partitions(tmp_path: Path) -> None:
@@ -252,7 +226,7 @@ def test_pairs_are_the_same_bytes_after_any_interruption_and_in_any_partitions(t
             kept.unlink()
             for attempt in range(20):
                 try:
-                    search(images, "bands", distance=5, workers=SerialWorkers(dies_after=2 * 2**attempt))
+                    search(images, "bands", distance=5, workers=WorkersHere(num_left=2 * 2**attempt))
                     break
                 except KeyboardInterrupt:
                     assert list(images.work.glob("join-*"))
@@ -267,7 +241,7 @@ def test_a_join_meets_the_finder_pair_by_pair(tmp_path: Path) -> None:
     leads = ~corpus.is_featureless
     plan = replace(plan_join(len(corpus), distance=8, memory_bytes=2**30), max_bytes=100_000)
     scratch = tmp_path / "scratch"
-    found = join.join_images(images, corpus.start, leads=leads, plan=plan, scratch=scratch, workers=SerialWorkers())
+    found = join.join_images(images, corpus.start, leads=leads, plan=plan, scratch=scratch, workers=WorkersHere())
     finder = CopyFinder.build(corpus.all_codes(whole_codes, leads), distance=8)
     expected = finder.find(corpus.all_codes(upright_codes, leads))
     assert len(expected) > 50
@@ -276,7 +250,7 @@ def test_a_join_meets_the_finder_pair_by_pair(tmp_path: Path) -> None:
     order = ImageSet(images.path, images.folder, images.shards[::-1], images.work)
     turned = Catalogue(order)
     other = join.join_images(
-        order, turned.start, leads=~turned.is_featureless, plan=plan, scratch=scratch, workers=SerialWorkers()
+        order, turned.start, leads=~turned.is_featureless, plan=plan, scratch=scratch, workers=WorkersHere()
     )
     number = np.concatenate([np.arange(40) + 40, np.arange(40)])
     back = Copies(number[other.first], number[other.second], other.distance, other.kind)
