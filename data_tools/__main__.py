@@ -10,7 +10,7 @@ import signal
 import sys
 
 from data_tools.arguments import add_workers
-from data_tools.parallel import ShareDone
+from data_tools.shares import ShareDone
 from pipeline.console.command_line import Parser, add_commands, chosen_command, use_utf8
 from pipeline.errors import ExitCode, PipelineError
 from pipeline.launch.imports import exit_without_collecting

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_tools.parallel import MAX_FAILURES, LocalWorkers, Share, Workers
+from data_tools.failures import MAX_FAILURES
+from data_tools.parallel import LocalWorkers, Workers
+from data_tools.shares import Share
 from pipeline.data.shards.index import DEFAULT_BLOCK_SAMPLES, MAX_BLOCK_SAMPLES
 from pipeline.errors import DataError
 from pipeline.launch.cores import usable_cores

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import pipeline
-from data_tools.parallel import MAX_FAILURES, Pool, WorkerKilledError, Workers
+from data_tools.failures import MAX_FAILURES, WorkerKilledError
+from data_tools.parallel import Pool, Workers
 from pipeline.data.shards.folder import ShardFolder, is_remote
 from pipeline.errors import DataError
 

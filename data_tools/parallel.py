@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -22,6 +21,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from data_tools.failures import MAX_FAILURES, Failures, WorkerKilledError
+from data_tools.shares import Share, ShareDone
 from pipeline.console.progress import progress
 from pipeline.errors import DataError
 from pipeline.files import write_whole
@@ -29,55 +30,8 @@ from pipeline.json_text import parse_json
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-MAX_FAILURES = 10
 AHEAD = 2  # tasks that a worker has: one in work, one waiting
 MAX_DEATHS = 2  # of a task's worker, before the task is given up
-SHOWN_FAILURES = 5
-
-
-class WorkerKilledError(DataError):
-    """A worker process ended without a message: a library crashed, or the system killed it.
-
-    Attributes:
-        tasks: the tasks in work; more than one if several workers were killed.
-    """
-
-    def __init__(self, message: str, tasks: Sequence[Any]) -> None:
-        super().__init__(message)
-        self.tasks = tasks
-
-
-class ShareDone(Exception):  # noqa: N818  # no error
-    """This command's share of the work is done; the rest belongs to others."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """Says which tasks are this command's: of every `count`, that of this number.
-
-    Attributes:
-        number: from 0.
-    """
-
-    number: int
-    count: int
-
-    def of(self, tasks: Sequence[Task]) -> Sequence[Task]:
-        """Return this share of some tasks, each made on its turn."""
-        return _Picked(tasks, range(self.number, len(tasks), self.count))
-
-
-class _Picked(Sequence[Task]):
-    """Holds some of the items of a sequence, and takes each on its turn."""
-
-    def __init__(self, items: Sequence[Task], numbers: range) -> None:
-        self._items, self._numbers = items, numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, number: Any) -> Any:
-        return self._items[self._numbers[number]]
 
 
 class Pool(Protocol, Generic[Task, Result]):
@@ -139,8 +93,8 @@ class Workers(ABC):
         """Yield (task, function(task)) as they finish, with a progress bar. At most two tasks a worker wait at a time.
 
         A function may be called twice on a task, where a worker is lost: its effects are whole files, the same each time.
-        A task that fails (`DataError`) is named at once, and the others go on; the error is raised when they are done, or when
-        more than `max_failures` have failed. Anything else that a function raises ends the work at once.
+        A task that fails (`DataError`) is named at once, and the others go on, until more than `max_failures` have failed.
+        Anything else that a function raises ends the work.
 
         Args:
             name_task: what to call a task in messages.
@@ -148,91 +102,60 @@ class Workers(ABC):
             are_kept: whether results are kept where other commands find them, so that each may do a share.
 
         Raises:
-            WorkerKilledError: every worker that was at work on some tasks was killed.
-            DataError: tasks have failed.
+            DataError: tasks have failed; `WorkerKilledError` if they have killed their workers.
             ShareDone: this command's share of kept results is done.
         """
-        if is_share := are_kept and self.share is not None:
-            assert self.share is not None
-            tasks = self.share.of(tasks)
-        todo = iter(tasks)
-        failures = _Failures(description, unit, name_task, len(tasks))
-        num_images, start = 0, time.monotonic()
+        share = self.share if are_kept else None
+        tasks = tasks if share is None else share.of(tasks)
+        todo, rate = iter(tasks), _Rate()
+        failures = Failures[Task](description, unit, name_task, len(tasks), self.max_failures)
         with (
             progress(total=len(tasks), description=description, unit=unit) as bar,
             self.open_pool(function, description=description) as pool,
         ):
-            while True:
-                for task in islice(todo, max(0, AHEAD * self.count - pool.num_running)):
-                    pool.submit(task, name_task(task))
-                if not pool.num_running:
-                    break
+            while self._fill(pool, todo, name_task):
                 for task, result_of in pool.finished():
                     try:
                         result = result_of()
                     except DataError as error:
                         failures.add(task, error)
-                        if len(failures.errors) > self.max_failures:
-                            raise failures.as_error(is_over=False) from error
                         continue
-                    if count_images is not None:
-                        num_images += count_images(task, result)
-                    bar.set_postfix_str(
-                        _join(_rate(num_images, time.monotonic() - start), pool.describe(), failures.describe()), refresh=False
-                    )
+                    rate.add(0 if count_images is None else count_images(task, result))
+                    bar.set_postfix_str(_join(rate, pool, failures), refresh=False)
                     bar.update()
                     yield task, result
-        if failures.errors:
-            raise failures.as_error(is_over=True)
-        if is_share:
+        failures.end()
+        if share is not None:
             raise ShareDone(f"{description}: this share's {len(tasks)} {unit}s are done")
 
-
-def _rate(num_images: int, seconds: float) -> str:
-    return f"{num_images} images, {num_images / seconds:.0f} a second" if num_images and seconds > 0 else ""
-
-
-def _join(*parts: str) -> str:
-    return ", ".join(part for part in parts if part)
+    def _fill(self, pool: Pool[Task, Any], todo: Iterator[Task], name_task: Callable[[Task], str]) -> bool:
+        """Give the workers their next tasks. Return whether they have any."""
+        for task in islice(todo, max(0, AHEAD * self.count - pool.num_running)):
+            pool.submit(task, name_task(task))
+        return bool(pool.num_running)
 
 
 @dataclass
-class _Failures(Generic[Task]):
-    """Collects the tasks that have failed, and names each at once."""
+class _Rate:
+    """Counts images."""
 
-    description: str
-    unit: str
-    name_task: Callable[[Task], str]
-    num_tasks: int
-    errors: list[tuple[Task, DataError]] = field(default_factory=list)
+    num_images: int = 0
+    start: float = field(default_factory=time.monotonic)
 
-    def add(self, task: Task, error: DataError) -> None:
-        self.errors.append((task, error))
-        if self.num_tasks > 1:
-            print(f"\n{self.description}: {self.name_task(task)} failed: {error}", file=sys.stderr, flush=True)
+    def add(self, num_images: int) -> None:
+        self.num_images += num_images
 
     def describe(self) -> str:
-        return f"{len(self.errors)} failed" if self.errors else ""
+        seconds = time.monotonic() - self.start
+        return f"{self.num_images} images, {self.num_images / seconds:.0f} a second" if self.num_images and seconds > 0 else ""
 
-    def as_error(self, *, is_over: bool) -> DataError:
-        """Return one error for all. That of a single task is the error itself."""
-        first = self.errors[0][1]
-        if len(self.errors) == 1:
-            return first
-        kinds = Counter(" ".join(str(error).split()) for _, error in self.errors)
-        several = {reason: f" ({count} times)" if count > 1 else "" for reason, count in kinds.most_common(SHOWN_FAILURES)}
-        shown = "; ".join(f"{reason}{times}" for reason, times in several.items())
-        more = f"; and {len(kinds) - SHOWN_FAILURES} other reasons" if len(kinds) > SHOWN_FAILURES else ""
-        rest = (
-            "the others are finished, and the same command tries these again"
-            if is_over
-            else "that is more than --max-failures, so the work stops; what is finished is kept, and the same command resumes"
-        )
-        message = f"{self.description}: {len(self.errors)} of {self.num_tasks} {self.unit}s failed; {rest}. {shown}{more}"
-        killed = [error for _, error in self.errors if isinstance(error, WorkerKilledError)]
-        if len(killed) == len(self.errors):
-            return WorkerKilledError(message, [task for error in killed for task in error.tasks])
-        return DataError(message)
+
+class _Describes(Protocol):
+    def describe(self) -> str: ...
+
+
+def _join(*parts: _Describes) -> str:
+    return ", ".join(text for part in parts if (text := part.describe()))
 
 
 @dataclass

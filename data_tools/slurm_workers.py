@@ -143,37 +143,16 @@ def open_slurm(
     Raises:
         DataError: no sbatch, a library is missing, sbatch refuses, no worker comes, or one of them cannot do the work.
     """
-    if shutil.which("sbatch") is None:
-        raise DataError("--cluster slurm: no sbatch on this machine; run it where jobs are submitted, or give --workers")
-    if not (SCRIPTS / "workers.sh").is_file():
-        raise DataError(f"--cluster slurm needs {SCRIPTS / 'workers.sh'}, which a clone of the project has: run it from there")
-    try:
-        import dask.config
-        from distributed import Security, SpecCluster
-        from distributed.scheduler import Scheduler
-        from distributed.utils import get_ip
-
-        security = Security.temporary()
-    except ImportError as error:
-        raise DataError(f"--cluster slurm needs distributed and cryptography ({error}): {HOW_TO_INSTALL}") from error
+    _check_slurm()
     place = _make_place(work)
-    options: dict[str, Any] = {"port": 0, "protocol": "tls://", "dashboard_address": ":0", "security": security}
-    options |= {"interface": interface} if interface else {"host": get_ip()}
-    setup: dict[str, Any] = {
-        "scheduler": {"cls": Scheduler, "options": options},
-        "workers": {},
-        "security": security,
-        "silence_logs": logging.CRITICAL,
-    }
     try:
-        with dask.config.set({"distributed.scheduler.worker-ttl": WORKER_TTL}), SpecCluster(**setup) as opened:
-            cluster: Any = opened  # its types are those of its asynchronous use
+        with _open_scheduler(interface) as (address, security):
             _write_credentials(place, security)
-            array = _Array(shape, place, _environment(place, cluster.scheduler_address, interface))
+            array = _Array(shape, place, _environment(place, address, interface))
             array.start()
             try:
                 print(f"[cluster] {shape.nodes} worker jobs of {shape.cores} cores are submitted; logs: {place}", flush=True)
-                where = {"address": cluster.scheduler_address, "security": security}
+                where = {"address": address, "security": security}
                 advice = (
                     f"their logs are in {place}. Where jobs run and no worker comes, their nodes cannot reach this machine: "
                     "name a network that both have with --interface, or run the command in a job (slurm/prepare.sh)"
@@ -189,6 +168,42 @@ def open_slurm(
             (place / name).unlink(missing_ok=True)
         raise  # the logs may say why
     shutil.rmtree(place, ignore_errors=True)
+
+
+def _check_slurm() -> None:
+    if shutil.which("sbatch") is None:
+        raise DataError("--cluster slurm: no sbatch on this machine; run it where jobs are submitted, or give --workers")
+    if not (SCRIPTS / "workers.sh").is_file():
+        raise DataError(f"--cluster slurm needs {SCRIPTS / 'workers.sh'}, which a clone of the project has: run it from there")
+
+
+@contextmanager
+def _open_scheduler(interface: str | None) -> Iterator[tuple[str, Any]]:
+    """Run a scheduler in this process, with certificates of its own. Give its address and these.
+
+    Raises:
+        DataError: a library is missing.
+    """
+    try:
+        import dask.config
+        from distributed import Security, SpecCluster
+        from distributed.scheduler import Scheduler
+        from distributed.utils import get_ip
+
+        security = Security.temporary()
+    except ImportError as error:
+        raise DataError(f"--cluster slurm needs distributed and cryptography ({error}): {HOW_TO_INSTALL}") from error
+    options: dict[str, Any] = {"port": 0, "protocol": "tls://", "dashboard_address": ":0", "security": security}
+    options |= {"interface": interface} if interface else {"host": get_ip()}
+    setup: dict[str, Any] = {
+        "scheduler": {"cls": Scheduler, "options": options},
+        "workers": {},
+        "security": security,
+        "silence_logs": logging.CRITICAL,
+    }
+    with dask.config.set({"distributed.scheduler.worker-ttl": WORKER_TTL}), SpecCluster(**setup) as opened:
+        cluster: Any = opened  # its types are those of its asynchronous use
+        yield cluster.scheduler_address, security
 
 
 def _make_place(work: Path) -> Path:

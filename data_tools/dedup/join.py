@@ -330,12 +330,8 @@ def _merge(job: Job, workers: Workers) -> Copies:
     for _ in workers.map(partial(_merge_group, job), tasks, description="merge pairs", unit="group"):
         pass
     merged = [read_pairs(job.merged_path(group), 0) for group in tasks]
-    return Copies(
-        *(
-            np.concatenate([np.zeros(0, np.int64), *(getattr(pairs, name) for pairs in merged)])
-            for name in ("first", "second", "distance", "kind")
-        )
-    )
+    names = ("first", "second", "distance", "kind")
+    return Copies(*(np.concatenate([np.zeros(0, np.int64), *(getattr(pairs, n) for pairs in merged)]) for n in names))
 
 
 def _merge_group(job: Job, group: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +15,7 @@ from data_tools.folder_lock import LOCK_NAME, lock_folder
 from data_tools.index import index_folder
 from data_tools.make.class_check import check_names
 from data_tools.make.classes import Numbering, number_classes
+from data_tools.make.one_pass import write_shards
 from data_tools.make.output import Output, find_work
 from data_tools.make.plan import MakeOptions, ShardPlan, plan_shards
 from data_tools.make.record import MakeRecord
@@ -24,7 +25,7 @@ from data_tools.make.sources.repeats import find_repeats
 from data_tools.make.sources.source import Source
 from data_tools.make.sources.webdataset_tars import count_without_label, fields_without_label
 from data_tools.make.two_passes import DEFAULT_MEMORY_BYTES, Shards, TwoPasses
-from data_tools.make.write_shard import ShardTask, is_intact, write_shard
+from data_tools.make.write_shard import ShardTask, is_intact
 from data_tools.parallel import Workers
 from data_tools.text_files import printable
 from pipeline.data.shards.class_names import CLASSES_NAME
@@ -32,7 +33,6 @@ from pipeline.data.shards.folder import is_remote
 from pipeline.data.shards.index_location import INDEX_NAME
 from pipeline.errors import DataError
 
-MakeTask = Callable[[str, Int64s, Listing], ShardTask]
 SHOWN_CLASSES = 5
 
 
@@ -82,20 +82,6 @@ class Passes:
     number: Literal[1, 2] | None = None
     memory_bytes: int = DEFAULT_MEMORY_BYTES
     scratch: str | None = None
-
-
-class _Tasks(Sequence[ShardTask]):
-    """Makes the tasks of shards to write, each on its turn: all of them would take as much memory as the whole listing."""
-
-    def __init__(self, shards: Sequence[tuple[str, Int64s]], listing: Listing, make_task: MakeTask) -> None:
-        self._shards, self._listing, self._make_task = shards, listing, make_task
-
-    def __len__(self) -> int:
-        return len(self._shards)
-
-    def __getitem__(self, number: Any) -> Any:
-        name, samples = self._shards[number]
-        return self._make_task(name, samples, self._listing.take(samples))
 
 
 def make_shards(
@@ -258,17 +244,7 @@ def _write(
                 memory_bytes=passes.memory_bytes,
             ).run(workers)
         else:
-            done = workers.map(
-                write_shard,
-                _Tasks(todo, listing, make_task),
-                description="write shards",
-                unit="shard",
-                name_task=_name_shard,
-                count_images=lambda task, _: len(task.numbers),
-                are_kept=True,
-            )
-            for _ in done:
-                pass
+            write_shards(todo, listing, make_task, workers=workers)
     except OSError as error:
         raise DataError(f"shards cannot be written: {error}; the same command resumes where it stopped") from error
     record.check_still_ours()
@@ -299,10 +275,6 @@ def _find_damaged(shards: Sequence[str], record: MakeRecord, output: Output, wor
     checked = workers.map(is_intact, list(digests.items()), description="check shards", unit="shard")
     broken = {path for (path, _), intact in checked if not intact}
     return {name for name in shards if output.path(name) in broken}
-
-
-def _name_shard(task: ShardTask) -> str:
-    return task.target
 
 
 def _class_source(numbering: Numbering) -> Literal["--classes", "--class-map", "the source"]:

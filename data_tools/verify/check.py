@@ -21,8 +21,9 @@ from typing import Any
 import PIL
 import simplejpeg
 
+from data_tools.failures import WorkerKilledError
 from data_tools.inspect_image import Finding, inspect_image
-from data_tools.parallel import WorkerKilledError, Workers, remember, write_json
+from data_tools.parallel import Workers, remember, write_json
 from data_tools.shards import Shard, ShardList, is_whole, shard_version
 from data_tools.verify.findings import KINDS, Verification, describe
 from pipeline.data.shards.class_names import class_names_of

@@ -18,7 +18,8 @@ import pytest
 
 from data_tools.__main__ import main
 from data_tools.cluster import open_cluster
-from data_tools.parallel import LocalWorkers, WorkerKilledError, Workers
+from data_tools.failures import WorkerKilledError
+from data_tools.parallel import LocalWorkers, Workers
 from pipeline.data.shards.index import load_index
 from pipeline.errors import DataError
 from tests.conftest import REPOSITORY, encode, environment, make_image

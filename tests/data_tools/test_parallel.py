@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from data_tools.__main__ import main
-from data_tools.parallel import LocalWorkers, WorkerKilledError
+from data_tools.failures import WorkerKilledError
+from data_tools.parallel import LocalWorkers
 from pipeline.errors import DataError
 from tests.conftest import encode, make_image
 

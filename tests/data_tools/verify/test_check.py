@@ -21,7 +21,8 @@ import pytest
 from PIL import Image
 
 from data_tools.__main__ import main
-from data_tools.parallel import LocalWorkers, WorkerKilledError
+from data_tools.failures import WorkerKilledError
+from data_tools.parallel import LocalWorkers
 from data_tools.shards import list_shards
 from data_tools.verify.check import VerifyOutputs, verify_shards
 from data_tools.verify.findings import KINDS
