@@ -111,8 +111,8 @@ def without_times(report: bytes) -> dict[str, object]:
     return {name: value for name, value in values.items() if "second" not in name and "per_s" not in name and name != "folder"}
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_every_tool_writes_the_same_on_a_cluster(cluster: Cluster, photos: Path, tmp_path: Path) -> None:
     options = ["--samples-per-shard", "7", "--block-samples", "4"]
     made: dict[str, dict[str, bytes]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import random
+import shutil
 import socket
 import struct
 import subprocess
@@ -38,7 +39,9 @@ class S3Server:
     def start(self) -> None:
         options = ["--config", "/dev/null", "--no-cleanup", "--vfs-cache-mode", "off", "--dir-cache-time", "0s"]
         keys, address = ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"], ["--addr", f"127.0.0.1:{self.port}"]
-        command = [RCLONE, "serve", "s3", *options, *keys, *address, str(self.root)]
+        # It goes with this process: left alone it would turn in circles on its closed standard error.
+        bound = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+        command = [*bound, RCLONE, "serve", "s3", *options, *keys, *address, str(self.root)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         for _ in range(200):
             with socket.socket() as probe:
