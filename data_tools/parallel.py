@@ -196,6 +196,7 @@ class _LocalPool(Generic[Task, Result]):
         self._processes: dict[int, BaseProcess] = {}
         self._running: dict[Future[Result], _Given[Task]] = {}
         self._deaths: Counter[int] = Counter()
+        self._num_unexplained = 0  # deaths in a row of which no task is suspected
         self._next = 0
 
     @property
@@ -240,7 +241,7 @@ class _LocalPool(Generic[Task, Result]):
         """Start new processes, and give them what was in work. Return the tasks that have killed too many of the old ones.
 
         Raises:
-            WorkerKilledError: it is not known which task did it, so it could go on for ever.
+            WorkerKilledError: it is not known which task did it, and it happens again and again.
         """
         self.end()  # the other processes are ended by SIGTERM; how the first one died is then known
         killed = [child for child in self._processes.values() if child.exitcode not in (None, 0, -signal.SIGTERM)]
@@ -249,7 +250,8 @@ class _LocalPool(Generic[Task, Result]):
         self._running, self._processes, self._executor = {}, {}, None
         for path in Path(self._notes).iterdir():
             path.unlink()
-        if not at_work:
+        self._num_unexplained = 0 if at_work else self._num_unexplained + 1
+        if self._num_unexplained > MAX_DEATHS:
             raise WorkerKilledError(_describe_death(self._description, killed, []), [])
         self._deaths.update(at_work)
         given_up = [one for one in given if self._deaths[one.number] >= MAX_DEATHS]

@@ -144,11 +144,13 @@ def test_a_killed_worker_is_named_with_its_sample(tmp_path: Path) -> None:
     process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
     mark = tmp_path / ".verify" / "slow.tar.at"
     killed: set[int] = set()
+    before = 0
     for _ in range(2):  # another worker tries the shard once more
-        while not (workers := set(spawned_by(process.pid)) - killed) or not mark.exists() or not mark.read_bytes():
+        while not (workers := set(spawned_by(process.pid)) - killed) or written_at(mark) <= before:
             assert process.poll() is None
             time.sleep(0.001)
         killed |= workers
+        before = written_at(mark)
         for worker in workers:
             os.kill(worker, signal.SIGKILL)
     _, error = process.communicate(timeout=60)
@@ -156,6 +158,11 @@ def test_a_killed_worker_is_named_with_its_sample(tmp_path: Path) -> None:
     assert "killed (SIGKILL) while at work on slow.tar, most likely for lack of memory" in error
     assert "It was at sample slow.tar '" in error
     assert "Traceback" not in error
+
+
+def written_at(mark: Path) -> int:
+    """Return when a worker last noted its sample, in ns; 0 if it has noted none."""
+    return mark.stat().st_mtime_ns if mark.exists() and mark.read_bytes() else 0
 
 
 def spawned_by(pid: int) -> list[int]:
