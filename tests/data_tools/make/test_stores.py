@@ -105,6 +105,7 @@ def test_from_store_to_store_it_makes_what_is_made_on_a_disk(
     assert store.requests["PUT"] == 0
 
 
+@pytest.mark.long
 def test_records_of_a_local_make_and_one_to_a_store_are_the_same_bytes(store: FaultProxy, root: Path, tmp_path: Path) -> None:
     source = WRITERS["image folder"](tmp_path / "source")
     make(str(source), str(tmp_path / "here"), tmp_path)
