@@ -75,7 +75,7 @@ def test_two_passes_give_the_bytes_of_one(kind: str, way: str, sources: dict[str
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize("num_workers", [1, 3])
+@pytest.mark.parametrize("num_workers", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_the_number_of_workers_and_the_memory_change_nothing(
     kind: str, num_workers: int, sources: dict[str, Path], tmp_path: Path
 ) -> None:
