@@ -23,10 +23,10 @@ from data_tools.make.sources.listing import Int64s, Listing, Sample
 from data_tools.make.sources.stored import version_of
 from data_tools.make.write_shard import ShardTask, write_shard_of
 from data_tools.parallel import Workers
+from pipeline.console.words import size
 from pipeline.errors import DataError
 from pipeline.files import Draft, remove_drafts
 
-UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 RUNS_NAME = "runs"
 WORKER_BYTES = 320 << 20  # memory of a worker besides the samples: the interpreter, its libraries, blocks of a store
 DEFAULT_MEMORY_BYTES = 4 * 10**9
@@ -185,11 +185,11 @@ class TwoPasses:
         segment = total / (plan.num_runs * plan.num_buckets)
         known = f", {plan.num_runs - num_runs} of them there already" if num_runs < plan.num_runs else ""
         return (
-            f"two passes: {_size(total)} in {plan.num_runs} runs{known} and {plan.num_buckets} buckets, read in pieces "
-            f"of {_size(segment)}\n"
-            f"  memory: at most {_size(self._memory_bytes)} a worker (--memory), {workers.count} workers\n"
-            f"  scratch: {_size(plan.run_bytes().sum())} in {self.folder} (--scratch), which has "
-            f"{_size(shutil.disk_usage(self.folder).free)} free"
+            f"two passes: {size(total)} in {plan.num_runs} runs{known} and {plan.num_buckets} buckets, read in pieces "
+            f"of {size(segment)}\n"
+            f"  memory: at most {size(self._memory_bytes)} a worker (--memory), {workers.count} workers\n"
+            f"  scratch: {size(plan.run_bytes().sum())} in {self.folder} (--scratch), which has "
+            f"{size(shutil.disk_usage(self.folder).free)} free"
         )
 
     def _check_room(self, new_runs: Sequence[int], workers: Workers) -> None:
@@ -202,7 +202,7 @@ class TwoPasses:
         needed, free = sum(new_runs) + staged, shutil.disk_usage(self.folder).free
         if needed > free:
             raise DataError(
-                f"{self.folder} has {_size(free)} free, and the two passes need {_size(needed)} more there; name a "
+                f"{self.folder} has {size(free)} free, and the two passes need {size(needed)} more there; name a "
                 "larger disk with --scratch"
             )
 
@@ -219,15 +219,9 @@ def share_of(memory_bytes: int) -> int:
     """
     if memory_bytes <= WORKER_BYTES:
         raise DataError(
-            f"--memory: a worker of {_size(memory_bytes)} holds no sample; it takes {_size(WORKER_BYTES)} without any"
+            f"--memory: a worker of {size(memory_bytes)} holds no sample; it takes {size(WORKER_BYTES)} without any"
         )
     return memory_bytes - WORKER_BYTES
-
-
-def _size(num_bytes: float) -> str:
-    """Return a size for people."""
-    unit, name = next((one for one in UNITS if num_bytes >= one[0]), UNITS[-1])
-    return f"{num_bytes / unit:.3g} {name}"
 
 
 def _check_shards(plan: ShufflePlan, shards: Shards, *, share: int) -> None:
@@ -235,7 +229,7 @@ def _check_shards(plan: ShufflePlan, shards: Shards, *, share: int) -> None:
     largest, number = max((int(plan.num_bytes[samples].sum()), number) for number, samples in enumerate(shards.samples))
     if largest > share:
         raise DataError(
-            f"{shards.names[number]} will hold {_size(largest)}, and a worker holds a shard in memory: give --memory "
+            f"{shards.names[number]} will hold {size(largest)}, and a worker holds a shard in memory: give --memory "
             f"{-(-(largest + WORKER_BYTES) // 10**7) / 100:g}GB, or fewer samples or bytes a shard"
         )
 

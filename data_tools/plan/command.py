@@ -45,7 +45,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from data_tools.plan.steps import Corpus, Costs, Machines, plan_steps
-    from data_tools.plan.text import remarks, size, tabulate
+    from data_tools.plan.text import remarks, tabulate
+    from pipeline.console.words import size
 
     costs, image_bytes = Costs(), arguments.image_bytes or 110_000
     if arguments.measure:

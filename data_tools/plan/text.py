@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from data_tools.plan.steps import HASH_BYTES, Corpus, Machines, Step
+from pipeline.console.words import size
 
 LISTING_BYTES = 100  # of memory in the command, an image
 GET_BYTES = 8 << 20  # of one request of a store
@@ -68,10 +69,3 @@ def remarks(corpus: Corpus, steps: Sequence[Step], machines: Machines) -> list[s
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def size(num_bytes: float) -> str:
-    for unit, factor in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:.3g} {unit}"
-    return f"{num_bytes / 1e3:.3g} kB" if num_bytes else "0"

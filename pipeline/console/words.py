@@ -14,3 +14,10 @@ def duration(seconds: float) -> str:
     units = [("d", whole // 86400), ("h", whole // 3600 % 24), ("min", whole // 60 % 60), ("s", whole % 60)]
     first = next(i for i, (_, value) in enumerate(units) if value)
     return " ".join(f"{value:,} {unit}" for unit, value in units[first : first + 2] if value)
+
+
+def size(num_bytes: float) -> str:
+    """Return a number of bytes in three digits: `1.25 GB` is 1.25e9; kilobytes at least, and `0` for none."""
+    units = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+    factor, name = next((one for one in units if num_bytes >= one[0]), units[-1])
+    return f"{num_bytes / factor:.3g} {name}" if num_bytes else "0"

@@ -12,10 +12,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+import fsspec
+import pytest
 
 ACCESS_KEY, SECRET_KEY = "test-key", "test-secret-of-no-value"
 RCLONE = Path(sys.executable).parent / "rclone"
@@ -226,3 +230,14 @@ def after(seconds: float, action: Callable[[], None]) -> threading.Timer:
     timer.daemon = True
     timer.start()
     return timer
+
+
+@contextmanager
+def bad_network(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """Have this process reach a server through a network that can be made bad."""
+    proxy = FaultProxy(server)
+    for name, value in s3_environment(proxy.url).items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    yield proxy
+    proxy.close()

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 import torch
@@ -24,7 +23,7 @@ from pipeline.data.streams.mixture import Corpus, Mixture
 from pipeline.data.streams.train import Division, TrainStream
 from pipeline.errors import DataError
 from tests.conftest import WriteShards
-from tests.helpers.store import FaultProxy, S3Server, s3_environment
+from tests.helpers.store import FaultProxy, S3Server, bad_network
 from tests.helpers.streams import BATCH, TRANSFORM, joined, keep
 
 STEPS = 24
@@ -47,12 +46,8 @@ def server(local: Path) -> Iterator[S3Server]:
 
 @pytest.fixture
 def proxy(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    proxy = FaultProxy(server)
-    for name, value in s3_environment(proxy.url).items():
-        monkeypatch.setenv(name, value)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    yield proxy
-    proxy.close()
+    with bad_network(server, monkeypatch) as proxy:
+        yield proxy
 
 
 def make_stream(folder: str, remote: RemoteOptions = PATIENT) -> TrainStream:

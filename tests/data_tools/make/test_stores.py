@@ -22,7 +22,7 @@ from pipeline.data.shards.index import ShardIndex, check_shards, load_index
 from pipeline.data.shards.reader import BlockReader
 from pipeline.errors import DataError
 from tests.helpers.sources import WRITERS, Made, read_made
-from tests.helpers.store import FaultProxy, S3Server, s3_environment
+from tests.helpers.store import FaultProxy, S3Server, bad_network
 from tests.helpers.workers import WorkersHere
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -57,12 +57,8 @@ def server(root: Path) -> Iterator[S3Server]:
 
 @pytest.fixture
 def store(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    proxy = FaultProxy(server)
-    for name, value in s3_environment(proxy.url).items():
-        monkeypatch.setenv(name, value)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    yield proxy
-    proxy.close()
+    with bad_network(server, monkeypatch) as proxy:
+        yield proxy
 
 
 def make(source: str, folder: str, tmp_path: Path, workers: Workers | None = None) -> None:

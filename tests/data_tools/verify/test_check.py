@@ -16,7 +16,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import fsspec
 import pytest
 from PIL import Image
 
@@ -32,7 +31,7 @@ from pipeline.data.shards.reader import BlockReader
 from pipeline.data.shards.skips import Skip, read_skips, write_skips
 from tests.conftest import REPOSITORY, encode, make_image, write_tar
 from tests.data_tools.odd_images import JPEG, ODD, PNG, png_of_one_colour, save
-from tests.helpers.store import FaultProxy, S3Server, s3_environment
+from tests.helpers.store import FaultProxy, S3Server, bad_network
 from tests.helpers.streams import RangeHandler
 
 
@@ -238,12 +237,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProx
     """Run a real S3 server over tmp_path/bucket, behind a network that can be made bad."""
     (tmp_path / "bucket").mkdir()
     server = S3Server(tmp_path)
-    proxy = FaultProxy(server)
-    for name, value in s3_environment(proxy.url).items():
-        monkeypatch.setenv(name, value)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    yield proxy
-    proxy.close()
+    with bad_network(server, monkeypatch) as proxy:
+        yield proxy
     server.kill()
 
 
