@@ -12,10 +12,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import fsspec
@@ -29,6 +30,30 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def _open_for_life(command: Sequence[str | Path]) -> subprocess.Popen[bytes]:
+    """Start a process from a thread that lives as long as it does.
+
+    The parent-death signal comes when the *thread* that started the process ends (prctl(2), PR_SET_PDEATHSIG), and a test may
+    start a server from a timer.
+    """
+    started: Queue[subprocess.Popen[bytes] | OSError] = Queue()
+
+    def run() -> None:
+        try:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        except OSError as error:
+            started.put(error)
+            return
+        started.put(process)
+        process.wait()
+
+    threading.Thread(target=run, daemon=True).start()
+    process = started.get()
+    if isinstance(process, OSError):
+        raise process
+    return process
 
 
 class S3Server:
@@ -45,8 +70,7 @@ class S3Server:
         keys, address = ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"], ["--addr", f"127.0.0.1:{self.port}"]
         # It goes with this process: left alone it would turn in circles on its closed standard error.
         bound = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-        command = [*bound, RCLONE, "serve", "s3", *options, *keys, *address, str(self.root)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        self._process = _open_for_life([*bound, RCLONE, "serve", "s3", *options, *keys, *address, str(self.root)])
         for _ in range(200):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
