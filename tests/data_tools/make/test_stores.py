@@ -79,7 +79,7 @@ def without_place(made: Made) -> Made:
     return made._replace(files={**made.files, "make.json": json.dumps({**record, "times": 0, "stamp": 0}).encode()})
 
 
-@pytest.mark.parametrize("kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS[1:])])
+@pytest.mark.parametrize("kind", KINDS)
 def test_from_store_to_store_it_makes_what_is_made_on_a_disk(
     kind: str, store: FaultProxy, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,7 +101,6 @@ def test_from_store_to_store_it_makes_what_is_made_on_a_disk(
     assert store.requests["PUT"] == 0
 
 
-@pytest.mark.long
 def test_records_of_a_local_make_and_one_to_a_store_are_the_same_bytes(store: FaultProxy, root: Path, tmp_path: Path) -> None:
     source = WRITERS["image folder"](tmp_path / "source")
     make(str(source), str(tmp_path / "here"), tmp_path)
@@ -109,7 +108,7 @@ def test_records_of_a_local_make_and_one_to_a_store_are_the_same_bytes(store: Fa
     assert read_made(tmp_path / "here") == read_made(root / "bucket" / "from-here")
 
 
-@pytest.mark.parametrize("fault", ["mixed", pytest.param("lost", marks=pytest.mark.long)])
+@pytest.mark.parametrize("fault", ["mixed", "lost"])
 def test_over_a_bad_network_nothing_is_lost(fault: str, store: FaultProxy, root: Path, tmp_path: Path) -> None:
     make(str(root / "bucket" / "WebDataset-tars"), str(tmp_path / "here"), tmp_path)
     methods = ("PUT",) if fault == "lost" else ("GET", "PUT")
