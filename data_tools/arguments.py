@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_tools.failures import MAX_FAILURES
-from data_tools.parallel import LocalWorkers, Workers
+from data_tools.parallel import DEFAULT_MEMORY_BYTES, LocalWorkers, Workers
 from data_tools.shares import Share
+from pipeline.console.words import size
 from pipeline.data.shards.index import DEFAULT_BLOCK_SAMPLES, MAX_BLOCK_SAMPLES
 from pipeline.errors import DataError
 from pipeline.launch.cores import usable_cores
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-DEFAULT_MEMORY = "4GB"
 
 
 def positive(text: str) -> int:
@@ -56,10 +56,10 @@ def add_memory(command: argparse._ActionsContainer) -> None:
     command.add_argument(
         "--memory",
         type=num_bytes,
-        default=num_bytes(DEFAULT_MEMORY),
+        default=DEFAULT_MEMORY_BYTES,
         metavar="SIZE",
         help=f"that a worker may use in `make --passes 2` and in `dedup --within` of a large corpus: 2GB, 16GiB, ... "
-        f"(default: {DEFAULT_MEMORY})",
+        f"(default: {size(DEFAULT_MEMORY_BYTES)})",
     )
 
 

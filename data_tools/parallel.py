@@ -31,6 +31,7 @@ from pipeline.json_text import parse_json
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 AHEAD = 2  # tasks that a worker has: one in work, one waiting
+DEFAULT_MEMORY_BYTES = 4 * 10**9  # that a worker may use, where the work is divided by it
 MAX_DEATHS = 2  # of a task's worker, before the task is given up
 
 

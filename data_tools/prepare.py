@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.arguments import open_workers
@@ -23,10 +25,12 @@ EPILOG = (
     "  dedup FOLDER --against TEST_SET ... --within    copies -> copies.tsv (only with --against, --within or --split)\n"
     "  index FOLDER --skip skip.tsv --skip copies.tsv\n\n"
     "With --split FRACTION both parts are prepared, and copies of images of FOLDER/val are left out of FOLDER/train.\n"
+    "FOLDER may be the URL of a store: shards and indexes go there, and reports, skip lists and hashes to --findings.\n"
     "`python -m data_tools make --help` describes what SOURCE may be.\n\n"
     "examples:\n"
     "  python -m data_tools prepare /raw/winter21_whole /data/imagenet21k --against /data/cifar10/test --within\n"
     "  python -m data_tools prepare /raw/photos /data/photos --split 0.01 --cluster slurm --nodes 16 --cores 32\n"
+    "  python -m data_tools prepare s3://bucket/raw s3://bucket/corpus --within --findings /scratch/corpus --scratch /scratch\n"
     "  sbatch slurm/prepare.sh /raw/photos /data/photos --split 0.01 --nodes 16 --cores 32       # as a job, requeued"
 )
 
@@ -34,15 +38,60 @@ EPILOG = (
 def add_arguments(command: argparse.ArgumentParser) -> None:
     make_command.add_arguments(command)
     dedup_command.add_search_arguments(command)
+    command.add_argument(
+        "--findings",
+        metavar="PLACE",
+        help="local folder for reports, skip lists and hashes, which all workers see (default: FOLDER; for a URL, "
+        "NAME-findings in the current folder)",
+    )
+
+
+@dataclass(frozen=True)
+class Part:
+    """Names a folder or URL of shards, and the local folder where what is found of them goes.
+
+    Attributes:
+        is_apart: whether the findings are not next to the shards.
+    """
+
+    shards: str
+    findings: Path
+    is_apart: bool
+
+    @property
+    def skip_list(self) -> Path:
+        return self.findings / "skip.tsv"
+
+    @property
+    def copies(self) -> Path:
+        return self.findings / "copies.tsv"
+
+    @property
+    def report(self) -> Path:
+        return self.findings / "verify.json"
+
+
+def list_parts(folder: str, names: Sequence[str], findings: str | None) -> list[Part]:
+    """Return the parts of a set that was made: its splits, or the whole."""
+    root = findings_folder(folder, findings)
+    is_apart = is_remote(folder) or findings is not None
+    base = folder.rstrip("/")
+    return [Part(f"{base}/{name}" if name else folder, root / name, is_apart) for name in names or [""]]
+
+
+def findings_folder(folder: str, findings: str | None) -> Path:
+    """Return where findings go."""
+    if findings is not None:
+        return Path(findings)
+    return Path(f"{folder.rstrip('/').rpartition('/')[2]}-findings" if is_remote(folder) else folder)
 
 
 def run(arguments: argparse.Namespace) -> None:
     if arguments.share is not None:
         raise DataError("prepare has no shares, for its steps wait for each other: share them one by one (slurm/shares.sh)")
-    if is_remote(arguments.folder):
-        raise DataError(f"{arguments.folder} is a URL, for which the steps run one by one: make, verify, dedup, index")
     scratch = [arguments.scratch] if arguments.scratch else []
-    folders = [arguments.source, arguments.folder, *arguments.against, *scratch]
+    findings = findings_folder(arguments.folder, arguments.findings)
+    folders = [arguments.source, arguments.folder, *arguments.against, *scratch, str(findings)]
     with open_workers(arguments, folders=folders) as workers:
         prepare(arguments, workers)
 
@@ -56,38 +105,44 @@ def prepare(arguments: Namespace, workers: Workers) -> None:
     from data_tools import index_command
     from data_tools.verify import command as verify_command
 
-    root = Path(arguments.folder)
     _announce("make", arguments.source, arguments.folder)
     report = make_command.work(arguments, workers)
-    parts = [root / name for name in report.samples_of] or [root]
-    against = [*arguments.against, *(str(part) for part in parts if part.name == "val" and len(parts) > 1)]
-    for part in parts:
-        _announce("verify", part)
-        values = {"folder": str(part), "skip": [], "skip_list": None, "report": None, "work": None}
-        verify_command.work(Namespace(**values), workers)
-        check_whole(part / "verify.json")
+    parts = list_parts(arguments.folder, list(report.samples_of), arguments.findings)
     main = parts[0]
-    if against or arguments.within:
-        _announce("dedup", main)
-        values = {"corpus": str(main), "against": against, "work": None, "out": None}
-        dedup_command.work(Namespace(**{**vars(arguments), **values}), workers)
+    held_out = [part.shards for part in parts[1:]]
     for part in parts:
-        skips = [str(path) for name in ("skip.tsv", "copies.tsv") if (path := part / name).exists() and read_skips(path)]
-        _announce("index", part)
-        values = {"folder": str(part), "source_split": None, "skip": skips, "out": None}
+        _announce("verify", part.shards)
+        places = {"skip_list": str(part.skip_list), "report": str(part.report)} if part.is_apart else {}
+        values = {"folder": part.shards, "skip": [], "skip_list": None, "report": None, "work": _work(part, "verify"), **places}
+        verify_command.work(Namespace(**values), workers)
+        check_whole(part)
+    if arguments.against or held_out or arguments.within:
+        _announce("dedup", main.shards)
+        values = {"corpus": main.shards, "against": [*arguments.against, *held_out], "work": _work(main, "dedup")}
+        out = str(main.findings) if main.is_apart else None
+        dedup_command.work(Namespace(**{**vars(arguments), **values, "out": out}), workers)
+    for part in parts:
+        skips = [str(path) for path in (part.skip_list, part.copies) if path.exists() and read_skips(path)]
+        _announce("index", part.shards)
+        values = {"folder": part.shards, "source_split": None, "skip": skips, "out": None}
         index_command.work(Namespace(**{**vars(arguments), **values}), workers)
-    print(f"\nprepared: data.train={main}" + "".join(f" evaluation.validation={part}" for part in parts[1:]))
+    print(f"\nprepared: data.train={main.shards}" + "".join(f" evaluation.validation={shards}" for shards in held_out))
 
 
-def check_whole(report: Path) -> None:
+def _work(part: Part, name: str) -> str | None:
+    """Return where a step keeps what it knows of each shard; None for its own choice, next to the shards."""
+    return str(part.findings / f".{name}") if part.is_apart else None
+
+
+def check_whole(part: Part) -> None:
     """Refuse to go on with a shard that cannot be read.
 
     Raises:
         DataError: there is one.
     """
-    if broken := (read_report(report) or {}).get("broken_shards"):
+    if broken := (read_report(part.report) or {}).get("broken_shards"):
         name, reason = next(iter(broken.items()))
-        raise DataError(f"{report.parent / name} cannot be read ({reason}); remove it, and the same command writes it again")
+        raise DataError(f"{part.shards}/{name} cannot be read ({reason}); remove it, and the same command writes it again")
 
 
 def _announce(name: str, *words: object) -> None:

@@ -24,9 +24,9 @@ from data_tools.make.sources.listing import Int64s, Listing
 from data_tools.make.sources.repeats import find_repeats
 from data_tools.make.sources.source import Source
 from data_tools.make.sources.webdataset_tars import count_without_label, fields_without_label
-from data_tools.make.two_passes import DEFAULT_MEMORY_BYTES, Shards, TwoPasses
+from data_tools.make.two_passes import Shards, TwoPasses
 from data_tools.make.write_shard import ShardTask, is_intact
-from data_tools.parallel import Workers
+from data_tools.parallel import DEFAULT_MEMORY_BYTES, Workers
 from data_tools.text_files import printable
 from pipeline.data.shards.class_names import CLASSES_NAME
 from pipeline.data.shards.folder import is_remote

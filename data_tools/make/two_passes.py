@@ -29,7 +29,6 @@ from pipeline.files import Draft, remove_drafts
 
 RUNS_NAME = "runs"
 WORKER_BYTES = 320 << 20  # memory of a worker besides the samples: the interpreter, its libraries, blocks of a store
-DEFAULT_MEMORY_BYTES = 4 * 10**9
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from data_tools.stats.measure import MEASURES, CorpusStats, Drawn, shown
 from data_tools.stats.plots import draw_classes, draw_shapes, draw_sizes
+from pipeline.console.words import size
 from pipeline.data.images.decode import UnreadableImage, decode_image
 from pipeline.data.shards.folder import ShardFolder, UnreachableError
 from pipeline.errors import DataError
@@ -98,11 +99,11 @@ def _tiles(report: Mapping[str, Any]) -> str:
     classes = report["classes"]
     tiles = [
         (f"{report['samples']:,}", "samples"),
-        (_bytes(report["shard_bytes"]), f"in {_number(report['shards'], 'shard')}"),
+        (size(report["shard_bytes"]), f"in {_number(report['shards'], 'shard')}"),
         (f"{classes['with_samples']:,}", "classes with samples"),
         (f"{classes['effective_number']:,.1f}", "effective number of classes"),
         (_median_size(report), "median width × height, px"),
-        (_bytes(report["bytes_per_image"].get("median", 0)), "median image file"),
+        (size(report["bytes_per_image"].get("median", 0)), "median image file"),
     ]
     cells = "".join(
         f'<div class="tile"><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>' for value, name in tiles
@@ -235,11 +236,3 @@ def _inline(data: bytes, kind: str) -> str:
 
 def _number(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:,.3g} PB"

@@ -10,6 +10,7 @@ from data_tools.__main__ import main
 from pipeline.data.shards.index import load_index
 from pipeline.data.shards.skips import read_skips
 from tests.conftest import encode, make_image
+from tests.helpers.store import S3Server, bad_network
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +63,36 @@ def test_copies_of_held_out_images_are_left_out_of_train(tmp_path: Path, capsys:
         twin = number - 60 if number >= 60 else number + 60
         assert f"{twin:03d}" in held_out
     assert load_index(str(out / "train")).num_samples + len(left_out) + 1 >= len(keys_of(out / "train"))
+
+
+def test_what_is_prepared_in_a_store_is_what_is_prepared_on_a_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = write_photos(tmp_path / "photos", copies=30)
+    (tmp_path / "store" / "bucket").mkdir(parents=True)
+    options = ["--split", "0.3", "--within", "--samples-per-shard", "20", "--workers", "1"]
+    assert main(["prepare", str(photos), str(tmp_path / "here"), *options]) == 0
+    server = S3Server(tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    try:
+        with bad_network(server, monkeypatch):
+            store = [str(photos), "s3://bucket/there", *options]
+            assert main(["prepare", *store]) == 0
+            assert "data.train=s3://bucket/there/train evaluation.validation=s3://bucket/there/val\n" in capsys.readouterr().out
+            for part in ("train", "val"):
+                here, there = (load_index(f"{folder}/{part}") for folder in (tmp_path / "here", "s3://bucket/there"))
+                assert here.fingerprint == there.fingerprint
+            assert main(["prepare", *store]) == 0
+            assert "(0 written now" in capsys.readouterr().out
+    finally:
+        server.kill()
+    findings = tmp_path / "there-findings"
+    lists = ("train/skip.tsv", "train/copies.tsv", "val/skip.tsv")
+    here, there = ([(folder / name).read_text() for name in lists] for folder in (tmp_path / "here", findings))
+    assert here == [text.replace("s3://bucket/there", str(tmp_path / "here")) for text in there]
+    assert read_skips(findings / "train" / "copies.tsv")
+    stored = {path.name for path in (tmp_path / "store" / "bucket" / "there" / "train").iterdir()}
+    assert not stored & {"skip.tsv", "copies.tsv", "verify.json", "dedup.json"}
 
 
 def keys_of(folder: Path) -> list[str]:

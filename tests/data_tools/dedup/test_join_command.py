@@ -70,3 +70,13 @@ def test_a_measured_partition_holds_what_was_planted(capsys: pytest.CaptureFixtu
     (planted,) = [cell for cell in line.split() if "/" in cell]
     found, of = (int(number.replace(",", "")) for number in planted.split("/"))
     assert found == of > 1000
+
+
+@pytest.mark.slow
+def test_a_whole_search_of_made_hashes_finds_what_was_planted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["4e4", "--distance", "1", "--memory", "1"]
+    assert measure_main([*sizes, "--whole", "--workers", "1", "--work", str(tmp_path)]) == 0
+    line = capsys.readouterr().out.splitlines()[-1].split()
+    assert line[0] == "40,000"
+    assert line[-2:] == ["200/200", "200"]
+    assert not list(tmp_path.iterdir())
