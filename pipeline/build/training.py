@@ -147,4 +147,6 @@ def _make_trainer(run: ResolvedRun, *, world: World, start: ResumePoint, checkpo
     )
     # Lightning's SIGTERM handler runs a collective inside the handler. Ours, which only notes the signal, stays in place.
     trainer._signal_connector.register_signal_handlers = lambda: None
+    # Before each batch it asks rank 0 what that handler noted, and waits for the device to know (Lightning's issue 21487).
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
     return trainer

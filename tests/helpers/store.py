@@ -89,7 +89,7 @@ class S3Server:
 
 
 class FaultProxy:
-    """Forwards to a server; `fault` happens to reads or writes of shards with a probability, drawn from a seed.
+    """Forwards to a server; `fault` happens to reads or writes of shards and tables with a probability, drawn from a seed.
 
     Faults of reads: error (500), reset (RST in the middle of the body), truncated (connection closed there), short (a valid
     answer of half the bytes), slow (the body in pieces), hang (no answer for `hang_s`), mixed (any of them).
@@ -128,7 +128,7 @@ class FaultProxy:
     def draw(self, method: str, path: str) -> str:
         """Return what happens to this request."""
         with self._lock:
-            if not self.fault or ".tar" not in path or method not in self.methods:
+            if not self.fault or not _is_large(path) or method not in self.methods:
                 return ""
             self.counts["writes" if method in self.WRITES else "reads"] += 1
             if self._random.random() >= self.probability:
@@ -140,7 +140,7 @@ class FaultProxy:
 
     def note(self, method: str, path: str, num_bytes: int) -> None:
         """Count a request for a shard."""
-        if ".tar" in path:
+        if _is_large(path):
             with self._lock:
                 self.requests[method] += 1
                 self.requests[f"{method} bytes"] += num_bytes
@@ -153,6 +153,11 @@ class FaultProxy:
 
     def close(self) -> None:
         self._http.shutdown()
+
+
+def _is_large(path: str) -> bool:
+    """Return whether a request is for images rather than for what is known of them."""
+    return ".tar" in path or ".parquet" in path
 
 
 class _Handler(BaseHTTPRequestHandler):

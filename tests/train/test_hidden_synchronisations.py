@@ -1,10 +1,11 @@
 """Nothing in a step reads from the device between two log lines: that would wait for a GPU, and then leave it idle.
 
-The device here is torch's `meta`, whose tensors have no values: whatever reads one raises.
+The device of most tests here is torch's `meta`, whose tensors have no values: whatever reads one raises.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.objectives.accuracy import top_k
 from pipeline.train.callbacks.metrics import TrainingMetrics
 from pipeline.train.callbacks.stops import StopOnNonFinite, StopOnUnreadable
 from pipeline.train.callbacks.stragglers import RankTimes
+from tests.helpers.trainings import WriteConfig, run_ranks
 
 META = torch.device("meta")
 CLASSES, BATCH = 6, 4
@@ -111,3 +113,16 @@ def test_callbacks_read_nothing_between_lines() -> None:
             callback.on_train_batch_end(trainer, module, outputs, batch, step - 1)
     assert metrics.line is None
     assert metrics._pending == [35, 0, 0]
+
+
+@pytest.mark.slow
+def test_no_rank_asks_another_before_a_step(write_config: WriteConfig) -> None:
+    """Lightning asks rank 0 before each batch whether its handler noted a signal, and waits for the device to know (#21487)."""
+    config = write_config(
+        trainer={"duration": "10 steps", "zero_stage": 1},
+        checkpoint={"every": "100 steps"},
+        tracking={"log_every": 100, "mode": "disabled"},
+    )
+    said = run_ranks("tests.helpers.collective_scenario", str(config))
+    counts = json.loads(said.rpartition("collectives: ")[2])
+    assert counts.keys() == {"all_reduce"}, counts

@@ -9,8 +9,8 @@ CSV                one .csv, .tsv or .jsonl file of paths and labels  csv_file
 CIFAR              batches.meta and data_batch_1 ..., meta and train  cifar
 TensorFlow set     dataset_info.json, features.json, TFRecord files   tfds
 
-On a URL there are tars alone: see `on_url`. Every kind asks which split to take where names of folders, files or columns
-contain several: see `data_tools.splits`.
+On a URL there are tars and Parquet files: see `on_url`. Every kind asks which split to take where names of folders, files or
+columns contain several: see `data_tools.splits`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from data_tools.make.sources.on_url import recognise_url
 from data_tools.make.sources.options import SourceOptions, refuse_unused
 from data_tools.make.sources.source import Source
 from data_tools.make.sources.split_choice import CHOOSE, take_split
+from data_tools.make.sources.tables import recognise_tables
 from data_tools.make.sources.tars import recognise_tars
 from data_tools.make.sources.tfds.listing import find_version, is_prepared, open_prepared, plan_listing
 from data_tools.make.sources.unpack import stamp_files
@@ -66,7 +67,7 @@ def _recognise(root: Path, *, options: SourceOptions, label_use: LabelUse, known
     if suffix in csv_file.CSV_SUFFIXES and root.is_file():
         return _csv(root, options)
     if suffix in table.TABLE_SUFFIXES and root.is_file():
-        return _table([root], options)
+        return recognise_tables([str(root)], options)
     if suffix == ".tar" and root.is_file():
         return recognise_tars(str(root), [str(root)], options, label_use, known)
     if root.is_file():
@@ -106,7 +107,7 @@ def _recognise_folder(root: Path, *, options: SourceOptions, label_use: LabelUse
     if batches:
         return _cifar(root, batches, options)
     if tables:
-        return _table(tables, options)
+        return recognise_tables([str(path) for path in tables], options)
     if folders:
         return _folders(root, folders, visible, options=options, label_use=label_use, known=known)
     if not tars:
@@ -189,35 +190,6 @@ def _csv(path: Path, options: SourceOptions) -> Source:
         wanted_splits=options.wanted_splits,
     )
     return Source("CSV", None, lambda scratch, workers: csv_file.list_csv(path, of_file))
-
-
-def _table(paths: list[Path], options: SourceOptions) -> Source:
-    groups = splits.group_files(path.name for path in paths)
-    source = paths[0].parent if len(paths) > 1 else paths[0]
-    taken = splits.choose(
-        {split: len(names) for split, names in groups.items()},
-        options.wanted_splits,
-        source=source,
-        unit="files",
-        answer=CHOOSE,
-    )
-    chosen = [path for path in paths if taken is None or splits.split_of_file(path.name) in taken]
-    others = [path for path in paths if path not in chosen and not splits.is_cache(path.name)]
-    stamp = stamp_files([*chosen, *others], "table", options.image_column, options.label_column, options.wanted_splits)
-    return Source(
-        "Parquet or Arrow files",
-        stamp,
-        partial(
-            table.list_tables,
-            chosen,
-            stamp=stamp,
-            image_column=options.image_column,
-            label_column=options.label_column,
-            wanted_splits=options.wanted_splits,
-            others=others,
-            file_splits=tuple(groups),
-        ),
-    )
 
 
 def _tfds(folder: Path, options: SourceOptions) -> Source:

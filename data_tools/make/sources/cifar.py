@@ -73,7 +73,7 @@ def list_cifar(paths: list[Path], scratch: Path, workers: Workers, *, stamp: str
         known = ", ".join(key for key, value in NAMES_OF_LABELS.items() if value.encode() in names)
         raise DataError(f"{meta} names no classes for {label_key!r}; it has some for: {known or 'nothing'}") from error
     read = partial(_read_batch, label_key.encode())
-    return unpack_files(read, paths, scratch=scratch, stamp=stamp, classes=classes, workers=workers)
+    return unpack_files(read, [str(path) for path in paths], scratch=scratch, stamp=stamp, classes=classes, workers=workers)
 
 
 def _read_batch(label_key: bytes, path: str) -> Iterator[Entry]:

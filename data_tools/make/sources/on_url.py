@@ -1,6 +1,6 @@
-"""Recognise a source in a store or on a web server: a WebDataset tar, a folder of them, or tars named after classes.
+"""Recognise a source in a store or on a web server: WebDataset tars, tars named after classes, or Parquet files.
 
-Tars are read from front to back with few requests. Of a folder of single images each would be a request of its own, and a CSV
+These are read from front to back with few requests. Of a folder of single images each would be a request of its own, and a CSV
 names such images; these kinds are refused, with what to do instead.
 """
 
@@ -13,7 +13,8 @@ from dataclasses import replace
 from data_tools.make.sources.files import is_junk
 from data_tools.make.sources.options import SourceOptions
 from data_tools.make.sources.source import Source
-from data_tools.make.sources.stored import file_name, read_small, split_path, version_of
+from data_tools.make.sources.stored import file_name, file_stem, read_small, split_path, version_of
+from data_tools.make.sources.tables import recognise_tables
 from data_tools.make.sources.tars import recognise_tars
 from data_tools.make.sources.webdataset_tars import LabelUse
 from pipeline.data.shards.class_names import CLASSES_NAME
@@ -21,8 +22,10 @@ from pipeline.data.shards.folder import CONCURRENT_QUESTIONS, ShardFolder, descr
 from pipeline.errors import DataError
 
 KINDS = (
-    "on a URL, `make` reads a WebDataset tar, a folder of them, a folder of tars named after classes, and one tar of such tars"
+    "on a URL, `make` reads a WebDataset tar, a folder of them, a folder of tars named after classes, one tar of such tars, "
+    "and Parquet files"
 )
+PARQUET = ".parquet"
 INSTEAD = "copy it to a disk, or mount the store (`rclone mount`, `mount-s3`), and give the path there"
 
 
@@ -35,13 +38,19 @@ def recognise_url(url: str, *, options: SourceOptions, label_use: LabelUse, know
     """
     url = url.rstrip("/")
     folder, name = split_path(url)
-    if name.lower().endswith(".tar"):
+    if name.lower().endswith((".tar", PARQUET)):
         if not ShardFolder(folder).exists(name):
             raise DataError(f"source {url!r} does not exist{describe_hub_path(url)}")
+        if name.lower().endswith(PARQUET):
+            return recognise_tables([url], options)
         root, paths = url, [url]
     else:
-        names = ShardFolder(url).list_names()
-        paths = [f"{url}/{one}" for one in names if one.lower().endswith(".tar") and not is_junk(file_name(f"{url}/{one}"))]
+        names = [name for name in ShardFolder(url).list_names() if not is_junk(file_name(f"{url}/{name}"))]
+        paths, tables = ([f"{url}/{name}" for name in names if name.lower().endswith(kind)] for kind in (".tar", PARQUET))
+        if tables and not {file_stem(path) for path in tables} <= {file_stem(path) for path in paths}:
+            if paths:
+                raise DataError(f"source {url!r} holds tars and Parquet files; give them folders of their own")
+            return recognise_tables(tables, options)
         root, folder = url, url
         if not paths:
             raise _no_tars(url, names)
@@ -59,8 +68,10 @@ def _stamp(folder: str, paths: list[str]) -> str:
 def _no_tars(url: str, names: list[str]) -> DataError:
     head, name = split_path(url)
     if "." in name and ShardFolder(head).exists(name):
-        return DataError(f"source {url!r} is a single file and no tar; {KINDS}. Of another source: {INSTEAD}")
+        return DataError(f"source {url!r} is a single file, no tar and no .parquet; {KINDS}. Of another source: {INSTEAD}")
     if not names and not ShardFolder(url).list_folders():
         return DataError(f"source {url!r} does not exist, or is empty{describe_hub_path(url)}; {KINDS}")
     held = ", ".join(names[:3]) if names else "folders"
-    return DataError(f"source {url!r} holds no tars, but {held} ...; {KINDS}. Of another source: {INSTEAD}")
+    return DataError(
+        f"source {url!r} holds neither tars nor Parquet files, but {held} ...; {KINDS}. Of another source: {INSTEAD}"
+    )

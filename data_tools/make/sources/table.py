@@ -1,13 +1,16 @@
-"""List Parquet and Arrow files with the images' bytes in a column, the layout of Hugging Face datasets."""
+"""List Parquet and Arrow files with the images' bytes in a column, the layout of Hugging Face datasets.
+
+Parquet files may be in a store. Of these the columns that are needed are read, once.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import xxhash
 
@@ -17,13 +20,17 @@ from data_tools.make.sources.labels import tell_apart
 from data_tools.make.sources.listing import MAX_LABEL, Listing
 from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.sources.split_columns import Chosen, Survey, flag_of
+from data_tools.make.sources.stored import open_stored, split_path
 from data_tools.make.sources.unpack import Entry, unpack_files
 from data_tools.parallel import Workers
+from pipeline.data.shards.folder import CONCURRENT_QUESTIONS, is_remote
 from pipeline.data.stand_ins import refuse_stand_in
 from pipeline.errors import DataError
 from pipeline.json_text import parse_json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
@@ -43,7 +50,7 @@ class Columns(NamedTuple):
 
 
 def list_tables(
-    paths: list[Path],
+    paths: list[str],
     scratch: Path,
     workers: Workers,
     *,
@@ -51,7 +58,7 @@ def list_tables(
     image_column: str | None,
     label_column: str | None,
     wanted_splits: tuple[str, ...] | None = None,
-    others: Sequence[Path] = (),
+    others: Sequence[str] = (),
     file_splits: Collection[str] = (),
 ) -> Listing:
     """Return the rows of these files, with their images copied to `scratch`.
@@ -66,10 +73,12 @@ def list_tables(
     Raises:
         DataError: pyarrow is missing, a file is damaged, or has no such columns, or several splits.
     """
-    filled = [path for path in paths if _count_rows(str(path))]
+    with ThreadPoolExecutor(CONCURRENT_QUESTIONS if is_remote(paths[0]) else 1) as pool:
+        schemas = dict(zip(paths, pool.map(_schema_if_filled, paths), strict=True))
+    filled = [path for path in paths if schemas[path] is not None]
     if not filled:
         raise DataError(f"{paths[0]}: no rows in {len(paths)} files")
-    columns = [choose_columns(path, image=image_column, label=label_column) for path in filled]
+    columns = [choose_columns(schemas[path], path, image=image_column, label=label_column) for path in filled]
     if strangers := [path for path, found in zip(filled, columns, strict=True) if found != columns[0]]:
         raise DataError(
             f"{filled[0]} and {strangers[0]} differ in their columns or in their class names, so they are not one set"
@@ -80,13 +89,13 @@ def list_tables(
     return _note_names(listing, others, columns[0])
 
 
-def _note_names(listing: Listing, others: Sequence[Path], columns: Columns) -> Listing:
+def _note_names(listing: Listing, others: Sequence[str], columns: Columns) -> Listing:
     """Number names of classes that occur in other splits' files too, so that all splits agree."""
     if listing.class_source == "names" or listing.classes is None:
         return listing
     builder = ListingBuilder()
     for path in others:
-        schema, batches = _open(str(path))
+        schema, batches = _open(path)
         if columns.label in schema.names:
             for batch in batches([columns.label]):
                 for label in batch.column(columns.label).to_pylist():
@@ -95,7 +104,7 @@ def _note_names(listing: Listing, others: Sequence[Path], columns: Columns) -> L
 
 
 def _select_rows(
-    paths: Sequence[Path], columns: Columns, wanted: tuple[str, ...] | None, file_splits: Collection[str]
+    paths: Sequence[str], columns: Columns, wanted: tuple[str, ...] | None, file_splits: Collection[str]
 ) -> Chosen | None:
     """Return which rows to take of files with columns of splits; None for all.
 
@@ -106,12 +115,13 @@ def _select_rows(
     names = _split_columns(paths[0], columns, remaining)
     survey = Survey(names, has_names=True, wanted=remaining)
     for path in paths if names else ():
-        for batch in _open(str(path))[1](names):
+        for batch in _open(path)[1](names):
             for row in _rows_of(batch, names):
                 survey.add(row)
-    chosen = survey.choose(source=paths[0].parent if len(paths) > 1 else paths[0])
+    folder = split_path(paths[0])[0]
+    chosen = survey.choose(source=folder if len(paths) > 1 else paths[0])
     if chosen is None:
-        splits.check_found(wanted, file_splits, source=paths[0].parent)
+        splits.check_found(wanted, file_splits, source=folder)
     return chosen if chosen is not None and chosen.taken is not None else None
 
 
@@ -120,10 +130,10 @@ def _rows_of(batch: pyarrow.RecordBatch, names: Sequence[str]) -> Iterator[tuple
     return zip(*([str(value) for value in batch.column(name).to_pylist()] for name in names), strict=True)
 
 
-def _split_columns(path: Path, columns: Columns, wanted: Sequence[str]) -> list[str]:
+def _split_columns(path: str, columns: Columns, wanted: Sequence[str]) -> list[str]:
     """Return columns that may give each row's split: by their name, because the user names them, or by their first values."""
     pa = _pyarrow()
-    schema, batches = _open(str(path))
+    schema, batches = _open(path)
     rest = [name for name in schema.names if name not in (columns.image, columns.label)]
     kinds = {name: schema.field(name).type for name in rest}
     plain = [name for name in rest if not pa.types.is_nested(kinds[name]) and not pa.types.is_binary(kinds[name])]
@@ -155,20 +165,22 @@ def _is_number(kind: Any) -> bool:
     return types.is_integer(of_one) or types.is_floating(of_one) or types.is_boolean(of_one)
 
 
-def _count_rows(path: str) -> int:
+def _schema_if_filled(path: str) -> pyarrow.Schema | None:
+    """Return the schema of a file; None if it has no rows."""
     if path.lower().endswith(".parquet"):
-        return _parquet(path).metadata.num_rows
-    return sum(batch.num_rows for batch in _open(path)[1](None))
+        file = _parquet(path)
+        return file.schema_arrow if file.metadata.num_rows else None
+    schema, batches = _open(path)
+    return schema if any(batch.num_rows for batch in batches(None)) else None
 
 
-def choose_columns(path: Path, *, image: str | None, label: str | None) -> Columns:
+def choose_columns(schema: pyarrow.Schema, path: str, *, image: str | None, label: str | None) -> Columns:
     """Return the columns to take: those requested, else those that Hugging Face's metadata name, else `image` and `label`.
 
     Raises:
         DataError: no such columns, or of types that cannot be images and labels.
     """
     pa = _pyarrow()
-    schema = _open(str(path))[0]
     try:
         stored = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         features: dict[str, Any] = (stored.get("info") or {}).get("features") or {}
@@ -259,13 +271,13 @@ def _open(path: str) -> tuple[pyarrow.Schema, Any]:
         if path.lower().endswith(".parquet"):
             file = _parquet(path)
             return file.schema_arrow, partial(_parquet_batches, file, path)
-        _check_begin(path)
+        _checked_file(path)
         mapped = pa.memory_map(path)
         is_file = mapped.read(6) == b"ARROW1"
         mapped.seek(0)
         table = pa.ipc.open_file(mapped) if is_file else pa.ipc.open_stream(mapped)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is no whole {Path(path).suffix[1:]} file: {error}") from error
+        raise DataError(f"{path} is no whole arrow file: {error}") from error
     return table.schema, partial(_arrow_batches, table, path)
 
 
@@ -275,15 +287,21 @@ def _parquet(path: str) -> Any:
     from pyarrow import parquet
 
     try:  # a whole row group may be gigabytes: its pages are read one by one
-        _check_begin(path)
-        return parquet.ParquetFile(path, pre_buffer=False, buffer_size=READ_BUFFER_BYTES)
+        file = _checked_file(path)
+        return parquet.ParquetFile(file, pre_buffer=False, buffer_size=READ_BUFFER_BYTES)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is no whole parquet file: {error}") from error
 
 
-def _check_begin(path: str) -> None:
-    with open(path, "rb") as file:
+def _checked_file(path: str) -> str | BinaryIO:
+    """Return what pyarrow reads a file from, once its first bytes are those of a table."""
+    file = open_stored(path)
+    try:
         refuse_stand_in(file.read(FIRST_BYTES), name=path)
+        return file if is_remote(path) else path
+    finally:
+        if not is_remote(path):
+            file.close()
 
 
 def _parquet_batches(file: Any, path: str, columns: list[str]) -> Iterator[pyarrow.RecordBatch]:

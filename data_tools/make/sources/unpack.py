@@ -12,7 +12,9 @@ the next file.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,9 @@ from data_tools.make.sources.files import sniff_image
 from data_tools.make.sources.listing import Listing, Member, load_listing
 from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.sources.parts import list_parts
+from data_tools.make.sources.stored import version_of
 from data_tools.parallel import Workers
+from pipeline.data.shards.folder import CONCURRENT_QUESTIONS, is_remote
 from pipeline.errors import DataError
 from pipeline.files import Draft
 
@@ -41,18 +45,26 @@ class Entry(NamedTuple):
 ReadEntries = Callable[[str], Iterator[Entry]]
 
 
-def stamp_files(paths: Sequence[Path], *options: object) -> str:
-    """Hash the files' paths, sizes and times, and options. The hash tells whether an unread source is the same.
+def stamp_files(paths: Sequence[str | Path], *options: object) -> str:
+    """Hash the files' paths, sizes and times or a store's versions, and options: it tells whether an unread source is the same.
 
     The time is among them because a label may be corrected without a change of the size.
     """
-    facts = [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
+    with ThreadPoolExecutor(CONCURRENT_QUESTIONS) as pool:
+        facts = list(pool.map(_facts, paths))
     return hashlib.blake2b(repr((facts, options)).encode(), digest_size=16).hexdigest()
+
+
+def _facts(path: str | Path) -> tuple[str | int, ...]:
+    if is_remote(str(path)):
+        return str(path), version_of(str(path))
+    stat = os.stat(path)
+    return str(Path(path).resolve()), stat.st_size, stat.st_mtime_ns
 
 
 def unpack_files(
     read: ReadEntries,
-    paths: Sequence[Path],
+    paths: Sequence[str],
     *,
     scratch: Path,
     stamp: str,
@@ -68,8 +80,7 @@ def unpack_files(
     """
     scratch.mkdir(parents=True, exist_ok=True)
     unpack = partial(_unpack, read, str(scratch), stamp, None if classes is None else tuple(classes))
-    names = [str(path) for path in paths]
-    return list_parts(unpack, names, workers=workers, description="copy images out", unit="file")
+    return list_parts(unpack, list(paths), workers=workers, description="copy images out", unit="file")
 
 
 def _unpack(read: ReadEntries, scratch: str, stamp: str, classes: Sequence[str] | None, path: str) -> Listing:
@@ -80,7 +91,7 @@ def _unpack(read: ReadEntries, scratch: str, stamp: str, classes: Sequence[str] 
             return replace(load_listing(stored), files=(str(images),))  # the folder may have been moved since
         except DataError:
             pass  # damaged, or of an older version: copied out again
-    builder = ListingBuilder()
+    builder, version = ListingBuilder(), version_of(path)
     with Draft(images) as draft:  # two machines may do the same at once
         for entry in read(path):
             if entry.image is None:
@@ -89,6 +100,10 @@ def _unpack(read: ReadEntries, scratch: str, stamp: str, classes: Sequence[str] 
             member = Member(sniff_image(entry.image) or UNKNOWN, 0, draft.file.tell(), len(entry.image))
             builder.add(entry.name, labels=entry.labels, members=(member,), row=entry.row)
             draft.file.write(entry.image)
+        if (now := version_of(path)) != version:
+            raise DataError(
+                f"{path} has changed while it was read (before: {version}; now: {now}); start again when it is final"
+            )
         draft.publish()
     listing = builder.build(layout="ranges", files=(str(images),), classes=classes, origins=(path,))
     with Draft(stored) as draft:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from data_tools.__main__ import main
 from data_tools.make import upload as upload_module
 from data_tools.make.pack import Passes, make_shards
 from data_tools.make.plan import MakeOptions, ShardSize
+from data_tools.make.sources.options import SourceOptions
+from data_tools.make.sources.unpack import Entry, unpack_files
 from data_tools.make.two_passes import WORKER_BYTES
 from data_tools.make.upload import NotWholeError, check, checksums_of, upload
 from data_tools.parallel import Workers
@@ -27,6 +32,7 @@ from tests.helpers.workers import WorkersHere
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 OPTIONS = MakeOptions(shard_size=ShardSize(15), block_samples=4, val_fraction=0.3)
+ONE_TABLE = "test-00000-of-00001.parquet"
 KINDS = ("WebDataset tars", "class tars", "outer tar")
 
 
@@ -119,6 +125,57 @@ def test_over_a_bad_network_nothing_is_lost(fault: str, store: FaultProxy, root:
 
 
 @pytest.fixture
+def tables(root: Path) -> Path:
+    """Write Parquet files of two splits, as Hugging Face names them."""
+    folder = root / "bucket" / "tables"
+    folder.mkdir(exist_ok=True)
+    generator = np.random.default_rng(0)
+    for number, name in enumerate(("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", ONE_TABLE)):
+        images = [{"bytes": b"\xff\xd8\xff" + generator.bytes(100_000), "path": f"{number}-{row}.jpg"} for row in range(60)]
+        labels = [f"class{row % 3}" for row in range(60)]
+        table = pa.table({"image": images, "label": labels})
+        parquet.write_table(table, folder / name, row_group_size=20)
+    return folder
+
+
+@pytest.mark.parametrize("fault", ["", "mixed"])
+def test_tables_in_a_store_are_made_as_on_a_disk(fault: str, store: FaultProxy, tables: Path, tmp_path: Path) -> None:
+    train = replace(OPTIONS, source=SourceOptions(split="train"))
+    options = {"options": train, "workers": WorkersHere()}
+    make_shards(str(tables), str(tmp_path / "here"), **options)
+    store.requests.clear()
+    store.inject(fault, probability=0.3)
+    made = make_shards("s3://bucket/tables", str(tmp_path / "there"), **options)
+    assert made.kind == "Parquet or Arrow files"
+    assert without_place(read_made(tmp_path / "here")) == without_place(read_made(tmp_path / "there"))
+    if fault:
+        assert store.counts.total() > store.counts["reads"]
+        return
+    num_bytes = sum(path.stat().st_size for path in tables.glob("train-*"))
+    assert store.requests["GET bytes"] < 4 * num_bytes  # images once; in blocks of 4 MiB first bytes, schemas and labels
+    store.requests.clear()
+    make_shards("s3://bucket/tables", str(tmp_path / "there"), **options)  # all is there
+    assert store.requests["GET"] == 0
+    one = make_shards(f"s3://bucket/tables/{ONE_TABLE}", "s3://bucket/one", options=OPTIONS, workers=WorkersHere())
+    assert one.num_samples == 60
+    check_shards(load_index("s3://bucket/one/train"))
+
+
+def test_a_table_that_changes_while_it_is_read_is_named(store: FaultProxy, root: Path, tables: Path, tmp_path: Path) -> None:
+    path = root / "bucket" / "changing.parquet"
+    shutil.copy(tables / ONE_TABLE, path)
+
+    def read(_: str) -> Iterator[Entry]:
+        yield Entry("a", [0], b"x")
+        path.write_bytes(path.read_bytes()[:-20_000])
+
+    url = "s3://bucket/changing.parquet"
+    with pytest.raises(DataError, match=rf"{url} has changed while it was read \(before: \d+ bytes, ETag"):
+        unpack_files(read, [url], scratch=tmp_path, stamp="", classes=["a"], workers=WorkersHere())
+    assert not [file for file in tmp_path.iterdir() if file.suffix in (".bytes", ".listing")]
+
+
+@pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write a file that goes to a store in three parts."""
     monkeypatch.setattr(upload_module, "PART_BYTES", 5 << 20)
@@ -195,9 +252,9 @@ def test_other_sources_on_a_url_are_refused_with_what_to_do(
     (root / "bucket" / "lists").mkdir()
     (root / "bucket" / "lists" / "a.csv").write_text("path,label\n")
     for source, words in {
-        "s3://bucket/photos": "holds no tars, but folders ...; on a URL, `make` reads a WebDataset tar",
-        "s3://bucket/lists": "holds no tars, but a.csv ...; on a URL, `make` reads a WebDataset tar",
-        "s3://bucket/lists/a.csv": "is a single file and no tar",
+        "s3://bucket/photos": "holds neither tars nor Parquet files, but folders ...; on a URL, `make` reads a WebDataset tar",
+        "s3://bucket/lists": "holds neither tars nor Parquet files, but a.csv ...; on a URL, `make` reads a WebDataset tar",
+        "s3://bucket/lists/a.csv": "is a single file, no tar and no .parquet",
         "s3://bucket/none": "does not exist, or is empty",
         "s3://bucket/none.tar": "does not exist",
     }.items():

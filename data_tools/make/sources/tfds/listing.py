@@ -208,8 +208,7 @@ def plan_listing(
 
 
 def _list(reader: Reader, classes: Sequence[str] | None, stamp: str, scratch: Path, workers: Workers) -> Listing:
-    paths = [Path(path) for path in reader.places]
-    return unpack_files(reader, paths, scratch=scratch, stamp=stamp, classes=classes, workers=workers)
+    return unpack_files(reader, list(reader.places), scratch=scratch, stamp=stamp, classes=classes, workers=workers)
 
 
 def _places(found: PreparedSet, parts: Sequence[Part]) -> dict[str, list[tuple[int, int]]]:
