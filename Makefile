@@ -18,7 +18,7 @@ test: $(VENV)/.dev .reference/.installed
 test-slow: $(VENV)/.dev .reference/.installed
 	$(RUN) pytest --numprocesses $(WORKERS) -m 'slow and not long'
 
-# test-long: fifteen laws over whole trainings, grids and fault campaigns, fifty minutes; CI's hour has no room for them.
+# test-long: 27 laws over whole trainings, grids, corpora and fault campaigns, an hour; CI's hour has no room for them.
 test-long: $(VENV)/.dev .reference/.installed
 	$(RUN) pytest --numprocesses $(WORKERS) -m long
 

@@ -148,7 +148,7 @@ def study_line(out: Path, corpus: Path, downstream: dict[str, str]) -> list[str]
     return ["benchmark", "choices", str(out), *SMALLER, *data, "--seeds", "1"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_study(tmp_path: Path, corpus: Path, downstream: dict[str, str]) -> None:
     out = tmp_path / "study"
     line = study_line(out, corpus, downstream)

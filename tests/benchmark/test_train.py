@@ -159,7 +159,7 @@ def test_a_budget_ends() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_contenders_take_turns_and_one_that_cannot_is_named(ranks: int, tmp_path: Path) -> None:
     config = standard_config("Ti/16", image_size=32, num_classes=10)
     config = config.model_copy(update={"model": config.model.model_copy(update={"depth": 2})})

@@ -19,6 +19,7 @@ from tests.helpers.trainings import folder_of, train
 STILL = ("optimizer.learning_rate=1e-30", "optimizer.weight_decay=0", "schedule.end=0")
 
 
+@pytest.mark.slow
 def test_it_begins_with_them_and_resumes_without(
     reference: RunFolder, write_config: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -130,7 +130,7 @@ def test_a_broken_newest_checkpoint_is_skipped_aloud(reference: RunFolder, write
     ("number", "target"),
     [
         pytest.param(signal.SIGUSR1, "rank", marks=pytest.mark.long),
-        (signal.SIGTERM, "launcher"),
+        pytest.param(signal.SIGTERM, "launcher", marks=pytest.mark.long),
         pytest.param(signal.SIGUSR1, "everyone", marks=pytest.mark.long),
         (signal.SIGTERM, "everyone"),
         (signal.SIGINT, "launcher"),

@@ -69,6 +69,7 @@ def test_an_evaluator_writes_to_the_same_run_and_does_not_end_it(server: Serving
     assert set(run.job_types) >= {"train"}
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_for_a_while_loses_nothing(server: Serving, tmp_path: Path) -> None:
     writer = WandbWriter(make_writer(tmp_path, mode="online"))
     for row in rows(1, 4):

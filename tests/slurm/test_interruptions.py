@@ -87,7 +87,10 @@ def test_preemption_without_grace_time(desk: Desk, reference: RunFolder, record_
     finish(job, reference, record_property)
 
 
-@pytest.mark.parametrize("node", ["n2", "n1"], ids=["another", "the first, which runs the job's script"])
+@pytest.mark.parametrize(
+    "node",
+    [pytest.param("n2", id="another", marks=pytest.mark.long), pytest.param("n1", id="the first, which runs the job's script")],
+)
 def test_a_node_dies(node: str, desk: Desk, reference: RunFolder, record_property: Report) -> None:
     """A node is unplugged in mid-step. The other rank notices first, Slurm after SlurmdTimeout."""
     job = desk.submit("tiny", WANDB)
