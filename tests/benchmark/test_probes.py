@@ -49,6 +49,7 @@ def test_the_tables_say_what_was_measured() -> None:
     assert forecast(SMALL).startswith("300 train and 200 test images, 24 features, 5 classes")
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path: Path) -> None:
     sizes = ("--images", "200", "--features-per-image", "16", "--classes", "4", "--tests", "100", "--rounds", "1")
     done = run_command("benchmark", "eval", *sizes, "--json", str(tmp_path / "r.json"))

@@ -62,6 +62,7 @@ def test_a_checkpoint_is_fine_tuned_once_and_its_table_is_kept(
     assert read_json_lines(folder.evaluations) == [row]
 
 
+@pytest.mark.slow
 def test_a_recipe_that_cannot_be_followed_costs_its_own_measurement_alone(
     folder: RunFolder, call: Call, recipe: Callable[..., str]
 ) -> None:

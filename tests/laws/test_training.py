@@ -42,6 +42,7 @@ def test_a_run_leaves_what_it_promises(reference: RunFolder) -> None:
     assert not [path for path in reference.root.rglob(".*") if path.name.startswith((".saving", ".deleting"))]
 
 
+@pytest.mark.slow
 def test_a_launch_that_failed_early_does_not_bind_the_next(write_config: WriteConfig) -> None:
     config = write_config()
     diverging = ("optimizer.learning_rate=1e30", "optimizer.clip_norm=null", "trainer.max_skipped_steps=1", "model.width=16")
@@ -52,6 +53,7 @@ def test_a_launch_that_failed_early_does_not_bind_the_next(write_config: WriteCo
     assert "weights of 1 step that this launch trains again are set aside" in output
 
 
+@pytest.mark.slow
 def test_a_lost_configuration_and_a_forbidden_place_are_answered_in_words(
     reference: RunFolder, write_config: WriteConfig
 ) -> None:
@@ -172,6 +174,7 @@ def test_non_finite_gradients_skip_the_step_then_stop_the_run(write_config: Writ
     assert folder_of(config).weight_steps() == [0, *steps]
 
 
+@pytest.mark.slow
 def test_an_error_on_one_rank_is_told_by_that_rank(write_config: WriteConfig, tmp_path: Path) -> None:
     """One label among 83 images has changed since the index was made: the rank that meets it names it."""
     from data_tools.index import index_folder
@@ -194,6 +197,7 @@ def test_an_error_on_one_rank_is_told_by_that_rank(write_config: WriteConfig, tm
     assert re.search(r"a\.tar bytes \d+-\d+: labels .* index the folder again with", lines[0])
 
 
+@pytest.mark.slow
 def test_too_many_unreadable_images_stop_the_run(write_config: WriteConfig, tmp_path: Path) -> None:
     from data_tools.index import index_folder
     from data_tools.parallel import LocalWorkers

@@ -124,6 +124,7 @@ def test_one_line_says_where_the_numbers_go_and_which_variables_do_not_count(
     assert (run.project, run.run_group, list(run.tags)) == ("p", "g", ["a", "b"])
 
 
+@pytest.mark.slow
 def test_an_offline_file_that_is_cut_short_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

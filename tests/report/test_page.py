@@ -164,6 +164,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert [run.name for run in runs] == ["a/run", "b/run"]
 
 
+@pytest.mark.slow
 def test_a_real_run_has_its_images_and_figures_in_the_page(reference: RunFolder, tmp_path: Path, call: Call) -> None:
     root = tmp_path / "run"
     shutil.copytree(reference.root, root, ignore=shutil.ignore_patterns("wandb", "checkpoints"))
