@@ -34,7 +34,8 @@ class WholeCost:
 
     Attributes:
         core_s: seconds of cores, of the command and of its processes; None on a cluster.
-        worker_mib: the peak of the largest process; None on a cluster.
+        worker_mib: the peak of the largest process; None on a cluster, or if it is not above this process's own: Linux counts
+            what a process had before it became a worker.
         command_mib: the peak of this process.
         num_found: planted copies that are to be left out.
     """
@@ -82,14 +83,14 @@ def measure_whole(num_images: int, *, distance: int, memory_bytes: int, work: Pa
     finally:
         shutil.rmtree(folder)
     planted = np.concatenate([corpus.start[shard] + _planted_rows() for shard in range(1, num_shards)])
-    is_local = isinstance(workers, LocalWorkers)
+    is_local, worker_mib = isinstance(workers, LocalWorkers), _peak_mib(resource.RUSAGE_CHILDREN)
     return WholeCost(
         num_images=len(corpus),
         plan=plan_join(len(corpus), distance=distance, memory_bytes=memory_bytes),
         num_workers=workers.count,
         wall_s=wall_s,
         core_s=core_s if is_local else None,
-        worker_mib=_peak_mib(resource.RUSAGE_CHILDREN) if is_local else None,
+        worker_mib=worker_mib if is_local and worker_mib > _peak_mib(resource.RUSAGE_SELF) else None,
         command_mib=_peak_mib(resource.RUSAGE_SELF),
         num_found=int(np.isin(planted, left_out).sum()),
         num_left_out=len(left_out),

@@ -28,7 +28,7 @@ def find_within(
 ) -> Copies:
     """Return images of the corpus to leave out, each with the image that is kept in its place: the largest, then the first.
 
-    By bands, a worker holds a bounded part of the hashes. The command itself holds some 200 bytes an image and, while it
+    By bands, a worker holds a bounded part of the hashes. The command itself holds some 300 bytes an image and, while it
     chooses who stays, some 100 bytes a pair.
 
     Args:
