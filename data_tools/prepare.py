@@ -51,7 +51,7 @@ class Part:
     """Names a folder or URL of shards, and the local folder where what is found of them goes.
 
     Attributes:
-        is_apart: whether the findings are not next to the shards.
+        is_apart: whether the findings are not next to the shards: the test sets' hashes are then not next to theirs either.
     """
 
     shards: str
@@ -70,13 +70,17 @@ class Part:
     def report(self) -> Path:
         return self.findings / "verify.json"
 
+    def work(self, step: str) -> str:
+        """Return where a step keeps what it knows of each shard."""
+        return str(self.findings / f".{step}")
+
 
 def list_parts(folder: str, names: Sequence[str], findings: str | None) -> list[Part]:
     """Return the parts of a set that was made: its splits, or the whole."""
     root = findings_folder(folder, findings)
     is_apart = is_remote(folder) or findings is not None
-    base = folder.rstrip("/")
-    return [Part(f"{base}/{name}" if name else folder, root / name, is_apart) for name in names or [""]]
+    base = folder.rstrip("/") if is_remote(folder) else str(Path(folder))
+    return [Part(f"{base}/{name}" if name else base, root / name, is_apart) for name in names or [""]]
 
 
 def findings_folder(folder: str, findings: str | None) -> Path:
@@ -112,26 +116,20 @@ def prepare(arguments: Namespace, workers: Workers) -> None:
     held_out = [part.shards for part in parts[1:]]
     for part in parts:
         _announce("verify", part.shards)
-        places = {"skip_list": str(part.skip_list), "report": str(part.report)} if part.is_apart else {}
-        values = {"folder": part.shards, "skip": [], "skip_list": None, "report": None, "work": _work(part, "verify"), **places}
-        verify_command.work(Namespace(**values), workers)
+        places = {"skip_list": str(part.skip_list), "report": str(part.report), "work": part.work("verify")}
+        verify_command.work(Namespace(folder=part.shards, skip=[], **places), workers)
         check_whole(part)
     if arguments.against or held_out or arguments.within:
         _announce("dedup", main.shards)
-        values = {"corpus": main.shards, "against": [*arguments.against, *held_out], "work": _work(main, "dedup")}
-        out = str(main.findings) if main.is_apart else None
-        dedup_command.work(Namespace(**{**vars(arguments), **values, "out": out}), workers)
+        places = {"work": main.work("dedup") if main.is_apart else None, "out": str(main.findings)}
+        values = {"corpus": main.shards, "against": [*arguments.against, *held_out], **places}
+        dedup_command.work(Namespace(**{**vars(arguments), **values}), workers)
     for part in parts:
         skips = [str(path) for path in (part.skip_list, part.copies) if path.exists() and read_skips(path)]
         _announce("index", part.shards)
         values = {"folder": part.shards, "source_split": None, "skip": skips, "out": None}
         index_command.work(Namespace(**{**vars(arguments), **values}), workers)
     print(f"\nprepared: data.train={main.shards}" + "".join(f" evaluation.validation={shards}" for shards in held_out))
-
-
-def _work(part: Part, name: str) -> str | None:
-    """Return where a step keeps what it knows of each shard; None for its own choice, next to the shards."""
-    return str(part.findings / f".{name}") if part.is_apart else None
 
 
 def check_whole(part: Part) -> None:

@@ -36,14 +36,13 @@ from data_tools.dedup.exchange import SideName, band_values, num_values, write_r
 from data_tools.dedup.hash_store import ImageSet
 from data_tools.dedup.join import Job, JoinPlan, pairs_of_partition, plan_join
 from data_tools.dedup.matching import Codes, MatchKind, join_copies
-from data_tools.dedup.measure_whole import WholeCost, measure_whole, tabulate_whole
+from data_tools.dedup.measure_whole import COLOUR, WholeCost, draw_flips, measure_whole, peak_mib, tabulate_whole
 from data_tools.dedup.partitions import Partition, cut_values
 from data_tools.dedup.perceptual_hash import HASH_BYTES, VIEW_BYTES
 
 Result = TypeVar("Result")
 
 PLANTED_SHARE = 0.1
-COLOUR = 90
 PROBES = 1 << 16  # random hashes, of which those in a partition lend it the band's bits
 
 
@@ -126,7 +125,7 @@ def _join_partition(sample: _Sample) -> tuple[float, float, NDArray[np.int64]]:
     whole = Partition(sample.part.low, sample.part.high)
     found = join_copies(list(pairs_of_partition(sample.job, sample.band, whole)))
     measured_s = time.process_time() - start
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak_mb = peak_mib(resource.RUSAGE_SELF)
     return measured_s, peak_mb, found.first * (sample.num_left + sample.num_right) + found.second
 
 
@@ -148,9 +147,9 @@ def _write_partition(sample: _Sample) -> NDArray[np.int64]:
     outside = np.flatnonzero(np.unpackbits(~mask))
     for low in range(0, len(rows), PROBES):
         piece = slice(low, low + PROBES)
-        order = generator.random((len(rows[piece]), len(outside))).argsort(axis=1).argsort(axis=1)
-        flips = np.zeros((len(order), 8 * HASH_BYTES), np.uint8)
-        flips[:, outside] = order < generator.integers(0, job.plan.distance + 1, (len(order), 1))
+        drawn = draw_flips(generator, len(rows[piece]), num_bits=len(outside), most=job.plan.distance)
+        flips = np.zeros((len(drawn), 8 * HASH_BYTES), np.uint8)
+        flips[:, outside] = drawn
         left[rows[piece], :HASH_BYTES] = right[sources[piece], :HASH_BYTES] ^ np.packbits(flips, axis=1)
     differing = as_words(left[rows, :HASH_BYTES] ^ right[sources, :HASH_BYTES])
     belongs = np.all([(differing & earlier[:, None]).any(axis=0) for earlier in masks[:-1]], axis=0) | (band == 0)

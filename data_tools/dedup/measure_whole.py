@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +22,9 @@ from data_tools.dedup.within import find_within
 from data_tools.parallel import LocalWorkers, Workers
 
 SHARD_IMAGES = 20_000
-PLANTED_SHARE = 0.01
+NUM_PLANTED = 200  # of a shard's images, the first ones
 COLOUR = 90
 SIDE = 256  # pixels of each image
-TWO_VIEWS = (SHARD_IMAGES, NUM_FRAMES, VIEW_BYTES)
 
 
 @dataclass(frozen=True)
@@ -53,24 +52,23 @@ class WholeCost:
 
 
 def measure_whole(num_images: int, *, distance: int, memory_bytes: int, work: Path, workers: Workers) -> WholeCost:
-    """Make hashes of a corpus in a folder, search it, and remove the folder.
+    """Make hashes of a corpus below a folder, search it, and remove them.
 
     Every hash is random. Of each shard but the first, a hundredth of the images are copies of images of the shard before, with
     up to `distance` bits altered.
 
     Raises:
-        DataError: the folder cannot be written.
+        OSError: the folder cannot be written.
+        DataError: as `find_within`.
     """
     num_shards = max(2, round(num_images / SHARD_IMAGES))
     names = tuple(f"{number:06}.tar" for number in range(num_shards))
-    folder = work / f"measure-{num_shards}-{distance}"
-    folder.mkdir(parents=True)
-    try:
-        tasks = list(enumerate(names))
+    with tempfile.TemporaryDirectory(prefix="measure-whole-", dir=work) as made:
+        folder, tasks = Path(made), list(enumerate(names))
         for _ in workers.map(partial(_make_shard, folder, distance), tasks, description="make hashes", unit="shard"):
             pass
         start, cores = time.monotonic(), _core_seconds()
-        corpus = Catalogue(ImageSet(str(folder), str(folder), names, folder))
+        corpus = Catalogue(ImageSet(made, made, names, folder))
         left_out = find_within(
             corpus,
             left_out=np.zeros(0, np.int64),
@@ -80,18 +78,17 @@ def measure_whole(num_images: int, *, distance: int, memory_bytes: int, work: Pa
             workers=workers,
         ).first
         wall_s, core_s = time.monotonic() - start, _core_seconds() - cores
-    finally:
-        shutil.rmtree(folder)
-    planted = np.concatenate([corpus.start[shard] + _planted_rows() for shard in range(1, num_shards)])
-    is_local, worker_mib = isinstance(workers, LocalWorkers), _peak_mib(resource.RUSAGE_CHILDREN)
+    planted = (corpus.start[1:-1, None] + np.arange(NUM_PLANTED)).ravel()
+    is_local = isinstance(workers, LocalWorkers)
+    command_mib, worker_mib = peak_mib(resource.RUSAGE_SELF), peak_mib(resource.RUSAGE_CHILDREN)
     return WholeCost(
         num_images=len(corpus),
         plan=plan_join(len(corpus), distance=distance, memory_bytes=memory_bytes),
         num_workers=workers.count,
         wall_s=wall_s,
         core_s=core_s if is_local else None,
-        worker_mib=worker_mib if is_local and worker_mib > _peak_mib(resource.RUSAGE_SELF) else None,
-        command_mib=_peak_mib(resource.RUSAGE_SELF),
+        worker_mib=worker_mib if is_local and worker_mib > command_mib else None,
+        command_mib=command_mib,
         num_found=int(np.isin(planted, left_out).sum()),
         num_left_out=len(left_out),
         num_planted=len(planted),
@@ -103,44 +100,50 @@ def _core_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def _peak_mib(who: int) -> float:
+def peak_mib(who: int) -> float:
+    """Return the peak memory of this process, or of the largest of its children."""
     return resource.getrusage(who).ru_maxrss / 1024
 
 
-def _planted_rows() -> NDArray[np.int64]:
-    """Return the rows of a shard's copies. Their originals are in the same rows of the shard before, counted from its end."""
-    return np.arange(int(PLANTED_SHARE * SHARD_IMAGES))
+def draw_flips(generator: np.random.Generator, count: int, *, num_bits: int, most: int) -> NDArray[np.bool_]:
+    """Return which bits of some hashes to alter, (count, num_bits): of each up to `most`, any number as likely as another."""
+    order = generator.random((count, num_bits)).argsort(axis=1).argsort(axis=1)
+    return order < generator.integers(0, most + 1, (count, 1))
+
+
+def _views(generator: np.random.Generator, num_views: int) -> NDArray[np.uint8]:
+    """Return random hashes of a shard's images, (N, V, 45)."""
+    views = np.full((SHARD_IMAGES, num_views, VIEW_BYTES), COLOUR, np.uint8)
+    views[:, :, :HASH_BYTES] = generator.integers(0, 256, (SHARD_IMAGES, num_views, HASH_BYTES), dtype=np.uint8)
+    return views
 
 
 def _frames(number: int) -> NDArray[np.uint8]:
     """Return the hashes of a shard's whole images, (N, 2, 45), before copies are planted."""
-    views = np.full(TWO_VIEWS, COLOUR, np.uint8)
-    views[:, :, :HASH_BYTES] = np.random.default_rng([number, 0]).integers(0, 256, (*TWO_VIEWS[:2], HASH_BYTES), dtype=np.uint8)
-    return views
+    return _views(np.random.default_rng([number, 0]), NUM_FRAMES)
 
 
 def _make_shard(folder: Path, distance: int, task: tuple[int, str]) -> None:
-    """Store the hashes of a shard."""
+    """Store the hashes of a shard. Its first images are copies of the last ones of the shard before, in the other order."""
     number, name = task
     generator = np.random.default_rng([number, 1])
     frames = _frames(number)
     if number:
-        rows = _planted_rows()
-        flips = generator.random((len(rows), 8 * HASH_BYTES)).argsort(axis=1).argsort(axis=1)
-        altered = flips < generator.integers(0, distance + 1, (len(rows), 1))
-        originals = _frames(number - 1)[-1 - rows, 0, :HASH_BYTES]
-        frames[rows, 0, :HASH_BYTES] = originals ^ np.packbits(altered, axis=1)
-    others = {"mirrored": NUM_FRAMES, "crops": NUM_CROPS}
-    views = {part: np.full((SHARD_IMAGES, count, VIEW_BYTES), COLOUR, np.uint8) for part, count in others.items()}
-    for array in views.values():
-        array[:, :, :HASH_BYTES] = generator.integers(0, 256, (*array.shape[:2], HASH_BYTES), dtype=np.uint8)
+        flips = draw_flips(generator, NUM_PLANTED, num_bits=8 * HASH_BYTES, most=distance)
+        originals = _frames(number - 1)[: -NUM_PLANTED - 1 : -1, 0, :HASH_BYTES]
+        frames[:NUM_PLANTED, 0, :HASH_BYTES] = originals ^ np.packbits(flips, axis=1)
     shard = HashedShard(
         name=name,
         facts="made",
         keys=[f"{number:06}-{row:05}" for row in range(SHARD_IMAGES)],
         byte_ranges=np.zeros((SHARD_IMAGES, 2), np.int64),
         size=np.full((SHARD_IMAGES, 2), SIDE, np.int64),
-        hashes=HashTable(frames=frames, detail=np.full(SHARD_IMAGES, 10 * MIN_DETAIL, np.float32), **views),
+        hashes=HashTable(
+            frames=frames,
+            mirrored=_views(generator, NUM_FRAMES),
+            crops=_views(generator, NUM_CROPS),
+            detail=np.full(SHARD_IMAGES, 10 * MIN_DETAIL, np.float32),
+        ),
         undecodable=[],
         num_without_image=0,
     )

@@ -16,14 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pipeline.build.resume import agree_on_start
-from pipeline.build.training import make_training
-from pipeline.config.read import load_config
-from pipeline.config.resolve import resolve_run
-from pipeline.distributed.quiet import quiet_libraries
-from pipeline.distributed.world import World, device_of, die_with_parent, init_process_group, leave_process_group
-from pipeline.launch.signals import StopRequest
-from pipeline.run.lock import RunLock
+from tests.helpers.rank_training import as_rank, train_here
 
 NAMES = ("all_gather", "all_gather_into_tensor", "all_reduce", "barrier", "broadcast", "broadcast_object_list", "reduce")
 FIRST, LAST = 3, 7  # steps
@@ -35,6 +28,9 @@ class CountCollectives(Callback):
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.is_counting = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from here on. DeepSpeed holds some functions since its start, such as that which gathers the weights."""
         for name in NAMES:
             setattr(torch.distributed, name, self._counted(name, getattr(torch.distributed, name)))
 
@@ -51,19 +47,9 @@ class CountCollectives(Callback):
 
 
 def main(path: Path) -> None:
-    die_with_parent()
-    world = World.from_environment()
-    quiet_libraries(is_first=world.is_first)
-    init_process_group(world, timeout_s=600)
-    run = resolve_run(load_config(path), world_size=world.size)
-    lock = RunLock(run.config.run_dir)
-    start = agree_on_start(run, world, device=device_of(world), lock=lock)
-    training = make_training(run.with_precision(start.precision), world=world, stop=StopRequest(), start=start)
     count = CountCollectives()
-    training.trainer.callbacks.append(count)  # type: ignore[attr-defined]
-    training.run()
-    lock.release()
-    leave_process_group()
+    with as_rank() as world:
+        train_here(path, world, count)
     if world.is_first:
         print(f"collectives: {json.dumps(+count.counts)}")
 

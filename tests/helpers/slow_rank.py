@@ -11,14 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pipeline.build.resume import agree_on_start
-from pipeline.build.training import make_training
-from pipeline.config.read import load_config
-from pipeline.config.resolve import resolve_run
-from pipeline.distributed.quiet import quiet_libraries
-from pipeline.distributed.world import World, device_of, die_with_parent, init_process_group, leave_process_group
-from pipeline.launch.signals import StopRequest
-from pipeline.run.lock import RunLock
+from tests.helpers.rank_training import as_rank, train_here
 
 
 class Sleeper(Callback):
@@ -32,19 +25,8 @@ class Sleeper(Callback):
 
 
 def main(config_path: str, sleep_s: float) -> None:
-    die_with_parent()
-    world = World.from_environment()
-    quiet_libraries(is_first=world.is_first)
-    init_process_group(world, timeout_s=300.0)
-    run = resolve_run(load_config(config_path), world_size=world.size)
-    lock = RunLock(run.config.run_dir)
-    start = agree_on_start(run, world, device=device_of(world), lock=lock)
-    training = make_training(run.with_precision(start.precision), world=world, stop=StopRequest(), start=start)
-    if not world.is_first:
-        training.trainer.callbacks.append(Sleeper(sleep_s))  # type: ignore[attr-defined]
-    training.run()
-    lock.release()
-    leave_process_group()
+    with as_rank(timeout_s=300.0) as world:
+        train_here(config_path, world, *([] if world.is_first else [Sleeper(sleep_s)]))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_tools.make.sources.listing import Listing, load_listing
-from data_tools.make.sources.stored import version_of
+from data_tools.make.sources.stored import check_version, version_of
 from pipeline.data.shards.folder import is_remote
 from pipeline.errors import DataError
 from pipeline.files import Draft
@@ -45,8 +45,7 @@ def _list_kept(function: Callable[[Task], Listing], scratch: str, paths: frozens
         except DataError:
             pass  # damaged, or of an older version: listed again
     listing = function(task)
-    if (now := version_of(path)) != version:
-        raise DataError(f"{path} has changed while it was listed (before: {version}; now: {now}); start again when it is final")
+    check_version(path, version, doing="listed")
     stored.parent.mkdir(parents=True, exist_ok=True)
     with Draft(stored) as draft:
         listing.save(draft.path)

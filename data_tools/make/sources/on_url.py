@@ -6,19 +6,18 @@ names such images; these kinds are refused, with what to do instead.
 
 from __future__ import annotations
 
-import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from data_tools.make.sources.files import is_junk
 from data_tools.make.sources.options import SourceOptions
 from data_tools.make.sources.source import Source
-from data_tools.make.sources.stored import file_name, file_stem, read_small, split_path, version_of
+from data_tools.make.sources.stored import file_name, file_stem, read_small, split_path
 from data_tools.make.sources.tables import recognise_tables
 from data_tools.make.sources.tars import recognise_tars
+from data_tools.make.sources.unpack import stamp_files
 from data_tools.make.sources.webdataset_tars import LabelUse
 from pipeline.data.shards.class_names import CLASSES_NAME
-from pipeline.data.shards.folder import CONCURRENT_QUESTIONS, ShardFolder, describe_hub_path
+from pipeline.data.shards.folder import ShardFolder, describe_hub_path
 from pipeline.errors import DataError
 
 KINDS = (
@@ -55,14 +54,7 @@ def recognise_url(url: str, *, options: SourceOptions, label_use: LabelUse, know
         if not paths:
             raise _no_tars(url, names)
     source = recognise_tars(root, paths, options, label_use, known)
-    return replace(source, stamp=_stamp(folder, paths))
-
-
-def _stamp(folder: str, paths: list[str]) -> str:
-    """Hash the files' URLs and versions. The hash tells whether an unread source is the same."""
-    with ThreadPoolExecutor(CONCURRENT_QUESTIONS) as pool:
-        facts = list(zip(paths, pool.map(version_of, paths), strict=True))
-    return hashlib.blake2b(repr((facts, read_small(folder, CLASSES_NAME))).encode(), digest_size=16).hexdigest()
+    return replace(source, stamp=stamp_files(paths, read_small(folder, CLASSES_NAME)))
 
 
 def _no_tars(url: str, names: list[str]) -> DataError:

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from pipeline.data.shards.folder import ShardFolder, is_remote
 from pipeline.data.shards.web import is_web
+from pipeline.errors import DataError
 
 # what stores say of an object that changes with its content; checksums and generations first: a time may have no fractions
 CHECKSUMS = ("ETag", "etag", "md5Hash", "content_hash", "generation")
@@ -107,6 +108,17 @@ def version_of(path: str) -> str:
     facts = ShardFolder(folder).facts(name)
     known = next((names for names in (CHECKSUMS, TIMES) if any(facts.get(one) for one in names)), ())
     return ", ".join([f"{facts.get('size')} bytes", *(f"{one} {facts[one]}" for one in known if facts.get(one))])
+
+
+def check_version(path: str, before: str, *, doing: str) -> None:
+    """Check that a file is still the version that it was.
+
+    Raises:
+        DataError: it has changed.
+        OSError, UnreachableError: as `open_stored`.
+    """
+    if (now := version_of(path)) != before:
+        raise DataError(f"{path} has changed while it was {doing} (before: {before}; now: {now}); start again when it is final")
 
 
 def changed_at(path: str) -> int | str:

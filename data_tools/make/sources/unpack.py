@@ -24,7 +24,7 @@ from data_tools.make.sources.files import sniff_image
 from data_tools.make.sources.listing import Listing, Member, load_listing
 from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.sources.parts import list_parts
-from data_tools.make.sources.stored import version_of
+from data_tools.make.sources.stored import check_version, version_of
 from data_tools.parallel import Workers
 from pipeline.data.shards.folder import CONCURRENT_QUESTIONS, is_remote
 from pipeline.errors import DataError
@@ -100,10 +100,7 @@ def _unpack(read: ReadEntries, scratch: str, stamp: str, classes: Sequence[str] 
             member = Member(sniff_image(entry.image) or UNKNOWN, 0, draft.file.tell(), len(entry.image))
             builder.add(entry.name, labels=entry.labels, members=(member,), row=entry.row)
             draft.file.write(entry.image)
-        if (now := version_of(path)) != version:
-            raise DataError(
-                f"{path} has changed while it was read (before: {version}; now: {now}); start again when it is final"
-            )
+        check_version(path, version, doing="read")
         draft.publish()
     listing = builder.build(layout="ranges", files=(str(images),), classes=classes, origins=(path,))
     with Draft(stored) as draft:
