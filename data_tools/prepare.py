@@ -84,10 +84,19 @@ def list_parts(folder: str, names: Sequence[str], findings: str | None) -> list[
 
 
 def findings_folder(folder: str, findings: str | None) -> Path:
-    """Return where findings go."""
-    if findings is not None:
-        return Path(findings)
-    return Path(f"{folder.rstrip('/').rpartition('/')[2]}-findings" if is_remote(folder) else folder)
+    """Return where findings go.
+
+    Raises:
+        DataError: a URL or a file.
+    """
+    if findings is None and not is_remote(folder):
+        return Path(folder)
+    if findings is not None and is_remote(findings):
+        raise DataError(f"--findings {findings} is a URL; reports, skip lists and hashes need a folder on a disk")
+    place = Path(findings or f"{folder.rstrip('/').rpartition('/')[2]}-findings")
+    if place.exists() and not place.is_dir():
+        raise DataError(f"{place} is a file; name a folder for the findings with --findings")
+    return place
 
 
 def run(arguments: argparse.Namespace) -> None:

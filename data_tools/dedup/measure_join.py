@@ -203,6 +203,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_workers(parser)
     arguments = parser.parse_args(argv)
     cases = itertools.product(arguments.distance, arguments.images, (int(memory * 2**30) for memory in arguments.memory))
+    if arguments.whole and not arguments.work.is_dir():
+        parser.error(f"--work {arguments.work} is no folder")
     if arguments.whole:
         searches: list[WholeCost] = []
         with open_workers(arguments, folders=[str(arguments.work)]) as workers:

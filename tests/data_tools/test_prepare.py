@@ -112,3 +112,7 @@ def test_what_cannot_be_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "prepare has no shares" in capsys.readouterr().err
     assert main(["prepare", str(tmp_path / "nothing"), str(out), "--workers", "1"]) == 2
     assert "nothing" in capsys.readouterr().err
+    assert main(["prepare", str(photos), str(out), "--findings", "s3://bucket/findings"]) == 2
+    assert "--findings s3://bucket/findings is a URL" in capsys.readouterr().err
+    assert main(["prepare", str(photos), str(out), "--findings", str(photos / "class0" / "003.jpg")]) == 2
+    assert "003.jpg is a file; name a folder for the findings" in capsys.readouterr().err
