@@ -23,6 +23,7 @@ PAGES = sorted(
 SOURCES = {path.relative_to(REPOSITORY).as_posix() for root in (*ROOTS, "tests") for path in (REPOSITORY / root).rglob("*.py")}
 CODE = re.compile(r"`([^`\n]+)`")
 FILE = re.compile(r"(?:pipeline|data_tools|tests|docs|configs|slurm)/[\w./-]*")
+CONFIG = re.compile(r"configs/[\w/-]+\.yaml")
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)")
 # `package/module.py`: `function()`, `Class.method()`, `Class`
 NAMED = re.compile(r"`((?:pipeline|data_tools|slurm)/[\w/]+\.(?:py|sh))`: (`[\w.]+(?:\(\))?`(?:, `[\w.]+\(\)`)*)")
@@ -35,6 +36,14 @@ def test_every_file_that_a_page_names_is_there(page: str) -> None:
     linked = {(REPOSITORY / page).parent / target for target in LINK.findall(text)}
     missing = [name for name in sorted(named) if not (REPOSITORY / name).exists()]
     assert missing + [str(path) for path in sorted(linked) if not path.exists()] == []
+
+
+def test_every_configuration_that_a_page_a_help_text_or_a_script_names_is_there() -> None:
+    scripts = [path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "slurm").glob("*.sh")]
+    places = [*PAGES, *scripts, *(name for name in SOURCES if not name.startswith("tests/"))]
+    named = {(place, name) for place in places for name in CONFIG.findall((REPOSITORY / place).read_text())}
+    assert len(named) > 20
+    assert [(place, name) for place, name in sorted(named) if not (REPOSITORY / name).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -9,10 +9,10 @@ from pipeline.launch.imports import collector_paused
 from pipeline.launch.signals import StopRequest
 
 EPILOG = (
-    "examples:\n  python -m pipeline finetune configs/finetune/cifar10.yaml init_from=runs/l16_in21k \\\n"
+    "examples:\n  python -m pipeline finetune configs/finetune/paper_cifar10.yaml init_from=runs/l16_in21k \\\n"
     "      data.train=/data/cifar10/train evaluation.validation='[{name: test, shards: /data/cifar10/test}]'\n"
-    "  python -m pipeline finetune configs/finetune/pets.yaml init_from=L_16.npz ... finetune.seeds=3\n"
-    "  sbatch --array=0-3 slurm/finetune.sh configs/finetune/imagenet.yaml init_from=...   one point a task, then the rest\n\n"
+    "  python -m pipeline finetune configs/finetune/paper_pets.yaml init_from=L_16.npz ... finetune.seeds=3\n"
+    "  sbatch --array=0-3 slurm/finetune.sh configs/finetune/paper_imagenet.yaml init_from=...   a point a task, then the rest\n\n"
     "Every point is a run of `train` in RUN_DIR/grid/POINT, on one machine. The same command resumes where it was stopped or\n"
     "killed, and gives the same table. `train` takes the same file: one training, tested as it goes.\n"
     "RUN_DIR/finetune.json is the table, which `report RUN_DIR` prints and draws. docs/finetuning.md has the recipes."

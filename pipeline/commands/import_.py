@@ -11,7 +11,7 @@ from pipeline.launch.signals import StopRequest
 EPILOG = (
     "examples:\n  python -m pipeline import vit_large_patch16_224.augreg_in21k l16\n"
     "  python -m pipeline import ViT-L_16.npz l16\n"
-    "  python -m pipeline train configs/l16_in1k.yaml init_from=l16/model.safetensors\n\n"
+    "  python -m pipeline train configs/paper/l16_in1k.yaml init_from=l16/model.safetensors\n\n"
     "Reads a folder of timm or transformers (config.json and model.safetensors), Google's .npz files (vision_transformer,\n"
     "big_vision, BiT), and .safetensors, .bin or .pth files with timm's names. Pickled objects are refused. `train` and\n"
     "`embed` read the same paths by themselves: importing is for keeping one format."
