@@ -84,7 +84,7 @@ def look(run: Path) -> str:
     to_json([found])
     read_state(run)
     text = "\n".join([*describe([found], style=PLAIN), *tabulate([found, found], style=PLAIN)])
-    return re.sub(r"\d+ (d|h|min|s)( \d+ (h|min|s))? ago", "AGE ago", text)
+    return re.sub(r"[\d.,]+ (d|h|min|s|ms)( \d+ (h|min|s))? ago", "AGE ago", text)
 
 
 def locations(values: Any) -> Iterator[list[Any]]:
