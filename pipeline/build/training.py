@@ -21,6 +21,7 @@ from pipeline.launch.cores import threads_of_a_rank
 from pipeline.launch.signals import StopRequest
 from pipeline.run.checkpoint import MODEL_FILE, RunFolder
 from pipeline.run.weights import load_tensors, read_weights_header
+from pipeline.train.attention import use_attention
 from pipeline.train.blocks import prepare_blocks
 from pipeline.train.callbacks.checkpointing import Checkpointing, CheckpointPolicy
 from pipeline.train.callbacks.snapshots import RunFacts
@@ -50,9 +51,8 @@ def make_training(run: ResolvedRun, *, world: World, stop: StopRequest, start: R
     if "OMP_NUM_THREADS" not in os.environ:  # otherwise torch has read it
         share = threads_of_a_rank(local_size=world.local_size, has_own_cores=world.launcher in ("slurm", "mpi"))
         torch.set_num_threads(1 if torch.cuda.is_available() else share)
-    if not torch.cuda.is_available():
-        # The fused attention's bf16 backward is three times slower on CPU than the plain one, which also computes in fp32.
-        torch.backends.cuda.enable_flash_sdp(False)
+    device = device_of(world)
+    use_attention(config.trainer.attention, device=device)
     model = make_model(run.model, seed=config.seed)
     objective = config.objective.build(run.model, seed=config.seed, class_names=run.class_names)
     objective.init_weights(config.seed)
@@ -63,9 +63,9 @@ def make_training(run: ResolvedRun, *, world: World, stop: StopRequest, start: R
     elif (weights := open_initial(config)) is not None:
         begin(weights, model, config, resolved=run.model)
     is_even = config.trainer.global_batch_size == world.size * run.accumulation_steps * run.micro_batch_size
-    chosen = prepare_blocks(model, config.trainer, device=device_of(world), is_even=is_even)
-    if chosen is not None and world.is_first:
-        log_line(f"[run] {chosen}")
+    for line in prepare_blocks(model, config.trainer, device=device, is_even=is_even):
+        if world.is_first:
+            log_line(f"[run] {line}")
     module = PretrainModule(
         model=model,
         objective=objective,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.models.base import ModelConfig
 
 CPU_BATCH, MOST_GPU_BATCH = 16, 256
-KINDS = ("loops", "loader", "choices")
+KINDS = ("loops", "loader", "float8", "choices")
 ANY_MEMORY = 2.0**50  # bytes: what is needed is asked, not what fits
 
 
@@ -51,7 +52,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--measure",
         nargs="*",
         choices=KINDS,
-        help="loops: ours, a bare loop, timm and transformers; loader: with real images, which --data names; choices: ZeRO "
+        help="loops: ours, a bare loop, timm and transformers; loader: with real images, which --data names; float8: each "
+        "linear layer of the blocks, then trainings with float8 in all of them and where it wins; choices: ZeRO "
         "stages, compilation, attention, checkpointing (default: loops, and loader with --data)",
     )
     command.add_argument("--data", metavar="SHARDS", help="folder of indexed shards: measure with the real loader too")
@@ -72,15 +74,15 @@ def run(arguments: argparse.Namespace) -> int:
     compiled = has_gpu if arguments.compile is None else arguments.compile
     budget, found, missed = Budget(arguments.budget), {}, []
     print(_heading(arguments), flush=True)
-    groups = _groups(arguments, compiled=compiled, gpu=has_gpu)
     plans: dict[str, Plan] = {}
-    for number, group in enumerate(groups):  # every model's first group before any model's second
-        for name, config in configs.items():
+    for number, choose in enumerate(_groups(arguments, compiled=compiled, gpu=has_gpu)):
+        for name, config in configs.items():  # every model's first group before any model's second
             if not budget.is_left():
-                missed.append(f"{name}: {group.title}")
+                missed.append(f"{name}: {choose.title}")
                 continue
             if name not in plans:
                 plans[name] = _plan(arguments, config, has_gpu=has_gpu)
+            group = choose.group or _float8_group(name, config, plans[name], compiled=compiled)
             profile = arguments.profile if number == 0 and not found else None
             result = measure_group(
                 group, config, plans[name], flops_per_image=_model(config).cost.training_flops, profile=profile
@@ -92,6 +94,14 @@ def run(arguments: argparse.Namespace) -> int:
     if missed:
         print(f"\nnot reached in {arguments.budget:g} minutes: {'; '.join(missed)}", flush=True)
     return 0
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Names a group; None in place of it where it follows from what is measured first."""
+
+    title: str
+    group: Group | None
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -121,16 +131,31 @@ def _model(config: RunConfig) -> ModelConfig:
     return config.model.resolve(head_bias=config.objective.head_bias)
 
 
-def _groups(arguments: argparse.Namespace, *, compiled: bool, gpu: bool) -> list[Group]:
+def _groups(arguments: argparse.Namespace, *, compiled: bool, gpu: bool) -> list[_Chosen]:
     from pipeline.benchmark.train.entries import choice_groups, loader_group, main_group
 
     groups = {
         "loops": [main_group(compiled=compiled)],
         "loader": [loader_group(compiled=compiled)],
+        "float8": [None],  # which layers are in it follows from a measurement
         "choices": choice_groups(compiled=compiled, gpu=gpu),
     }
     chosen = arguments.measure or (["loops"] if arguments.data is None else ["loops", "loader"])
-    return [group for kind in KINDS if kind in chosen for group in groups[kind]]
+    return [
+        _Chosen(kind if group is None else group.title, group) for kind in KINDS if kind in chosen for group in groups[kind]
+    ]
+
+
+def _float8_group(name: str, config: RunConfig, plan: Plan, *, compiled: bool) -> Group:
+    """Print how long each linear layer takes in float8. Return the trainings that follow from it."""
+    from pipeline.benchmark.train.compare import measure_float8
+    from pipeline.benchmark.train.entries import float8_group
+    from pipeline.benchmark.train.layers import layer_table
+
+    times = measure_float8(config, plan, compiled=compiled)
+    print(f"\n## {name}, batch of {plan.batch_size}: linear layers, forward and backward, speed in float8\n", flush=True)
+    print(layer_table(times), flush=True)
+    return float8_group(times, compiled=compiled)
 
 
 def _plan(arguments: argparse.Namespace, config: RunConfig, *, has_gpu: bool) -> Plan:

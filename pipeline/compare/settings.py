@@ -22,6 +22,9 @@ ROUNDING = (
     "trainer.compile",
     "trainer.activation_checkpointing",
     "trainer.precision",
+    "trainer.attention",
+    "trainer.float8",
+    "trainer.float8_layers",
 )
 _WITHOUT_INFLUENCE = ("name", "output_dir", "data.accept", "trainer.max_skipped_steps", "trainer.peak_tflops")
 _SECTIONS_WITHOUT = ("tracking.", "evaluation.", "checkpoint.")

@@ -73,6 +73,18 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _float8_fits(self) -> Self:
+        trainer = self.trainer
+        if trainer.float8 is None and trainer.float8_layers is not None:
+            raise ValueError("trainer.float8_layers says which layers are of float8: set trainer.float8 too, or leave it out")
+        if trainer.float8 is not None and trainer.zero_stage == 3 and trainer.activation_checkpointing != 1:
+            raise ValueError(
+                "trainer.float8 keeps the weights that trainer.zero_stage=3 gathers until the backward pass, unless every "
+                "block is computed again: set trainer.activation_checkpointing=1 too, or a lower stage"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _no_credentials(self) -> Self:
         found = describe_credential(self.model_dump(mode="json"))
         if found is not None:

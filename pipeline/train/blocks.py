@@ -1,4 +1,4 @@
-"""Change how a model's repeated blocks are run: computed again in the backward pass, compiled by themselves."""
+"""Change how a model's repeated blocks are run: in float8, computed again in the backward pass, compiled by themselves."""
 
 from __future__ import annotations
 
@@ -16,34 +16,43 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.models.base import Backbone
+from pipeline.train.float8 import use_float8
 from pipeline.train.section import TrainerSection
 
 Block = TypeVar("Block")
 
 
-def prepare_blocks(model: Backbone, trainer: TrainerSection, *, device: torch.device, is_even: bool) -> str | None:
-    """Compile the model or its blocks, and let blocks be computed again, as the settings say.
+def prepare_blocks(model: Backbone, trainer: TrainerSection, *, device: torch.device, is_even: bool) -> list[str]:
+    """Let blocks compute in float8, compile the model or its blocks, and let blocks be computed again, as the settings say.
 
     Args:
         is_even: whether all micro-batches have as many images.
 
     Returns:
-        What `trainer.compile=auto` has chosen, in words; None on a CPU, where it compiles nothing, and for other settings.
+        What was chosen, in words: layers of float8, and on a GPU what `trainer.compile=auto` compiles.
+
+    Raises:
+        ConfigError: float8 is not for this device, model or environment.
     """
     blocks = model.repeated_blocks()
-    compiled, why = trainer.compile, None
+    said = []
+    if trainer.float8 is not None:
+        said.append(use_float8(blocks, trainer.float8, layers=trainer.float8_layers, device=device))
+    compiled = trainer.compile
     if compiled == "auto":
         reason = why_not_compile(device, has_blocks=bool(blocks), is_even=is_even)
         compiled = "blocks" if reason is None else False
         if device.type == "cuda":
             what = "blocks are compiled" if reason is None else f"nothing is compiled, {reason}"
-            why = f"{what} (trainer.compile=auto)"
+            said.append(f"{what} (trainer.compile=auto)")
+    if trainer.float8 is not None and compiled is False:
+        said.append("WARNING: float8 without compiled blocks takes longer than bf16: each rounding reads and writes memory")
     if compiled == "blocks":
         compile_blocks(blocks)
     checkpoint_blocks(every_nth(blocks, trainer.activation_checkpointing))
     if compiled is True:
         model.compile()
-    return why
+    return said
 
 
 def why_not_compile(device: torch.device, *, has_blocks: bool, is_even: bool) -> str | None:

@@ -9,6 +9,8 @@ from pydantic import Field, PositiveInt
 from pipeline.distributed.precision import TrainingPrecision
 from pipeline.durations import DurationField
 from pipeline.section import FREE, TOLD, Relaunch, Section
+from pipeline.train.attention import AttentionKernel
+from pipeline.train.float8 import Float8Recipe
 
 
 class TrainerSection(Section):
@@ -53,6 +55,25 @@ class TrainerSection(Section):
         default=None,
         description="n: what every n-th block keeps for the backward pass is computed again there instead (1: every block's); "
         "none: all is kept",
+        json_schema_extra=TOLD,
+    )
+    attention: AttentionKernel | None = Field(
+        default=None,
+        description="the only kernel that attention may use; flash3 is FlashAttention-3, where it is installed; torch's own "
+        "choice if not set",
+        json_schema_extra=TOLD,
+    )
+    float8: Float8Recipe | None = Field(
+        default=None,
+        description="products of the repeated blocks in float8 (torchao), scaled by tensor, by row, or by row with "
+        "the weights' gradients in `precision`; for GPUs from Ada (by row: Hopper) on, with compiled blocks",
+        json_schema_extra=TOLD,
+    )
+    float8_layers: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="ends of the names of layers inside a block that float8 is for, such as mlp.up; all whose sizes allow "
+        "it if not set. `benchmark train --measure float8` says where it wins",
         json_schema_extra=TOLD,
     )
     deterministic: bool = Field(

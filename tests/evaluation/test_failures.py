@@ -212,6 +212,7 @@ def test_a_write_that_a_signal_breaks_off_is_not_made_twice(tmp_path: Path, monk
     assert results.waiting == []
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_grow_keeps_nothing_from_being_measured(folder: RunFolder) -> None:
     """The limit on a file's size acts like a full disk, and needs no disk of its own."""
     add_weights(folder, 4)

@@ -36,6 +36,7 @@ GIVEN_TOO = (
     "huggingface-hub", "safetensors", "tqdm", "numpy", "pillow", "pyyaml", "requests", "fsspec", "packaging", "filelock",
 )  # fmt: skip
 TESTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "beartype")
+FLOAT8 = "torchao"
 LEFT_OUT = ("*.png", "*.jpg", "*.svg")  # of docs/
 BUILT_HERE = "deepspeed"  # the registry has no wheel of it
 SCRIPT = """\
@@ -107,7 +108,7 @@ def needed(roots: Iterable[str], *, python: str, without: Iterable[str] = ()) ->
 def wheels_to_bring(*, python: str) -> dict[str, str]:
     """Return what the machine lacks, by name, with the versions of the lock file."""
     given = needed(GIVEN, python=python) | {canonicalize_name(name) for name in (*GIVEN, *GIVEN_TOO)}
-    wanted = needed(["vit-pretraining-pipeline", *TESTS], python=python, without=given) - {"vit-pretraining-pipeline"}
+    wanted = needed(["vit-pretraining-pipeline", *TESTS, FLOAT8], python=python, without=given) - {"vit-pretraining-pipeline"}
     versions = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", LOCK.read_text(), flags=re.MULTILINE))
     pins = {canonicalize_name(name): version for name, version in versions.items()}
     return {name: pins.get(name) or metadata.version(name) for name in sorted(wanted - given)}

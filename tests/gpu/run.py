@@ -84,6 +84,10 @@ def make_parts(out: Path, *, data: Path, scale: str) -> list[Part]:
              "load", "--junitxml", str(out / "tests.xml")),
             300,
         ),
+        benchmark(
+            "float8", "Float8: each linear layer, and trainings", "--models", *dict.fromkeys((large, huge)), "--measure",
+            "float8", most_s=240,
+        ),
         benchmark("choices", "Settings side by side, L/16", "--models", large, "--measure", "choices", most_s=300),
         benchmark(
             "loader", "L/16 with the loader", "--models", large, "--measure", "loader", "--data", str(data), "--workers", "12",

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.run.records import read_metrics
+from pipeline.train.float8 import RECIPES
 from tests.gpu.conftest import ON_CPU, Run
 from tests.helpers.trainings import folder_of
 from tests.laws.test_parity import CLIP, train_plainly
@@ -62,6 +63,26 @@ def test_another_stage_takes_a_checkpoint_over(gpu_config: WriteConfig, on_devic
     on_device("train", str(parts), "trainer.max_steps=5", NVIDIA_TF32_OVERRIDE="0")
     on_device("train", str(parts), "trainer.zero_stage=1", NVIDIA_TF32_OVERRIDE="0")
     assert losses_of(parts)[-7:] == pytest.approx(losses_of(whole)[-7:], rel=1e-4)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_float8_has_the_loss_of_bf16(recipe: str, gpu_config: WriteConfig, on_device: Run) -> None:
+    """Blocks are compiled, and 16 does not divide the rows of a micro-batch."""
+    settings = {"precision": "bf16", "duration": "20 steps"}
+    plain, ours = (gpu_config(name, trainer=settings) for name in ("plain", "float8"))
+    on_device("train", str(plain))
+    on_device("train", str(ours), f"trainer.float8={recipe}", *([] if ON_CPU else ["trainer.compile=blocks"]))
+    assert losses_of(ours) != losses_of(plain)
+    assert losses_of(ours) == pytest.approx(losses_of(plain), rel=0.03)
+
+
+def test_a_resumed_float8_training_has_the_same_bits(gpu_config: WriteConfig, on_device: Run) -> None:
+    settings = {"precision": "bf16", "deterministic": True, "float8": "tensorwise"}
+    whole, parts = (gpu_config(name, trainer=settings) for name in ("whole", "parts"))
+    on_device("train", str(whole))
+    on_device("train", str(parts), "trainer.max_steps=5")
+    on_device("train", str(parts))
+    assert losses_of(parts)[-7:] == losses_of(whole)[-7:]
 
 
 @pytest.mark.parametrize("choice", [{"compile": "blocks"}, {"compile": True}], ids=str)

@@ -222,6 +222,7 @@ def test_what_is_worth_a_line() -> None:
     assert lines(STEP, 0, size=1) == "this step takes 1 of the 3 nodes of its job"
 
 
+@pytest.mark.slow
 def test_training_and_evaluator_refuse_before_they_begin(write_config: WriteConfig, tmp_path: Path) -> None:
     """Here torch sees no GPU, or too few."""
     gpus = ",".join(map(str, range(64)))

@@ -51,10 +51,10 @@ for stage in (0, 3):  # the ends; `tests/laws/test_several_labels.py` trains at 
     SCENARIOS[f"zero{stage}_fp32_masked"] = {"zero_stage": stage, "precision": "fp32"}
 SCENARIOS["zero2_bf16_masked"] = {"zero_stage": 2, "precision": "bf16"}
 SCENARIOS["zero2_bf16_mixed"] = {"zero_stage": 2, "precision": "bf16"}
-# Each stage, precision and kind at least once; CI's slow tests have the other pairs.
+# Each stage and precision at least once, and most kinds; CI's slow tests have the other pairs.
 QUICK = (
-    "zero0_fp32", "zero3_fp32", "zero2_fp32_accumulated", "zero1_fp32_uneven", "zero2_fp32_sgd", "zero0_fp32_mixed",
-    "zero3_fp32_masked", "zero1_bf16", "zero2_bf16", "zero3_bf16", "zero0_bf16_autocast",
+    "zero0_fp32", "zero2_fp32_accumulated", "zero1_fp32_uneven", "zero3_fp32_masked", "zero2_fp32_sgd", "zero1_bf16",
+    "zero3_bf16", "zero0_bf16_autocast",
 )  # fmt: skip
 # What is trained, by the end of a scenario's name: sections that differ.
 KINDS: dict[str, dict[str, dict[str, Any]]] = {

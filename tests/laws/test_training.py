@@ -99,7 +99,11 @@ def test_a_relaunch_of_a_complete_run_does_nothing(reference: RunFolder) -> None
     ("overrides", "message"),
     [
         (("seed=4",), "cannot go on with this configuration: seed (was 3, now 4)"),
-        (("trainer.global_batch_size=16", ONE_RANK), "trainer.global_batch_size (was 8, now 16)"),
+        pytest.param(
+            ("trainer.global_batch_size=16", ONE_RANK),
+            "trainer.global_batch_size (was 8, now 16)",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_relaunch_that_would_corrupt_the_run_is_refused(

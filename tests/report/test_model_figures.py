@@ -34,6 +34,7 @@ def folder(tmp_path: Path, write_config: Callable[..., Path], downstream: dict[s
     return folder
 
 
+@pytest.mark.slow
 def test_every_checkpoint_has_its_figures_the_same_every_time(folder: RunFolder, call: Call) -> None:
     assert call("figures", str(folder.root), "--all-steps", "--count", "4").code == 0
     root = folder.root / "figures"

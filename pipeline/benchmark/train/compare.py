@@ -9,11 +9,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.benchmark.train.entries import PRODUCT, Entry, Group
+from pipeline.benchmark.train.layers import LayerTimes
 from pipeline.benchmark.train.profile import describe_shares
 from pipeline.benchmark.train.work import Work, with_settings
 from pipeline.benchmark.turns import PEERS, Contender
@@ -193,6 +194,25 @@ def find_largest_batch(config: RunConfig) -> int:
     return answer["largest"]
 
 
+def measure_float8(config: RunConfig, plan: Plan, *, compiled: bool) -> list[LayerTimes]:
+    """Return how long the linear layers of the blocks take in float8, and as they are.
+
+    Raises:
+        TrainingError: torchao is not installed, the device has no float8, or the model no such layers.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        entry = Entry("layers", "layers", {"compile": "blocks" if compiled else False})
+        running = _start(entry, config, replace(plan, ranks=1), folder=folder)
+        try:
+            answer = running.wait_until_ready()
+        finally:
+            running.close()
+    if answer is None or not answer["layers"]:
+        problem = running.result.problem or "its blocks have no linear layer whose sizes are multiples of 16"
+        raise TrainingError(f"float8 cannot be measured for {config.model.title}: {problem}")
+    return [LayerTimes(**each) for each in answer["layers"]]
+
+
 def _product_operations() -> float:
     from pipeline.benchmark.train.contender import PRODUCT_SIZE
     from pipeline.distributed.world import World, device_of
@@ -210,7 +230,7 @@ def _start(entry: Entry, config: RunConfig, plan: Plan, *, folder: str) -> _Runn
         num_workers=plan.num_workers if entry.real_data else 0,
         **entry.trainer,
     )
-    work = Work(own.model_dump(mode="json"), entry.loop, entry.attention, real_data=entry.real_data, ranks=plan.ranks)
+    work = Work(own.model_dump(mode="json"), entry.loop, real_data=entry.real_data, ranks=plan.ranks)
     return _Running(entry, work)
 
 

@@ -8,7 +8,6 @@ installed ends with Python's error, whose last line the table shows.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -16,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.benchmark.train.layers import measure_layers
 from pipeline.benchmark.train.peers import timm_model, transformers_model
 from pipeline.benchmark.train.synthetic import make_batch
 from pipeline.benchmark.train.turn import Turn
-from pipeline.benchmark.train.work import Attention, Work
+from pipeline.benchmark.train.work import Work
 from pipeline.build.initial import make_model
 from pipeline.config.resolve import ResolvedRun, resolve_run
 from pipeline.config.run import RunConfig
@@ -30,14 +29,9 @@ from pipeline.distributed.determinism import use_deterministic_kernels
 from pipeline.distributed.precision import TrainingPrecision, choose_training_precision, measure_bf16_speedup
 from pipeline.distributed.world import World, device_of, init_process_group
 from pipeline.errors import PipelineError
+from pipeline.train.attention import use_attention
 from pipeline.train.blocks import prepare_blocks
 
-KERNELS: dict[Attention, SDPBackend] = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,
-}
 PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}
 MOST_IMAGES = 8192  # that the search for the largest micro-batch tries
 
@@ -162,9 +156,7 @@ def main(work: Work) -> None:
     world = World.from_environment() if work.ranks > 1 else World.alone()
     run = resolve_run(config, world_size=work.ranks)
     device = device_of(world)
-    if device.type == "cpu":
-        # As trainings do: on a CPU torch's plain attention is faster in the backward pass.
-        torch.backends.cuda.enable_flash_sdp(False)
+    use_attention(config.trainer.attention, device=device)
     precision = choose_training_precision(
         config.trainer.precision,
         zero_stage=config.trainer.zero_stage,
@@ -172,20 +164,20 @@ def main(work: Work) -> None:
         bf16_speedup=measure_bf16_speedup(device),
     ).precision
     run = run.with_precision(precision)
-    kernels = contextlib.nullcontext() if work.attention is None else sdpa_kernel(KERNELS[work.attention])
-    with kernels:
-        if work.loop == "lightning":
-            from pipeline.benchmark.train.lightning_loop import run_lightning  # other contenders do without Lightning
+    if work.loop == "lightning":
+        from pipeline.benchmark.train.lightning_loop import run_lightning  # other contenders do without Lightning
 
-            run_lightning(run, world=world, real_data=work.real_data)
-        elif work.loop == "bare":
-            run_bare(run, world=world)
-        elif work.loop == "search":
-            search_largest(run, device=device)
-        elif work.loop == "product":
-            run_product(device=device, precision=precision)
-        else:
-            run_peer(timm_model if work.loop == "timm" else transformers_model, run, world=world)
+        run_lightning(run, world=world, real_data=work.real_data)
+    elif work.loop == "bare":
+        run_bare(run, world=world)
+    elif work.loop == "search":
+        search_largest(run, device=device)
+    elif work.loop == "layers":
+        print(json.dumps({"layers": measure_layers(run, device=device)}), flush=True)
+    elif work.loop == "product":
+        run_product(device=device, precision=precision)
+    else:
+        run_peer(timm_model if work.loop == "timm" else transformers_model, run, world=world)
 
 
 if __name__ == "__main__":

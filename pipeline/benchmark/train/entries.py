@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.benchmark.train.work import ATTENTIONS, Attention, Loop
+from pipeline.benchmark.train.layers import LayerTimes, winners
+from pipeline.benchmark.train.work import Loop
+from pipeline.train.attention import KERNELS
+from pipeline.train.float8 import RECIPES
 
 OURS = "ours, Lightning + ZeRO-1"
 BARE = "ours, bare loop"
@@ -20,7 +23,6 @@ class Entry:
     name: str
     loop: Loop
     trainer: Mapping[str, Any] = field(default_factory=dict)  # settings of that section
-    attention: Attention | None = None
     real_data: bool = False
 
 
@@ -84,6 +86,24 @@ def choice_groups(*, compiled: bool, gpu: bool) -> list[Group]:
         Group("deterministic kernels", (default, Entry("deterministic", "lightning", ours | {"deterministic": True})))
     )
     if gpu:
-        kernels = [Entry(f"attention: {name}", "lightning", ours, attention=name) for name in ATTENTIONS]
+        kernels = [Entry(f"attention: {name}", "lightning", ours | {"attention": name}) for name in KERNELS]
         groups.insert(1, Group("attention", (default, *kernels)))
     return groups
+
+
+def float8_group(times: Sequence[LayerTimes], *, compiled: bool) -> Group:
+    """Compare trainings with products of float8, in all layers of the blocks and in those that it made faster.
+
+    Args:
+        times: the layers' own, as measured.
+    """
+    ours: dict[str, Any] = {"compile": "blocks" if compiled else False, "zero_stage": 1}
+    entries = [Entry(OURS, "lightning", ours)]
+    every = {name for each in times for name in each.names}
+    for recipe in RECIPES:
+        entries.append(Entry(f"float8 {recipe}", "lightning", ours | {"float8": recipe}))
+        won = winners(times, recipe)
+        if won and set(won) != every:
+            name = f"float8 {recipe}: {', '.join(won)}"
+            entries.append(Entry(name, "lightning", ours | {"float8": recipe, "float8_layers": won}))
+    return Group("float8", tuple(entries))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pipeline.config.read import load_config
 from pipeline.config.run import RunConfig
 from pipeline.image_size import ImageSize, height_and_width
 
-Loop = Literal["lightning", "bare", "timm", "transformers", "product", "search"]
-Attention = Literal["flash", "cudnn", "efficient", "math"]
-ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
+Loop = Literal["lightning", "bare", "timm", "transformers", "product", "search", "layers"]
 
 ENDLESS = "1000000 steps"
 LOG_EVERY = 10  # steps between two lines of metrics: more often than in any recipe, so that their cost is in the figures
@@ -24,14 +22,12 @@ class Work:
     Attributes:
         config: the whole configuration, as `RunConfig` dumps it.
         loop: what runs it.
-        attention: the only kernel that attention may use; torch's own choice if None.
         real_data: the loader reads `data.train`; else one batch of random pixels is used again and again.
         ranks: processes that do it together.
     """
 
     config: dict[str, Any]
     loop: Loop
-    attention: Attention | None = None
     real_data: bool = False
     ranks: int = 1
 

@@ -84,6 +84,7 @@ def test_no_sample_is_lost_or_repeated(fault: str, local: Path, proxy: FaultProx
     assert retries > 0 or fault in ("slow", "reset", "truncated")
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_and_returns(local: Path, server: S3Server, proxy: FaultProxy) -> None:
     ids, digest, _ = seen(make_stream(str(local)), steps=60)
     stream = make_stream("s3://bucket/corpus")

@@ -160,6 +160,7 @@ def test_images_are_hashed_once_and_again_only_where_a_shard_changed(tmp_path: P
     assert [skip.key for skip in now if skip.shard == "b.tar"] == ["new"]
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_where_it_stopped(tmp_path: Path, test_set: Path) -> None:
     shards = {
         f"{number}.tar": {

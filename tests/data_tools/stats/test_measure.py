@@ -135,6 +135,7 @@ def test_the_sheet_is_a_random_sample_that_depends_on_the_seed_alone(tmp_path: P
     assert measure_shard(shards.folder, "0.tar", seed=1)["drawn"] != measure_shard(shards.folder, "0.tar", seed=0)["drawn"]
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
     write_corpus(tmp_path / "shards", num_shards=20)
     command = [sys.executable, "-m", "data_tools", "stats", str(tmp_path / "shards"), "--workers", "1", "--out"]

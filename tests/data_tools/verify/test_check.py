@@ -184,6 +184,7 @@ def crash_at_b(task: str) -> str:
     return task
 
 
+@pytest.mark.slow
 def test_a_crash_in_a_library_names_the_task() -> None:
     tasks = [*"cdefgb", *"hijk"]
     with pytest.raises(WorkerKilledError, match=r"killed \(SIGSEGV\) while at work on b, a library crashed") as caught:
