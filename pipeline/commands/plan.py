@@ -14,6 +14,7 @@ from pipeline.launch.signals import StopRequest
 if TYPE_CHECKING:
     from pipeline.plan.cluster import Cluster
 
+NETWORK_GB = 400.0  # eight cards of 400 Gb/s
 EPILOG = (
     "examples:\n  python -m pipeline plan configs/l16_in21k.yaml --nodes 4 --samples 14197122 --price 2.50\n"
     "  python -m pipeline plan configs/h14_in21k.yaml trainer.zero_stage=2 --nodes 16 --gpu h200 --samples 14197122 "
@@ -78,7 +79,12 @@ def _add_cluster(command: argparse.ArgumentParser) -> None:
         ("--price", _number, None, "of a GPU hour, in any currency"),
         ("--samples", _whole_number, None, "images in the corpus; the index's if not given"),
         ("--image-bytes", _number, None, "mean size of an image; the index's, else 110000"),
-        ("--network-gb", _number, 400.0, "GB/s that a node sends, by default through eight 400 Gb/s cards"),
+        (
+            "--network-gb",
+            _number,
+            None,
+            f"GB/s that a node sends; if not given that of --measured, else {NETWORK_GB:g}, of eight 400 Gb/s cards",
+        ),
         ("--images-per-core", _number, 600.0, "images that one core decodes a second"),
         (
             "--node-mtbf-hours",
@@ -92,6 +98,9 @@ def _add_cluster(command: argparse.ArgumentParser) -> None:
         shown = text if default is None else f"{text} (default: {default:g})"
         command.add_argument(flag, type=kind, default=default, metavar="N", help=shown)
     command.add_argument(
+        "--measured", type=Path, metavar="FILE", help="of `preflight --json` on several machines: what their network does"
+    )
+    command.add_argument(
         "--simulate", metavar="FILE", help="play 30 days with failures; draw the time lost against the checkpoint interval"
     )
     command.add_argument("--json", action="store_true", help="every number, in bytes, seconds and FLOPs")
@@ -101,8 +110,12 @@ def _read_cluster(arguments: argparse.Namespace) -> Cluster:
     """Return the cluster that the options describe."""
     from pipeline.plan.cluster import Cluster
     from pipeline.plan.failures import LLAMA_3_NODE_MTBF_HOURS
+    from pipeline.plan.measured import read_network
 
-    node_mtbf_hours = arguments.node_mtbf_hours
+    node_mtbf_hours, network_gb, network = arguments.node_mtbf_hours, arguments.network_gb, None
+    if network_gb is None and arguments.measured is not None:
+        network = read_network(arguments.measured)
+        network_gb = network.gb_per_s
     return Cluster(
         gpu=arguments.gpu,
         num_nodes=arguments.nodes,
@@ -111,7 +124,8 @@ def _read_cluster(arguments: argparse.Namespace) -> Cluster:
         headroom=arguments.headroom,
         mfu=arguments.mfu,
         price=arguments.price,
-        network_gb_per_s=arguments.network_gb,
+        network_gb_per_s=NETWORK_GB if network_gb is None else network_gb,
+        network_measured_on=None if network is None else network.num_machines,
         save_s=arguments.save_seconds,
         restart_s=arguments.restart_seconds,
         node_mtbf_hours=LLAMA_3_NODE_MTBF_HOURS if node_mtbf_hours is None else node_mtbf_hours,

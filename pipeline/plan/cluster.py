@@ -16,6 +16,7 @@ class Cluster:
         headroom: part of the memory left to CUDA, NCCL and the allocator's fragments.
         price: price of a GPU for an hour.
         network_gb_per_s: rate at which a node sends to others, in 10^9 bytes.
+        network_measured_on: number of machines between which that rate was measured; None: it was not.
         save_s: time that training waits for a checkpoint.
         restart_s: time from a node's failure to the next step.
     """
@@ -32,6 +33,7 @@ class Cluster:
     save_s: float
     restart_s: float
     images_per_s_per_core: float
+    network_measured_on: int | None = None
 
 
 def check_cluster(cluster: Cluster) -> None:

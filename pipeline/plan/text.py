@@ -172,9 +172,11 @@ def _network(forecast: Forecast) -> str:
             "a larger batch"
         )
     )
+    measured_on = forecast.cluster.network_measured_on
+    source = "" if measured_on is None else f" (measured on {measured_on} machines)"
     return (
         f"{forecast.traffic_bytes / 1e9:.2f} GB from each node a step, {duration(seconds)} at "
-        f"{forecast.cluster.network_gb_per_s:g} GB/s: {verdict}"
+        f"{forecast.cluster.network_gb_per_s:.4g} GB/s{source}: {verdict}"
     )
 
 

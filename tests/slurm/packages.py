@@ -6,8 +6,8 @@ import os
 import shutil
 import subprocess
 
-PACKAGES = ("slurmctld", "slurmd", "munge", "slurm-client")
-PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "unshare", "setpriv")
+PACKAGES = ("slurmctld", "slurmd", "munge", "slurm-client", "faketime")
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "unshare", "setpriv", "faketime")
 INSTALL_TIMEOUT_S = 120
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
