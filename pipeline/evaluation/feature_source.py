@@ -1,15 +1,17 @@
-"""Give the features of a split: from the cache, or computed by this process and its replicas."""
+"""Give the features of a split: from the cache, or computed by this process and its replicas, which do other work too."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from pipeline.data.images.crop import EvalTransform
 from pipeline.data.shards.index import ShardIndex
 from pipeline.evaluation.clock import Clock
 from pipeline.evaluation.feature_cache import FeatureCache, key_of_features
 from pipeline.evaluation.feature_kinds import FeatureKind
-from pipeline.evaluation.features import Features
+from pipeline.evaluation.features import Features, FeatureShare, join
 from pipeline.evaluation.reading import Reading
-from pipeline.evaluation.replicas import Replicas
+from pipeline.evaluation.replicas import Replicas, Share
 from pipeline.run.weights import Weights
 
 
@@ -48,10 +50,19 @@ class FeatureSource:
         found = None if self._cache is None else self._cache.find(key)
         if found is None:
             self.num_computed += 1
-            found = self._replicas.compute(weights, index, kind=kind, transform=transform, description=description)
+            share = FeatureShare(index, transform=transform, kind=kind, description=description)
+            found = join(self.shared(weights, share), num_samples=index.num_samples)
             if self._cache is not None:
                 self._cache.keep(key, found)
         return found
+
+    def shared(self, weights: Weights, share: Share) -> list[Any]:
+        """Return what each process has returned for its blocks of a set.
+
+        Raises:
+            EvaluationError: a replica has died, or failed.
+        """
+        return self._replicas.do(weights, share)
 
     def close(self) -> None:
         """End the other processes."""

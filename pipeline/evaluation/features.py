@@ -16,6 +16,7 @@ from pipeline.evaluation.clock import Clock
 from pipeline.evaluation.feature_kinds import REPRESENTATION, FeatureKind
 from pipeline.evaluation.reading import Reading, read_batches
 from pipeline.models.base import Backbone
+from pipeline.run.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,30 @@ def compute_partial(
     )
 
 
+@dataclass(frozen=True)
+class FeatureShare:
+    """Computes the features of some blocks of a split, in one of the processes that share it."""
+
+    index: ShardIndex
+    transform: EvalTransform
+    kind: FeatureKind
+    description: str
+
+    def __call__(
+        self, weights: Weights, *, blocks: NDArray[np.int64] | None, reading: Reading, clock: Clock
+    ) -> PartialFeatures:
+        return compute_partial(
+            weights.model,
+            self.index,
+            blocks=blocks,
+            transform=self.transform,
+            reading=reading,
+            description=self.description,
+            kind=self.kind,
+            clock=clock,
+        )
+
+
 def join(parts: Sequence[PartialFeatures], *, num_samples: int) -> Features:
     """Put parts together, in the index's order.
 
@@ -81,6 +106,8 @@ def join(parts: Sequence[PartialFeatures], *, num_samples: int) -> Features:
     order = np.argsort(positions)
     unreadable = sum(part.num_unreadable for part in parts)
     assert len(np.unique(positions)) == len(positions) == num_samples - unreadable, "an image is missing, or there twice"
+    if len(parts) == 1:  # without a copy: of ImageNet's images it would take gigabytes
+        return Features(torch.from_numpy(parts[0].values), torch.from_numpy(parts[0].labels), num_unreadable=unreadable)
     return Features(
         values=torch.from_numpy(np.concatenate([part.values for part in parts])[order]),
         labels=torch.from_numpy(np.concatenate([part.labels for part in parts])[order]),
@@ -102,4 +129,4 @@ def extract_features(
     whole = compute_partial(
         model, index, blocks=None, transform=transform, reading=reading, description=description, kind=kind, clock=clock
     )
-    return Features(torch.from_numpy(whole.values), torch.from_numpy(whole.labels), num_unreadable=whole.num_unreadable)
+    return join([whole], num_samples=index.num_samples)

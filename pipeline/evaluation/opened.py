@@ -71,10 +71,9 @@ class OpenedSets:
         self, weights: Weights, tasks: Sequence[EvaluationTask], *, transform: EvalTransform, source: FeatureSource
     ) -> Iterator[Outcome]:
         """Yield the outcomes of tasks, all of one set that is open, each as soon as it is known."""
-        reading = source.reading
         opened = self._sets[tasks[0].dataset]
         if isinstance(opened, HeldOutSet):
-            return measure_upstream(weights, opened, tasks, upstream=self._upstream, transform=transform, reading=reading)
+            return measure_upstream(weights, opened, tasks, upstream=self._upstream, transform=transform, source=source)
         if isinstance(opened, MaskSet):
-            return measure_segmentation(weights, opened, tasks, transform=transform.showing_all(), reading=reading)
+            return measure_segmentation(weights, opened, tasks, transform=transform.showing_all(), source=source)
         return measure_downstream(weights, opened, tasks, protocols=self._section.protocols, transform=transform, source=source)

@@ -1,7 +1,7 @@
 """Share one split's images between several processes, each with a device of its own.
 
-Blocks of images are dealt out in turn. A batch never holds images of two blocks, so features are the same bits for every
-number of processes.
+Blocks of images are dealt out in turn. A batch never holds images of two blocks, so what is computed of it is the same bits
+for every number of processes.
 """
 
 from __future__ import annotations
@@ -13,36 +13,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.images.crop import EvalTransform
 from pipeline.data.shards.index import ShardIndex
 from pipeline.data.workers import ignore_signals, start_process
 from pipeline.errors import ConfigError, EvaluationError, PipelineError
 from pipeline.evaluation.clock import Clock
-from pipeline.evaluation.feature_kinds import FeatureKind
-from pipeline.evaluation.features import Features, PartialFeatures, compute_partial, extract_features, join
 from pipeline.evaluation.reading import Reading
-from pipeline.models.base import Backbone
 from pipeline.run.weights import Weights, load_weights
 
 Pipe = Any  # a connection of `multiprocessing`, whose type has another name on each system
+
+
+class Share(Protocol):
+    """Works on some blocks of a set. It is sent to other processes, and so is what it returns, which is on the CPU."""
+
+    @property
+    def index(self) -> ShardIndex: ...
+
+    def __call__(self, weights: Weights, *, blocks: NDArray[np.int64] | None, reading: Reading, clock: Clock) -> Any:
+        """Do the blocks of these numbers, which ascend; all if None. The model is on the device of the reading."""
 
 
 @dataclass(frozen=True)
 class _Job:
     weights: Path
     digest: str
-    index: ShardIndex
+    share: Share
     blocks: NDArray[np.int64]
-    transform: EvalTransform
     reading: Reading
-    description: str
-    kind: FeatureKind
 
 
 def device_of_replica(device: torch.device, number: int) -> torch.device:
@@ -62,7 +65,7 @@ def device_of_replica(device: torch.device, number: int) -> torch.device:
 
 
 class Replicas:
-    """Holds the processes that compute parts of features next to this one. They start with the first job.
+    """Holds the processes that do shares of a set next to this one. They start with the first job.
 
     Args:
         number: of processes in all, this one among them.
@@ -79,64 +82,33 @@ class Replicas:
         self._devices = [device_of_replica(reading.device, replica) for replica in range(number)]
         self._others: list[tuple[BaseProcess, Pipe]] = []
 
-    def compute(
-        self, weights: Weights, index: ShardIndex, *, kind: FeatureKind, transform: EvalTransform, description: str
-    ) -> Features:
-        """Compute the features of a split.
+    def do(self, weights: Weights, share: Share) -> list[Any]:
+        """Return what each process has returned for its blocks of a set, this one's first.
 
         Raises:
             EvaluationError: a process has died, or failed.
         """
         if self.number == 1:
-            return extract_features(
-                weights.model,
-                index,
-                transform=transform,
-                reading=self._reading,
-                description=description,
-                kind=kind,
-                clock=self._clock,
-            )
-        shares = deal_blocks(len(index.block_samples), self.number)
-        busy = self._send(weights, index, shares[1:], kind=kind, transform=transform, description=description)
-        parts = [
-            compute_partial(
-                weights.model,
-                index,
-                blocks=shares[0],
-                transform=transform,
-                reading=self._reading,
-                description=description,
-                kind=kind,
-                clock=self._clock,
-            )
-        ]
+            return [share(weights, blocks=None, reading=self._reading, clock=self._clock)]
+        shares = deal_blocks(len(share.index.block_samples), self.number)
+        busy = self._send(weights, share, shares[1:])
+        found = [share(weights, blocks=shares[0], reading=self._reading, clock=self._clock)]
         with self._clock.part("other processes"):
-            parts += [self._receive(process, connection) for process, connection in busy]
-        return join(parts, num_samples=index.num_samples)
+            found += [self._receive(process, connection) for process, connection in busy]
+        return found
 
-    def _send(
-        self,
-        weights: Weights,
-        index: ShardIndex,
-        shares: Sequence[NDArray[np.int64]],
-        *,
-        kind: FeatureKind,
-        transform: EvalTransform,
-        description: str,
-    ) -> list[tuple[BaseProcess, Pipe]]:
+    def _send(self, weights: Weights, share: Share, dealt: Sequence[NDArray[np.int64]]) -> list[tuple[BaseProcess, Pipe]]:
         """Give each process that has images to compute its job."""
-        if any(len(share) for share in shares) and not self._others:
+        if any(len(blocks) for blocks in dealt) and not self._others:
             self._start()
         busy = []
-        for replica, share in enumerate(shares, start=1):
-            if not len(share):
+        for replica, blocks in enumerate(dealt, start=1):
+            if not len(blocks):
                 continue
             process, connection = self._others[replica - 1]
             reading = replace(self._reading, device=self._devices[replica], shows_progress=False)
             try:
-                job = _Job(weights.path, weights.header.digest, index, share, transform, reading, description, kind)
-                connection.send(job)
+                connection.send(_Job(weights.path, weights.header.digest, share, blocks, reading))
             except OSError as error:
                 raise self._failed(process) from error
             busy.append((process, connection))
@@ -152,14 +124,14 @@ class Replicas:
             theirs.close()
             self._others.append((process, mine))
 
-    def _receive(self, process: BaseProcess, connection: Pipe) -> PartialFeatures:
+    def _receive(self, process: BaseProcess, connection: Pipe) -> Any:
         try:
-            answer = connection.recv()
+            answer, reason = connection.recv()
         except (EOFError, OSError) as error:
             raise self._failed(process) from error
-        if isinstance(answer, str):
+        if reason is not None:
             self.close()  # others may still be computing: their answers would be taken for the next job's
-            raise EvaluationError(answer)
+            raise EvaluationError(reason)
         return answer
 
     def _failed(self, process: BaseProcess) -> EvaluationError:
@@ -191,32 +163,26 @@ def deal_blocks(num_blocks: int, number: int) -> list[NDArray[np.int64]]:
 def _serve(connection: Pipe) -> None:
     """Compute what the evaluator asks for, until it ends."""
     ignore_signals()  # of a scheduler: the evaluator decides what to do
-    model: tuple[str, Backbone] | None = None
+    weights: Weights | None = None
     while True:
         try:
             job: _Job = connection.recv()
         except EOFError:
             return
+        answer, reason = None, None
         try:
             if job.reading.device.type == "cpu":
                 torch.set_num_threads(job.reading.cpu_threads)
-            if model is None or model[0] != job.digest:
-                model = job.digest, load_weights(job.weights).model.to(job.reading.device)
-            answer: PartialFeatures | str = compute_partial(
-                model[1],
-                job.index,
-                blocks=job.blocks,
-                transform=job.transform,
-                reading=job.reading,
-                description=job.description,
-                kind=job.kind,
-            )
+            if weights is None or weights.header.digest != job.digest:
+                weights = load_weights(job.weights)
+                weights.model.to(job.reading.device)
+            answer = job.share(weights, blocks=job.blocks, reading=job.reading, clock=Clock())
         except PipelineError as error:
-            answer = str(error)
+            reason = str(error)
         except Exception as error:  # a library's error or a bug: shown whole, where the log is
             traceback.print_exc()
-            answer = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {error}"
         try:
-            connection.send(answer)
+            connection.send((answer, reason))
         except OSError:  # the evaluator has ended
             return

@@ -170,8 +170,8 @@ class EvaluationSection(Section):
     replicas: int = Field(
         default=1,
         ge=1,
-        description="processes that share the images of each downstream set, each with its own GPU (and its own decoding "
-        "processes); features are the same bits for any number",
+        description="processes that share the images of each set, each with its own GPU (and its own decoding processes); "
+        "results are the same for any number",
     )
     order: Order = Field(default="oldest", description="which checkpoints are measured first")
     cache_gib: float = Field(

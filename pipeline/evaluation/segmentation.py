@@ -20,13 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.images.crop import EvalTransform
 from pipeline.data.images.masks import IGNORED
 from pipeline.data.shards.index import ShardIndex
 from pipeline.errors import EvaluationError
+from pipeline.evaluation.clock import Clock
 from pipeline.evaluation.failures import failing
+from pipeline.evaluation.feature_source import FeatureSource
 from pipeline.evaluation.mask_sets import MaskSet
 from pipeline.evaluation.measured import Measured
 from pipeline.evaluation.protocols.base import Setting
@@ -49,7 +52,7 @@ class Patches:
 
     values: Tensor  # (N, D) fp32
     labels: Tensor  # (N,) class ids
-    images: Tensor  # (N,) number of each patch's image among the images that have any
+    images: Tensor  # (N,) number of each patch's image among the images that could be read
     num_images: int
     num_unreadable: int
 
@@ -60,15 +63,15 @@ def segmentation_tasks(name: str) -> list[EvaluationTask]:
 
 
 def measure_segmentation(
-    weights: Weights, opened: MaskSet, tasks: Sequence[EvaluationTask], *, transform: EvalTransform, reading: Reading
+    weights: Weights, opened: MaskSet, tasks: Sequence[EvaluationTask], *, transform: EvalTransform, source: FeatureSource
 ) -> Iterator[Outcome]:
-    """Yield the outcome of each task, after one pass over both splits.
+    """Yield the outcome of each task, after one pass over both splits, whose images the source's processes share.
 
     Args:
         transform: shows whole images.
     """
     with failing(opened.name) as failure:
-        values, facts = _measure(weights, opened, transform=transform, reading=reading)
+        values, facts = _measure(weights, opened, transform=transform, source=source)
     if failure.reason is not None:
         yield from (Outcome(task, reason=failure.reason) for task in tasks)
         return
@@ -76,28 +79,21 @@ def measure_segmentation(
 
 
 def _measure(
-    weights: Weights, opened: MaskSet, *, transform: EvalTransform, reading: Reading
+    weights: Weights, opened: MaskSet, *, transform: EvalTransform, source: FeatureSource
 ) -> tuple[dict[str, Measured], dict[str, Any]]:
     grid = grid_of(weights.header.model)
     step = weights.header.step
     train = collect_patches(
-        weights.model, opened.train, grid=grid, transform=transform, reading=reading, description=f"{opened.name} step {step}"
+        weights, opened.train, grid=grid, transform=transform, source=source, description=f"{opened.name} step {step}"
     )
-    probe = choose_probe(train)
-    counts, images, unreadable = np.zeros((NUM_IDS, NUM_IDS), np.int64), 0, 0
-    batches = _batches(opened.test, transform=transform, reading=reading, description=f"{opened.name} test step {step}")
-    for batch in batches:
-        unreadable += batch.num_unreadable
-        if not len(batch.positions):
-            continue
-        images += len(batch.positions)
-        logits = probe.logits(_patches_of(weights.model, batch, grid=grid, reading=reading), grid=grid)
-        for one, mask in zip(logits.split(1), batch.masks.split(1), strict=True):  # all at once would take gigabytes
-            pixels = F.interpolate(one, size=mask.shape[-2:], mode="bilinear", align_corners=False)
-            counts += confusion(probe.classes[pixels.argmax(dim=1)], mask)
+    with source.clock.part(PROTOCOL):
+        probe = choose_probe(train)
+    share = PixelShare(opened.test, grid, transform, f"{opened.name} test step {step}", *probe.folded(), probe.classes.cpu())
+    parts: list[_Pixels] = source.shared(weights, share)
+    images, unreadable = sum(part.images for part in parts), sum(part.unreadable for part in parts)
     if not images:
         raise EvaluationError(f"none of the {unreadable} images of its test split can be read")
-    scores = scores_of(counts)
+    scores = scores_of(np.sum([part.counts for part in parts], axis=0))
     detail = {"classes": scores.num_classes, **probe.detail}
     facts = {
         "test_images": images,
@@ -122,34 +118,77 @@ def grid_of(model: ModelConfig) -> tuple[int, int]:
     return model.patches.rows, model.patches.columns
 
 
+@dataclass(frozen=True)
+class _PartialPatches:
+    """Holds labelled patches of some train images. Arrays are numpy's: processes send them to each other."""
+
+    values: NDArray[np.float32]  # (N, D)
+    labels: NDArray[np.int64]  # (N,) class ids
+    positions: NDArray[np.int64]  # (N,) of each patch's image in the index's order
+    images: NDArray[np.int64]  # (I,) positions of all that were read, with or without a patch that has a class
+    unreadable: int
+
+
+@dataclass(frozen=True)
+class PatchShare:
+    """Draws labelled patches of each image of some blocks, in one of the processes that share a split."""
+
+    index: ShardIndex
+    grid: tuple[int, int]
+    transform: EvalTransform
+    description: str
+
+    def __call__(
+        self, weights: Weights, *, blocks: NDArray[np.int64] | None, reading: Reading, clock: Clock
+    ) -> _PartialPatches:
+        values, labels, positions = list[Tensor](), list[Tensor](), list[int]()
+        images, unreadable = list[int](), 0
+        for batch in clock.waiting(_batches(self, blocks=blocks, reading=reading), "images"):
+            unreadable += batch.num_unreadable
+            if not len(batch.positions):
+                continue
+            images += batch.positions.tolist()
+            features = _patches_of(weights.model, batch, grid=self.grid, reading=reading)
+            classes = classes_of_patches(batch.masks, self.grid)
+            for image, position in enumerate(batch.positions.tolist()):
+                labelled = (classes[image] != IGNORED).nonzero()[:, 0].cpu().numpy()
+                drawn = np.random.default_rng(position).permutation(labelled)[:PATCHES_PER_IMAGE]
+                chosen = torch.from_numpy(np.sort(drawn)).to(features.device)
+                values.append(features[image, chosen].cpu())
+                labels.append(classes[image, chosen].cpu())
+                positions += [position] * len(chosen)
+        none = np.zeros(0, np.int64)
+        if not values:
+            return _PartialPatches(np.zeros((0, 0), np.float32), none, none, none, unreadable)
+        found = torch.cat(values).numpy(), torch.cat(labels).numpy(), np.asarray(positions, np.int64)
+        return _PartialPatches(*found, np.asarray(images, np.int64), unreadable)
+
+
 def collect_patches(
-    model: Backbone, index: ShardIndex, *, grid: tuple[int, int], transform: EvalTransform, reading: Reading, description: str
+    weights: Weights,
+    index: ShardIndex,
+    *,
+    grid: tuple[int, int],
+    transform: EvalTransform,
+    source: FeatureSource,
+    description: str,
 ) -> Patches:
     """Run a frozen model over a split. Return some patches of each image, on the model's device.
 
     Raises:
         EvaluationError: no image can be read, or features are not finite.
     """
-    values: list[Tensor] = []
-    labels: list[Tensor] = []
-    owners: list[Tensor] = []
-    num_images = unreadable = 0
-    for batch in _batches(index, transform=transform, reading=reading, description=description):
-        unreadable += batch.num_unreadable
-        if not len(batch.positions):
-            continue
-        features, classes = _patches_of(model, batch, grid=grid, reading=reading), classes_of_patches(batch.masks, grid)
-        for image, position in enumerate(batch.positions.tolist()):
-            labelled = (classes[image] != IGNORED).nonzero()[:, 0].cpu().numpy()
-            drawn = np.random.default_rng(position).permutation(labelled)[:PATCHES_PER_IMAGE]
-            chosen = torch.from_numpy(np.sort(drawn)).to(features.device)
-            values.append(features[image, chosen])
-            labels.append(classes[image, chosen])
-            owners.append(torch.full_like(chosen, num_images))
-            num_images += 1
-    if not num_images:
+    parts: list[_PartialPatches] = source.shared(weights, PatchShare(index, grid, transform, description))
+    images, unreadable = np.sort(np.concatenate([part.images for part in parts])), sum(part.unreadable for part in parts)
+    if not len(images):
         raise EvaluationError(f"none of the {unreadable} images of its train split can be read")
-    return Patches(torch.cat(values), torch.cat(labels), torch.cat(owners), num_images, unreadable)
+    parts = [part for part in parts if len(part.images)]
+    positions = np.concatenate([part.positions for part in parts])
+    order = np.argsort(positions, kind="stable")
+    values, labels = (np.concatenate(arrays)[order] for arrays in zip(*((p.values, p.labels) for p in parts), strict=True))
+    numbers = np.searchsorted(images, positions[order])
+    tensors = [torch.from_numpy(array).to(source.reading.device) for array in (values, labels, numbers)]
+    return Patches(*tensors, num_images=len(images), num_unreadable=unreadable)
 
 
 @dataclass(frozen=True)
@@ -165,12 +204,53 @@ class PatchProbe:
     classes: Tensor
     detail: dict[str, Any]
 
-    def logits(self, patches: Tensor, *, grid: tuple[int, int]) -> Tensor:
-        """Map features (B, P, D) to (B, C, rows, columns), fp32."""
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Return the weight (D, C) and bias (C,) for features that are not standardised, fp32 on CPU."""
         probe = self.fitted
         weight = (probe.weight / probe.std[:, None]).float()
         bias = (probe.bias - (probe.mean / probe.std) @ probe.weight).float()
-        return (patches @ weight + bias).transpose(1, 2).unflatten(2, grid)
+        return weight.cpu(), bias.cpu()
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Holds how the pixels of some test images were classified: by true class and predicted class."""
+
+    counts: NDArray[np.int64]  # (256, 256)
+    images: int
+    unreadable: int
+
+
+@dataclass(frozen=True)
+class PixelShare:
+    """Classifies the pixels of some blocks, in one of the processes that share a split.
+
+    Attributes:
+        weight, bias, classes: see `PatchProbe`.
+    """
+
+    index: ShardIndex
+    grid: tuple[int, int]
+    transform: EvalTransform
+    description: str
+    weight: Tensor
+    bias: Tensor
+    classes: Tensor
+
+    def __call__(self, weights: Weights, *, blocks: NDArray[np.int64] | None, reading: Reading, clock: Clock) -> _Pixels:
+        weight, bias, classes = (each.to(reading.device) for each in (self.weight, self.bias, self.classes))
+        counts, images, unreadable = np.zeros((NUM_IDS, NUM_IDS), np.int64), 0, 0
+        for batch in clock.waiting(_batches(self, blocks=blocks, reading=reading), "images"):
+            unreadable += batch.num_unreadable
+            if not len(batch.positions):
+                continue
+            images += len(batch.positions)
+            patches = _patches_of(weights.model, batch, grid=self.grid, reading=reading)
+            logits = (patches @ weight + bias).transpose(1, 2).unflatten(2, self.grid)  # (B, C, rows, columns)
+            for one, mask in zip(logits.split(1), batch.masks.split(1), strict=True):  # all at once would take gigabytes
+                pixels = F.interpolate(one, size=mask.shape[-2:], mode="bilinear", align_corners=False)
+                counts += confusion(classes[pixels.argmax(dim=1)], mask)
+        return _Pixels(counts, images, unreadable)
 
 
 def choose_probe(train: Patches) -> PatchProbe:
@@ -246,8 +326,16 @@ def scores_of(counts: np.ndarray) -> Scores:
     return Scores(float((right[there] / union[there]).mean()), float(right.sum() / counts.sum()), int(there.sum()))
 
 
-def _batches(index: ShardIndex, *, transform: EvalTransform, reading: Reading, description: str) -> Iterator[EvalBatch]:
-    return read_batches(index, transform=transform, labels="none", masks="needed", reading=reading, description=description)
+def _batches(share: PatchShare | PixelShare, *, blocks: NDArray[np.int64] | None, reading: Reading) -> Iterator[EvalBatch]:
+    return read_batches(
+        share.index,
+        transform=share.transform,
+        labels="none",
+        masks="needed",
+        reading=reading,
+        description=share.description,
+        blocks=blocks,
+    )
 
 
 @torch.no_grad()

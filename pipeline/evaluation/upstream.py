@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.images.crop import EvalTransform
+from pipeline.data.shards.index import ShardIndex
 from pipeline.errors import EvaluationError
+from pipeline.evaluation.clock import Clock
 from pipeline.evaluation.failures import failing
+from pipeline.evaluation.feature_source import FeatureSource
 from pipeline.evaluation.held_out import Corpus, HeldOutSet
 from pipeline.evaluation.measured import Measured, ValueKind
 from pipeline.evaluation.protocols.base import Setting
@@ -69,90 +73,129 @@ def measure_upstream(
     *,
     upstream: Upstream,
     transform: EvalTransform,
-    reading: Reading,
+    source: FeatureSource,
 ) -> Iterator[Outcome]:
-    """Yield the outcome of each task, after one pass over the images."""
+    """Yield the outcome of each task, after one pass over the images, which the source's processes share."""
     with failing(opened.name) as failure:
-        measure = partial(_measure_any_of, weights, opened) if opened.any_of else partial(_measure, weights, opened, upstream)
-        values, facts = measure(transform=transform, reading=reading)
+        values, facts = _measure(weights, opened, upstream, transform=transform, source=source)
     if failure.reason is not None:
         yield from (Outcome(task, reason=failure.reason) for task in tasks)
         return
     yield from (Outcome(task, value=values[task.setting.measure], facts=facts) for task in tasks)
 
 
-@torch.no_grad()
 def _measure(
-    weights: Weights, opened: HeldOutSet, upstream: Upstream, *, transform: EvalTransform, reading: Reading
+    weights: Weights, opened: HeldOutSet, upstream: Upstream, *, transform: EvalTransform, source: FeatureSource
 ) -> tuple[dict[str, Measured], dict[str, int]]:
-    section, config = upstream.objective, weights.header.model
-    objective = section.build(config, seed=upstream.seed, class_names=upstream.class_names).eval()
-    objective.load_state_dict(weights.objective)
-    objective.to(reading.device)
-    metrics = _make_metrics(section, config, opened.columns)
-    columns = None if opened.columns is None else torch.tensor(opened.columns, device=reading.device)
-    total_loss, images, unreadable = 0.0, 0, 0
     description = f"{opened.name} step {weights.header.step}"
-    for batch in read_batches(
-        opened.index, transform=transform, labels=section.labels, reading=reading, description=description
-    ):
-        unreadable += batch.num_unreadable
-        if not len(batch.positions):
-            continue
-        with reading.autocast():
-            if columns is None:
-                output = objective(weights.model, _as_training_batch(batch))
-                total_loss += float(output.loss) * len(batch.positions)
-                predictions, targets = output.predictions, output.targets
-            else:
-                predictions, targets = weights.model(batch.images)[:, columns], batch.labels
-        _check_finite(predictions)
-        for metric in metrics.values():
-            metric.to(reading.device).update(predictions, targets)
-        images += len(batch.positions)
-    if not images:
-        raise EvaluationError(f"none of its {unreadable} images can be read")
-    values = {name: Measured(float(metric.compute()), kind=_kind(name)) for name, metric in metrics.items()}
-    if columns is None:
-        values["loss"] = Measured(total_loss / images, kind="loss")
-    return values, {"test_images": images, "unreadable": unreadable}
+    parts: list[_Counted] = source.shared(weights, UpstreamShare(opened, upstream, transform, description))
+    whole = parts[0]
+    for part in parts[1:]:
+        whole.add(part)
+    if opened.any_of:
+        counted = int(whole.metrics[ANY_OF].total)  # type: ignore[arg-type]
+        if not counted:
+            raise EvaluationError(f"none of its {whole.images} images has a label, and {whole.unreadable} cannot be read")
+        facts = {"test_images": counted, "without_label": whole.images - counted, "unreadable": whole.unreadable}
+        return {ANY_OF: Measured(float(whole.metrics[ANY_OF].compute()))}, facts
+    if not whole.images:
+        raise EvaluationError(f"none of its {whole.unreadable} images can be read")
+    values = {name: Measured(float(metric.compute()), kind=_kind(name)) for name, metric in whole.metrics.items()}
+    if opened.columns is None:
+        total = 0.0
+        for _, loss in sorted(whole.losses, key=lambda each: each[0]):  # in the index's order: sums depend on it
+            total += loss
+        values["loss"] = Measured(total / whole.images, kind="loss")
+    return values, {"test_images": whole.images, "unreadable": whole.unreadable}
 
 
-@torch.no_grad()
-def _measure_any_of(
-    weights: Weights, opened: HeldOutSet, *, transform: EvalTransform, reading: Reading
-) -> tuple[dict[str, Measured], dict[str, int]]:
-    """Measure ReaL accuracy (arXiv 2006.07159, section 4): predictions that are one of the image's labels.
+@dataclass
+class _Counted:
+    """Holds what was counted on some blocks of a set.
 
-    Images without a label are left out, and counted.
+    Attributes:
+        losses: of each batch, its first image's place in the index, and the sum over its images.
+        metrics: on the CPU.
     """
-    from pipeline.objectives.accuracy import HitAt1
 
-    columns = None if opened.columns is None else torch.tensor(opened.columns, device=reading.device)
-    hits, images, unreadable = HitAt1().to(reading.device), 0, 0
-    description = f"{opened.name} step {weights.header.step}"
-    for batch in read_batches(opened.index, transform=transform, labels="several", reading=reading, description=description):
-        unreadable += batch.num_unreadable
-        if not len(batch.positions):
-            continue
-        with reading.autocast():
-            logits = weights.model(batch.images)
-        predictions = logits if columns is None else logits[:, columns]
-        _check_finite(predictions)
-        hits.update(predictions, multi_hot_targets(batch.labels, batch.label_ends, num_classes=predictions.shape[1]))
-        images += len(batch.positions)
-    counted = int(hits.total)
-    if not counted:
-        raise EvaluationError(f"none of its {images} images has a label, and {unreadable} cannot be read")
-    facts = {"test_images": counted, "without_label": images - counted, "unreadable": unreadable}
-    return {ANY_OF: Measured(float(hits.compute()))}, facts
+    losses: list[tuple[int, float]]
+    metrics: dict[str, Metric]
+    images: int = 0
+    unreadable: int = 0
+
+    def add(self, other: _Counted) -> None:
+        self.losses += other.losses
+        self.images += other.images
+        self.unreadable += other.unreadable
+        for name, metric in self.metrics.items():
+            metric.merge_state(other.metrics[name])
 
 
-def _make_metrics(section: ObjectiveSection, model: ModelConfig, columns: Sequence[int] | None) -> dict[str, Metric]:
-    if columns is None:
+@dataclass(frozen=True)
+class UpstreamShare:
+    """Compares a model's outputs on some blocks of a set, in one of the processes that share it.
+
+    An `any_of` set has ReaL accuracy (arXiv 2006.07159, section 4): predictions that are one of the image's labels. Images
+    without a label are left out, and counted.
+    """
+
+    opened: HeldOutSet
+    upstream: Upstream
+    transform: EvalTransform
+    description: str
+
+    @property
+    def index(self) -> ShardIndex:
+        return self.opened.index
+
+    @torch.no_grad()
+    def __call__(self, weights: Weights, *, blocks: NDArray[np.int64] | None, reading: Reading, clock: Clock) -> _Counted:
+        opened, section, config = self.opened, self.upstream.objective, weights.header.model
+        columns = None if opened.columns is None else torch.tensor(opened.columns, device=reading.device)
+        objective = None
+        if columns is None and not opened.any_of:
+            objective = section.build(config, seed=self.upstream.seed, class_names=self.upstream.class_names).eval()
+            objective.load_state_dict(weights.objective)
+            objective.to(reading.device)
+        metrics = _make_metrics(section, config, opened.columns, any_of=opened.any_of)
+        found = _Counted([], {name: metric.to(reading.device) for name, metric in metrics.items()})
+        labels = "several" if opened.any_of else section.labels
+        batches = read_batches(
+            self.index, transform=self.transform, labels=labels, reading=reading, description=self.description, blocks=blocks
+        )
+        for batch in clock.waiting(batches, "images"):
+            found.unreadable += batch.num_unreadable
+            if not len(batch.positions):
+                continue
+            with reading.autocast():
+                if objective is not None:
+                    output = objective(weights.model, _as_training_batch(batch))
+                    found.losses.append((int(batch.positions[0]), float(output.loss) * len(batch.positions)))
+                    predictions, targets = output.predictions, output.targets
+                else:
+                    logits = weights.model(batch.images)
+                    predictions, targets = logits if columns is None else logits[:, columns], batch.labels
+            _check_finite(predictions)
+            if opened.any_of:
+                targets = multi_hot_targets(batch.labels, batch.label_ends, num_classes=predictions.shape[1])
+            for metric in found.metrics.values():
+                metric.update(predictions, targets)
+            found.images += len(batch.positions)
+        for metric in found.metrics.values():
+            metric.cpu()
+        return found
+
+
+def _make_metrics(
+    section: ObjectiveSection, model: ModelConfig, columns: Sequence[int] | None, *, any_of: bool = False
+) -> dict[str, Metric]:
+    if columns is None and not any_of:
         return section.held_out_metrics(model)
-    from pipeline.objectives.accuracy import top_1_and_5
+    from pipeline.objectives.accuracy import HitAt1, top_1_and_5
 
+    if any_of:
+        return {ANY_OF: HitAt1()}
+    assert columns is not None
     return top_1_and_5(len(columns))
 
 

@@ -22,6 +22,7 @@ def top_1_and_5(num_classes: int) -> dict[str, Metric]:
 class HitAt1(Metric):
     """Measures the part of the images whose largest logit is of a class with a target. Images without labels do not count."""
 
+    full_state_update = False  # an update does not depend on the state, so that states may be merged
     hits: Tensor
     total: Tensor
 
@@ -47,6 +48,7 @@ class MeanAveragePrecision(Metric):
     Classes that no image has are left out. The scores of all images are kept, 4 bytes each: images x classes.
     """
 
+    full_state_update = False
     scores: list[Tensor]
     truth: list[Tensor]
 

@@ -18,7 +18,7 @@ from pipeline.errors import EvaluationError
 from pipeline.evaluation.clock import Clock
 from pipeline.evaluation.feature_cache import FeatureCache, key_of_features
 from pipeline.evaluation.feature_kinds import REPRESENTATION, FeatureKind
-from pipeline.evaluation.features import Features, extract_features
+from pipeline.evaluation.features import Features, FeatureShare, extract_features, join
 from pipeline.evaluation.reading import Reading
 from pipeline.evaluation.replicas import Replicas, deal_blocks
 from pipeline.run.checkpoint import RunFolder
@@ -69,8 +69,10 @@ def test_three_processes_compute_the_bits_of_one(
     alone = extract_features(weights.model, index, transform=TRANSFORM, reading=READING, description="")
     assert (len(alone.labels), alone.num_unreadable) == (22, 1)
 
+    share = FeatureShare(index, TRANSFORM, REPRESENTATION, description="")
+
     def compute() -> Features:
-        return three.compute(weights, index, kind=REPRESENTATION, transform=TRANSFORM, description="")
+        return join(three.do(weights, share), num_samples=index.num_samples)
 
     for _ in range(2):
         found = compute()
@@ -91,15 +93,20 @@ def test_three_processes_compute_the_bits_of_one(
     three.close()
     missing = replace(weights, path=folder.root / "no.safetensors")
     with pytest.raises(EvaluationError, match=r"no\.safetensors does not exist"):
-        three.compute(missing, index, kind=REPRESENTATION, transform=TRANSFORM, description="")
+        three.do(missing, share)
 
 
-def test_results_of_three_processes_are_those_of_one(folder: RunFolder, weights: Weights, call: Call) -> None:
-    assert call("evaluate", str(folder.root), "evaluation.cache_gib=0").code == 0
+def test_results_of_three_processes_are_those_of_one(
+    folder: RunFolder, weights: Weights, downstream: dict[str, str], call: Call
+) -> None:
+    """Of a downstream set, and of held-out images of the corpus, of which the loss is a sum in the index's order."""
+    settings = ["evaluation.cache_gib=0", f"evaluation.validation=[{{name: held, shards: {downstream['train']}}}]"]
+    assert call("evaluate", str(folder.root), *settings).code == 0
     rows = read_json_lines(folder.evaluations)
+    assert {row["measure"] for row in rows if row["dataset"] == "held"} == {"loss", "top-1"}
     assert not folder.features.exists()
     folder.evaluations.unlink()
-    assert call("evaluate", str(folder.root), "evaluation.cache_gib=0", "evaluation.replicas=3").code == 0
+    assert call("evaluate", str(folder.root), *settings, "evaluation.replicas=3").code == 0
     assert read_json_lines(folder.evaluations) == rows
 
 
@@ -114,7 +121,7 @@ def test_another_protocol_costs_no_forward_pass(
     def compute(*_: object, **__: object) -> None:
         raise AssertionError("a forward pass")
 
-    monkeypatch.setattr("pipeline.evaluation.replicas.extract_features", compute)
+    monkeypatch.setattr("pipeline.evaluation.features.compute_partial", compute)
     again = call("evaluate", str(folder.root), "evaluation.protocols.few_shot.shots=[1,5,10]")
     assert again.code == 0, again.text
     assert "kept features" in again.text

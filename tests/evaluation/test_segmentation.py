@@ -26,6 +26,7 @@ from pipeline.data.images.decode import UnreadableImage
 from pipeline.data.images.masks import IGNORED, decode_mask, resize_mask
 from pipeline.data.shards.index import load_index
 from pipeline.errors import DataError
+from pipeline.evaluation.feature_source import FeatureSource
 from pipeline.evaluation.mask_sets import open_mask_set
 from pipeline.evaluation.reading import Reading
 from pipeline.evaluation.section import SegmentationSection
@@ -91,12 +92,12 @@ def test_its_values_are_those_of_other_programs(folder: RunFolder, sets: dict[st
     row = rows["mIoU"]
     assert (row["test_images"], row["train_images"], row["classes"], row["protocol_version"]) == (10, 24, 3, 1)
 
-    model = load_weights(folder.weights_of(4)).model
+    weights = load_weights(folder.weights_of(4))
+    model = weights.model
     reading = Reading(device=torch.device("cpu"), precision="fp32", batch_size=7, num_workers=0)
     transform = EvalTransform(image_size=16, short_side=18).showing_all()
-    train = collect_patches(
-        model, load_index(sets["train"]), grid=(2, 2), transform=transform, reading=reading, description="train"
-    )
+    source, index = FeatureSource(reading, cache=None, num_replicas=1), load_index(sets["train"])
+    train = collect_patches(weights, index, grid=(2, 2), transform=transform, source=source, description="train")
     x, labels = train.values.double().numpy(), train.labels.numpy()
     mean, std = x.mean(axis=0), x.std(axis=0)
     theirs = LogisticRegression(C=1 / (row["penalty"] * len(x)), tol=1e-10, max_iter=10_000).fit((x - mean) / std, labels)
@@ -116,6 +117,17 @@ def test_its_values_are_those_of_other_programs(folder: RunFolder, sets: dict[st
     assert row["accuracy"] == pytest.approx(float(metric.compute()), abs=1e-6)
     assert rows["pixel accuracy"]["accuracy"] == pytest.approx(right / total, abs=1e-9)
     assert row["accuracy"] > 1 / 3
+
+
+@pytest.mark.slow
+def test_three_processes_measure_what_one_does(folder: RunFolder, sets: dict[str, str], call: Call) -> None:
+    add_weights(folder, 4)
+    named = f"evaluation.segmentation=[{{name: scenes, train: {sets['train']}, test: {sets['test']}}}]"
+    assert call("evaluate", str(folder.root), named).code == 0
+    rows = read_json_lines(folder.evaluations)
+    folder.evaluations.unlink()
+    assert call("evaluate", str(folder.root), named, "evaluation.replicas=3").code == 0
+    assert read_json_lines(folder.evaluations) == rows
 
 
 def test_the_class_of_a_patch_is_that_of_most_pixels() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from pipeline.evaluation.section import HeldOutSection, ReferenceSection
 from pipeline.files import write_whole
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
 from pipeline.objectives import MaskedPatches
-from pipeline.objectives.accuracy import HitAt1, MeanAveragePrecision
+from pipeline.objectives.accuracy import HitAt1, MeanAveragePrecision, top_k
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.records import read_json_lines
 from pipeline.run.weights import OBJECTIVE_PREFIX, load_weights, save_weights
@@ -231,6 +232,20 @@ def test_masked_patches_are_predicted_by_the_trained_objective(
     assert rows["patch accuracy"]["accuracy"] == pytest.approx(float(right), abs=1e-6)
 
 
+def test_merged_metrics_are_those_of_all_images() -> None:
+    """As three processes count them, each some blocks."""
+    generator = torch.Generator().manual_seed(0)
+    scores, targets = torch.randn(60, 7, generator=generator), (torch.rand(60, 7, generator=generator) < 0.3).float()
+    for kind, truth in ((MeanAveragePrecision, targets), (HitAt1, targets), (partial(top_k, 7, k=2), targets.argmax(dim=1))):
+        whole, *parts = (kind() for _ in range(4))
+        whole.update(scores, truth)
+        for number, part in enumerate(parts):
+            part.update(scores[number::3], truth[number::3])
+        for part in parts[1:]:
+            parts[0].merge_state(part)
+        assert torch.equal(parts[0].compute(), whole.compute())
+
+
 def test_outputs_that_are_not_finite_are_a_failure_with_its_reason(
     folder: RunFolder, downstream: dict[str, str], call: Call
 ) -> None:
@@ -291,6 +306,13 @@ def test_one_of_several_labels_is_enough_and_images_without_do_not_count(folder:
     assert rows["top-1"]["accuracy"] == pytest.approx(sum(right) / len(right))
     assert (rows["top-1"]["test_images"], rows["top-1"]["without_label"]) == (5, 2)
     assert "ci95" in rows["top-1"]
+    # Blocks of two images each, which three processes share.
+    folder.evaluations.unlink()
+    index_folder(str(shards), block_samples=2, workers=LocalWorkers(1))
+    shared = call("evaluate", str(folder.root), f"evaluation.validation=[{sets}]", "evaluation.replicas=3")
+    assert shared.code == 0, shared.text
+    same = ("accuracy", "test_images", "without_label", "ci95")
+    assert [rows_of(folder)["top-1"][name] for name in same] == [rows["top-1"][name] for name in same]
     refused = call("evaluate", str(folder.root), f"evaluation.validation=[{sets.replace('any_of', 'as_trained')}]")
     assert "set labels: any_of" in refused.text
     without = Corpus(4, None, "none")
