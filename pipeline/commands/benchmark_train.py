@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TrainingError
 from pipeline.image_size import image_size
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
             if name not in plans:
                 plans[name] = _plan(arguments, config, has_gpu=has_gpu)
             group = choose.group or _float8_group(name, config, plans[name], compiled=compiled)
+            if group is None:
+                continue
             profile = arguments.profile if number == 0 and not found else None
             result = measure_group(
                 group, config, plans[name], flops_per_image=_model(config).cost.training_flops, profile=profile
@@ -146,13 +148,17 @@ def _groups(arguments: argparse.Namespace, *, compiled: bool, gpu: bool) -> list
     ]
 
 
-def _float8_group(name: str, config: RunConfig, plan: Plan, *, compiled: bool) -> Group:
-    """Print how long each linear layer takes in float8. Return the trainings that follow from it."""
+def _float8_group(name: str, config: RunConfig, plan: Plan, *, compiled: bool) -> Group | None:
+    """Print how long each linear layer takes in float8. Return the trainings that follow from it; None, and why, if none do."""
     from pipeline.benchmark.train.compare import measure_float8
     from pipeline.benchmark.train.entries import float8_group
     from pipeline.benchmark.train.layers import layer_table
 
-    times = measure_float8(config, plan, compiled=compiled)
+    try:
+        times = measure_float8(config, plan, compiled=compiled)
+    except TrainingError as error:  # other groups and models are measured all the same
+        print(f"\n## {name}: float8\n\n{error}", flush=True)
+        return None
     print(f"\n## {name}, batch of {plan.batch_size}: linear layers, forward and backward, speed in float8\n", flush=True)
     print(layer_table(times), flush=True)
     return float8_group(times, compiled=compiled)

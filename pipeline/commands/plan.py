@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.commands.options import add_config, read_run
+from pipeline.errors import ConfigError
 from pipeline.launch.imports import collector_paused
 from pipeline.launch.signals import StopRequest
 
@@ -113,7 +114,9 @@ def _read_cluster(arguments: argparse.Namespace) -> Cluster:
     from pipeline.plan.measured import read_network
 
     node_mtbf_hours, network_gb, network = arguments.node_mtbf_hours, arguments.network_gb, None
-    if network_gb is None and arguments.measured is not None:
+    if arguments.measured is not None:
+        if network_gb is not None:
+            raise ConfigError("--network-gb and --measured both say what the network does: give one")
         network = read_network(arguments.measured)
         network_gb = network.gb_per_s
     return Cluster(

@@ -73,6 +73,18 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _attention_fits(self) -> Self:
+        kernel, trainer = self.trainer.attention, self.trainer
+        if trainer.deterministic and kernel in ("efficient", "cudnn"):
+            raise ValueError(
+                f"trainer.attention={kernel} has a backward pass that adds in any order: with trainer.deterministic=true take "
+                "flash or math, or leave it out"
+            )
+        if kernel in ("flash3", "cudnn") and trainer.precision == "fp32":
+            raise ValueError(f"trainer.attention={kernel} computes bf16 alone: leave it out with trainer.precision=fp32")
+        return self
+
+    @model_validator(mode="after")
     def _float8_fits(self) -> Self:
         trainer = self.trainer
         if trainer.float8 is None and trainer.float8_layers is not None:

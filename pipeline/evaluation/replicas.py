@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +31,10 @@ Pipe = Any  # a connection of `multiprocessing`, whose type has another name on 
 
 
 class Share(Protocol):
-    """Works on some blocks of a set. It is sent to other processes, and so is what it returns, which is on the CPU."""
+    """Works on some blocks of a set. It is sent to other processes, and so is what it returns: arrays of numpy's, no tensors.
+
+    torch sends each tensor as an open file, of which a process may have some hundred.
+    """
 
     @property
     def index(self) -> ShardIndex: ...
@@ -92,9 +96,13 @@ class Replicas:
             return [share(weights, blocks=None, reading=self._reading, clock=self._clock)]
         shares = deal_blocks(len(share.index.block_samples), self.number)
         busy = self._send(weights, share, shares[1:])
-        found = [share(weights, blocks=shares[0], reading=self._reading, clock=self._clock)]
-        with self._clock.part("other processes"):
-            found += [self._receive(process, connection) for process, connection in busy]
+        try:
+            found = [share(weights, blocks=shares[0], reading=self._reading, clock=self._clock)]
+            with self._clock.part("other processes"):
+                found += [self._receive(process, connection) for process, connection in busy]
+        except BaseException:
+            self.close()  # others may still be computing: their answers would be taken for the next job's
+            raise
         return found
 
     def _send(self, weights: Weights, share: Share, dealt: Sequence[NDArray[np.int64]]) -> list[tuple[BaseProcess, Pipe]]:
@@ -130,7 +138,6 @@ class Replicas:
         except (EOFError, OSError) as error:
             raise self._failed(process) from error
         if reason is not None:
-            self.close()  # others may still be computing: their answers would be taken for the next job's
             raise EvaluationError(reason)
         return answer
 
@@ -169,7 +176,6 @@ def _serve(connection: Pipe) -> None:
             job: _Job = connection.recv()
         except EOFError:
             return
-        answer, reason = None, None
         try:
             if job.reading.device.type == "cpu":
                 torch.set_num_threads(job.reading.cpu_threads)
@@ -177,12 +183,13 @@ def _serve(connection: Pipe) -> None:
                 weights = load_weights(job.weights)
                 weights.model.to(job.reading.device)
             answer = job.share(weights, blocks=job.blocks, reading=job.reading, clock=Clock())
+            message = ForkingPickler.dumps((answer, None))
         except PipelineError as error:
-            reason = str(error)
+            message = ForkingPickler.dumps((None, str(error)))
         except Exception as error:  # a library's error or a bug: shown whole, where the log is
             traceback.print_exc()
-            reason = f"{type(error).__name__}: {error}"
+            message = ForkingPickler.dumps((None, f"{type(error).__name__}: {error}"))
         try:
-            connection.send((answer, reason))
+            connection.send_bytes(message)
         except OSError:  # the evaluator has ended
             return

@@ -30,6 +30,7 @@ from pipeline.errors import EvaluationError
 from pipeline.evaluation.clock import Clock
 from pipeline.evaluation.failures import failing
 from pipeline.evaluation.feature_source import FeatureSource
+from pipeline.evaluation.mask_scores import NUM_IDS, classes_of_patches, confusion, scores_of
 from pipeline.evaluation.mask_sets import MaskSet
 from pipeline.evaluation.measured import Measured
 from pipeline.evaluation.protocols.base import Setting
@@ -43,7 +44,6 @@ PROTOCOL = "segmentation"
 VERSION = 1
 MEASURES = ("mIoU", "pixel accuracy")
 PATCHES_PER_IMAGE = 64
-NUM_IDS = 256
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _measure(
     )
     with source.clock.part(PROTOCOL):
         probe = choose_probe(train)
-    share = PixelShare(opened.test, grid, transform, f"{opened.name} test step {step}", *probe.folded(), probe.classes.cpu())
+    share = PixelShare(opened.test, grid, transform, f"{opened.name} test step {step}", *probe.folded())
     parts: list[_Pixels] = source.shared(weights, share)
     images, unreadable = sum(part.images for part in parts), sum(part.unreadable for part in parts)
     if not images:
@@ -185,10 +185,17 @@ def collect_patches(
     parts = [part for part in parts if len(part.images)]
     positions = np.concatenate([part.positions for part in parts])
     order = np.argsort(positions, kind="stable")
-    values, labels = (np.concatenate(arrays)[order] for arrays in zip(*((p.values, p.labels) for p in parts), strict=True))
-    numbers = np.searchsorted(images, positions[order])
-    tensors = [torch.from_numpy(array).to(source.reading.device) for array in (values, labels, numbers)]
-    return Patches(*tensors, num_images=len(images), num_unreadable=unreadable)
+    numbers = torch.from_numpy(np.searchsorted(images, positions[order]))
+    labels = torch.from_numpy(np.concatenate([part.labels for part in parts])[order])
+    device = source.reading.device
+    if len(parts) == 1:  # without a copy: the features may fill half of the memory
+        values = torch.from_numpy(parts[0].values).to(device)
+    else:
+        values = torch.empty(len(order), parts[0].values.shape[1], device=device)
+        places = torch.from_numpy(np.argsort(order)).split([len(part.labels) for part in parts])  # of each part's patches
+        for place in reversed(places):
+            values[place.to(device)] = torch.from_numpy(parts.pop().values).to(device)
+    return Patches(values, labels.to(device), numbers.to(device), num_images=len(images), num_unreadable=unreadable)
 
 
 @dataclass(frozen=True)
@@ -204,12 +211,12 @@ class PatchProbe:
     classes: Tensor
     detail: dict[str, Any]
 
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """Return the weight (D, C) and bias (C,) for features that are not standardised, fp32 on CPU."""
+    def folded(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """Return weight (D, C) and bias (C,) for features that are not standardised, fp32, and the class of each output."""
         probe = self.fitted
         weight = (probe.weight / probe.std[:, None]).float()
         bias = (probe.bias - (probe.mean / probe.std) @ probe.weight).float()
-        return weight.cpu(), bias.cpu()
+        return weight.cpu().numpy(), bias.cpu().numpy(), self.classes.cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -226,19 +233,19 @@ class PixelShare:
     """Classifies the pixels of some blocks, in one of the processes that share a split.
 
     Attributes:
-        weight, bias, classes: see `PatchProbe`.
+        weight, bias, classes: see `PatchProbe.folded`.
     """
 
     index: ShardIndex
     grid: tuple[int, int]
     transform: EvalTransform
     description: str
-    weight: Tensor
-    bias: Tensor
-    classes: Tensor
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    classes: NDArray[np.int64]
 
     def __call__(self, weights: Weights, *, blocks: NDArray[np.int64] | None, reading: Reading, clock: Clock) -> _Pixels:
-        weight, bias, classes = (each.to(reading.device) for each in (self.weight, self.bias, self.classes))
+        weight, bias, classes = (torch.from_numpy(each).to(reading.device) for each in (self.weight, self.bias, self.classes))
         counts, images, unreadable = np.zeros((NUM_IDS, NUM_IDS), np.int64), 0, 0
         for batch in clock.waiting(_batches(self, blocks=blocks, reading=reading), "images"):
             unreadable += batch.num_unreadable
@@ -284,46 +291,6 @@ def choose_probe(train: Patches) -> PatchProbe:
         "converged": fitted.convergence.converged,
     }
     return PatchProbe(fitted, classes, detail)
-
-
-def classes_of_patches(masks: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return the class of most pixels of each patch, the smallest of equals: masks (B, H, W) to (B, P) int64.
-
-    It is `IGNORED` where more pixels have no class than have any one class. Height and width are multiples of the grid's.
-    """
-    rows, columns = grid
-    height, width = masks.shape[-2] // rows, masks.shape[-1] // columns
-    tiles = masks.unflatten(1, (rows, height)).unflatten(3, (columns, width)).permute(0, 1, 3, 2, 4).flatten(3)
-    return tiles.flatten(1, 2).long().mode(dim=-1).values
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Holds how well pixels were classified; the mean is over `num_classes` classes."""
-
-    mean_iou: float
-    pixel_accuracy: float
-    num_classes: int
-
-
-def confusion(predicted: Tensor, masks: Tensor) -> np.ndarray:
-    """Count pixels by true and predicted class id, both (B, H, W): (256, 256)."""
-    counted = masks != IGNORED
-    pairs = masks[counted].long() * NUM_IDS + predicted[counted]
-    return torch.bincount(pairs, minlength=NUM_IDS**2).reshape(NUM_IDS, NUM_IDS).cpu().numpy()
-
-
-def scores_of(counts: np.ndarray) -> Scores:
-    """Return the scores of pixels counted by true (rows) and predicted class.
-
-    Raises:
-        EvaluationError: no pixel has a class.
-    """
-    right, union = counts.diagonal(), counts.sum(axis=0) + counts.sum(axis=1) - counts.diagonal()
-    there = union > 0
-    if not there.any():
-        raise EvaluationError("no pixel of its test masks has a class")
-    return Scores(float((right[there] / union[there]).mean()), float(right.sum() / counts.sum()), int(there.sum()))
 
 
 def _batches(share: PatchShare | PixelShare, *, blocks: NDArray[np.int64] | None, reading: Reading) -> Iterator[EvalBatch]:

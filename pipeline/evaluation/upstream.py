@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -89,46 +89,60 @@ def _measure(
 ) -> tuple[dict[str, Measured], dict[str, int]]:
     description = f"{opened.name} step {weights.header.step}"
     parts: list[_Counted] = source.shared(weights, UpstreamShare(opened, upstream, transform, description))
-    whole = parts[0]
-    for part in parts[1:]:
-        whole.add(part)
+    images, unreadable = sum(part.images for part in parts), sum(part.unreadable for part in parts)
+    assert images + unreadable == opened.index.num_samples, "an image is missing, or there twice"
+    metrics = _make_metrics(upstream.objective, weights.header.model, opened.columns, any_of=opened.any_of)
+    for name, metric in metrics.items():
+        for part in parts:
+            _add_states(metric, part.states[name])
     if opened.any_of:
-        counted = int(whole.metrics[ANY_OF].total)  # type: ignore[arg-type]
+        counted = int(metrics[ANY_OF].total)  # type: ignore[arg-type]
         if not counted:
-            raise EvaluationError(f"none of its {whole.images} images has a label, and {whole.unreadable} cannot be read")
-        facts = {"test_images": counted, "without_label": whole.images - counted, "unreadable": whole.unreadable}
-        return {ANY_OF: Measured(float(whole.metrics[ANY_OF].compute()))}, facts
-    if not whole.images:
-        raise EvaluationError(f"none of its {whole.unreadable} images can be read")
-    values = {name: Measured(float(metric.compute()), kind=_kind(name)) for name, metric in whole.metrics.items()}
+            raise EvaluationError(f"none of its {images} images has a label, and {unreadable} cannot be read")
+        facts = {"test_images": counted, "without_label": images - counted, "unreadable": unreadable}
+        return {ANY_OF: Measured(float(metrics[ANY_OF].compute()))}, facts
+    if not images:
+        raise EvaluationError(f"none of its {unreadable} images can be read")
+    values = {name: Measured(float(metric.compute()), kind=_kind(name)) for name, metric in metrics.items()}
     if opened.columns is None:
         total = 0.0
-        for _, loss in sorted(whole.losses, key=lambda each: each[0]):  # in the index's order: sums depend on it
+        for _, loss in sorted(loss for part in parts for loss in part.losses):  # in the index's order: sums depend on it
             total += loss
-        values["loss"] = Measured(total / whole.images, kind="loss")
-    return values, {"test_images": whole.images, "unreadable": whole.unreadable}
+        values["loss"] = Measured(total / images, kind="loss")
+    return values, {"test_images": images, "unreadable": unreadable}
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Counted:
     """Holds what was counted on some blocks of a set.
 
     Attributes:
         losses: of each batch, its first image's place in the index, and the sum over its images.
-        metrics: on the CPU.
+        states: of each metric, by the names of the metric and of the state.
     """
 
     losses: list[tuple[int, float]]
-    metrics: dict[str, Metric]
-    images: int = 0
-    unreadable: int = 0
+    states: dict[str, dict[str, NDArray[Any]]]
+    images: int
+    unreadable: int
 
-    def add(self, other: _Counted) -> None:
-        self.losses += other.losses
-        self.images += other.images
-        self.unreadable += other.unreadable
-        for name, metric in self.metrics.items():
-            metric.merge_state(other.metrics[name])
+
+def _states_of(metric: Metric) -> dict[str, NDArray[Any]]:
+    """Return a metric's states, each as one array; those that are lists, in one piece, and none where a list is empty."""
+    states = {
+        name: torch.cat(value) if isinstance(value, list) and value else value for name, value in metric.metric_state.items()
+    }
+    return {name: value.cpu().numpy() for name, value in states.items() if isinstance(value, Tensor)}
+
+
+def _add_states(metric: Metric, states: dict[str, NDArray[Any]]) -> None:
+    """Add what another process has counted."""
+    metric._update_count += 1  # else `compute` warns that there was no update
+    own = metric.metric_state
+    tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in states.items()}
+    metric.merge_state(
+        {name: ([tensors[name]] if name in tensors else []) if isinstance(own[name], list) else tensors[name] for name in own}
+    )
 
 
 @dataclass(frozen=True)
@@ -158,19 +172,21 @@ class UpstreamShare:
             objective.load_state_dict(weights.objective)
             objective.to(reading.device)
         metrics = _make_metrics(section, config, opened.columns, any_of=opened.any_of)
-        found = _Counted([], {name: metric.to(reading.device) for name, metric in metrics.items()})
+        for metric in metrics.values():
+            metric.to(reading.device)
+        losses, images, unreadable = list[tuple[int, float]](), 0, 0
         labels = "several" if opened.any_of else section.labels
         batches = read_batches(
             self.index, transform=self.transform, labels=labels, reading=reading, description=self.description, blocks=blocks
         )
         for batch in clock.waiting(batches, "images"):
-            found.unreadable += batch.num_unreadable
+            unreadable += batch.num_unreadable
             if not len(batch.positions):
                 continue
             with reading.autocast():
                 if objective is not None:
                     output = objective(weights.model, _as_training_batch(batch))
-                    found.losses.append((int(batch.positions[0]), float(output.loss) * len(batch.positions)))
+                    losses.append((int(batch.positions[0]), float(output.loss) * len(batch.positions)))
                     predictions, targets = output.predictions, output.targets
                 else:
                     logits = weights.model(batch.images)
@@ -178,12 +194,10 @@ class UpstreamShare:
             _check_finite(predictions)
             if opened.any_of:
                 targets = multi_hot_targets(batch.labels, batch.label_ends, num_classes=predictions.shape[1])
-            for metric in found.metrics.values():
+            for metric in metrics.values():
                 metric.update(predictions, targets)
-            found.images += len(batch.positions)
-        for metric in found.metrics.values():
-            metric.cpu()
-        return found
+            images += len(batch.positions)
+        return _Counted(losses, {name: _states_of(metric) for name, metric in metrics.items()}, images, unreadable)
 
 
 def _make_metrics(

@@ -31,7 +31,7 @@ def use_attention(kernel: AttentionKernel | None, *, device: torch.device) -> No
             torch.backends.cuda.enable_flash_sdp(False)
         return
     if kernel == "flash3":
-        _activate_flash3()
+        _activate_flash3(device)
     cuda = torch.backends.cuda
     cuda.enable_flash_sdp(kernel in ("flash", "flash3"))
     cuda.enable_cudnn_sdp(kernel == "cudnn")
@@ -48,8 +48,13 @@ def why_not_flash3() -> str | None:
     return None
 
 
-def _activate_flash3() -> None:
+def _activate_flash3(device: torch.device) -> None:
     why = why_not_flash3()
+    if why is None and torch.cuda.get_device_capability(device)[0] != 9:
+        why = f"{torch.cuda.get_device_name(device)} is no Hopper GPU, which FlashAttention-3 is for"
     if why is not None:
-        raise ConfigError(f"trainer.attention=flash3: {why}")
-    torch.nn.attention.activate_flash_attention_impl("FA3")
+        raise ConfigError(f"trainer.attention=flash3: {why}; leave it out")
+    try:
+        torch.nn.attention.activate_flash_attention_impl("FA3")
+    except (ImportError, RuntimeError) as error:  # its build is of another torch, or has no backward pass
+        raise ConfigError(f"trainer.attention=flash3: FlashAttention-3 cannot be used ({error}); leave it out") from error

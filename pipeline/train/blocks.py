@@ -45,7 +45,7 @@ def prepare_blocks(model: Backbone, trainer: TrainerSection, *, device: torch.de
         if device.type == "cuda":
             what = "blocks are compiled" if reason is None else f"nothing is compiled, {reason}"
             said.append(f"{what} (trainer.compile=auto)")
-    if trainer.float8 is not None and compiled is False:
+    if trainer.float8 is not None and compiled is False and device.type == "cuda":
         said.append("WARNING: float8 without compiled blocks takes longer than bf16: each rounding reads and writes memory")
     if compiled == "blocks":
         compile_blocks(blocks)

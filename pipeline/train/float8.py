@@ -60,6 +60,13 @@ def use_float8(blocks: Sequence[nn.Module], recipe: Float8Recipe, *, layers: Seq
     return f"float8 products, scaled {recipe}, in {count} linear layers: {', '.join(sorted(chosen))}{kept}"
 
 
+def recipes_of(device: torch.device) -> list[Float8Recipe]:
+    """Return the recipes that a device computes."""
+    if device.type != "cuda":
+        return list(RECIPES)
+    return [recipe for recipe in RECIPES if torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY[recipe]]
+
+
 def check_device(recipe: Float8Recipe, device: torch.device) -> None:
     """Check that a device computes products of float8. A CPU rounds to it and multiplies in fp32, to try trainings.
 

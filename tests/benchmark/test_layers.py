@@ -18,7 +18,7 @@ from tests.conftest import run_command
 
 def times(name: str, *, as_is: float, tensorwise: float, rowwise: float, count: int = 24) -> LayerTimes:
     seconds = {AS_IS: as_is, "tensorwise": tensorwise, "rowwise": rowwise, "rowwise_with_gw_hp": 2 * as_is}
-    return LayerTimes([name], count, 12_608, 1024, 4096, seconds)
+    return LayerTimes({name: count}, 12_608, 1024, 4096, seconds)
 
 
 FOUND = [
@@ -32,6 +32,19 @@ def test_layers_win_where_they_save_more_than_noise() -> None:
     assert winners(FOUND, "tensorwise") == ["mlp.up"]  # mlp.down saves a quarter of a per cent
     assert winners(FOUND, "rowwise") == ["mlp.down", "mlp.up"]
     assert winners(FOUND, "rowwise_with_gw_hp") == []
+
+
+def test_a_name_with_two_sizes_wins_by_its_own_layers() -> None:
+    """a gains in 24 layers less than it loses in 24 others; b, of the first size, gains."""
+    shared = LayerTimes({"a": 24, "b": 24}, 64, 16, 16, {AS_IS: 1.0, "tensorwise": 0.88})
+    other = LayerTimes({"a": 24}, 64, 32, 32, {AS_IS: 1.0, "tensorwise": 1.12})
+    assert winners([shared, other], "tensorwise") == ["b"]
+
+
+def test_recipes_that_a_gpu_lacks_are_left_out() -> None:
+    ada = [LayerTimes({"mlp.up": 24}, 64, 16, 16, {AS_IS: 1.0, "tensorwise": 0.5})]
+    assert layer_table(ada).endswith("| 1e+03 | 2.000 | - | - |")
+    assert [entry.trainer["float8"] for entry in float8_group(ada, compiled=True).entries] == [None, "tensorwise"]
 
 
 def test_trainings_follow_from_what_won(tmp_path: Path) -> None:
@@ -69,11 +82,11 @@ def test_every_size_of_the_blocks_is_measured(monkeypatch: pytest.MonkeyPatch, t
     )
     found = [LayerTimes(**each) for each in measure_layers(resolve_run(own, world_size=1), device=torch.device("cpu"))]
     # Three images of 4 tokens and a class token; twelve blocks.
-    assert [(each.names, each.count, each.rows, each.inputs, each.outputs) for each in found] == [
-        (["attention.qkv"], 12, 15, 192, 576),
-        (["attention.out"], 12, 15, 192, 192),
-        (["mlp.up"], 12, 15, 192, 768),
-        (["mlp.down"], 12, 15, 768, 192),
+    assert [(each.names, each.rows, each.inputs, each.outputs) for each in found] == [
+        ({"attention.qkv": 12}, 15, 192, 576),
+        ({"attention.out": 12}, 15, 192, 192),
+        ({"mlp.up": 12}, 15, 192, 768),
+        ({"mlp.down": 12}, 15, 768, 192),
     ]
     assert all(set(each.seconds) == {AS_IS, *RECIPES} and min(each.seconds.values()) > 0 for each in found)
 

@@ -6,9 +6,11 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +26,7 @@ from pipeline.evaluation.replicas import Replicas, deal_blocks
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.records import read_json_lines
 from pipeline.run.weights import Weights, load_weights
+from tests.conftest import run_command
 from tests.helpers.evaluations import RESULTS_PER_STEP, Call, add_weights
 
 READING = Reading(torch.device("cpu"), "fp32", batch_size=5, num_workers=0)
@@ -96,6 +99,30 @@ def test_three_processes_compute_the_bits_of_one(
         three.do(missing, share)
 
 
+@dataclass(frozen=True)
+class Failing:
+    """Fails in the process that has the first block, where it is told to; else names the blocks, many arrays with them."""
+
+    index: ShardIndex
+    fails: bool
+
+    def __call__(self, weights: Weights, *, blocks: Any, reading: Reading, clock: Clock) -> list[Any]:
+        if self.fails and 0 in blocks:
+            raise EvaluationError("not finite")
+        return [blocks.tolist(), self.fails, [np.zeros(3) for _ in range(2000)]]
+
+
+@pytest.mark.slow
+def test_a_failure_of_this_process_leaves_no_answer_for_the_next_set(
+    weights: Weights, index: ShardIndex, three: Replicas
+) -> None:
+    with pytest.raises(EvaluationError, match="not finite"):
+        three.do(weights, Failing(index, fails=True))
+    found = three.do(weights, Failing(index, fails=False))
+    assert [fails for _, fails, _ in found] == [False] * 3
+    assert sorted(block for blocks, *_ in found for block in blocks) == list(range(index.num_blocks))
+
+
 def test_results_of_three_processes_are_those_of_one(
     folder: RunFolder, weights: Weights, downstream: dict[str, str], call: Call
 ) -> None:
@@ -106,7 +133,9 @@ def test_results_of_three_processes_are_those_of_one(
     assert {row["measure"] for row in rows if row["dataset"] == "held"} == {"loss", "top-1"}
     assert not folder.features.exists()
     folder.evaluations.unlink()
-    assert call("evaluate", str(folder.root), *settings, "evaluation.replicas=3").code == 0
+    # A command of its own: processes of this one would look for libraries where its tests have found some.
+    shared = run_command("evaluate", str(folder.root), *settings, "evaluation.replicas=3")
+    assert shared.returncode == 0, shared.stdout
     assert read_json_lines(folder.evaluations) == rows
 
 

@@ -27,10 +27,11 @@ from pipeline.data.images.masks import IGNORED, decode_mask, resize_mask
 from pipeline.data.shards.index import load_index
 from pipeline.errors import DataError
 from pipeline.evaluation.feature_source import FeatureSource
+from pipeline.evaluation.mask_scores import classes_of_patches, confusion, scores_of
 from pipeline.evaluation.mask_sets import open_mask_set
 from pipeline.evaluation.reading import Reading
 from pipeline.evaluation.section import SegmentationSection
-from pipeline.evaluation.segmentation import classes_of_patches, collect_patches, confusion, scores_of
+from pipeline.evaluation.segmentation import collect_patches
 from pipeline.files import write_whole
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.records import read_json_lines

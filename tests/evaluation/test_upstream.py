@@ -24,6 +24,7 @@ from pipeline.data.shards.reader import BlockReader
 from pipeline.errors import DataError
 from pipeline.evaluation.held_out import Corpus, examine_held_out, open_held_out, read_class_map
 from pipeline.evaluation.section import HeldOutSection, ReferenceSection
+from pipeline.evaluation.upstream import _add_states, _states_of
 from pipeline.files import write_whole
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
 from pipeline.objectives import MaskedPatches
@@ -31,7 +32,7 @@ from pipeline.objectives.accuracy import HitAt1, MeanAveragePrecision, top_k
 from pipeline.run.checkpoint import RunFolder
 from pipeline.run.records import read_json_lines
 from pipeline.run.weights import OBJECTIVE_PREFIX, load_weights, save_weights
-from tests.conftest import Outcome, encode, make_image, write_tar
+from tests.conftest import Outcome, encode, make_image, run_command, write_tar
 from tests.evaluation.test_requirements import make_split
 from tests.helpers.evaluations import MODEL, add_weights
 
@@ -242,8 +243,12 @@ def test_merged_metrics_are_those_of_all_images() -> None:
         for number, part in enumerate(parts):
             part.update(scores[number::3], truth[number::3])
         for part in parts[1:]:
-            parts[0].merge_state(part)
+            _add_states(parts[0], _states_of(part))
         assert torch.equal(parts[0].compute(), whole.compute())
+        fresh = kind()
+        _add_states(fresh, _states_of(kind()))  # a process without images
+        _add_states(fresh, _states_of(whole))
+        assert torch.equal(fresh.compute(), whole.compute())
 
 
 def test_outputs_that_are_not_finite_are_a_failure_with_its_reason(
@@ -309,8 +314,8 @@ def test_one_of_several_labels_is_enough_and_images_without_do_not_count(folder:
     # Blocks of two images each, which three processes share.
     folder.evaluations.unlink()
     index_folder(str(shards), block_samples=2, workers=LocalWorkers(1))
-    shared = call("evaluate", str(folder.root), f"evaluation.validation=[{sets}]", "evaluation.replicas=3")
-    assert shared.code == 0, shared.text
+    shared = run_command("evaluate", str(folder.root), f"evaluation.validation=[{sets}]", "evaluation.replicas=3")
+    assert shared.returncode == 0, shared.stdout
     same = ("accuracy", "test_images", "without_label", "ci95")
     assert [rows_of(folder)["top-1"][name] for name in same] == [rows["top-1"][name] for name in same]
     refused = call("evaluate", str(folder.root), f"evaluation.validation=[{sets.replace('any_of', 'as_trained')}]")

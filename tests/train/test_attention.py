@@ -58,9 +58,16 @@ def test_a_cpu_says_what_it_has(kernel: AttentionKernel) -> None:
 
 def test_flash_attention_3_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA B200")
     with pytest.raises(ConfigError, match=f"the module {FLASH3_MODULE} of FlashAttention-3 is not installed"):
         use_attention("flash3", device=gpu)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: "there")
+    with pytest.raises(ConfigError, match=r"FlashAttention-3 cannot be used \(No module named"):
+        use_attention("flash3", device=gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (10, 0))
+    with pytest.raises(ConfigError, match="NVIDIA B200 is no Hopper GPU"):
+        use_attention("flash3", device=gpu)
     monkeypatch.delattr(torch.nn.attention, "activate_flash_attention_impl")
     with pytest.raises(ConfigError, match=r"cannot use it: 2\.11 and later can"):
         use_attention("flash3", device=gpu)

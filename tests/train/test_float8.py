@@ -188,6 +188,8 @@ def test_torchao_is_imported_without_a_word_and_the_environment_is_left_alone() 
         (["trainer.float8_layers=[mlp.up]"], "set trainer.float8 too"),
         (["trainer.float8=tensorwise", "trainer.zero_stage=3"], "set trainer.activation_checkpointing=1 too"),
         (["trainer.float8=tensorwise", "trainer.float8_layers=[]"], "float8_layers"),
+        (["trainer.attention=efficient", "trainer.deterministic=true"], "take flash or math"),
+        (["trainer.attention=cudnn", "trainer.precision=fp32"], "computes bf16 alone"),
         (["trainer.float8=e4m3"], "'tensorwise', 'rowwise' or 'rowwise_with_gw_hp'"),
     ],
 )

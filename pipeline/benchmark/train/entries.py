@@ -61,8 +61,9 @@ def choice_groups(*, compiled: bool, gpu: bool) -> list[Group]:
     """Compare settings with the default, in groups that a budget may cut."""
     ours: dict[str, Any] = {"compile": "blocks" if compiled else False, "zero_stage": 1}
     default = Entry(OURS, "lightning", ours)
-    zero = [Entry(f"ZeRO-{stage}", "lightning", ours | {"zero_stage": stage}) for stage in (0, 2, 3)]
-    groups = [Group("ZeRO stages", (default, *zero))]
+    plain = ours | {"float8": None, "float8_layers": None}  # ZeRO-3 has float8 with activation checkpointing alone
+    zero = [Entry(f"ZeRO-{stage}", "lightning", plain | {"zero_stage": stage}) for stage in (0, 2, 3)]
+    groups = [Group("ZeRO stages", (Entry(OURS, "lightning", plain), *zero))]
     if compiled:
         others = {"not compiled": False, "compiled as a whole": True}
         groups.insert(
@@ -97,10 +98,12 @@ def float8_group(times: Sequence[LayerTimes], *, compiled: bool) -> Group:
     Args:
         times: the layers' own, as measured.
     """
-    ours: dict[str, Any] = {"compile": "blocks" if compiled else False, "zero_stage": 1}
+    ours: dict[str, Any] = {"compile": "blocks" if compiled else False, "zero_stage": 1, "float8": None, "float8_layers": None}
     entries = [Entry(OURS, "lightning", ours)]
     every = {name for each in times for name in each.names}
     for recipe in RECIPES:
+        if not all(recipe in each.seconds for each in times):
+            continue  # this device has no such products
         entries.append(Entry(f"float8 {recipe}", "lightning", ours | {"float8": recipe}))
         won = winners(times, recipe)
         if won and set(won) != every:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +16,8 @@ from torch import nn
 from pipeline.benchmark.train.synthetic import make_batch
 from pipeline.build.initial import make_model
 from pipeline.config.resolve import ResolvedRun
-from pipeline.train.float8 import ALIGNMENT, RECIPES, Float8Recipe, use_float8
+from pipeline.distributed.precision import TrainingPrecision
+from pipeline.train.float8 import ALIGNMENT, RECIPES, Float8Recipe, check_device, recipes_of, use_float8
 
 AS_IS = "as it is"
 WORTH = 0.98  # of the time as it is: less than that is a gain, and not noise
@@ -29,14 +30,12 @@ class LayerTimes:
     """Holds how long the layers of one size take, forward and backward.
 
     Attributes:
-        names: of these layers inside a block.
-        count: such layers in the model.
+        names: of these layers inside a block, and how many layers of the model have each.
         rows: that a micro-batch multiplies: images times tokens.
         seconds: of one layer, as it is and by recipe.
     """
 
-    names: list[str]
-    count: int
+    names: dict[str, int]
     rows: int
     inputs: int
     outputs: int
@@ -47,16 +46,21 @@ def measure_layers(run: ResolvedRun, *, device: torch.device) -> list[dict[str, 
     """Return the fields of `LayerTimes` for each size of a linear layer that float8 allows for.
 
     A layer is timed after a LayerNorm, with which compilation fuses the rounding of its inputs, in the precision of the run.
+
+    Raises:
+        ConfigError: torchao is not installed, or the device computes no float8.
     """
-    dtype = torch.float32 if run.precision == "fp32" else torch.bfloat16
+    recipes = recipes_of(device)
+    if not recipes:
+        check_device(RECIPES[0], device)
     compiled = run.config.trainer.compile is not False
     found = []
     for (rows, inputs, outputs), names in _sizes(run, device=device).items():
-        make = functools.partial(_step, inputs, outputs, rows, device=device, dtype=dtype, compiled=compiled)
-        steps = {AS_IS: make(recipe=None), **{recipe: make(recipe=recipe) for recipe in RECIPES}}
+        make = functools.partial(_step, inputs, outputs, rows, device=device, precision=run.precision, compiled=compiled)
+        steps = {AS_IS: make(recipe=None), **{recipe: make(recipe=recipe) for recipe in recipes}}
         seconds = _in_turns(steps, device=device)
         torch._dynamo.reset()  # it compiles the same code eight times at most
-        found.append(asdict(LayerTimes(sorted(set(names)), len(names), rows, inputs, outputs, seconds)))
+        found.append(asdict(LayerTimes(dict(Counter(names)), rows, inputs, outputs, seconds)))
     return found
 
 
@@ -90,20 +94,23 @@ def _step(
     *,
     recipe: Float8Recipe | None,
     device: torch.device,
-    dtype: torch.dtype,
+    precision: TrainingPrecision,
     compiled: bool,
 ) -> Callable[[], None]:
     """Return a function that computes a layer and its gradients once."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32  # of the weights
     layer = nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, outputs)).to(device, dtype)
     if recipe is not None:
         use_float8([layer], recipe, layers=None, device=device)
     if compiled:
         layer.compile()
     value = torch.randn(rows, inputs, device=device, dtype=dtype, requires_grad=True)
-    gradient = torch.randn(rows, outputs, device=device, dtype=dtype)
+    gradient = torch.randn(rows, outputs, device=device)
 
     def step() -> None:
-        layer(value).backward(gradient)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16_autocast"):
+            output = layer(value)
+        output.backward(gradient.to(output.dtype))
         value.grad = None
         layer.zero_grad()
 
@@ -136,9 +143,10 @@ def _time(step: Callable[[], None], repeats: int, *, device: torch.device) -> fl
 def winners(times: Sequence[LayerTimes], recipe: Float8Recipe) -> list[str]:
     """Return the names of the layers that a recipe makes faster. A name with two sizes must win by the sum."""
     gain: dict[str, float] = defaultdict(float)
+    times = [each for each in times if recipe in each.seconds]
     for each in times:
-        for name in each.names:
-            gain[name] += each.count * (WORTH * each.seconds[AS_IS] - each.seconds[recipe])
+        for name, count in each.names.items():
+            gain[name] += count * (WORTH * each.seconds[AS_IS] - each.seconds[recipe])
     return sorted(name for name, seconds in gain.items() if seconds > 0)
 
 
@@ -147,8 +155,8 @@ def layer_table(times: Sequence[LayerTimes]) -> str:
     columns = ["layer", "of the model", "rows x inputs x outputs", "ms", *RECIPES]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for each in times:
-        speeds = [f"{each.seconds[AS_IS] / each.seconds[recipe]:.3f}" for recipe in RECIPES]
+        speeds = [f"{each.seconds[AS_IS] / each.seconds[r]:.3f}" if r in each.seconds else "-" for r in RECIPES]
         size = f"{each.rows:,} x {each.inputs:,} x {each.outputs:,}"
-        cells = [", ".join(each.names), str(each.count), size, f"{1e3 * each.seconds[AS_IS]:.3g}", *speeds]
+        cells = [", ".join(each.names), str(sum(each.names.values())), size, f"{1e3 * each.seconds[AS_IS]:.3g}", *speeds]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
