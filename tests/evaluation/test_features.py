@@ -123,6 +123,7 @@ def test_a_failure_of_this_process_leaves_no_answer_for_the_next_set(
     assert sorted(block for blocks, *_ in found for block in blocks) == list(range(index.num_blocks))
 
 
+@pytest.mark.slow
 def test_results_of_three_processes_are_those_of_one(
     folder: RunFolder, weights: Weights, downstream: dict[str, str], call: Call
 ) -> None:
