@@ -53,7 +53,7 @@ def use_float8(blocks: Sequence[nn.Module], recipe: Float8Recipe, *, layers: Seq
         def is_chosen(module: nn.Module, name: str) -> bool:
             return type(module) is nn.Linear and name in chosen
 
-        count += sum(is_chosen(module, name) for name, module in block.named_modules())
+        count += sum(name in chosen for name, _ in linear_layers(block))
         convert(block, module_filter_fn=is_chosen, config=config)
     rest = sorted(name for name in names if name not in chosen)
     kept = f"; not {', '.join(rest)}" if rest else ""
@@ -87,11 +87,21 @@ def layer_names(blocks: Sequence[nn.Module]) -> dict[str, bool]:
     """Return the names of linear layers inside the blocks, and whether float8 allows for the sizes of all of a name."""
     names: dict[str, bool] = {}
     for block in blocks:
-        for name, module in block.named_modules():
-            if type(module) is nn.Linear:  # a subclass computes something else, or the same in another way
-                fits = module.in_features % ALIGNMENT == 0 and module.out_features % ALIGNMENT == 0
-                names[name] = names.get(name, True) and fits
+        for name, layer in linear_layers(block):
+            names[name] = names.get(name, True) and allows(layer)
     return names
+
+
+def linear_layers(block: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """Yield the linear layers inside a block. A subclass computes something else, or the same in another way."""
+    for name, module in block.named_modules():
+        if type(module) is nn.Linear:
+            yield name, module
+
+
+def allows(layer: nn.Linear) -> bool:
+    """Return whether float8 allows for a layer's sizes."""
+    return layer.in_features % ALIGNMENT == 0 and layer.out_features % ALIGNMENT == 0
 
 
 def _choose(names: dict[str, bool], layers: Sequence[str] | None) -> set[str]:

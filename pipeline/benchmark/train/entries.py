@@ -14,6 +14,7 @@ from pipeline.train.float8 import RECIPES
 OURS = "ours, Lightning + ZeRO-1"
 BARE = "ours, bare loop"
 PRODUCT = "matrix product"
+NO_FLOAT8: dict[str, Any] = {"float8": None, "float8_layers": None}  # whatever the configuration says
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,14 @@ class Group:
     entries: tuple[Entry, ...]
 
 
+def _ours(*, compiled: bool) -> dict[str, Any]:
+    """Return the settings that our contenders share."""
+    return {"compile": "blocks" if compiled else False, "zero_stage": 1}
+
+
 def main_group(*, compiled: bool) -> Group:
     """Compare training as it is with the loop that does nothing else, and with other libraries' models."""
-    ours = {"compile": "blocks" if compiled else False, "zero_stage": 1}
+    ours = _ours(compiled=compiled)
     peers = {"compile": compiled}
     how = ", compiled" if compiled else ""
     return Group(
@@ -53,15 +59,15 @@ def main_group(*, compiled: bool) -> Group:
 
 def loader_group(*, compiled: bool) -> Group:
     """Compare one batch that is always there with the real loader."""
-    ours = {"compile": "blocks" if compiled else False, "zero_stage": 1}
+    ours = _ours(compiled=compiled)
     return Group("loader", (Entry("one batch", "lightning", ours), Entry("the loader", "lightning", ours, real_data=True)))
 
 
 def choice_groups(*, compiled: bool, gpu: bool) -> list[Group]:
     """Compare settings with the default, in groups that a budget may cut."""
-    ours: dict[str, Any] = {"compile": "blocks" if compiled else False, "zero_stage": 1}
+    ours = _ours(compiled=compiled)
     default = Entry(OURS, "lightning", ours)
-    plain = ours | {"float8": None, "float8_layers": None}  # ZeRO-3 has float8 with activation checkpointing alone
+    plain = ours | NO_FLOAT8  # ZeRO-3 has float8 with activation checkpointing alone
     zero = [Entry(f"ZeRO-{stage}", "lightning", plain | {"zero_stage": stage}) for stage in (0, 2, 3)]
     groups = [Group("ZeRO stages", (Entry(OURS, "lightning", plain), *zero))]
     if compiled:
@@ -98,7 +104,7 @@ def float8_group(times: Sequence[LayerTimes], *, compiled: bool) -> Group:
     Args:
         times: the layers' own, as measured.
     """
-    ours: dict[str, Any] = {"compile": "blocks" if compiled else False, "zero_stage": 1, "float8": None, "float8_layers": None}
+    ours = _ours(compiled=compiled) | NO_FLOAT8
     entries = [Entry(OURS, "lightning", ours)]
     every = {name for each in times for name in each.names}
     for recipe in RECIPES:

@@ -17,7 +17,7 @@ from pipeline.benchmark.train.synthetic import make_batch
 from pipeline.build.initial import make_model
 from pipeline.config.resolve import ResolvedRun
 from pipeline.distributed.precision import TrainingPrecision
-from pipeline.train.float8 import ALIGNMENT, RECIPES, Float8Recipe, check_device, recipes_of, use_float8
+from pipeline.train.float8 import RECIPES, Float8Recipe, allows, check_device, linear_layers, recipes_of, use_float8
 
 AS_IS = "as it is"
 WORTH = 0.98  # of the time as it is: less than that is a gain, and not noise
@@ -79,9 +79,9 @@ def _sizes(run: ResolvedRun, *, device: torch.device) -> dict[tuple[int, int, in
         return hook
 
     for block in model.repeated_blocks():
-        for name, module in block.named_modules():
-            if type(module) is nn.Linear and module.in_features % ALIGNMENT == 0 and module.out_features % ALIGNMENT == 0:
-                module.register_forward_hook(note(name))
+        for name, layer in linear_layers(block):
+            if allows(layer):
+                layer.register_forward_hook(note(name))
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=run.precision != "fp32"):
         objective(model, make_batch(run, device=device))
     return sizes
@@ -143,7 +143,6 @@ def _time(step: Callable[[], None], repeats: int, *, device: torch.device) -> fl
 def winners(times: Sequence[LayerTimes], recipe: Float8Recipe) -> list[str]:
     """Return the names of the layers that a recipe makes faster. A name with two sizes must win by the sum."""
     gain: dict[str, float] = defaultdict(float)
-    times = [each for each in times if recipe in each.seconds]
     for each in times:
         for name, count in each.names.items():
             gain[name] += count * (WORTH * each.seconds[AS_IS] - each.seconds[recipe])
