@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from PIL import Image
 from safetensors.torch import load_file
@@ -21,7 +21,8 @@ from pipeline.config.resolve import resolve_run
 from pipeline.config.run import RunConfig
 from pipeline.data.shards.index import assemble_index, save_index
 from pipeline.data.shards.scan import scan_shard
-from pipeline.distributed.world import World, broadcast, device_of
+from pipeline.distributed.precision import TrainingPrecision, choose_training_precision, measure_bf16_speedup
+from pipeline.distributed.world import World, broadcast, device_of, minimum
 from pipeline.errors import PipelineError
 from pipeline.launch.signals import StopRequest
 from pipeline.preflight.measure import Measure
@@ -31,6 +32,10 @@ from pipeline.run.lock import RunLock
 STEPS, HALF = 4, 2
 IMAGES, SIDE, CLASSES = 64, 16, 4
 SHARD = "shard-000000.tar"
+ZERO_STAGE = 2
+# Of the distance that the steps after the resume go. Noise of 0.4 % on outputs of layers, as bf16 rounds, gave 13 %; a resume
+# without the optimizer's moments gave 56 %. The largest difference of one weight does not tell them apart: 1.4e-3 and 1.6e-3.
+MOST_SHARE = 0.25
 
 
 def write_corpus(folder: Path) -> None:
@@ -51,7 +56,7 @@ def write_corpus(folder: Path) -> None:
     save_index(assemble_index(str(folder), [entry]))
 
 
-def make_config(folder: Path, *, name: str, world_size: int, max_steps: int | None) -> RunConfig:
+def make_config(folder: Path, *, name: str, world_size: int, max_steps: int | None, precision: TrainingPrecision) -> RunConfig:
     return RunConfig.model_validate(
         {
             "name": name,
@@ -64,8 +69,8 @@ def make_config(folder: Path, *, name: str, world_size: int, max_steps: int | No
             "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.05, "clip_norm": 1.0},
             "schedule": {"warmup": "1 steps"},
             "trainer": {
-                "duration": f"{STEPS} steps", "max_steps": max_steps, "global_batch_size": 2 * world_size, "zero_stage": 2,
-                "hardware": "found", "hang_timeout_s": None,
+                "duration": f"{STEPS} steps", "max_steps": max_steps, "global_batch_size": 2 * world_size,
+                "zero_stage": ZERO_STAGE, "precision": precision, "hardware": "found", "hang_timeout_s": None,
             },
             "checkpoint": {"every": f"{HALF} steps"},
             "tracking": {"mode": "disabled", "log_every": 1},
@@ -85,9 +90,11 @@ def try_training(folder: Path, world: World) -> Iterator[Measure]:
         if world.is_first:
             write_corpus(folder / "data")
         dist.barrier()
+        precision = _precision(world)
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             for name, max_steps in (("resumed", HALF), ("resumed", None), ("whole", None)):
-                _train(make_config(folder, name=name, world_size=world.size, max_steps=max_steps), world)
+                config = make_config(folder, name=name, world_size=world.size, max_steps=max_steps, precision=precision)
+                _train(config, world)
     except PipelineError as error:
         yield Measure("tiny training", "failed", advice=str(error), severity="problem")
         return
@@ -101,13 +108,26 @@ def try_training(folder: Path, world: World) -> Iterator[Measure]:
         return
     seconds = time.perf_counter() - begin
     yield Measure("tiny training, three launches", seconds, "s")
-    largest = _largest_difference(*(RunFolder(folder / name).weights_of(STEPS) for name in ("resumed", "whole")))
+    whole = RunFolder(folder / "whole")
+    share = distance(RunFolder(folder / "resumed").weights_of(STEPS), whole.weights_of(STEPS)) / distance(
+        whole.weights_of(HALF), whole.weights_of(STEPS)
+    )
     yield Measure(
         "resumed differs by",
-        largest,
-        advice=None if largest <= 1e-3 else "a resumed training is not the same training: report this with the versions above",
+        100 * share,
+        f"% of {STEPS - HALF} steps in {precision}",
+        advice=None
+        if share <= MOST_SHARE
+        else "a resumed training is not the same training: report this with the versions above",
         severity="problem",
     )
+
+
+def _precision(world: World) -> TrainingPrecision:
+    """Return the precision of all launches: chosen by each, it could change where bf16 is about as fast as fp32."""
+    device = device_of(world)
+    speedup = minimum(measure_bf16_speedup(device), device=device)
+    return choose_training_precision("auto", zero_stage=ZERO_STAGE, recorded=None, bf16_speedup=speedup).precision
 
 
 def _train(config: RunConfig, world: World) -> None:
@@ -122,6 +142,7 @@ def _train(config: RunConfig, world: World) -> None:
         lock.release()
 
 
-def _largest_difference(first: Path, second: Path) -> float:
+def distance(first: Path, second: Path) -> float:
+    """Return the Euclidean distance between the weights of two files."""
     ours, theirs = load_file(first), load_file(second)
-    return max(float((ours[name].double() - theirs[name].double()).abs().max()) for name in ours) if ours else torch.nan
+    return math.sqrt(sum(float((ours[name].double() - theirs[name].double()).square().sum()) for name in ours))

@@ -130,7 +130,8 @@ class Cluster:
             command, env={**self.environment, **extra}, cwd=REPOSITORY, text=True, capture_output=True, timeout=timeout_s
         )
         if result.returncode:
-            raise RuntimeError(f"{' '.join(command)}: exit code {result.returncode}: {result.stderr.strip()}")
+            said = f"{result.stderr.strip()}\n{result.stdout.strip()}".strip()
+            raise RuntimeError(f"{' '.join(command)}: exit code {result.returncode}: {said}")
         return result.stdout
 
     def wait_until_idle(self) -> None:

@@ -42,7 +42,8 @@ def test_each_sabotaged_node_is_named(cluster: Cluster, tmp_path: Path, record_p
     assert "open files: 512, 9" in texts  # per cent below the others'
     assert "n3: open files" in said
     by_name = [{measure["name"]: measure["value"] for measure in machine["measures"]} for machine in values["machines"]]
-    assert by_name[0]["resumed differs by"] == 0
+    assert "resumed differs by" in by_name[0]
+    assert "PROBLEM" not in said
     assert all(found["link to the next machine"] > 0 for found in by_name)
     clocks = [found["clock ahead of rank 0's by"] for found in by_name]
     assert clocks == pytest.approx([0, 90, 0, 0], abs=1)
