@@ -90,11 +90,14 @@ def test_a_resumed_run_keeps_its_own(write_config: WriteConfig) -> None:
     output = train(config, "trainer.max_steps=2")
     folder = folder_of(config)
     chosen = recorded_precision(read_last_launch(folder))
-    fast = measure_bf16_speedup(torch.device("cpu")) >= 1
-    assert chosen == ("bf16" if fast else "fp32")
+    speedup = measure_bf16_speedup(torch.device("cpu"))
+    if not 0.7 < speedup < 1.4:  # else chance decides
+        assert chosen == ("bf16" if speedup > 1 else "fp32")
     assert f"precision {chosen} (trainer.precision=auto)" in output
     assert f"precision {chosen}, which this run began with" in train(config)
-    other = run_command("train", str(config), f"trainer.precision={'fp32' if fast else 'bf16'}", "trainer.duration=6 steps")
+    other = run_command(
+        "train", str(config), f"trainer.precision={'fp32' if chosen == 'bf16' else 'bf16'}", "trainer.duration=6 steps"
+    )
     assert other.returncode == 2
     assert f"trainer.precision (was {chosen}" in other.stdout
 

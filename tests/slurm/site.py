@@ -19,7 +19,7 @@ TINY = (
     "model.num_heads=2",
     "data.num_workers=0", "data.min_area=0.5", "data.flip=false", "objective.name=softmax", "optimizer.learning_rate=2e-3",
     "optimizer.weight_decay=0.05", "schedule.warmup=2 steps", "trainer.duration=12 steps", "trainer.global_batch_size=8",
-    "trainer.zero_stage=2", "trainer.precision=auto", "trainer.peak_tflops=1.0", "checkpoint.every=4 steps",
+    "trainer.zero_stage=2", "trainer.precision=fp32", "trainer.peak_tflops=1.0", "checkpoint.every=4 steps",
     "checkpoint.keep_last=2",
     "checkpoint.keep_every=null", "trainer.hardware=found", "evaluation.hardware=found",  # GPUs are declared alone
     "evaluation.protocols.few_shot.shots=[1, 5]", "evaluation.protocols.few_shot.seeds=[0, 1]", "evaluation.num_workers=0",
