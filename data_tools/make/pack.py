@@ -255,12 +255,12 @@ def _count_passes(listing: Listing, passes: Passes) -> int:
     """Return in how many passes samples are read.
 
     Raises:
-        DataError: one, where each sample would be a request.
+        DataError: one, where each sample of a large file would be a request.
     """
-    if not any(map(is_remote, listing.files)):
+    if listing.layout == "files" or not any(map(is_remote, listing.files)):  # each image is a file, or at hand
         return passes.number or 1
     if passes.number == 1:
-        raise DataError("--passes 1 reads a source at random places, which on a URL would be a request for each image")
+        raise DataError("--passes 1 reads tars at random places, which on a URL would be a request for each image")
     return 2
 
 

@@ -1,15 +1,17 @@
-"""Read samples from wherever a source stores them: whole files, or byte ranges of files on this machine or in a store."""
+"""Read samples from wherever a source stores them: whole files, or byte ranges of files, on this machine or in a store."""
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_tools.make.sources.listing import Listing, Sample
-from data_tools.make.sources.stored import open_stored
-from pipeline.data.shards.folder import is_remote
+from data_tools.make.sources.stored import join, open_stored, split_path
+from pipeline.data.shards.folder import CONCURRENT_QUESTIONS, ShardFolder, is_remote
 from pipeline.errors import DataError
 
 MAX_OPEN_FILES = 128
@@ -17,11 +19,15 @@ MAX_OPEN_REMOTE = 2  # each keeps some blocks in memory; files of a store are re
 
 
 class SourceFiles:
-    """Reads samples. Files that many samples share are kept open."""
+    """Reads samples. Files that many samples share are kept open.
+
+    Whole files of a store are asked for some at a time, ahead of the sample that is needed: each is a request.
+    """
 
     def __init__(self, listing: Listing) -> None:
         self._listing = listing
         self._open: OrderedDict[str, BinaryIO] = OrderedDict()
+        self._is_remote = listing.layout == "files" and is_remote(listing.files[0])
 
     def __enter__(self) -> SourceFiles:
         return self
@@ -30,24 +36,49 @@ class SourceFiles:
         for file in self._open.values():
             file.close()
 
-    def read(self, sample: Sample) -> dict[str, bytes]:
-        """Return the bytes of a sample's members by extension.
+    def read_all(self) -> Iterator[tuple[Sample, dict[str, bytes]]]:
+        """Yield every sample of the listing, in its order, with the bytes of its members by extension.
 
         Raises:
             DataError: gone, unreadable, or not as long as it was listed.
         """
+        samples = map(self._listing.sample, range(len(self._listing)))
+        if not self._is_remote:
+            for sample in samples:
+                yield sample, self._read(sample)
+            return
+        pool = ThreadPoolExecutor(CONCURRENT_QUESTIONS)
+        try:
+            asked: deque[tuple[Sample, Future[dict[str, bytes]]]] = deque()
+            for sample in samples:
+                asked.append((sample, pool.submit(self._read, sample)))
+                if len(asked) > CONCURRENT_QUESTIONS:
+                    first, found = asked.popleft()
+                    yield first, found.result()
+            for first, found in asked:
+                yield first, found.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, sample: Sample) -> dict[str, bytes]:
         if self._listing.layout == "files":
-            path = os.path.join(self._listing.files[0], sample.name)
+            path = join(self._listing.files[0], sample.name)
             try:
-                data = Path(path).read_bytes()
+                data = self._read_whole(path, sample.members[0].length)
             except OSError as error:
-                raise DataError(f"{path}: {error.strerror}") from error
+                raise DataError(f"{path}: {error.strerror or 'it is gone since it was listed'}") from error
             self._check(path, len(data), sample.members[0].length)
             return {sample.members[0].extension: data}
         return {
             extension: self._read_range(self._listing.files[file], start, length)
             for extension, file, start, length in sample.members
         }
+
+    def _read_whole(self, path: str, num_bytes: int) -> bytes:
+        if not self._is_remote:
+            return Path(path).read_bytes()
+        folder, name = split_path(path)
+        return ShardFolder(folder).read_whole(name, num_bytes)
 
     def _read_range(self, path: str, start: int, length: int) -> bytes:
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -264,9 +264,7 @@ def write_run(task: RunTask) -> None:
     ends = np.cumsum(task.segments + SUM_BYTES)
     buffer = bytearray(int(ends[-1]))
     with SourceFiles(task.samples) as source:
-        for index, offset in enumerate(task.offsets.tolist()):
-            sample = task.samples.sample(index)
-            values = source.read(sample)
+        for (sample, values), offset in zip(source.read_all(), task.offsets.tolist(), strict=True):
             for member in sample.members:
                 buffer[offset : offset + member.length] = values[member.extension]
                 offset += member.length
@@ -312,11 +310,15 @@ def write_bucket(task: BucketTask) -> None:
         _read_segment(segment, view[at : at + segment.length])
         at += segment.length
 
-    def read(sample: Sample) -> dict[str, bytes]:
-        return {member.extension: bytes(view[member.start : member.start + member.length]) for member in sample.members}
-
     for shard in task.shards:
-        write_shard_of(shard, read)
+        write_shard_of(shard, _located(shard.samples, view))
+
+
+def _located(samples: Listing, view: memoryview) -> Iterator[tuple[Sample, dict[str, bytes]]]:
+    """Yield samples that lie in memory, with the bytes of their members by extension."""
+    for index in range(len(samples)):
+        sample = samples.sample(index)
+        yield sample, {each.extension: bytes(view[each.start : each.start + each.length]) for each in sample.members}
 
 
 def _read_segment(segment: Segment, into: memoryview) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,7 +28,7 @@ from pipeline.data.shards.sample import IMAGE_EXTENSIONS
 from pipeline.files import Draft
 from pipeline.json_text import parse_json
 
-ReadSample = Callable[[Sample], dict[str, bytes]]
+Values = Iterable[tuple[Sample, dict[str, bytes]]]  # samples, with the bytes of their members by extension
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,18 @@ def write_shard(task: ShardTask) -> None:
         DataError: the source has changed since it was listed, or the store does not take the shard.
     """
     with SourceFiles(task.samples) as source:
-        write_shard_of(task, source.read)
+        write_shard_of(task, source.read_all())
 
 
-def write_shard_of(task: ShardTask, read: ReadSample) -> None:
+def write_shard_of(task: ShardTask, values: Values) -> None:
     """Do the same with samples from anywhere.
 
     Args:
-        read: returns the bytes of a sample's members by extension.
+        values: of all the task's samples, in their order.
     """
     is_local = not is_remote(task.target)
     with Draft(task.target if is_local else task.note.with_suffix(".tar")) as draft:
-        note = _write_samples(draft.file, task, read)
+        note = _write_samples(draft.file, task, values)
         draft.file.flush()
         note |= {"num_bytes": draft.path.stat().st_size, "digest": digest_file(draft.path)}
         if is_local:
@@ -79,20 +79,18 @@ def write_shard_of(task: ShardTask, read: ReadSample) -> None:
         write_json(task.note, note)
 
 
-def _write_samples(file: BinaryIO, task: ShardTask, read: ReadSample) -> dict[str, Any]:
+def _write_samples(file: BinaryIO, task: ShardTask, values: Values) -> dict[str, Any]:
     """Write the tar. Return what came of it."""
     left_out: list[dict[str, str]] = []
     num_reencoded = 0
     with tarfile.open(fileobj=file, mode="w") as tar:
-        for index, number in enumerate(task.numbers.tolist()):
-            sample = task.samples.sample(index)
-            values = read(sample)
+        for number, (sample, members) in zip(task.numbers.tolist(), values, strict=True):
             try:
-                num_reencoded += _reencode_image(values, task.encoding)
+                num_reencoded += _reencode_image(members, task.encoding)
             except UnreadableImage as error:
                 left_out.append({"sample": sample.name, "reason": str(error)})
                 continue
-            add_sample(tar, make_key(number, sample.name), {**values, **label_member(sample.labels, values.get("json"))})
+            add_sample(tar, make_key(number, sample.name), {**members, **label_member(sample.labels, members.get("json"))})
     return {"num_samples": len(task.samples) - len(left_out), "num_reencoded": num_reencoded, "left_out": left_out}
 
 

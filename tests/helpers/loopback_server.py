@@ -47,6 +47,8 @@ class Handler(BaseHTTPRequestHandler):
         if not wanted:
             return 200, data, {}
         first, _, last = wanted.removeprefix("bytes=").partition("-")
+        if int(first) >= len(data):
+            return 416, b"", {"Content-Range": f"bytes */{len(data)}"}
         start, end = int(first), min(int(last or len(data) - 1), len(data) - 1) + 1
         return 206, data[start:end], {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}
 

@@ -103,3 +103,9 @@ def read_made(folder: Path) -> Made:
         {name: path.read_bytes() for name, path in files.items() if path not in indexes and not name.startswith(".data-tools")},
         [load_index(str(path.parent)).fingerprint for path in indexes],
     )
+
+
+def without_place(made: Made) -> Made:
+    """Leave out of make.json what names the source's place and time."""
+    record = json.loads(made.files["make.json"])
+    return made._replace(files={**made.files, "make.json": json.dumps({**record, "times": 0, "stamp": 0}).encode()})

@@ -89,7 +89,7 @@ class S3Server:
 
 
 class FaultProxy:
-    """Forwards to a server; `fault` happens to reads or writes of shards and tables with a probability, drawn from a seed.
+    """Forwards to a server; `fault` happens to requests for shards, tables and images with a probability, drawn from a seed.
 
     Faults of reads: error (500), reset (RST in the middle of the body), truncated (connection closed there), short (a valid
     answer of half the bytes), slow (the body in pieces), hang (no answer for `hang_s`), mixed (any of them).
@@ -157,7 +157,7 @@ class FaultProxy:
 
 def _is_large(path: str) -> bool:
     """Return whether a request is for images rather than for what is known of them."""
-    return ".tar" in path or ".parquet" in path
+    return any(ending in path for ending in (".tar", ".parquet", ".arrow", ".jpg"))
 
 
 class _Handler(BaseHTTPRequestHandler):

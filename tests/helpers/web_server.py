@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote, unquote
 
 from tests.helpers.loopback_server import Handler, serve_handler
 
@@ -19,7 +20,7 @@ class _Handler(Handler):
     requests: list[tuple[str, str]]  # path and range
 
     def answer(self, *, body: bool) -> None:
-        path = self.path.partition("?")[0]
+        path = unquote(self.path.partition("?")[0])
         self.requests.append((self.path, self.headers.get("Range", "")))
         if self.habit == "no HEAD" and not body:
             return self.send(405)
@@ -38,7 +39,8 @@ class _Handler(Handler):
     def _list(self, folder: Path, *, body: bool) -> None:
         if self.habit == "no listing":
             return self.send(403)
-        lines = "".join(f'<a href="{entry.name}">{entry.name[:20]}..&gt;</a>\n' for entry in sorted(folder.iterdir()))
+        names = [entry.name + "/" * entry.is_dir() for entry in sorted(folder.iterdir())]
+        lines = "".join(f'<a href="{quote(name)}">{name[:20]}..&gt;</a>\n' for name in names)
         page = f"<html><body><pre><a href='../'>../</a>\n{lines}</pre></body></html>"
         if self.habit == "cut listing":
             page = page[: page.index("shard-001")]

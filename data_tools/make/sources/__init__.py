@@ -1,7 +1,7 @@
 """Look at a path, and tell which kind of source it is and how to list it.
 
 kind               looks like                                         module
-image folder       ROOT/CLASS/any/depth/image.jpg                     image_folder
+image folder       ROOT/CLASS/any/depth/image.jpg                     class_folders
 class tars         CLASS.tar ..., or one tar that holds them          class_tars
 WebDataset tars    .tar files whose samples have labels               webdataset_tars
 table              .parquet or .arrow files                           table
@@ -9,25 +9,24 @@ CSV                one .csv, .tsv or .jsonl file of paths and labels  csv_file
 CIFAR              batches.meta and data_batch_1 ..., meta and train  cifar
 TensorFlow set     dataset_info.json, features.json, TFRecord files   tfds
 
-On a URL there are tars and Parquet files: see `on_url`. Every kind asks which split to take where names of folders, files or
-columns contain several: see `data_tools.splits`.
+On a URL there are tars, tables and class folders: see `on_url`. Every kind asks which split to take where names of folders,
+files or columns contain several: see `data_tools.splits`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import replace
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
 from data_tools import splits
 from data_tools.make.sources import cifar, csv_file, table
-from data_tools.make.sources.files import image_extension, is_junk
-from data_tools.make.sources.image_folder import check_class_folders, list_image_folder
+from data_tools.make.sources.class_folders import recognise_folders
+from data_tools.make.sources.files import is_junk
 from data_tools.make.sources.on_url import recognise_url
 from data_tools.make.sources.options import SourceOptions, refuse_unused
 from data_tools.make.sources.source import Source
-from data_tools.make.sources.split_choice import CHOOSE, take_split
+from data_tools.make.sources.split_choice import CHOOSE
 from data_tools.make.sources.tables import recognise_tables
 from data_tools.make.sources.tars import recognise_tars
 from data_tools.make.sources.tfds.listing import find_version, is_prepared, open_prepared, plan_listing
@@ -109,7 +108,14 @@ def _recognise_folder(root: Path, *, options: SourceOptions, label_use: LabelUse
     if tables:
         return recognise_tables([str(path) for path in tables], options)
     if folders:
-        return _folders(root, folders, visible, options=options, label_use=label_use, known=known)
+        return recognise_folders(
+            str(root),
+            [child.name for child in folders],
+            [child.name for child in visible if not child.is_dir()],
+            options,
+            known=known,
+            recognise=lambda path, left: _recognise(Path(path), options=left, label_use=label_use, known=known),
+        )
     if not tars:
         raise _nothing_found(root, visible)
     return recognise_tars(str(root), [str(path) for path in tars], options, label_use, known)
@@ -128,56 +134,6 @@ def _nothing_found(root: Path, visible: list[Path]) -> DataError:
         f"source '{root}' holds neither class folders (CLASS/image.jpg) nor tars, Parquet or Arrow files, or CIFAR "
         f"batches{files}. Of a CSV file give its own path"
     )
-
-
-def _folders(
-    root: Path, folders: list[Path], visible: list[Path], *, options: SourceOptions, label_use: LabelUse, known: frozenset[str]
-) -> Source:
-    wanted = options.wanted_splits
-    real = set(splits.splits_among_classes([child.name for child in folders]))
-    of_split: dict[str, list[Path]] = {}
-    for child in folders:
-        if (word := splits.split_of(child.name)) is not None and (child.name in real or splits.is_split(child.name)):
-            of_split.setdefault(word, []).append(child)
-    if wanted is not None and (taken := splits.matches(of_split, wanted)):
-        inside = [child for word in taken for child in of_split[word]]
-        if len(inside) > 1:
-            raise DataError(
-                f"--source-split {options.split} names {len(inside)} folders of {root} "
-                f"({', '.join(child.name for child in inside)}); folders are packed one at a time"
-            )
-        rest = [word for word in wanted if not splits.matches(taken, [word])]
-        chosen = replace(options, split=",".join(rest) or None)
-        return _recognise(inside[0], options=chosen, label_use=label_use, known=known)
-    if real:
-        splits.check_found(wanted, of_split, source=root)
-    if wanted is None:
-        lists = [child.name for child in visible if child.suffix.lower() in csv_file.CSV_SUFFIXES]
-        if lists and len(folders) == 1 and not splits.is_split(folders[0].name):
-            raise DataError(
-                f"source '{root}' holds {lists[0]} and a single folder; give {root / lists[0]} if it lists the images"
-            )
-        check_class_folders(root, known=known)
-    return Source(
-        "image folder",
-        None,
-        lambda scratch, workers: take_split(list_image_folder(root, workers=workers), options, source=root, skip_parts=1),
-        remarks=tuple(_remark_beside(root, visible)),
-    )
-
-
-def _remark_beside(root: Path, visible: list[Path]) -> Iterator[str]:
-    """Yield a remark on what lies next to class folders, looks like part of the set and is not."""
-    if images := [child.name for child in visible if not child.is_dir() and image_extension(child.name) is not None]:
-        yield f"left out: {len(images)} images next to the class folders, in no class ({images[0]} first)"
-    if lists := [child for child in visible if child.suffix.lower() in csv_file.CSV_SUFFIXES and child.is_file()]:
-        yield f"not read: {lists[0].name}; labels are the folders' names. To take its labels give {root / lists[0].name} itself"
-
-    if found := splits.lists_next_to(root):
-        yield (
-            f"not read: {', '.join(map(str, found[:3]))}, which by the name says what is of which split: every image is taken, "
-            f"of all splits. To take one, give a CSV of path, label and split, with --source-split and --image-folder {root}"
-        )
 
 
 def _csv(path: Path, options: SourceOptions) -> Source:

@@ -1,23 +1,33 @@
-"""List images in folders of their classes, the layout of ImageNet: ROOT/CLASS/any/depth/image.jpg."""
+"""List images in folders of their classes, the layout of ImageNet: ROOT/CLASS/any/depth/image.jpg, on a disk or in a store."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from data_tools.make.sources.files import find_image_extension, is_junk
+from data_tools.make.sources.concatenate import concatenate
+from data_tools.make.sources.files import (
+    SIGNATURE_BYTES,
+    extension_of,
+    find_image_extension,
+    image_extension,
+    sniff_named,
+)
 from data_tools.make.sources.listing import Listing, Member
 from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.sources.parts import list_parts
+from data_tools.make.sources.stored import Entry, file_stem, join, list_visible, read_stored
 from data_tools.parallel import Workers
 from data_tools.splits import numbered_parts, parse_split, split_of, splits_among_classes
+from pipeline.console.progress import track
+from pipeline.data.shards.folder import CONCURRENT_QUESTIONS, is_remote
 from pipeline.data.shards.sample import IMAGE_EXTENSIONS
+from pipeline.data.shards.web import is_web
 from pipeline.data.stand_ins import POINTER_BYTES, refuse_stand_in
 from pipeline.errors import DataError
 
@@ -45,28 +55,28 @@ def sort_classes(names: Collection[str]) -> list[str]:
     return sorted(names, key=lambda name: (int(name), name)) if are_numbers else sorted(names)
 
 
-def list_image_folder(root: Path, *, workers: Workers) -> Listing:
+def list_image_folder(root: str, *, workers: Workers) -> Listing:
     """Return every image of every class folder. Classes are the folders that hold an image, sorted.
 
     Hidden names and those that systems leave behind (`__MACOSX`, `Thumbs.db`) are neither images nor classes. Links to files
-    are followed, links to folders are not.
+    are followed, links to folders are not. A file whose name does not end like an image's is recognised by its first bytes; in
+    a store these are a request, so only a file without any ending is looked into there.
+
+    Args:
+        root: a path or URL.
 
     Raises:
         DataError: no images.
     """
-    with os.scandir(root) as found:
-        entries = sorted((entry for entry in found if not is_junk(entry.name)), key=lambda entry: entry.name)
-    folders = sort_classes([entry.name for entry in entries if entry.is_dir()])
-    tasks = [ClassFolder(name, label) for label, name in enumerate(folders)]
-    listing = list_parts(
-        partial(_list_class, str(root)), tasks, workers=workers, description="list class folders", unit="folder"
-    )
+    entries = _visible(root)
+    folders = sort_classes([entry.name for entry in entries if _is_folder(entry)])
+    listing = _list_classes(root, [ClassFolder(name, label) for label, name in enumerate(folders)], workers=workers)
     if not len(listing):
         raise DataError(
             f"{root}: no images in its {len(folders)} class folders (looked for {', '.join(IMAGE_EXTENSIONS)}); a folder "
             f"that holds tars, Parquet files or CIFAR batches, or a CSV file, must be given itself"
         )
-    files = tuple(entry.name for entry in entries if not entry.is_dir())
+    files = tuple(entry.name for entry in entries if not _is_folder(entry))
     return drop_empty_classes(
         replace(
             listing,
@@ -75,6 +85,24 @@ def list_image_folder(root: Path, *, workers: Workers) -> Listing:
             first_passed_over=files + listing.first_passed_over,
         )
     )
+
+
+def _list_classes(root: str, tasks: Sequence[ClassFolder], *, workers: Workers) -> Listing:
+    list_class = partial(_list_class, root)
+    if not is_remote(root):
+        return list_parts(list_class, tasks, workers=workers, description="list class folders", unit="folder")
+    # A store's answers take time and no processor. Of a web server each folder asks many questions at once by itself.
+    with ThreadPoolExecutor(1 if is_web(root) else CONCURRENT_QUESTIONS) as pool:
+        parts = [pool.submit(list_class, task) for task in tasks]
+        return concatenate([part.result() for part in track(parts, description="list class folders", unit="folder")])
+
+
+def _visible(folder: str) -> list[Entry]:
+    return sorted(list_visible(folder), key=lambda entry: entry.name)
+
+
+def _is_folder(entry: Entry) -> bool:
+    return entry.kind in ("folder", "link to a folder")
 
 
 def drop_empty_classes(listing: Listing) -> Listing:
@@ -86,7 +114,7 @@ def drop_empty_classes(listing: Listing) -> Listing:
     return replace(listing.relabel(np.cumsum(counts > 0) - 1, kept), empty_classes=listing.empty_classes + empty)
 
 
-def check_class_folders(root: Path, *, known: Collection[str]) -> None:
+def check_class_folders(root: str, *, known: Collection[str]) -> None:
     """Refuse folders that are splits, or only one folder on the way to the classes.
 
     Args:
@@ -95,14 +123,13 @@ def check_class_folders(root: Path, *, known: Collection[str]) -> None:
     Raises:
         DataError: the message names what to give instead.
     """
-    with os.scandir(root) as found:
-        names = sort_classes([entry.name for entry in found if entry.is_dir() and not is_junk(entry.name)])
+    names = sort_classes([entry.name for entry in _visible(root) if _is_folder(entry)])
     unknown = [name for name in names if name not in known]
     splits = splits_among_classes(unknown) if len(unknown) == len(names) or len(unknown) > 1 else []
     if not splits:
         splits = [name for name in unknown if parse_split(name) is not None and _holds_classes(root, name, names)]
     if splits:
-        looks = {name: _look(root / name) for name in splits}
+        looks = {name: _look(join(root, name)) for name in splits}
         shown = ", ".join(f"{name}/ ({_describe(look)})" for name, look in looks.items())
         others = f" and {len(names) - len(splits)} other folders" if len(names) > len(splits) else ""
         raise DataError(
@@ -121,28 +148,28 @@ def check_class_folders(root: Path, *, known: Collection[str]) -> None:
                 f"classes here: give a CSV of the images and their labels, or name {names[0]} in a --classes file if it is the "
                 "only class"
             )
-        look = _look(root / names[0])
+        look = _look(join(root, names[0]))
         if look.num_folders > 1 and not look.num_images:
             raise DataError(
                 f"source '{root}' holds a single folder, {names[0]}/, with {look.num_folders} folders in it; give "
-                f"{root / names[0]} if these are the classes, or name {names[0]} in a --classes file if it is the only class"
+                f"{join(root, names[0])} if these are the classes, or name {names[0]} in a --classes file if it is the only "
+                "class"
             )
 
 
-def _holds_classes(root: Path, name: str, names: list[str]) -> bool:
+def _holds_classes(root: str, name: str, names: list[str]) -> bool:
     """Return whether a folder named like a split holds folders alone, unlike those next to it, which hold images or nothing."""
-    look = _look(root / name)
-    others = [_look(root / other) for other in names if other != name]
+    look = _look(join(root, name))
+    others = [_look(join(root, other)) for other in names if other != name]
     return look.num_folders > 0 and not look.num_images and all(not other.num_folders or other.num_images for other in others)
 
 
-def _look(folder: Path) -> _Look:
-    with os.scandir(folder) as found:
-        entries = [entry for entry in found if not is_junk(entry.name)]
-        num_folders = sum(entry.is_dir() for entry in entries)
-        files = [entry.path for entry in entries if entry.is_file()]
-    num_packed = sum(path.lower().endswith(PACKED) for path in files)
-    return _Look(num_folders, sum(_extension(path) is not None for path in files), num_packed)
+def _look(folder: str) -> _Look:
+    entries = _visible(folder)
+    files = [entry for entry in entries if entry.kind == "file"]
+    num_packed = sum(file.name.lower().endswith(PACKED) for file in files)
+    num_images = sum(_extension(join(folder, file.name), file.num_bytes) is not None for file in files)
+    return _Look(sum(map(_is_folder, entries)), num_images, num_packed)
 
 
 def _describe(look: _Look) -> str:
@@ -150,60 +177,64 @@ def _describe(look: _Look) -> str:
     return f"{number} {unit if number == 1 else f'{unit}s'}"
 
 
-def _advise(root: Path, looks: Mapping[str, _Look]) -> str:
+def _advise(root: str, looks: Mapping[str, _Look]) -> str:
     """Return what to type instead: one of the folders, or a list where they hold images without classes."""
     first = next(iter(looks))
     if full := [name for name, look in looks.items() if look.num_folders or look.num_packed]:
         first = full[0]
-        return f"Give one of them, {root / first}, or choose it with --source-split {split_of(first)}"
-    lists = {split_of(path.stem): path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv")}
+        return f"Give one of them, {join(root, first)}, or choose it with --source-split {split_of(first)}"
+    lists = {
+        split_of(file_stem(entry.name)): entry.name for entry in _visible(root) if extension_of(entry.name) in ("csv", "tsv")
+    }
     for name in looks:
-        if path := lists.get(split_of(name)):
+        if of_split := lists.get(split_of(name)):
             return (
-                f"They hold no class folders; if {path.name} lists the images of {name}, give {path} --image-folder "
-                f"{root / name}"
+                f"They hold no class folders; if {of_split} lists the images of {name}, give {join(root, of_split)} "
+                f"--image-folder {join(root, name)}"
             )
-    return f"They hold no class folders; give a CSV of their images and labels, with --image-folder {root / first}"
+    return f"They hold no class folders; give a CSV of their images and labels, with --image-folder {join(root, first)}"
 
 
 def _list_class(root: str, folder: ClassFolder) -> Listing:
     builder = ListingBuilder()
-    for name, stat in sorted(_files(os.path.join(root, folder.name), f"{folder.name}/"), key=lambda file: file[0]):
-        extension = None if stat is None else _extension(os.path.join(root, name))
-        if stat is None or extension is None:
+    for name, entry in sorted(_files(join(root, folder.name), f"{folder.name}/"), key=lambda file: file[0]):
+        path = join(root, name)
+        extension = _extension(path, entry.num_bytes) if entry.kind == "file" else None
+        if extension is None:
             builder.pass_over(name)
         else:
-            if stat.st_size in POINTER_BYTES:
-                refuse_stand_in(_read_start(os.path.join(root, name)), name=os.path.join(root, name))
-            builder.add(name, labels=(folder.label,), members=(Member(extension, 0, 0, stat.st_size),))
-            builder.note_time(name, stat.st_mtime_ns)
+            if entry.num_bytes in POINTER_BYTES:
+                refuse_stand_in(_read_start(path, min(entry.num_bytes, POINTER_BYTES.stop)), name=path)
+            builder.add(name, labels=(folder.label,), members=(Member(extension, 0, 0, entry.num_bytes),))
+            builder.note_time(name, entry.version)
     return builder.build(layout="files", files=(root,))
 
 
-def _read_start(path: str) -> bytes:
+def _read_start(path: str, length: int) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read(POINTER_BYTES.stop)
+        return read_stored(path, 0, length)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
 
 
-def _extension(path: str) -> str | None:
+def _extension(path: str, num_bytes: int) -> str | None:
     try:
-        return find_image_extension(path)
+        return _stored_extension(path, num_bytes) if is_remote(path) else find_image_extension(path)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
 
 
-def _files(path: str, prefix: str) -> Iterator[tuple[str, os.stat_result | None]]:
-    """Yield names below the root with their sizes and times; None where the name is not a file."""
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if is_junk(entry.name):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from _files(entry.path, f"{prefix}{entry.name}/")
-            elif entry.is_file():
-                yield prefix + entry.name, entry.stat()
-            else:
-                yield prefix + entry.name, None
+def _stored_extension(url: str, num_bytes: int) -> str | None:
+    known = image_extension(url)
+    if known is not None or extension_of(url) or not num_bytes:
+        return known
+    return sniff_named(read_stored(url, 0, min(num_bytes, SIGNATURE_BYTES)), url)
+
+
+def _files(folder: str, prefix: str) -> Iterator[tuple[str, Entry]]:
+    """Yield all that lies in a folder and in folders of it, but for folders, with their names below the root."""
+    for entry in list_visible(folder):
+        if entry.kind == "folder":
+            yield from _files(join(folder, entry.name), f"{prefix}{entry.name}/")
+        else:
+            yield prefix + entry.name, entry

@@ -1,17 +1,19 @@
-"""Recognise a source in a store or on a web server: WebDataset tars, tars named after classes, or Parquet files.
+"""Recognise a source in a store or on a web server: WebDataset tars, tars or folders named after classes, or tables.
 
-These are read from front to back with few requests. Of a folder of single images each would be a request of its own, and a CSV
-names such images; these kinds are refused, with what to do instead.
+Tars and tables are read from front to back with few requests. Of class folders each image is a request. A CSV, CIFAR's batches
+and TensorFlow's sets are refused, with what to do instead.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from data_tools.make.sources.class_folders import recognise_folders
 from data_tools.make.sources.files import is_junk
 from data_tools.make.sources.options import SourceOptions
 from data_tools.make.sources.source import Source
 from data_tools.make.sources.stored import file_name, file_stem, read_small, split_path
+from data_tools.make.sources.table import TABLE_SUFFIXES
 from data_tools.make.sources.tables import recognise_tables
 from data_tools.make.sources.tars import recognise_tars
 from data_tools.make.sources.unpack import stamp_files
@@ -22,9 +24,8 @@ from pipeline.errors import DataError
 
 KINDS = (
     "on a URL, `make` reads a WebDataset tar, a folder of them, a folder of tars named after classes, one tar of such tars, "
-    "and Parquet files"
+    "Parquet and Arrow files, and folders named after classes"
 )
-PARQUET = ".parquet"
 INSTEAD = "copy it to a disk, or mount the store (`rclone mount`, `mount-s3`), and give the path there"
 
 
@@ -37,33 +38,45 @@ def recognise_url(url: str, *, options: SourceOptions, label_use: LabelUse, know
     """
     url = url.rstrip("/")
     folder, name = split_path(url)
-    if name.lower().endswith((".tar", PARQUET)):
+    if name.lower().endswith((".tar", *TABLE_SUFFIXES)):
         if not ShardFolder(folder).exists(name):
             raise DataError(f"source {url!r} does not exist{describe_hub_path(url)}")
-        if name.lower().endswith(PARQUET):
+        if name.lower().endswith(TABLE_SUFFIXES):
             return recognise_tables([url], options)
         root, paths = url, [url]
     else:
         names = [name for name in ShardFolder(url).list_names() if not is_junk(file_name(f"{url}/{name}"))]
-        paths, tables = ([f"{url}/{name}" for name in names if name.lower().endswith(kind)] for kind in (".tar", PARQUET))
+        paths, tables = (
+            [f"{url}/{name}" for name in names if name.lower().endswith(kind)] for kind in (".tar", TABLE_SUFFIXES)
+        )
         if tables and not {file_stem(path) for path in tables} <= {file_stem(path) for path in paths}:
             if paths:
-                raise DataError(f"source {url!r} holds tars and Parquet files; give them folders of their own")
+                raise DataError(f"source {url!r} holds tars and tables; give them folders of their own")
             return recognise_tables(tables, options)
         root, folder = url, url
         if not paths:
-            raise _no_tars(url, names)
+            folders = [name for name in map(file_name, ShardFolder(url).list_folders()) if not is_junk(name)]
+            if not folders:
+                raise _nothing_found(url, names)
+            return recognise_folders(
+                url,
+                folders,
+                list(map(file_name, names)),
+                options,
+                known=known,
+                recognise=lambda path, left: recognise_url(path, options=left, label_use=label_use, known=known),
+            )
     source = recognise_tars(root, paths, options, label_use, known)
     return replace(source, stamp=stamp_files(paths, read_small(folder, CLASSES_NAME)))
 
 
-def _no_tars(url: str, names: list[str]) -> DataError:
+def _nothing_found(url: str, names: list[str]) -> DataError:
     head, name = split_path(url)
     if "." in name and ShardFolder(head).exists(name):
-        return DataError(f"source {url!r} is a single file, no tar and no .parquet; {KINDS}. Of another source: {INSTEAD}")
-    if not names and not ShardFolder(url).list_folders():
+        return DataError(f"source {url!r} is a single file, no tar, .parquet or .arrow; {KINDS}. Of another source: {INSTEAD}")
+    if not names:
         return DataError(f"source {url!r} does not exist, or is empty{describe_hub_path(url)}; {KINDS}")
-    held = ", ".join(names[:3]) if names else "folders"
     return DataError(
-        f"source {url!r} holds neither tars nor Parquet files, but {held} ...; {KINDS}. Of another source: {INSTEAD}"
+        f"source {url!r} holds neither tars nor tables nor folders, but {', '.join(names[:3])} ...; {KINDS}. Of another "
+        f"source: {INSTEAD}"
     )

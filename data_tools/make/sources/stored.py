@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
 from pathlib import Path
-from typing import BinaryIO
-from urllib.parse import unquote
+from typing import Any, BinaryIO, Literal, NamedTuple
+from urllib.parse import quote, unquote
 
-from pipeline.data.shards.folder import ShardFolder, is_remote
+from data_tools.make.sources.files import is_junk
+from pipeline.data.shards.folder import CONCURRENT_QUESTIONS, ShardFolder, is_remote
 from pipeline.data.shards.web import is_web
 from pipeline.errors import DataError
 
 # what stores say of an object that changes with its content; checksums and generations first: a time may have no fractions
-CHECKSUMS = ("ETag", "etag", "md5Hash", "content_hash", "generation")
+CHECKSUMS = ("ETag", "etag", "md5Hash", "content_hash", "generation", "blob_id")
 TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
+
+
+class Entry(NamedTuple):
+    """Describes what lies in a folder.
+
+    Attributes:
+        name: for people: of a web server's file, without escapes.
+        kind: a local link to a folder is none of a folder's own; "other" are devices, and links that lead nowhere.
+        version: as `changed_at`, of a file.
+    """
+
+    name: str
+    kind: Literal["file", "folder", "link to a folder", "other"]
+    num_bytes: int = 0
+    version: int | str = 0
 
 
 def split_path(path: str) -> tuple[str, str]:
@@ -34,6 +52,49 @@ def file_stem(path: str) -> str:
     """Return the same without the ending."""
     name = file_name(path)
     return posixpath.splitext(name)[0]
+
+
+def join(folder: str, name: str) -> str:
+    """Return the path of a file, given its name in a folder for people; the name may lead through folders."""
+    return (
+        f"{folder}/{quote(name)}" if is_web(folder) else f"{folder}/{name}" if is_remote(folder) else os.path.join(folder, name)
+    )
+
+
+def list_visible(folder: str) -> list[Entry]:
+    """Return what lies directly in a folder and is not hidden or left behind by a system, in no order.
+
+    On a web server each file takes a request besides the listing.
+
+    Raises:
+        OSError: a local folder cannot be read.
+        UnreachableError: the store cannot be reached.
+    """
+    if not is_remote(folder):
+        with os.scandir(folder) as found:
+            return [_local_entry(entry) for entry in found if not is_junk(entry.name)]
+    store = ShardFolder(folder)
+    for_people = unquote if is_web(folder) else str
+    named = {str(facts["name"]).rstrip("/").rpartition("/")[2]: facts for facts in store.entries()}
+    visible = {name: facts for name, facts in named.items() if not is_junk(for_people(name))}
+    folders = [name for name, facts in visible.items() if facts["type"] == "directory"]
+    files = [name for name in visible if visible[name]["type"] != "directory"]
+    if is_web(folder):
+        with ThreadPoolExecutor(CONCURRENT_QUESTIONS) as pool:
+            values = [astuple(look) for look in pool.map(store.look, files)]
+    else:
+        values = [(int(visible[name]["size"] or 0), _describe_version(visible[name])) for name in files]
+    entries = [Entry(for_people(name), "file", *value) for name, value in zip(files, values, strict=True)]
+    return entries + [Entry(for_people(name), "folder") for name in folders]
+
+
+def _local_entry(entry: os.DirEntry[str]) -> Entry:
+    if entry.is_dir(follow_symlinks=False):
+        return Entry(entry.name, "folder")
+    if entry.is_file():
+        stat = entry.stat()
+        return Entry(entry.name, "file", stat.st_size, stat.st_mtime_ns)
+    return Entry(entry.name, "link to a folder" if entry.is_dir() else "other")
 
 
 def list_names(folder: str) -> list[str]:
@@ -105,7 +166,10 @@ def version_of(path: str) -> str:
     folder, name = split_path(path)
     if is_web(path):
         return ShardFolder(folder).version(name)
-    facts = ShardFolder(folder).facts(name)
+    return _describe_version(ShardFolder(folder).facts(name))
+
+
+def _describe_version(facts: Mapping[str, Any]) -> str:
     known = next((names for names in (CHECKSUMS, TIMES) if any(facts.get(one) for one in names)), ())
     return ", ".join([f"{facts.get('size')} bytes", *(f"{one} {facts[one]}" for one in known if facts.get(one))])
 

@@ -1,6 +1,6 @@
 """List Parquet and Arrow files with the images' bytes in a column, the layout of Hugging Face datasets.
 
-Parquet files may be in a store. Of these the columns that are needed are read, once.
+The files may be in a store. Of a Parquet file the columns that are needed are read, once; of an Arrow file all columns.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ ROWS_AT_ONCE = 64
 READ_BUFFER_BYTES = 1 << 20
 UNNAMED = re.compile(rb"[0-9a-f]{16}")  # named by its content alone
 FIRST_BYTES = 64
+ARROW_FILE = b"ARROW1"  # of the format with an index at its end; Hugging Face writes streams, which have none
 SAMPLE_ROWS = 256  # rows that decide whether a column of texts may hold splits
 
 
@@ -271,11 +272,12 @@ def _open(path: str) -> tuple[pyarrow.Schema, Any]:
         if path.lower().endswith(".parquet"):
             file = _parquet(path)
             return file.schema_arrow, partial(_parquet_batches, file, path)
-        _checked_file(path)
-        mapped = pa.memory_map(path)
-        is_file = mapped.read(6) == b"ARROW1"
-        mapped.seek(0)
-        table = pa.ipc.open_file(mapped) if is_file else pa.ipc.open_stream(mapped)
+        file = _checked_file(path)
+        stored = pa.memory_map(path) if isinstance(file, str) else pa.PythonFile(file, mode="r")
+        stored.seek(0)
+        is_file = stored.read(len(ARROW_FILE)) == ARROW_FILE
+        stored.seek(0)
+        table = pa.ipc.open_file(stored) if is_file else pa.ipc.open_stream(stored)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is no whole arrow file: {error}") from error
     return table.schema, partial(_arrow_batches, table, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -16,7 +16,7 @@ from fsspec.core import url_to_fs
 from pipeline.data.ranges import read_range
 from pipeline.data.shards.range_file import RangeFile
 from pipeline.data.shards.retry import retry
-from pipeline.data.shards.web import check_listing, client_options, is_web, look_at
+from pipeline.data.shards.web import WebFile, check_listing, client_options, is_web, look_at
 from pipeline.errors import DataError
 from pipeline.files import Draft, write_whole
 
@@ -98,12 +98,39 @@ class ShardFolder:
         """
         return sorted(str(e["name"]).rstrip("/").rpartition("/")[2] for e in self._list() if e["type"] == "directory")
 
+    def entries(self) -> list[dict[str, Any]]:
+        """Return what the store says of each file and folder directly in the folder; nothing if there is no folder.
+
+        It takes one listing. Nothing of it is kept in memory: a store may hold millions of files.
+
+        Raises:
+            DataError: it cannot be reached.
+        """
+
+        def list_now() -> list[dict[str, Any]]:
+            if is_web(self.path):
+                check_listing(self.filesystem, self.root)
+            return self.filesystem.ls(self.root, detail=True, refresh=True)
+
+        try:
+            listed = self._call(list_now)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        finally:
+            self.filesystem.invalidate_cache(self.root)
+        return [entry for entry in listed if not self._is_marker(entry)]
+
+    def _is_marker(self, entry: Mapping[str, Any]) -> bool:
+        """Return whether an entry is the folder itself: consoles of stores make an empty object of its name."""
+        return str(entry["name"]).rstrip("/") == self.root.rstrip("/")
+
     def _list(self) -> list[dict[str, Any]]:
         def list_now() -> list[dict[str, Any]]:
             if is_web(self.path):
                 check_listing(self.filesystem, self.root)
             if self.filesystem.isdir(self.root):
-                return self.filesystem.ls(self.root, detail=True, refresh=True)
+                listed = self.filesystem.ls(self.root, detail=True, refresh=True)
+                return [entry for entry in listed if not self._is_marker(entry)]
             if self.is_remote and not is_web(self.path):
                 self.filesystem.info(self.root)  # raises where the store could not say: `isdir` is false then too
             return []
@@ -134,6 +161,22 @@ class ShardFolder:
     def read(self, name: str) -> bytes:
         """Return all of a small file."""
         return self._call(lambda: self.filesystem.cat_file(self.full_path(name)))
+
+    def read_whole(self, name: str, num_bytes: int) -> bytes:
+        """Return all of a file that had so many bytes. If others come, and the store still says so many, it is read again.
+
+        Raises:
+            FileNotFoundError: no such file.
+            UnreachableError: the store cannot be reached, or sends another number each time.
+        """
+
+        def read() -> bytes:
+            data = self.filesystem.cat_file(self.full_path(name))
+            if len(data) != num_bytes and self.size(name) == num_bytes:
+                raise OSError(f"{len(data)} of {num_bytes} bytes came")
+            return data
+
+        return self._call(read)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, whole or not at all.
@@ -179,8 +222,17 @@ class ShardFolder:
     def version(self, name: str) -> str:
         """Return a file's size, times and checksums, as the store reports them. They change when it is written again."""
         if is_web(self.path):  # fsspec's information there includes the URL behind redirects, which is signed each time
-            return self._call(lambda: look_at(self.filesystem, self.full_path(name)).version)
+            return self.look(name).version
         return self._call(lambda: str(self.filesystem.info(self.full_path(name))))
+
+    def look(self, name: str) -> WebFile:
+        """Return the size and version of a web server's file, in one request.
+
+        Raises:
+            FileNotFoundError: no such file.
+            UnreachableError: the server cannot be reached.
+        """
+        return self._call(lambda: look_at(self.filesystem, self.full_path(name)))
 
     def facts(self, name: str) -> dict[str, Any]:
         """Return what the store says of a file now: its size, times and checksums, under names of the store's own.
@@ -250,7 +302,7 @@ class ShardFolder:
             DataError: the server does not report it.
         """
         if is_web(self.path):
-            return self._call(lambda: look_at(self.filesystem, self.full_path(name)).num_bytes)
+            return self.look(name).num_bytes
         size = self._call(lambda: self.filesystem.size(self.full_path(name)))
         if size is None:
             raise DataError(f"{self.path}/{name}: the server does not tell its size, so it serves no byte ranges")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,8 +25,8 @@ from data_tools.parallel import Workers
 from pipeline.data.shards.index import ShardIndex, check_shards, load_index
 from pipeline.data.shards.reader import BlockReader
 from pipeline.errors import DataError
-from tests.helpers.sources import WRITERS, Made, read_made
-from tests.helpers.store import FaultProxy, S3Server, bad_network
+from tests.helpers.sources import WRITERS, read_made, without_place
+from tests.helpers.store import FaultProxy
 from tests.helpers.workers import WorkersHere
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -36,14 +35,10 @@ ONE_TABLE = "test-00000-of-00001.parquet"
 KINDS = ("WebDataset tars", "class tars", "outer tar")
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make the server's folder, with its sources below bucket/."""
-    root = tmp_path_factory.mktemp("store")
-    (root / "bucket").mkdir()
+@pytest.fixture(scope="module", autouse=True)
+def sources(root: Path) -> None:
     for kind in KINDS:
         WRITERS[kind](root / "bucket" / name_of(kind))
-    return root
 
 
 def name_of(kind: str) -> str:
@@ -52,19 +47,6 @@ def name_of(kind: str) -> str:
 
 def source_of(kind: str) -> str:
     return f"{name_of(kind)}.tar" if kind == "outer tar" else name_of(kind)
-
-
-@pytest.fixture(scope="module")
-def server(root: Path) -> Iterator[S3Server]:
-    server = S3Server(root)
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def store(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    with bad_network(server, monkeypatch) as proxy:
-        yield proxy
 
 
 def make(source: str, folder: str, tmp_path: Path, workers: Workers | None = None) -> None:
@@ -77,12 +59,6 @@ def samples_of(index: ShardIndex) -> list[tuple[str, bytes, int | None]]:
     """Return what a training reads."""
     reader = BlockReader(index, capacity=1)
     return [(sample.key, sample.image, sample.label) for block in range(index.num_blocks) for sample in reader.read(block)]
-
-
-def without_place(made: Made) -> Made:
-    """Leave out of make.json what names the source's place and time."""
-    record = json.loads(made.files["make.json"])
-    return made._replace(files={**made.files, "make.json": json.dumps({**record, "times": 0, "stamp": 0}).encode()})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -247,14 +223,11 @@ def test_a_source_that_changes_in_the_store_is_named(store: FaultProxy, root: Pa
 def test_other_sources_on_a_url_are_refused_with_what_to_do(
     store: FaultProxy, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (root / "bucket" / "photos" / "cat").mkdir(parents=True)
-    (root / "bucket" / "photos" / "cat" / "1.jpg").write_bytes(b"x")
     (root / "bucket" / "lists").mkdir()
     (root / "bucket" / "lists" / "a.csv").write_text("path,label\n")
     for source, words in {
-        "s3://bucket/photos": "holds neither tars nor Parquet files, but folders ...; on a URL, `make` reads a WebDataset tar",
-        "s3://bucket/lists": "holds neither tars nor Parquet files, but a.csv ...; on a URL, `make` reads a WebDataset tar",
-        "s3://bucket/lists/a.csv": "is a single file, no tar and no .parquet",
+        "s3://bucket/lists": "holds neither tars nor tables nor folders, but a.csv ...; on a URL, `make` reads a WebDataset",
+        "s3://bucket/lists/a.csv": "is a single file, no tar, .parquet or .arrow",
         "s3://bucket/none": "does not exist, or is empty",
         "s3://bucket/none.tar": "does not exist",
     }.items():
@@ -263,7 +236,7 @@ def test_other_sources_on_a_url_are_refused_with_what_to_do(
     for arguments, words in (
         (["s3://bucket/class-tars", "https://localhost/x"], "no shards can be written there (a web server takes no files)"),
         (["s3://bucket/class-tars", "s3://bucket/class-tars/made"], "is the source itself or lies in it"),
-        (["s3://bucket/class-tars", str(tmp_path / "made"), "--passes", "1"], "--passes 1 reads a source at random places"),
+        (["s3://bucket/class-tars", str(tmp_path / "made"), "--passes", "1"], "--passes 1 reads tars at random places"),
         (
             ["s3://bucket/class-tars", "s3://bucket/x", "--cluster", "nowhere"],
             "name a folder that all workers see with --scratch",
