@@ -30,7 +30,7 @@ SOURCE may be
   a folder of CIFAR's Python files       their pixels are stored as PNG
   a version of a TensorFlow data set     TFRecord files with dataset_info.json; --source-split takes slices, --vtab a task of
                                          VTAB. The images are copied to FOLDER/.make first (pip install '.[tfds]')
-SOURCE may be the s3://, gs:// or http(s):// URL of a tar or a folder of tars, and FOLDER one of s3:// or gs://.
+SOURCE may be the s3://, gs:// or http(s):// URL of tars, tables, class folders or a list, and FOLDER one of s3:// or gs://.
 
 Image bytes are kept as they are unless --short-side or --exif apply is given. What is left out is counted, and named in
 FOLDER/make.json. A sample has one label (.cls), or several (a CSV with 3;7 or 3 7, a list in a table), which are stored as
@@ -48,6 +48,7 @@ examples:
   python -m data_tools make ~/tensorflow_datasets/clevr/3.1.0 /data/vtab1k/clevr_count/train800val200 \\
       --vtab clevr_count --source-split train800val200
   python -m data_tools make s3://raw/tars s3://data/tars --bytes-per-shard 500MB --memory 8GB --scratch /nvme/scratch
+  python -m data_tools make s3://raw/labels.csv s3://data/photos --image-folder s3://raw/photos
   python -m data_tools make labels.csv /data/photos --class-map coarse.tsv --unmapped drop
 """
 SHOWN_NAMES = 5
@@ -86,9 +87,9 @@ def _add_pass_arguments(group: argparse._ArgumentGroup) -> None:
         "--passes",
         type=int,
         choices=(1, 2),
-        help="1 reads the samples of each shard wherever they are. 2 reads the source once in sequence to scratch, and then "
-        "scratch: for disks and file systems that are slow at random places. Shards are the same (default: 2 for a URL, or "
-        "else 1)",
+        help="1 reads the samples of each shard wherever they are. 2 copies the source once in sequence to scratch, and reads "
+        "each shard's samples there: for disks and file systems that are slow at random places. Shards are the same (default: "
+        "2 for tars on a URL, or else 1)",
     )
     group.add_argument(
         "--scratch",
@@ -176,7 +177,9 @@ def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
         "label or labels)",
     )
     group.add_argument(
-        "--image-folder", metavar="FOLDER", help="what a CSV's paths are relative to (default: the CSV's own folder)"
+        "--image-folder",
+        metavar="FOLDER",
+        help="path or URL that a CSV's paths are relative to (default: the CSV's own folder)",
     )
     group.add_argument(
         "--encoding",

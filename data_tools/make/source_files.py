@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from data_tools.ahead import map_ahead
 from data_tools.make.sources.listing import Listing, Sample
 from data_tools.make.sources.stored import join, open_stored, split_path
 from pipeline.data.shards.folder import CONCURRENT_QUESTIONS, ShardFolder, is_remote
@@ -43,22 +43,7 @@ class SourceFiles:
             DataError: gone, unreadable, or not as long as it was listed.
         """
         samples = map(self._listing.sample, range(len(self._listing)))
-        if not self._is_remote:
-            for sample in samples:
-                yield sample, self._read(sample)
-            return
-        pool = ThreadPoolExecutor(CONCURRENT_QUESTIONS)
-        try:
-            asked: deque[tuple[Sample, Future[dict[str, bytes]]]] = deque()
-            for sample in samples:
-                asked.append((sample, pool.submit(self._read, sample)))
-                if len(asked) > CONCURRENT_QUESTIONS:
-                    first, found = asked.popleft()
-                    yield first, found.result()
-            for first, found in asked:
-                yield first, found.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        yield from map_ahead(self._read, samples, threads=CONCURRENT_QUESTIONS if self._is_remote else 1)
 
     def _read(self, sample: Sample) -> dict[str, bytes]:
         if self._listing.layout == "files":

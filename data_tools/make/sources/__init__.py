@@ -23,6 +23,7 @@ from data_tools import splits
 from data_tools.make.sources import cifar, csv_file, table
 from data_tools.make.sources.class_folders import recognise_folders
 from data_tools.make.sources.files import is_junk
+from data_tools.make.sources.lists import recognise_csv
 from data_tools.make.sources.on_url import recognise_url
 from data_tools.make.sources.options import SourceOptions, refuse_unused
 from data_tools.make.sources.source import Source
@@ -64,7 +65,7 @@ def find_source(path: str, *, options: SourceOptions, label_use: LabelUse, known
 def _recognise(root: Path, *, options: SourceOptions, label_use: LabelUse, known: frozenset[str]) -> Source:
     suffix = root.suffix.lower()
     if suffix in csv_file.CSV_SUFFIXES and root.is_file():
-        return _csv(root, options)
+        return recognise_csv(str(root), options)
     if suffix in table.TABLE_SUFFIXES and root.is_file():
         return recognise_tables([str(root)], options)
     if suffix == ".tar" and root.is_file():
@@ -134,18 +135,6 @@ def _nothing_found(root: Path, visible: list[Path]) -> DataError:
         f"source '{root}' holds neither class folders (CLASS/image.jpg) nor tars, Parquet or Arrow files, or CIFAR "
         f"batches{files}. Of a CSV file give its own path"
     )
-
-
-def _csv(path: Path, options: SourceOptions) -> Source:
-    of_file = csv_file.CsvOptions(
-        image_column=options.image_column,
-        label_column=options.label_column,
-        label_separator=options.label_separator,
-        image_folder=None if options.image_folder is None else Path(options.image_folder),
-        encoding=options.encoding,
-        wanted_splits=options.wanted_splits,
-    )
-    return Source("CSV", None, lambda scratch, workers: csv_file.list_csv(path, of_file))
 
 
 def _tfds(folder: Path, options: SourceOptions) -> Source:

@@ -1,8 +1,12 @@
-"""List a CSV, TSV or JSON-lines file of image paths and labels: a number, a name, or several of either for an image."""
+"""List a CSV, TSV or JSON-lines file of image paths and labels: a number, a name, or several of either for an image.
+
+The file and the images may be in a store or on a web server.
+"""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections import Counter
@@ -10,18 +14,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_tools import splits
-from data_tools.make.sources.files import find_image_extension, image_extension
+from data_tools.ahead import map_ahead
+from data_tools.make.sources.files import extension_of, image_extension
 from data_tools.make.sources.labels import read_number
 from data_tools.make.sources.listing import Listing, Member
 from data_tools.make.sources.listing_builder import ListingBuilder
+from data_tools.make.sources.named_files import NamedFiles
 from data_tools.make.sources.split_columns import ANSWER, Survey
+from data_tools.make.sources.stored import Entry, find_extension, join, open_stored, split_path
 from data_tools.text_files import ADVICE, find_encoding, is_text
 from pipeline.console.progress import track
+from pipeline.data.shards.folder import CONCURRENT_QUESTIONS
 from pipeline.data.shards.sample import IMAGE_EXTENSIONS
+from pipeline.data.shards.web import is_web
 from pipeline.data.stand_ins import refuse_stand_in
 from pipeline.errors import DataError
 from pipeline.json_text import parse_json
@@ -44,7 +52,7 @@ class CsvOptions:
     image_column: str | None = None
     label_column: str | None = None
     label_separator: str | None = None
-    image_folder: Path | None = None  # paths are relative to it; the file's own folder if not given
+    image_folder: str | None = None  # path or URL; paths are relative to it; the file's own folder if not given
     encoding: str | None = None
     wanted_splits: tuple[str, ...] | None = None
 
@@ -65,48 +73,59 @@ class _Image(NamedTuple):
 
     name: str
     extension: str
-    stat: os.stat_result
+    entry: Entry
 
 
-def list_csv(path: Path, options: CsvOptions) -> Listing:
+def list_csv(path: str, options: CsvOptions) -> Listing:
     """Return the images that a file names, by paths relative to it.
 
     The first line is a header if its first cell neither is a file nor ends like an image, or if a column is asked for by
     name. All labels of the file are numbered, those of other splits too, so that its splits agree.
 
+    Args:
+        path: of the file, or its URL.
+
     Raises:
         DataError: several splits, or naming the line that is not a path and a label, or whose file is not there.
     """
-    folder = options.image_folder or path.parent
+    files = NamedFiles(split_path(path)[0] if options.image_folder is None else options.image_folder)
     with _open(path, options) as rows:
         first = next(rows, None)
         if first is None:
             raise DataError(f"{path} is empty")
-        columns = _find_columns(path, first[1], options, folder=folder)
+        columns = _find_columns(path, first[1], options, files)
         selected = _Selection(path, columns, options, rows if columns.has_header else chain([first], rows))
+
+    def find(row: Row) -> _Image | None:
+        line, cells = row
+        if not selected.holds(cells):
+            return None
+        if not _split_labels(cells[columns.label], options.label_separator):
+            raise DataError(f"{path} line {line}: no label")
+        return _find_image(path, line, cells[columns.path], files, options)
+
     builder = ListingBuilder()
     with _open(path, options) as rows:
         if columns.has_header:
             next(rows)
-        for line, cells in track(rows, description="list images", unit="image"):
+        tracked = track(rows, description="list images", unit="image")
+        threads = CONCURRENT_QUESTIONS if is_web(files.folder) else 1
+        for (line, cells), image in map_ahead(find, tracked, threads=threads):
             labels = _split_labels(cells[columns.label], options.label_separator)
-            if not selected.holds(cells):
+            if image is None:
                 builder.note_labels(labels)
                 continue
-            if not labels:
-                raise DataError(f"{path} line {line}: no label")
-            image = _find_image(path, line, cells[columns.path], folder=folder, encoding=options.encoding)
-            builder.add(image.name, labels=labels, members=(Member(image.extension, 0, 0, image.stat.st_size),), row=line)
-            builder.note_time(image.name, image.stat.st_mtime_ns)
+            builder.add(image.name, labels=labels, members=(Member(image.extension, 0, 0, image.entry.num_bytes),), row=line)
+            builder.note_time(image.name, image.entry.version)
     if not len(builder):
         raise DataError(f"{path} names no images")
-    return builder.build(layout="files", files=(str(folder),), origins=(str(path),))
+    return builder.build(layout="files", files=(files.folder,), origins=(path,))
 
 
 class _Selection:
     """Selects the rows of the wanted split. It reads all rows once, before any image is listed."""
 
-    def __init__(self, path: Path, columns: _Columns, options: CsvOptions, rows: Iterator[Row]) -> None:
+    def __init__(self, path: str, columns: _Columns, options: CsvOptions, rows: Iterator[Row]) -> None:
         self._columns = columns
         others = [i for i in range(columns.width) if i not in (columns.path, columns.label)]
         names = [columns.names[i] if columns.has_header else f"number {i + 1}" for i in others]
@@ -138,17 +157,17 @@ class _Selection:
 
 
 @contextmanager
-def _open(path: Path, options: CsvOptions) -> Iterator[Iterator[Row]]:
+def _open(path: str, options: CsvOptions) -> Iterator[Iterator[Row]]:
     try:
-        with path.open("rb") as file:
+        with open_stored(path) as file:
             start = file.read(1 << 16)
         if start:
             refuse_stand_in(start, name=path)
         encoding = find_encoding(start) or options.encoding or "utf-8"
         # File names may be bytes of any kind. Labels may not; that is checked where they are read.
         errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
-        with path.open(newline="", encoding=encoding, errors=errors) as file:
-            if path.suffix.lower() == ".jsonl":
+        with io.TextIOWrapper(open_stored(path), newline="", encoding=encoding, errors=errors) as file:
+            if extension_of(path) == "jsonl":
                 yield _objects(path, file, separator=options.label_separator or ";")
                 return
             yield _rows(path, file, delimiter=_find_delimiter(path, start.decode(encoding, "replace")))
@@ -158,15 +177,15 @@ def _open(path: Path, options: CsvOptions) -> Iterator[Iterator[Row]]:
         raise DataError(f"{path}: {error.strerror}") from error
 
 
-def _find_delimiter(path: Path, start: str) -> str:
+def _find_delimiter(path: str, start: str) -> str:
     """Return the tab for a .tsv; for a .csv the comma, or what else cuts the first line where it has no comma."""
-    if path.suffix.lower() == ".tsv":
+    if extension_of(path) == "tsv":
         return "\t"
     line = start.partition("\n")[0]
     return next((delimiter for delimiter in DELIMITERS if delimiter in line), ",")
 
 
-def _rows(path: Path, file: Iterator[str], *, delimiter: str) -> Iterator[Row]:
+def _rows(path: str, file: Iterator[str], *, delimiter: str) -> Iterator[Row]:
     reader = csv.reader(file, delimiter=delimiter)
     while True:
         try:
@@ -179,7 +198,7 @@ def _rows(path: Path, file: Iterator[str], *, delimiter: str) -> Iterator[Row]:
             yield reader.line_num, [cell.strip(" \t\r\n") for cell in cells]
 
 
-def _objects(path: Path, file: Iterator[str], *, separator: str) -> Iterator[Row]:
+def _objects(path: str, file: Iterator[str], *, separator: str) -> Iterator[Row]:
     """Yield lines of JSON objects (metadata.jsonl) as a table's rows: the first one's keys, then each one's values."""
     names: list[str] = []
     for line, text in enumerate(file, start=1):
@@ -203,11 +222,11 @@ def _cell(value: Any, separator: str) -> str:
     return "" if value is None else value.strip(" \t\r\n") if isinstance(value, str) else json.dumps(value)
 
 
-def _find_columns(path: Path, first: list[str], options: CsvOptions, *, folder: Path) -> _Columns:
+def _find_columns(path: str, first: list[str], options: CsvOptions, files: NamedFiles) -> _Columns:
     if len(first) < 2:
         raise DataError(f"{path} line 1: 1 cells, not a path and a label")
     is_asked = options.image_column is not None or options.label_column is not None
-    looks_like_image = image_extension(first[0]) is not None or os.path.isfile(os.path.join(folder, first[0]))
+    looks_like_image = image_extension(first[0]) is not None or files.find(files.relative(first[0])) is not None
     if not is_asked and looks_like_image:
         return _Columns(len(first), False, tuple(first), 0, 1)
     names = [name.lower() for name in first]
@@ -230,26 +249,27 @@ def _find_columns(path: Path, first: list[str], options: CsvOptions, *, folder: 
     return _Columns(len(first), True, tuple(first), columns[0], columns[1])
 
 
-def _find_image(path: Path, line: int, name: str, *, folder: Path, encoding: str | None) -> _Image:
+def _find_image(path: str, line: int, cell: str, files: NamedFiles, options: CsvOptions) -> _Image:
     """Return the file that a cell names: as it is, in the file's encoding, or without its ending as in lists of ids."""
+    name = files.relative(cell)
     names = [name]
-    if encoding is not None:
-        names.append(os.fsdecode(name.encode(encoding, "replace")))
+    if options.encoding is not None:
+        names.append(os.fsdecode(name.encode(options.encoding, "replace")))
     if image_extension(name) is None:
         names += [f"{name}.{extension}" for extension in IMAGE_EXTENSIONS]
-    image_path = os.path.join(folder, name)
     for candidate in names:
-        candidate_path = os.path.join(folder, candidate)
-        if not os.path.isfile(candidate_path):
+        entry = files.find(candidate)
+        if entry is None:
             continue
-        extension = find_image_extension(candidate_path)
+        image_path = join(files.folder, candidate)
+        extension = find_extension(image_path, entry.num_bytes)
         if extension is None:
-            raise DataError(f"{path} line {line}: {candidate_path} does not end like an image, and does not begin like one")
-        return _Image(candidate, extension, os.stat(candidate_path))
-    reason = "is no file" if os.path.exists(image_path) else "No such file or directory"
+            raise DataError(f"{path} line {line}: {image_path} does not end like an image, and does not begin like one")
+        return _Image(candidate, extension, entry)
+    reason = "is no file" if files.exists(name) else "No such file or directory"
     raise DataError(
-        f"{path} line {line}: {image_path}: {reason}; paths are relative to {'the file' if folder == path.parent else folder}, "
-        "or give their folder with --image-folder"
+        f"{path} line {line}: {join(files.folder, name)}: {reason}; paths are relative to "
+        f"{'the file' if options.image_folder is None else files.folder}, or give their folder with --image-folder"
     )
 
 

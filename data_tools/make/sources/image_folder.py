@@ -12,16 +12,12 @@ import numpy as np
 
 from data_tools.make.sources.concatenate import concatenate
 from data_tools.make.sources.files import (
-    SIGNATURE_BYTES,
     extension_of,
-    find_image_extension,
-    image_extension,
-    sniff_named,
 )
 from data_tools.make.sources.listing import Listing, Member
 from data_tools.make.sources.listing_builder import ListingBuilder
 from data_tools.make.sources.parts import list_parts
-from data_tools.make.sources.stored import Entry, file_stem, join, list_visible, read_stored
+from data_tools.make.sources.stored import Entry, file_stem, find_extension, join, list_visible, read_stored
 from data_tools.parallel import Workers
 from data_tools.splits import numbered_parts, parse_split, split_of, splits_among_classes
 from pipeline.console.progress import track
@@ -219,16 +215,9 @@ def _read_start(path: str, length: int) -> bytes:
 
 def _extension(path: str, num_bytes: int) -> str | None:
     try:
-        return _stored_extension(path, num_bytes) if is_remote(path) else find_image_extension(path)
+        return find_extension(path, num_bytes)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-
-
-def _stored_extension(url: str, num_bytes: int) -> str | None:
-    known = image_extension(url)
-    if known is not None or extension_of(url) or not num_bytes:
-        return known
-    return sniff_named(read_stored(url, 0, min(num_bytes, SIGNATURE_BYTES)), url)
 
 
 def _files(folder: str, prefix: str) -> Iterator[tuple[str, Entry]]:

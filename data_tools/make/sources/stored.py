@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 from urllib.parse import quote, unquote
 
-from data_tools.make.sources.files import is_junk
-from pipeline.data.shards.folder import CONCURRENT_QUESTIONS, ShardFolder, is_remote
+from data_tools.ahead import map_ahead
+from data_tools.make.sources.files import (
+    SIGNATURE_BYTES,
+    extension_of,
+    find_image_extension,
+    image_extension,
+    is_junk,
+    sniff_named,
+)
+from pipeline.data.shards.folder import ShardFolder, is_remote
 from pipeline.data.shards.web import is_web
 from pipeline.errors import DataError
 
@@ -55,10 +62,12 @@ def file_stem(path: str) -> str:
 
 
 def join(folder: str, name: str) -> str:
-    """Return the path of a file, given its name in a folder for people; the name may lead through folders."""
-    return (
-        f"{folder}/{quote(name)}" if is_web(folder) else f"{folder}/{name}" if is_remote(folder) else os.path.join(folder, name)
-    )
+    """Return the path of a file, given its name in a folder for people. The name may lead through folders, and through `..`."""
+    if not is_remote(folder):
+        return os.path.join(folder, name)
+    scheme, _, path = f"{folder}/{quote(name) if is_web(folder) else name}".partition("://")
+    has_steps = not {".", ".."}.isdisjoint(path.split("/"))  # stores take them for names
+    return f"{scheme}://{posixpath.normpath(path) if has_steps else path}"
 
 
 def list_visible(folder: str) -> list[Entry]:
@@ -73,19 +82,44 @@ def list_visible(folder: str) -> list[Entry]:
     if not is_remote(folder):
         with os.scandir(folder) as found:
             return [_local_entry(entry) for entry in found if not is_junk(entry.name)]
+    return _list_stored(folder, lambda name: not is_junk(name))
+
+
+def list_all(url: str) -> list[Entry]:
+    """Return the same of a folder of a store, with what is hidden.
+
+    Raises:
+        UnreachableError: the store cannot be reached.
+    """
+    return _list_stored(url, lambda _: True)
+
+
+def _list_stored(folder: str, takes: Callable[[str], bool]) -> list[Entry]:
     store = ShardFolder(folder)
     for_people = unquote if is_web(folder) else str
     named = {str(facts["name"]).rstrip("/").rpartition("/")[2]: facts for facts in store.entries()}
-    visible = {name: facts for name, facts in named.items() if not is_junk(for_people(name))}
-    folders = [name for name, facts in visible.items() if facts["type"] == "directory"]
-    files = [name for name in visible if visible[name]["type"] != "directory"]
+    taken = {name: facts for name, facts in named.items() if takes(for_people(name))}
+    folders = [name for name, facts in taken.items() if facts["type"] == "directory"]
+    files = [name for name in taken if taken[name]["type"] != "directory"]
     if is_web(folder):
-        with ThreadPoolExecutor(CONCURRENT_QUESTIONS) as pool:
-            values = [astuple(look) for look in pool.map(store.look, files)]
+        values = [astuple(look) for _, look in map_ahead(store.look, files)]
     else:
-        values = [(int(visible[name]["size"] or 0), _describe_version(visible[name])) for name in files]
+        values = [(int(taken[name]["size"] or 0), _describe_version(taken[name])) for name in files]
     entries = [Entry(for_people(name), "file", *value) for name, value in zip(files, values, strict=True)]
     return entries + [Entry(for_people(name), "folder") for name in folders]
+
+
+def look_at(url: str) -> Entry | None:
+    """Return what a web server says of a file; None if there is none.
+
+    Raises:
+        UnreachableError: the server cannot be reached.
+    """
+    folder, name = split_path(url)
+    try:
+        return Entry(file_name(url), "file", *astuple(ShardFolder(folder).look(name)))
+    except FileNotFoundError:
+        return None
 
 
 def _local_entry(entry: os.DirEntry[str]) -> Entry:
@@ -139,6 +173,25 @@ def read_stored(path: str, start: int, length: int) -> bytes:
         return ShardFolder(folder).read_range(name, start, start + length)
     with open(path, "rb") as file:
         return os.pread(file.fileno(), length, start)
+
+
+def find_extension(path: str, num_bytes: int) -> str | None:
+    """Return the extension that an image is stored with; None if the file is no image by its name or first bytes.
+
+    In a store first bytes are a request, so only a file without any ending is looked into.
+
+    Args:
+        num_bytes: size of the file.
+
+    Raises:
+        OSError, UnreachableError: as `open_stored`.
+    """
+    if not is_remote(path):
+        return find_image_extension(path)
+    known = image_extension(path)
+    if known is not None or extension_of(path) or not num_bytes:
+        return known
+    return sniff_named(read_stored(path, 0, min(num_bytes, SIGNATURE_BYTES)), path)
 
 
 def read_small(folder: str, name: str) -> bytes | None:

@@ -229,7 +229,7 @@ def test_a_table_is_copied_out_once_and_a_killed_command_goes_on(image_folder: P
 
 def test_val_and_train_share_nothing_and_an_image_stays_on_its_side(image_folder: Path) -> None:
     def sides(seed: int = 0) -> dict[bytes, bool]:
-        listing = list_image_folder(image_folder, workers=LocalWorkers(1))
+        listing = list_image_folder(str(image_folder), workers=LocalWorkers(1))
         is_val = choose_val(listing, fraction=0.3, seed=seed)
         return {listing.name(i): bool(is_val[i]) for i in range(len(listing))}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from data_tools.__main__ import main
 from data_tools.make.pack import Passes, make_shards
 from data_tools.make.plan import MakeOptions, ShardSize
+from data_tools.make.sources.options import SourceOptions
 from data_tools.make.two_passes import WORKER_BYTES
 from data_tools.parallel import Workers
 from pipeline.data.shards.folder import ShardFolder
@@ -103,6 +106,51 @@ def test_class_folders_on_a_web_server_are_made_as_on_a_disk(photos: Path, root:
     with serve(root / "bucket") as (url, _):
         make(f"{url}/photos", str(tmp_path / "there"), tmp_path)
     assert without_place(read_made(tmp_path / "here")) == without_place(read_made(tmp_path / "there"))
+
+
+@pytest.mark.parametrize("place", ["store", "store, list here", "web server"])
+def test_a_list_of_images_elsewhere_is_made_as_on_a_disk(place: str, store: FaultProxy, root: Path, tmp_path: Path) -> None:
+    folder = root / "bucket" / f"list-{place.replace(', ', '-').replace(' ', '-')}"
+    here = WRITERS["CSV"](folder)
+    (folder / "deeper in").mkdir()
+    for number in range(3):
+        (folder / "deeper in" / f"ü {number}.jpg").write_bytes((folder / f"{number:03d}.jpg").read_bytes())
+    url = f"s3://bucket/{folder.name}"
+    with here.open("a") as file:
+        file.write("./deeper in/ü 0.jpg,1;2\ndeeper in/ü 1,3\n")  # the second without its ending, as in lists of ids
+        file.write(f"../{folder.name}/deeper in/ü 2.jpg,3\n")
+    made = tmp_path / "there"
+    make(str(here), str(tmp_path / "here"), tmp_path)
+    store.inject("mixed", probability=0.3)
+    if place == "web server":
+        with serve(root / "bucket") as (address, _):
+            make(f"{address}/{folder.name}/list.csv", str(made), tmp_path)
+    elif place == "store":
+        make(f"{url}/list.csv", str(made), tmp_path)
+    else:
+        other = tmp_path / "list.csv"
+        other.write_text(here.read_text().replace("005.jpg", f"{url}/005.jpg"))  # a whole URL
+        options = replace(OPTIONS, source=SourceOptions(image_folder=f"{url}/"))
+        make_shards(str(other), str(made), options=options, workers=WorkersHere())
+    files, others = (without_place(read_made(path)).files for path in (tmp_path / "here", made))
+    request = json.loads(others["make.json"])["request"]
+    assert {**files, "make.json": b""} == {**others, "make.json": b""}
+    assert request["source"]["image_folder"] == (f"{url}/" if "here" in place else None)
+
+
+def test_a_line_of_what_is_not_in_the_store_is_named(store: FaultProxy, root: Path, tmp_path: Path) -> None:
+    here = WRITERS["CSV"](root / "bucket" / "lines")
+    (root / "bucket" / "lines" / "folder.jpg").mkdir()
+    (root / "bucket" / "lines" / "folder.jpg" / "x.jpg").write_bytes(b"x")
+    listed = here.read_text()
+    for cell, words in (
+        ("none.jpg", "line 42: s3://bucket/lines/none.jpg: No such file or directory; paths are relative to the file"),
+        ("folder.jpg", "line 42: s3://bucket/lines/folder.jpg: No such file or directory"),
+        ("s3://other/x.jpg", "line 42: s3://bucket/lines/s3://other/x.jpg: No such file or directory"),
+    ):
+        here.write_text(f"{listed}{cell},1\n")
+        with pytest.raises(DataError, match=re.escape(words)):
+            make("s3://bucket/lines/list.csv", str(tmp_path / "made"), tmp_path)
 
 
 def test_splits_of_folders_in_a_store_are_asked_for(

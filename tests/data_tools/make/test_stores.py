@@ -225,9 +225,12 @@ def test_other_sources_on_a_url_are_refused_with_what_to_do(
 ) -> None:
     (root / "bucket" / "lists").mkdir()
     (root / "bucket" / "lists" / "a.csv").write_text("path,label\n")
+    (root / "bucket" / "texts").mkdir()
+    (root / "bucket" / "texts" / "a.txt").write_text("x")
     for source, words in {
-        "s3://bucket/lists": "holds neither tars nor tables nor folders, but a.csv ...; on a URL, `make` reads a WebDataset",
-        "s3://bucket/lists/a.csv": "is a single file, no tar, .parquet or .arrow",
+        "s3://bucket/lists": "holds no class folders; give s3://bucket/lists/a.csv if it lists the images and their labels",
+        "s3://bucket/texts": "holds neither tars nor tables nor folders, but a.txt ...; on a URL, `make` reads a WebDataset",
+        "s3://bucket/texts/a.txt": "is a single file of another kind; on a URL, `make` reads a WebDataset tar",
         "s3://bucket/none": "does not exist, or is empty",
         "s3://bucket/none.tar": "does not exist",
     }.items():

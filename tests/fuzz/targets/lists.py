@@ -96,7 +96,7 @@ def _check(data: bytes, folder: Path) -> Outcome:
 
 def _check_csv(text: bytes, path: Path) -> None:
     encoding = (None, "cp1252", "latin-1")[len(text) % 3]
-    listing = list_csv(path, CsvOptions(encoding=encoding))
+    listing = list_csv(str(path), CsvOptions(encoding=encoding))
     for sample in map(listing.sample, range(len(listing))):
         if not (path.parent / sample.name).is_file() or not sample.labels:
             raise BrokenLaw("a row is taken that names no file or no label", details=str(sample))
@@ -114,7 +114,7 @@ def _check_classes(text: bytes, path: Path) -> None:
 def _check_map(text: bytes, path: Path) -> None:
     targets = read_class_map(str(path))
     (path.parent / "a.csv").write_bytes(b"a.png,cat\nb.png,dog\n")
-    listing, _ = number_classes(list_csv(path.parent / "a.csv", CsvOptions()), Numbering(targets=targets, unmapped="drop"))
+    listing, _ = number_classes(list_csv(str(path.parent / "a.csv"), CsvOptions()), Numbering(targets=targets, unmapped="drop"))
     if any(label < 0 for label in listing.labels.tolist()):
         raise BrokenLaw("a label that is no class", details=str(listing.labels))
 
