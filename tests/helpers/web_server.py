@@ -41,7 +41,8 @@ class _Handler(Handler):
             return self.send(403)
         names = [entry.name + "/" * entry.is_dir() for entry in sorted(folder.iterdir())]
         lines = "".join(f'<a href="{quote(name)}">{name[:20]}..&gt;</a>\n' for name in names)
-        page = f"<html><body><pre><a href='../'>../</a>\n{lines}</pre></body></html>"
+        above = "<a href='?C=M;O=D'>Last modified</a> <a href='/'>Parent Directory</a> <a href='../'>../</a>\n"
+        page = f"<html><body><pre>{above}{lines}</pre><a href='mailto:a@b.c'>Us</a></body></html>"
         if self.habit == "cut listing":
             page = page[: page.index("shard-001")]
         return self.send(200, page.encode(), headers={"Content-Type": "text/html"}, body=body)

@@ -44,9 +44,8 @@ class NamedFiles:
             return look_at(path)
         parent, leaf = split_path(path)
         if parent not in self._listed:
-            self._listed[parent] = {entry.name: entry for entry in list_all(parent)}
-        found = self._listed[parent].get(leaf)
-        return found if found is not None and found.kind == "file" else None
+            self._listed[parent] = {entry.name: entry for entry in list_all(parent) if entry.kind == "file"}
+        return self._listed[parent].get(leaf)
 
     def exists(self, name: str) -> bool:
         """Return whether anything has this name."""

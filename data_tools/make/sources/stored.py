@@ -6,6 +6,7 @@ import os
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 from urllib.parse import quote, unquote
@@ -20,7 +21,7 @@ from data_tools.make.sources.files import (
     sniff_named,
 )
 from pipeline.data.shards.folder import ShardFolder, is_remote
-from pipeline.data.shards.web import is_web
+from pipeline.data.shards.web import WebFile, is_web
 from pipeline.errors import DataError
 
 # what stores say of an object that changes with its content; checksums and generations first: a time may have no fractions
@@ -97,16 +98,21 @@ def list_all(url: str) -> list[Entry]:
 def _list_stored(folder: str, takes: Callable[[str], bool]) -> list[Entry]:
     store = ShardFolder(folder)
     for_people = unquote if is_web(folder) else str
-    named = {str(facts["name"]).rstrip("/").rpartition("/")[2]: facts for facts in store.entries()}
-    taken = {name: facts for name, facts in named.items() if takes(for_people(name))}
-    folders = [name for name, facts in taken.items() if facts["type"] == "directory"]
-    files = [name for name in taken if taken[name]["type"] != "directory"]
+    listed = [(str(facts["name"]).rstrip("/").rpartition("/")[2], facts) for facts in store.entries()]
+    taken = [(name, facts) for name, facts in listed if takes(for_people(name))]
+    folders = [Entry(for_people(name), "folder") for name, facts in taken if facts["type"] == "directory"]
+    files = [(name, facts) for name, facts in taken if facts["type"] != "directory"]
     if is_web(folder):
-        values = [astuple(look) for _, look in map_ahead(store.look, files)]
-    else:
-        values = [(int(taken[name]["size"] or 0), _describe_version(taken[name])) for name in files]
-    entries = [Entry(for_people(name), "file", *value) for name, value in zip(files, values, strict=True)]
-    return entries + [Entry(for_people(name), "folder") for name in folders]
+        looks = map_ahead(partial(_look, store), [name for name, _ in files])
+        return folders + [Entry(unquote(name), "file", *astuple(look)) for name, look in looks]
+    return folders + [Entry(name, "file", int(facts["size"] or 0), _describe_version(facts)) for name, facts in files]
+
+
+def _look(store: ShardFolder, name: str) -> WebFile:
+    try:
+        return store.look(name)
+    except FileNotFoundError as error:
+        raise DataError(f"{store.path}/{name} is in the server's listing, and is not there") from error
 
 
 def look_at(url: str) -> Entry | None:

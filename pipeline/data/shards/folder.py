@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -32,6 +33,7 @@ READ_ONLY = {
     "hf://": "a repository on the Hugging Face hub",
 }  # nothing is written there
 WRITABLE = "hf://buckets/"
+NO_FILE = re.compile(r"[/?#]|^(mailto|javascript|data):")  # in a link of a listing; a file's own ? and # are escaped there
 
 
 def is_remote(path: str) -> bool:
@@ -118,19 +120,33 @@ class ShardFolder:
             return []
         finally:
             self.filesystem.invalidate_cache(self.root)
-        return [entry for entry in listed if not self._is_marker(entry)]
+        return self._own(listed)
 
-    def _is_marker(self, entry: Mapping[str, Any]) -> bool:
-        """Return whether an entry is the folder itself: consoles of stores make an empty object of its name."""
-        return str(entry["name"]).rstrip("/") == self.root.rstrip("/")
+    def _own(self, listed: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return what lies in the folder of all that a listing has.
+
+        Consoles of stores make an empty object named like a folder. Listings of web servers have links to sort them, to other
+        pages and to addresses.
+
+        Raises:
+            DataError: a name has an empty part, which a path cannot name.
+        """
+        root = self.root.rstrip("/")
+        if not self.is_remote:
+            return list(listed)
+        if is_web(self.path):
+            names = [str(entry["name"]).removeprefix(f"{root}/").rstrip("/") for entry in listed]
+            return [entry for entry, name in zip(listed, names, strict=True) if name and NO_FILE.search(name) is None]
+        if self.path.startswith("s3://") and any(e["type"] == "directory" and str(e["name"]) == f"{root}/" for e in listed):
+            raise DataError(f"{self.path} holds keys with an empty part, {self.path}//...: no path names these; rename them")
+        return [entry for entry in listed if str(entry["name"]).rstrip("/") != root]
 
     def _list(self) -> list[dict[str, Any]]:
         def list_now() -> list[dict[str, Any]]:
             if is_web(self.path):
                 check_listing(self.filesystem, self.root)
             if self.filesystem.isdir(self.root):
-                listed = self.filesystem.ls(self.root, detail=True, refresh=True)
-                return [entry for entry in listed if not self._is_marker(entry)]
+                return self._own(self.filesystem.ls(self.root, detail=True, refresh=True))
             if self.is_remote and not is_web(self.path):
                 self.filesystem.info(self.root)  # raises where the store could not say: `isdir` is false then too
             return []

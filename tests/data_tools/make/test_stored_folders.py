@@ -64,6 +64,9 @@ def photos(root: Path) -> Iterator[Path]:
     folder = WRITERS["image folder"](root / "bucket" / "photos")
     (folder / "class1" / "deeper in").mkdir()
     (folder / "class1" / "deeper in" / "ä b#1+2%20.jpg").write_bytes((folder / "class0" / "000.jpg").read_bytes())
+    (folder / "class1" / "[a] b?c*").mkdir()
+    (folder / "class1" / "[a] b?c*" / "x::y.jpg").write_bytes((folder / "class0" / "008.jpg").read_bytes())
+    (folder / "class2" / "class2_$folder$").write_text("")  # as Hadoop marks folders
     (folder / "class2" / "without an ending").write_bytes((folder / "class0" / "004.jpg").read_bytes())
     (folder / "class2" / "tiny").write_bytes(b"P6")
     (folder / "class2" / "Thumbs.db").write_bytes(b"x")
@@ -87,7 +90,7 @@ def test_class_folders_in_a_store_are_made_as_on_a_disk(
     here, there = read_made(tmp_path / "here"), read_made(root / "bucket" / made)
     assert without_place(here) == without_place(there)
     report = json.loads(there.files["make.json"])["report"]
-    assert (report["kind"], report["num_samples"], report["without_images"]) == ("image folder", 42, ["empty"])
+    assert (report["kind"], report["num_samples"], report["without_images"]) == ("image folder", 43, ["empty"])
     if fault:
         assert store.counts.total() > store.counts["reads"]
         return
@@ -195,3 +198,12 @@ def test_a_folders_own_marker_is_no_entry_of_it(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(type(folder.filesystem), "isdir", lambda *_: True)
     assert [entry["name"] for entry in folder.entries()] == ["/bucket/cat/1.jpg"]
     assert folder.list_names() == ["1.jpg"]
+
+
+def test_keys_with_an_empty_part_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store takes bucket/cat//1.jpg for a name; a listing of bucket/cat then has a folder without one."""
+    folder = ShardFolder("s3://bucket/cat")
+    listed = [{"name": "bucket/cat/", "size": 0, "type": "directory"}, {"name": "bucket/cat/1.jpg", "size": 3, "type": "file"}]
+    monkeypatch.setattr(folder.filesystem, "ls", lambda *_, **__: listed)
+    with pytest.raises(DataError, match="s3://bucket/cat holds keys with an empty part, s3://bucket/cat//"):
+        folder.entries()
