@@ -57,11 +57,7 @@ def recognise_folders(
     if real:
         splits.check_found(wanted, of_split, source=root)
     if wanted is None:
-        lists = [name for name in files if _is_list(name)]
-        if lists and len(folders) == 1 and not splits.is_split(folders[0]):
-            raise DataError(
-                f"source '{root}' holds {lists[0]} and a single folder; give {join(root, lists[0])} if it lists the images"
-            )
+        _refuse_list(root, folders, files)
         check_class_folders(root, known=known)
     return Source(
         "image folder",
@@ -69,6 +65,14 @@ def recognise_folders(
         lambda scratch, workers: take_split(list_image_folder(root, workers=workers), options, source=root, skip_parts=1),
         remarks=tuple(_remark_next_to(root, files)),
     )
+
+
+def _refuse_list(root: str, folders: Sequence[str], files: Sequence[str]) -> None:
+    lists = [name for name in files if _is_list(name)]
+    if lists and len(folders) == 1 and not splits.is_split(folders[0]):
+        raise DataError(
+            f"source '{root}' holds {lists[0]} and a single folder; give {join(root, lists[0])} if it lists the images"
+        )
 
 
 def _is_list(name: str) -> bool:
