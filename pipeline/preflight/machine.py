@@ -23,6 +23,7 @@ GIB = 2**30
 LIBRARIES = ("torch", "lightning", "deepspeed", "webdataset", "torchmetrics", "wandb")
 LEAST_FILES, LEAST_PROCESSES = 4096, 4096
 LEAST_SHARED_GIB, LEAST_LOCKED_GIB = 2.0, 1.0  # of a rank
+LEAST_FILE_GIB = 20.0  # a checkpoint of H/14 on one GPU has files of 8 GiB, a shard has a few
 HOT = 85  # degrees Celsius
 SMI_FIELDS = {
     "driver": "driver_version",
@@ -118,6 +119,14 @@ def examine_limits(*, ranks_here: int) -> Iterator[Measure]:
         at_least=LEAST_PROCESSES,
         rule="none less",
         advice="ranks, workers and threads count against it: ulimit -u 65536, docker --pids-limit",
+    )
+    yield wanted(
+        "size of a file at most",
+        _limit(resource.RLIMIT_FSIZE) / GIB,
+        "GiB",
+        at_least=LEAST_FILE_GIB,
+        severity="problem",
+        advice="checkpoints and shards are larger: ulimit -f unlimited. Slurm gives jobs the limits of the shell that submits",
     )
     if torch.cuda.is_available():
         yield wanted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +32,8 @@ class Measure:
         """Return the value as it is shown."""
         if isinstance(self.value, str):
             return self.value
+        if math.isinf(self.value):
+            return "unlimited"
         number = f"{self.value:.0f}" if float(self.value).is_integer() else f"{self.value:.4g}"
         return f"{number} {self.unit}".rstrip()
 

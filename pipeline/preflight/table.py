@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -129,5 +130,9 @@ def _where(names: Sequence[str], num_machines: int) -> str:
 
 
 def to_values(machines: Sequence[Machine], findings: Sequence[Finding]) -> dict[str, Any]:
-    """Return everything, for JSON."""
-    return {"machines": [asdict(machine) for machine in machines], "findings": [asdict(finding) for finding in findings]}
+    """Return everything, for JSON, which has no infinite numbers."""
+    values = [asdict(machine) for machine in machines]
+    for measure in (measure for machine in values for measure in machine["measures"]):
+        if isinstance(measure["value"], float) and math.isinf(measure["value"]):
+            measure["value"] = "unlimited"
+    return {"machines": values, "findings": [asdict(finding) for finding in findings]}

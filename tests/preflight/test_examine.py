@@ -35,8 +35,22 @@ def test_a_low_limit_of_open_files_has_advice() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert found["open files"].value == 256
     assert "ulimit -n" in str(found["open files"].advice)
+    assert found["size of a file at most"].text == "unlimited"
     many = {measure.name: measure for measure in examine_limits(ranks_here=10**6)}
     assert "--shm-size" in str(many["/dev/shm free"].advice)
+
+
+def test_a_limit_of_the_size_of_files_is_a_problem() -> None:
+    """Slurm gives a job the limits of the shell that submits it: nothing there can be saved."""
+    code = (
+        "import resource; from pipeline.preflight.machine import examine_limits; from pipeline.preflight.measure import *;"
+        "from pipeline.preflight.table import *;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**30, resource.RLIM_INFINITY));"
+        "machine = Machine('a', (0,), tuple(examine_limits(ranks_here=1)));"
+        "print(*describe_findings(find_odd([machine]), num_machines=1), sep='\\n')"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, text=True, capture_output=True, check=True).stdout
+    assert "PROBLEM  size of a file at most: 1 GiB; checkpoints and shards are larger: ulimit -f unlimited" in said
 
 
 def test_a_file_system_is_tried_and_left_clean(tmp_path: Path) -> None:
