@@ -84,29 +84,10 @@ def examine_processor() -> Iterator[Measure]:
 
 
 def examine_limits(*, ranks_here: int) -> Iterator[Measure]:
-    shared = _free("/dev/shm")
-    if shared is not None:
-        yield wanted(
-            "/dev/shm free",
-            shared / GIB,
-            "GiB",
-            at_least=LEAST_SHARED_GIB * ranks_here,
-            advice=f"{ranks_here} ranks keep their batches there, some GiB each: docker --shm-size=64g, or --ipc=host; under "
-            "Slurm ask for more memory",
-        )
-    folder = os.environ.get("TMPDIR", "/tmp")
-    temporary = _free(folder)
-    if temporary is not None:
-        is_closed = bool(os.statvfs(folder).f_flag & os.ST_NOEXEC)
-        advice = "compiled kernels cannot be loaded from there: set TMPDIR to a folder that is mounted without noexec"
-        yield Measure("temporary folder", "noexec" if is_closed else "executable", advice=advice if is_closed else None)
-        yield wanted(
-            "temporary folder free", temporary / GIB, "GiB", at_least=1.0, advice="compiled kernels go there: set TMPDIR"
-        )
-    files = _limit(resource.RLIMIT_NOFILE)
+    yield from _examine_space(ranks_here=ranks_here)
     yield wanted(
         "open files",
-        files,
+        _limit(resource.RLIMIT_NOFILE),
         "",
         at_least=LEAST_FILES,
         rule="none less",
@@ -136,6 +117,29 @@ def examine_limits(*, ranks_here: int) -> Iterator[Measure]:
             at_least=LEAST_LOCKED_GIB * ranks_here,
             severity="problem",
             advice="batches are page-locked for the copy to the GPU: ulimit -l unlimited, docker --ulimit memlock=-1",
+        )
+
+
+def _examine_space(*, ranks_here: int) -> Iterator[Measure]:
+    """Yield what batches and compiled kernels are kept in: shared memory and the temporary folder."""
+    shared = _free("/dev/shm")
+    if shared is not None:
+        yield wanted(
+            "/dev/shm free",
+            shared / GIB,
+            "GiB",
+            at_least=LEAST_SHARED_GIB * ranks_here,
+            advice=f"{ranks_here} ranks keep their batches there, some GiB each: docker --shm-size=64g, or --ipc=host; under "
+            "Slurm ask for more memory",
+        )
+    folder = os.environ.get("TMPDIR", "/tmp")
+    temporary = _free(folder)
+    if temporary is not None:
+        is_closed = bool(os.statvfs(folder).f_flag & os.ST_NOEXEC)
+        advice = "compiled kernels cannot be loaded from there: set TMPDIR to a folder that is mounted without noexec"
+        yield Measure("temporary folder", "noexec" if is_closed else "executable", advice=advice if is_closed else None)
+        yield wanted(
+            "temporary folder free", temporary / GIB, "GiB", at_least=1.0, advice="compiled kernels go there: set TMPDIR"
         )
 
 

@@ -168,7 +168,7 @@ def test_an_evaluator_measures_what_runs_the_model_next_to_what_reads_features(
     assert 0 < (value := value_of(distance) or 0) < 1
     assert distance["by_block"] == [pytest.approx(value, abs=1e-4)]
     assert len(list(folder.features.iterdir())) == 4, "representation and last block, of train and of test"
-    assert "images " in done.text
+    assert "kept features" not in done.text
     again = call("evaluate", str(folder.root), settings.replace("deep: {", "deep: {blocks: [1], "))
     assert again.code == 0, again.text
     assert "kept features" in again.text
