@@ -186,10 +186,10 @@ def test_features_of_something_else_are_refused(
     refused("of another file format (", "--format", "parquet")
     assert "as in the earlier results (--precision auto)" in embed("out")
     (tmp_path / "out" / "embedding.json").unlink()  # the files say it too
-    refused("shard-000.safetensors is of other weights (", of=other_weights)
+    refused("shard-000.safetensors is of other weights (", "--precision", "fp32", of=other_weights)
     (tmp_path / "out" / "embedding.json").unlink()
     (tmp_path / "out" / "shard-002.safetensors").write_bytes(before["shard-002.safetensors"][:-40])
-    refused("shard-002.safetensors is damaged")
+    refused("shard-002.safetensors is damaged", "--precision", "fp32")
 
 
 @pytest.fixture(scope="module")
