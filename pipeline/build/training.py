@@ -117,6 +117,8 @@ def _make_strategy(run: ResolvedRun) -> ZeroStrategy:
             precision=run.precision,
             micro_batch_size=run.micro_batch_size,
             clip_norm=config.optimizer.clip_norm,
+            reduce_bucket_size=config.trainer.reduce_bucket_size,
+            overlap_comm=config.trainer.overlap_comm,
         ),
         precision=run.precision,
         clip_norm=config.optimizer.clip_norm,

@@ -54,7 +54,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         choices=KINDS,
         help="loops: ours, a bare loop, timm and transformers; loader: with real images, which --data names; float8: each "
         "linear layer of the blocks, then trainings with float8 in all of them and where it wins; choices: ZeRO "
-        "stages, compilation, attention, checkpointing (default: loops, and loader with --data)",
+        "stages, compilation, attention, checkpointing, at several ranks reduction (default: loops, and loader with --data)",
     )
     command.add_argument("--data", metavar="SHARDS", help="folder of indexed shards: measure with the real loader too")
     command.add_argument("--workers", type=int, default=2, help="decoding processes of that loader (default: 2)")
@@ -140,7 +140,7 @@ def _groups(arguments: argparse.Namespace, *, compiled: bool, gpu: bool) -> list
         "loops": [main_group(compiled=compiled)],
         "loader": [loader_group(compiled=compiled)],
         "float8": [None],  # which layers are in it follows from a measurement
-        "choices": choice_groups(compiled=compiled, gpu=gpu),
+        "choices": choice_groups(compiled=compiled, gpu=gpu, ranks=arguments.ranks),
     }
     chosen = arguments.measure or (["loops"] if arguments.data is None else ["loops", "loader"])
     return [

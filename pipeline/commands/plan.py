@@ -76,7 +76,7 @@ def _add_cluster(command: argparse.ArgumentParser) -> None:
         ("--gpus-per-node", _whole_number, 8, "one rank each"),
         ("--gpu-memory-gib", _number, None, "of one GPU; the data sheet's if not given"),
         ("--headroom", _number, 0.1, "part of the memory left to CUDA, NCCL and fragments"),
-        ("--mfu", _number, 0.4, "model FLOP/s utilisation: part of the peak rate"),
+        ("--mfu", _number, 0.4, "model FLOP/s utilisation of one node; what it waits for others is added"),
         ("--price", _number, None, "of a GPU hour, in any currency"),
         ("--samples", _whole_number, None, "images in the corpus; the index's if not given"),
         ("--image-bytes", _number, None, "mean size of an image; the index's, else 110000"),

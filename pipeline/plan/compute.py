@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from pipeline.distributed.precision import TrainingPrecision, weight_bytes
-from pipeline.plan.memory import Stage
+from dataclasses import dataclass, replace
+from typing import Self
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Holds a run's length in every unit. Seconds are those of computing alone, without failures.
+    """Holds a run's length in every unit. Seconds are those without failures.
 
     Attributes:
         recomputed_flops_per_image: those of activation checkpointing, which `flops_per_image` and `flops` leave out.
         epochs: none if the number of samples is not known.
+        computing_s: seconds that the GPUs compute in a step.
+        step_s: seconds of a step, with those in which they wait for the network.
         cost: cost in the price's currency; none without a price.
     """
 
@@ -25,10 +25,23 @@ class Compute:
     recomputed_flops_per_image: int
     flops: int
     images_per_s: float
+    computing_s: float
     step_s: float
     seconds: float
     gpu_hours: float
     cost: float | None
+
+    def with_waiting(self, seconds: float) -> Self:
+        """Return the same run with steps that take so much longer."""
+        longer = 1 + seconds / self.step_s
+        return replace(
+            self,
+            images_per_s=self.images_per_s / longer,
+            step_s=self.step_s * longer,
+            seconds=self.seconds * longer,
+            gpu_hours=self.gpu_hours * longer,
+            cost=None if self.cost is None else self.cost * longer,
+        )
 
 
 def run_compute(
@@ -50,7 +63,7 @@ def run_compute(
     again is not counted, and takes time at the same rate.
 
     Args:
-        mfu: utilisation without activation checkpointing.
+        mfu: utilisation without activation checkpointing and without waiting for other nodes.
     """
     images = steps * global_batch_size
     images_per_s = num_gpus * peak_flops * mfu / (flops_per_image + recomputed_flops_per_image)
@@ -64,28 +77,9 @@ def run_compute(
         recomputed_flops_per_image=recomputed_flops_per_image,
         flops=images * flops_per_image,
         images_per_s=images_per_s,
+        computing_s=global_batch_size / images_per_s,
         step_s=global_batch_size / images_per_s,
         seconds=seconds,
         gpu_hours=gpu_hours,
         cost=None if price_per_gpu_hour is None else gpu_hours * price_per_gpu_hour,
     )
-
-
-def step_traffic_bytes(
-    num_parameters: int, *, stage: Stage, precision: TrainingPrecision, num_nodes: int, accumulation_steps: int
-) -> float:
-    """Return the bytes that every node sends to others in a step, by ring algorithms.
-
-    A ring all-reduce of S bytes sends 2 S (N - 1) / N over each link. A reduce-scatter or all-gather sends half of that
-    (Patarasu and Yuan 2009). Between nodes there is one link a ring, whatever the GPUs in a node. Gradients travel in fp32.
-    They are all-reduced once a step at stages 0 and 1 and once a micro-batch at stage 2 (DeepSpeed's default), and scattered at
-    stage 3. Weights are gathered once a step, at stage 3 once a micro-batch (they stay between forward and backward).
-    """
-    weight = weight_bytes(precision)
-    per_parameter = {
-        0: 8,
-        1: 8 + weight,
-        2: 8 * accumulation_steps + weight,
-        3: (4 + weight) * accumulation_steps,
-    }[stage]
-    return per_parameter * num_parameters * (num_nodes - 1) / num_nodes

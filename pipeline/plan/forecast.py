@@ -13,10 +13,11 @@ from pipeline.models.base import ModelConfig
 from pipeline.plan.activations import recomputed_flops
 from pipeline.plan.checkpoints import Checkpoints, forecast_checkpoints
 from pipeline.plan.cluster import Cluster, check_cluster
-from pipeline.plan.compute import Compute, run_compute, step_traffic_bytes
+from pipeline.plan.compute import Compute, run_compute
 from pipeline.plan.corpus import CorpusFacts, corpus_facts, count_steps
-from pipeline.plan.memory import STAGES
-from pipeline.plan.stages import StageMemory, precision_of, sizes_of_model, stage_memory
+from pipeline.plan.memory import STAGES, Stage
+from pipeline.plan.network import StepNetwork, Traffic, step_traffic
+from pipeline.plan.stages import StageMemory, overlaps, precision_of, sizes_of_model, stage_memory
 from pipeline.plan.storage import Reading, reading_rates
 
 
@@ -38,7 +39,7 @@ class Forecast:
     corpus: CorpusFacts
     memory: tuple[StageMemory, ...]
     compute: Compute
-    traffic_bytes: float  # bytes that a node sends to others in a step
+    network: StepNetwork
     reading: Reading
     checkpoints: Checkpoints
 
@@ -62,6 +63,10 @@ def make_forecast(config: RunConfig, *, cluster: Cluster, num_samples: int | Non
     memory_bytes = (cluster.gpu_memory_gib or DATA_SHEET_MEMORY_GIB[gpu]) * 2**30 * (1 - cluster.headroom)
     batch = config.trainer.global_batch_size
     compute = _compute(config, cluster=cluster, gpu=gpu, corpus=corpus, model=model.config)
+    network = _network(
+        config, cluster=cluster, num_parameters=model.parameters.total, accumulation=accumulation, computing_s=compute.step_s
+    )
+    compute = compute.with_waiting(network.waiting_s)
     return Forecast(
         name=config.name,
         model_name=config.model.title,
@@ -82,15 +87,31 @@ def make_forecast(config: RunConfig, *, cluster: Cluster, num_samples: int | Non
             for stage in STAGES
         ),
         compute=compute,
-        traffic_bytes=step_traffic_bytes(
-            model.parameters.total,
-            stage=config.trainer.zero_stage,
-            precision=precision_of(config, stage=config.trainer.zero_stage),
-            num_nodes=cluster.num_nodes,
-            accumulation_steps=accumulation,
-        ),
+        network=network,
         reading=_reading(config, cluster=cluster, corpus=corpus, compute=compute),
         checkpoints=forecast_checkpoints(config, cluster=cluster, sizes=model.parameters, compute=compute, corpus=corpus),
+    )
+
+
+def _network(config: RunConfig, *, cluster: Cluster, num_parameters: int, accumulation: int, computing_s: float) -> StepNetwork:
+    def traffic(stage: Stage) -> Traffic:
+        return step_traffic(
+            num_parameters,
+            stage=stage,
+            precision=precision_of(config, stage=stage),
+            num_nodes=cluster.num_nodes,
+            accumulation_steps=accumulation,
+            bucket_size=config.trainer.reduce_bucket_size,
+            overlap=overlaps(config),
+        )
+
+    stage, rate = config.trainer.zero_stage, cluster.network_gb_per_s * 1e9
+    own = traffic(stage)
+    return StepNetwork(
+        traffic_bytes=own.total,
+        seconds=own.seconds(rate),
+        waiting_s=own.waiting_s(rate, computing_s=computing_s),
+        stage_2_waiting_s=traffic(2).waiting_s(rate, computing_s=computing_s) if stage < 2 else None,
     )
 
 

@@ -18,7 +18,6 @@ from pipeline.distributed.precision import TrainingPrecision, weight_bytes
 Stage = Literal[0, 1, 2, 3]
 
 STAGES: tuple[Stage, ...] = (0, 1, 2, 3)
-BUCKET_ELEMENTS = 100_000_000  # reduce_bucket_size in pipeline/train/zero.py
 # These are DeepSpeed's defaults (deepspeed.runtime.zero.config), in elements.
 PERSISTENCE_THRESHOLD = 100_000
 PREFETCH_ELEMENTS = 50_000_000
@@ -93,14 +92,14 @@ def state_bytes(
     num_ranks: int,
     optimizer_bytes: int,
     accumulation_steps: int = 1,
-    bucket_elements: int = BUCKET_ELEMENTS,
+    bucket_elements: int,
     staging_buckets: int = 2,
 ) -> StateBytes:
     """Return bytes a rank holds for weights, gradients and optimizer.
 
     Args:
         optimizer_bytes: bytes of the optimizer's state of one element; 8 for Adam.
-        bucket_elements: DeepSpeed's `reduce_bucket_size`.
+        bucket_elements: `trainer.reduce_bucket_size`.
         staging_buckets: 2 where communication overlaps with computing, as on GPUs; else 1.
 
     Raises:

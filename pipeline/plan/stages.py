@@ -65,6 +65,11 @@ def precision_of(config: RunConfig, *, stage: Stage) -> TrainingPrecision:
     return "bf16_autocast" if stage == 0 and wanted == "bf16" else wanted
 
 
+def overlaps(config: RunConfig) -> bool:
+    """Return whether communication goes on next to computing, on a GPU."""
+    return config.trainer.overlap_comm is not False
+
+
 def stage_memory(
     stage: Stage,
     config: RunConfig,
@@ -89,14 +94,7 @@ def stage_memory(
     cost = model.config.cost
     image = activation_bytes(cost, precision=precision, every=config.trainer.activation_checkpointing)
     once = saved_bytes_per_pass(model.num_kernel_elements, precision=precision) + cost.saved_bytes_once(precision=precision)
-    state = state_bytes(
-        model.parameters,
-        stage=stage,
-        precision=precision,
-        num_ranks=num_gpus,
-        optimizer_bytes=config.optimizer.state_bytes,
-        accumulation_steps=accumulation,
-    )
+    state = _state(stage, config, sizes=model.parameters, num_gpus=num_gpus, accumulation=accumulation)
     largest = max(0, int((memory_bytes - state.total - once) // image))
     total = state.total + once + micro * image
     sparsest = None
@@ -114,6 +112,19 @@ def stage_memory(
         usable_micro_batch=_usable(largest, share=share, together=together, is_even=batch // together % num_gpus == 0),
         fitting_checkpointing=sparsest,
         recomputed=None if sparsest is None else recomputed_flops(cost, every=sparsest) / cost.training_flops,
+    )
+
+
+def _state(stage: Stage, config: RunConfig, *, sizes: ParameterSizes, num_gpus: int, accumulation: int) -> StateBytes:
+    return state_bytes(
+        sizes,
+        stage=stage,
+        precision=precision_of(config, stage=stage),
+        num_ranks=num_gpus,
+        optimizer_bytes=config.optimizer.state_bytes,
+        accumulation_steps=accumulation,
+        bucket_elements=config.trainer.reduce_bucket_size,
+        staging_buckets=2 if overlaps(config) else 1,
     )
 
 

@@ -15,6 +15,7 @@ from pipeline.plan.forecast import Forecast
 from pipeline.plan.stages import StageMemory
 
 GIB = 2**30
+WORTH_A_WORD = 0.02  # part of a step
 NEVER_ENDS = 0.999  # lost part of the time from which no date is given
 
 
@@ -134,10 +135,10 @@ def _compute_rows(forecast: Forecast) -> list[tuple[str, str]]:
             f"{compute.flops / 1e18:,.4g} exaFLOP, {compute.flops_per_image / 1e9:,.4g} GFLOP an image{_again(forecast)}",
         ),
         ("speed", f"{compute.images_per_s:,.0f} images/s, {duration(compute.step_s)} a step, at {_utilisation(forecast)}"),
-        ("time", f"{duration(compute.seconds)} of computing; {_with_losses(forecast)}"),
+        ("time", f"{duration(compute.seconds)} of steps; {_with_losses(forecast)}"),
         ("GPU hours", f"{compute.gpu_hours:,.0f}"),
     ]
-    if forecast.traffic_bytes:
+    if forecast.network.traffic_bytes:
         rows.append(("network", _network(forecast)))
     if compute.cost is not None:
         lost = forecast.checkpoints.lost
@@ -154,7 +155,8 @@ def _again(forecast: Forecast) -> str:
 
 
 def _utilisation(forecast: Forecast) -> str:
-    compute, mfu = forecast.compute, forecast.cluster.mfu
+    compute = forecast.compute
+    mfu = forecast.cluster.mfu * compute.computing_s / compute.step_s
     if not compute.recomputed_flops_per_image:
         return f"{mfu:.0%} MFU"
     counted = compute.flops_per_image / (compute.flops_per_image + compute.recomputed_flops_per_image)
@@ -162,21 +164,21 @@ def _utilisation(forecast: Forecast) -> str:
 
 
 def _network(forecast: Forecast) -> str:
-    seconds = forecast.traffic_bytes / (forecast.cluster.network_gb_per_s * 1e9)
-    computing = forecast.compute.step_s
-    verdict = (
-        f"{seconds / computing:.0%} of the computing it overlaps with"
-        if seconds <= computing
-        else (
-            f"LONGER than computing: at most {forecast.cluster.mfu * computing / seconds:.0%} MFU; use fewer nodes or "
-            "a larger batch"
-        )
-    )
-    measured_on = forecast.cluster.network_measured_on
-    source = "" if measured_on is None else f" (measured on {measured_on} machines)"
+    network, cluster, computing = forecast.network, forecast.cluster, forecast.compute.computing_s
+    longer = network.waiting_s / computing
+    most = cluster.mfu / (1 + longer)
+    verdict = f"the step takes {longer:.0%} longer"
+    if longer > 1:
+        verdict = f"LONGER than computing: {most:.0%} MFU; use fewer nodes or a larger batch"
+    advice = ""
+    if network.stage_2_waiting_s is not None and longer > WORTH_A_WORD:
+        other = network.stage_2_waiting_s / computing
+        if other < 0.7 * longer:
+            advice = f"; trainer.zero_stage=2 reduces next to the backward pass: {other:.0%}"
+    source = "" if cluster.network_measured_on is None else f" (measured on {cluster.network_measured_on} machines)"
     return (
-        f"{forecast.traffic_bytes / 1e9:.2f} GB from each node a step, {duration(seconds)} at "
-        f"{forecast.cluster.network_gb_per_s:.4g} GB/s{source}: {verdict}"
+        f"{network.traffic_bytes / 1e9:.2f} GB from each node a step, {duration(network.seconds)} at "
+        f"{cluster.network_gb_per_s:.4g} GB/s{source}: {verdict}{advice}"
     )
 
 

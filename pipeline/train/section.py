@@ -12,6 +12,8 @@ from pipeline.section import FREE, TOLD, Relaunch, Section
 from pipeline.train.attention import AttentionKernel
 from pipeline.train.float8 import Float8Recipe
 
+REDUCE_BUCKET_SIZE = 25_000_000  # 100 MB in fp32: long enough for a network's full rate, and a dozen of them in a ViT-L
+
 
 class TrainerSection(Section):
     """Configures how long, how large and on what to train."""
@@ -39,6 +41,18 @@ class TrainerSection(Section):
         json_schema_extra=FREE,
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage", json_schema_extra=TOLD)
+    reduce_bucket_size: PositiveInt = Field(
+        default=REDUCE_BUCKET_SIZE,
+        description="gradients (numbers, not bytes) that the ranks reduce in one collective; the last bucket of a step is "
+        "reduced after the backward pass, the others next to it with overlap_comm",
+        json_schema_extra=TOLD,
+    )
+    overlap_comm: Literal["auto"] | bool = Field(
+        default="auto",
+        description="reduce gradients while the backward pass goes on (ZeRO-1 in bf16 and stage 0 never do); takes a second "
+        "bucket of memory; auto: on GPUs",
+        json_schema_extra=TOLD,
+    )
     precision: Literal["auto"] | TrainingPrecision = Field(
         default="auto",
         description="bf16: bf16 weights with fp32 masters; bf16_autocast: fp32 weights, bf16 products; auto: bf16 where every "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -19,10 +19,17 @@ from pipeline.optim.guard import GuardedOptimizer
 from pipeline.run.checkpoint import AVERAGE_FILE, MODEL_FILE, MOMENTS_FILES, read_meta
 from pipeline.run.weights import TensorFiles
 from pipeline.train import zero_state
+from pipeline.train.section import REDUCE_BUCKET_SIZE
 
 
 def deepspeed_config(
-    *, zero_stage: int, precision: TrainingPrecision, micro_batch_size: int, clip_norm: float | None
+    *,
+    zero_stage: int,
+    precision: TrainingPrecision,
+    micro_batch_size: int,
+    clip_norm: float | None,
+    reduce_bucket_size: int = REDUCE_BUCKET_SIZE,
+    overlap_comm: Literal["auto"] | bool = "auto",
 ) -> dict[str, Any]:
     """Return DeepSpeed's configuration. Gradients are accumulated and reduced in fp32 whatever the precision."""
     config: dict[str, Any] = {
@@ -38,8 +45,8 @@ def deepspeed_config(
         config["zero_optimization"] = {
             "stage": zero_stage,
             "contiguous_gradients": True,
-            "overlap_comm": torch.cuda.is_available(),
-            "reduce_bucket_size": 100_000_000,
+            "overlap_comm": torch.cuda.is_available() if overlap_comm == "auto" else overlap_comm,
+            "reduce_bucket_size": reduce_bucket_size,
             "allgather_bucket_size": 100_000_000,
         }
     if precision == "bf16":

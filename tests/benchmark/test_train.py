@@ -24,7 +24,7 @@ from tests.conftest import REPOSITORY, run_command
 
 def test_every_contender_of_every_group_is_a_valid_configuration(tmp_path: Path) -> None:
     config = standard_config("L/16", image_size=224, num_classes=1000)
-    for group in [main_group(compiled=True), *choice_groups(compiled=True, gpu=True)]:
+    for group in [main_group(compiled=True), *choice_groups(compiled=True, gpu=True, ranks=2)]:
         assert len({entry.name for entry in group.entries}) == len(group.entries)
         for entry in group.entries:
             own = with_settings(config, folder=str(tmp_path), data="x.tar", batch_size=6, num_workers=0, **entry.trainer)

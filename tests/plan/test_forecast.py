@@ -104,7 +104,7 @@ def test_failures_grow_with_the_nodes_and_with_the_time() -> None:
 
 def test_a_setting_of_the_configuration_beats_the_data_sheet() -> None:
     by_sheet, by_hand = forecast(), forecast("trainer.peak_tflops=98.9")
-    assert by_hand.compute.seconds == pytest.approx(10 * by_sheet.compute.seconds)
+    assert by_hand.compute.computing_s == pytest.approx(10 * by_sheet.compute.computing_s)
     assert forecast(gpu_memory_gib=40.0).memory_bytes == pytest.approx(0.9 * 40 * 2**30)
     assert by_sheet.memory_bytes == pytest.approx(0.9 * 80 * 2**30)
 

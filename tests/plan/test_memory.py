@@ -12,7 +12,8 @@ import torch
 
 from pipeline.models.vit.model import VisionTransformer, ViTConfig
 from pipeline.optim.groups import parameter_groups
-from pipeline.plan.memory import BUCKET_ELEMENTS, ParameterSizes, StateBytes, saved_bytes_per_pass, sizes_of_groups, state_bytes
+from pipeline.plan.memory import ParameterSizes, StateBytes, saved_bytes_per_pass, sizes_of_groups, state_bytes
+from pipeline.train.section import REDUCE_BUCKET_SIZE
 from pipeline.train.zero import deepspeed_config
 from tests.helpers.trainings import run_ranks
 
@@ -99,4 +100,4 @@ def test_engines_of_every_precision_hold_what_is_predicted(tmp_path: Path) -> No
 
 def test_a_run_uses_the_bucket_that_is_assumed() -> None:
     config = deepspeed_config(zero_stage=1, precision="bf16", micro_batch_size=1, clip_norm=None)
-    assert config["zero_optimization"]["reduce_bucket_size"] == BUCKET_ELEMENTS
+    assert config["zero_optimization"]["reduce_bucket_size"] == REDUCE_BUCKET_SIZE

@@ -44,7 +44,7 @@ def test_the_simulation_is_in_both() -> None:
 
 def test_a_run_that_never_ends_gets_no_date_and_no_price() -> None:
     plan = forecast(price=2.0)
-    assert re.search(r"computing; \d.* with failures \(below\)", to_text(plan, None))
+    assert re.search(r"of steps; \d.* with failures \(below\)", to_text(plan, None))
     assert re.search(r"GPU hour; [\d,]+ with failures", to_text(plan, None))
     text = to_text(with_loss(plan, lost=1.0, expected_failures=float("inf")), None)
     assert "with failures it never ends (below)" in text
@@ -55,9 +55,19 @@ def test_a_run_that_never_ends_gets_no_date_and_no_price() -> None:
 def test_a_slow_network_is_said_loudly() -> None:
     fast, slow = (to_text(forecast(network_gb_per_s=rate), None) for rate in (50.0, 2.0))
     assert "LONGER than computing" not in fast
-    (most,) = re.findall(r"LONGER than computing: at most (\d+)% MFU", slow)
+    (most,) = re.findall(r"LONGER than computing: (\d+)% MFU", slow)
     assert 0 < int(most) < 40
+    assert f"a step, at {most}% MFU" in slow
     assert "from each node a step" not in to_text(forecast(num_nodes=1), None)  # alone it sends nothing
+
+
+def test_a_stage_that_reduces_at_the_end_is_told_of_one_that_does_not() -> None:
+    advice = "trainer.zero_stage=2 reduces next to the backward pass"
+    text = to_text(forecast("trainer.zero_stage=1"), None)
+    ((own, other),) = re.findall(rf"the step takes (\d+)% longer; {advice}: (\d+)%", text)
+    assert int(other) < int(own)
+    assert advice not in to_text(forecast("trainer.zero_stage=2"), None)
+    assert advice not in to_text(forecast("trainer.zero_stage=1", "trainer.overlap_comm=false"), None)
 
 
 def test_a_count_of_one_has_no_plural() -> None:

@@ -14,6 +14,7 @@ from pipeline.train.float8 import RECIPES
 OURS = "ours, Lightning + ZeRO-1"
 BARE = "ours, bare loop"
 PRODUCT = "matrix product"
+BUCKET_SIZES = (6_500_000, 25_000_000, 100_000_000, 500_000_000)  # the first is torch's (25 MiB), the last DeepSpeed's
 NO_FLOAT8: dict[str, Any] = {"float8": None, "float8_layers": None}  # whatever the configuration says
 
 
@@ -63,13 +64,19 @@ def loader_group(*, compiled: bool) -> Group:
     return Group("loader", (Entry("one batch", "lightning", ours), Entry("the loader", "lightning", ours, real_data=True)))
 
 
-def choice_groups(*, compiled: bool, gpu: bool) -> list[Group]:
-    """Compare settings with the default, in groups that a budget may cut."""
+def choice_groups(*, compiled: bool, gpu: bool, ranks: int = 1) -> list[Group]:
+    """Compare settings with the default, in groups that a budget may cut.
+
+    Args:
+        ranks: at several, how they reduce gradients is compared too.
+    """
     ours = _ours(compiled=compiled)
     default = Entry(OURS, "lightning", ours)
     plain = ours | NO_FLOAT8  # ZeRO-3 has float8 with activation checkpointing alone
     zero = [Entry(f"ZeRO-{stage}", "lightning", plain | {"zero_stage": stage}) for stage in (0, 2, 3)]
     groups = [Group("ZeRO stages", (Entry(OURS, "lightning", plain), *zero))]
+    if ranks > 1:
+        groups.append(_reduction_group(plain, gpu=gpu))
     if compiled:
         others = {"not compiled": False, "compiled as a whole": True}
         groups.insert(
@@ -96,6 +103,16 @@ def choice_groups(*, compiled: bool, gpu: bool) -> list[Group]:
         kernels = [Entry(f"attention: {name}", "lightning", ours | {"attention": name}) for name in KERNELS]
         groups.insert(1, Group("attention", (default, *kernels)))
     return groups
+
+
+def _reduction_group(settings: dict[str, Any], *, gpu: bool) -> Group:
+    """Compare plain data parallelism with ZeRO-2's buckets of several sizes, next to the backward pass and not."""
+    zero_2 = settings | {"zero_stage": 2}
+    sizes = [Entry(f"ZeRO-2, buckets of {size:,}", "lightning", zero_2 | {"reduce_bucket_size": size}) for size in BUCKET_SIZES]
+    # A CPU has one stream, on which nothing overlaps.
+    alone = [Entry("ZeRO-2, no overlap", "lightning", zero_2 | {"overlap_comm": False})] if gpu else []
+    first = (Entry("plain data parallelism", "bare", settings), Entry(OURS, "lightning", settings))
+    return Group("reduction of gradients", (*first, *sizes, *alone))
 
 
 def float8_group(times: Sequence[LayerTimes], *, compiled: bool) -> Group:
