@@ -49,6 +49,12 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 for stage in (0, 3):  # the ends; `tests/laws/test_several_labels.py` trains at stage 2
     SCENARIOS[f"zero{stage}_fp32_mixed"] = {"zero_stage": stage, "precision": "fp32", "micro_batch_size": 2}
     SCENARIOS[f"zero{stage}_fp32_masked"] = {"zero_stage": stage, "precision": "fp32"}
+# Buckets that are smaller than most parameters.
+for stage in (1, 2, 3):
+    SCENARIOS[f"zero{stage}_fp32_buckets"] = {
+        "zero_stage": stage, "precision": "fp32", "reduce_bucket_size": 100, "overlap_comm": True
+    }  # fmt: skip
+SCENARIOS["zero2_bf16_buckets"] = {"zero_stage": 2, "precision": "bf16", "micro_batch_size": 1, "reduce_bucket_size": 1000}
 SCENARIOS["zero2_bf16_masked"] = {"zero_stage": 2, "precision": "bf16"}
 SCENARIOS["zero2_bf16_mixed"] = {"zero_stage": 2, "precision": "bf16"}
 # Each stage and precision at least once, and most kinds; CI's slow tests have the other pairs.
