@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_config: dict[str, Any]) 
     return {name: RunFolder(folder / "runs" / name) for name in trainers}
 
 
+def distance(ours: list[float], theirs: list[float]) -> float:
+    return math.dist(ours, theirs) / math.hypot(*theirs)
+
+
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_every_stage_has_the_same_losses(stage: int, runs: dict[str, RunFolder]) -> None:
-    """Stages sum gradients in another order, and what is rounded to float8 may fall on the other side."""
-    assert losses_of(runs[f"stage_{stage}"]) == pytest.approx(losses_of(runs["tensorwise"]), rel=1e-3)
+    """Stages sum gradients in another order: the same losses, until a value falls on the other side in a rounding to float8.
+
+    From there on they differ by some roundings, and less than by all roundings, which tell float8 from fp32.
+    """
+    ours, theirs = losses_of(runs[f"stage_{stage}"]), losses_of(runs["tensorwise"])
+    assert ours[:3] == pytest.approx(theirs[:3], rel=1e-6)
+    assert distance(ours, theirs) < distance(losses_of(runs["fp32"]), theirs) / 2
 
 
 def test_a_resumed_training_has_the_same_bits(runs: dict[str, RunFolder]) -> None:
