@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from data_tools import splits
 from data_tools.ahead import map_ahead
@@ -27,7 +28,7 @@ from data_tools.make.sources.split_columns import ANSWER, Survey
 from data_tools.make.sources.stored import Entry, find_extension, join, open_stored, split_path
 from data_tools.text_files import ADVICE, find_encoding, is_text
 from pipeline.console.progress import track
-from pipeline.data.shards.folder import CONCURRENT_QUESTIONS
+from pipeline.data.shards.folder import CONCURRENT_QUESTIONS, is_remote
 from pipeline.data.shards.sample import IMAGE_EXTENSIONS
 from pipeline.data.shards.web import is_web
 from pipeline.data.stand_ins import refuse_stand_in
@@ -255,6 +256,8 @@ def _find_image(path: str, line: int, cell: str, files: NamedFiles, options: Csv
     names = [name]
     if options.encoding is not None:
         names.append(os.fsdecode(name.encode(options.encoding, "replace")))
+    if files.is_quoted(cell):
+        names.append(unquote(name))
     if image_extension(name) is None:
         names += [f"{name}.{extension}" for extension in IMAGE_EXTENSIONS]
     for candidate in names:
@@ -267,10 +270,20 @@ def _find_image(path: str, line: int, cell: str, files: NamedFiles, options: Csv
             raise DataError(f"{path} line {line}: {image_path} does not end like an image, and does not begin like one")
         return _Image(candidate, extension, entry)
     reason = "is no file" if files.exists(name) else "No such file or directory"
-    raise DataError(
-        f"{path} line {line}: {join(files.folder, name)}: {reason}; paths are relative to "
-        f"{'the file' if options.image_folder is None else files.folder}, or give their folder with --image-folder"
-    )
+    raise DataError(f"{path} line {line}: {_where(cell, files)}: {reason}; {_advice(cell, options)}")
+
+
+def _where(cell: str, files: NamedFiles) -> str:
+    return cell if is_remote(cell) else join(files.folder, cell)
+
+
+def _advice(cell: str, options: CsvOptions) -> str:
+    if is_remote(cell) and "?" in cell:
+        return "a URL with a query, such as a signed one, is not read; give the store's own (s3://...) with credentials"
+    if is_remote(cell):
+        return "where cells are URLs, give what all of them begin with as --image-folder (https://host/folder, s3://bucket)"
+    folder = "the file" if options.image_folder is None else options.image_folder
+    return f"paths are relative to {folder}, or give their folder with --image-folder"
 
 
 def _split_labels(text: str, separator: str | None) -> list[str]:

@@ -28,6 +28,10 @@ class NamedFiles:
         """Return a name relative to the folder, where it is the whole URL of a file in it."""
         return name.removeprefix(f"{self.folder}/") if is_remote(self.folder) else name
 
+    def is_quoted(self, cell: str) -> bool:
+        """Return whether a cell may be a whole URL as browsers write it, with %20 for a blank."""
+        return is_web(self.folder) and "%" in cell and cell.startswith(f"{self.folder}/")
+
     def find(self, name: str) -> Entry | None:
         """Return what is known of a file; None if there is none.
 

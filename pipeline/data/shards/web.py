@@ -19,7 +19,7 @@ CONNECT_S = 15.0
 SILENT_S = 60.0  # limit without a byte of the answer
 LOOK_S = 90.0  # limit for one byte, with redirects
 TOTAL = re.compile(r"bytes (?:\*|0-0)/(\d+)")
-NEEDS = "serve the shards with a server that knows byte ranges (nginx, Apache and `rclone serve http` do), or download them"
+NEEDS = "serve its files with a server that knows byte ranges (nginx, Apache and `rclone serve http` do), or download them"
 CLOSED_TAGS = ("table", "pre", "ul")  # elements that HTML does not let end by themselves, unlike body and html
 
 

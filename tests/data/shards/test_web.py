@@ -47,7 +47,7 @@ def test_a_shard_is_read_whatever_the_server_does_that_http_allows(root: Path, h
     [
         (
             "no ranges",
-            "the server sends the whole file where a part is asked for; serve the shards with a server that knows byte ranges",
+            "the server sends the whole file where a part is asked for; serve its files with a server that knows byte ranges",
         ),
         ("login page", "the server answers with a web page instead of the file"),
         ("cut listing", "the server's listing ends in the middle"),

@@ -143,6 +143,32 @@ def test_a_list_of_images_elsewhere_is_made_as_on_a_disk(place: str, store: Faul
     assert request["source"]["image_folder"] == (f"{url}/" if "here" in place else None)
 
 
+def test_whole_urls_are_read_as_browsers_write_them(root: Path, tmp_path: Path) -> None:
+    """A signed URL cannot be kept: make.json and later reads name a file by its path. A missing --image-folder is said too."""
+    folder = root / "bucket" / "whole"
+    here = WRITERS["CSV"](folder)
+    shutil.copy(folder / "000.jpg", folder / "ü 50% a.jpg")
+    shutil.copy(folder / "000.jpg", folder / "b%20c.jpg")
+    text = here.read_text()
+    here.write_text(f"{text}ü 50% a.jpg,1\nb%20c.jpg,1\n")
+    make(str(here), str(tmp_path / "here"), tmp_path)
+    listed, made = tmp_path / "list.csv", str(tmp_path / "there")
+    with serve(root / "bucket") as (address, _):
+        url = f"{address}/whole"
+        options = replace(OPTIONS, source=SourceOptions(image_folder=url))
+        listed.write_text(f"{text}{url}/%C3%BC%2050%25%20a.jpg,1\n{url}/b%20c.jpg,1\n")
+        make_shards(str(listed), made, options=options, workers=WorkersHere())
+        files, others = (without_place(read_made(path)).files for path in (tmp_path / "here", Path(made)))
+        assert {**files, "make.json": b""} == {**others, "make.json": b""}
+        for cell, asked, words in (
+            (f"{url}/000.jpg?Signature=a%2Fb", options, "a URL with a query, such as a signed one, is not read"),
+            (f"{url}/000.jpg", OPTIONS, "where cells are URLs, give what all of them begin with as --image-folder"),
+        ):
+            listed.write_text(f"path,label\n{cell},1\n")
+            with pytest.raises(DataError, match=re.escape(f"line 2: {cell}: No such file or directory; {words}")):
+                make_shards(str(listed), str(tmp_path / "other"), options=asked, workers=WorkersHere())
+
+
 def test_a_line_of_what_is_not_in_the_store_is_named(store: FaultProxy, root: Path, tmp_path: Path) -> None:
     here = WRITERS["CSV"](root / "bucket" / "lines")
     (root / "bucket" / "lines" / "folder.jpg").mkdir()
@@ -151,7 +177,7 @@ def test_a_line_of_what_is_not_in_the_store_is_named(store: FaultProxy, root: Pa
     for cell, words in (
         ("none.jpg", "line 42: s3://bucket/lines/none.jpg: No such file or directory; paths are relative to the file"),
         ("folder.jpg", "line 42: s3://bucket/lines/folder.jpg: No such file or directory"),
-        ("s3://other/x.jpg", "line 42: s3://bucket/lines/s3://other/x.jpg: No such file or directory"),
+        ("s3://other/x.jpg", "line 42: s3://other/x.jpg: No such file or directory; where cells are URLs, give"),
     ):
         here.write_text(f"{listed}{cell},1\n")
         with pytest.raises(DataError, match=re.escape(words)):
