@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 from PIL import Image
 
@@ -34,6 +35,10 @@ from pipeline.run.checkpoint import RunFolder  # noqa: E402
 from tests.helpers.reference_libraries import REFERENCE, find_library  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 REPOSITORY = Path(__file__).parent.parent
 sys.path.append(str(REFERENCE / "scientific"))  # scikit-learn, transformers, imagehash; after our own environment's versions

@@ -15,7 +15,8 @@ TOLD = {
     "schedule.decay",
     "schedule.end", "schedule.cooldown", "schedule.cooldown_fraction", "schedule.shape", "schedule.timescale_steps",
     "trainer.duration", "trainer.micro_batch_size", "trainer.zero_stage", "trainer.compile", "trainer.activation_checkpointing",
-    "trainer.deterministic", "trainer.attention", "trainer.float8", "trainer.float8_layers",
+    "trainer.overlap_comm", "trainer.reduce_bucket_size", "trainer.deterministic", "trainer.attention", "trainer.float8",
+    "trainer.float8_layers",
     "trainer.max_skipped_steps", "checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_every",
 }  # fmt: skip
 FREE = {
