@@ -93,6 +93,22 @@ def test_compiled_is_equal_to_rounding(choice: dict[str, Any], gpu_config: Write
     assert losses_of(compiled) == pytest.approx(losses_of(plain), rel=0.02)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_gradients_that_are_reduced_in_the_backward_pass_are_the_same_bits(
+    stage: int, gpu_config: WriteConfig, on_device: Run
+) -> None:
+    """Buckets are reduced on a stream of their own, and compiled blocks write to them from several (DeepSpeed #8061, #7965)."""
+    settings = {"precision": "fp32", "deterministic": True, "zero_stage": stage, "reduce_bucket_size": 10_000}
+    after, during = (
+        gpu_config(name, trainer={**settings, "overlap_comm": overlap})
+        for name, overlap in (("after", False), ("during", True))
+    )
+    for config in (after, during):
+        on_device("train", str(config), *([] if ON_CPU else ["trainer.compile=blocks"]))
+    ours, theirs = (load_file(folder_of(config).weights_of(12)) for config in (during, after))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_blocks_that_are_computed_again_change_no_bit(gpu_config: WriteConfig, on_device: Run) -> None:
     settings = {"precision": "bf16", "deterministic": True, "zero_stage": 3}
     plain, again = (gpu_config(name, trainer=settings, model={"dropout": 0.1}) for name in ("plain", "again"))
